@@ -1,0 +1,105 @@
+"""Errors: one base class, one shape of message, one exit status each.
+
+    LoricaError        1  a run failed
+      ConfigError      2  a setting is unknown, of the wrong type, or out of range
+      TargetError      2  a target selected no layer, or the wrong kind of layer
+      BaseError        2  the base is not the one that the adapter was trained on
+      MergeError       2  an adapter has no dense equivalent, or merging lost too much
+      DataError        3  the rows cannot be read, or cannot be trained on
+      ResourceError    4  disk, memory or permission
+      MissingError     5  an optional package is not installed
+      FileError        6  a file is damaged, or does not fit the model
+      TrainingError    1  a watch stopped the run: nothing learns, or a number is not finite
+"""
+
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class LoricaError(Exception):
+    """What went wrong, the facts, and what to do, each on its own line."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, fix: str | None = None, **facts: object):
+        self.what, self.fix, self.facts = what, fix, facts
+        rows = {**facts, **({"fix": fix} if fix else {})}
+        width = max(map(len, rows), default=0)
+        lines = (f"  {key:<{width}}  {value}" for key, value in rows.items())
+        super().__init__("\n".join([what, *lines]))
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.what, self.fix, self.facts)
+
+
+def _rebuild(kind: type[LoricaError], what: str, fix: str | None, facts: dict) -> LoricaError:
+    return kind(what, fix=fix, **facts)
+
+
+class ConfigError(LoricaError, ValueError):
+    exit_code = 2
+
+
+class TargetError(LoricaError, ValueError):
+    exit_code = 2
+
+
+class BaseError(LoricaError, ValueError):
+    exit_code = 2
+
+
+class MergeError(LoricaError, ValueError):
+    exit_code = 2
+
+
+class DataError(LoricaError, ValueError):
+    exit_code = 3
+
+
+class ResourceError(LoricaError, OSError):
+    exit_code = 4
+
+
+class MissingError(LoricaError, ImportError):
+    exit_code = 5
+
+
+class FileError(LoricaError, ValueError):
+    exit_code = 6
+
+
+class TrainingError(LoricaError, RuntimeError):
+    exit_code = 1
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Up to three names of `known` that look like `word`, for a message."""
+    return ", ".join(get_close_matches(word, list(known), n=3, cutoff=0.4)) or "(nothing similar)"
+
+
+def listed(items: Iterable[object], most: int = 4) -> str:
+    """The first `most` items, and how many more there are."""
+    words = [str(i) for i in items]
+    more = f" ... and {len(words) - most} more" if len(words) > most else ""
+    return (", ".join(words[:most]) + more) or "none"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk can answer to a write under `path` into a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, LoricaError):
+            raise
+        fix = {
+            errno.ENOSPC: "free some space, or choose another output folder",
+            errno.EACCES: "choose a folder that you may write to",
+            errno.EROFS: "choose a folder that you may write to",
+            errno.EPERM: "choose a folder that you may write to",
+        }.get(error.errno or 0, "check the path and the disk")
+        reason = error.strerror or str(error)
+        raise ResourceError(f"cannot write {path}: {reason}.", fix=fix) from error

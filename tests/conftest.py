@@ -1,0 +1,22 @@
+"""Fixtures that every area shares: where the real data is, and one thread a test."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tests run side by side; more threads would only fight
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: this test reads real models and data from it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """A real pretrained Llama of 260,032 parameters, with grouped queries and a tied head."""
+    return shared / "data/models/stories260K"
