@@ -1,0 +1,1 @@
+"""Adapter methods, one per file; the file name is the method's name. See lorica.core.adapter."""

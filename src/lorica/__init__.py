@@ -1,0 +1,60 @@
+"""Lorica fits a frozen language model to a task, and proves what it did.
+
+Importing this module loads nothing heavy: each name is fetched when it is first used.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorica.core.attach import activate, adapt, detach, trainable_parameters, use
+    from lorica.core.merge import merge
+    from lorica.errors import LoricaError
+    from lorica.evaluate.report import evaluate
+    from lorica.formats.folder import load, save
+    from lorica.methods.dora import Dora
+    from lorica.methods.full import Full
+    from lorica.methods.lora import Lora
+    from lorica.train.loop import train
+
+__version__ = version("lorica")
+__all__ = [
+    "Dora",
+    "Full",
+    "Lora",
+    "LoricaError",
+    "activate",
+    "adapt",
+    "detach",
+    "evaluate",
+    "load",
+    "merge",
+    "save",
+    "train",
+    "trainable_parameters",
+    "use",
+]
+
+_HOMES = {
+    "Dora": "methods.dora",
+    "Full": "methods.full",
+    "Lora": "methods.lora",
+    "LoricaError": "errors",
+    "activate": "core.attach",
+    "adapt": "core.attach",
+    "detach": "core.attach",
+    "evaluate": "evaluate.report",
+    "load": "formats.folder",
+    "merge": "core.merge",
+    "save": "formats.folder",
+    "train": "train.loop",
+    "trainable_parameters": "core.attach",
+    "use": "core.attach",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lorica' has no attribute {name!r}")
+    return getattr(import_module(f"lorica.{_HOMES[name]}"), name)

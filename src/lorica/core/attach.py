@@ -1,0 +1,266 @@
+"""Put adapters on a model, choose which are active, take them off again.
+
+The base keeps its modules, their types and their parameter names. A site gains one child,
+`adapters`, and two hooks; the hooks are module-level functions, so adapted models can be
+deep-copied, compiled, checkpointed and sharded like any other.
+
+    model.layers.0.self_attn.q_proj                      the layer, untouched
+    model.layers.0.self_attn.q_proj.adapters.default     what the method added
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.site import PORT, Site
+from lorica.core.targets import Targets, names, saved_sites, select
+from lorica.core.whole import SavedModules, TokenRows, token_sites
+from lorica.errors import ConfigError, closest
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What was asked for when an adapter was attached: enough to attach it again."""
+
+    method: Method
+    targets: Targets
+    seed: int
+
+
+@dataclass(eq=False)
+class Switch:
+    """Which adapters act, shared by all sites of a model.
+
+    active: names, applied in this order.
+    specs: how each adapter was made, by name.
+    frozen: the base parameters that were trainable before the first adapter froze them.
+    """
+
+    active: tuple[str, ...] = ()
+    specs: dict[str, Spec] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+
+
+class Port(nn.ModuleDict):
+    """The adapters of one site, by name."""
+
+    def __init__(self, site: Site, switch: Switch):
+        super().__init__()
+        self.kind, self.transposed = site.kind, site.transposed
+        self.in_features, self.out_features = site.in_features, site.out_features
+        self.switch = switch
+        self.handles: tuple = ()
+        self.own: dict[str, Tensor] = {}
+
+    def acting(self) -> list[Adapter]:
+        return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
+
+    def site(self, name: str, module: nn.Module) -> Site:
+        return Site(
+            name, module, self.kind, self.in_features, self.out_features, self.transposed
+        )
+
+
+def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
+    """The adapted layer, written out: the definition the hooks must agree with."""
+    for adapter in adapters:
+        x = adapter.before(x)
+    y = base(x)
+    for adapter in adapters:
+        y = adapter.after(x, y, base)
+    return y
+
+
+def _before(module: nn.Module, args: tuple) -> tuple:
+    port: Port = module.adapters  # type: ignore[assignment]
+    for adapter in port.acting():
+        for key, tensor in adapter.weights(module).items():  # until _after puts the layer's own back
+            port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
+            module._parameters[key] = tensor  # type: ignore[assignment]
+        args = (adapter.before(args[0]), *args[1:])
+    return args
+
+
+def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
+    port: Port = module.adapters  # type: ignore[assignment]
+    for adapter in port.acting():
+        y = adapter.after(args[0], y, module.forward)  # .forward skips hooks: the bare base
+    return y
+
+
+def _restore(module: nn.Module, args: tuple, y: object) -> None:
+    """Put the layer's own tensors back; runs also when the layer raised."""
+    port: Port = module.adapters  # type: ignore[assignment]
+    for key, tensor in port.own.items():
+        module._parameters[key] = tensor  # type: ignore[assignment]
+    port.own.clear()
+
+
+def ports(model: nn.Module) -> Iterator[tuple[str, nn.Module, Port]]:
+    """(name, layer, port) of every adapted site, in model order."""
+    for name, module in model.named_modules():
+        if isinstance(port := getattr(module, PORT, None), Port):
+            yield name, module, port
+
+
+def switch_of(model: nn.Module) -> Switch:
+    return next((port.switch for _, _, port in ports(model)), Switch())
+
+
+def spec_of(model: nn.Module, name: str) -> Spec:
+    """How adapter `name` was made. Raises: ConfigError if there is none of that name."""
+    specs = switch_of(model).specs
+    if name not in specs:
+        raise ConfigError(
+            f"there is no adapter {name!r} on this model.",
+            closest=closest(name, specs),
+            known=", ".join(specs) or "none",
+            fix="adapt() or load() it first",
+        )
+    return specs[name]
+
+
+def adapt(
+    model: nn.Module, method: Method, *, name: str = "default", seed: int = 0, **targets: object
+) -> nn.Module:
+    """Freeze `model` and add a trainable adapter at every target. In place; returns `model`.
+
+    targets: the fields of `Targets`: target_modules (default "all-linear"), exclude_modules,
+        layers_to_transform, rank_pattern, alpha_pattern, modules_to_save,
+        trainable_token_indices.
+    seed: every random start follows from it; the global random state is left alone.
+
+    Raises: ConfigError if `name` is taken or a setting is unknown; TargetError if a target
+        selects nothing. The model is unchanged when it raises.
+    """
+    known = [f.name for f in fields(Targets)]
+    for key in targets.keys() - set(known):
+        raise ConfigError(f"adapt() has no setting {key!r}.", closest=closest(key, known))
+    return attach(model, Spec(method, Targets(**targets), seed), name)  # type: ignore[arg-type]
+
+
+def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
+    """`adapt`, from a ready-made Spec (what a folder on disk holds). In place."""
+    switch = switch_of(model)
+    if not name.isidentifier():
+        raise ConfigError(f"{name!r} is no adapter name.", fix="use letters, digits and _")
+    if name in switch.specs:
+        raise ConfigError(
+            f"an adapter named {name!r} is already attached.",
+            fix="pass another name=, or detach(model) first",
+        )
+    built = _build(model, spec)
+    if not switch.specs:
+        switch.frozen = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+        model.requires_grad_(False)
+    switch.specs[name] = spec
+    for site, adapter in built:
+        port = getattr(site.module, PORT, None)
+        if port is None:
+            port = Port(site, switch)
+            site.module.adapters = port  # type: ignore[assignment]
+            port.handles = (
+                site.module.register_forward_pre_hook(_before),
+                site.module.register_forward_hook(_after),
+                site.module.register_forward_hook(_restore, always_call=True),
+            )
+        port[name] = adapter.float().to(site.like.device).train(site.module.training)
+    activate(model, name)
+    return model
+
+
+def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
+    """Every (site, adapter) of `spec`, before anything is attached."""
+    method, targets = spec.method, spec.targets
+    if targets.target_modules is None:
+        targets = replace(targets, target_modules=method.default_targets)
+    sites = select(model, targets, method.kinds)
+    own = {f.name for f in fields(method)}
+    for key, pattern in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
+        if pattern and key not in own:
+            raise ConfigError(f"{method.name} has no setting {key!r} for a pattern to change.")
+    built: list[tuple[Site, Adapter]] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        shared = method.share(sites)
+        for site in sites:
+            changed: dict[str, object] = {}
+            for key, patterns in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
+                changed |= {key: v for p, v in patterns.items() if names(p, site.name)}
+            built.append((site, method.for_site(**changed).build(site, shared)))
+    whole = SavedModules()
+    built += [(s, whole.at(s)) for s in saved_sites(model, targets.modules_to_save)]
+    if targets.trainable_token_indices:
+        rows = None
+        for site in token_sites(model):
+            adapter = TokenRows(site, targets.trainable_token_indices, rows)
+            rows = adapter.rows
+            built.append((site, adapter))
+    return built
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Remove every adapter. The base weights were never written to, so nothing is undone."""
+    switch = switch_of(model)
+    for _, module, port in list(ports(model)):
+        for handle in port.handles:
+            handle.remove()
+        del module.adapters
+    for name, parameter in model.named_parameters():
+        if name in switch.frozen:
+            parameter.requires_grad_(True)
+    return model
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Train exactly `names` from now on; the other adapters keep still and are not updated."""
+    for name in names:
+        spec_of(model, name)
+    switch_of(model).active = names
+    for _, _, port in ports(model):
+        for name, adapter in port.items():
+            adapter.requires_grad_(name in names)
+
+
+@contextmanager
+def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
+    """Run with exactly `names` (none: the base model) inside the block, without gradients.
+
+    No gradients, because activation checkpointing runs the forward pass again during the
+    backward pass, after the block, and would then meet the wrong adapters without a word.
+    """
+    for name in names:
+        spec_of(model, name)
+    switch = switch_of(model)
+    saved, switch.active = switch.active, names
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        switch.active = saved
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many parameters learn."""
+
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.trainable / max(self.total, 1)
+
+    def __str__(self) -> str:
+        return f"{self.trainable:,} of {self.total:,} parameters are trained ({self.share:.3%})"
+
+
+def trainable_parameters(model: nn.Module) -> Count:
+    """What learns, and what the base has; every tensor is counted once, also where it is tied."""
+    base = {n: p for n, p in model.named_parameters() if f".{PORT}." not in f".{n}"}
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Count(learns, sum(p.numel() for p in base.values()))

@@ -1,0 +1,138 @@
+"""Fold adapters into the base: merging is evaluation on the identity.
+
+An affine layer is known from its values at 0 and at the basis vectors, so no method has to
+supply a merge of its own; those with a cheap closed form may. All is computed in float32 and
+rounded once, to the base's dtype.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter
+from lorica.core.attach import Port, detach, onion, ports, switch_of
+from lorica.core.site import Site, action, tied
+from lorica.errors import MergeError
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> list[str]:
+    """Fold the active adapters into the base's weights and remove every adapter. In place.
+
+    Layers keep their type; packed layers become nn.Linear. Tensors that were tied and are
+    merged to different values are untied.
+
+    Returns: named lines on what was untied or left out.
+    Raises: MergeError, before anything is written, if an adapter is not affine, or a layer
+        computes something else than its weight says.
+    """
+    switch = switch_of(model)
+    lines = [f"adapter {n!r} was not active and is dropped" for n in switch.specs
+             if n not in switch.active]  # fmt: skip
+    adapted = [(port.site(n, m), port) for n, m, port in ports(model) if port.acting()]
+    if not adapted:
+        raise MergeError("no adapter is active: there is nothing to merge.", fix="activate() one")
+    for site, port in adapted:
+        _check(site, port.acting())
+    groups = tied(model)
+    for site, port in adapted:
+        _write(model, site, port)
+    lines += _retie(model, groups, {site.name for site, _ in adapted})
+    detach(model)
+    return lines
+
+
+def merged(site: Site, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
+    """The adapted layer as float32 (weight (O, I), bias (O,) or None)."""
+    weight, bias = site.dense()
+    for adapter in adapters:
+        closed = adapter.merged(weight, bias)
+        weight, bias = evaluated(site, [adapter], weight, bias) if closed is None else closed
+    return weight, bias
+
+
+def evaluated(
+    site: Site, adapters: Sequence[Adapter], weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """`merged` without closed forms: what the adapted layer does to every basis vector."""
+    modes = [adapter.training for adapter in adapters]
+    for adapter in adapters:
+        adapter.eval()
+    if site.kind == "embedding":
+        ids = torch.arange(site.in_features, device=weight.device)
+        new, shift = onion(adapters, ids, lambda h: F.embedding(h, weight.T)).T, bias
+    else:
+        layer = lambda x: onion(adapters, x, lambda h: F.linear(h, weight, bias))  # noqa: E731
+        new, shift = action(layer, site.in_features, like=weight)
+    for adapter, mode in zip(adapters, modes, strict=True):
+        adapter.train(mode)
+    return new, shift if shift is not None and (bias is not None or shift.any()) else None
+
+
+def _check(site: Site, adapters: list[Adapter]) -> None:
+    """Refuse what has no dense equivalent, and layers that do more than apply their weight."""
+    for adapter in adapters:
+        if not adapter.affine:
+            raise MergeError(
+                f"{type(adapter).__name__} at {site.name} is not affine: it has no weight.",
+                fix="use the adapter unmerged",
+            )
+    if site.kind == "other" or not site.is_dense:
+        return
+    weight, bias = site.dense()
+    if site.kind == "embedding":
+        x = torch.linspace(0, site.in_features - 1, 7, device=weight.device).long()
+        want = F.embedding(x, weight.T)
+    else:
+        x = torch.linspace(-1, 1, 3 * site.in_features, device=weight.device)
+        x = x.view(3, -1).to(site.like.dtype)
+        want = F.linear(x.float(), weight, bias)
+    error = (site.module.forward(x).float() - want).abs().max()
+    if error > 0.05 * want.abs().max() + 1e-6:
+        raise MergeError(
+            f"{site.name} ({type(site.module).__name__}) computes more than its weight says.",
+            difference=f"{error:.3g} of {want.abs().max():.3g}",
+            fix="leave this layer out of target_modules, or use the adapter unmerged",
+        )
+
+
+def _write(model: nn.Module, site: Site, port: Port) -> None:
+    if site.kind == "other":
+        for key, tensor in port.acting()[-1].named_parameters():
+            own = site.module._parameters[key]
+            site.module._parameters[key] = nn.Parameter(tensor.to(own), requires_grad=False)  # type: ignore[arg-type]
+        return
+    weight, bias = merged(site, port.acting())
+    if site.is_dense and (bias is None or "bias" in site.module._parameters):
+        site.write(weight, bias)
+        return
+    with torch.device("meta"):
+        dense = nn.Linear(site.in_features, site.out_features, bias=bias is not None)
+    dense.weight = nn.Parameter(weight.to(site.like), requires_grad=False)
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.to(site.like), requires_grad=False)
+    dense.adapters = port  # detach() finds it, and takes it off
+    parent, _, leaf = site.name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, dense)
+
+
+def _retie(model: nn.Module, groups: list[list[tuple[str, str]]], changed: set[str]) -> list[str]:
+    """Tie again what was merged to equal values; name what is tied no longer."""
+    lines = []
+    for members in groups:
+        if not changed & {name for name, _ in members}:
+            continue
+        own = [model.get_submodule(name)._parameters for name, _ in members]
+        first = own[0][members[0][1]]
+        if all(torch.equal(first, o[k]) for o, (_, k) in zip(own, members, strict=True)):  # type: ignore[arg-type]
+            for parameters, (_, key) in zip(own, members, strict=True):
+                parameters[key] = first
+            continue
+        config = getattr(model, "config", None)
+        if config is not None:
+            config.tie_word_embeddings = False
+        names = " and ".join(f"{name}.{key}" for name, key in members)
+        lines.append(f"untied {names}: the adapter changed one of them and not the other")
+    return lines

@@ -1,0 +1,142 @@
+"""Sites: the layers of a model that a method may act on, seen through their action only.
+
+    kind        what it is                                          I             O
+    linear      any layer that declares in_features, out_features   in_features   out_features
+                and transformers' Conv1D, whose weight lies (I, O)
+    embedding   any layer that declares num_embeddings              tokens        features
+    other       any other layer that owns parameters (norms)        0             0
+
+This is the one file that asks foreign modules what they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorica.errors import MergeError
+
+Kind = Literal["linear", "embedding", "other"]
+PORT = "adapters"
+HEADS = ("lm_head", "score", "classifier", "qa_outputs")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer, dense or packed: a module that maps (..., I) to (..., O), or ids to (..., O)."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    in_features: int
+    out_features: int
+    transposed: bool = False
+    """The weight lies (I, O) instead of (O, I): Conv1D, and every embedding."""
+
+    @property
+    def like(self) -> Tensor:
+        """A float tensor with the layer's device and compute dtype."""
+        own = [*self.module.parameters(recurse=False), *self.module.buffers(recurse=False)]
+        floats = [t for t in own if t.is_floating_point() and t.dtype.itemsize > 1]
+        return floats[0] if floats else torch.empty(0)
+
+    @property
+    def is_dense(self) -> bool:
+        """The layer keeps its weight as one plain float tensor of the declared shape."""
+        weight = self.module._parameters.get("weight")
+        shape = (self.out_features, self.in_features)
+        return (
+            type(weight) is nn.Parameter
+            and weight.is_floating_point()
+            and weight.shape == (shape[::-1] if self.transposed else shape)
+        )
+
+    @torch.no_grad()
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        """The layer as float32 (weight (O, I), bias (O,) or None).
+
+        A packed layer is not unpacked: it is asked. Its weight is its action on the
+        identity, so every quantisation format works, today's and tomorrow's.
+        """
+        if self.is_dense:
+            weight = self.module._parameters["weight"]
+            bias = self.module._parameters.get("bias")
+            assert weight is not None
+            weight = weight.T if self.transposed else weight
+            return weight.float(), None if bias is None else bias.float()
+        if self.kind != "linear":
+            raise MergeError(f"{self.name} keeps no plain weight, and is no linear layer.")
+        weight, shift = action(self.module.forward, self.in_features, self.like)
+        return weight, shift if shift.any() else None
+
+    @torch.no_grad()
+    def write(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Put (O, I) float32 `weight` and `bias` into the dense layer, in its own layout. In place.
+
+        The tensors are new parameters: whatever was tied to the old ones keeps its values.
+        """
+        like = self.like
+        laid = weight.T.contiguous() if self.transposed else weight
+        self.module._parameters["weight"] = nn.Parameter(laid.to(like), requires_grad=False)
+        if bias is not None:
+            self.module._parameters["bias"] = nn.Parameter(bias.to(like), requires_grad=False)
+
+
+def action(
+    layer: Callable[[Tensor], Tensor], n: int, like: Tensor, chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """An affine layer of n inputs as float32 (weight (O, n), shift (O,)).
+
+    Its values at the basis vectors and at zero determine it. `chunk` basis vectors are
+    tried at a time: chunk * n * 4 bytes are held, not n * n * 4.
+    """
+    shift = layer(like.new_zeros(1, n)).float().squeeze(0)
+    rows = []
+    for start in range(0, n, chunk):
+        basis = like.new_zeros(min(chunk, n - start), n)
+        basis[:, start : start + chunk].fill_diagonal_(1)
+        rows.append(layer(basis).float() - shift)
+    return torch.cat(rows).T.contiguous(), shift
+
+
+def site_of(name: str, module: nn.Module) -> Site | None:
+    """`module` as a site; None when it has nothing of its own to adapt."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return Site(name, module, "linear", int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
+    weight = module._parameters.get("weight")
+    if hasattr(module, "nf") and hasattr(module, "nx") and weight is not None and weight.ndim == 2:
+        return Site(name, module, "linear", weight.shape[0], weight.shape[1], transposed=True)
+    if hasattr(module, "num_embeddings") and weight is not None and weight.ndim == 2:
+        return Site(name, module, "embedding", weight.shape[0], weight.shape[1], transposed=True)
+    if any(p is not None for p in module._parameters.values()):
+        return Site(name, module, "other", 0, 0)
+    return None
+
+
+def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Site]:
+    """Every site of the base of one of `kinds`, in model order. Adapters are no sites."""
+    named = ((n, m) for n, m in model.named_modules() if PORT not in n.split("."))
+    found = (site_of(name, module) for name, module in named)
+    return [site for site in found if site is not None and site.kind in kinds]
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The layer that turns features into logits or classes, if the model says which one it is."""
+    ask = getattr(model, "get_output_embeddings", None)
+    head = ask() if callable(ask) else None
+    if isinstance(head, nn.Module):
+        return head
+    heads = (getattr(model, leaf, None) for leaf in HEADS)
+    return next((h for h in heads if isinstance(h, nn.Module)), None)
+
+
+def tied(model: nn.Module) -> list[list[tuple[str, str]]]:
+    """Groups of (module name, parameter name) that are one and the same tensor."""
+    groups: dict[int, list[tuple[str, str]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and PORT not in name.split("."):
+                groups.setdefault(id(parameter), []).append((name, key))
+    return [members for members in groups.values() if len(members) > 1]

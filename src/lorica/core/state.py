@@ -1,0 +1,51 @@
+"""Adapter tensors in and out: {"<site>.<parameter>": tensor}, no adapter name in the keys.
+
+A tensor that two sites share (tied layers trained whole) stands once, under its first site.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.attach import ports
+from lorica.errors import FileError, listed
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """The tensors of adapter `name` themselves (no copies), in model order."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for site, _, port in ports(model):
+        if name not in port:
+            continue
+        for key, tensor in port[name].state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                state[f"{site}.{key}"] = tensor
+    return state
+
+
+@torch.no_grad()
+def load_adapter_state(
+    model: nn.Module, state: dict[str, Tensor], name: str = "default", *, source: str = "the file"
+) -> None:
+    """Copy `state` into adapter `name`. In place.
+
+    Raises: FileError, before anything is copied, unless names and shapes agree exactly and
+        every number is finite.
+    """
+    have = adapter_state(model, name)
+    wrong = sorted(k for k in have.keys() & state.keys() if have[k].shape != state[k].shape)
+    shapes = [f"{k} {tuple(state[k].shape)} -> {tuple(have[k].shape)}" for k in wrong]
+    broken = sorted(k for k, t in state.items() if not torch.isfinite(t).all())
+    missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
+    if missing or extra or shapes or broken:
+        raise FileError(
+            f"{source} does not fit adapter {name!r} ({len(have)} tensors).",
+            missing=listed(missing),
+            extra=listed(extra),
+            shapes=listed(shapes),
+            not_finite=listed(broken),
+            fix="use the folder as it was saved, on the model that it was saved from",
+        )
+    for key, tensor in have.items():
+        tensor.copy_(state[key])

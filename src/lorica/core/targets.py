@@ -1,0 +1,137 @@
+"""Which sites are adapted, and with which rank: the words of PEFT, but every entry must count.
+
+A target that selects nothing, an exclusion that excludes nothing, a pattern that changes
+nothing: each is a typing error that other tools pass over, and is refused here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lorica.core.site import Site, output_head, sites_of
+from lorica.errors import TargetError, closest, listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Where an adapter goes."""
+
+    target_modules: str | Sequence[str] | None = None
+    """Name endings of layers, a regex on whole names, "all-linear" (all but the output head),
+    or "all"; None: what the method asks for."""
+    exclude_modules: str | Sequence[str] | None = None
+    """Names, name endings or a regex of layers to leave out."""
+    layers_to_transform: Sequence[int] | None = None
+    """Only blocks with these numbers, counted from 0."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Name ending or regex -> r at these sites."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Name ending or regex -> alpha at these sites."""
+    modules_to_save: Sequence[str] = ()
+    """Layers that are trained and saved whole (a classifier head, norms)."""
+    trainable_token_indices: Sequence[int] = ()
+    """Ids of tokens whose embeddings are trained, and no others."""
+
+
+def select(model: nn.Module, targets: Targets, kinds: tuple[str, ...]) -> list[Site]:
+    """The sites that `targets` names among those of `kinds`, in model order.
+
+    A layer of modules_to_save is trained whole, and is therefore no target.
+
+    Raises: TargetError that lists every entry that selects nothing.
+    """
+    saved = [s.name for s in saved_sites(model, targets.modules_to_save)]
+    sites = [s for s in sites_of(model, kinds) if s.name not in saved]
+    wrong: list[tuple[str, str]] = []
+    if targets.target_modules == "all-linear":
+        head = output_head(model)
+        chosen = [s for s in sites if s.kind == "linear" and s.module is not head]
+    elif targets.target_modules == "all":
+        chosen = sites
+    else:
+        chosen = _matching(sites, "target_modules", targets.target_modules or [], wrong)
+    if targets.exclude_modules is not None:
+        out = _matching(chosen, "exclude_modules", targets.exclude_modules, wrong)
+        chosen = [s for s in chosen if s not in out]
+    if targets.layers_to_transform is not None:
+        known = {block_of(s.name) for s in chosen}
+        wrong += [
+            ("layers_to_transform", str(i)) for i in targets.layers_to_transform if i not in known
+        ]
+        chosen = [s for s in chosen if block_of(s.name) in targets.layers_to_transform]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(targets, key):
+            if not any(names(pattern, s.name) for s in chosen):
+                wrong.append((key, pattern))
+    if wrong or not chosen:
+        raise _selects_nothing(model, sites, wrong or [("target_modules", "")])
+    return chosen
+
+
+def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:
+    """The layers that modules_to_save names: each entry, with all that lies below it."""
+    every = sites_of(model, ("linear", "embedding", "other"))
+    found: dict[str, Site] = {}
+    for entry in entries:
+        hits = [s for s in every if re.fullmatch(rf"(.*\.)?{re.escape(entry)}(\..*)?", s.name)]
+        if not hits:
+            raise _selects_nothing(model, every, [("modules_to_save", entry)])
+        found.update({s.name: s for s in hits})
+    return list(found.values())
+
+
+def names(pattern: str, site: str) -> bool:
+    """A pattern of rank_pattern or alpha_pattern: a name ending or a regex, as PEFT reads it."""
+    return re.match(rf"(.*\.)?({pattern})$", site) is not None
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block that a layer belongs to: the first number in its name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def leaf_names(sites: list[Site], every: list[Site]) -> list[str]:
+    """The shortest list of endings that selects exactly `sites` among `every`."""
+    leaves = sorted({s.name.rpartition(".")[2] for s in sites})
+    wanted = {s.name for s in sites}
+    hit = {s.name for s in every if s.name.rpartition(".")[2] in leaves}
+    return leaves if hit == wanted else [s.name for s in sites]
+
+
+def _matching(
+    sites: list[Site], key: str, entries: str | Sequence[str], wrong: list[tuple[str, str]]
+) -> list[Site]:
+    """Sites that an entry names; entries that name none are added to `wrong`. In place."""
+    if isinstance(entries, str):
+        try:
+            patterns = {entries: re.compile(entries)}
+        except re.error as error:
+            raise TargetError(
+                f"{key} is {entries!r}, which is no regular expression: {error}.",
+                fix="write a list of names, or mend the expression",
+            ) from None
+    else:
+        patterns = {e: re.compile(rf"(.*\.)?{re.escape(e)}") for e in entries}
+    found = {e: [s for s in sites if p.fullmatch(s.name)] for e, p in patterns.items()}
+    wrong += [(key, entry) for entry, hits in found.items() if not hits]
+    chosen = {s.name for hits in found.values() for s in hits}
+    return [s for s in sites if s.name in chosen]
+
+
+def _selects_nothing(
+    model: nn.Module, sites: list[Site], wrong: list[tuple[str, str]]
+) -> TargetError:
+    leaves = sorted({s.name.rpartition(".")[2] for s in sites})
+    key, entry = wrong[0]
+    what = ", ".join(f"{k} {e!r}" for k, e in wrong)
+    blocks = sorted({b for s in sites if (b := block_of(s.name)) is not None})
+    facts = {"closest": closest(entry, leaves), "known": listed(leaves, 12)}
+    if key == "layers_to_transform":
+        facts = {"blocks": f"{blocks[0]} to {blocks[-1]}" if blocks else "none are numbered"}
+    return TargetError(
+        f"{what} selects none of the {len(sites)} layers of {type(model).__name__}.",
+        **facts,
+        fix='name layers that are there; target_modules="all-linear" takes all but the head',
+    )

@@ -1,0 +1,102 @@
+"""Layers that are trained whole, and token rows that are trained alone.
+
+Both stand in for a tensor of the layer while it runs, and leave the layer's own tensor as it
+was. They serve modules_to_save and trainable_token_indices beside any method, and are all
+that full fine-tuning is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.adapter import Adapter
+from lorica.core.site import Site, output_head, sites_of
+from lorica.errors import TargetError
+
+
+class Whole(Adapter):
+    """A float32 copy of every parameter of a layer, used in place of the layer's own."""
+
+    def __init__(self, site: Site, own: dict[str, nn.Parameter]):
+        super().__init__()
+        self.transposed = site.transposed
+        for key, parameter in own.items():
+            self.register_parameter(key, parameter)
+
+    def weights(self, layer: nn.Module) -> dict[str, Tensor]:
+        own = {k: p for k, p in self._parameters.items() if p is not None}
+        return {k: p.to(layer._parameters[k].dtype) for k, p in own.items()}  # type: ignore[union-attr]
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        own = self._parameters["weight"]
+        assert own is not None
+        return (own.detach().T if self.transposed else own.detach()), self._parameters.get("bias")
+
+
+class SavedModules:
+    """Makes `Whole` adapters; tensors that the base ties stay tied among the copies."""
+
+    def __init__(self) -> None:
+        self.copies: dict[int, nn.Parameter] = {}
+
+    def at(self, site: Site) -> Whole:
+        own: dict[str, nn.Parameter] = {}
+        for key, parameter in site.module._parameters.items():
+            if parameter is None:
+                continue
+            if not parameter.is_floating_point():
+                raise TargetError(
+                    f"{site.name}.{key} is {parameter.dtype}: packed weights cannot be trained.",
+                    fix="load the base without quantisation, or leave this layer out",
+                )
+            copy = nn.Parameter(parameter.detach().float().clone())
+            own[key] = self.copies.setdefault(id(parameter), copy)
+        return Whole(site, own)
+
+
+class TokenRows(Adapter):
+    """Some rows of an embedding, and of the head when it is the same tensor."""
+
+    ids: Tensor
+
+    def __init__(self, site: Site, ids: Sequence[int], rows: nn.Parameter | None):
+        super().__init__()
+        weight = site.module._parameters["weight"]  # (tokens, features), in the head as well
+        assert weight is not None
+        if min(ids) < 0 or max(ids) >= len(weight) or len(set(ids)) < len(ids):
+            raise TargetError(
+                "trainable_token_indices must be different ids of the vocabulary.",
+                vocabulary=f"0 to {len(weight) - 1}",
+                given=f"{min(ids)} to {max(ids)}, {len(ids) - len(set(ids))} of them twice",
+                fix="resize the embedding first if the tokens are new",
+            )
+        self.by_token = 1 if site.kind == "embedding" else 0  # the tokens' axis in (O, I)
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        start = weight.detach()[list(ids)].float()
+        self.rows = nn.Parameter(start) if rows is None else rows
+
+    def weights(self, layer: nn.Module) -> dict[str, Tensor]:
+        table = layer._parameters["weight"]
+        assert table is not None
+        return {"weight": table.index_copy(0, self.ids, self.rows.to(table.dtype))}
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        rows = self.rows.detach().T if self.by_token else self.rows.detach()
+        return weight.index_copy(self.by_token, self.ids, rows), bias
+
+
+def token_sites(model: nn.Module) -> list[Site]:
+    """The input embedding, and the output head where the base ties it to the embedding."""
+    ask = getattr(model, "get_input_embeddings", None)
+    module = ask() if callable(ask) else None
+    every = sites_of(model, ("embedding", "linear"))
+    first = [s for s in every if s.module is module and s.kind == "embedding"]
+    if not first:
+        raise TargetError(
+            f"{type(model).__name__} does not say which layer is its input embedding.",
+            fix="leave trainable_token_indices out",
+        )
+    table, head = first[0].module._parameters["weight"], output_head(model)
+    tie = [s for s in every if s.module is head and s.module._parameters.get("weight") is table]
+    return first + tie

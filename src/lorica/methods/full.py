@@ -1,0 +1,24 @@
+"""Full fine-tuning: every tensor of the target layers is trained, W <- W - lr * step.
+
+The trained copies are float32 and live in the adapter, so that the base stays as it was, can
+be used beside them, and comes back exactly. Tensors that the base ties stay tied.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lorica.core.adapter import Method
+from lorica.core.site import Site
+from lorica.core.whole import SavedModules, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Method, name="full"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "other")
+    default_targets: ClassVar[str] = "all"
+
+    def share(self, sites: list[Site]) -> SavedModules:
+        return SavedModules()
+
+    def build(self, site: Site, shared: Any) -> Whole:
+        return shared.at(site)

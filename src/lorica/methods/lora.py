@@ -1,0 +1,103 @@
+"""LoRA: y = W x + s B A x.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685,
+section 4.1. s = alpha / r, or alpha / sqrt(r) after Kalajdzievski, "A Rank Stabilization
+Scaling Factor", 2023, arXiv:2312.03732. A learning rate of B of its own is LoRA+, Hayou et
+al., 2024, arXiv:2402.12354. Of an embedding, A is read by token id instead of multiplied.
+
+    B  batch   T  tokens   I  in_features   O  out_features   R  r
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.site import Site
+from lorica.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Method, name="lora"):
+    r: int = 8
+    """Columns of B. Parameters per layer: r * (I + O)."""
+    alpha: float | None = None
+    """Numerator of the scale s; None: 2 r, so that the scale stays 2 when r changes."""
+    use_rslora: bool = False
+    """s = alpha / sqrt(r), which keeps its size as r grows, instead of alpha / r."""
+    dropout: float = 0.0
+    """Probability of dropping an input coordinate of A, in [0, 1)."""
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+    """A ~ U(-1/sqrt(I), 1/sqrt(I)), or N(0, 1/r^2). B is zero. Of an embedding: A zero, B N(0, 1)."""
+    loraplus_lr_ratio: float = 1.0
+    """Learning rate of B over that of A (LoRA+); at least 1."""
+    lora_bias: bool = False
+    """Train a bias beside B as well."""
+
+    def __post_init__(self):
+        name = self.name
+        if self.r < 1:
+            raise ConfigError(f"{name}.r is {self.r}; it must be at least 1.", fix="try r=8")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"{name}.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05")
+        if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ConfigError(f"{name}.alpha is {self.alpha}; it must be positive.", fix="try 2 r")
+        if self.loraplus_lr_ratio < 1:
+            raise ConfigError(
+                f"{name}.loraplus_lr_ratio is {self.loraplus_lr_ratio}; B never learns slower than A.",
+                fix="try 4, with a lower learning rate",
+            )
+
+    @property
+    def numerator(self) -> float:
+        return 2.0 * self.r if self.alpha is None else self.alpha
+
+    @property
+    def scale(self) -> float:
+        return self.numerator / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def build(self, site: Site, shared: Any) -> "LoraAdapter":
+        return LoraAdapter(site, self)
+
+    def learning_rate(self, parameter: str, base: float) -> float:
+        return base * self.loraplus_lr_ratio if parameter in ("b", "bias") else base
+
+
+class LoraAdapter(Adapter):
+    def __init__(self, site: Site, method: Lora):
+        super().__init__()
+        self.scale, self.p, self.r = method.scale, method.dropout, method.r
+        self.numerator = method.numerator
+        self.lookup = site.kind == "embedding"
+        self.a = nn.Parameter(torch.zeros(method.r, site.in_features))
+        self.b = nn.Parameter(torch.zeros(site.out_features, method.r))
+        self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
+        if self.lookup:
+            nn.init.normal_(self.b)
+        elif method.init == "gaussian":
+            nn.init.normal_(self.a, std=1 / method.r)
+        else:
+            bound = 1 / math.sqrt(site.in_features)
+            nn.init.uniform_(self.a, -bound, bound)
+
+    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        return torch.add(y, self.branch(x, y.dtype), alpha=self.scale)  # (B, T, O)
+
+    def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """B A x, without the scale: (B, T, O)."""
+        if self.lookup:
+            h = F.embedding(x, self.a.T.to(dtype))  # (B, T, R)
+        else:
+            h = F.linear(F.dropout(x, self.p, self.training), self.a.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(h, self.b.to(dtype), bias)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.bias is not None:
+            shift = self.scale * self.bias
+            bias = shift if bias is None else bias + shift
+        return torch.addmm(weight, self.b, self.a, alpha=self.scale), bias
