@@ -60,9 +60,7 @@ class Port(nn.ModuleDict):
         return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
 
     def site(self, name: str, module: nn.Module) -> Site:
-        return Site(
-            name, module, self.kind, self.in_features, self.out_features, self.transposed
-        )
+        return Site(name, module, self.kind, self.in_features, self.out_features, self.transposed)
 
 
 def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
@@ -78,7 +76,9 @@ def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
 def _before(module: nn.Module, args: tuple) -> tuple:
     port: Port = module.adapters  # type: ignore[assignment]
     for adapter in port.acting():
-        for key, tensor in adapter.weights(module).items():  # until _after puts the layer's own back
+        for key, tensor in adapter.weights(
+            module
+        ).items():  # until _after puts the layer's own back
             port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
             module._parameters[key] = tensor  # type: ignore[assignment]
         args = (adapter.before(args[0]), *args[1:])
@@ -203,16 +203,28 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
     return built
 
 
-def detach(model: nn.Module) -> nn.Module:
-    """Remove every adapter. The base weights were never written to, so nothing is undone."""
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Remove adapter `name`, or every adapter. In place; returns `model`.
+
+    The base weights were never written to, so nothing is undone.
+    """
     switch = switch_of(model)
+    gone = list(switch.specs) if name is None else [name]
+    for one in gone:
+        spec_of(model, one)
+        del switch.specs[one]
+    switch.active = tuple(n for n in switch.active if n not in gone)
     for _, module, port in list(ports(model)):
-        for handle in port.handles:
-            handle.remove()
-        del module.adapters
-    for name, parameter in model.named_parameters():
-        if name in switch.frozen:
-            parameter.requires_grad_(True)
+        for one in gone:
+            if one in port:
+                del port[one]
+        if not port:
+            for handle in port.handles:
+                handle.remove()
+            del module.adapters
+    if not switch.specs:
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or parameter_name in switch.frozen)
     return model
 
 

@@ -64,8 +64,8 @@ class Site:
             weight = self.module._parameters["weight"]
             bias = self.module._parameters.get("bias")
             assert weight is not None
-            weight = weight.T if self.transposed else weight
-            return weight.float(), None if bias is None else bias.float()
+            weight = weight.detach().T if self.transposed else weight.detach()
+            return weight.float(), None if bias is None else bias.detach().float()
         if self.kind != "linear":
             raise MergeError(f"{self.name} keeps no plain weight, and is no linear layer.")
         weight, shift = action(self.module.forward, self.in_features, self.like)

@@ -43,7 +43,9 @@ class Lora(Method, name="lora"):
         if self.r < 1:
             raise ConfigError(f"{name}.r is {self.r}; it must be at least 1.", fix="try r=8")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"{name}.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05")
+            raise ConfigError(
+                f"{name}.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05"
+            )
         if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ConfigError(f"{name}.alpha is {self.alpha}; it must be positive.", fix="try 2 r")
         if self.loraplus_lr_ratio < 1:

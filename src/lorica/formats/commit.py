@@ -1,0 +1,146 @@
+"""Files that are there whole or not at all, and tensors without pickle.
+
+A folder is written beside its place under a staging name, every file is synced, and one
+rename makes it appear. A process that is killed leaves at most a staging folder behind.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lorica.errors import FileError, ResourceError, writing
+
+STAGING = ".staging-"
+
+
+@contextmanager
+def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a staging folder that becomes `path` when the block ends well, and vanishes if not.
+
+    replace: an existing folder gives way, after the new one is whole. Without it, an existing
+        non-empty `path` is a ResourceError.
+    """
+    if path.is_dir() and any(path.iterdir()) and not replace:
+        raise ResourceError(f"{path} is there already.", fix="choose another folder")
+    staging = path.parent / f"{STAGING}{path.name}-{uuid4().hex[:8]}"
+    with writing(path):
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            for file in staging.rglob("*"):
+                sync(file)
+            sync(staging)
+            old = None
+            if path.exists():
+                old = path.parent / f"{STAGING}old-{path.name}-{uuid4().hex[:8]}"
+                path.rename(old)
+            staging.rename(path)
+            sync(path.parent)
+            if old is not None:
+                shutil.rmtree(old)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Make sure that `path` itself is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(parent: Path) -> None:
+    """Remove staging folders that a killed process left in `parent`."""
+    for leftover in parent.glob(f"{STAGING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole small file, or leave the old one. In place."""
+    staging = path.with_name(f"{STAGING}{path.name}-{uuid4().hex[:8]}")
+    with writing(path):
+        try:
+            staging.write_text(text, encoding="utf-8")
+            sync(staging)
+            staging.replace(path)
+            sync(path.parent)
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises: FileError if the file is missing, cut short, or no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileError(f"{path} is not there.", fix="check the path") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {error}.", fix="copy the file anew") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{path} holds {type(value).__name__}, not an object.")
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors, readable by whoever may read the folder."""
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with writing(path):
+        try:
+            save_file(plain, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # the library wraps what the disk said
+            raise ResourceError(f"cannot write {path}: {error}.", fix="check the disk") from error
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)  # safetensors makes it 0600
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU. Raises: FileError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise FileError(f"{path} is not there.", fix="check the path") from None
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            f"{path} is damaged: {error}.", fix="copy the file anew, or save the adapter again"
+        ) from None
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """{"bytes", "sha256"} of a file."""
+    with path.open("rb") as file:
+        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha}
+
+
+def check_digests(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises: FileError that names every file of `files` that is missing or was changed."""
+    wrong = {}
+    for name, noted in files.items():
+        file = path / name
+        found = digest(file) if file.is_file() else {"bytes": "missing"}
+        if found != noted:
+            wrong[name] = f"{found['bytes']} bytes here, {noted['bytes']} when it was saved"
+    if wrong:
+        raise FileError(
+            f"{path} is not what was saved: {len(wrong)} of {len(files)} files differ.",
+            **wrong,
+            fix="copy the folder anew; if it was changed on purpose, delete manifest.json",
+        )

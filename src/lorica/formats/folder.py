@@ -1,0 +1,202 @@
+"""An adapter folder: PEFT's layout where PEFT knows the method, and our manifest beside it.
+
+    adapter_model.safetensors   the trained tensors
+    adapter_config.json         PEFT's own keys only (lora, dora)
+    manifest.json               method, targets, base fingerprint, digests, versions
+
+Loading is strict: a tensor missing, left over or misshaped, a changed byte, or another base
+is an error that names it, and leaves the model as it was.
+"""
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from lorica.base.fingerprint import Fingerprint, fingerprint, grade
+from lorica.core.adapter import Method
+from lorica.core.attach import Spec, attach, detach, spec_of
+from lorica.core.state import adapter_state, load_adapter_state
+from lorica.core.targets import Targets
+from lorica.errors import BaseError, ConfigError, FileError, listed
+from lorica.formats import commit, peft
+
+WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+PICKLED = "adapter_model.bin"
+FORMAT = 1
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    name: str = "default",
+    *,
+    tokenizer: Any = None,
+    base_path: str | None = None,
+    labels: list[str] | None = None,
+) -> Path:
+    """Write adapter `name` as a folder, whole or not at all.
+
+    tokenizer: its vocabulary and chat template enter the fingerprint when it is given.
+    base_path: where the base comes from; None: what the model says of itself.
+    labels: class names of a sequence classifier, in the order of its outputs.
+
+    An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
+    else, or cannot be written.
+    """
+    path, spec = Path(path), spec_of(model, name)
+    base = fingerprint(model, path=base_path or "", tokenizer=tokenizer)
+    ours = is_adapter(path)
+    with commit.folder(path, replace=ours) as staging:
+        state = adapter_state(model, name)
+        if peft.is_peft_method(spec.method):
+            state = peft.to_peft(model, name, state)
+            commit.write_json(staging / CONFIG, peft.config_of(model, name, base.path))
+        commit.write_tensors(staging / WEIGHTS, state)
+        files = {file.name: commit.digest(file) for file in sorted(staging.iterdir())}
+        commit.write_json(staging / MANIFEST, {
+            "format": FORMAT,
+            "method": {"name": spec.method.name, **asdict(spec.method)},
+            "targets": asdict(spec.targets),
+            "seed": spec.seed,
+            "base": base.as_dict(),
+            "labels": labels,
+            "files": files,
+            "versions": versions(),
+        })  # fmt: skip
+    return path
+
+
+def load(
+    model: nn.Module,
+    path: str | Path,
+    name: str = "default",
+    *,
+    tokenizer: Any = None,
+    allow_base: str | None = None,
+) -> list[str]:
+    """Attach the adapter in folder `path` to `model` as `name`, and make it the active one.
+
+    allow_base: the grade that is accepted beyond "same" and "same but quantised":
+        "same shapes", or "different".
+
+    Returns: named lines on what could not be verified.
+    Raises: FileError if the folder is damaged or does not fit; BaseError if the base is
+        another one. The model is unchanged when it raises.
+    """
+    path = Path(path)
+    lines: list[str] = []
+    source = find(path)
+    manifest = commit.read_json(path / MANIFEST) if (path / MANIFEST).is_file() else None
+    if manifest is not None:
+        check_format(manifest, path)
+        commit.check_digests(path, manifest["files"])
+        lines += check_base(manifest, model, tokenizer, allow_base)
+    file = commit.read_tensors(source)
+    if manifest is not None:
+        spec = spec_from(manifest, path)
+    else:
+        spec = peft.spec_from(commit.read_json(path / CONFIG), list(file), str(path))
+        lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
+    attach(model, spec, name)
+    try:
+        if peft.is_peft_method(spec.method):
+            file = peft.from_peft(model, name, file, str(source))
+        load_adapter_state(model, file, name, source=str(source))
+    except BaseException:
+        detach(model, name)
+        raise
+    return lines
+
+
+def is_adapter(path: Path) -> bool:
+    return any((path / name).is_file() for name in (MANIFEST, CONFIG))
+
+
+def find(path: Path) -> Path:
+    """The weights of an adapter folder. Raises: FileError that says what is there instead."""
+    if (path / WEIGHTS).is_file() and is_adapter(path):
+        return path / WEIGHTS
+    if (path / PICKLED).is_file():
+        convert = (
+            'python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
+            f"'{path / PICKLED}', weights_only=True), '{path / WEIGHTS}')\""
+        )
+        raise FileError(
+            f"{path / PICKLED} is a pickle, which can run code when it is read.",
+            fix=f"convert it where that is safe: {convert}",
+        )
+    inside = [p.parent.name for p in path.glob(f"*/{WEIGHTS}")] if path.is_dir() else []
+    raise FileError(
+        f"{path} is no adapter folder." if path.exists() else f"{path} is not there.",
+        needed=f"{WEIGHTS} and {MANIFEST} or {CONFIG}",
+        found=listed(sorted(p.name for p in path.iterdir()), 8) if path.is_dir() else "nothing",
+        **({"adapters_inside": ", ".join(inside)} if inside else {}),
+        fix="name the folder that holds these files",
+    )
+
+
+def check_format(manifest: dict[str, Any], path: Path) -> None:
+    needed = {"format", "method", "targets", "base", "files"}
+    if missing := needed - manifest.keys():
+        raise FileError(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}.",
+                        fix="copy the folder anew")  # fmt: skip
+    if manifest["format"] != FORMAT:
+        raise FileError(
+            f"{path / MANIFEST} has format {manifest['format']}; this lorica reads {FORMAT}.",
+            fix="install the lorica that wrote it",
+            versions=manifest.get("versions"),
+        )
+
+
+def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
+    """The Spec that a manifest holds. Raises: FileError if it is not one of ours."""
+    try:
+        settings = dict(manifest["method"])
+        method = TypeAdapter(Method.named(settings.pop("name"))).validate_python(settings)
+        targets = TypeAdapter(Targets).validate_python(manifest["targets"])
+    except (ValidationError, ConfigError, KeyError, TypeError) as error:
+        raise FileError(f"{path / MANIFEST} is damaged.", why=error) from None
+    return Spec(method, targets, int(manifest.get("seed", 0)))
+
+
+def check_base(
+    manifest: dict[str, Any], model: nn.Module, tokenizer: Any, allow_base: str | None
+) -> list[str]:
+    """Compare the base here with the one in the manifest.
+
+    Returns: named lines. Raises: BaseError unless the grade is allowed.
+    """
+    try:
+        then = Fingerprint(**manifest["base"])
+    except TypeError as error:
+        raise FileError("the manifest's base fingerprint is damaged.", why=error) from None
+    now = fingerprint(model, tokenizer=tokenizer)
+    verdict = grade(then, now)
+    lines = []
+    if verdict != "same":
+        lines.append(f"base: {verdict} (trained on {then.path}, {then.quantisation or 'float'})")
+    allowed = {"same", "same but quantised", allow_base}
+    allowed |= {"same shapes"} if allow_base == "different" else set()
+    if verdict not in allowed:
+        raise BaseError(
+            f"this is not the base that the adapter was trained on: {verdict}.",
+            trained_on=f"{then.path} ({then.architecture}, {then.parameters:,} parameters)",
+            here=f"{now.path} ({now.architecture}, {now.parameters:,} parameters)",
+            fix=f'load that base, or pass allow_base="{verdict}" if it is meant',
+        )
+    for what in ("tokenizer", "chat_template"):
+        before, here = getattr(then, what), getattr(now, what)
+        if tokenizer is not None and before is not None and before != here:
+            lines.append(f"the {what.replace('_', ' ')} is not the one of training")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run depends on."""
+    names = ("lorica", "torch", "transformers", "safetensors", "tokenizers", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
