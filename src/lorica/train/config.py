@@ -1,0 +1,291 @@
+"""The settings of a run. One language: this class = a YAML recipe = `--flags` = config.yaml.
+
+`read` puts them together (flags over recipe over defaults) and reports every mistake at once.
+The method stays plain data until `build_method`, because methods import torch and
+`lorica train --help` must not.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from lorica.data.config import DataConfig
+from lorica.recipe.flags import beside, over
+from lorica.recipe.judge import judged, judged_member
+from lorica.recipe.settings import Mistake, Settings, refuse
+from lorica.recipe.text import load, text_of
+from lorica.recipe.versions import versions
+from lorica.registry import Named
+
+if TYPE_CHECKING:
+    from lorica.core.adapter import Method
+
+EXCLUSIVE = [("max_steps", "epochs"), ("warmup_steps", "warmup_ratio")]
+"""Pairs of which one is given: a flag for one takes the place of the recipe's other."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def setting(group: str, default: Any, meaning: str, **limits: Any) -> Any:
+    """A field with its line of help and the group that it stands in.
+
+    default: a value, or a function of the settings above it.
+    """
+    key = "default_factory" if callable(default) else "default"
+    limits[key] = default
+    return Field(description=meaning, json_schema_extra={"group": group}, **limits)
+
+
+def _steps_or_epochs(given: dict[str, Any]) -> float | None:
+    return None if given.get("max_steps") else 3.0
+
+
+def _warmup(given: dict[str, Any]) -> float:
+    return 0.0 if given.get("warmup_steps") else 0.03
+
+
+def _output(given: dict[str, Any]) -> str:
+    return f"runs/{given['method']['name']}-{Path(given['data'].path).stem}"
+
+
+class TrainConfig(BaseModel):
+    """What to train, on which rows, how, and where the run is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    base: str = setting(
+        "run", "bundled", "folder or hub id of the base; `bundled` is in this package", min_length=1
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "run", "float32", "numbers the base is held in; adapters are float32 always"
+    )
+    data: DataConfig = Field(
+        description="file or `datasets` id with the rows, or a mapping of data settings",
+        json_schema_extra={"group": "data"},
+    )
+    method: dict[str, Any] = setting(
+        "method", {"name": "lora"}, "name of the method; its own settings as method.NAME"
+    )
+
+    target_modules: list[str] | str = setting(
+        "sites",
+        "all-linear",
+        "suffixes, a regex, or all-linear (all but the output head)",
+        min_length=1,
+    )
+    exclude_modules: list[str] | str | None = setting(
+        "sites", None, "suffixes or a regex of layers to leave out of target_modules"
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = setting(
+        "sites", None, "indices of the blocks to adapt, from 0; null: all"
+    )
+    rank_pattern: dict[str, Count] = setting(
+        "sites", {}, "suffix or regex of a layer -> its r, instead of method.r"
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = setting(
+        "sites", {}, "suffix or regex of a layer -> its alpha, instead of method.alpha"
+    )
+    modules_to_save: list[str] = setting(
+        "sites", [], "suffixes of modules to train whole and keep with the adapter"
+    )
+    trainable_token_indices: list[Annotated[int, Field(ge=0)]] = setting(
+        "sites", [], "token ids whose embedding rows are trained"
+    )
+
+    optimizer: Literal["adamw", "sgd"] = setting(
+        "optimisation", "adamw", "AdamW (betas 0.9, 0.999), or SGD without momentum"
+    )
+    learning_rate: float = setting(
+        "optimisation", 2e-4, "peak learning rate per optimizer step", gt=0
+    )
+    weight_decay: float = setting(
+        "optimisation", 0.0, "decoupled decay, as a share per step of the learning rate", ge=0
+    )
+    schedule: Literal["cosine", "linear", "constant"] = setting(
+        "optimisation", "cosine", "fall of the learning rate to 0 after the warm-up, or none"
+    )
+    warmup_steps: int = setting(
+        "optimisation", 0, "optimizer steps in which the learning rate rises from 0", ge=0
+    )
+    warmup_ratio: float = setting(
+        "optimisation",
+        _warmup,
+        "warm-up as a share of all steps (0.03 without warmup_steps)",
+        ge=0,
+        lt=1,
+    )
+    max_grad_norm: float = setting(
+        "optimisation", 1.0, "gradients of a step are scaled down to this norm", gt=0
+    )
+    micro_batch_size: int = setting(
+        "optimisation", 8, "rows that go through the model at a time, per process", ge=1
+    )
+    gradient_accumulation_steps: int = setting(
+        "optimisation", 1, "micro-batches of one optimizer step", ge=1
+    )
+    max_steps: Count | None = setting(
+        "optimisation", None, "optimizer steps of the run, instead of epochs"
+    )
+    epochs: Annotated[float, Field(gt=0)] | None = setting(
+        "optimisation", _steps_or_epochs, "passes over the rows (3 without max_steps)"
+    )
+    gradient_checkpointing: bool = setting(
+        "optimisation", False, "compute activations again in the backward pass, to save memory"
+    )
+    seed: int = setting(
+        "run", 0, "every random choice follows from it, the adapter's start included", ge=0
+    )
+
+    eval_steps: Count | None = setting(
+        "watching", None, "optimizer steps between two evaluations; null: at the end only"
+    )
+    save_steps: Count | None = setting(
+        "watching", None, "optimizer steps between two checkpoints; null: with each evaluation"
+    )
+    keep_checkpoints: int = setting("watching", 2, "newest checkpoints kept", ge=1)
+    early_stopping_patience: Count | None = setting(
+        "watching", None, "stop after this many evaluations without a lower loss; null: never"
+    )
+    loss_limit: Annotated[float, Field(gt=0)] | None = setting(
+        "watching", None, "stop this far (nats) above the lowest smoothed loss; null: never"
+    )
+    report_to: list[Literal["tensorboard", "wandb"]] = setting(
+        "watching", [], "exporters that follow the run's event log"
+    )
+    output: str = setting(
+        "run", _output, "folder of the run (runs/<recipe> or runs/<method>-<data>)", min_length=1
+    )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _short_data(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _plain_method(cls, value: Any) -> Any:
+        return plain_method(value)
+
+    @model_validator(mode="after")
+    def _between(self) -> Self:
+        found = list(clashes(self))
+        if found:
+            details = [
+                InitErrorDetails(
+                    type=PydanticCustomError("cross", "{what}", {"what": what}),
+                    loc=(key,),
+                    input=getattr(self, key),
+                )
+                for key, what in found
+            ]
+            raise ValidationError.from_exception_data("TrainConfig", details)
+        return self
+
+    def build_method(self) -> "Method":
+        """The method with its settings. Imports torch.
+
+        Raises: ConfigError with everything that is wrong in `method`.
+        """
+        settings = Settings({"method": dict(self.method)})
+        method, mistakes = _judged_method(settings)
+        if method is None or mistakes:
+            refuse(mistakes, settings)
+        return method
+
+
+def clashes(c: TrainConfig) -> list[tuple[str, str]]:
+    """Pairs of settings that are right alone and wrong together: (key, what)."""
+    total, split = c.max_steps, c.data.validation
+    found = [
+        (
+            c.max_steps and c.epochs,
+            "epochs",
+            f"epochs is {c.epochs} and max_steps {c.max_steps}; give one of them",
+        ),
+        (
+            not c.max_steps and not c.epochs,
+            "epochs",
+            "epochs and max_steps are both null; give one of them",
+        ),
+        (
+            c.warmup_steps and c.warmup_ratio,
+            "warmup_ratio",
+            f"warmup_ratio is {c.warmup_ratio} and warmup_steps {c.warmup_steps}; give one of them",
+        ),
+        (
+            total and c.warmup_steps >= total,
+            "warmup_steps",
+            f"warmup_steps is {c.warmup_steps} of max_steps {total}; nothing is left to train",
+        ),
+        (
+            c.early_stopping_patience and not c.eval_steps,
+            "early_stopping_patience",
+            "early_stopping_patience needs eval_steps: without it the run is evaluated once",
+        ),
+        (
+            c.eval_steps and split == 0,
+            "eval_steps",
+            "eval_steps needs held-out rows, and data.validation is 0",
+        ),
+        (
+            total and c.eval_steps and c.eval_steps > total,
+            "eval_steps",
+            f"eval_steps is {c.eval_steps}, more than max_steps {total}; it would never come",
+        ),
+    ]
+    return [(key, what) for wrong, key, what in found if wrong]
+
+
+def plain_method(value: Any) -> Any:
+    """A method as plain data: from a name, a mapping, or its own dataclass."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Named) and dataclasses.is_dataclass(value):
+        return {"name": value.name, **dataclasses.asdict(value)}
+    return {"name": "lora", **value} if isinstance(value, dict) else value
+
+
+def read(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The settings of a run: flags over the recipe at `path` over the defaults.
+
+    flags: dotted name -> text from the command line (or a list of them), or a Python value.
+    A path in a recipe may stand relative to the working directory or to the recipe's folder.
+
+    Raises: ConfigError that names everything that is wrong, each with file and line, or flag.
+    """
+    settings = load(path) if path else Settings()
+    settings.data.pop("versions", None)  # of a run's config.yaml
+    if path:
+        beside(settings, path.parent, [("base",), ("data", "path"), ("data", "validation")])
+        settings.data.setdefault("output", f"runs/{path.stem}")
+    mistakes = settings.mistakes + over(settings, TrainConfig, flags or {})
+    for one, other in EXCLUSIVE:
+        if flags and (one in flags) != (other in flags):
+            settings.data.pop(other if one in flags else one, None)
+    config, found = judged(TrainConfig, settings)
+    mistakes += found
+    given = settings.data.setdefault("method", {})
+    if not isinstance(given, dict) or (mistakes and not set(given) - {"name"}):
+        refuse(mistakes, settings)  # nothing more to find there: torch need not be imported
+    settings.data["method"] = plain_method(given)
+    method, found = _judged_method(settings)
+    if mistakes := mistakes + found:
+        refuse(mistakes, settings)
+    assert config and method  # no mistakes
+    return config.model_copy(update={"method": plain_method(method)})
+
+
+def _judged_method(settings: Settings) -> "tuple[Method | None, list[Mistake]]":
+    from lorica.core.adapter import Method
+
+    return judged_member(Method, settings, "method")
+
+
+def resolved(config: TrainConfig) -> str:
+    """All settings as YAML, with the versions that run them; `read` gives the same config."""
+    data = config.model_dump(mode="json") | {"method": plain_method(config.build_method())}
+    return text_of({**data, "versions": versions()})
