@@ -1,15 +1,16 @@
 """Errors: one base class, one shape of message, one exit status each.
 
-    LoricaError        1  a run failed
-      ConfigError      2  a setting is unknown, of the wrong type, or out of range
-      TargetError      2  a target selected no layer, or the wrong kind of layer
-      BaseError        2  the base is not the one that the adapter was trained on
-      MergeError       2  an adapter has no dense equivalent, or merging lost too much
-      DataError        3  the rows cannot be read, or cannot be trained on
-      ResourceError    4  disk, memory or permission
-      MissingError     5  an optional package is not installed
-      FileError        6  a file is damaged, or does not fit the model
-      TrainingError    1  a watch stopped the run: nothing learns, or a number is not finite
+LoricaError        1  a run failed
+  ConfigError      2  a setting is unknown, of the wrong type, or out of range
+  TargetError      2  a target selected no layer, or the wrong kind of layer
+  BaseError        2  the base is not the one that the adapter was trained on
+  MergeError       2  an adapter has no dense equivalent, or merging lost too much
+  DataError        3  the rows cannot be read, or cannot be trained on
+  ResourceError    4  disk, memory or permission
+  MissingError     5  an optional package is not installed
+  FileError        6  a file is damaged, or does not fit the model
+  TrainingError    1  a watch stopped the run: nothing learns, or a number is not finite
+  Stopped        130  a signal ended the run (143 for SIGTERM), after all was saved
 """
 
 import errno
@@ -73,6 +74,14 @@ class FileError(LoricaError, ValueError):
 
 class TrainingError(LoricaError, RuntimeError):
     exit_code = 1
+
+
+class Stopped(LoricaError):
+    """A signal ended the run; `signal` is its number."""
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return 128 + int(str(self.facts.get("signal", 0)))
 
 
 def closest(word: str, known: Iterable[str]) -> str:

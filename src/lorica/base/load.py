@@ -92,6 +92,14 @@ def load_tokenizer(path: str) -> Any:
     return _call(path, lambda: AutoTokenizer.from_pretrained(where(path), trust_remote_code=False))
 
 
+def context_length(path: str) -> int | None:
+    """The longest row in tokens that the base at `path` was made for; its weights stay unread."""
+    from transformers import AutoConfig
+
+    config = _call(path, lambda: AutoConfig.from_pretrained(where(path), trust_remote_code=False))
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def where(path: str) -> str:
     """The folder of a base, or the hub id. Raises: BaseError if it is neither."""
     if path == NAME:

@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` and `make test`. Both set up first, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow check venv base
+
+demo: venv
+	rm -rf runs/demo
+	$(BIN)/python -m world.write tickets --rows 4000 --seed 0 --out runs/demo-data/train.jsonl
+	$(BIN)/python -m world.write tickets --rows 200 --seed 1 --out runs/demo-data/test.jsonl
+	$(BIN)/lorica train recipes/demo.yaml
+	$(BIN)/lorica eval runs/demo --data runs/demo-data/test.jsonl
+
+test: venv
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+base: venv  # pretrain the bundled base again, from text that world/ writes
+	$(BIN)/python -m world.pretrain --out src/lorica/base/weights
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $(READY)

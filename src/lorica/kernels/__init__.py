@@ -1,0 +1,1 @@
+"""Hot functions, each beside its plain reference."""

@@ -1,0 +1,49 @@
+"""Attention over rows that lie end to end in one sequence: every row sees itself only.
+
+The reference is a call per row. There is no mask of T x T, and no work between rows.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attention_by_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    causal: bool = True,
+    window: int | None = None,
+) -> Tensor:
+    """Softmax attention inside each row.
+
+    query: (1, H, T, D). key, value: (1, K, T, D) with K dividing H (grouped queries).
+    lengths: tokens of each row; they sum to T.
+    window: a position sees itself and the window - 1 before it; None: all before it.
+
+    Returns: (1, H, T, D).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    rows = []
+    for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True):
+        mask = _band(q.shape[2], window, q.device) if window and q.shape[2] > window else None
+        rows.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale,
+                is_causal=causal and mask is None,
+            )
+        )  # fmt: skip
+    return torch.cat(rows, dim=2)
+
+
+def _band(n: int, window: int, device: torch.device) -> Tensor:
+    """(n, n) bool: True where position i may see position j."""
+    place = torch.arange(n, device=device)
+    back = place.unsqueeze(1) - place
+    return (back >= 0) & (back < window)

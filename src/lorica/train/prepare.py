@@ -1,0 +1,61 @@
+"""What a run needs before its first step: rows, and a base with the adapter on it."""
+
+from pathlib import Path
+from typing import Any
+
+from lorica.base.load import Base, context_length, load_tokenizer
+from lorica.base.load import load as load_base
+from lorica.base.packing import why_not_packed
+from lorica.core.attach import adapt
+from lorica.core.site import output_head
+from lorica.data.load import Data
+from lorica.data.load import load as load_data
+from lorica.train.config import TrainConfig
+
+
+def load_rows(config: TrainConfig) -> Data:
+    """The rows of a run, tokenised for its base, whose weights stay unread."""
+    return load_data(
+        config.data,
+        load_tokenizer(config.base),
+        seed=config.seed,
+        max_length=context_length(config.base),
+    )
+
+
+def adapted_base(config: TrainConfig, labels: list[str] | None) -> Base:
+    """The base with a fresh adapter; a classifier's fresh head is always trained with it."""
+    base = load_base(config.base, dtype=config.dtype, labels=labels)
+    whole = list(config.modules_to_save)
+    head = output_head(base.model) if labels is not None else None
+    name = next((n for n, m in base.model.named_modules() if m is head), None)
+    if name is not None and config.method["name"] != "full" and name not in whole:
+        whole.append(name)
+    adapt(
+        base.model,
+        config.build_method(),
+        seed=config.seed,
+        target_modules=config.target_modules,
+        exclude_modules=config.exclude_modules,
+        layers_to_transform=config.layers_to_transform,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=config.alpha_pattern,
+        modules_to_save=whole,
+        trainable_token_indices=config.trainable_token_indices,
+    )
+    if config.gradient_checkpointing:
+        model: Any = base.model
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return base
+
+
+def why_padded(base: Base) -> str | None:
+    """Why rows must be padded instead of laid end to end; None: they need not be."""
+    if base.labels is not None:
+        return "a classifier reads each row on its own"
+    return why_not_packed(base.model)
+
+
+def lasting(base: str) -> str:
+    """A local folder as an absolute path, so that the adapter finds it from anywhere."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base

@@ -1,0 +1,58 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY = 5.0  # seconds between plain lines
+
+
+class Show:
+    """Follows the events of a run."""
+
+    def __init__(self, total: int, console: Console | None = None):
+        self.total = total
+        self.console = console or Console(stderr=True, highlight=False)
+        self.started, self.shown, self.first = time.monotonic(), 0.0, None
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=total)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "step":
+            self._step(event)
+        elif kind == "eval":
+            self.line(f"step {event['step']}: held-out loss {event['loss']:.4f}")
+        elif kind in ("line", "checkpoint", "stop"):
+            self.line(event.get("text", ""))
+
+    def _step(self, event: dict[str, Any]) -> None:
+        step = event["step"]
+        if self.first is None:
+            self.first = step - 1
+        text = (
+            f"step {step}/{self.total}  loss {event['loss']:.4f}  lr {event['lr']:.2e}  "
+            f"{event['tokens_per_second']:,.0f} tokens/s  {event['memory'] / 2**20:,.0f} MiB"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=text)
+            return
+        now = time.monotonic()
+        if now - self.shown >= EVERY or step == self.total:
+            self.shown = now
+            left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
+            self.line(f"{text}  {left:,.0f} s left")
+
+    def line(self, text: str) -> None:
+        if text:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
