@@ -1,0 +1,81 @@
+"""What the rows are and how they are used: the settings of the data layer.
+
+This file imports neither torch nor transformers, so that `--help` and the check of a recipe
+stay quick. The docstring under a field is its line in `--help`.
+"""
+
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Format = Literal["auto", "alpaca", "prompt", "messages", "sharegpt", "text", "label"]
+Overlong = Literal["raise", "drop", "truncate", "split"]
+
+# Every column that a row shape knows. `columns` maps these to the names in the file.
+COLUMNS = (
+    "instruction", "input", "output", "prompt", "completion",
+    "messages", "conversations", "system", "tools", "text", "label",
+)  # fmt: skip
+
+
+class DataConfig(BaseModel):
+    """Rows to train on, or to measure on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: str
+    """A file (.json .jsonl .csv .parquet .txt), or a data set of the hub (owner/name, or
+    owner/name:subset)."""
+    split: str = "train"
+    """Which split of a hub data set is read; files have none."""
+    format: Format = "auto"
+    """The shape of a row. auto finds it from the columns."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column name to the one in the file, for example {prompt: question}."""
+    validation: Annotated[float, Field(ge=0, lt=1)] | str = 0.05
+    """Share of the rows that is kept for evaluation, or another file; 0 keeps none."""
+    completion_only: bool = True
+    """Learn the answers only; false learns the prompts as well."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest row, in tokens; by default what the base can take."""
+    overlong: Overlong | None = None
+    """What happens to a longer row. By default split for .txt, else raise."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows of the file, this many."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the path is empty; name a file or a data set of the hub")
+        return value
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _number_in_words(cls, value: Any) -> Any:
+        """A share that arrives as text, from a flag, is still a share."""
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                return value
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if key not in COLUMNS:
+                near = get_close_matches(key, COLUMNS, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(
+                    f"{key!r} is not a column that lorica knows ({', '.join(COLUMNS)}){hint} "
+                    "Write it as {our name: name in the file}."
+                )
+        return value

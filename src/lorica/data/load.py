@@ -1,0 +1,198 @@
+"""Files to examples: read, render, tokenise, fit, and part train from validation.
+
+The split is a function of seed and content: the rows with the smallest sha256 of both are the
+validation rows. So it does not move when the file is sorted, and rows that are equal stay on
+one side where that is possible.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorica.data import source
+from lorica.data.config import DataConfig
+from lorica.data.fit import Fitted, fit, limit_of, policy_of
+from lorica.data.template import Rendered, render
+from lorica.data.tokenise import Example, tokenise, tokenise_labels
+from lorica.errors import DataError, closest, listed
+
+
+@dataclass
+class Data:
+    train: list[Example]
+    validation: list[Example]
+    labels: list[str] | None  # names of the classes, when the rows have one
+    lines: list[str]
+    digest: str  # sha256 of the files' bytes, or of the rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One file's rows as text."""
+
+    config: DataConfig
+    kind: str
+    rows: list[Rendered]
+    lines: list[str]
+    digest: str
+
+
+def load(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | None,
+         labels: list[str] | None = None) -> Data:  # fmt: skip
+    """All that training needs of `config`.
+
+    max_length: what the base takes, in tokens; None knows no limit.
+    labels: the classes that an adapter knows already; by default those in the rows.
+
+    Raises: DataError for whatever keeps the rows from being trained on.
+    """
+    limit = limit_of(config, max_length)
+    train = rows_of(config, tokenizer)
+    other = None
+    if isinstance(config.validation, str):
+        other = rows_of(validation_config(config), tokenizer, kind=train.kind)
+    names = class_names([train, other] if other else [train], labels)
+    fitted = examples_of(train, tokenizer, names, limit)
+    lines = _named(train, fitted)
+    if other:
+        checked = examples_of(other, tokenizer, names, limit)
+        lines += _named(other, checked)
+        kept, held = fitted.examples, checked.examples
+    else:
+        kept, held = part(fitted.examples, float(config.validation), seed)
+    lines += _unmatched(kept, held, names)
+    digest = train.digest
+    if other:
+        digest = hashlib.sha256(f"{digest} {other.digest}".encode()).hexdigest()
+    return Data(kept, held, names, lines, digest)
+
+
+def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows:
+    """Read and render one file.
+
+    kind: what the rows must be, when another file has settled that.
+    """
+    rows = source.read(config)
+    found = render(rows, config, tokenizer)
+    if kind and (found.kind == "label") != (kind == "label"):
+        raise DataError(f"{config.path} holds {found.kind} rows, but the training rows are {kind}.",
+                        fix="give validation rows of the same shape")  # fmt: skip
+    return Rows(config, found.kind, found.rows, found.lines, source.digest(config, rows))
+
+
+def _named(rows: Rows, fitted: Fitted) -> list[str]:
+    """All that is to be said of a file, under its name."""
+    name = Path(rows.config.path).name
+    lines = [*rows.lines, *_duplicates(rows), *fitted.lines]
+    return [f"{name}: {line}" for line in lines]
+
+
+def validation_config(config: DataConfig) -> DataConfig:
+    """The settings under which a validation file is read: the same, but for its path."""
+    return config.model_copy(update={"path": config.validation, "validation": 0.0, "limit": None})
+
+
+def examples_of(rows: Rows, tokenizer: Any, labels: list[str] | None,
+                limit: int | None) -> Fitted:  # fmt: skip
+    if labels is None:
+        examples, lines = tokenise(rows.rows, tokenizer)
+        fitted = fit(examples, rows.kind, rows.config, limit)
+        return Fitted(fitted.examples, fitted.overlong, fitted.unlearned, lines + fitted.lines)
+    fitted = fit(tokenise_labels(rows.rows, tokenizer, labels), rows.kind, rows.config, limit)
+    if fitted.overlong and policy_of(rows.config) == "truncate":
+        # The tokenizer cuts, so that special tokens at the end stay.
+        cut = tokenise_labels(rows.rows, tokenizer, labels, limit)
+        return Fitted(cut, fitted.overlong, 0, fitted.lines)
+    return fitted
+
+
+def class_names(files: list[Rows], known: list[str] | None) -> list[str] | None:
+    """The names of the classes in order; numbers sort as numbers. None without classes.
+
+    Raises: DataError for a class that is not `known`, and for a single class.
+    """
+    if files[0].kind != "label":
+        return None
+    found = {row.label or "" for file in files for row in file.rows}
+    if known is not None:
+        strange = sorted(found - set(known))
+        if strange:
+            raise DataError(
+                f"{len(strange)} classes in the rows are not those that the adapter knows.",
+                unknown=listed(strange),
+                known=listed(known, 12),
+                closest=closest(strange[0], known),
+                fix="rename them in the file",
+            )
+        return known
+    if len(found) < 2:
+        raise DataError(f"all rows have the class {listed(found)}; there is nothing to tell apart.",
+                        fix="give rows of two classes at least")  # fmt: skip
+    numbers = all(name.lstrip("-").isdecimal() for name in found)
+    return sorted(found, key=lambda name: (int(name), name) if numbers else (0, name))
+
+
+def part(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Train and validation examples, both in the file's order.
+
+    What is parted is the rows of the file; of a file that is one row, its blocks.
+    At least one goes to each side when `share` > 0 and there are two.
+    """
+    by_row = len({example.row for example in examples}) > 1
+    unit = [example.row if by_row else i for i, example in enumerate(examples)]
+    units = dict(zip(unit, examples, strict=True))
+    if share <= 0 or len(units) < 2:
+        return examples, []
+    groups: dict[str, list[int]] = {}  # equal rows have equal keys, and stay together
+    for number, example in units.items():
+        text = _content(example.source) if by_row and example.source else str(example.ids)
+        key = hashlib.sha256(f"{seed}\0{text}".encode()).hexdigest()
+        groups.setdefault(key, []).append(number)
+    want = min(max(1, round(share * len(units))), len(units) - 1)
+    held: set[int] = set()
+    for key in sorted(groups):
+        if len(held) + len(groups[key]) <= want:
+            held.update(groups[key])
+    if not held:  # every row stands often; rather a large group than a row on both sides
+        least = min(groups.values(), key=len)
+        held.update(least if len(least) < len(units) else least[:want])
+    train = [e for e, number in zip(examples, unit, strict=True) if number not in held]
+    return train, [e for e, number in zip(examples, unit, strict=True) if number in held]
+
+
+def _content(row: Rendered) -> str:
+    return "\x1f".join([*(s.text for s in row.segments), row.label or ""])
+
+
+def duplicates(rows: list[Rendered]) -> int:
+    """Rows beyond the first of their content."""
+    return len(rows) - len({_content(row) for row in rows})
+
+
+def _duplicates(rows: Rows) -> list[str]:
+    twice = duplicates(rows.rows)
+    if not twice:
+        return []
+    most, times = Counter(map(_content, rows.rows)).most_common(1)[0]
+    first = next(row.where for row in rows.rows if _content(row) == most)
+    return [f"{twice} rows repeat an earlier one; {first} stands {times} times"]
+
+
+def _unmatched(train: list[Example], held: list[Example], labels: list[str] | None) -> list[str]:
+    """Rows on both sides, and classes on one side only."""
+    lines = []
+    learned = {id(e.source): e.source for e in train if e.source}
+    known = set(map(_content, learned.values()))
+    # Blocks of one text share their row, and are no repetition.
+    others = {id(e.source): e.source for e in held if e.source and id(e.source) not in learned}
+    if both := [row.where for row in others.values() if _content(row) in known]:
+        lines.append(f"{len(both)} validation rows stand in the training rows too, so their loss "
+                     f"says little: {listed(both)}")  # fmt: skip
+    if labels is not None and held:
+        seen = {e.label for e in train}
+        missing = [name for i, name in enumerate(labels) if i not in seen]
+        if missing:
+            lines.append(f"no training row has the class {listed(missing)}")
+    return lines

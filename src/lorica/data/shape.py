@@ -1,0 +1,144 @@
+"""Which shape the rows have, found from their columns; and their columns under our names.
+
+    messages   messages [system, tools]         alpaca  instruction output [input]
+    sharegpt   conversations [system, tools]    prompt  prompt completion
+    label      text label                       text    text
+
+Rows of preference training (chosen/rejected, or messages with a true/false label) look much
+like these. They are refused rather than half used: learning a rejected answer is no error
+that anybody would see.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lorica.data.config import DataConfig
+from lorica.data.source import Row
+from lorica.errors import DataError, closest, listed
+
+# kind: (columns it must have, columns it may have); auto takes the first that fits.
+SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ("system", "tools")),
+    "sharegpt": (("conversations",), ("system", "tools")),
+    "alpaca": (("instruction", "output"), ("input",)),
+    "prompt": (("prompt", "completion"), ()),
+    "label": (("text", "label"), ()),
+    "text": (("text",), ()),
+}
+# Names seen in the wild, for the suggestion in the error; nothing is guessed from them.
+ASKS = ("question", "query", "source", "input", "instruction", "mr", "context", "user")
+ANSWERS = ("answer", "response", "output", "target", "ref", "reference", "completion", "assistant")
+TEXTS = ("sentence", "content", "review", "document", "body")
+
+
+@dataclass(frozen=True)
+class Shaped:
+    kind: str
+    rows: list[Row]  # fields under our names, only those of the shape
+    lines: list[str]
+
+
+def shape(rows: list[Row], config: DataConfig) -> Shaped:
+    """Rename the columns, settle the shape, and leave out what it does not use.
+
+    Raises: DataError if no shape fits, or a mapped column is in no row.
+    """
+    found = list(dict.fromkeys(key for row in rows for key in row.fields))
+    _mapped_columns_exist(config, found)
+    back = {theirs: ours for ours, theirs in config.columns.items()}
+    shadowed = set(config.columns) - set(back)  # their own column of that name is not meant
+    ours = [back.get(name, name) for name in found if name in back or name not in shadowed]
+    kind = config.format if config.format != "auto" else _find(rows, ours, config)
+    must, may = SHAPES[kind]
+    if missing := [name for name in must if name not in ours]:
+        raise _no_shape(config, found, f"{kind} rows need {', '.join(missing)}")
+    theirs = {name: config.columns.get(name, name) for name in (*must, *may)}
+    kept = [
+        Row({us: row.fields[them] for us, them in theirs.items() if them in row.fields}, row.where)
+        for row in rows
+    ]
+    unused = [name for name in found if name not in theirs.values()]
+    lines = [f"read as {kind} rows; columns not used: {listed(unused, 8)}"]
+    return Shaped(kind, kept, lines if unused else [])
+
+
+def _mapped_columns_exist(config: DataConfig, found: list[str]) -> None:
+    wrong = {ours: name for ours, name in config.columns.items() if name not in found}
+    if wrong:
+        raise DataError(
+            f"{config.path} has no column {listed(map(repr, wrong.values()))}, "
+            "which data.columns names.",
+            found=listed(found, 12),
+            closest="; ".join(closest(name, found) for name in wrong.values()),
+            fix="data.columns maps our name to the one in the file: {prompt: question}",
+        )
+
+
+def _find(rows: list[Row], ours: list[str], config: DataConfig) -> str:
+    label = config.columns.get("label", "label")
+    judged = "label" in ours and all(
+        isinstance(row.fields.get(label), bool | type(None)) for row in rows
+    )
+    answers = "messages" in ours or "conversations" in ours or {"prompt", "completion"} <= {*ours}
+    if {"chosen", "rejected"} <= {*ours} or "kto_tag" in ours or (judged and answers):
+        raise DataError(
+            f"{config.path} holds preferences (which answer is better), not answers to learn.",
+            found=listed(ours, 12),
+            fix="give rows with one good answer each; or, to learn every answer in the file, "
+            "name the shape with data.format",
+        )
+    for kind, (must, _) in SHAPES.items():
+        if all(name in ours for name in must):
+            return kind
+    raise _no_shape(config, ours, "no known shape has these columns")
+
+
+def _no_shape(config: DataConfig, found: list[str], why: str) -> DataError:
+    known = sorted({name for must, _ in SHAPES.values() for name in must})
+    near = {name: closest(name, known) for name in found}
+    return DataError(
+        f"{config.path}: {why}.",
+        found=listed(found, 12),
+        closest="; ".join(f"{a} ~ {b}" for a, b in near.items() if "nothing" not in b) or "none",
+        known="; ".join(f"{kind}: {' '.join(must)}" for kind, (must, _) in SHAPES.items()),
+        fix=_suggested(config, found),
+    )
+
+
+def _suggested(config: DataConfig, found: list[str]) -> str:
+    lower = {name.lower(): name for name in found}
+    ask = next((lower[name] for name in ASKS if name in lower), None)
+    answer = next((lower[name] for name in ANSWERS if name in lower), None)
+    text = next((lower[name] for name in TEXTS if name in lower), None)
+    if ask and answer:
+        return f"data.columns: {{prompt: {ask}, completion: {answer}}}"
+    if text and "label" in lower:
+        return f"data.columns: {{text: {text}}}"
+    if config.path.lower().endswith(".csv"):
+        return "the first line must be a header with column names; data.columns may map them"
+    return "map the columns, for example data.columns: {prompt: question, completion: answer}"
+
+
+def text_in(fields: dict[str, Any], name: str) -> str:
+    """The text of a field.
+
+    Raises: BadRow if it is missing, is no text, or cannot be written as UTF-8.
+    """
+    if name not in fields:
+        raise BadRow(f"has no {name}")
+    value = fields[name]
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {type(value).__name__}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # "\ud800" is legal JSON, and no character
+        raise BadRow(f"{name} has half a surrogate pair at character {error.start}") from error
+    return value
+
+
+class BadRow(Exception):
+    """Why one row cannot be used; the caller knows which row, and collects them."""
+
+    def __init__(self, why: str, fix: str | None = None):
+        super().__init__(why)
+        self.fix = fix

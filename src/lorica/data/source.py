@@ -1,0 +1,120 @@
+"""Where rows come from: a file, or a data set of the hub. Each row knows its place.
+
+Whatever is wrong with a file is said with the file and the line or row, so that it can be
+opened there. A path that exists is a file; `owner/name` that does not exist is looked up on
+the hub, but only if its first part is no folder here (then it is a misspelt file).
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorica.data import files
+from lorica.data.config import DataConfig
+from lorica.errors import DataError, MissingError, closest, listed
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Row:
+    fields: dict[str, Any]
+    where: str  # "tickets.jsonl:17"
+
+
+def read(config: DataConfig) -> list[Row]:
+    """All rows of `config.path`, or the first `config.limit`; at least one.
+
+    Raises: DataError with file and line; MissingError if a package for the format is missing.
+    """
+    path = Path(config.path)
+    if not path.exists() and _on_hub(config.path):
+        pairs = _hub(config)
+    else:
+        _must_be_file(path)
+        pairs = files.READERS[path.suffix.lower()](path, config.limit)
+    rows = [Row(fields, where) for fields, where in pairs[: config.limit]]
+    if not rows:
+        raise DataError(f"{config.path} holds no rows.", fix="give a file with at least one row")
+    return rows
+
+
+def digest(config: DataConfig, rows: list[Row]) -> str:
+    """sha256 of the file's bytes; of the rows as JSON when there is no file."""
+    path = Path(config.path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    sums = hashlib.sha256()
+    for row in rows:
+        sums.update(json.dumps(row.fields, sort_keys=True, default=str).encode("utf-8", "replace"))
+    return sums.hexdigest()
+
+
+def _on_hub(name: str) -> bool:
+    if not HUB_NAME.fullmatch(name) or name.startswith("."):
+        return False
+    owner, _, rest = name.partition("/")
+    if Path(name).suffix.lower() in files.READERS:
+        return False
+    return not (rest and Path(owner).is_dir())
+
+
+def _must_be_file(path: Path) -> None:
+    known = " ".join(files.READERS)
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in files.READERS)
+        raise DataError(
+            f"{path} is a folder, not a file.",
+            holds=listed(inside),
+            fix="name one of its files" if inside else f"name a file that ends in {known}",
+        )
+    if not path.exists():
+        folder = path.parent
+        facts = {"folder": f"{folder} does not exist either"}
+        if folder.is_dir():
+            facts = {"closest": closest(path.name, (p.name for p in folder.iterdir()))}
+        raise DataError(f"there is no file {path}.", fix="check the path", **facts)
+    if path.suffix.lower() not in files.READERS:
+        raise DataError(
+            f"{path} has a suffix that lorica does not read: {path.suffix or '(none)'}.",
+            known=known,
+            fix="convert it, or rename it if it is one of these",
+        )
+
+
+def _hub(config: DataConfig) -> list[tuple[dict[str, Any], str]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingError(
+            f"{config.path} is no file here, and reading the hub needs the package datasets.",
+            fix='pip install "lorica[data]", or correct the path',
+        ) from error
+    name, _, subset = config.path.partition(":")
+    try:
+        rows = datasets.load_dataset(name, subset or None, split=config.split)
+        rows = rows.select(range(min(config.limit or len(rows), len(rows))))
+        found = [(_named_classes(row, rows.features), f"{name}:row {i}")
+                 for i, row in enumerate(rows, 1)]  # fmt: skip
+    except Exception as error:  # the library raises a dozen classes, none of them its own
+        raise DataError(
+            f"{config.path} is no file here, and the hub does not give split {config.split!r} "
+            "of a data set of that name.",
+            reason=f"{type(error).__name__}: {str(error).strip().splitlines()[:1] or ''}",
+            fix="check the name, the split and the network; a subset is named owner/name:subset",
+        ) from error
+    return found
+
+
+def _named_classes(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    """The hub stores classes as numbers beside a list of names; rows carry the names."""
+    return {
+        key: features[key].int2str(value)
+        if type(features[key]).__name__ == "ClassLabel" and isinstance(value, int) and value >= 0
+        else value
+        for key, value in row.items()
+    }
