@@ -1,0 +1,208 @@
+"""The bases that every law is tried on, and adapters that have moved away from their start.
+
+    stack      plain nn.Linear blocks, float32          packed     the same, int8 rows and scales
+    bf16       the same, bfloat16                       gpt2       Conv1D, tied head (random)
+    llama      a real Llama, all linears but the head   embedding  its input embedding, head tied
+    head       its output head, tied to the embedding
+
+A method is tried on every base whose kinds of site it can act on.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import lorica
+from lorica.core.adapter import Method
+
+SHARED = Path(__file__).parents[3] / "shared"
+STORIES = SHARED / "data/models/stories260K"
+X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(7))
+IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(8))
+
+
+class Packed(nn.Module):
+    """int8 rows with one scale each: a stand-in for any quantised linear layer."""
+
+    scale: Tensor
+    codes: Tensor
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach()
+        self.register_buffer("scale", weight.abs().amax(1, keepdim=True) / 127)
+        self.register_buffer("codes", (weight / self.scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.codes.to(x.dtype) * self.scale.to(x.dtype), self.bias)
+
+
+class Stack(nn.Module):
+    """Two residual blocks of two linear layers, one of the four with a bias."""
+
+    def __init__(self, packed: bool = False, checkpointed: bool = False):
+        super().__init__()
+        self.checkpointed = checkpointed
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(
+                nn.ModuleDict({"up": nn.Linear(12, 20, bias=i == 0),
+                               "down": nn.Linear(20, 12, bias=False)})
+                for i in range(2)
+            )  # fmt: skip
+        if packed:
+            for layer in self.layers:
+                for key in list(layer):  # type: ignore[call-overload]
+                    layer[key] = Packed(layer[key])  # type: ignore[index]
+
+    def block(self, layer: nn.ModuleDict, x: Tensor) -> Tensor:
+        return x + layer["down"](F.silu(layer["up"](x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(next(self.buffers() if self.packed else self.parameters()).dtype)
+        for layer in self.layers:
+            if self.checkpointed:
+                x = checkpoint(self.block, layer, x, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x = self.block(layer, x)  # type: ignore[arg-type]
+        return x
+
+    @property
+    def packed(self) -> bool:
+        return isinstance(self.layers[0]["up"], Packed)  # type: ignore[index]
+
+
+@cache
+def _stories() -> nn.Module:
+    if not STORIES.is_dir():
+        pytest.skip(f"{STORIES} is not here: this law is tried on a real model")
+    from lorica.base.load import load
+
+    return load(str(STORIES)).model
+
+
+@cache
+def _gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
+            eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+        model = GPT2LMHeadModel(config).eval()
+        for parameter in model.parameters():  # its own start leaves every bias at zero
+            nn.init.normal_(parameter, std=0.1) if parameter.ndim == 1 else None
+    return model
+
+
+def stories() -> nn.Module:
+    return copy.deepcopy(_stories())
+
+
+def gpt2() -> nn.Module:
+    return copy.deepcopy(_gpt2())
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base, where its adapters go, and how exact its numbers are.
+
+    needs: the kind of site that the targets are.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    targets: dict[str, object] = field(default_factory=dict)
+    needs: str = "linear"
+    exact: float = 2e-5
+    dense: bool = True
+    floats: bool = True
+    """Takes float vectors, not token ids."""
+
+    def run(self, model: nn.Module) -> Tensor:
+        y = model(X) if self.floats else model(IDS).logits
+        return y.float() if self.exact > 1e-3 else y
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    Case("stack", Stack),
+    Case("bf16", lambda: Stack().bfloat16(), exact=0.06),
+    Case("packed", lambda: Stack(packed=True), dense=False),
+    Case("gpt2", gpt2, floats=False),
+    Case("llama", stories, floats=False, exact=1e-4),
+    Case("embedding", stories, {"target_modules": ["embed_tokens", "q_proj"]}, "embedding",
+         floats=False, exact=1e-4),
+    Case("head", stories, {"target_modules": ["lm_head", "v_proj"]}, floats=False, exact=1e-4),
+]  # fmt: skip
+
+
+def method(name: str, **settings: object) -> Method:
+    """Method `name`, small."""
+    kind = Method.named(name)
+    small = {"r": 4} if "r" in kind.__dataclass_fields__ else {}
+    return kind(**{**small, **settings})
+
+
+def fits(name: str, case: Case) -> bool:
+    """Method `name` can act on the sites of `case`."""
+    kinds = Method.named(name).kinds
+    trains_whole = "other" in kinds  # and cannot train what is packed
+    return case.needs in kinds and (case.dense or not trains_whole)
+
+
+def adapted(name: str, case: Case, **settings: object) -> nn.Module:
+    """A fresh base of `case` with a fresh adapter."""
+    return lorica.adapt(case.make(), method(name, **settings), **case.targets)
+
+
+def move(model: nn.Module, seed: int = 1, size: float = 0.05) -> nn.Module:
+    """Move every trainable tensor away from its start. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def trained(name: str, case: Case, seed: int = 1, **settings: object) -> nn.Module:
+    """A fresh base of `case` with an adapter that has moved."""
+    return move(adapted(name, case, **settings), seed)
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every tensor of the base, as it is now."""
+    return {
+        key: tensor.detach().clone()
+        for key, tensor in model.state_dict().items()
+        if ".adapters." not in f".{key}"
+    }
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def pairs() -> list:
+    """Every (method, case) that fits, for parametrize("name, case", pairs())."""
+    return [
+        pytest.param(name, case, id=f"{name}-{case}")
+        for name in Method.names()
+        for case in CASES
+        if fits(name, case)
+    ]

@@ -1,0 +1,329 @@
+"""Laws that every method obeys on every kind of base. A new method file is tested here as it is."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import lorica
+from lorica.core.adapter import Method
+from lorica.core.attach import ports
+from lorica.core.merge import evaluated
+from lorica.core.state import adapter_state, load_adapter_state
+from lorica.errors import MergeError, TargetError
+from lorica.formats.commit import read_tensors
+from tests.laws.bases import (
+    CASES,
+    Case,
+    Stack,
+    adapted,
+    bits,
+    method,
+    move,
+    pairs,
+    same_bits,
+    trained,
+)
+
+STACK = CASES[0]
+CONSTANT_NORM = {"dora"}  # takes a part of its formula as a constant in the backward pass
+each = pytest.mark.parametrize("name", Method.names())
+everywhere = pytest.mark.parametrize("name, case", pairs())
+
+
+def affine(model: nn.Module) -> bool:
+    return all(a.affine for _, _, port in ports(model) for a in port.acting())
+
+
+def close(got, want, case: Case) -> None:
+    torch.testing.assert_close(got, want, atol=case.exact, rtol=max(1e-4, case.exact / 10))
+
+
+@everywhere
+def test_starts_as_the_base(name, case):
+    base, model = case.make(), adapted(name, case)
+    close(case.run(model), case.run(base), case)
+    names = [n for n, _ in model.named_parameters() if ".adapters." not in n]
+    assert names == [n for n, _ in base.named_parameters()]
+    assert [type(m) for m in base.modules()] == [
+        type(m) for n, m in model.named_modules() if "adapters" not in n.split(".")
+    ]
+
+
+@everywhere
+def test_moving_the_adapter_moves_the_output(name, case):
+    away = (case.run(trained(name, case)) - case.run(case.make())).abs().max()
+    assert away > 10 * 2e-5
+
+
+@everywhere
+def test_merge_is_forward(name, case):
+    model = trained(name, case)
+    want = case.run(model)
+    if not affine(model):
+        with pytest.raises(MergeError):
+            lorica.merge(model)
+        return
+    lorica.merge(model)
+    assert not list(ports(model))
+    close(case.run(model), want, case)
+
+
+@everywhere
+def test_closed_form_is_the_action_on_the_identity(name, case):
+    model = trained(name, case)
+    for site_name, module, port in ports(model):
+        (adapter,) = port.acting()
+        if not adapter.affine or adapter.weights(module) or case.exact > 1e-3:
+            continue
+        site = port.site(site_name, module)
+        weight, bias = site.dense()
+        closed = adapter.merged(weight, bias)
+        if closed is None:
+            continue
+        asked = evaluated(site, [adapter], weight, bias)
+        for got, want in zip(closed, asked, strict=True):
+            assert (got is None) == (want is None)
+            if got is not None:
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+@everywhere
+def test_detach_is_exact(name, case):
+    base, model = case.make(), case.make()
+    for m in (base, model):
+        for i, parameter in enumerate(m.parameters()):
+            parameter.requires_grad_(i % 2 == 0)
+    lorica.adapt(model, method(name), **case.targets)
+    move(model)
+    lorica.detach(model)
+    assert same_bits(bits(base), model.state_dict())
+    assert torch.equal(case.run(model), case.run(base))
+    assert [(n, p.requires_grad) for n, p in model.named_parameters()] == [
+        (n, p.requires_grad) for n, p in base.named_parameters()
+    ]
+    for before, after in zip(base.modules(), model.modules(), strict=True):
+        assert len(before._forward_hooks) == len(after._forward_hooks)
+        assert len(before._forward_pre_hooks) == len(after._forward_pre_hooks)
+        assert len(before._forward_hooks_always_called) == len(after._forward_hooks_always_called)
+
+
+@everywhere
+def test_training_never_writes_to_the_base(name, case):
+    model = move(adapted(name, case)).train()
+    before = bits(model)
+    start = {k: t.detach().clone() for k, t in adapter_state(model).items()}
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    for _ in range(2):
+        case.run(model).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert same_bits(before, bits(model))
+    assert all(p.grad is None for n, p in model.named_parameters() if ".adapters." not in n)
+    for key, tensor in adapter_state(model).items():
+        if tensor.requires_grad:
+            assert not torch.equal(tensor, start[key]), f"{key} never moved"
+
+
+@everywhere
+def test_saved_and_loaded_gives_the_same_output(name, case, tmp_path):
+    model = trained(name, case)
+    lorica.save(model, tmp_path / "adapter")
+    fresh = case.make()
+    assert lorica.load(fresh, tmp_path / "adapter") == []
+    assert torch.equal(case.run(fresh), case.run(model))
+    inside = read_tensors(tmp_path / "adapter/adapter_model.safetensors")
+    state = adapter_state(model)
+    assert sorted(t.shape for t in inside.values()) == sorted(t.shape for t in state.values())
+    again = lorica.save(fresh, tmp_path / "again")
+    assert (again / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+
+
+@everywhere
+def test_copies_stand_on_their_own(name, case):
+    model = trained(name, case)
+    want = case.run(model)
+    copied = copy.deepcopy(model)
+    assert torch.equal(case.run(copied), want)
+    with lorica.use(copied):
+        assert torch.equal(case.run(model), want), "the copy's switch is the model's"
+    lorica.detach(copied)
+    assert torch.equal(case.run(copied), case.run(case.make()))
+    assert torch.equal(case.run(model), want)
+    assert torch.equal(case.run(pickle.loads(pickle.dumps(model))), want)
+
+
+@everywhere
+def test_state_goes_from_one_model_to_another(name, case):
+    model, other = trained(name, case), trained(name, case, seed=2)
+    assert not torch.allclose(case.run(other), case.run(model))
+    load_adapter_state(other, adapter_state(model))
+    assert torch.equal(case.run(other), case.run(model))
+
+
+@everywhere
+def test_adapters_are_float32(name, case):
+    model = adapted(name, case)
+    floats = [t for t in adapter_state(model).values() if t.is_floating_point()]
+    assert floats
+    assert {t.dtype for t in floats} == {torch.float32}
+
+
+@everywhere
+def test_same_seed_same_bits(name, case):
+    def start(seed: int) -> dict[str, torch.Tensor]:
+        model = lorica.adapt(case.make(), method(name), seed=seed, **case.targets)
+        return {k: t.detach() for k, t in adapter_state(model).items()}
+
+    case.make()  # may load a file for the first time
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = start(3)
+    torch.manual_seed(99)
+    again = start(3)
+    assert same_bits(first, again)
+    torch.manual_seed(5)
+    start(4)
+    assert torch.equal(torch.get_rng_state(), before), "adapt() moved the global random state"
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_another_seed_gives_another_start(name):
+    one, two = (
+        lorica.adapt(Stack(), method(name), seed=seed).layers[0]["up"].adapters["default"].a
+        for seed in (1, 2)
+    )
+    assert not torch.equal(one, two)
+
+
+@each
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=str)
+def test_compiles_whole(name, case):
+    torch._dynamo.reset()
+    model = trained(name, case)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
+    with lorica.use(model):
+        torch.testing.assert_close(
+            case.run(compiled), case.run(case.make()), atol=1e-5, rtol=1e-5
+        )
+    torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
+
+
+@each
+def test_compiled_before_adapting_is_noticed(name):
+    torch._dynamo.reset()
+    model = Stack()
+    compiled = torch.compile(model, backend="aot_eager")
+    base = STACK.run(compiled)
+    lorica.adapt(model, method(name))
+    move(model)
+    assert torch.equal(STACK.run(compiled), STACK.run(model))
+    assert not torch.equal(STACK.run(compiled), base)
+    lorica.detach(model)
+    assert torch.equal(STACK.run(compiled), base)
+
+
+@each
+def test_checkpointing_keeps_gradients(name):
+    grads = []
+    for checkpointed in (False, True):
+        model = move(lorica.adapt(Stack(checkpointed=checkpointed), method(name)))
+        STACK.run(model).square().sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert grads[0]
+    assert all(g is not None for g in grads[0].values())
+    for key in grads[0]:
+        torch.testing.assert_close(grads[0][key], grads[1][key])
+
+
+@each
+def test_gradients_match_float64_differences(name):
+    if name in CONSTANT_NORM:
+        pytest.skip("its norm is a constant in the backward pass; see its own vectors")
+    from tests.laws.bases import X
+
+    model, x, step = trained(name, STACK).double(), X.double(), 1e-6
+    model(x).sin().sum().backward()
+    generator = torch.Generator().manual_seed(3)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert learned
+    for parameter in learned[:6]:
+        way = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        values = []
+        with torch.no_grad():
+            for shift in (step, -2 * step):
+                parameter.add_(shift * way)
+                values.append(model(x).sin().sum())
+            parameter.add_(step * way)
+        difference = (values[0] - values[1]) / (2 * step)
+        assert parameter.grad is not None
+        torch.testing.assert_close((parameter.grad * way).sum(), difference, rtol=1e-4, atol=1e-6)
+
+
+@each
+def test_two_adapters_on_one_model(name):
+    model, alone = Stack(), {}
+    for seed, adapter in ((1, "first"), (2, "second")):
+        lorica.adapt(model, method(name), name=adapter, seed=seed)
+        move(model, seed)
+        alone[adapter] = STACK.run(model).detach()
+    assert not torch.allclose(alone["first"], alone["second"])
+    lorica.activate(model, "first")
+    assert torch.equal(STACK.run(model), alone["first"])
+    learns = {n.split(".adapters.")[1].split(".")[0]
+              for n, p in model.named_parameters() if p.requires_grad}  # fmt: skip
+    assert learns == {"first"}
+    with lorica.use(model, "second"):
+        assert torch.equal(STACK.run(model), alone["second"])
+    lorica.activate(model, "first", "second")
+    both = STACK.run(model)
+    lorica.activate(model, "second")
+    lorica.detach(model, "first")
+    assert torch.equal(STACK.run(model), alone["second"])
+    stands_in = any(a.weights(m) for _, m, port in ports(model) for a in port.acting())
+    assert torch.allclose(both, alone["second"]) == stands_in, "two whole layers: the last counts"
+    lorica.detach(model)
+    assert torch.equal(STACK.run(model), STACK.run(Stack()))
+
+
+@each
+@pytest.mark.parametrize("under", ["lora", "dora", "full"])
+def test_merging_two_active_adapters_is_their_forward(name, under):
+    model = Stack()
+    for adapter, which in (("under", under), ("over", name)):
+        lorica.adapt(model, method(which), name=adapter)
+        move(model, len(adapter))
+    lorica.activate(model, "under", "over")
+    if not affine(model):
+        pytest.skip(f"{name} has no dense equivalent")
+    want = STACK.run(model)
+    lorica.merge(model)
+    close(STACK.run(model), want, STACK)
+
+
+@each
+def test_merging_drops_what_is_not_active_and_says_so(name):
+    model = Stack()
+    lorica.adapt(model, method(name), name="kept")
+    move(model)
+    want = STACK.run(model)
+    lorica.adapt(model, method(name), name="idle")
+    move(model, 3)
+    lorica.activate(model, "kept")
+    if not affine(model):
+        pytest.skip(f"{name} has no dense equivalent")
+    (line,) = lorica.merge(model)
+    assert "'idle'" in line
+    close(STACK.run(model), want, STACK)
+
+
+def test_what_is_trained_whole_cannot_be_packed():
+    before = bits(model := Stack(packed=True))
+    with pytest.raises(TargetError, match="packed"):
+        lorica.adapt(model, method("full"))
+    assert same_bits(before, model.state_dict())
