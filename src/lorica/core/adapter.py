@@ -36,7 +36,10 @@ class Adapter(nn.Module):
         return y
 
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Tensors that stand in for those of `layer` during the call, by parameter name."""
+        """Tensors that stand in for those of `layer` during the call, by parameter name.
+
+        An adapter that gives any has a closed form in `merged`.
+        """
         return {}
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:

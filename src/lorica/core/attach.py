@@ -232,7 +232,7 @@ def activate(model: nn.Module, *names: str) -> None:
     """Train exactly `names` from now on; the other adapters keep still and are not updated."""
     for name in names:
         spec_of(model, name)
-    switch_of(model).active = names
+    switch_of(model).active = tuple(dict.fromkeys(names))
     for _, _, port in ports(model):
         for name, adapter in port.items():
             adapter.requires_grad_(name in names)
@@ -248,7 +248,7 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     for name in names:
         spec_of(model, name)
     switch = switch_of(model)
-    saved, switch.active = switch.active, names
+    saved, switch.active = switch.active, tuple(dict.fromkeys(names))
     try:
         with torch.no_grad():
             yield model

@@ -45,12 +45,20 @@ def merge(model: nn.Module) -> list[str]:
 
 
 def merged(site: Site, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
-    """The adapted layer as float32 (weight (O, I), bias (O,) or None)."""
+    """The adapted layer as float32 (weight (O, I), bias (O,) or None).
+
+    What stands in for the layer's tensors comes first, as it does in the forward pass. Closed
+    forms know no neighbours: where several adapters act, the layer as a whole is asked.
+    """
     weight, bias = site.dense()
-    for adapter in adapters:
-        closed = adapter.merged(weight, bias)
-        weight, bias = evaluated(site, [adapter], weight, bias) if closed is None else closed
-    return weight, bias
+    standing = [a for a in adapters if a.weights(site.module)]
+    for adapter in standing:
+        weight, bias = adapter.merged(weight, bias) or (weight, bias)
+    rest = [a for a in adapters if a not in standing]
+    closed = rest[0].merged(weight, bias) if len(rest) == len(adapters) == 1 else None
+    if closed is not None:
+        return closed
+    return evaluated(site, rest, weight, bias) if rest else (weight, bias)
 
 
 def evaluated(

@@ -42,14 +42,15 @@ class SavedModules:
 
     def at(self, site: Site) -> Whole:
         own: dict[str, nn.Parameter] = {}
+        if site.kind != "other" and not site.is_dense:
+            raise TargetError(
+                f"{site.name} ({type(site.module).__name__}) keeps no plain float weight: "
+                "packed layers cannot be trained whole.",
+                fix="load the base without quantisation, or leave this layer out",
+            )
         for key, parameter in site.module._parameters.items():
             if parameter is None:
                 continue
-            if not parameter.is_floating_point():
-                raise TargetError(
-                    f"{site.name}.{key} is {parameter.dtype}: packed weights cannot be trained.",
-                    fix="load the base without quantisation, or leave this layer out",
-                )
             copy = nn.Parameter(parameter.detach().float().clone())
             own[key] = self.copies.setdefault(id(parameter), copy)
         return Whole(site, own)
