@@ -64,7 +64,7 @@ class TrainConfig(BaseModel):
         "run", "float32", "numbers the base is held in; adapters are float32 always"
     )
     data: DataConfig = Field(
-        description="file or `datasets` id with the rows, or a mapping of data settings",
+        description="short for data.path",
         json_schema_extra={"group": "data"},
     )
     method: dict[str, Any] = setting(
@@ -103,7 +103,10 @@ class TrainConfig(BaseModel):
         "optimisation", 2e-4, "peak learning rate per optimizer step", gt=0
     )
     weight_decay: float = setting(
-        "optimisation", 0.0, "decoupled decay, as a share per step of the learning rate", ge=0
+        "optimisation",
+        0.0,
+        "decay of matrices, times the learning rate, per step (vectors do not decay)",
+        ge=0,
     )
     schedule: Literal["cosine", "linear", "constant"] = setting(
         "optimisation", "cosine", "fall of the learning rate to 0 after the warm-up, or none"
@@ -141,10 +144,12 @@ class TrainConfig(BaseModel):
     )
 
     eval_steps: Count | None = setting(
-        "watching", None, "optimizer steps between two evaluations; null: at the end only"
+        "watching", None, "optimizer steps between evaluations; null: at begin and end only"
     )
     save_steps: Count | None = setting(
-        "watching", None, "optimizer steps between two checkpoints; null: with each evaluation"
+        "watching",
+        None,
+        "optimizer steps between checkpoints; null: eval_steps, or a tenth of the run",
     )
     keep_checkpoints: int = setting("watching", 2, "newest checkpoints kept", ge=1)
     early_stopping_patience: Count | None = setting(

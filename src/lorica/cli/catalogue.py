@@ -1,0 +1,111 @@
+"""The settings and methods as their source files describe them, read without importing torch."""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from inspect import cleandoc
+from pathlib import Path
+
+import lorica
+from lorica.errors import ConfigError, closest
+
+FAMILY = "lorica.methods"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: its name, type and default as the source writes them, and its note."""
+
+    name: str
+    kind: str
+    default: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method. `about` is the docstring of its file."""
+
+    name: str
+    about: str
+    options: tuple[Option, ...]
+
+    @property
+    def title(self) -> str:
+        return self.about.partition("\n\n")[0].replace("\n", " ")
+
+
+@cache
+def methods() -> dict[str, Entry]:
+    """Every method, by name: those of this package and those of plug-ins."""
+    files = {p.stem: p for p in (Path(lorica.__file__).parent / "methods").glob("[!_]*.py")}
+    for point in entry_points(group=FAMILY):
+        spec = importlib.util.find_spec(point.module)
+        if spec and spec.origin:
+            files[point.name] = Path(spec.origin)
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    classes = {c.name: c for tree in trees.values() for c in ast.walk(tree)
+               if isinstance(c, ast.ClassDef)}  # fmt: skip
+    found = {}
+    for name, tree in sorted(trees.items()):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and _registered(node) == name:
+                options = {o.name: o for o in _options(node, classes)}
+                found[name] = Entry(name, ast.get_docstring(tree) or "", tuple(options.values()))
+    return found
+
+
+def method(name: str) -> Entry:
+    """Raises: ConfigError if there is no such method."""
+    if name not in methods():
+        raise ConfigError(
+            f"there is no method {name!r}.",
+            closest=closest(name, methods()),
+            known=", ".join(methods()),
+        )
+    return methods()[name]
+
+
+def _registered(node: ast.ClassDef) -> str | None:
+    """The name in `class Lora(Method, name="lora")`."""
+    words = (k.value.value for k in node.keywords
+             if k.arg == "name" and isinstance(k.value, ast.Constant))  # fmt: skip
+    return next((str(word) for word in words), None)
+
+
+def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[Option]:
+    for base in node.bases:  # a method may extend another's settings
+        if isinstance(base, ast.Name) and base.id in classes and base.id != node.name:
+            yield from _options(classes[base.id], classes)
+    for here, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(here, ast.AnnAssign) or not isinstance(here.target, ast.Name):
+            continue
+        kind = _kind(here.annotation)
+        if kind.startswith("ClassVar"):
+            continue
+        note = after.value.value if isinstance(after, ast.Expr) and isinstance(
+            after.value, ast.Constant) else ""  # fmt: skip
+        default = _default(here.value)
+        yield Option(here.target.id, kind, default, cleandoc(str(note)).replace("\n", " "))
+
+
+def _kind(annotation: ast.expr) -> str:
+    """A type as a reader wants it: int, float | None, kaiming|gaussian."""
+    text = ast.unparse(annotation)
+    if text.startswith("Literal[") and isinstance(annotation, ast.Subscript):
+        inner = annotation.slice
+        items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+        return "|".join(str(ast.literal_eval(item)) for item in items)
+    return text
+
+
+def _default(value: ast.expr | None) -> str | None:
+    """A default as a recipe writes it; None where there is none."""
+    if value is None:
+        return None
+    words = {"None": "null", "True": "true", "False": "false"}
+    text = ast.unparse(value)
+    return words.get(text, text.strip("'"))

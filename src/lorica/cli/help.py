@@ -1,0 +1,105 @@
+"""`--help` of the commands that take settings: cyclopts' own page, and a table per group."""
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from lorica.cli.catalogue import Option, method, methods
+from lorica.recipe.values import shown
+
+
+class SettingsHelp(DefaultFormatter):
+    """Prints the settings of a model after the panel of options."""
+
+    def __init__(self, model: type[BaseModel], *, method: bool = False):
+        super().__init__()
+        self.model, self.method = model, method
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        super().__call__(console, options, panel)
+        if panel.format != "parameter" or not any("--json" in e.names for e in panel.entries):
+            return
+        groups: dict[str, list[HelpEntry]] = {}
+        for group, entry in _entries(self.model):
+            groups.setdefault(group, []).append(entry)
+        if self.method:
+            groups["method"] = list(_method_entries())
+        for title, entries in groups.items():
+            super().__call__(
+                console,
+                options,
+                HelpPanel(format="parameter", title=f"Settings: {title}", entries=entries),
+            )
+
+
+def _entries(
+    model: type[BaseModel], before: str = "", group: str = "settings"
+) -> Iterator[tuple[str, HelpEntry]]:
+    for name, info in model.model_fields.items():
+        extra = info.json_schema_extra
+        here = str(extra.get("group", group)) if isinstance(extra, dict) else group
+        kind = info.annotation
+        inside = isinstance(kind, type) and issubclass(kind, BaseModel)
+        yield (
+            here,
+            HelpEntry(
+                positive_names=(f"--{before}{name}",),
+                metavar=None if inside else _short(kind),
+                description=_line(info),
+                default=_default(info),
+                required=info.is_required() and not before,
+            ),
+        )
+        if inside:
+            yield from _entries(kind, f"{before}{name}.", here)
+
+
+def _short(kind: Any) -> str:
+    """A type in one word, or the words that it allows."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _short(args[0])
+    if origin is Literal:
+        return "|".join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return "|".join(dict.fromkeys(_short(a) for a in args if a is not types.NoneType))
+    names = {str: "TEXT", int: "INT", float: "NUMBER", bool: "BOOL", list: "LIST", dict: "JSON"}
+    return names.get(origin or kind, "VALUE")
+
+
+def _line(info: FieldInfo) -> str:
+    return " ".join((info.description or "").split())
+
+
+def _default(info: FieldInfo) -> str | None:
+    if info.default_factory is not None or info.default is PydanticUndefined:
+        return None  # the description says it
+    return shown(info.default).strip('"')
+
+
+def _method_entries() -> Iterator[HelpEntry]:
+    names = ", ".join(methods())
+    yield HelpEntry(positive_names=("--method",), description=f"one of {names}", default="lora")
+    for option in method("lora").options:
+        yield _setting_entry(option, "--method.")
+    yield HelpEntry(
+        positive_names=("--method.NAME",),
+        description="a setting of another method: see lorica methods NAME",
+    )
+
+
+_KINDS = {"int": "INT", "float": "NUMBER", "bool": "BOOL", "str": "TEXT"}
+
+
+def _setting_entry(option: Option, before: str) -> HelpEntry:
+    return HelpEntry(
+        positive_names=(before + option.name,),
+        metavar=_KINDS.get(option.kind.removesuffix(" | None"), option.kind),
+        description=option.note,
+        default=option.default,
+    )

@@ -1,0 +1,51 @@
+"""lorica train: from a recipe, or from flags alone, to a run folder."""
+
+import os
+from pathlib import Path
+
+from cyclopts import App
+
+from lorica.cli.help import SettingsHelp
+from lorica.cli.options import Switch, Words, one, print_json, split
+from lorica.errors import ConfigError
+from lorica.train.config import TrainConfig, read
+
+app = App(
+    name="train", usage="Usage: lorica train [RECIPE] [--SETTING VALUE]... [OPTIONS]",
+    help_formatter=SettingsHelp(TrainConfig, method=True),
+)  # fmt: skip
+
+
+@app.default
+def train(*words: Words, resume: Path | None = None, json: Switch = False) -> None:
+    """Fine-tune a base on your rows.
+
+    Settings come from flags, then from the recipe, then from the defaults. Nested settings
+    have dots: --data.max_length 256, --method dora, --method.r 4. Lists are comma-separated.
+
+    Parameters
+    ----------
+    resume
+        A run folder to go on with, from its newest checkpoint; its settings stay as they are.
+    json
+        Print the run's figures as one JSON object.
+    """
+    plain, flags = split(words)
+    recipe = one(plain, "recipe")
+    if resume and (recipe or flags):
+        raise ConfigError(
+            "a resumed run keeps its settings.",
+            given=", ".join([*plain, *(f"--{flag}" for flag in flags)]),
+            fix=f"lorica train --resume {resume}",
+        )
+    config = None if resume else read(Path(recipe) if recipe else None, flags)
+
+    from lorica.train.loop import train  # torch, from here on
+
+    result = train(config, resume=resume, show=not json)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of several speaks
+    if json:
+        print_json({"folder": str(result.folder), **result.figures, "lines": result.lines})
+        return
+    print(f"the run is in {result.folder}, its adapter in {result.folder / 'adapter'}")
