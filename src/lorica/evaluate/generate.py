@@ -1,0 +1,289 @@
+"""Text from prompts, through transformers' own `generate`: greedy, or sampled from a seed.
+
+Prompts of like length share a left-padded batch with a key-value cache, and come back in the
+order they were given. Nothing of the base's own generation settings enters but its stop tokens:
+a repetition penalty that a model's author chose would make two systems incomparable. A row that
+the context cuts short shares a batch only with rows of its length, so that a batch never
+changes what a row says.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorica.base.load import Base
+from lorica.data.chat import chat_template
+from lorica.data.conversation import segments
+from lorica.data.shape import BadRow
+from lorica.data.template import Rendered, Segment
+from lorica.data.tokenise import Texts, prompt_ids
+from lorica.errors import ConfigError, DataError, listed
+from lorica.evaluate.loss import still
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 takes the most probable one."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value, good, want in (
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not good:
+                raise ConfigError(f"{name} is {value}; it must be {want}.", fix=f"change {name}")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """texts: what follows each prompt, without the stop token; tokens: its ids, with it.
+
+    tokens_per_second: generated tokens over all rows, the reading of the prompts included.
+    peak_memory_bytes: of the GPU if the model is on one, else of the process so far; None where
+        the system does not say.
+    lines: named lines on texts that were cut.
+    """
+
+    texts: list[str]
+    tokens: list[list[int]]
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    lines: list[str] = field(default_factory=list)
+
+
+def generate(
+    base: Base,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    chat: bool = False,
+    batch_size: int = 16,
+) -> Generation:
+    """What the model writes after each of `prompts`.
+
+    chat: each prompt is a user's message, and the base's chat template is put around it.
+    seed: sampled texts follow from it, given the same prompts and batch_size.
+
+    Raises: ConfigError for a setting out of range, or a classifier; DataError for a prompt that
+        is empty or does not fit the context, or a base without a chat template.
+    """
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    end = ""
+    if chat:
+        rows = [conversation(base, [{"role": "user", "content": p}]) for p in prompts]
+        end = end_of_turn(base)
+    else:
+        rows = [Rendered("prompt", (Segment(p, False),), False) for p in prompts]
+    ids = prompt_ids(rows, base.tokenizer)
+    return continue_ids(base, ids, sampling, stops=stop_tokens(base, end), batch_size=batch_size)
+
+
+def conversation(base: Base, messages: list[dict[str, Any]]) -> Rendered:
+    """The messages in the base's chat template, up to where the assistant begins to speak.
+
+    Raises: DataError if there is no template, or it refuses the messages.
+    """
+    try:
+        text, _ = chat_template(base.tokenizer).render(messages, None, prompt=True)
+    except BadRow as error:
+        raise DataError(f"the messages cannot be used: {error}.", fix=error.fix) from None
+    return Rendered("messages", (Segment(text, False),), special=True)
+
+
+def end_of_turn(base: Base) -> str:
+    """What the chat template writes behind an answer; nothing where that cannot be told."""
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        return segments(chat_template(base.tokenizer), probe, None, True)[1]
+    except BadRow:
+        return ""
+
+
+def stop_tokens(base: Base, end: str = "") -> list[int]:
+    """The tokens that end a text: EOS, the base's own, and `end` if it is one special token."""
+    model: Any = base.model
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {base.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    if end:
+        (ids,) = Texts(base.tokenizer).ids([end])
+        if len(ids) == 1 and ids[0] in base.tokenizer.added_tokens_decoder:
+            found.add(ids[0])
+    return sorted(found - {None})
+
+
+def continue_ids(
+    base: Base,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    stops: list[int],
+    batch_size: int = 16,
+    streamer: Any = None,
+) -> Generation:
+    """`generate` for prompts that are token ids already.
+
+    streamer: transformers' streamer, for a single prompt.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
+    room = _room(base, prompts, sampling.max_new_tokens)
+    device = next(base.model.parameters()).device
+    tokens: list[list[int]] = [[] for _ in prompts]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    devices = [device] if device.type == "cuda" else []
+    with still(base.model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(sampling.seed)
+        for picked in _batches(prompts, room, sampling.max_new_tokens, batch_size):
+            some = [prompts[i] for i in picked]
+            new = _run(base, some, sampling, room[picked[0]], stops, streamer)
+            for i, row in zip(picked, new, strict=True):
+                tokens[i] = row
+    seconds = time.perf_counter() - began
+    texts = [text_after(base, p, t, stops) for p, t in zip(prompts, tokens, strict=True)]
+    rate = sum(map(len, tokens)) / max(seconds, 1e-9)
+    lines = _cut_lines(base, tokens, room, sampling.max_new_tokens, stops)
+    return Generation(texts, tokens, seconds, rate, peak_memory(device), lines)
+
+
+def text_after(base: Base, prompt: list[int], new: list[int], stops: list[int]) -> str:
+    """The text of the new tokens as it stands behind the prompt, without a stop token."""
+    new = new[:-1] if new and new[-1] in stops else new
+    decode = base.tokenizer.decode
+    before = decode(prompt, clean_up_tokenization_spaces=False)
+    whole = decode(prompt + new, clean_up_tokenization_spaces=False)
+    if whole.startswith(before):  # some tokenizers drop the first space of a text
+        return whole[len(before) :]
+    return decode(new, clean_up_tokenization_spaces=False)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes held at once."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def _room(base: Base, prompts: Sequence[list[int]], most: int) -> list[int]:
+    """How many tokens each row may get. Raises: ConfigError, DataError if one may get none."""
+    if base.labels is not None:
+        raise ConfigError("this base is a classifier: it writes no text.",
+                          fix="measure it with lorica eval")  # fmt: skip
+    limit = base.max_length
+    empty = [i + 1 for i, ids in enumerate(prompts) if not ids]
+    if empty:
+        raise DataError(f"prompt {listed(empty)} is empty.", fix="give at least one word")
+    if limit is None:
+        return [most] * len(prompts)
+    room = [min(most, limit - len(ids)) for ids in prompts]
+    long = [i for i, free in enumerate(room) if free < 1]
+    if long:
+        raise DataError(
+            f"{len(long)} of {len(prompts)} prompts leave no room for an answer: "
+            f"the base's context is {limit} tokens.",
+            prompts=listed(f"number {i + 1}: {len(prompts[i])} tokens" for i in long),
+            fix="shorten them",
+        )
+    return room
+
+
+def _batches(
+    prompts: Sequence[list[int]], room: list[int], most: int, size: int
+) -> Iterator[list[int]]:
+    """Row numbers, longest first; a batch has one room, which for cut rows is one length."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == size or room[i] != room[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _run(
+    base: Base, prompts: list[list[int]], sampling: Sampling, room: int, stops: list[int],
+    streamer: Any,
+) -> list[list[int]]:  # fmt: skip
+    """New token ids of one batch, each up to its stop token."""
+    model: Any = base.model
+    width = max(map(len, prompts))
+    filler = base.tokenizer.pad_token_id
+    filler = filler if filler is not None else (stops[0] if stops else 0)
+    ids = torch.full((len(prompts), width), filler, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    device = next(model.parameters()).device
+    with _settings(model, sampling, room, stops, filler):
+        out = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), streamer=streamer
+        )
+    return [_until_stop(row, stops) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _settings(
+    model: Any, sampling: Sampling, room: int, stops: list[int], filler: int
+) -> Iterator[None]:
+    """Inside the block the model generates by these settings alone, not by its author's."""
+    from transformers import GenerationConfig
+
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {"do_sample": True, "temperature": sampling.temperature,
+                  "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=room, eos_token_id=stops or None, pad_token_id=filler,
+        use_cache=True, **choice,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _until_stop(row: list[int], stops: list[int]) -> list[int]:
+    end = next((i for i, token in enumerate(row) if token in stops), len(row) - 1)
+    return row[: end + 1]
+
+
+def _cut_lines(
+    base: Base, tokens: list[list[int]], room: list[int], most: int, stops: list[int]
+) -> list[str]:
+    cut = [i for i, row in enumerate(tokens) if len(row) == room[i] and row[-1] not in stops]
+    full = [i for i in cut if room[i] < most]
+    lines = []
+    if not stops:
+        lines.append("the base has no stop token: every text goes on to its longest")
+    if full:
+        lines.append(f"{len(full)} texts were cut where the context of {base.max_length} ended")
+    if len(cut) > len(full):
+        lines.append(f"{len(cut) - len(full)} texts were cut after {most} tokens")
+    return lines

@@ -1,0 +1,147 @@
+"""How well a model predicts given rows: per row, without gradients, in float32.
+
+Rows are padded on the right in batches of like length and come back in the order they were
+given. The output head is run only where a label is predicted, as far as the architecture lets
+it be told so; what is left is cut so that no batch holds more than LOGITS numbers.
+
+Letters: B rows, T tokens, N label tokens, V vocabulary, C classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.data.batch import Batch, pad
+from lorica.data.tokenise import Example
+from lorica.errors import DataError
+
+LOGITS = 1 << 27
+"""Numbers of one batch's logits: 512 MB in float32. A single row may need more."""
+PIECE = 1 << 24
+"""Numbers that are turned to float32 at a time."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each row came to, in the order of the rows.
+
+    nll: (rows,) summed negative log-likelihood of the row's labels, in nats.
+    tokens: (rows,) label tokens; 1 for a row with a class.
+    correct: (rows,) labels that are the model's first choice.
+    """
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    correct: NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """Nats per label."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.sum() / self.tokens.sum())
+
+
+def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> Scores:
+    """The scores of every row; the model's mode is as before afterwards.
+
+    batch: most rows at a time.
+    Raises: DataError if no row has a label.
+    """
+    rows = len(examples)
+    nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
+    for picked, logits, made in label_logits(model, examples, batch=batch):
+        classes = made.labels is not None
+        where = torch.arange(len(picked)) if made.labels is not None else made.row.cpu()
+        targets = made.labels if made.labels is not None else made.targets
+        losses, hits = _judge(logits, targets)
+        place = np.asarray(picked)[where.numpy()]
+        np.add.at(nll, place, losses.double().cpu().numpy())
+        np.add.at(correct, place, hits.cpu().numpy())
+        np.add.at(tokens, place, 1)
+        assert not classes or len(losses) == len(picked)
+    if not tokens.sum():
+        raise DataError(
+            f"none of the {rows} rows has a label: there is nothing to measure.",
+            fix="give rows with an answer, or data.completion_only: false",
+        )
+    return Scores(nll, tokens, correct)
+
+
+def mean_loss(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> float:
+    """Nats per label token over all rows together (per row for a classifier)."""
+    return score(model, examples, batch=batch).loss
+
+
+def label_logits(
+    model: nn.Module, examples: Sequence[Example], *, batch: int = 16
+) -> Iterator[tuple[list[int], Tensor, Batch]]:
+    """Batch by batch: (numbers of the rows, logits (N, V) or (B, C), the batch)."""
+    foreign: Any = model
+    device = next(model.parameters()).device
+    keeps = "logits_to_keep" in signature(foreign.forward).parameters
+    size = getattr(foreign.config.get_text_config(), "vocab_size", None) or 1
+    pad_id = max(getattr(foreign.config, "pad_token_id", None) or 0, 0)
+    with still(model):
+        for picked in _batches(examples, batch, LOGITS // size):
+            made = pad([examples[i] for i in picked], pad_id).to(device)
+            yield picked, _forward(foreign, made, keeps), made
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Inside the block nothing is random and nothing learns; every module's mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batches(examples: Sequence[Example], rows: int, tokens: int) -> Iterator[list[int]]:
+    """Row numbers of like length, longest first, so that what does not fit fails at once."""
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    start = 0
+    while start < len(order):
+        fitting = max(1, tokens // max(len(examples[order[start]].ids), 1))
+        yield order[start : start + min(rows, fitting)]
+        start += min(rows, fitting)
+
+
+def _forward(model: Any, batch: Batch, keeps: bool) -> Tensor:
+    if batch.labels is not None:
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    width = batch.input_ids.shape[1]
+    row, column = batch.predict // width, batch.predict % width
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if not keeps:
+        return model(**inputs, use_cache=False).logits[row, column]
+    columns, place = column.unique(return_inverse=True)  # those that any row of the batch needs
+    if not len(columns):
+        columns = torch.zeros(1, dtype=torch.long, device=row.device)
+    return model(**inputs, use_cache=False, logits_to_keep=columns).logits[row, place]
+
+
+def _judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, first choice is right) of each of the N labels; logits (N, V), targets (N,)."""
+    losses, hits = [], []
+    step = max(1, PIECE // logits.shape[-1])
+    for some, wanted in zip(logits.split(step), targets.split(step), strict=True):
+        losses.append(F.cross_entropy(some.float(), wanted, reduction="none"))
+        hits.append(some.argmax(-1) == wanted)
+    if not losses:
+        return logits.new_zeros(0), targets.new_zeros(0)
+    return torch.cat(losses), torch.cat(hits)
