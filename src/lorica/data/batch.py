@@ -63,8 +63,14 @@ def pad(examples: Sequence[Example], pad_id: int) -> Batch:
     return _batch(examples, ids, positions, mask, lengths, starts)
 
 
-def _batch(examples: Sequence[Example], ids: Tensor, positions: Tensor, mask: Tensor | None,
-           lengths: list[int], starts: list[int]) -> Batch:  # fmt: skip
+def _batch(
+    examples: Sequence[Example],
+    ids: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    lengths: list[int],
+    starts: list[int],
+) -> Batch:
     # (row, flat position, label) of every learned token; learned[0] never is one.
     asked = [
         (i, start + t - 1, example.ids[t])

@@ -53,8 +53,9 @@ class ChatTemplate:
                 fix="mend chat_template.jinja (or chat_template in tokenizer_config.json)",
             ) from error
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None,
-               prompt: bool = False) -> tuple[str, list[Turn]]:  # fmt: skip
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, prompt: bool = False
+    ) -> tuple[str, list[Turn]]:
         """The text of the messages, and the turns that the template itself marks.
 
         prompt: end with the opening of the assistant's next turn.
@@ -63,9 +64,12 @@ class ChatTemplate:
         self._sandbox.budget = Budget()
         try:
             text = self._template.render(
-                messages=messages, tools=tools, documents=None,
-                add_generation_prompt=prompt, **self._special,
-            )  # fmt: skip
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special,
+            )
         except (Overrun, RecursionError, MemoryError) as error:
             raise _endless(error) from None
         except Exception as error:  # a program that we did not write may raise anything
@@ -119,8 +123,9 @@ def chat_template(tokenizer: Any) -> ChatTemplate:
     return ChatTemplate(source, special)
 
 
-def masked(template: ChatTemplate, messages: list[dict[str, Any]],
-           tools: list[Any] | None) -> tuple[str, list[Turn]]:  # fmt: skip
+def masked(
+    template: ChatTemplate, messages: list[dict[str, Any]], tools: list[Any] | None
+) -> tuple[str, list[Turn]]:
     """The conversation's text, and the turns in it that are learned: the assistant's.
 
     Raises: BadRow if the template refuses the messages, or no mask can be found.
@@ -138,8 +143,9 @@ def masked(template: ChatTemplate, messages: list[dict[str, Any]],
     return text, [Turn(turn.start, end) for turn, end in zip(turns, ends, strict=True)]
 
 
-def _by_prefix(template: ChatTemplate, messages: list[dict[str, Any]],
-               tools: list[Any] | None, text: str) -> list[Turn]:  # fmt: skip
+def _by_prefix(
+    template: ChatTemplate, messages: list[dict[str, Any]], tools: list[Any] | None, text: str
+) -> list[Turn]:
     turns = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":

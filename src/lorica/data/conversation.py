@@ -28,8 +28,9 @@ def messages_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
     name = "messages" if "messages" in fields else "conversations"
     items = fields.get(name)
     if not isinstance(items, list) or not items:
-        raise BadRow(f"{name} is {'empty' if items == [] else type(items).__name__}, not a list "
-                     "of messages")  # fmt: skip
+        raise BadRow(
+            f"{name} is {'empty' if items == [] else type(items).__name__}, not a list of messages"
+        )
     found = []
     for number, item in enumerate(items, 1):
         try:
@@ -132,8 +133,9 @@ def segments(
     return _cut(text, turns, messages, completion_only), end
 
 
-def _cut(text: str, turns: list[Turn], messages: list[dict[str, Any]],
-         completion_only: bool) -> list[tuple[str, bool]]:  # fmt: skip
+def _cut(
+    text: str, turns: list[Turn], messages: list[dict[str, Any]], completion_only: bool
+) -> list[tuple[str, bool]]:
     said = [m for m in messages if m["role"] == "assistant"]
     empty = [not m["content"].strip() and not m.get("tool_calls") for m in said]
     if len(empty) != len(turns):

@@ -25,8 +25,9 @@ def text_of(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ResourceError(f"cannot read {path}: {error.strerror}.",
-                            fix="check the file's permissions") from error  # fmt: skip
+        raise ResourceError(
+            f"cannot read {path}: {error.strerror}.", fix="check the file's permissions"
+        ) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -53,9 +54,10 @@ def read_json(path: Path, limit: int | None) -> Pairs:
             f"{path.name} is not JSON: {error.msg}.",
             line=error.lineno,
             column=error.colno,
-            fix="one object a line is JSON Lines: name the file .jsonl" if lines
+            fix="one object a line is JSON Lines: name the file .jsonl"
+            if lines
             else "mend the file there",
-        ) from error  # fmt: skip
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name} is not usable JSON: {error}.", fix="mend the file") from error
     rows = _one_list(path, whole)
@@ -68,8 +70,10 @@ def _one_list(path: Path, whole: Any) -> list[Any]:
     if isinstance(whole, list):
         return whole
     if not isinstance(whole, dict):
-        raise DataError(f"{path.name} holds a {type(whole).__name__}, not a list of objects.",
-                        fix="write a list of objects, one for each row")  # fmt: skip
+        raise DataError(
+            f"{path.name} holds a {type(whole).__name__}, not a list of objects.",
+            fix="write a list of objects, one for each row",
+        )
     lists = {key: value for key, value in whole.items() if isinstance(value, list)}
     if len(lists) != 1:
         raise DataError(
@@ -101,9 +105,10 @@ def read_jsonl(path: Path, limit: int | None) -> Pairs:
         raise DataError(
             f"{path.name} has {len(broken)} lines that are not JSON.",
             where=listed(broken),
-            fix="this looks like one JSON value over several lines: name the file .json" if whole
+            fix="this looks like one JSON value over several lines: name the file .json"
+            if whole
             else "mend these lines; each must be one whole object",
-        )  # fmt: skip
+        )
     _objects(path, found)
     return found
 
@@ -117,9 +122,10 @@ def _objects(path: Path, found: list[tuple[Any, str]]) -> None:
         raise DataError(
             f"{path.name} has {len(wrong)} rows that are not objects.",
             where=listed(wrong),
-            fix="this is one JSON list: name the file .json" if whole
+            fix="this is one JSON list: name the file .json"
+            if whole
             else 'write each row as {"column": value, ...}',
-        )  # fmt: skip
+        )
 
 
 def read_csv(path: Path, limit: int | None) -> Pairs:
@@ -142,8 +148,9 @@ def read_csv(path: Path, limit: int | None) -> Pairs:
                 found.append((dict(zip(header, cells, strict=True)), f"{path.name}:{start}"))
             start = lines.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path.name} is not CSV: {error}.", line=start,
-                        fix="mend the quotes there") from error  # fmt: skip
+        raise DataError(
+            f"{path.name} is not CSV: {error}.", line=start, fix="mend the quotes there"
+        ) from error
     if wrong:
         raise DataError(
             f"{path.name} has {len(wrong)} rows with another number of cells than its header.",
@@ -170,15 +177,18 @@ def read_parquet(path: Path, limit: int | None) -> Pairs:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingError(f"reading {path.name} needs the package pyarrow.",
-                           fix='pip install "lorica[data]"') from error  # fmt: skip
+        raise MissingError(
+            f"reading {path.name} needs the package pyarrow.", fix='pip install "lorica[data]"'
+        ) from error
     try:
         table = pyarrow.parquet.read_table(path)
         rows = (table if limit is None else table.slice(0, limit)).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path.name} is not a readable Parquet file.",
-                        reason=str(error).strip().partition("\n")[0],
-                        fix="write or copy the file again") from error  # fmt: skip
+        raise DataError(
+            f"{path.name} is not a readable Parquet file.",
+            reason=str(error).strip().partition("\n")[0],
+            fix="write or copy the file again",
+        ) from error
     return [(row, f"{path.name}:row {i}") for i, row in enumerate(rows, 1)]
 
 

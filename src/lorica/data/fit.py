@@ -34,8 +34,13 @@ def policy_of(config: DataConfig) -> Overlong:
     return "split" if Path(config.path).suffix.lower() == ".txt" else "raise"
 
 
-def fit(examples: list[Example], kind: str, config: DataConfig, limit: int | None,
-        policy: Overlong | None = None) -> Fitted:  # fmt: skip
+def fit(
+    examples: list[Example],
+    kind: str,
+    config: DataConfig,
+    limit: int | None,
+    policy: Overlong | None = None,
+) -> Fitted:
     """The examples that are trained on: none longer than `limit`, each with a label.
 
     Raises: DataError for overlong rows under `raise`, and if no row has a label token.
@@ -48,8 +53,9 @@ def fit(examples: list[Example], kind: str, config: DataConfig, limit: int | Non
             fix="data.overlong: truncate, drop or raise",
         )
     if policy == "split" and limit is None:
-        raise ConfigError("data.overlong is split, but no length is given.",
-                          fix="set data.max_length")  # fmt: skip
+        raise ConfigError(
+            "data.overlong is split, but no length is given.", fix="set data.max_length"
+        )
     long = [e for e in examples if limit is not None and len(e.ids) > limit]
     lines = []
     if long and limit is not None:
@@ -58,8 +64,9 @@ def fit(examples: list[Example], kind: str, config: DataConfig, limit: int | Non
     return _with_labels(examples, kind, config, len(long), lines)
 
 
-def _apply(policy: Overlong, examples: list[Example], long: list[Example], config: DataConfig,
-           limit: int) -> tuple[list[Example], str]:  # fmt: skip
+def _apply(
+    policy: Overlong, examples: list[Example], long: list[Example], config: DataConfig, limit: int
+) -> tuple[list[Example], str]:
     longest = max(long, key=lambda e: len(e.ids))
     facts = f"{len(long)} of {len(examples)} rows are longer than {limit} tokens"
     if policy == "drop":
@@ -86,14 +93,18 @@ def _blocks(example: Example, limit: int) -> list[Example]:
     for start in range(0, len(example.ids), limit):
         end = min(start + limit, len(example.ids))
         learned = [False, *example.learned[start + 1 : end]]
-        where = example.where if start == 0 and end == len(example.ids) else (
-            f"{example.where} tokens {start}-{end - 1}")  # fmt: skip
+        where = (
+            example.where
+            if start == 0 and end == len(example.ids)
+            else (f"{example.where} tokens {start}-{end - 1}")
+        )
         blocks.append(replace(example, ids=example.ids[start:end], learned=learned, where=where))
     return blocks
 
 
-def _with_labels(examples: list[Example], kind: str, config: DataConfig, overlong: int,
-                 lines: list[str]) -> Fitted:  # fmt: skip
+def _with_labels(
+    examples: list[Example], kind: str, config: DataConfig, overlong: int, lines: list[str]
+) -> Fitted:
     if kind == "label":
         return Fitted(examples, overlong, 0, lines)
     kept = [e for e in examples if any(e.learned)]
@@ -105,6 +116,6 @@ def _with_labels(examples: list[Example], kind: str, config: DataConfig, overlon
             fix="give rows with an answer; if answers were cut off, raise data.max_length",
         )
     if empty:
-        lines = [*lines, f"{len(empty)} rows have nothing to learn and are dropped: "
-                 f"{listed(e.where for e in empty)}"]  # fmt: skip
+        places = listed(e.where for e in empty)
+        lines = [*lines, f"{len(empty)} rows have nothing to learn and are dropped: {places}"]
     return Fitted(kept, overlong, len(empty), lines)

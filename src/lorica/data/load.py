@@ -15,7 +15,7 @@ from lorica.data import source
 from lorica.data.config import DataConfig
 from lorica.data.fit import Fitted, fit, limit_of, policy_of
 from lorica.data.template import Rendered, render
-from lorica.data.tokenise import Example, tokenise, tokenise_labels
+from lorica.data.tokenise import Example, tokenise, tokenise_labels, unwritten
 from lorica.errors import DataError, closest, listed
 
 
@@ -39,8 +39,14 @@ class Rows:
     digest: str
 
 
-def load(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | None,
-         labels: list[str] | None = None) -> Data:  # fmt: skip
+def load(
+    config: DataConfig,
+    tokenizer: Any,
+    *,
+    seed: int,
+    max_length: int | None,
+    labels: list[str] | None = None,
+) -> Data:
     """All that training needs of `config`.
 
     max_length: what the base takes, in tokens; None knows no limit.
@@ -77,8 +83,10 @@ def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows
     rows = source.read(config)
     found = render(rows, config, tokenizer)
     if kind and (found.kind == "label") != (kind == "label"):
-        raise DataError(f"{config.path} holds {found.kind} rows, but the training rows are {kind}.",
-                        fix="give validation rows of the same shape")  # fmt: skip
+        raise DataError(
+            f"{config.path} holds {found.kind} rows, but the training rows are {kind}.",
+            fix="give validation rows of the same shape",
+        )
     return Rows(config, found.kind, found.rows, found.lines, source.digest(config, rows))
 
 
@@ -94,18 +102,17 @@ def validation_config(config: DataConfig) -> DataConfig:
     return config.model_copy(update={"path": config.validation, "validation": 0.0, "limit": None})
 
 
-def examples_of(rows: Rows, tokenizer: Any, labels: list[str] | None,
-                limit: int | None) -> Fitted:  # fmt: skip
+def examples_of(rows: Rows, tokenizer: Any, labels: list[str] | None, limit: int | None) -> Fitted:
     if labels is None:
         examples, lines = tokenise(rows.rows, tokenizer)
         fitted = fit(examples, rows.kind, rows.config, limit)
         return Fitted(fitted.examples, fitted.overlong, fitted.unlearned, lines + fitted.lines)
     fitted = fit(tokenise_labels(rows.rows, tokenizer, labels), rows.kind, rows.config, limit)
+    kept = fitted.examples
     if fitted.overlong and policy_of(rows.config) == "truncate":
         # The tokenizer cuts, so that special tokens at the end stay.
-        cut = tokenise_labels(rows.rows, tokenizer, labels, limit)
-        return Fitted(cut, fitted.overlong, 0, fitted.lines)
-    return fitted
+        kept = tokenise_labels(rows.rows, tokenizer, labels, limit)
+    return Fitted(kept, fitted.overlong, 0, unwritten(rows.rows, tokenizer) + fitted.lines)
 
 
 def class_names(files: list[Rows], known: list[str] | None) -> list[str] | None:
@@ -128,8 +135,10 @@ def class_names(files: list[Rows], known: list[str] | None) -> list[str] | None:
             )
         return known
     if len(found) < 2:
-        raise DataError(f"all rows have the class {listed(found)}; there is nothing to tell apart.",
-                        fix="give rows of two classes at least")  # fmt: skip
+        raise DataError(
+            f"all rows have the class {listed(found)}; there is nothing to tell apart.",
+            fix="give rows of two classes at least",
+        )
     numbers = all(name.lstrip("-").isdecimal() for name in found)
     return sorted(found, key=lambda name: (int(name), name) if numbers else (0, name))
 
@@ -188,8 +197,10 @@ def _unmatched(train: list[Example], held: list[Example], labels: list[str] | No
     # Blocks of one text share their row, and are no repetition.
     others = {id(e.source): e.source for e in held if e.source and id(e.source) not in learned}
     if both := [row.where for row in others.values() if _content(row) in known]:
-        lines.append(f"{len(both)} validation rows stand in the training rows too, so their loss "
-                     f"says little: {listed(both)}")  # fmt: skip
+        lines.append(
+            f"{len(both)} validation rows stand in the training rows too, so their loss "
+            f"says little: {listed(both)}"
+        )
     if labels is not None and held:
         seen = {e.label for e in train}
         missing = [name for i, name in enumerate(labels) if i not in seen]

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -28,13 +28,14 @@ from jinja2.visitor import NodeTransformer
 STEPS = 1_000_000  # a conversation of 1,000 turns needs some 30,000
 SECONDS = 10.0  # of this thread's processor time, for steps that are slow each
 SIZE = 16_000_000  # characters
-FILTERS = (
-    "abs attr batch capitalize count d default dictsort e escape first float format groupby "
-    "indent int items join last length list lower map max min reject rejectattr replace "
-    "reverse safe select selectattr sort string sum title tojson trim truncate unique upper"
-).split()
-PADDING = frozenset("center encode expandtabs ljust rjust translate zfill".split())
-MARK_START, MARK_END = "\ue0f0\ue0f1", "\ue0f1\ue0f0"  # private characters around {% generation %}
+FILTERS = """
+    abs attr batch capitalize count d default dictsort e escape first float format groupby indent
+    int items join last length list lower map max min reject rejectattr replace reverse safe
+    select selectattr sort string sum title tojson trim truncate unique upper
+""".split()  # noqa: SIM905
+PADDING = frozenset({"center", "encode", "expandtabs", "ljust", "rjust", "translate", "zfill"})
+# Private characters around what {% generation %} encloses.
+MARK_START, MARK_END = "\ue0f0\ue0f1", "\ue0f1\ue0f0"
 
 
 class Overrun(Exception):
@@ -73,7 +74,7 @@ class Budget:
 class Generation(Extension):
     """`{% generation %}...{% endgeneration %}`: what the assistant says, marked in the text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -105,8 +106,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False,
-                         extensions=[loopcontrols, Generation], finalize=self._printed)  # fmt: skip
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            extensions=[loopcontrols, Generation],
+            finalize=self._printed,
+        )
         self.budget = Budget()
         self.filters = {name: self._guarded(name, self.filters[name]) for name in FILTERS}
         self.filters["tojson"] = self._tojson
@@ -139,13 +145,24 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.budget.measure(items)
         return "".join(str(item) for item in items)
 
-    def _tojson(self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
-                separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:  # fmt: skip
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         """JSON as it stands, without jinja's escapes for HTML."""
         depth = indent if isinstance(indent, int) else 0
         self.budget.measure(value, times=2 + min(max(depth, 0), SIZE))
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent,
-                          separators=separators, sort_keys=sort_keys)  # fmt: skip
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     def _guarded(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
         """The filter, with what it is given paid for, and what it yields, item by item."""
@@ -224,7 +241,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "+" and isinstance(left, texts):
             self.budget.measure(
                 " ", times=len(left) + (len(right) if isinstance(right, texts) else 0)
-            )  # noqa: E501
+            )
         elif operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, texts) and isinstance(other, int):
@@ -236,7 +253,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 isinstance(left, int)
                 and isinstance(right, int)
                 and left.bit_length() * right > 4096
-            ):  # noqa: E501
+            ):
                 raise Overrun("it computes a number of more than 4,096 bits")
         elif operator == "%" and isinstance(left, str):
             self._filled(left, right, "%")

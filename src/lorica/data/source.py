@@ -98,8 +98,10 @@ def _hub(config: DataConfig) -> list[tuple[dict[str, Any], str]]:
     try:
         rows = datasets.load_dataset(name, subset or None, split=config.split)
         rows = rows.select(range(min(config.limit or len(rows), len(rows))))
-        found = [(_named_classes(row, rows.features), f"{name}:row {i}")
-                 for i, row in enumerate(rows, 1)]  # fmt: skip
+        found = [
+            (_named_classes(dict(row), rows.features), f"{name}:row {i}")
+            for i, row in enumerate(rows, 1)
+        ]
     except Exception as error:  # the library raises a dozen classes, none of them its own
         raise DataError(
             f"{config.path} is no file here, and the hub does not give split {config.split!r} "

@@ -143,8 +143,9 @@ _WRITERS: dict[str, Callable[[dict[str, Any], str, bool], Rendered]] = {
 }
 
 
-def _conversations(kind: str, rows: list[Row], config: DataConfig, tokenizer: Any,
-                   lines: list[str]) -> Rendering:  # fmt: skip
+def _conversations(
+    kind: str, rows: list[Row], config: DataConfig, tokenizer: Any, lines: list[str]
+) -> Rendering:
     template = chat_template(tokenizer)
     trailing: list[str] = []
 

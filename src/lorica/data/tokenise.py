@@ -63,12 +63,19 @@ def tokenise(rows: list[Rendered], tokenizer: Any) -> tuple[list[Example], list[
         learned = [False] * len(ids)
         for segment, start, end in zip(row.segments, cuts, cuts[1:], strict=False):
             learned[start:end] = [segment.learned] * (end - start)
-        example, doubled = _framed(row, number, ids, learned, [] if row.special else texts.front,
-                                   eos, tokenizer.bos_token_id)  # fmt: skip
+        example, doubled = _framed(
+            row,
+            number,
+            ids,
+            learned,
+            [] if row.special else texts.front,
+            eos,
+            tokenizer.bos_token_id,
+        )
         found.append(example)
         if doubled:
             twice.append(row.where)
-    return found, _lines(apart, twice)
+    return found, _lines(apart, twice) + unwritten(rows, tokenizer)
 
 
 def _lines(apart: list[str], twice: list[str]) -> list[str]:
@@ -83,8 +90,34 @@ def _lines(apart: list[str], twice: list[str]) -> list[str]:
     return lines
 
 
-def _framed(row: Rendered, number: int, ids: list[int], learned: list[bool], front: list[int],
-            eos: int, bos: int | None) -> tuple[Example, bool]:  # fmt: skip
+def unwritten(rows: list[Rendered], tokenizer: Any) -> list[str]:
+    """A line on the characters of the rows that the tokenizer has no tokens for.
+
+    It drops them, or reads them as unknown, without a word: arithmetic without "=" and "/".
+    """
+    characters = sorted({c for row in rows for c in set(row.text)} - set(" \t\n\r"))
+    lost = set()
+    for character, ids in zip(characters, Texts(tokenizer).ids(characters), strict=True):
+        unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
+        if not character.isspace() and (unknown or not tokenizer.decode(ids).strip()):
+            lost.add(character)
+    if not lost:
+        return []
+    hit = [row.where for row in rows if not lost.isdisjoint(row.text)]
+    shown = " ".join(sorted(lost)[:12]) + (" ..." if len(lost) > 12 else "")
+    what = "characters that the tokenizer cannot write, so they are lost or unknown"
+    return [f"{len(hit)} rows hold {what}: {shown} ({listed(hit)})"]
+
+
+def _framed(
+    row: Rendered,
+    number: int,
+    ids: list[int],
+    learned: list[bool],
+    front: list[int],
+    eos: int,
+    bos: int | None,
+) -> tuple[Example, bool]:
     """The row with BOS once in front and, if anything is learned, EOS at its end."""
     doubled = False
     if front and ids[: len(front)] != front:
@@ -98,8 +131,9 @@ def _framed(row: Rendered, number: int, ids: list[int], learned: list[bool], fro
     return Example(ids, learned, row.where, source=row, row=number), doubled
 
 
-def tokenise_labels(rows: list[Rendered], tokenizer: Any, labels: list[str],
-                    max_length: int | None = None) -> list[Example]:  # fmt: skip
+def tokenise_labels(
+    rows: list[Rendered], tokenizer: Any, labels: list[str], max_length: int | None = None
+) -> list[Example]:
     """Rows for a classifier, with the tokenizer's own special tokens.
 
     max_length: cut longer texts so that the special tokens stay; None cuts nothing.
@@ -109,8 +143,9 @@ def tokenise_labels(rows: list[Rendered], tokenizer: Any, labels: list[str],
     found: list[Example] = []
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        ids = tokenizer([row.text for row in part], return_attention_mask=False, verbose=False,
-                        **cut)["input_ids"]  # fmt: skip
+        ids = tokenizer(
+            [row.text for row in part], return_attention_mask=False, verbose=False, **cut
+        )["input_ids"]
         for i, (row, one) in enumerate(zip(part, ids, strict=True), start):
             label = number_of[row.label or ""]
             found.append(Example(one, [False] * len(one), row.where, label, row, i))
@@ -154,8 +189,12 @@ class Texts:
     def ids(self, texts: Iterable[str]) -> list[list[int]]:
         every, found = list(texts), []
         for start in range(0, len(every), CHUNK):
-            found += self._tokenizer(every[start : start + CHUNK], add_special_tokens=False,
-                                     return_attention_mask=False, verbose=False)["input_ids"]  # fmt: skip
+            found += self._tokenizer(
+                every[start : start + CHUNK],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,
+            )["input_ids"]
         return found
 
     def piecewise(self, pieces: list[str]) -> list[list[int]]:
@@ -168,7 +207,10 @@ class Texts:
         first, *rest = self.ids(pieces)
         (anchor,) = self.ids(["\n"])
         anchored = self.ids("\n" + piece for piece in pieces[1:])
-        return [first, *(
-            behind[len(anchor):] if behind[: len(anchor)] == anchor else alone
-            for alone, behind in zip(rest, anchored, strict=True)
-        )]  # fmt: skip
+        return [
+            first,
+            *(
+                behind[len(anchor) :] if behind[: len(anchor)] == anchor else alone
+                for alone, behind in zip(rest, anchored, strict=True)
+            ),
+        ]
