@@ -208,9 +208,7 @@ def test_compiles_whole(name, case):
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
     with lorica.use(model):
-        torch.testing.assert_close(
-            case.run(compiled), case.run(case.make()), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(case.run(compiled), case.run(case.make()), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
 
 

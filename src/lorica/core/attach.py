@@ -8,6 +8,7 @@ deep-copied, compiled, checkpointed and sharded like any other.
     model.layers.0.self_attn.q_proj.adapters.default     what the method added
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +20,7 @@ from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import PORT, Site
 from lorica.core.targets import Targets, names, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, token_sites
-from lorica.errors import ConfigError, closest
+from lorica.errors import ConfigError, TargetError, closest, listed
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,12 @@ def adapt(
 def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
     """`adapt`, from a ready-made Spec (what a folder on disk holds). In place."""
     switch = switch_of(model)
-    if not name.isidentifier():
-        raise ConfigError(f"{name!r} is no adapter name.", fix="use letters, digits and _")
+    taken = dir(Port(Site("", model, "other", 0, 0), switch))  # words of nn.Module, "training"
+    if not name.isidentifier() or name in taken:
+        raise ConfigError(
+            f"{name!r} is no adapter name.",
+            fix="use letters, digits and _, and no word of torch.nn.Module",
+        )
     if name in switch.specs:
         raise ConfigError(
             f"an adapter named {name!r} is already attached.",
@@ -200,6 +205,13 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
             adapter = TokenRows(site, targets.trainable_token_indices, rows)
             rows = adapter.rows
             built.append((site, adapter))
+    twice = Counter(site.name for site, _ in built)
+    if doubled := [site for site, times in twice.items() if times > 1]:
+        raise TargetError(
+            f"{listed(doubled)} would be trained by two settings at once.",
+            fix="name a layer in one of target_modules, modules_to_save and "
+            "trainable_token_indices (which includes a head that is tied to the embedding)",
+        )
     return built
 
 

@@ -6,7 +6,8 @@ nothing: each is a typing error that other tools pass over, and is refused here.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from torch import nn
 
@@ -16,7 +17,9 @@ from lorica.errors import TargetError, closest, listed
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Where an adapter goes."""
+    """Where an adapter goes. Sets, tuples and single values are taken for the lists they mean."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     target_modules: str | Sequence[str] | None = None
     """Name endings of layers, a regex on whole names, "all-linear" (all but the output head),
@@ -33,6 +36,16 @@ class Targets:
     """Layers that are trained and saved whole (a classifier head, norms)."""
     trainable_token_indices: Sequence[int] = ()
     """Ids of tokens whose embeddings are trained, and no others."""
+
+    def __post_init__(self):
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, int) or (name == "modules_to_save" and isinstance(value, str)):
+                object.__setattr__(self, name, [value])
+            elif isinstance(value, set | frozenset):
+                object.__setattr__(self, name, sorted(value))
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, list(value))
 
 
 def select(model: nn.Module, targets: Targets, kinds: tuple[str, ...]) -> list[Site]:
@@ -63,6 +76,7 @@ def select(model: nn.Module, targets: Targets, kinds: tuple[str, ...]) -> list[S
         chosen = [s for s in chosen if block_of(s.name) in targets.layers_to_transform]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(targets, key):
+            _compiled(key, pattern)
             if not any(names(pattern, s.name) for s in chosen):
                 wrong.append((key, pattern))
     if wrong or not chosen:
@@ -105,19 +119,23 @@ def _matching(
 ) -> list[Site]:
     """Sites that an entry names; entries that name none are added to `wrong`. In place."""
     if isinstance(entries, str):
-        try:
-            patterns = {entries: re.compile(entries)}
-        except re.error as error:
-            raise TargetError(
-                f"{key} is {entries!r}, which is no regular expression: {error}.",
-                fix="write a list of names, or mend the expression",
-            ) from None
+        patterns = {entries: _compiled(key, entries)}
     else:
         patterns = {e: re.compile(rf"(.*\.)?{re.escape(e)}") for e in entries}
     found = {e: [s for s in sites if p.fullmatch(s.name)] for e, p in patterns.items()}
     wrong += [(key, entry) for entry, hits in found.items() if not hits]
     chosen = {s.name for hits in found.values() for s in hits}
     return [s for s in sites if s.name in chosen]
+
+
+def _compiled(key: str, expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise TargetError(
+            f"{key} has {expression!r}, which is no regular expression: {error}.",
+            fix="write a list of names, or mend the expression",
+        ) from None
 
 
 def _selects_nothing(
