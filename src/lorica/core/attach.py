@@ -195,7 +195,7 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
         for site in sites:
             changed: dict[str, object] = {}
             for key, patterns in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
-                changed |= {key: v for p, v in patterns.items() if names(p, site.name)}
+                changed.update((key, v) for p, v in patterns.items() if names(p, site.name))
             built.append((site, method.for_site(**changed).build(site, shared)))
     whole = SavedModules()
     built += [(s, whole.at(s)) for s in saved_sites(model, targets.modules_to_save)]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lorica.core.adapter import Adapter
 from lorica.core.attach import Port, detach, onion, ports, switch_of
 from lorica.core.site import Site, action, tied
-from lorica.errors import MergeError
+from lorica.errors import MergeError, listed
 
 
 @torch.no_grad()
@@ -37,8 +37,11 @@ def merge(model: nn.Module) -> list[str]:
     for site, port in adapted:
         _check(site, port.acting())
     groups = tied(model)
-    for site, port in adapted:
-        _write(model, site, port)
+    if grown := [site.name for site, port in adapted if _write(model, site, port)]:
+        lines.append(
+            f"{listed(grown)} had no bias and has one now: a loader that builds the model "
+            "from its config leaves such tensors out"
+        )
     lines += _retie(model, groups, {site.name for site, _ in adapted})
     detach(model)
     return lines
@@ -106,16 +109,18 @@ def _check(site: Site, adapters: list[Adapter]) -> None:
         )
 
 
-def _write(model: nn.Module, site: Site, port: Port) -> None:
+def _write(model: nn.Module, site: Site, port: Port) -> bool:
+    """Put the merged tensors in place. Returns: the layer has got a bias that it had not."""
     if site.kind == "other":
         for key, tensor in port.acting()[-1].named_parameters():
             own = site.module._parameters[key]
             site.module._parameters[key] = nn.Parameter(tensor.to(own), requires_grad=False)  # type: ignore[arg-type]
-        return
+        return False
     weight, bias = merged(site, port.acting())
+    new = bias is not None and getattr(site.module, "bias", None) is None
     if site.is_dense and (bias is None or "bias" in site.module._parameters):
         site.write(weight, bias)
-        return
+        return new
     with torch.device("meta"):
         dense = nn.Linear(site.in_features, site.out_features, bias=bias is not None)
     dense.weight = nn.Parameter(weight.to(site.like), requires_grad=False)
@@ -124,6 +129,7 @@ def _write(model: nn.Module, site: Site, port: Port) -> None:
     dense.adapters = port  # detach() finds it, and takes it off
     parent, _, leaf = site.name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, dense)
+    return new
 
 
 def _retie(model: nn.Module, groups: list[list[tuple[str, str]]], changed: set[str]) -> list[str]:

@@ -10,7 +10,7 @@ al., 2024, arXiv:2402.12354. Of an embedding, A is read by token id instead of m
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
-from lorica.errors import ConfigError
+from lorica.errors import ConfigError, closest
+
+Start = Literal["kaiming", "gaussian"]
+STARTS = get_args(Start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,8 @@ class Lora(Method, name="lora"):
     """s = alpha / sqrt(r), which keeps its size as r grows, instead of alpha / r."""
     dropout: float = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
-    init: Literal["kaiming", "gaussian"] = "kaiming"
-    """A ~ U(-1/sqrt(I), 1/sqrt(I)), or N(0, 1/r^2). B is zero. Of an embedding: A zero, B N(0, 1)."""
+    init: Start = "kaiming"
+    """A ~ U(-1/sqrt(I), 1/sqrt(I)), or N(0, 1/r^2); B zero. Of an embedding: A zero, B N(0, 1)."""
     loraplus_lr_ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+); at least 1."""
     lora_bias: bool = False
@@ -40,17 +43,26 @@ class Lora(Method, name="lora"):
 
     def __post_init__(self):
         name = self.name
-        if self.r < 1:
-            raise ConfigError(f"{name}.r is {self.r}; it must be at least 1.", fix="try r=8")
+        if not isinstance(self.r, int) or self.r < 1:
+            raise ConfigError(
+                f"{name}.r is {self.r}; it must be a whole number, at least 1.", fix="try r=8"
+            )
+        if self.init not in STARTS:
+            raise ConfigError(
+                f"{name}.init is {self.init!r}.",
+                closest=closest(str(self.init), STARTS),
+                known=", ".join(STARTS),
+                fix="name one of these",
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(
                 f"{name}.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05"
             )
         if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ConfigError(f"{name}.alpha is {self.alpha}; it must be positive.", fix="try 2 r")
-        if self.loraplus_lr_ratio < 1:
+        if not self.loraplus_lr_ratio >= 1:
             raise ConfigError(
-                f"{name}.loraplus_lr_ratio is {self.loraplus_lr_ratio}; B never learns slower than A.",
+                f"{name}.loraplus_lr_ratio is {self.loraplus_lr_ratio}; it must be at least 1.",
                 fix="try 4, with a lower learning rate",
             )
 
