@@ -43,7 +43,7 @@ def _entries(
     for name, info in model.model_fields.items():
         extra = info.json_schema_extra
         here = str(extra.get("group", group)) if isinstance(extra, dict) else group
-        kind = info.annotation
+        kind: Any = info.annotation
         inside = isinstance(kind, type) and issubclass(kind, BaseModel)
         yield (
             here,

@@ -34,7 +34,7 @@ def show(name: str | None = None, /, *, json: Switch = False) -> None:
         console.print(table)
         console.print("\nlorica methods NAME says what the settings of one mean.", markup=False)
         return
-    console.print(entries[0].about, markup=False)
+    console.print(entries[0].about, markup=False, soft_wrap=True)
     table = Table("setting", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0))
     for o in entries[0].options:
         table.add_row(

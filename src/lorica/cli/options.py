@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -53,3 +54,22 @@ def one(plain: Sequence[str], what: str, *, needed: bool = False) -> str | None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+Grade = Literal["same shapes", "different"]
+"""How far a base may be from the one that the adapter was trained on."""
+
+
+def open_model(path: Path | None, base: str | None, dtype: str, allow_base: Grade | None) -> Any:
+    """The model that a command works on: an adapter on its base, or a base alone.
+
+    Raises: ConfigError if neither is named.
+    """
+    if path is None and base is None:
+        raise ConfigError("no model was named.", fix="name a run or an adapter, or pass --base")
+    from lorica.base.load import load
+    from lorica.formats.open import open_adapter
+
+    if path is None:
+        return load(str(base), dtype=dtype)
+    return open_adapter(path, base=base, dtype=dtype, allow_base=allow_base)

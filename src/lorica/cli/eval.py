@@ -1,0 +1,101 @@
+"""lorica eval: an adapter beside its base on held-out rows, with intervals."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorica.cli.help import SettingsHelp
+from lorica.cli.options import Grade, Switch, Words, one, print_json, split
+from lorica.data.config import DataConfig
+from lorica.errors import ConfigError
+from lorica.recipe.flags import over
+from lorica.recipe.judge import judged
+from lorica.recipe.settings import Settings, refuse
+from lorica.recipe.text import load
+
+
+class EvalSettings(BaseModel):
+    """The rows that are measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    data: DataConfig = Field(description="short for data.path", json_schema_extra={"group": "data"})
+
+
+app = App(
+    name="eval", usage="Usage: lorica eval RUN|ADAPTER --data FILE [OPTIONS]",
+    help_formatter=SettingsHelp(EvalSettings),
+)  # fmt: skip
+
+
+@app.default
+def evaluate(
+    *words: Words,
+    base: str | None = None,
+    exact_match: Annotated[bool, Parameter(show_default=False)] = True,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    allow_base: Grade | None = None,
+    seed: int = 0,
+    json: Switch = False,
+) -> None:
+    """Measure an adapter beside its base on held-out rows.
+
+    Settings of the rows are those of the run, where a run is measured; flags stand over them.
+
+    Parameters
+    ----------
+    base
+        Another place of the base: folder, hub id, or bundled.
+    exact_match
+        Let both write an answer to every prompt, and count those that equal the reference.
+    limit
+        Measure on the first rows only, this many.
+    max_new_tokens
+        Most tokens of an answer; by default as many as the longest reference needs.
+    allow_base
+        Accept a base that is not the one of training.
+    seed
+        Of the resampling behind the intervals.
+    json
+        Print one JSON object.
+    """
+    plain, flags = split(words)
+    path = Path(str(one(plain, "run or adapter", needed=True)))
+    data = rows_of(path, flags)
+
+    from rich.console import Console
+
+    from lorica.evaluate.report import evaluate, show
+
+    report = evaluate(
+        path, data=data, base=base, exact_match=exact_match, limit=limit,
+        max_new_tokens=max_new_tokens, allow_base=allow_base, seed=seed,
+    )  # fmt: skip
+    if json:
+        print_json(report.as_dict())
+    else:
+        show(report, Console(highlight=False))
+
+
+def rows_of(path: Path, flags: dict[str, str]) -> DataConfig:
+    """The data settings: flags over those of the run.
+
+    Without --data, the file that the run kept for validation is taken.
+    Raises: ConfigError if there is none, or a setting is wrong.
+    """
+    settings = Settings()
+    if (path / "config.yaml").is_file():
+        settings.data["data"] = load(path / "config.yaml").data.get("data", {})
+        kept = settings.data["data"].pop("validation", None)
+        settings.data["data"]["path"] = kept if isinstance(kept, str) else ""
+        settings.data["data"]["limit"] = None
+    mistakes = over(settings, EvalSettings, flags)
+    if not mistakes and not settings.get(("data", "path")):
+        raise ConfigError("no rows to measure on were named.", fix="pass --data FILE")
+    settings.put(("data", "validation"), 0)
+    config, found = judged(EvalSettings, settings)
+    if config is None or mistakes or found:
+        refuse(mistakes + found, settings)
+    return config.data

@@ -1,0 +1,173 @@
+"""lorica info: what a run, an adapter or a base on disk is. Reads headers only; no torch."""
+
+import hashlib
+import json as json_
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from lorica.cli.options import Switch, print_json
+from lorica.errors import FileError, listed
+
+app = App(name="info")
+
+WEIGHTS, PEFT, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+
+
+@app.default
+def show(path: str, /, *, json: Switch = False) -> None:
+    """Say what a folder on disk is: a run, an adapter, or a base.
+
+    Parameters
+    ----------
+    path
+        A run folder, an adapter folder, the folder of a base, or `bundled`.
+    json
+        Print one JSON object.
+    """
+    found = describe(path)
+    if json:
+        print_json(found)
+    else:
+        print("\n".join(_rows(found)))
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Raises: FileError if `path` is none of the three, or cannot be read."""
+    from lorica.base.bundled import FOLDER, NAME
+
+    folder = FOLDER if path == NAME else Path(path)
+    if (folder / "config.yaml").is_file():
+        return _run(folder)
+    if (folder / MANIFEST).is_file() or (folder / PEFT).is_file():
+        return _adapter(folder)
+    if (folder / "config.json").is_file():
+        return _base(folder)
+    inside = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else None
+    raise FileError(
+        f"{path} is no run, adapter or base." if folder.exists() else f"{path} is not there.",
+        **({"found": inside} if inside else {}),
+        fix="name a folder with config.yaml, adapter_config.json, manifest.json or config.json",
+    )
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    from lorica.recipe.text import load
+
+    settings = load(folder / "config.yaml").data
+    steps = [event.get("step", 0) for event in _events(folder / "events.jsonl")]
+    ended = (folder / "results.json").is_file()
+    checkpoints = sorted(p.name for p in (folder / "checkpoints").glob("[!.]*"))
+    state = "finished" if ended else f"not finished; go on with: lorica train --resume {folder}"
+    found = {
+        "what": "run",
+        "folder": str(folder),
+        "state": state,
+        "steps": max(steps, default=0),
+        "versions": settings.pop("versions", {}),
+        "settings": settings,
+        "figures": _json(folder / "results.json") if ended else {},
+        "checkpoints": checkpoints,
+    }
+    if (folder / "adapter").is_dir():
+        found["adapter"] = _adapter(folder / "adapter")
+    return found
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"what": "adapter", "folder": str(folder)}
+    if (folder / MANIFEST).is_file():
+        manifest = _json(folder / MANIFEST)
+        keys = ("method", "targets", "labels", "seed", "base", "versions")
+        found |= {key: manifest[key] for key in keys if manifest.get(key) is not None}
+        changed = [
+            n for n, noted in manifest.get("files", {}).items() if not _same(folder / n, noted)
+        ]
+        found["files"] = f"not as saved: {listed(changed)}" if changed else "as they were saved"
+    else:
+        settings = _json(folder / PEFT)
+        found["base"] = {"path": settings.pop("base_model_name_or_path", None)}
+        found["settings"] = {key: value for key, value in settings.items() if value is not None}
+        found["files"] = "written by PEFT, without a manifest: the base cannot be verified"
+    if (folder / WEIGHTS).is_file():
+        found |= _tensors([folder / WEIGHTS])
+    return found
+
+
+def _base(folder: Path) -> dict[str, Any]:
+    config = _json(folder / "config.json")
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+            "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
+    found: dict[str, Any] = {"what": "base", "folder": str(folder)}
+    found["architecture"] = listed(config.get("architectures") or [])
+    found |= {key: config[key] for key in keys if key in config}
+    tokenizer = folder / "tokenizer_config.json"
+    templates = tokenizer.is_file() and "chat_template" in _json(tokenizer)
+    found["tokenizer"] = (folder / "tokenizer.json").is_file() or tokenizer.is_file()
+    found["chat_template"] = templates or (folder / "chat_template.jinja").is_file()
+    return found | _tensors(sorted(folder.glob("*.safetensors")))
+
+
+def _tensors(files: list[Path]) -> dict[str, Any]:
+    """Counts from the headers of safetensors files."""
+    from math import prod
+
+    from safetensors import SafetensorError, safe_open
+
+    names, values, kinds = 0, 0, set()
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as tensors:
+                for key in tensors.keys():  # noqa: SIM118
+                    part = tensors.get_slice(key)
+                    names += 1
+                    values += prod(part.get_shape())
+                    kinds.add(part.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise FileError(f"{file} is damaged: {error}.", fix="copy the file anew") from None
+    size = sum(file.stat().st_size for file in files)
+    return {"tensors": names, "values": values, "dtypes": sorted(kinds), "bytes": size}
+
+
+def _same(file: Path, noted: Mapping[str, Any]) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == noted.get("sha256")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json_.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{file} cannot be read: {error}.", fix="copy the file anew") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{file} holds {type(value).__name__}, not an object.")
+    return value
+
+
+def _events(file: Path) -> list[dict[str, Any]]:
+    """The lines of an event log; what a kill cut short is passed over."""
+    found = []
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for line in text.splitlines():
+        try:
+            found.append(json_.loads(line))
+        except ValueError:
+            continue
+    return [event for event in found if isinstance(event, dict)]
+
+
+def _rows(found: Mapping[str, Any], depth: int = 0) -> list[str]:
+    width, rows = max(map(len, found), default=0), []
+    for key, value in found.items():
+        if isinstance(value, Mapping) and value:
+            rows += [f"{'  ' * depth}{key}", *_rows(value, depth + 1)]
+        elif value not in (None, [], {}):
+            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            if isinstance(value, list):
+                text = listed(value, 8)
+            rows.append(f"{'  ' * depth}{key:<{width}}  {text}")
+    return rows
