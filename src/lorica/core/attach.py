@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import PORT, Site
-from lorica.core.targets import Targets, names, saved_sites, select
+from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
 
@@ -77,9 +77,7 @@ def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
 def _before(module: nn.Module, args: tuple) -> tuple:
     port: Port = module.adapters  # type: ignore[assignment]
     for adapter in port.acting():
-        for key, tensor in adapter.weights(
-            module
-        ).items():  # until _after puts the layer's own back
+        for key, tensor in adapter.weights(module).items():  # until _restore
             port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
             module._parameters[key] = tensor  # type: ignore[assignment]
         args = (adapter.before(args[0]), *args[1:])
@@ -193,9 +191,8 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
         torch.manual_seed(spec.seed)
         shared = method.share(sites)
         for site in sites:
-            changed: dict[str, object] = {}
-            for key, patterns in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
-                changed.update((key, v) for p, v in patterns.items() if names(p, site.name))
+            r, alpha = (first(p, site.name) for p in (targets.rank_pattern, targets.alpha_pattern))
+            changed = {k: v for k, v in (("r", r), ("alpha", alpha)) if v is not None}
             built.append((site, method.for_site(**changed).build(site, shared)))
     whole = SavedModules()
     built += [(s, whole.at(s)) for s in saved_sites(model, targets.modules_to_save)]

@@ -5,7 +5,7 @@ nothing: each is a typing error that other tools pass over, and is refused here.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -13,6 +13,8 @@ from torch import nn
 
 from lorica.core.site import Site, output_head, sites_of
 from lorica.errors import TargetError, closest, listed
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,11 @@ def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:
 def names(pattern: str, site: str) -> bool:
     """A pattern of rank_pattern or alpha_pattern: a name ending or a regex, as PEFT reads it."""
     return re.match(rf"(.*\.)?({pattern})$", site) is not None
+
+
+def first(patterns: Mapping[str, Value], site: str) -> Value | None:
+    """The value of the first pattern that names `site`; None if none does."""
+    return next((value for pattern, value in patterns.items() if names(pattern, site)), None)
 
 
 def block_of(name: str) -> int | None:

@@ -23,7 +23,7 @@ from lorica.core.attach import Spec, attach, detach, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.targets import Targets
 from lorica.errors import BaseError, ConfigError, FileError, listed
-from lorica.formats import commit, peft
+from lorica.formats import commit, peft, pissa
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 PICKLED = "adapter_model.bin"
@@ -100,7 +100,10 @@ def load(
     if manifest is not None:
         spec = spec_from(manifest, path)
     else:
-        spec = peft.spec_from(commit.read_json(path / CONFIG), list(file), str(path))
+        config = commit.read_json(path / CONFIG)
+        spec = peft.spec_from(config, list(file), str(path))
+        if config.get("init_lora_weights") == pissa.START:
+            file, spec = pissa.widen(model, file, spec), pissa.widened(spec)
         lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
     attach(model, spec, name)
     try:

@@ -38,7 +38,7 @@ READ = {
     "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "r", "rank_pattern",
     "target_modules", "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
-HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+READ_STARTS = (True, False, "gaussian", "orthogonal", "eva", "pissa")
 
 
 def is_peft_method(method: object) -> bool:
@@ -97,7 +97,7 @@ def spec_from(config: dict[str, Any], keys: list[str], source: str) -> Spec:
         if key not in SILENT | READ and not harmless:
             problems.append(f"{key} {value!r}")
     start = config.get("init_lora_weights", True)
-    if start not in HARMLESS_STARTS:
+    if start not in READ_STARTS:
         problems.append(f"init_lora_weights {start!r} (it changed the base's weights)")
     if not config.get("target_modules"):
         problems.append("target_modules is empty")

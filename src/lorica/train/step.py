@@ -54,7 +54,7 @@ class Stepper:
         acc = self.accelerator
         mine = list(rows)[acc.process_index :: acc.num_processes]
         batches = [self._batch(mine[i : i + self.micro]) for i in range(0, len(mine), self.micro)]
-        counts = torch.tensor([[b.labels_count, b.tokens] for b in batches]).sum(0).to(acc.device)
+        counts = torch.tensor([[_weight(b), b.tokens] for b in batches]).sum(0).to(acc.device)
         labels, tokens = acc.reduce(counts, reduction="sum").tolist()
         summed = torch.zeros((), device=acc.device)
         for i, batch in enumerate(batches):
@@ -88,3 +88,8 @@ class Stepper:
         if not (self.packed and self.keeps):
             logits = logits[batch.predict]
         return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+def _weight(batch: Batch) -> int:
+    """What the loss is a mean over: label tokens, or the rows of a classifier."""
+    return len(batch.targets) if batch.labels is None else len(batch.lengths)
