@@ -88,7 +88,7 @@ def _endless(error: BaseException) -> DataError:
         "the tokenizer's chat template does not come to an end, and was stopped.",
         reason=reason,
         fix="mend chat_template.jinja (or chat_template in tokenizer_config.json); "
-        "a template from a stranger may mean harm",
+        "a template from a stranger may mean harm; a conversation of megabytes must be cut",
     )
 
 

@@ -25,9 +25,10 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-STEPS = 1_000_000  # a conversation of 1,000 turns needs some 30,000
-SECONDS = 10.0  # of this thread's processor time, for steps that are slow each
-SIZE = 16_000_000  # characters
+STEPS = 400_000  # a conversation of 1,000 turns needs some 10,000
+SECONDS = 5.0  # of this thread's processor time, for steps that are slow each
+SIZE = 4_000_000  # characters of one text
+TOTAL = 64 * SIZE  # characters of all texts together, those between as well
 FILTERS = """
     abs attr batch capitalize count d default dictsort e escape first float format groupby indent
     int items join last length list lower map max min reject rejectattr replace reverse safe
@@ -44,31 +45,37 @@ class Overrun(Exception):
 
 class Budget:
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps = self.total = 0
         self.until = time.thread_time() + SECONDS
 
     def spend(self, steps: int = 1) -> None:
         before, self.steps = self.steps, self.steps + steps
         if self.steps > STEPS:
             raise Overrun(f"it takes more than {STEPS:,} steps for one conversation")
-        if before >> 8 != self.steps >> 8 and time.thread_time() > self.until:
+        if before >> 4 != self.steps >> 4 and time.thread_time() > self.until:
             raise Overrun(f"it takes more than {SECONDS:g} s for one conversation")
 
-    def measure(self, value: Any, times: int = 1) -> None:
-        """Pay for `value` printed `times` times, before it is."""
+    def made(self, characters: int) -> None:
+        """Count a text that was made; all of them might be kept."""
+        self.total += characters
+        if self.total > TOTAL:
+            raise Overrun(f"it makes texts of more than {TOTAL:,} characters together")
+
+    def measure(self, value: Any, times: int = 1) -> int:
+        """Pay for `value` printed `times` times, before it is; its characters, about."""
         left, todo = SIZE // max(times, 1), [value]
         while todo:
             item = todo.pop()
             self.spend()
-            if isinstance(item, str):
-                left -= len(item)
-            elif isinstance(item, Mapping):
+            left -= len(item) if isinstance(item, str) else 4
+            if isinstance(item, Mapping):
                 todo += [*item.keys(), *item.values()]
             elif isinstance(item, list | tuple | set):
                 self.spend(len(item) >> 4)
                 todo += item
             if left < 0:
                 raise Overrun(f"it makes a text of more than {SIZE:,} characters")
+        return SIZE // max(times, 1) - left
 
 
 class Generation(Extension):
@@ -87,7 +94,7 @@ class Generation(Extension):
 
 
 class _Paid(NodeTransformer):
-    """Puts a payment into every turn of a loop, and measures what `~` joins."""
+    """Has every turn of a loop paid for, and what `~` joins and a slice copies."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -100,6 +107,12 @@ class _Paid(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         return nodes.Filter(nodes.List(node.nodes), "_concat", [], [], None, None)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            return nodes.Filter(node, "_made", [], [], None, None)
+        return node
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -118,6 +131,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = self._tojson
         self.filters["_pay"] = self._pay
         self.filters["_concat"] = self._concat
+        self.filters["_made"] = self._made
         self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace")}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -134,7 +148,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(kept)
 
     def _printed(self, value: Any) -> Any:
-        self.budget.measure(value)
+        self.budget.made(self.budget.measure(value))
+        return value
+
+    def _made(self, value: Any) -> Any:
+        self.budget.spend()
+        if isinstance(value, str | list | tuple):
+            self.budget.made(len(value))
         return value
 
     def _pay(self, value: Any) -> Any:
@@ -142,7 +162,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _concat(self, items: list[Any]) -> str:
-        self.budget.measure(items)
+        self.budget.made(self.budget.measure(items))
         return "".join(str(item) for item in items)
 
     def _tojson(
@@ -154,8 +174,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """JSON as it stands, without jinja's escapes for HTML."""
-        depth = indent if isinstance(indent, int) else 0
-        self.budget.measure(value, times=2 + min(max(depth, 0), SIZE))
+        if isinstance(indent, int) and not 0 <= indent <= 16:
+            raise Overrun(f"it indents JSON by {indent}")
+        self.budget.measure(value, times=8)
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,
@@ -175,7 +196,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 given[0] = [self._pay(item) for item in given[0]]
             self.budget.measure([given[0], *kwargs.values()] if given else [])
             self._growth(name, given, kwargs)
-            result = filter_(*args[:lead], *given, **kwargs)
+            result = self._made(filter_(*args[:lead], *given, **kwargs))
             return map(self._pay, result) if hasattr(result, "__next__") else result
 
         return guarded
@@ -233,10 +254,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 self.budget.measure(owner, times=len(args[0]))
             elif name == "replace" and len(args) > 1:
                 self._replaced(owner, list(args))
-        return super().call(context, obj, *args, **kwargs)
+        return self._made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.budget.spend()
         texts = str | list | tuple
         if operator == "+" and isinstance(left, texts):
             self.budget.measure(
@@ -257,7 +277,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 raise Overrun("it computes a number of more than 4,096 bits")
         elif operator == "%" and isinstance(left, str):
             self._filled(left, right, "%")
-        return super().call_binop(context, operator, left, right)
+        return self._made(super().call_binop(context, operator, left, right))
 
 
 def _small(*values: Any) -> None:
