@@ -10,9 +10,10 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
-from lorica.recipe.judge import names, setting_at, unknown
+from lorica.recipe.judge import names, plain, setting_at, unknown
 from lorica.recipe.settings import Mistake, Settings, Where
 from lorica.recipe.values import from_flag
+from lorica.registry import Named
 
 SHORT = {"data": ("data", "path"), "method": ("method", "name")}
 """Mappings that may be given as one word, and the setting that the word is for."""
@@ -24,6 +25,7 @@ def over(settings: Settings, model: type[BaseModel], flags: Mapping[str, Any]) -
     _lengthen(settings)
     for flag, value in flags.items():
         place = f"--{flag}"
+        value = plain(value) if isinstance(value, Named) else value
         where, kind = setting_at(model, tuple(flag.replace("-", "_").split(".")))
         rest = ".".join(flag.split(".")[len(where) :])
         inside = get_origin(kind) is dict

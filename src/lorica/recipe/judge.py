@@ -55,7 +55,9 @@ def setting_at(model: type[BaseModel], where: Where) -> tuple[Where, Any]:
             info = kind.model_fields.get(key)
             if info is None:
                 return where[: depth + 1], None
-            kind = Annotated[info.annotation, info] if info.metadata else info.annotation
+            kind = info.annotation
+            if info.metadata:
+                kind = Annotated[(kind, *info.metadata)]
         else:
             return where[:depth], kind
     return where, kind
@@ -163,6 +165,11 @@ def _drop(data: dict[str, Any], where: Where) -> None:
         data.pop(where[-1], None)
 
 
+def plain(member: Named) -> dict[str, Any]:
+    """A member of a family as the mapping that describes it."""
+    return {"name": member.name, **dataclasses.asdict(cast(Any, member))}
+
+
 def judged_member(family: type[N], settings: Settings, key: str) -> tuple[N | None, list[Mistake]]:
     """The member of a family of dataclasses (a method) that the mapping at `key` describes."""
     given = settings.data[key]
@@ -189,4 +196,5 @@ def judged_member(family: type[N], settings: Settings, key: str) -> tuple[N | No
         return kind(**values), mistakes
     except LoricaError as error:
         name = next((n for n in values if f"{kind.name}.{n} " in error.what), "name")
-        return None, [*mistakes, Mistake((key, name), one_line(error))]
+        told = one_line(error).replace(f"{kind.name}.{name} ", f"{key}.{name} ")
+        return None, [*mistakes, Mistake((key, name), told)]

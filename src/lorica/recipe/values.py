@@ -89,7 +89,7 @@ def from_flag(kind: Any, value: Any) -> Any:
     elif isinstance(value, str):
         plain = [part.strip() for part in value.split(",")]
         several = [[scalar(part) for part in plain], plain]
-        readings = [r for r in readings if not isinstance(r, str)]
+        readings = [r for r in readings if r != value]
         readings += [*(several if "," in value else []), value, *several]
     else:
         return value

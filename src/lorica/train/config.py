@@ -5,7 +5,6 @@ The method stays plain data until `build_method`, because methods import torch a
 `lorica train --help` must not.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -15,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lorica.data.config import DataConfig
 from lorica.recipe.flags import beside, over
-from lorica.recipe.judge import judged, judged_member
+from lorica.recipe.judge import judged, judged_member, plain
 from lorica.recipe.settings import Mistake, Settings, refuse
 from lorica.recipe.text import load, text_of
 from lorica.recipe.versions import versions
@@ -249,8 +248,8 @@ def plain_method(value: Any) -> Any:
     """A method as plain data: from a name, a mapping, or its own dataclass."""
     if isinstance(value, str):
         return {"name": value}
-    if isinstance(value, Named) and dataclasses.is_dataclass(value):
-        return {"name": value.name, **dataclasses.asdict(value)}
+    if isinstance(value, Named):
+        return plain(value)
     return {"name": "lora", **value} if isinstance(value, dict) else value
 
 
@@ -268,15 +267,15 @@ def read(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainConf
         beside(settings, path.parent, [("base",), ("data", "path"), ("data", "validation")])
         settings.data.setdefault("output", f"runs/{path.stem}")
     mistakes = settings.mistakes + over(settings, TrainConfig, flags or {})
+    given = {flag.replace("-", "_") for flag in flags or {}}
     for one, other in EXCLUSIVE:
-        if flags and (one in flags) != (other in flags):
-            settings.data.pop(other if one in flags else one, None)
+        if (one in given) != (other in given):
+            settings.data.pop(other if one in given else one, None)
     config, found = judged(TrainConfig, settings)
     mistakes += found
-    given = settings.data.setdefault("method", {})
-    if not isinstance(given, dict) or (mistakes and not set(given) - {"name"}):
+    method = settings.data["method"] = plain_method(settings.data.get("method", {}))
+    if not isinstance(method, dict) or (mistakes and len(method) == 1):
         refuse(mistakes, settings)  # nothing more to find there: torch need not be imported
-    settings.data["method"] = plain_method(given)
     method, found = _judged_method(settings)
     if mistakes := mistakes + found:
         refuse(mistakes, settings)
