@@ -7,7 +7,7 @@ nothing: each is a typing error that other tools pass over, and is refused here.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import nn
 
