@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lorica.data.batch import Batch, pad
 from lorica.data.tokenise import Example
-from lorica.errors import DataError
+from lorica.errors import DataError, TrainingError, listed
 
 LOGITS = 1 << 27
 """Numbers of one batch's logits: 512 MB in float32. A single row may need more."""
@@ -56,12 +56,11 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
     """The scores of every row; the model's mode is as before afterwards.
 
     batch: most rows at a time.
-    Raises: DataError if no row has a label.
+    Raises: DataError if no row has a label; TrainingError if a loss is not finite.
     """
     rows = len(examples)
     nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
     for picked, logits, made in label_logits(model, examples, batch=batch):
-        classes = made.labels is not None
         where = torch.arange(len(picked)) if made.labels is not None else made.row.cpu()
         targets = made.labels if made.labels is not None else made.targets
         losses, hits = _judge(logits, targets)
@@ -69,11 +68,17 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
         np.add.at(nll, place, losses.double().cpu().numpy())
         np.add.at(correct, place, hits.cpu().numpy())
         np.add.at(tokens, place, 1)
-        assert not classes or len(losses) == len(picked)
     if not tokens.sum():
         raise DataError(
             f"none of the {rows} rows has a label: there is nothing to measure.",
             fix="give rows with an answer, or data.completion_only: false",
+        )
+    wrong = [examples[i].where for i in np.flatnonzero(~np.isfinite(nll)).tolist()]
+    if wrong:
+        raise TrainingError(
+            f"the loss of {len(wrong)} of {rows} rows is not finite.",
+            rows=listed(wrong),
+            fix="load the base in float32, or train with a lower learning rate",
         )
     return Scores(nll, tokens, correct)
 

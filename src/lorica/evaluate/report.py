@@ -1,0 +1,165 @@
+"""`lorica.evaluate`: open a run, an adapter or a base, measure it on rows, and show it."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorica.base.bundled import NAME
+from lorica.base.load import Base
+from lorica.base.load import load as load_base
+from lorica.data.config import DataConfig
+from lorica.data.load import load as load_data
+from lorica.errors import ConfigError, DataError
+from lorica.evaluate.measure import Measure, Report, evaluate_loaded
+from lorica.evaluate.stats import Interval
+from lorica.formats import commit
+from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
+from lorica.formats.open import adapter_folder, open_adapter
+
+SHARES = ("token_accuracy", "exact_match", "accuracy")
+SHOWN = 300  # characters of a prompt or an answer
+
+
+def evaluate(
+    path: str | Path,
+    data: DataConfig | str | dict[str, Any],
+    *,
+    base: str | None = None,
+    dtype: str = "float32",
+    allow_base: str | None = None,
+    exact_match: bool = True,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Report:
+    """Measure the adapter at `path` beside its base, on all rows of `data`.
+
+    path: a run folder, an adapter folder, or a base alone (folder, hub id, "bundled").
+    base: another place to load the base from; None: where the adapter says it was.
+    limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
+    seed: of the resampling behind the intervals.
+
+    Raises: TrainingError if the adapter does nothing; BaseError, FileError, DataError,
+        ConfigError for what cannot be opened or used.
+    """
+    if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
+        raise ConfigError("batch_size and max_new_tokens must be at least 1.",
+                          batch_size=batch_size, max_new_tokens=max_new_tokens)  # fmt: skip
+    began = time.perf_counter()
+    config = _config(data, limit)
+    opened, adapted = _open(path, base, dtype, allow_base)
+    rows = load_data(
+        config, opened.tokenizer, seed=seed, max_length=opened.max_length, labels=opened.labels
+    )
+    if (rows.labels is None) != (opened.labels is None):
+        kinds = ("a language model", "a classifier")
+        raise DataError(
+            f"{config.path} holds rows {'with' if rows.labels else 'without'} classes, but {path} "
+            f"is {kinds[opened.labels is not None]}.",
+            fix="give rows of the kind that it was trained on",
+        )
+    report = evaluate_loaded(
+        opened, rows.train, adapted=adapted, exact_match=exact_match,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    return replace(
+        report, path=str(path), base=opened.path, data=config.path,
+        lines=[*opened.lines, *rows.lines, *report.lines], seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _config(data: DataConfig | str | dict[str, Any], limit: int | None) -> DataConfig:
+    """The rows' settings, with every row kept for measuring."""
+    try:
+        config = data if isinstance(data, DataConfig) else DataConfig.model_validate(data)
+        changes = {"validation": 0.0, **({"limit": limit} if limit is not None else {})}
+        return DataConfig.model_validate({**config.model_dump(), **changes})
+    except ValidationError as error:
+        wrong = {".".join(map(str, e["loc"])) or "data": e["msg"] for e in error.errors()}
+        raise ConfigError("the data settings are wrong.", **wrong) from None
+
+
+def _open(
+    path: str | Path, base: str | None, dtype: str, allow_base: str | None
+) -> tuple[Base, bool]:
+    """(model, it carries an adapter)."""
+    folder = adapter_folder(path)
+    if is_adapter(folder) or any((folder / name).is_file() for name in (WEIGHTS, PICKLED)):
+        return open_adapter(folder, base=base, dtype=dtype, allow_base=allow_base), True
+    if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
+        find(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
+    if base is not None:
+        raise ConfigError(f"{path} is a base, and base={base!r} names another.",
+                          fix="leave base out, or name an adapter")  # fmt: skip
+    return load_base(str(path), dtype=dtype, labels=_classes_of(folder)), False
+
+
+def _classes_of(folder: Path) -> list[str] | None:
+    """The classes of a model folder that holds a sequence classifier."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = commit.read_json(folder / "config.json")
+    if not any("SequenceClassification" in name for name in config.get("architectures") or ()):
+        return None
+    names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' default
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def show(report: Report, console: Console) -> None:
+    """Print a report: the figures, a few rows, and the named lines."""
+    what = report.path if report.path == report.base else f"{report.path} on {report.base}"
+    console.print(f"{what}: {report.rows:,} rows, {report.tokens:,} labels of {report.data}",
+                  markup=False, soft_wrap=True)  # fmt: skip
+    adapted = any(measure.adapter for measure in report.measures)
+    table = Table("", "base", *(("adapter", "difference", "") if adapted else ()))
+    for measure in report.measures:
+        table.add_row(*_cells(measure, adapted))
+    console.print(table)
+    console.print("in brackets: 95 % intervals", markup=False)
+    for sample in report.samples:
+        console.print(f"\n{sample.where}", markup=False)
+        parts = {"prompt": sample.prompt, "wanted": sample.wanted, "base": sample.base}
+        for name, text in {**parts, "adapter": sample.adapter}.items():
+            if text is not None:
+                console.print(Text(f"  {name:<8} {_brief(text)}"), soft_wrap=True)
+    if report.lines:
+        console.print()
+    for line in report.lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _cells(measure: Measure, adapted: bool) -> list[str]:
+    share = measure.name in SHARES
+    cells = [measure.name.replace("_", " "), _shown(measure.base, share)]
+    if adapted and measure.adapter and measure.difference:
+        cells += [
+            _shown(measure.adapter, share),
+            _shown(measure.difference, share, signed=True),
+            measure.verdict or "",
+        ]
+    return cells
+
+
+def _shown(interval: Interval, share: bool, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    unit = (" points" if signed else " %") if share else ""
+    scale, digits = (100, 1) if share else (1, 3 if abs(interval.value) < 100 else 1)
+    value, low, high = (
+        f"{scale * number:{sign}.{digits}f}" if math.isfinite(number) else "?"
+        for number in (interval.value, interval.low, interval.high)
+    )
+    return f"{value}{unit}\n\\[{low}, {high}]"
+
+
+def _brief(text: str) -> str:
+    """One line; of a long text its end, where the answer or the question stands."""
+    line = text.replace("\n", "⏎")
+    return line if len(line) <= SHOWN else f"... {line[-SHOWN:]}"
