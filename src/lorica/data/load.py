@@ -7,13 +7,13 @@ one side where that is possible.
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorica.data import source
 from lorica.data.config import DataConfig
-from lorica.data.fit import Fitted, fit, limit_of, policy_of
+from lorica.data.fit import fit, limit_of, policy_of
 from lorica.data.template import Rendered, render
 from lorica.data.tokenise import Example, tokenise, tokenise_labels, unwritten
 from lorica.errors import DataError, closest, listed
@@ -39,6 +39,15 @@ class Rows:
     digest: str
 
 
+@dataclass(frozen=True)
+class Files:
+    """The training file, the validation file if there is one, and both as tokens, uncut."""
+
+    rows: list[Rows]
+    examples: list[list[Example]]
+    labels: list[str] | None
+
+
 def load(
     config: DataConfig,
     tokenizer: Any,
@@ -55,24 +64,58 @@ def load(
     Raises: DataError for whatever keeps the rows from being trained on.
     """
     limit = limit_of(config, max_length)
-    train = rows_of(config, tokenizer)
-    other = None
+    return assemble(gather(config, tokenizer, labels), tokenizer, seed=seed, limit=limit)
+
+
+def gather(config: DataConfig, tokenizer: Any, labels: list[str] | None = None) -> Files:
+    """Read, render and tokenise the files, and leave out nothing.
+
+    Raises: DataError if rows cannot be read, or not be written as text.
+    """
+    files = [rows_of(config, tokenizer)]
     if isinstance(config.validation, str):
-        other = rows_of(validation_config(config), tokenizer, kind=train.kind)
-    names = class_names([train, other] if other else [train], labels)
-    fitted = examples_of(train, tokenizer, names, limit)
-    lines = _named(train, fitted)
-    if other:
-        checked = examples_of(other, tokenizer, names, limit)
-        lines += _named(other, checked)
-        kept, held = fitted.examples, checked.examples
-    else:
-        kept, held = part(fitted.examples, float(config.validation), seed)
-    lines += _unmatched(kept, held, names)
-    digest = train.digest
-    if other:
-        digest = hashlib.sha256(f"{digest} {other.digest}".encode()).hexdigest()
-    return Data(kept, held, names, lines, digest)
+        # The same settings, but for the path: a limit counts training rows.
+        other = config.model_copy(
+            update={"path": config.validation, "validation": 0.0, "limit": None}
+        )
+        files.append(rows_of(other, tokenizer, kind=files[0].kind))
+    names = class_names(files, labels)
+    examples, said = [], []
+    for rows in files:
+        if names is None:
+            found, lines = tokenise(rows.rows, tokenizer)
+        else:
+            found = tokenise_labels(rows.rows, tokenizer, names)
+            lines = unwritten(rows.rows, tokenizer)
+        examples.append(found)
+        said.append(replace(rows, lines=[*rows.lines, *_duplicates(rows), *lines]))
+    return Files(said, examples, names)
+
+
+def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> Data:
+    """Fit the rows to the limit, and part train from validation.
+
+    Raises: DataError for overlong rows under `raise`, and if nothing is to be learned.
+    """
+    sides, lines = [], []
+    for rows, examples in zip(files.rows, files.examples, strict=True):
+        fitted = fit(examples, rows.kind, rows.config, limit)
+        kept = fitted.examples
+        if files.labels and fitted.overlong and policy_of(rows.config) == "truncate":
+            # The tokenizer cuts, so that special tokens at the end stay.
+            kept = tokenise_labels(rows.rows, tokenizer, files.labels, limit)
+        sides.append(kept)
+        name = Path(rows.config.path).name
+        lines += [f"{name}: {line}" for line in [*rows.lines, *fitted.lines]]
+    if len(sides) == 1:
+        sides = part(sides[0], float(files.rows[0].config.validation), seed)
+    train, held = sides
+    lines += _unmatched(train, held, files.labels)
+    digests = [rows.digest for rows in files.rows]
+    digest = digests[0]
+    if len(digests) > 1:
+        digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return Data(train, held, files.labels, lines, digest)
 
 
 def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows:
@@ -88,31 +131,6 @@ def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows
             fix="give validation rows of the same shape",
         )
     return Rows(config, found.kind, found.rows, found.lines, source.digest(config, rows))
-
-
-def _named(rows: Rows, fitted: Fitted) -> list[str]:
-    """All that is to be said of a file, under its name."""
-    name = Path(rows.config.path).name
-    lines = [*rows.lines, *_duplicates(rows), *fitted.lines]
-    return [f"{name}: {line}" for line in lines]
-
-
-def validation_config(config: DataConfig) -> DataConfig:
-    """The settings under which a validation file is read: the same, but for its path."""
-    return config.model_copy(update={"path": config.validation, "validation": 0.0, "limit": None})
-
-
-def examples_of(rows: Rows, tokenizer: Any, labels: list[str] | None, limit: int | None) -> Fitted:
-    if labels is None:
-        examples, lines = tokenise(rows.rows, tokenizer)
-        fitted = fit(examples, rows.kind, rows.config, limit)
-        return Fitted(fitted.examples, fitted.overlong, fitted.unlearned, lines + fitted.lines)
-    fitted = fit(tokenise_labels(rows.rows, tokenizer, labels), rows.kind, rows.config, limit)
-    kept = fitted.examples
-    if fitted.overlong and policy_of(rows.config) == "truncate":
-        # The tokenizer cuts, so that special tokens at the end stay.
-        kept = tokenise_labels(rows.rows, tokenizer, labels, limit)
-    return Fitted(kept, fitted.overlong, 0, unwritten(rows.rows, tokenizer) + fitted.lines)
 
 
 def class_names(files: list[Rows], known: list[str] | None) -> list[str] | None:
