@@ -1,0 +1,69 @@
+"""Task (c): is a short review positive or negative?
+
+The rule: the main clause decides. A good word makes it positive, a bad word negative, a negation
+turns it round. What stands before "but", or after "although", never decides; neither do the plain
+sentences around it.
+"""
+
+import random
+from collections.abc import Iterator
+
+from world import lexicon
+from world.rows import Row, unique_rows
+
+GOOD = (
+    "good", "lovely", "useful", "sturdy", "fast", "clean", "strong", "safe", "easy to use",
+    "worth the money", "well made", "a pleasure to use", "nice to look at",
+)  # fmt: skip
+BAD = (
+    "bad", "awful", "useless", "flimsy", "slow", "dirty", "weak", "dangerous", "hard to use",
+    "a waste of money", "badly made", "a pain to use", "ugly to look at",
+)  # fmt: skip
+SUBJECTS = (
+    "the {thing} is", "this {thing} is", "my new {thing} is", "I find the {thing}",
+    "we think that the {thing} is", "to me the {thing} is", "for a {thing} it is",
+)  # fmt: skip
+SECOND = ("it is", "it is really", "in the end it is", "after a week it is", "I would say it is")
+PLAIN = (
+    "I got it on {day}.", "It came from {town}.", "The colour is {colour}.",
+    "It cost {price} coins.", "{name} bought one as well.", "It stands in the kitchen now.",
+    "I use it every {day}.", "This was my {number}th order.",
+)  # fmt: skip
+
+
+def _clause(rng: random.Random, subject: str, *, good: bool) -> str:
+    """A clause of this polarity; three in ten get there by negating the other one."""
+    negated = rng.random() < 0.3
+    word = rng.choice(GOOD if good != negated else BAD)
+    return f"{subject} {rng.choice(('not ', 'never ')) if negated else ''}{word}"
+
+
+def review(rng: random.Random) -> tuple[str, Row]:
+    """(text, row) of one review drawn at random."""
+    positive = rng.random() < 0.5
+    first, second = rng.choice(SUBJECTS), rng.choice(SECOND)
+    draw = rng.random()
+    if draw < 0.5:
+        opinion = _clause(rng, first, good=positive)
+    elif draw < 0.8:
+        opinion = (f"{_clause(rng, first, good=not positive)}, "
+                   f"but {_clause(rng, second, good=positive)}")  # fmt: skip
+    else:
+        opinion = (f"{_clause(rng, first, good=positive)}, "
+                   f"although {_clause(rng, second, good=not positive)}")  # fmt: skip
+    parts = [opinion[0].upper() + opinion[1:] + "."]
+    for line in rng.sample(PLAIN, rng.randrange(3)):
+        parts.insert(rng.randrange(len(parts) + 1), line)
+    slots: dict[str, object] = {
+        "thing": rng.choice(list(lexicon.THINGS)), "day": rng.choice(lexicon.DAYS),
+        "town": rng.choice(lexicon.TOWNS), "colour": rng.choice(lexicon.COLOURS),
+        "price": rng.randrange(2, 90), "name": rng.choice(lexicon.FIRST_NAMES),
+        "number": rng.randrange(4, 20),
+    }  # fmt: skip
+    text = " ".join(parts).format_map(slots)
+    return text, {"text": text, "label": "positive" if positive else "negative"}
+
+
+def reviews(rows: int, seed: int) -> Iterator[Row]:
+    """Unique reviews; seeds that differ modulo 16 share none."""
+    return unique_rows(review, rows, seed, task="reviews")

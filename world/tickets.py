@@ -1,0 +1,113 @@
+"""Task (a): read a customer's ticket, write its record as JSON.
+
+A record has four fields. `product` and `order` are copied from the ticket, past distractors
+(another product, an earlier order). `problem` is one of six classes, each told in many ways.
+`priority` is decided by a cue: a pressing one means high, a patient one low, none normal. One row
+is one ticket; the rule never contradicts itself, so a perfect answer exists for every row.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+
+from world import lexicon
+from world.rows import Row, unique_rows
+
+PRODUCTS = (
+    "kettle", "toaster", "blender", "oven", "fridge", "teapot", "mixer", "stove", "hose", "pump",
+    "mower", "bucket", "lamp", "heater", "fan", "clock", "boiler", "radio", "drill", "printer",
+)  # fmt: skip
+LONGEST = 180  # characters of a ticket's text; a row then stays below 110 tokens of the base
+WET = ("kettle", "blender", "fridge", "teapot", "hose", "pump", "bucket", "boiler", "heater")
+STILL = ("teapot", "hose", "bucket")  # nothing in them can run, so neither noise nor dead
+PROBLEMS = {
+    "leak": ("Water drips out of the bottom.", "It leaves a puddle on the table.",
+             "There is water all over the floor.", "It leaks at the side.",
+             "I find drops under it every morning.", "The base is always wet.",
+             "It does not hold any water.", "A thin trickle runs down the front."),
+    "noise": ("It rattles like an old cart.", "It makes a loud buzz.",
+              "There is a terrible squeak whenever I use it.", "It hums all night.",
+              "I hear a grinding sound.", "It is far too loud.",
+              "It whistles until my ears hurt.", "Something inside knocks and knocks."),
+    "dead": ("It does not start at all.", "Nothing happens when I press the button.",
+             "It went dark and stays dark.", "It will not turn on.",
+             "It stopped working after a day.", "There is no sign of life in it.",
+             "I cannot get it to run.", "It switched itself off and never came back."),
+    "crack": ("There is a crack in the side.", "It came with a split in the lid.",
+              "A corner has chipped off.", "It arrived in two pieces.",
+              "The front is shattered.", "It is broken across the middle.",
+              "The handle snapped.", "A long gap runs along the back where it burst."),
+    "late": ("It has not come yet.", "I am still waiting for it.",
+             "It was due on {day} and is not here.", "The parcel never reached me.",
+             "Nothing has arrived so far.", "It should have been here weeks ago.",
+             "There is no trace of the delivery.", "The post has brought me nothing."),
+    "wrong": ("You sent me a {other} instead.", "There was a {other} in the box.",
+              "It is {colour}, but I asked for {colour2}.", "What came was a {other}.",
+              "The parcel was for somebody else.", "The colour is {colour}, not {colour2}.",
+              "This is not the size that I chose.", "By mistake the box held a {other}."),
+}  # fmt: skip
+CUES = {
+    "high": ("Please hurry, I need it by {day}.", "This is urgent.", "Someone could get hurt.",
+             "I need an answer today.", "It cannot wait.", "My work depends on it.",
+             "Please act at once.", "It is an emergency."),
+    "low": ("There is no hurry.", "Take your time.", "Any time that suits you is fine.",
+            "It can wait.", "I am in no rush.", "Next month is early enough.",
+            "This is not urgent.", "I can manage without it for a while."),
+    "normal": ("", "", "Can you help me?", "What should I do?", "Please let me know.",
+               "Thank you."),
+}  # fmt: skip
+OPENINGS = (
+    "I bought a {product} from you, order {order}.", "It is about the {product} of order {order}.",
+    "My order {order} was for a {product}.", "I ordered a {product} ({order}).",
+    "Order {order}, a {product}, is giving me trouble.", "{order} is my order: a {product}.",
+    "I write about a {product}. The order is {order}.",
+    "Hello, {name} here, with order {order} for a {product}.",
+    "On {day} I paid for a {product}, order {order}.", "A {colour} {product}, order {order}.",
+)  # fmt: skip
+DISTRACTORS = (
+    "My earlier order {code2} was fine.", "My sister {name} has the same one.",
+    "I live in {town}.", "It cost me {price} coins.", "I like your {other} very much.",
+    "I have bought from you for {number} years.", "{name} told me to write to you.",
+    "The {other} of order {code2} works well.",
+)  # fmt: skip
+
+
+def _code(rng: random.Random) -> str:
+    return f"{rng.choice('ABCDEFGHIJKLMNOPQRSTUVWXYZ')}-{rng.randrange(1000, 10000)}"
+
+
+def _problem(rng: random.Random, product: str) -> str:
+    possible = [p for p in PROBLEMS if p != "leak" or product in WET]
+    if product in STILL:
+        possible = [p for p in possible if p not in ("noise", "dead")]
+    return rng.choice(possible)
+
+
+def ticket(rng: random.Random) -> tuple[str, Row]:
+    """(prompt, row) of one ticket drawn at random."""
+    product, other = rng.sample(PRODUCTS, 2)
+    colour, colour2 = rng.sample(lexicon.COLOURS, 2)
+    problem, priority = _problem(rng, product), rng.choice(list(CUES))
+    order = _code(rng)
+    slots: dict[str, object] = {
+        "product": product, "other": other, "colour": colour, "colour2": colour2, "order": order,
+        "code2": _code(rng), "name": rng.choice(lexicon.FIRST_NAMES),
+        "day": rng.choice(lexicon.DAYS), "town": rng.choice(lexicon.TOWNS),
+        "price": rng.randrange(5, 90), "number": rng.randrange(2, 20),
+    }  # fmt: skip
+    body = [rng.choice(PROBLEMS[problem]), rng.choice(CUES[priority])]
+    if rng.random() < 0.4:
+        body.insert(rng.randrange(len(body) + 1), rng.choice(DISTRACTORS))
+    if rng.random() < 0.3:  # the cue may come first
+        body.reverse()
+    text = " ".join(part for part in (rng.choice(OPENINGS), *body) if part).format_map(slots)
+    record = {"product": product, "problem": problem, "order": order, "priority": priority}
+    prompt = f"Ticket: {text}\nRecord:"
+    if len(text) > LONGEST:
+        return ticket(rng)
+    return prompt, {"prompt": prompt, "completion": " " + json.dumps(record)}
+
+
+def tickets(rows: int, seed: int) -> Iterator[Row]:
+    """Unique tickets; seeds that differ modulo 16 share none."""
+    return unique_rows(ticket, rows, seed, task="tickets")
