@@ -62,8 +62,8 @@ class DoraAdapter(LoraAdapter):
         """A W^T: what the base makes of the rows of A, (R, O) float32."""
         if self.lookup:
             ids = torch.arange(self.a.shape[1], device=self.a.device)
-            return self.a @ base(ids).float()
-        out = base(self.a.to(dtype)).float()
+            return self.a @ base(ids).to(self.a.dtype)
+        out = base(self.a.to(dtype)).to(self.a.dtype)
         return out if self.base_bias is None else out - self.base_bias
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
