@@ -6,8 +6,8 @@ nothing: each is a typing error that other tools pass over, and is refused here.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -57,6 +57,37 @@ def select(model: nn.Module, targets: Targets, kinds: tuple[str, ...]) -> list[S
 
     Raises: TargetError that lists every entry that selects nothing.
     """
+    sites, chosen, wrong = _search(model, targets, kinds)
+    if wrong or not chosen:
+        raise _selects_nothing(model, sites, wrong or [("target_modules", "")])
+    return chosen
+
+
+def without_dead(
+    model: nn.Module, targets: Targets, kinds: tuple[str, ...]
+) -> tuple[Targets, list[str]]:
+    """`targets` without the entries that select nothing, and a named line for each.
+
+    Only for files of tools that pass over such entries: there they stand in sound files.
+    """
+    _, _, wrong = _search(model, targets, kinds)
+    kept: dict[str, Any] = {}
+    for key in dict.fromkeys(key for key, _ in wrong):
+        entries, dead = getattr(targets, key), {entry for k, entry in wrong if k == key}
+        if isinstance(entries, dict):
+            kept[key] = {e: value for e, value in entries.items() if e not in dead}
+        elif not isinstance(entries, str):
+            kept[key] = [e for e in entries if str(e) not in dead]
+        elif key == "exclude_modules":
+            kept[key] = None
+    lines = [f"{key} {entry!r} selects nothing here and is passed over" for key, entry in wrong]
+    return replace(targets, **kept), lines
+
+
+def _search(
+    model: nn.Module, targets: Targets, kinds: tuple[str, ...]
+) -> tuple[list[Site], list[Site], list[tuple[str, str]]]:
+    """(sites that could be chosen, sites that are, (setting, entry) that select nothing)."""
     saved = [s.name for s in saved_sites(model, targets.modules_to_save)]
     sites = [s for s in sites_of(model, kinds) if s.name not in saved]
     wrong: list[tuple[str, str]] = []
@@ -81,9 +112,7 @@ def select(model: nn.Module, targets: Targets, kinds: tuple[str, ...]) -> list[S
             _compiled(key, pattern)
             if not any(names(pattern, s.name) for s in chosen):
                 wrong.append((key, pattern))
-    if wrong or not chosen:
-        raise _selects_nothing(model, sites, wrong or [("target_modules", "")])
-    return chosen
+    return sites, chosen, wrong
 
 
 def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:

@@ -9,7 +9,7 @@ is an error that names it, and leaves the model as it was.
 """
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lorica.base.fingerprint import Fingerprint, fingerprint, grade
 from lorica.core.adapter import Method
 from lorica.core.attach import Spec, attach, detach, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
-from lorica.core.targets import Targets
+from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.formats import commit, peft, pissa
 
@@ -102,6 +102,8 @@ def load(
     else:
         config = commit.read_json(path / CONFIG)
         spec = peft.spec_from(config, list(file), str(path))
+        targets, passed_over = without_dead(model, spec.targets, spec.method.kinds)
+        spec, lines = replace(spec, targets=targets), lines + passed_over
         if config.get("init_lora_weights") == pissa.START:
             file, spec = pissa.widen(model, file, spec), pissa.widened(spec)
         lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")

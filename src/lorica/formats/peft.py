@@ -9,6 +9,7 @@ Read off peft 0.21.2. Every setting that changes the result and is not known her
 nothing of a foreign config is passed over.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ SILENT = {
     "peft_type", "peft_version", "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
 READ = {
-    "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform",
-    "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "r", "rank_pattern",
-    "target_modules", "trainable_token_indices", "use_dora", "use_rslora",
+    "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "r",
+    "rank_pattern", "target_modules", "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
 READ_STARTS = (True, False, "gaussian", "orthogonal", "eva", "pissa")
 
@@ -66,7 +67,10 @@ def config_of(model: nn.Module, name: str, base_path: str) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": any(s.transposed and s.kind == "linear" for s in own),
         "inference_mode": True,
-        "modules_to_save": [s.name for s, a in adapted if isinstance(a, Whole)] or None,
+        "modules_to_save": _containers(
+            [s.name for s, a in adapted if isinstance(a, Whole)], spec.targets.modules_to_save
+        )
+        or None,
         "use_rslora": method.use_rslora,
         "use_dora": isinstance(method, Dora),
         "rank_pattern": {s.name: a.r for s, a in lora if a.r != method.r},
@@ -122,15 +126,19 @@ def spec_from(config: dict[str, Any], keys: list[str], source: str) -> Spec:
         layers_to_transform=[layers] if isinstance(layers, int) else layers,
         rank_pattern=dict(config.get("rank_pattern") or {}),
         alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
-        modules_to_save=_saved_whole(keys),
+        modules_to_save=_containers(_saved_whole(keys), config.get("modules_to_save") or []),
         trainable_token_indices=_token_ids(config.get("trainable_token_indices")),
     )
     return Spec(method, targets, seed=0)
 
 
 def to_peft(model: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under PEFT's names."""
-    return {_renames(model, name)[key]: tensor for key, tensor in state.items()}
+    """Our tensors under PEFT's names. Where tied layers share one copy, each gets it."""
+    renames = _renames(model, name)
+    file = {renames[key]: tensor for key, tensor in state.items()}
+    for key, (adapter, parameter) in _whole(model, name).items():
+        file.setdefault(f"{PREFIX}{key}", adapter.get_parameter(parameter).detach().clone())
+    return file
 
 
 def from_peft(
@@ -138,7 +146,8 @@ def from_peft(
 ) -> dict[str, Tensor]:
     """PEFT's tensors under our names; names that we do not know stay, for the strict loader.
 
-    Copies of base weights that PEFT saves beside embeddings are compared and left out.
+    Copies of base weights that PEFT saves beside embeddings are compared and left out. Layers
+    that the base ties and that were trained apart are untied in adapter `name`, in place.
     """
     ours = {theirs: key for key, theirs in _renames(model, name).items()}
     state: dict[str, Tensor] = {}
@@ -147,7 +156,28 @@ def from_peft(
             _same_as_base(model, key.removeprefix(PREFIX), tensor, source)
         else:
             state[ours.get(key, key)] = tensor
+    first_of: dict[int, str] = {}
+    for key, (adapter, parameter) in _whole(model, name).items():
+        own = adapter.get_parameter(parameter)
+        first = first_of.setdefault(id(own), key)
+        if first == key or key not in state or first not in state:
+            continue
+        if torch.equal(state[key], state[first]):
+            del state[key]
+        else:
+            setattr(adapter, parameter, nn.Parameter(own.detach().clone()))
     return state
+
+
+def _whole(model: nn.Module, name: str) -> dict[str, tuple[Whole, str]]:
+    """ "<layer>.<parameter>" -> where it is kept, of every layer that is trained whole."""
+    kept = {site: port[name] for site, _, port in ports(model) if name in port}
+    return {
+        f"{site}.{parameter}": (adapter, parameter)
+        for site, adapter in kept.items()
+        if isinstance(adapter, Whole)
+        for parameter, _ in adapter.named_parameters()
+    }
 
 
 def _renames(model: nn.Module, name: str) -> dict[str, str]:
@@ -171,7 +201,7 @@ def _renames(model: nn.Module, name: str) -> dict[str, str]:
 
 def _same_as_base(model: nn.Module, key: str, tensor: Tensor, source: str) -> None:
     layer = key.removesuffix(".base_layer.weight")
-    own = dict(model.named_parameters()).get(f"{layer}.weight")
+    own = dict(model.named_parameters(remove_duplicate=False)).get(f"{layer}.weight")
     if own is None or own.shape != tensor.shape or not torch.allclose(
         own.detach().float().cpu(), tensor.float(), atol=1e-2, rtol=1e-2
     ):  # fmt: skip
@@ -189,6 +219,17 @@ def _saved_whole(keys: list[str]) -> list[str]:
     ours = ("lora_", "token_adapter.", "base_layer.")
     whole = [k for k in plain if not any(part in k for part in ours)]
     return sorted({k.rpartition(".")[0] for k in whole})
+
+
+def _containers(layers: list[str], entries: Sequence[str]) -> list[str]:
+    """`layers`, but where an entry names a container of them, the container: as PEFT wraps it."""
+    found: dict[str, None] = {}
+    for layer in layers:
+        parts = layer.split(".")
+        above = (".".join(parts[: i + 1]) for i in range(len(parts)))
+        hit = (a for a in above if any(f".{a}".endswith(f".{e}") for e in entries))
+        found[next(hit, layer)] = None
+    return list(found)
 
 
 def _token_ids(value: Any) -> list[int]:
