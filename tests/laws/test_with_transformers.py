@@ -1,0 +1,115 @@
+"""An adapted model goes on working with transformers' own machinery."""
+
+import copy
+
+import pytest
+import torch
+
+import lorica
+from lorica.core.adapter import Method
+from lorica.core.state import adapter_state
+from tests.laws.bases import IDS, bits, method, move, same_bits, stories
+
+each = pytest.mark.parametrize("name", Method.names())
+pytestmark = pytest.mark.filterwarnings(  # newer transformers call it activation checkpointing
+    "ignore:.*gradient_checkpointing.*:FutureWarning"
+)
+
+
+def llama(name: str) -> torch.nn.Module:
+    return move(lorica.adapt(stories(), method(name)))
+
+
+@each
+def test_generate(name):
+    """With the key-value cache, greedy generation is the argmax of whole forward passes."""
+    model, ids = llama(name), IDS[:1]
+    with torch.no_grad():
+        want = ids
+        for _ in range(8):
+            want = torch.cat([want, model(want).logits[:, -1:].argmax(-1)], 1)
+        greedy = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "use_cache": True,
+                  "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}  # fmt: skip
+        got = model.generate(ids, **greedy)
+        with lorica.use(model):
+            base = model.generate(ids, **greedy)
+    assert got.tolist() == want.tolist()
+    assert base.tolist() != want.tolist()
+
+
+@each
+def test_trainer(name, tmp_path, monkeypatch):
+    from transformers import Trainer, TrainingArguments
+
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    model = llama(name)
+    before = bits(model)
+    start = {k: t.detach().clone() for k, t in adapter_state(model).items()}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, learning_rate=1e-2, logging_steps=1,
+        dataloader_pin_memory=False, gradient_checkpointing=True,
+    )  # fmt: skip
+    rows = [{"input_ids": IDS[i % 2], "labels": IDS[i % 2]} for i in range(8)]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert same_bits(before, bits(model))
+    learned = {k for k, t in adapter_state(model).items() if t.requires_grad}
+    assert learned
+    assert all(not torch.equal(adapter_state(model)[k], start[k]) for k in learned)
+
+
+@each
+def test_compile(name):
+    torch._dynamo.reset()
+    model = llama(name)
+    model.model.layers = model.model.layers[:2]  # the others would be compiled just the same
+    with torch.no_grad():
+        want = model(IDS).logits
+        got = torch.compile(model, backend="aot_eager")(IDS).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@each
+def test_deepcopy(name):
+    model = llama(name)
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(IDS).logits, model(IDS).logits)
+    move(copied, 5)
+    assert not torch.equal(copied(IDS).logits, model(IDS).logits)
+    lorica.detach(copied)
+    assert torch.equal(copied(IDS).logits, stories()(IDS).logits)
+
+
+@each
+def test_gradient_checkpointing(name):
+    grads = []
+    for checkpointed in (False, True):
+        model = llama(name).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(IDS, labels=IDS, use_cache=False).loss.backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert all(g is not None for g in grads[1].values())
+    for key in grads[0]:
+        torch.testing.assert_close(grads[0][key], grads[1][key])
+
+
+def test_a_base_loaded_in_bfloat16_trains_a_float32_adapter(stories):
+    from lorica.base.load import load
+
+    model = lorica.adapt(load(str(stories), dtype="bfloat16").model, lorica.Lora())
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert {t.dtype for t in adapter_state(model).values()} == {torch.float32}
+    assert model.model.norm.weight.dtype == torch.bfloat16

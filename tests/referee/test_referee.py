@@ -1,0 +1,317 @@
+"""Against PEFT: what it wrote and gave (../shared/referee), and what it reads and does today.
+
+Every combination of `MATRIX` goes three ways: what we save PEFT loads, what PEFT saves we load,
+and one step of AdamW from the same start ends at the same numbers.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import lorica
+from lorica import Dora, Lora
+from lorica.core.attach import ports
+from lorica.core.state import adapter_state
+from lorica.errors import FileError
+from lorica.formats.peft import to_peft
+from tests.laws.bases import IDS, SHARED, gpt2, move, stories
+
+REFERENCE = SHARED / "referee/peft-reference"
+PENDING = {"adalora", "ia3", "vera", "p-tuning", "prefix-tuning", "prompt-tuning", "lora-pissa"}
+RECORDED = sorted(p.name for p in REFERENCE.iterdir()) if REFERENCE.is_dir() else []
+pytestmark = pytest.mark.filterwarnings("ignore")  # of peft's own, which are not ours to mend
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def near(got: torch.Tensor, want: torch.Tensor, exact: float) -> None:
+    torch.testing.assert_close(got, want, atol=exact, rtol=exact)
+
+
+@pytest.mark.parametrize("case", [c for c in RECORDED if c not in PENDING])
+def test_what_peft_recorded(case, tmp_path):
+    expected = load_file(REFERENCE / case / "expected.safetensors")
+    model, fresh = stories(), stories()
+    (line,) = lorica.load(model, REFERENCE / case)
+    assert "cannot be verified" in line
+    assert lorica.trainable_parameters(model).trainable == meta(case)["trainable"]
+    with torch.no_grad():
+        ids, want = expected["input_ids"], expected["logits_adapter"]
+        near(model(ids).logits, want, 1e-4)
+        with lorica.use(model):
+            near(model(ids).logits, expected["logits_base"], 1e-4)
+        assert lorica.load(fresh, lorica.save(model, tmp_path / "ours")) == []
+        near(fresh(ids).logits, want, 1e-4)
+        lorica.merge(model)
+        near(model(ids).logits, want, 1e-4)
+
+
+@pytest.mark.parametrize("case", sorted(PENDING & set(RECORDED)))
+def test_a_case_is_read_right_or_refused(case):
+    """Methods that are not here yet: the day one is, its numbers are checked by this test."""
+    expected = load_file(REFERENCE / case / "expected.safetensors")
+    model = stories()
+    try:
+        lorica.load(model, REFERENCE / case)
+    except FileError as error:
+        kind = json.loads((REFERENCE / case / "adapter_config.json").read_text())
+        named = kind["peft_type"] if kind["peft_type"] != "LORA" else kind["init_lora_weights"]
+        assert str(named).lower() in str(error).lower()
+        assert error.fix
+        assert not list(ports(model))
+        assert torch.equal(logits(model), logits(stories()))
+    else:
+        with torch.no_grad():
+            near(model(expected["input_ids"]).logits, expected["logits_adapter"], 1e-4)
+
+
+def meta(case: str) -> dict[str, Any]:
+    return json.loads((REFERENCE / case / "meta.json").read_text())
+
+
+def llama(**settings: object) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    kind = LlamaForSequenceClassification if "num_labels" in settings else LlamaForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind(LlamaConfig(**{
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+            "pad_token_id": 0, "attention_bias": True, **settings,
+        })).eval()  # fmt: skip
+
+
+def roberta() -> nn.Module:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return RobertaForSequenceClassification(RobertaConfig(
+            vocab_size=64, hidden_size=32, num_hidden_layers=1, num_labels=3,
+            num_attention_heads=2, intermediate_size=48, pad_token_id=0,
+        )).eval()  # fmt: skip
+
+
+def sorter() -> nn.Module:
+    return llama(num_labels=3)
+
+
+QV = ["q_proj", "v_proj"]
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "plain": (stories, {"target_modules": QV, "r": 4}),
+    "all-linear": (stories, {"target_modules": "all-linear", "r": 8, "lora_alpha": 3}),
+    "rslora": (llama, {"target_modules": QV, "r": 4, "use_rslora": True}),
+    "dora": (llama, {"target_modules": LINEARS, "r": 4, "use_dora": True}),
+    "dora rslora": (llama, {"target_modules": QV, "use_dora": True, "use_rslora": True}),
+    "patterns": (stories, {
+        "target_modules": LINEARS, "r": 4,
+        "rank_pattern": {"down_proj": 2, "layers.0.self_attn.q_proj": 6},
+        "alpha_pattern": {r"layers\.[12]\..*_proj": 3}}),
+    "dora patterns": (llama, {
+        "target_modules": LINEARS, "use_dora": True, "rank_pattern": {"mlp.*": 3}}),
+    "rslora patterns": (llama, {
+        "target_modules": LINEARS, "use_rslora": True, "rank_pattern": {"up_proj": 3},
+        "alpha_pattern": {"up_proj": 5, "o_proj": 1}}),
+    "bias": (llama, {"target_modules": QV, "lora_bias": True}),
+    "embedding, tied": (stories, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding, untied": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "dora embedding": (llama, {"target_modules": ["embed_tokens"], "use_dora": True}),
+    "head, tied": (stories, {"target_modules": ["lm_head", "q_proj"]}),
+    "head, untied": (llama, {"target_modules": ["lm_head", "q_proj"]}),
+    "saved norm": (stories, {"target_modules": QV, "modules_to_save": ["norm"]}),
+    "saved norms": (llama, {"target_modules": QV, "modules_to_save": ["input_layernorm"]}),
+    "saved head, tied": (stories, {"target_modules": QV, "modules_to_save": ["lm_head"]}),
+    "saved head, untied": (llama, {"target_modules": QV, "modules_to_save": ["lm_head"]}),
+    "saved embedding, tied": (stories, {"target_modules": QV, "modules_to_save": ["embed_tokens"]}),
+    "saved embedding, untied": (llama, {"target_modules": QV, "modules_to_save": ["embed_tokens"]}),
+    "saved both, tied": (
+        stories, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "saved both, untied": (
+        llama, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "tokens, tied": (stories, {"target_modules": QV, "trainable_token_indices": [5, 17, 30]}),
+    "tokens, untied": (llama, {"target_modules": QV, "trainable_token_indices": [5, 17, 30]}),
+    "tokens and norm": (llama, {
+        "target_modules": QV, "trainable_token_indices": [9], "modules_to_save": ["norm"]}),
+    "exclude": (llama, {"target_modules": LINEARS, "exclude_modules": ["k_proj"]}),
+    "exclude by regex": (llama, {"target_modules": LINEARS, "exclude_modules": r".*mlp.*"}),
+    "blocks": (llama, {"target_modules": QV, "layers_to_transform": [1]}),
+    "regex": (llama, {"target_modules": r".*\.layers\.0\..*(q|down)_proj"}),
+    "one full name": (llama, {"target_modules": ["model.layers.1.self_attn.o_proj"]}),
+    "gpt2": (gpt2, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "gpt2 dora": (gpt2, {
+        "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
+    "gpt2 embedding": (gpt2, {"target_modules": ["wte"]}),
+    "gpt2 bias": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}),
+    "classifier": (sorter, {
+        "target_modules": QV, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
+    "classifier all-linear": (sorter, {
+        "target_modules": "all-linear", "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
+    "roberta": (roberta, {
+        "target_modules": ["query", "value"], "task_type": "SEQ_CLS",
+        "modules_to_save": ["classifier"]}),
+}  # fmt: skip
+every = pytest.mark.parametrize("case", MATRIX)
+OURS = {"lora_alpha": "alpha"}
+
+
+def ours(case: str) -> nn.Module:
+    """A base with our adapter, moved."""
+    make, settings = MATRIX[case]
+    words = {"r", "lora_alpha", "use_rslora", "lora_bias"}
+    kind = Dora if settings.get("use_dora") else Lora
+    method = kind(**{OURS.get(k, k): v for k, v in settings.items() if k in words})
+    drop = words | {"use_dora", "fan_in_fan_out", "task_type"}
+    targets = {k: v for k, v in settings.items() if k not in drop}
+    return move(lorica.adapt(make(), method, **targets))
+
+
+def theirs(case: str) -> nn.Module:
+    """A base with PEFT's adapter, moved."""
+    from peft import LoraConfig, get_peft_model
+
+    make, settings = MATRIX[case]
+    settings = {"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, **copy.deepcopy(settings)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(make(), LoraConfig(**settings))
+    return move(model)
+
+
+@every
+def test_what_we_save_peft_loads(case, tmp_path):
+    from peft import PeftModel
+
+    model, base = ours(case), MATRIX[case][0]()
+    lorica.save(model, tmp_path / "ours")
+    want = logits(model)
+    assert (want - logits(base)).abs().max() > 1e-4
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        loaded = PeftModel.from_pretrained(base, str(tmp_path / "ours"))
+    assert not [str(w.message) for w in said if "missing" in str(w.message).lower()]
+    near(logits(loaded), want, 1e-5)
+
+
+@every
+def test_what_peft_saves_we_load(case, tmp_path):
+    model = theirs(case)
+    model.save_pretrained(str(tmp_path))
+    want = logits(model)
+    fresh = MATRIX[case][0]()
+    lorica.load(fresh, tmp_path)
+    near(logits(fresh), want, 1e-5)
+    lorica.merge(fresh)
+    near(logits(fresh), want, 1e-4)
+
+
+STEPPED = [c for c in MATRIX if "saved" not in c and "tokens" not in c]
+
+
+@pytest.mark.parametrize("case", STEPPED)
+def test_one_step_of_adamw_ends_where_pefts_does(case, tmp_path):
+    from peft import get_peft_model_state_dict
+
+    peft_model, model = theirs(case), MATRIX[case][0]()
+    peft_model.save_pretrained(str(tmp_path))
+    lorica.load(model, tmp_path)
+    for one in (peft_model, model):
+        one.double().train()  # AdamW's first step is a sign: in float32 that of rounding noise
+        for module in one.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        learned = [p for p in one.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=1e-3, weight_decay=0.01)
+        one(IDS).logits.log_softmax(-1).square().mean().backward()
+        optimizer.step()
+    got = to_peft(model, "default", adapter_state(model))
+    want = get_peft_model_state_dict(peft_model)
+    want = {k: t for k, t in want.items() if ".base_layer." not in k and k in got}
+    assert got.keys() == want.keys()
+    for key in want:
+        near(got[key], want[key], 1e-6)
+
+
+def test_only_pefts_own_keys_are_written(tmp_path):
+    from peft import LoraConfig
+
+    for number, case in enumerate(MATRIX):
+        lorica.save(ours(case), tmp_path / str(number))
+        config = json.loads((tmp_path / str(number) / "adapter_config.json").read_text())
+        assert config.keys() <= LoraConfig.__dataclass_fields__.keys() | {"peft_type"}
+
+
+def test_a_target_that_peft_passed_over_is_passed_over_and_named(tmp_path):
+    """PEFT loads a config of which some entries select nothing; so the file is a valid one."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "query_key_value"],
+                        exclude_modules=["nothing"], rank_pattern={"no_such": 3})  # fmt: skip
+    model = move(get_peft_model(llama(), config))
+    model.save_pretrained(str(tmp_path))
+    fresh = llama()
+    lines = lorica.load(fresh, tmp_path)
+    near(logits(fresh), logits(model), 1e-5)
+    for entry in ("query_key_value", "nothing", "no_such"):
+        assert any(entry in line for line in lines)
+
+
+UNKNOWN = {
+    "bias": "lora_only", "layer_replication": [[0, 1]], "arrow_config": {"top_k": 2},
+    "target_parameters": ["experts"], "alora_invocation_tokens": [1, 2], "a_new_setting": True,
+    "megatron_config": {"a": 1}, "use_bdlora": {"x": 1}, "init_lora_weights": "olora",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_a_setting_that_changes_the_result_and_is_unknown_is_refused(key, tmp_path):
+    lorica.save(move(lorica.adapt(llama(), Lora())), tmp_path / "adapter")
+    (tmp_path / "adapter/manifest.json").unlink()
+    file = tmp_path / "adapter/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: UNKNOWN[key]}))
+    model = llama()
+    with pytest.raises(FileError, match=key):
+        lorica.load(model, tmp_path / "adapter")
+    assert not list(ports(model))
+
+
+def test_several_that_are_unknown_are_named_together(tmp_path):
+    lorica.save(move(lorica.adapt(llama(), Lora())), tmp_path / "adapter")
+    (tmp_path / "adapter/manifest.json").unlink()
+    file = tmp_path / "adapter/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "x_new": 1, "y_new": 2}))
+    with pytest.raises(FileError, match=r"x_new 1, y_new 2"):
+        lorica.load(llama(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("case", ["saved both, tied", "roberta", "classifier", "head, tied"])
+def test_what_peft_saved_and_we_saved_again_peft_loads(case, tmp_path):
+    from peft import PeftModel
+
+    model = theirs(case)
+    model.save_pretrained(str(tmp_path / "theirs"))
+    between = MATRIX[case][0]()
+    lorica.load(between, tmp_path / "theirs")
+    lorica.save(between, tmp_path / "ours")
+    again = MATRIX[case][0]()
+    assert lorica.load(again, tmp_path / "ours") == []
+    near(logits(again), logits(model), 1e-5)
+    loaded = PeftModel.from_pretrained(MATRIX[case][0](), str(tmp_path / "ours"))
+    near(logits(loaded), logits(model), 1e-5)
+
+
+def test_a_folder_is_named_by_its_path_or_as_text(tmp_path):
+    lorica.save(move(lorica.adapt(llama(), Lora())), str(tmp_path / "a" / "deep" / "adapter"))
+    assert lorica.load(llama(), Path(tmp_path) / "a/deep/adapter") == []
