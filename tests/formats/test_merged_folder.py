@@ -1,0 +1,150 @@
+"""Merged folders: plain transformers models, as close to the unmerged one as they say."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import lorica
+from lorica.base.load import load as load_base
+from lorica.errors import ConfigError, MergeError, ResourceError
+from lorica.formats.folder import save
+from lorica.formats.merged import NOTE, divergence, merge_to
+
+CASES = {  # case of the referee: is the head still tied to the embedding?
+    "lora": True,
+    "lora-all-linear": True,
+    "dora-all-linear": True,
+    "lora-rslora": True,
+    "lora-embedding": False,
+    "lora-modules-to-save": True,
+}
+
+
+@pytest.fixture
+def reference(shared):
+    return shared / "referee/peft-reference"
+
+
+@pytest.mark.parametrize(("case", "tied"), CASES.items())
+def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
+    case, tied, reference, stories, tmp_path
+):
+    report = merge_to(reference / case, tmp_path / "out", base=str(stories))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = load_file(reference / case / "expected.safetensors")
+    with torch.no_grad():
+        logits = model(input_ids=expected["input_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits_adapter"], atol=1e-4, rtol=1e-4)
+    head, embedding = model.lm_head.weight, model.model.embed_tokens.weight
+    assert (head.data_ptr() == embedding.data_ptr()) == tied
+    assert any(line.startswith("untied") for line in report.lines) == (not tied)
+    assert report.max_difference < 1e-3 < report.max_effect
+    assert report.lost == 0
+
+
+def test_bfloat16_shows_its_rounding_and_a_strict_limit_refuses_it(reference, stories, tmp_path):
+    report = merge_to(reference / "lora", tmp_path / "out", base=str(stories), dtype="bfloat16")
+    assert 1e-3 < report.lost < 0.05
+    weights = load_file(tmp_path / "out/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    with pytest.raises(MergeError, match=r"limit is 0\.1%.*\n(.*\n)*.*float32"):
+        merge_to(
+            reference / "lora", tmp_path / "no", base=str(stories), dtype="bfloat16", limit=1e-3
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_faint_adapter_that_rounding_would_swallow_is_refused(stories, tmp_path):
+    """bfloat16 keeps 8 bits of a weight; this adapter moves them by less."""
+    base = load_base(str(stories))
+    lorica.adapt(base.model, lorica.Lora(r=2), seed=0)
+    for name, parameter in base.model.named_parameters():
+        if parameter.requires_grad and name.endswith(".b"):
+            torch.nn.init.normal_(parameter, std=1e-5)
+    save(base.model, tmp_path / "faint", base_path=str(stories))
+    with pytest.raises(MergeError, match="of what the adapter does"):
+        merge_to(tmp_path / "faint", tmp_path / "out", dtype="bfloat16")
+    assert merge_to(tmp_path / "faint", tmp_path / "out").lost == 0
+
+
+def test_the_note_the_tokenizer_and_the_settings_come_with_it(reference, stories, tmp_path):
+    report = merge_to(reference / "lora", tmp_path / "out", base=str(stories), probe=["Tom"])
+    folder = tmp_path / "out"
+    note = json.loads((folder / NOTE).read_text())
+    assert note["adapter"] == str(reference / "lora")
+    assert note["kl"] == report.kl
+    assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
+    ours, theirs = (AutoTokenizer.from_pretrained(p) for p in (folder, stories))
+    assert ours("Once upon a time")["input_ids"] == theirs("Once upon a time")["input_ids"]
+    assert ours.pad_token == theirs.pad_token
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [1, 2]
+    modes = {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()}
+    assert len(modes) == 1
+    assert load_base(str(folder)).model.config.dtype == torch.float32
+
+
+def test_a_classifier_merges_with_its_head(stories, tmp_path):
+    base = load_base(str(stories), labels=["bad", "good"])
+    lorica.adapt(base.model, lorica.Lora(r=2), modules_to_save=["score"], seed=0)
+    for parameter in base.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.tensor([[1, 5, 9, 30]])
+    with torch.no_grad():
+        want = base.model(input_ids=ids).logits
+    save(base.model, tmp_path / "adapter", base_path=str(stories), labels=base.labels)
+    merge_to(tmp_path / "adapter", tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, want, atol=1e-4, rtol=1e-4)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_an_output_that_is_there_is_left_alone(reference, stories, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ResourceError, match="is there already"):
+        merge_to(reference / "lora", tmp_path, base=str(stories))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_parent_is_a_resource_error(reference, stories, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ResourceError, match="cannot write"):
+            merge_to(reference / "lora", tmp_path / "out", base=str(stories))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_an_adapter_of_numbers_that_are_not_finite_is_refused(reference, stories, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    source = Path(reference / "lora")
+    (broken / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
+    tensors = load_file(source / "adapter_model.safetensors")
+    tensors[next(iter(tensors))].fill_(float("nan"))
+    save_file(tensors, broken / "adapter_model.safetensors")
+    with pytest.raises(lorica.LoricaError, match="finite"):
+        merge_to(broken, tmp_path / "out", base=str(stories))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"limit": 0.0}])
+def test_settings_out_of_range(settings, reference, stories, tmp_path):
+    with pytest.raises(ConfigError):
+        merge_to(reference / "lora", tmp_path / "out", base=str(stories), **settings)
+
+
+def test_divergence_is_the_definition():
+    torch.manual_seed(0)
+    p, q = torch.randn(100, 7, dtype=torch.float64), torch.randn(100, 7, dtype=torch.float64)
+    true = p.softmax(-1)
+    want = (true * (true.log() - q.softmax(-1).log())).sum(-1).mean().item()
+    assert divergence(p, q) == pytest.approx(want)
+    assert divergence(p, p + 3.0) == pytest.approx(0, abs=1e-12)
