@@ -31,6 +31,7 @@ app = App(
     help_epilogue="Every command takes --debug: errors come with a traceback.",
     version=__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 for _name, _help in COMMANDS.items():
     app.command(f"lorica.cli.{_name}:app", name=_name, help=_help)

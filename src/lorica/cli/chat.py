@@ -36,7 +36,7 @@ def chat(
     Parameters
     ----------
     path
-        A run or an adapter; without it, the base alone speaks.
+        A run, an adapter or a base; without it, --base alone speaks.
     base
         Another place of the base, or the base to use alone: folder, hub id, or bundled.
     system

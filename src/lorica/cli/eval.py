@@ -1,7 +1,7 @@
 """lorica eval: an adapter beside its base on held-out rows, with intervals."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +24,7 @@ class EvalSettings(BaseModel):
 
 
 app = App(
-    name="eval", usage="Usage: lorica eval RUN|ADAPTER --data FILE [OPTIONS]",
+    name="eval", usage="Usage: lorica eval RUN|ADAPTER|BASE --data FILE [OPTIONS]",
     help_formatter=SettingsHelp(EvalSettings),
 )  # fmt: skip
 
@@ -36,11 +36,12 @@ def evaluate(
     exact_match: Annotated[bool, Parameter(show_default=False)] = True,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     seed: int = 0,
     json: Switch = False,
 ) -> None:
-    """Measure an adapter beside its base on held-out rows.
+    """Measure an adapter beside its base on held-out rows; or a base alone.
 
     Settings of the rows are those of the run, where a run is measured; flags stand over them.
 
@@ -54,6 +55,8 @@ def evaluate(
         Measure on the first rows only, this many.
     max_new_tokens
         Most tokens of an answer; by default as many as the longest reference needs.
+    dtype
+        Numbers the base is held in.
     allow_base
         Accept a base that is not the one of training.
     seed
@@ -62,7 +65,7 @@ def evaluate(
         Print one JSON object.
     """
     plain, flags = split(words)
-    path = Path(str(one(plain, "run or adapter", needed=True)))
+    path = Path(str(one(plain, "run, adapter or base", needed=True)))
     data = rows_of(path, flags)
 
     from rich.console import Console
@@ -70,7 +73,7 @@ def evaluate(
     from lorica.evaluate.report import evaluate, show
 
     report = evaluate(
-        path, data=data, base=base, exact_match=exact_match, limit=limit,
+        path, data=data, base=base, dtype=dtype, exact_match=exact_match, limit=limit,
         max_new_tokens=max_new_tokens, allow_base=allow_base, seed=seed,
     )  # fmt: skip
     if json:

@@ -33,7 +33,7 @@ def generate(
     Parameters
     ----------
     path
-        A run or an adapter; without it, the base alone writes.
+        A run, an adapter or a base; without it, --base alone writes.
     prompt
         The text to go on from; may be given several times. `-` reads it from standard input.
     base

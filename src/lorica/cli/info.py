@@ -166,8 +166,10 @@ def _rows(found: Mapping[str, Any], depth: int = 0) -> list[str]:
         if isinstance(value, Mapping) and value:
             rows += [f"{'  ' * depth}{key}", *_rows(value, depth + 1)]
         elif value not in (None, [], {}):
-            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            counted = isinstance(value, int) and not isinstance(value, bool)
+            text = f"{value:,}" if counted else str(value)
             if isinstance(value, list):
-                text = listed(value, 8)
+                text = f"\n{'  ' * (depth + 1)}".join(["", *map(str, value)])
+                text = listed(value, 8) if len(str(value)) < 100 else text
             rows.append(f"{'  ' * depth}{key:<{width}}  {text}")
     return rows

@@ -1,8 +1,9 @@
 """lorica merge: base and adapter as one plain transformers model, with the measured error."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from lorica.cli.options import Grade, Switch, print_json
 
@@ -16,6 +17,9 @@ def merge(
     *,
     output: Path,
     base: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    limit: float = 0.05,
+    probe: Annotated[list[str] | None, Parameter(negative=())] = None,
     allow_base: Grade | None = None,
     json: Switch = False,
 ) -> None:
@@ -29,6 +33,12 @@ def merge(
         The folder that is written; it must not hold anything yet.
     base
         Another place of the base: folder, hub id, or bundled.
+    dtype
+        Numbers that are written; the merge is computed in float32.
+    limit
+        Largest share of the adapter's effect that merging may lose; above it nothing is written.
+    probe
+        A text to measure on beside the built-in ones; may be given several times.
     allow_base
         Accept a base that is not the one of training.
     json
@@ -36,8 +46,10 @@ def merge(
     """
     from lorica.formats.merged import merge_to
 
-    report = merge_to(path, output, base=base, allow_base=allow_base)
+    report = merge_to(
+        path, output, base=base, dtype=dtype, allow_base=allow_base, limit=limit, probe=probe
+    )
     if json:
-        print_json({"folder": str(output), **report.as_dict()})
+        print_json(report.as_dict())
         return
     print(*report.lines, f"the merged model is in {output}", sep="\n")

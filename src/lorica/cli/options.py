@@ -3,11 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from lorica.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorica.base.load import Base
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 """An option without a value."""
@@ -60,16 +63,25 @@ Grade = Literal["same shapes", "different"]
 """How far a base may be from the one that the adapter was trained on."""
 
 
-def open_model(path: Path | None, base: str | None, dtype: str, allow_base: Grade | None) -> Any:
+def open_model(path: Path | None, base: str | None, dtype: str, allow_base: Grade | None) -> "Base":
     """The model that a command works on: an adapter on its base, or a base alone.
 
+    path: a run, an adapter, or a base; None: `base` alone.
     Raises: ConfigError if neither is named.
     """
     if path is None and base is None:
         raise ConfigError("no model was named.", fix="name a run or an adapter, or pass --base")
+    from lorica.base.bundled import NAME
     from lorica.base.load import load
+    from lorica.formats.folder import is_adapter
     from lorica.formats.open import open_adapter
 
-    if path is None:
-        return load(str(base), dtype=dtype)
-    return open_adapter(path, base=base, dtype=dtype, allow_base=allow_base)
+    alone = path is None or str(path) == NAME
+    if path is not None and (path / "config.json").is_file() and not is_adapter(path):
+        alone = True
+    if alone and path is not None and base is not None:
+        raise ConfigError(f"{path} is a base, and --base {base} names another.",
+                          fix="leave --base out, or name an adapter")  # fmt: skip
+    if alone:
+        return load(str(path or base), dtype=dtype)
+    return open_adapter(str(path), base=base, dtype=dtype, allow_base=allow_base)

@@ -1,0 +1,49 @@
+"""lorica check: what a training would be given, before anything is trained."""
+
+from pathlib import Path
+
+from cyclopts import App
+
+from lorica.cli.help import SettingsHelp
+from lorica.cli.options import Switch, Words, one, print_json, split
+from lorica.train.config import TrainConfig, read
+
+app = App(
+    name="check", usage="Usage: lorica check [RECIPE] [--SETTING VALUE]... [OPTIONS]",
+    help_formatter=SettingsHelp(TrainConfig, method=True),
+)  # fmt: skip
+
+BAD_DATA = 3  # the exit status of a DataError
+
+
+@app.default
+def check(*words: Words, json: Switch = False) -> None:
+    """Show what would be trained on: lengths, truncation, duplicates, the loss mask.
+
+    The settings are those of lorica train. What would stop a training is listed as a problem,
+    and makes the exit status 3.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object.
+    """
+    plain, flags = split(words)
+    recipe = one(plain, "recipe")
+    config = read(Path(recipe) if recipe else None, flags)
+
+    from rich.console import Console
+
+    from lorica.base.load import context_length, load_tokenizer
+    from lorica.data.check import check, show
+
+    report = check(
+        config.data, load_tokenizer(config.base),
+        seed=config.seed, max_length=context_length(config.base),
+    )  # fmt: skip
+    if json:
+        print_json(report.as_dict())
+    else:
+        show(report, Console(highlight=False))
+    if report.problems:
+        raise SystemExit(BAD_DATA)
