@@ -1,0 +1,213 @@
+"""Generation: batches change nothing, stops stop, the context is kept, sampling repeats."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import lorica
+from lorica.base.load import Base
+from lorica.base.load import load as load_base
+from lorica.errors import ConfigError, DataError
+from lorica.evaluate.chat import Chat, Teller
+from lorica.evaluate.generate import (
+    Sampling,
+    continue_ids,
+    end_of_turn,
+    generate,
+    stop_tokens,
+    text_after,
+)
+from lorica.formats.folder import load as load_adapter
+
+PROMPTS = ["Once upon a time", "Lily and her mom went to the big park. They", "Tom", "The cat"]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def base(stories):
+    return load_base(str(stories))
+
+
+@pytest.fixture(scope="module")
+def short(stories):
+    """Learned positions, 40 of them: a position too many is an index error."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=512, n_positions=40, n_embd=32, n_layer=2, n_head=2,
+                        bos_token_id=1, eos_token_id=2)  # fmt: skip
+    return Base(GPT2LMHeadModel(config).eval(), load_base(str(stories)).tokenizer, "gpt2")
+
+
+@torch.no_grad()
+def by_hand(base, prompt, count):
+    """Greedy, without a cache: the definition."""
+    ids, stops = list(prompt), stop_tokens(base)
+    for _ in range(count):
+        ids.append(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
+        if ids[-1] in stops:
+            break
+    return ids[len(prompt) :]
+
+
+def test_a_left_padded_batch_is_each_prompt_alone(base):
+    together = generate(base, PROMPTS, max_new_tokens=30)
+    for prompt, text, tokens in zip(PROMPTS, together.texts, together.tokens, strict=True):
+        alone = generate(base, [prompt], max_new_tokens=30)
+        assert (alone.texts, alone.tokens) == ([text], [tokens])
+        ids = [
+            base.tokenizer.bos_token_id,
+            *base.tokenizer.encode(prompt, add_special_tokens=False),
+        ]
+        assert tokens == by_hand(base, ids, 30)
+    assert generate(base, PROMPTS, max_new_tokens=30, batch_size=2).tokens == together.tokens
+
+
+def test_an_adapter_generates_in_batches_too_and_the_base_is_under_it(base, shared, stories):
+    adapted = load_base(str(stories))
+    load_adapter(adapted.model, shared / "referee/peft-reference/lora-all-linear")
+    together = generate(adapted, PROMPTS, max_new_tokens=20).tokens
+    assert together == [generate(adapted, [p], max_new_tokens=20).tokens[0] for p in PROMPTS]
+    plain = generate(base, PROMPTS, max_new_tokens=20).tokens
+    assert together != plain
+    with lorica.use(adapted.model):
+        assert generate(adapted, PROMPTS, max_new_tokens=20).tokens == plain
+
+
+def test_figures(base):
+    done = generate(base, PROMPTS, max_new_tokens=10)
+    assert done.tokens_per_second == pytest.approx(sum(map(len, done.tokens)) / done.seconds)
+    assert done.peak_memory_bytes is None or done.peak_memory_bytes > 10_000_000
+    assert done.lines == ["4 texts were cut after 10 tokens"]
+
+
+def test_text_goes_on_from_the_prompt_with_its_space(base):
+    (text,) = generate(base, ["Once upon a"], max_new_tokens=8).texts
+    assert text.startswith(" time")
+
+
+def test_a_stop_token_ends_a_text_and_is_not_in_it(base):
+    prompt = [1, *base.tokenizer.encode("Once upon a time", add_special_tokens=False)]
+    free = continue_ids(base, [prompt], Sampling(max_new_tokens=30), stops=[]).tokens[0]
+    stop = free[10]
+    done = continue_ids(base, [prompt], Sampling(max_new_tokens=30), stops=[stop])
+    first = free.index(stop)
+    assert done.tokens[0] == free[: first + 1]
+    assert done.texts[0] == text_after(base, prompt, free[:first], [])
+
+
+def test_the_bases_own_settings_do_not_enter_and_come_back(base):
+    want = generate(base, PROMPTS, max_new_tokens=20).tokens
+    own = base.model.generation_config
+    own.repetition_penalty, own.max_length = 5.0, 7
+    try:
+        assert generate(base, PROMPTS, max_new_tokens=20).tokens == want
+        assert base.model.generation_config is own
+    finally:
+        own.repetition_penalty = own.max_length = None
+
+
+def test_sampling_follows_the_seed_and_leaves_the_global_one(base):
+    state = torch.get_rng_state()
+    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.9}
+    one, again, other = (generate(base, PROMPTS, seed=s, **settings).tokens for s in (0, 0, 1))
+    assert one == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_text_that_the_context_cuts_is_the_same_in_a_batch(short):
+    prompts = [[1, *range(10, 10 + n)] for n in (35, 30, 4, 30, 38)]
+    sampling = Sampling(max_new_tokens=20)
+    together = continue_ids(short, prompts, sampling, stops=[2])
+    alone = [continue_ids(short, [p], sampling, stops=[2]).tokens[0] for p in prompts]
+    assert together.tokens == alone
+    assert [len(t) for t in together.tokens] == [4, 9, 20, 9, 1]
+    assert together.lines == ["4 texts were cut where the context of 40 ended",
+                              "1 texts were cut after 20 tokens"]  # fmt: skip
+
+
+def test_what_cannot_be_continued(base, short, stories):
+    with pytest.raises(DataError, match="1 of 2 prompts leave no room") as caught:
+        generate(short, ["Tom", "Tom and Lily went to the park. " * 9])
+    assert "number 2" in caught.value.facts["prompts"]
+    with pytest.raises(DataError, match="prompt 2 is empty"):
+        continue_ids(base, [[1], []], Sampling(), stops=[2])
+    with pytest.raises(ConfigError, match="classifier"):
+        generate(load_base(str(stories), labels=["a", "b"]), ["Tom"])
+    with pytest.raises(DataError, match="no chat template"):
+        generate(base, ["Tom"], chat=True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"batch_size": 0}]
+)
+def test_settings_out_of_range_are_refused(base, wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        generate(base, ["Tom"], **wrong)
+
+
+# -- chat ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talking(stories):
+    base = load_base(str(stories))
+    base.tokenizer.chat_template = TEMPLATE
+    return base
+
+
+def test_chat_renders_the_template_and_stops_at_its_end_of_turn(talking):
+    assert end_of_turn(talking) == "</s>"
+    assert stop_tokens(talking, "</s>") == [1, 2]
+    (text,) = generate(talking, ["Hello"], chat=True, max_new_tokens=12).texts
+    raw = "user: Hello</s>\nassistant: "
+    ids = talking.tokenizer.encode(raw, add_special_tokens=False)
+    assert text == continue_ids(talking, [ids], Sampling(max_new_tokens=12), stops=[1, 2]).texts[0]
+
+
+def test_a_conversation_streams_what_it_returns_and_keeps_it(talking):
+    chat = Chat(talking, system="Be kind.", sampling=Sampling(max_new_tokens=25))
+    pieces: list[str] = []
+    answer = chat.say("Once upon a time", pieces.append)
+    assert "".join(pieces) == answer
+    assert len(pieces) > 5
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+    assert chat.say("And then?") != ""
+    assert len(chat.messages) == 4
+
+
+def test_a_full_context_forgets_the_oldest_and_says_so(talking):
+    chat = Chat(talking, sampling=Sampling(max_new_tokens=60))
+    for _ in range(6):
+        chat.say("Tom and Lily went to the park to play with the big dog. They ran and ran.")
+    assert len(chat.messages) == 12
+    assert any("messages are forgotten" in line for line in chat.lines)
+    kept = list(chat.messages)
+    with pytest.raises(DataError, match="context is 512"):
+        chat.say("Tom and Lily went to the park to play with the big dog. " * 40)
+    with pytest.raises(DataError, match="empty"):
+        chat.say("  ")
+    assert chat.messages == kept
+
+
+def test_a_base_without_a_template_takes_each_message_as_a_prompt(base):
+    chat = Chat(base, sampling=Sampling(max_new_tokens=10))
+    assert chat.say("Once upon a time") == generate(
+        base, ["Once upon a time"], max_new_tokens=10
+    ).texts[0]  # fmt: skip
+    assert chat.lines[0].startswith("the base has no chat template")
+
+
+def test_half_a_character_is_not_told(talking):
+    """The bytes of a character come one token each; none is printed before it is whole."""
+    prompt = [1, *talking.tokenizer.encode("Tom", add_special_tokens=False)]
+    tokens = talking.tokenizer.encode("Tom é ü", add_special_tokens=False)[len(prompt) - 1 :]
+    pieces: list[str] = []
+    teller = Teller(talking, prompt, [2], pieces.append)
+    teller.put(torch.tensor([prompt]))
+    for token in tokens:
+        teller.put(torch.tensor([token]))
+    teller.end()
+    assert "".join(pieces) == text_after(talking, prompt, tokens, [2])
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)

@@ -1,0 +1,268 @@
+"""`evaluate`: what it measures, what it refuses, what it prints."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import lorica
+from lorica.base.load import load as load_base
+from lorica.data.config import DataConfig
+from lorica.data.load import load as load_data
+from lorica.data.tokenise import Example
+from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
+from lorica.evaluate.generate import generate
+from lorica.evaluate.loss import score
+from lorica.evaluate.measure import Measure, evaluate_loaded
+from lorica.evaluate.report import evaluate, show
+from lorica.evaluate.stats import Interval
+from lorica.formats.folder import load as load_adapter
+from lorica.formats.folder import save
+
+NAMES = ["Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Lucy"]
+
+
+@pytest.fixture(scope="module")
+def base(stories):
+    return load_base(str(stories))
+
+
+@pytest.fixture(scope="module")
+def adapter(shared):
+    return shared / "referee/peft-reference/lora-all-linear"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def write(rows, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return str(path)
+
+    return write
+
+
+def prompts(count=24):
+    return [f"{NAMES[i % 8]} had {i} big red balls. {NAMES[i % 8]}" for i in range(count)]
+
+
+def numbers(report):
+    return {m.name: (m.base.value, m.adapter and m.adapter.value) for m in report.measures}
+
+
+def test_base_beside_adapter(base, adapter, stories, rows):
+    """The base's own answers are the references of two rows in three: it is right there."""
+    asked = prompts()
+    said = generate(base, asked, max_new_tokens=12).texts
+    wanted = [text if i % 3 else " nothing of it" for i, text in enumerate(said)]
+    path = rows([{"prompt": p, "completion": c} for p, c in zip(asked, wanted, strict=True)])
+    report = evaluate(adapter, path, base=str(stories), max_new_tokens=12)
+    assert report.rows == 24
+    match = report["exact_match"]
+    assert match.base.value == pytest.approx(16 / 24)
+    assert match.adapter.value == 0
+    assert match.difference.value == pytest.approx(-16 / 24)
+    assert match.verdict == "worse"
+    assert match.base.low < 16 / 24 < match.base.high
+    loss, perplexity = report["loss"], report["perplexity"]
+    assert loss.base.value < loss.adapter.value
+    assert loss.verdict == perplexity.verdict == report["token_accuracy"].verdict == "worse"
+    assert perplexity.base.value == pytest.approx(math.exp(loss.base.value))
+    assert loss.difference.value == pytest.approx(loss.adapter.value - loss.base.value)
+    assert [s.where for s in report.samples] == [f"rows.jsonl:{n}" for n in (1, 7, 13, 19)]
+    assert report.samples[1].wanted != report.samples[1].adapter
+    assert any("cannot be verified" in line for line in report.lines)
+
+
+def test_losses_are_those_of_scoring_and_of_the_base_alone(base, adapter, stories, rows):
+    path = rows([{"prompt": p, "completion": " and a dog ran."} for p in prompts()])
+    both = evaluate(adapter, path, base=str(stories), exact_match=False)
+    alone = evaluate(str(stories), path, exact_match=False)
+    assert [m.name for m in both.measures] == ["loss", "perplexity", "token_accuracy"]
+    assert [m.base for m in alone.measures] == [m.base for m in both.measures]
+    assert all(m.adapter is m.difference is m.verdict is None for m in alone.measures)
+    adapted = load_base(str(stories))
+    load_adapter(adapted.model, adapter)
+    config = DataConfig.model_validate({"path": path, "validation": 0})
+    data = load_data(config, adapted.tokenizer, seed=0, max_length=512)
+    assert both["loss"].adapter.value == pytest.approx(score(adapted.model, data.train).loss)
+    assert both.tokens == score(adapted.model, data.train).tokens.sum()
+
+
+def test_an_adapter_that_does_nothing_is_refused(stories, rows, tmp_path):
+    model = load_base(str(stories)).model
+    lorica.adapt(model, lorica.Lora(r=2))
+    save(model, tmp_path / "fresh", base_path=str(stories))
+    path = rows([{"text": p} for p in prompts(10)])
+    with pytest.raises(TrainingError, match="the adapter does nothing"):
+        evaluate(tmp_path / "fresh", path)
+
+
+def test_an_adapter_that_acts_on_the_last_row_only_is_measured(stories):
+    """One embedding row is trained, and the head is not tied to it: other rows do not move."""
+    base = load_base(str(stories))
+    base.model.lm_head.weight = torch.nn.Parameter(base.model.lm_head.weight.clone())
+    lorica.adapt(base.model, lorica.Lora(r=2), trainable_token_indices=[400])
+    changed = [p for name, p in base.model.named_parameters() if name.endswith("default.rows")]
+    with torch.no_grad():
+        changed[0] += 1.0
+    texts = [[1, *range(10 + i, 20 + i)] for i in range(9)]
+    still = [Example(ids, [False] + [True] * 10, f"row:{i}") for i, ids in enumerate(texts)]
+    moved = Example([1, 400, 30], [False, True, True], "row:last")
+    report = evaluate_loaded(base, [*still, moved])
+    assert report["loss"].difference.value != 0
+    with pytest.raises(TrainingError, match="on every row"):
+        evaluate_loaded(base, still)
+
+
+def test_samples_and_json_and_the_printed_table(adapter, stories, rows):
+    path = rows([{"prompt": p, "completion": " and ran."} for p in prompts(6)])
+    report = evaluate(adapter, path, base=str(stories))
+    plain = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert plain["measures"]["exact_match"]["base"]["value"] == 0
+    assert plain["measures"]["loss"]["verdict"] == "better"
+    assert plain["examples"][0]["wanted"] == "and ran."
+    assert plain["rows"] == 6
+    out = io.StringIO()
+    show(report, Console(file=out, width=100))
+    text = out.getvalue()
+    for word in ("exact match", "perplexity", "better", "rows.jsonl:1", "6 rows are few", "points"):
+        assert word in text
+    assert all(line in text for line in report.lines)
+
+
+def test_one_row_has_no_interval_and_shows_no_difference(adapter, stories, rows):
+    path = rows([{"prompt": "Tom", "completion": " ran."}])
+    report = evaluate(adapter, path, base=str(stories))
+    assert report["loss"].verdict == "no difference shown"
+    assert report.as_dict()["measures"]["loss"]["base"]["low"] is None
+    out = io.StringIO()
+    show(report, Console(file=out, width=100))
+    assert "[?, ?]" in out.getvalue()
+
+
+def test_plain_text_is_split_and_not_asked(base, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Tom and Lily went to the park to play with the big dog. " * 20)
+    tokens = len(base.tokenizer(path.read_text())["input_ids"]) + 1  # and EOS
+    report = evaluate(str(stories), {"path": str(path), "max_length": 64, "validation": 0.5})
+    blocks = math.ceil(tokens / 64)
+    assert (report.rows, report.tokens) == (blocks, tokens - blocks)
+    assert [m.name for m in report.measures] == ["loss", "perplexity", "token_accuracy"]
+    assert 1 < report["loss"].base.value < 5
+
+
+def test_every_row_is_measured_whatever_the_settings_keep_back(stories, rows):
+    path = rows([{"text": p} for p in prompts(12)])
+    assert evaluate(str(stories), {"path": path, "validation": 0.5}).rows == 12
+    assert evaluate(str(stories), DataConfig(path=path, validation=path), limit=5).rows == 5
+
+
+def test_rows_that_the_context_cuts_are_not_asked_and_named(stories, rows):
+    long = "Tom and Lily went to the park to play with the big dog. " * 40
+    path = rows([{"prompt": p, "completion": " ran."} for p in [*prompts(3), long]])
+    report = evaluate(
+        str(stories), {"path": path, "overlong": "truncate", "completion_only": False}
+    )
+    assert report.rows == 4
+    assert report["exact_match"].rows == 3
+    assert any("leaves out 1 rows" in line and "rows.jsonl:4" in line for line in report.lines)
+
+
+def test_chat_rows_are_compared_without_their_end_of_turn(base, rows, monkeypatch):
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    talking = load_base(base.path)
+    talking.tokenizer.chat_template = template
+    said = generate(talking, ["Hello"], chat=True, max_new_tokens=9).texts[0]
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": said}]
+    path = rows([{"messages": turns}] * 2)
+    monkeypatch.setattr("lorica.evaluate.report.load_base", lambda *_, **__: talking)
+    report = evaluate(base.path, path, max_new_tokens=9)
+    assert report["exact_match"].base.value == 1
+    assert report.samples[0].wanted == said.strip()
+
+
+def test_a_classifier_is_measured_by_its_own_classes(stories, rows, tmp_path):
+    base = load_base(str(stories), labels=["sad", "glad"])  # not in the order of the alphabet
+    lorica.adapt(base.model, lorica.Lora(r=2), modules_to_save=["score"], seed=0)
+    for parameter in base.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save(base.model, tmp_path / "adapter", base_path=str(stories), labels=base.labels)
+    texts = prompts()
+    guess = []
+    for text in texts:
+        ids = torch.tensor([base.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            guess.append(base.labels[base.model(input_ids=ids).logits.argmax().item()])
+    report = evaluate(
+        tmp_path / "adapter",
+        rows([{"text": t, "label": g} for t, g in zip(texts, guess, strict=True)]),
+    )
+    assert [m.name for m in report.measures] == ["loss", "accuracy"]
+    assert report["accuracy"].adapter.value == 1
+    assert report["accuracy"].adapter.low < 1
+    with pytest.raises(DataError, match="not those that the adapter knows"):
+        evaluate(tmp_path / "adapter", rows([{"text": "a", "label": "odd"}]))
+    with pytest.raises(DataError, match="without classes"):
+        evaluate(tmp_path / "adapter", rows([{"text": "a"}]))
+    with pytest.raises(DataError, match="is a language model"):
+        labelled = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+        evaluate(str(stories), rows(labelled))
+    lorica.merge(base.model)
+    base.model.save_pretrained(tmp_path / "merged")
+    base.tokenizer.save_pretrained(tmp_path / "merged")
+    alone = evaluate(
+        str(tmp_path / "merged"),
+        rows([{"text": t, "label": g} for t, g in zip(texts, guess, strict=True)]),
+    )
+    assert alone["accuracy"].base.value == 1
+
+
+def test_what_cannot_be_opened(adapter, stories, rows, tmp_path, monkeypatch):
+    path = rows([{"text": "Tom ran."}])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FileError, match="is not there"):
+        evaluate("runs/demoo", path)
+    with pytest.raises(BaseError):
+        evaluate(str(tmp_path / "runs"), path)
+    with pytest.raises(ConfigError, match="names another"):
+        evaluate(str(stories), path, base="bundled")
+    with pytest.raises(ConfigError, match="settings are wrong"):
+        evaluate(str(stories), {"path": path, "limt": 3})
+    with pytest.raises(ConfigError, match="at least 1"):
+        evaluate(str(stories), path, batch_size=0)
+    with pytest.raises(DataError, match="there is no file"):
+        evaluate(str(stories), str(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("better", "low", "high", "verdict"),
+    [
+        ("lower", -2.0, -1.0, "better"),
+        ("lower", 1.0, 2.0, "worse"),
+        ("higher", 1.0, 2.0, "better"),
+        ("higher", -2.0, -1.0, "worse"),
+        ("lower", -1.0, 1.0, "no difference shown"),
+        ("higher", math.nan, math.nan, "no difference shown"),
+    ],
+)
+def test_verdicts(better, low, high, verdict):
+    some = Interval(0.0, 0.0, 0.0)
+    assert Measure("x", 9, better, some, some, Interval(0.0, low, high)).verdict == verdict
+
+
+def test_the_same_seed_gives_the_same_report(adapter, stories, rows):
+    path = rows([{"prompt": p, "completion": " ran."} for p in prompts(5)])
+    one, again = (evaluate(adapter, path, base=str(stories)).as_dict() for _ in range(2))
+    one.pop("seconds"), again.pop("seconds")
+    assert one == again
+    assert np.isfinite(one["measures"]["loss"]["base"]["low"])
