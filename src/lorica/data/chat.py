@@ -154,9 +154,13 @@ def _by_prefix(
         whole = i + 1 == len(messages)
         through = text if whole else template.render(messages[: i + 1], tools)[0]
         if not through.startswith(before):
+            both = enumerate(zip(before, through, strict=False))
+            at = next((at for at, (one, other) in both if one != other), len(through))
+            start = max(at - 16, 0)
             raise BadRow(
-                f"message {i + 1}: what the chat template gives for generation is not how it "
-                "writes the same conversation with the answer, so no loss mask can be found",
+                f"message {i + 1}: what the chat template gives for generation "
+                f"({before[start : at + 16]!r}) is not how it writes the same conversation with "
+                f"the answer ({through[start : at + 16]!r}), so no loss mask can be found",
                 fix=WHOLE,
             )
         if not text.startswith(through):

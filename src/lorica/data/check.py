@@ -177,7 +177,7 @@ def _bars(bins: list[tuple[int, int, int]]) -> Table:
 
 def _row(one: Sample) -> Text:
     """A sample with its loss mask. Text, not markup: rows may hold [INST] and the like."""
-    text = Text(f"\n{one.where}, {one.tokens} tokens", style="bold")
+    text = Text().append(f"\n{one.where}, {one.tokens} tokens", style="bold")
     if one.label is not None:
         text.append(f", class {one.label}")
     text.append("\n")

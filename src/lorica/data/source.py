@@ -98,18 +98,17 @@ def _hub(config: DataConfig) -> list[tuple[dict[str, Any], str]]:
     try:
         rows = datasets.load_dataset(name, subset or None, split=config.split)
         rows = rows.select(range(min(config.limit or len(rows), len(rows))))
-        found = [
-            (_named_classes(dict(row), rows.features), f"{name}:row {i}")
-            for i, row in enumerate(rows, 1)
-        ]
     except Exception as error:  # the library raises a dozen classes, none of them its own
         raise DataError(
             f"{config.path} is no file here, and the hub does not give split {config.split!r} "
             "of a data set of that name.",
-            reason=f"{type(error).__name__}: {str(error).strip().splitlines()[:1] or ''}",
+            reason=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             fix="check the name, the split and the network; a subset is named owner/name:subset",
         ) from error
-    return found
+    return [
+        (_named_classes(dict(row), rows.features), f"{name}:row {i}")
+        for i, row in enumerate(rows, 1)
+    ]
 
 
 def _named_classes(row: dict[str, Any], features: Any) -> dict[str, Any]:

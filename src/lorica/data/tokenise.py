@@ -59,7 +59,7 @@ def tokenise(rows: list[Rendered], tokenizer: Any) -> tuple[list[Example], list[
         else:
             pieces = texts.piecewise([segment.text for segment in row.segments])
             ids, cuts = [i for p in pieces for i in p], [0, *accumulate(map(len, pieces))]
-            apart.append(row.where)
+            apart.append(row)
         learned = [False] * len(ids)
         for segment, start, end in zip(row.segments, cuts, cuts[1:], strict=False):
             learned[start:end] = [segment.learned] * (end - start)
@@ -78,12 +78,14 @@ def tokenise(rows: list[Rendered], tokenizer: Any) -> tuple[list[Example], list[
     return found, _lines(apart, twice) + unwritten(rows, tokenizer)
 
 
-def _lines(apart: list[str], twice: list[str]) -> list[str]:
+def _lines(apart: list[Rendered], twice: list[str]) -> list[str]:
     lines = []
     if apart:
+        spaces = sum(row.segments[0].text.endswith(" ") for row in apart)
+        usual = f"; {spaces} of these prompts end in a space, better left out" if spaces else ""
         lines.append(
             f"{len(apart)} rows are tokenised segment by segment, because a token would reach "
-            f"over the border of prompt and answer: {listed(apart)}"
+            f"over the border of prompt and answer: {listed(row.where for row in apart)}{usual}"
         )
     if twice:
         lines.append(f"{len(twice)} rows began with BOS twice; once is kept: {listed(twice)}")

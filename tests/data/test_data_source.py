@@ -1,0 +1,161 @@
+"""Reading: every format gives the same rows, and every broken file names the place."""
+
+import json
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from lorica.data.config import DataConfig
+from lorica.data.source import digest, read
+from lorica.errors import DataError, MissingError
+
+ROWS = [{"prompt": "a,b", "completion": 'say "c"\nd'}, {"prompt": "ü\u2028x", "completion": "e"}]
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return DataConfig(path=str(path))
+
+
+def in_format(folder, name):
+    path = folder / f"rows.{name}"
+    if name == "json":
+        path.write_text(json.dumps(ROWS))
+    elif name == "nested.json":
+        path.write_text(json.dumps({"version": 1, "data": ROWS}))
+    elif name == "jsonl":
+        path.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS) + "\r\n")
+    elif name == "csv":
+        path.write_text(
+            '\ufeffprompt,completion\r\n"a,b","say ""c""\nd"\n\nü\u2028x,e\n', newline=""
+        )
+    elif name == "parquet":
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist(ROWS), path)
+    return DataConfig(path=str(path))
+
+
+@pytest.mark.parametrize("name", ["json", "nested.json", "jsonl", "csv", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    config = in_format(tmp_path, name)
+    rows = read(config)
+    assert [row.fields for row in rows] == ROWS
+    first = config.model_copy(update={"limit": 1})
+    assert [row.fields for row in read(first)] == ROWS[:1]
+
+
+def test_rows_know_their_place(tmp_path):
+    assert [r.where for r in read(in_format(tmp_path, "jsonl"))] == ["rows.jsonl:1", "rows.jsonl:3"]
+    assert [r.where for r in read(in_format(tmp_path, "csv"))] == ["rows.csv:2", "rows.csv:5"]
+    assert read(in_format(tmp_path, "json"))[1].where == "rows.json:row 2"
+
+
+def test_a_text_file_is_one_row(tmp_path):
+    (row,) = read(write(tmp_path, "a.txt", "one\n\ntwo\n"))
+    assert row.fields == {"text": "one\n\ntwo\n"}
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.jsonl", b"", ["is empty", "fix"]),
+        ("a.txt", b" \n ", ["is empty"]),
+        ("a.json", b"[]", ["no rows"]),
+        ("a.csv", b"prompt,completion\n", ["no rows"]),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ["not UTF-8", "line", "2", "0xff at offset 16"]),
+        ("a.csv", b"\xef\xbb\xbfa,b\nc,\xe9\n", ["not UTF-8", "0xe9 at offset 9", "iconv"]),
+        ("a.txt", "a".encode("utf-16"), ["not UTF-8"]),
+        ("a.jsonl", '{"a": 1}\n{"a" 2}\n{"a": 3}\nx', ["2 lines", "line 2 column 6", "line 4"]),
+        ("a.jsonl", '[\n{"a": 1},\n{"a": 2}\n]', [".json"]),
+        ("a.jsonl", '[{"a": 1}]', ["name the file .json"]),
+        ("a.jsonl", '{"a": 1}\n[1]\n"x"', ["2 rows", "a.jsonl:2 (list)", "a.jsonl:3 (str)"]),
+        ("a.jsonl", '{"a": ' + "[" * 100_000, ["line 1"]),
+        ("a.json", '[{"a": 1},\n {"a": }]', ["line", "2", "column", "8"]),
+        ("a.json", '{"a": 1}\n{"a": 2}', ["name the file .jsonl"]),
+        ("a.json", '{"x": [1], "y": [2]}', ["2 lists", "x, y"]),
+        ("a.json", "3", ["int"]),
+        ("a.json", '[{"a": 1}, 3]', ["row 2 (int)"]),
+        ("a.csv", "a,b\n1,2\n3\n4,5,6\n", ["2 rows", "line 3 (1)", "line 4 (3)", "2 cells: a, b"]),
+        ("a.csv", 'a,b\n1,"2\n', ["not CSV"]),
+        ("a.csv", "a,a\n1,2\n", ["stands twice: a"]),
+        ("a.parquet", b"PAR1 and then nothing", ["Parquet"]),
+        ("a.xlsx", b"x", ["suffix", ".xlsx", ".jsonl"]),
+    ],
+)
+def test_a_broken_file_names_the_place(tmp_path, name, content, says):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    config = write(tmp_path, name, content)
+    with pytest.raises(DataError) as error:
+        read(config)
+    for words in says:
+        assert words in str(error.value)
+    assert error.value.fix and name in str(error.value)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path, "tickets.jsonl", "{}")
+    with pytest.raises(DataError, match=r"closest +tickets\.jsonl"):
+        read(DataConfig(path=str(tmp_path / "tikets.jsonl")))
+    with pytest.raises(DataError, match=r"holds +tickets\.jsonl"):
+        read(DataConfig(path=str(tmp_path)))
+    with pytest.raises(DataError, match="does not exist either"):
+        read(DataConfig(path=str(tmp_path / "no" / "rows.jsonl")))
+
+
+def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingError, match=r'pip install "lorica\[data\]"'):
+        read(DataConfig(path="owner/name"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingError, match=r'pip install "lorica\[data\]"'):
+        read(write(tmp_path, "a.parquet", b"x"))
+
+
+def test_a_hub_name_is_read_through_datasets(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = {}
+
+    def load_dataset(name, subset, split):
+        asked.update(name=name, subset=subset, split=split)
+        if name == "owner/none":
+            raise RuntimeError("offline")
+        features = {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["-", "+"]),
+        }
+        columns = {"text": ["a", "b"], "label": [1, 0]}
+        return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = read(DataConfig(path="owner/name:main", split="test", limit=1))
+    assert asked == {"name": "owner/name", "subset": "main", "split": "test"}
+    assert [(r.fields, r.where) for r in rows] == [
+        ({"text": "a", "label": "+"}, "owner/name:row 1")
+    ]
+    with pytest.raises(DataError, match="RuntimeError: offline"):
+        read(DataConfig(path="owner/none"))
+
+
+def test_digest_is_of_the_bytes(tmp_path):
+    one = write(tmp_path, "a.jsonl", '{"a": 1}\n')
+    two = write(tmp_path, "b.jsonl", '{"a":  1}\n')
+    assert digest(one, read(one)) == digest(one, []) != digest(two, read(two))
+
+
+def test_the_settings_are_strict():
+    assert DataConfig.model_validate("rows.jsonl").path == "rows.jsonl"
+    assert DataConfig(path="a", validation="0.2").validation == 0.2
+    assert DataConfig(path="a", validation="held.jsonl").validation == "held.jsonl"
+    for wrong in (
+        {"validation": 1.0}, {"limit": 0}, {"max_length": 1}, {"path": " "},
+        {"overlong": "cut"}, {"format": "chat"}, {"unknown": 1},
+    ):  # fmt: skip
+        with pytest.raises(ValidationError):
+            DataConfig.model_validate({"path": "a", **wrong})
+    with pytest.raises(ValidationError, match="did you mean completion"):
+        DataConfig(path="a", columns={"completions": "x"})
+    assert all(f.description for f in DataConfig.model_fields.values())

@@ -1,0 +1,157 @@
+"""Ids and labels: what generation will see, EOS learned, BOS once."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from lorica.data.config import DataConfig
+from lorica.data.source import Row
+from lorica.data.template import Rendered, Segment, render
+from lorica.data.tokenise import prompt_ids, tokenise, tokenise_labels
+from lorica.errors import DataError
+
+BASES = ["models/stories260K", "models/tinystories-656k", "tokenizers/gpt2"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TALK = [{"role": "user", "content": "Hi there."}, {"role": "assistant", "content": "Good day."}]
+
+
+@pytest.fixture(scope="module", params=BASES)
+def tokenizer(request, shared):
+    return AutoTokenizer.from_pretrained(shared / "data" / request.param)
+
+
+@pytest.fixture
+def gpt2(shared):
+    return AutoTokenizer.from_pretrained(shared / "data/tokenizers/gpt2")
+
+
+def row(*pieces, special=False, kind="prompt"):
+    return Rendered(kind, tuple(Segment(*p) for p in pieces), special, where="a:1")
+
+
+def one(pieces, tokenizer, **rest):
+    (example,), lines = tokenise([row(*pieces, **rest)], tokenizer)
+    return example, lines
+
+
+def learned_text(example, tokenizer):
+    kept = zip(example.ids, example.learned, strict=True)
+    return tokenizer.decode([i for i, learned in kept if learned])
+
+
+def test_the_answer_and_eos_are_learned(tokenizer):
+    pieces = [("Tom has a dog.\n", False), ("It is big.", True)]
+    example, lines = one(pieces, tokenizer)
+    assert lines == []
+    assert example.ids[-1] == tokenizer.eos_token_id and example.learned[-1]
+    assert learned_text(example, tokenizer).strip() == "It is big." + tokenizer.eos_token
+    assert example.ids[: len(example.prompt)] == example.prompt
+    assert example.prompt == prompt_ids([row(*pieces)], tokenizer)[0]
+    assert not example.learned[0]
+
+
+def test_bos_stands_once(tokenizer):
+    bos = tokenizer.bos_token_id
+    fronts = tokenizer("a")["input_ids"].count(bos)  # 1, but 0 for gpt2
+    example, _ = one([("Tom. ", False), ("Yes.", True)], tokenizer)
+    assert example.ids[:-1].count(bos) == fronts
+    mine, _ = one([(tokenizer.bos_token + "Tom. ", False), ("Yes.", True)], tokenizer)
+    assert mine.ids[:-1].count(bos) == 1
+    chat, _ = one([("Tom. ", False), ("Yes.", True)], tokenizer, special=True)
+    assert chat.ids[:-1].count(bos) == 0
+
+
+def test_doubled_bos_is_named(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+    example, lines = one([("<s><s>Tom. ", False), ("Yes.", True)], tokenizer, special=True)
+    assert example.ids.count(1) == 1
+    assert lines == ["1 rows began with BOS twice; once is kept: a:1"]
+
+
+def test_a_token_over_the_border_is_cut_and_counted(gpt2):
+    """'un' + 'likely' is one token; generation sees 'un' alone."""
+    pieces = [("It is un", False), ("likely.", True)]
+    example, lines = one(pieces, gpt2)
+    assert example.prompt == gpt2("It is un")["input_ids"] == prompt_ids([row(*pieces)], gpt2)[0]
+    assert learned_text(example, gpt2) == "likely.<|endoftext|>"
+    assert "1 rows are tokenised segment by segment" in lines[0]
+    assert "end in a space" not in lines[0]
+    _, lines = one([("It is ", False), ("likely.", True)], gpt2)
+    assert "1 of these prompts end in a space" in lines[0]
+
+
+def test_pieces_get_no_space_of_their_own(shared):
+    """A SentencePiece tokenizer puts a space before any text; not before a later piece."""
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+    example, lines = one([("the", False), ("re it was.", True)], tokenizer)
+    assert lines and tokenizer.decode(example.ids[1:-1]).strip() == "there it was."
+
+
+def test_text_is_learned_whole(tokenizer):
+    example, _ = one([("Once upon a time.", True)], tokenizer, kind="text")
+    assert example.learned == [False] + [True] * (len(example.ids) - 1)
+
+
+def test_everything_learned_but_the_first(gpt2):
+    example, _ = one([("Hello there. ", True), ("Hi.", True)], gpt2)
+    assert example.learned == [False] + [True] * (len(example.ids) - 1)
+
+
+@pytest.mark.parametrize("ends", ["<|im_end|>", "<|endoftext|>"])
+def test_eos_is_not_learned_twice(gpt2, ends):
+    gpt2.chat_template = CHATML.replace("<|im_end|>", ends)
+    rows = [Row({"messages": [*TALK, *TALK]}, "a:1")]
+    (example,), _ = tokenise(render(rows, DataConfig(path="a"), gpt2).rows, gpt2)
+    want = "Good day." + ends + ("<|endoftext|>" if ends == "<|im_end|>" else "")
+    said = learned_text(example, gpt2)
+    assert said.endswith(want) and not said.endswith("<|endoftext|><|endoftext|>")
+    assert said.count("Good day.") == 2
+    assert "assistant\n" not in said and "Hi" not in said
+
+
+def test_turns_of_a_conversation_are_masked_by_token(tokenizer):
+    tokenizer.chat_template = CHATML
+    rows = [Row({"messages": TALK * 3}, "a:1")]
+    rendered = render(rows, DataConfig(path="a"), tokenizer).rows
+    (example,), _ = tokenise(rendered, tokenizer)
+    said = learned_text(example, tokenizer)
+    tokenizer.chat_template = None
+    assert said.count("Good day.") == 3 and "Hi" not in said
+    assert example.prompt == prompt_ids(rendered, tokenizer)[0]
+
+
+def test_no_end_token_is_an_error(shared):
+    bert = AutoTokenizer.from_pretrained(shared / "data/tokenizers/bert-base-uncased")
+    with pytest.raises(DataError, match="no end-of-sequence token"):
+        one([("a", False), ("b", True)], bert)
+
+
+def test_rows_for_a_classifier_keep_their_special_tokens(shared):
+    bert = AutoTokenizer.from_pretrained(shared / "data/tokenizers/bert-base-uncased")
+    rows = [Rendered("label", (Segment("good film", False),), False, label="b", where="a:1")]
+    (example,) = tokenise_labels(rows, bert, ["a", "b"])
+    assert example.ids == bert("good film")["input_ids"] and example.label == 1
+    assert not any(example.learned)
+    (cut,) = tokenise_labels(rows, bert, ["a", "b"], max_length=3)
+    assert cut.ids == [example.ids[0], example.ids[1], example.ids[-1]]
+
+
+def test_characters_that_are_lost_are_named(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/tinystories-656k")
+    _, lines = one([("2 + 2 =", False), (" 4", True)], tokenizer)
+    assert lines[0].startswith("1 rows hold characters that the tokenizer cannot write")
+    assert lines[0].endswith(": + = (a:1)")
+    whole = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+    assert one([("2 + 2 = ü中🙂", False), (" 4", True)], whole)[1] == []
+
+
+def test_many_rows_are_quick(gpt2):
+    import time
+
+    rows = [row((f"Question {i}?\n", False), (f"Answer {i}.", True)) for i in range(20_000)]
+    start = time.perf_counter()
+    examples, _ = tokenise(rows, gpt2)
+    assert len(examples) == 20_000
+    assert time.perf_counter() - start < 30
