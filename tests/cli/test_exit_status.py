@@ -101,6 +101,7 @@ def test_debug_brings_the_traceback(monkeypatch, capsys):
         (["methods", "lorra"], "closest  lora"),
         (["methods", "lora", "dora"], "dora"),
         (["info"], "PATH"),
+        (["info", "\udcff"], "is not UTF-8 text"),
     ],
 )
 def test_wrong_usage_is_2(capsys, words, told):

@@ -50,6 +50,7 @@ def run(words: Sequence[str]) -> int:
     debug, as_json = "--debug" in words, "--json" in words
     words = [word for word in words if word != "--debug"]
     try:
+        failures.check_text(words)
         app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return failures.tell(failures.usage(error, words, COMMANDS), as_json=as_json, debug=debug)

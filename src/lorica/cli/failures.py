@@ -40,6 +40,15 @@ def tell(error: BaseException, *, as_json: bool, debug: bool) -> int:
     return code
 
 
+def check_text(words: Iterable[str]) -> None:
+    """Raises: ConfigError if a word is not UTF-8: it could be written into no recipe or log."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{word!r} is not UTF-8 text.", fix="rename the file") from None
+
+
 def usage(error: CycloptsError, words: Sequence[str], commands: Iterable[str]) -> ConfigError:
     """What cyclopts says of the words, as one of our errors."""
     if isinstance(error, UnknownCommandError):  # its own text would import every command

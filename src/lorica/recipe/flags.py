@@ -29,7 +29,7 @@ def over(settings: Settings, model: type[BaseModel], flags: Mapping[str, Any]) -
         where, kind = setting_at(model, tuple(flag.replace("-", "_").split(".")))
         rest = ".".join(flag.split(".")[len(where) :])
         inside = get_origin(kind) is dict
-        if kind is None or (rest and not inside):
+        if kind is None or (rest and not inside) or "" in flag.split("."):
             where = tuple(flag.replace("-", "_").split("."))
             lost = Settings(places={where: place})
             mistakes.append(Mistake(where, unknown(where, names(model), lost)))

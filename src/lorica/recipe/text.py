@@ -17,8 +17,10 @@ import yaml
 from lorica.errors import ConfigError, closest
 from lorica.recipe.settings import Mistake, Settings, Where
 
+DEPTH = 20
+
 _NUMBERS = [
-    (re.compile(r"[-+]?[0-9]+"), int),
+    (re.compile(r"[-+]?[0-9]{1,40}"), int),
     (re.compile(r"0x[0-9a-fA-F]+"), lambda word: int(word, 16)),
     (re.compile(r"0o[0-7]+"), lambda word: int(word, 8)),
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
@@ -47,13 +49,7 @@ def load(path: Path) -> Settings:
     text = _text(path)
     settings = Settings(places={(): str(path)})
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1
-                raise ConfigError(
-                    f"{path}:{line}: *{event.anchor} is an alias; recipes have none.",
-                    fix="write the value out",
-                )
+        _check_form(path, text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None and not isinstance(node, yaml.MappingNode):
             raise ConfigError(
@@ -65,9 +61,23 @@ def load(path: Path) -> Settings:
             settings.data = _value(node, (), path, settings)
     except yaml.YAMLError as error:
         raise _unreadable(path, error) from error
-    except RecursionError:
-        raise ConfigError(f"{path}: the settings are nested too deep to read.") from None
     return settings
+
+
+def _check_form(path: Path, text: str) -> None:
+    """Refuse aliases and great depth before anything is built of the text."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{path}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(
+                f"{where}: *{event.anchor} is an alias; recipes have none.",
+                fix="write the value out",
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise ConfigError(f"{where}: the settings are nested too deep to read.")
 
 
 def _text(path: Path) -> str:
