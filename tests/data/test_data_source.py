@@ -158,4 +158,6 @@ def test_the_settings_are_strict():
             DataConfig.model_validate({"path": "a", **wrong})
     with pytest.raises(ValidationError, match="did you mean completion"):
         DataConfig(path="a", columns={"completions": "x"})
+    with pytest.raises(ValidationError, match="name the same one"):
+        DataConfig(path="a", columns={"prompt": "x", "completion": "x"})
     assert all(f.description for f in DataConfig.model_fields.values())

@@ -78,4 +78,7 @@ class DataConfig(BaseModel):
                     f"{key!r} is not a column that lorica knows ({', '.join(COLUMNS)}){hint} "
                     "Write it as {our name: name in the file}."
                 )
+        twice = {name for name in value.values() if list(value.values()).count(name) > 1}
+        if twice:
+            raise ValueError(f"two of our columns name the same one of the file: {sorted(twice)}")
         return value

@@ -7,7 +7,6 @@ replacement character in training data is learned like any other.
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,7 @@ def _objects(path: Path, found: list[tuple[Any, str]]) -> None:
 
 def read_csv(path: Path, limit: int | None) -> Pairs:
     text = text_of(path)
-    csv.field_size_limit(sys.maxsize)  # its default of 128 KiB refuses long documents
+    csv.field_size_limit(2**31 - 1)  # its default of 128 KiB refuses long documents
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: Pairs = []
     wrong: list[str] = []
