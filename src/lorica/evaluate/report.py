@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -119,7 +120,11 @@ def show(report: Report, console: Console) -> None:
     console.print(f"{what}: {report.rows:,} rows, {report.tokens:,} labels of {report.data}",
                   markup=False, soft_wrap=True)  # fmt: skip
     adapted = any(measure.adapter for measure in report.measures)
-    table = Table("", "base", *(("adapter", "difference", "") if adapted else ()))
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("base", "adapter", "difference") if adapted else ("base",):
+        table.add_column(column, no_wrap=True)
+    if adapted:
+        table.add_column("")
     for measure in report.measures:
         table.add_row(*_cells(measure, adapted))
     console.print(table)
@@ -151,7 +156,8 @@ def _cells(measure: Measure, adapted: bool) -> list[str]:
 def _shown(interval: Interval, share: bool, signed: bool = False) -> str:
     sign = "+" if signed else ""
     unit = (" points" if signed else " %") if share else ""
-    scale, digits = (100, 1) if share else (1, 3 if abs(interval.value) < 100 else 1)
+    size = abs(interval.value)
+    scale, digits = (100, 1) if share else (1, 3 if size < 10 else 2 if size < 100 else 1)
     value, low, high = (
         f"{scale * number:{sign}.{digits}f}" if math.isfinite(number) else "?"
         for number in (interval.value, interval.low, interval.high)
