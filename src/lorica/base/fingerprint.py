@@ -84,9 +84,15 @@ def grade(trained_on: Fingerprint, now: Fingerprint) -> Grade:
 
 def _sample(tensor: Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, max(flat.numel() - 1, 0), min(SAMPLE, flat.numel()))
-    values = flat[places.long().to(flat.device)].float().bfloat16()
+    values = flat[places(flat.numel()).to(flat.device)].float().bfloat16()
     return values.view(torch.int16).cpu().numpy().tobytes()
+
+
+def places(n: int) -> Tensor:
+    """Up to SAMPLE places among n, at even distances, in whole numbers: float32 would round the
+    last one of a large tensor past its end."""
+    many = min(SAMPLE, n)
+    return torch.arange(many) * (n - 1) // max(many - 1, 1)
 
 
 def _sha(data: bytes) -> str:
