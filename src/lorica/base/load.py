@@ -72,7 +72,7 @@ def load(
         model, info = _call(
             path, lambda: kind.from_pretrained(
                 folder, **options, use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True,
+                output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
             ),
         )  # fmt: skip
     text = load_tokenizer(tokenizer or path)
