@@ -4,6 +4,7 @@ A folder is written beside its place under a staging name, every file is synced,
 rename makes it appear. A process that is killed leaves at most a staging folder behind.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 from lorica.errors import FileError, ResourceError, writing
 
 STAGING = ".staging-"
+REPLACED = ".replaced-"
 
 
 @contextmanager
@@ -28,8 +30,11 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a staging folder that becomes `path` when the block ends well, and vanishes if not.
 
     replace: an existing folder gives way, after the new one is whole. Without it, an existing
-        non-empty `path` is a ResourceError.
+        non-empty `path` is a ResourceError; a file always is.
     """
+    path = path.resolve()  # of a link, what it points to is replaced
+    if path.exists() and not path.is_dir():
+        raise ResourceError(f"{path} is a file.", fix="choose another folder")
     if path.is_dir() and any(path.iterdir()) and not replace:
         raise ResourceError(f"{path} is there already.", fix="choose another folder")
     staging = path.parent / f"{STAGING}{path.name}-{uuid4().hex[:8]}"
@@ -40,16 +45,32 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             for file in staging.rglob("*"):
                 sync(file)
             sync(staging)
-            old = None
-            if path.exists():
-                old = path.parent / f"{STAGING}old-{path.name}-{uuid4().hex[:8]}"
-                path.rename(old)
-            staging.rename(path)
+            if not path.exists():
+                staging.rename(path)
+            elif not _exchange(staging, path):  # if so, `staging` is now the old folder
+                _rename_both(staging, path)
             sync(path.parent)
-            if old is not None:
-                shutil.rmtree(old)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(new: Path, old: Path) -> bool:
+    """Let two folders change places in one step. False where the system has no such step."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; needs the file system's help
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, bytes(new), here, bytes(old), exchange) == 0
+
+
+def _rename_both(new: Path, old: Path) -> None:
+    """Put `new` in the place of `old`. Killed between the renames, `sweep` puts `old` back."""
+    aside = old.parent / f"{REPLACED}{old.name}-{uuid4().hex[:8]}"
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    shutil.rmtree(aside)
 
 
 def sync(path: Path) -> None:
@@ -62,9 +83,14 @@ def sync(path: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove staging folders that a killed process left in `parent`."""
-    for leftover in parent.glob(f"{STAGING}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what a killed process left in `parent`, and put back what it had set aside."""
+    for aside in parent.glob(f"{REPLACED}*"):
+        place = parent / aside.name.removeprefix(REPLACED).rpartition("-")[0]
+        if not place.exists():
+            aside.rename(place)
+    for prefix in (STAGING, REPLACED):
+        for leftover in parent.glob(f"{prefix}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,7 +163,7 @@ def check_digests(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         file = path / name
         found = digest(file) if file.is_file() else {"bytes": "missing"}
         if found != noted:
-            wrong[name] = f"{found['bytes']} bytes here, {noted['bytes']} when it was saved"
+            wrong[name] = f"{found['bytes']} bytes here, {noted.get('bytes')} when it was saved"
     if wrong:
         raise FileError(
             f"{path} is not what was saved: {len(wrong)} of {len(files)} files differ.",

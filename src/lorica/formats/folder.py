@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import nn
 
 from lorica.base.fingerprint import Fingerprint, fingerprint, grade
 from lorica.core.adapter import Method
-from lorica.core.attach import Spec, attach, detach, spec_of
+from lorica.core.attach import Spec, activate, attach, detach, spec_of, switch_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, listed
@@ -50,8 +50,7 @@ def save(
     """
     path, spec = Path(path), spec_of(model, name)
     base = fingerprint(model, path=base_path or "", tokenizer=tokenizer)
-    ours = is_adapter(path)
-    with commit.folder(path, replace=ours) as staging:
+    with commit.folder(path, replace=is_all_adapter(path)) as staging:
         state = adapter_state(model, name)
         if peft.is_peft_method(spec.method):
             state = peft.to_peft(model, name, state)
@@ -107,6 +106,7 @@ def load(
         if config.get("init_lora_weights") == pissa.START:
             file, spec = pissa.widen(model, file, spec), pissa.widened(spec)
         lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
+    acting = switch_of(model).active
     attach(model, spec, name)
     try:
         if peft.is_peft_method(spec.method):
@@ -114,12 +114,19 @@ def load(
         load_adapter_state(model, file, name, source=str(source))
     except BaseException:
         detach(model, name)
+        activate(model, *acting)
         raise
     return lines
 
 
 def is_adapter(path: Path) -> bool:
     return any((path / name).is_file() for name in (MANIFEST, CONFIG))
+
+
+def is_all_adapter(path: Path) -> bool:
+    """`path` is an adapter folder with nothing in it that a new adapter does not replace."""
+    inside = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    return is_adapter(path) and inside <= {WEIGHTS, CONFIG, MANIFEST}
 
 
 def find(path: Path) -> Path:
@@ -146,15 +153,23 @@ def find(path: Path) -> Path:
 
 
 def check_format(manifest: dict[str, Any], path: Path) -> None:
-    needed = {"format", "method", "targets", "base", "files"}
-    if missing := needed - manifest.keys():
-        raise FileError(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}.",
-                        fix="copy the folder anew")  # fmt: skip
-    if manifest["format"] != FORMAT:
+    if manifest.get("format", FORMAT) != FORMAT:
         raise FileError(
             f"{path / MANIFEST} has format {manifest['format']}; this lorica reads {FORMAT}.",
             fix="install the lorica that wrote it",
             versions=manifest.get("versions"),
+        )
+    parts = ("method", "targets", "base", "files")
+    wrong = [part for part in parts if not isinstance(manifest.get(part), dict)]
+    if wrong or "format" not in manifest:
+        raise FileError(
+            f"{path / MANIFEST} lacks {', '.join(wrong) or 'format'}.", fix="copy the folder anew"
+        )
+    bad = [n for n, note in manifest["files"].items() if not isinstance(note, dict)]
+    if bad or WEIGHTS not in manifest["files"]:
+        raise FileError(
+            f"{path / MANIFEST} has no digest of {listed(bad or [WEIGHTS])}.",
+            fix="copy the folder anew",
         )
 
 
@@ -164,9 +179,9 @@ def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
         settings = dict(manifest["method"])
         method = TypeAdapter(Method.named(settings.pop("name"))).validate_python(settings)
         targets = TypeAdapter(Targets).validate_python(manifest["targets"])
-    except (ValidationError, ConfigError, KeyError, TypeError) as error:
+        return Spec(method, targets, int(manifest.get("seed", 0)))
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path / MANIFEST} is damaged.", why=error) from None
-    return Spec(method, targets, int(manifest.get("seed", 0)))
 
 
 def check_base(
