@@ -98,8 +98,8 @@ def unknown_architecture(folder: Path) -> None:
 
 def code_of_its_own(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config",
-                                                  "AutoModelForCausalLM": "mine.Model"}}  # fmt: skip
+    own = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    config |= {"model_type": "mine", "auto_map": own}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text("raise SystemExit('code of the author ran')")
 

@@ -66,7 +66,7 @@ def test_trainer(name, tmp_path, monkeypatch):
 def test_compile(name):
     torch._dynamo.reset()
     model = llama(name)
-    model.model.layers = model.model.layers[:2]  # the others would be compiled just the same
+    model.model.layers = model.model.layers[:1]  # the others would be compiled just the same
     with torch.no_grad():
         want = model(IDS).logits
         got = torch.compile(model, backend="aot_eager")(IDS).logits

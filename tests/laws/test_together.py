@@ -1,0 +1,81 @@
+"""Several adapters on one model: chosen, combined, merged; the laws of their company."""
+
+import pytest
+import torch
+
+import lorica
+from lorica.core.adapter import Method
+from lorica.core.attach import ports
+from lorica.errors import TargetError
+from tests.laws.bases import CASES, Stack, bits, method, move, same_bits
+
+STACK = CASES[0]
+each = pytest.mark.parametrize("name", Method.names())
+
+
+def affine(model: torch.nn.Module) -> bool:
+    return all(a.affine for _, _, port in ports(model) for a in port.acting())
+
+
+@each
+def test_two_adapters_on_one_model(name):
+    model, alone = Stack(), {}
+    for seed, adapter in ((1, "first"), (2, "second")):
+        lorica.adapt(model, method(name), name=adapter, seed=seed)
+        move(model, seed)
+        alone[adapter] = STACK.run(model).detach()
+    assert not torch.allclose(alone["first"], alone["second"])
+    lorica.activate(model, "first")
+    assert torch.equal(STACK.run(model), alone["first"])
+    learns = {n.split(".adapters.")[1].split(".")[0]
+              for n, p in model.named_parameters() if p.requires_grad}  # fmt: skip
+    assert learns == {"first"}
+    with lorica.use(model, "second"):
+        assert torch.equal(STACK.run(model), alone["second"])
+    lorica.activate(model, "first", "second")
+    both = STACK.run(model)
+    lorica.activate(model, "second")
+    lorica.detach(model, "first")
+    assert torch.equal(STACK.run(model), alone["second"])
+    stands_in = any(a.weights(m) for _, m, port in ports(model) for a in port.acting())
+    assert torch.allclose(both, alone["second"]) == stands_in, "two whole layers: the last counts"
+    lorica.detach(model)
+    assert torch.equal(STACK.run(model), STACK.run(Stack()))
+
+
+@each
+@pytest.mark.parametrize("under", ["lora", "dora", "full"])
+def test_merging_two_active_adapters_is_their_forward(name, under):
+    model = Stack()
+    for adapter, which in (("under", under), ("over", name)):
+        lorica.adapt(model, method(which), name=adapter)
+        move(model, len(adapter))
+    lorica.activate(model, "under", "over")
+    if not affine(model):
+        pytest.skip(f"{name} has no dense equivalent")
+    want = STACK.run(model)
+    lorica.merge(model)
+    torch.testing.assert_close(STACK.run(model), want, atol=2e-5, rtol=1e-4)
+
+
+@each
+def test_merging_drops_what_is_not_active_and_says_so(name):
+    model = Stack()
+    lorica.adapt(model, method(name), name="kept")
+    move(model)
+    want = STACK.run(model)
+    lorica.adapt(model, method(name), name="idle")
+    move(model, 3)
+    lorica.activate(model, "kept")
+    if not affine(model):
+        pytest.skip(f"{name} has no dense equivalent")
+    (line,) = lorica.merge(model)
+    assert "'idle'" in line
+    torch.testing.assert_close(STACK.run(model), want, atol=2e-5, rtol=1e-4)
+
+
+def test_what_is_trained_whole_cannot_be_packed():
+    before = bits(model := Stack(packed=True))
+    with pytest.raises(TargetError, match="packed"):
+        lorica.adapt(model, method("full"))
+    assert same_bits(before, model.state_dict())

@@ -1,0 +1,44 @@
+"""Settings of PEFT that we do not know are refused, all of them at once; folders by any name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import lorica
+from lorica import Lora
+from lorica.core.attach import ports
+from lorica.errors import FileError
+from tests.laws.bases import Stack, move
+
+UNKNOWN = {
+    "bias": "lora_only", "layer_replication": [[0, 1]], "arrow_config": {"top_k": 2},
+    "target_parameters": ["experts"], "alora_invocation_tokens": [1, 2], "a_new_setting": True,
+    "megatron_config": {"a": 1}, "use_bdlora": {"x": 1}, "init_lora_weights": "olora",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_a_setting_that_changes_the_result_and_is_unknown_is_refused(key, tmp_path):
+    lorica.save(move(lorica.adapt(Stack(), Lora())), tmp_path / "adapter")
+    (tmp_path / "adapter/manifest.json").unlink()
+    file = tmp_path / "adapter/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: UNKNOWN[key]}))
+    model = Stack()
+    with pytest.raises(FileError, match=key):
+        lorica.load(model, tmp_path / "adapter")
+    assert not list(ports(model))
+
+
+def test_several_that_are_unknown_are_named_together(tmp_path):
+    lorica.save(move(lorica.adapt(Stack(), Lora())), tmp_path / "adapter")
+    (tmp_path / "adapter/manifest.json").unlink()
+    file = tmp_path / "adapter/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "x_new": 1, "y_new": 2}))
+    with pytest.raises(FileError, match=r"x_new 1, y_new 2"):
+        lorica.load(Stack(), tmp_path / "adapter")
+
+
+def test_a_folder_is_named_by_its_path_or_as_text(tmp_path):
+    lorica.save(move(lorica.adapt(Stack(), Lora())), str(tmp_path / "a" / "deep" / "adapter"))
+    assert lorica.load(Stack(), Path(tmp_path) / "a/deep/adapter") == []
