@@ -70,10 +70,11 @@ class TrainConfig(BaseModel):
         "method", {"name": "lora"}, "name of the method; its own settings as method.NAME"
     )
 
-    target_modules: list[str] | str = setting(
+    target_modules: list[str] | str | None = setting(
         "sites",
-        "all-linear",
-        "suffixes, a regex, or all-linear (all but the output head)",
+        None,
+        "layers to adapt: name suffixes, one regex, all-linear (all but the output head), or all; "
+        "null: what the method asks for",
         min_length=1,
     )
     exclude_modules: list[str] | str | None = setting(

@@ -73,7 +73,7 @@ def train(
     elif settings:
         raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
     run = Run(Path(resume or config.output))
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with torch.random.fork_rng(), ExitStack() as stack:
         data = load_rows(config)
         if accelerator.is_main_process:

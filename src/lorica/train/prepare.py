@@ -44,8 +44,9 @@ def adapted_base(config: TrainConfig, labels: list[str] | None) -> Base:
         trainable_token_indices=config.trainable_token_indices,
     )
     if config.gradient_checkpointing:
-        model: Any = base.model
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model: Any = base.model  # the second name is that of transformers before 5.20
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return base
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lorica.data.batch import Batch, pack, pad
 from lorica.data.tokenise import Example
+from lorica.train.watch import check_connected
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Stepper:
             last = i == len(batches) - 1
             with nullcontext() if last else acc.no_sync(self.model):
                 loss = self._loss(batch.to(acc.device))
+                check_connected(loss)
                 acc.backward(loss * (acc.num_processes / labels))  # processes are averaged
             summed += loss.detach()
         total = acc.reduce(summed, reduction="sum").item() / labels

@@ -12,6 +12,15 @@ from lorica.train.checkpoint import Progress
 SMOOTHING = 0.9  # of the training loss: about the last ten steps
 
 
+def check_connected(loss: Tensor) -> None:
+    """Before the first backward pass: the loss must depend on something that is trained."""
+    if not loss.requires_grad:
+        raise TrainingError(
+            "the loss does not depend on the adapter: no gradient can reach it.",
+            fix="target layers that the model calls",
+        )
+
+
 def check_gradients(tensors: Mapping[str, nn.Parameter]) -> None:
     """After the first backward pass every trained tensor must have a gradient.
 

@@ -1,0 +1,56 @@
+"""Small runs on a real base, for the tests of this folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+WORDS = "cat dog bird fish tree house river stone cloud field".split()
+
+
+def write_rows(path: Path, count: int = 40) -> Path:
+    """prompt/completion rows of different lengths."""
+    rows = [
+        {
+            "prompt": f"Once {WORDS[i % 10]} " * (1 + i % 4),
+            "completion": f"the {WORDS[(i * 3) % 10]} ran to {WORDS[(i * 7) % 10]} " * (1 + i % 3),
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(base: Path, folder: Path, **changed: Any) -> dict[str, Any]:
+    """A run of six steps; `changed` stands over it."""
+    data = folder / "rows.jsonl"
+    if not data.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(data)
+    plain = {
+        "base": str(base),
+        "data": {"path": str(data), "validation": 0.1},
+        "method": {"name": "lora", "r": 4},
+        "learning_rate": 5e-3,
+        "max_steps": 6,
+        "micro_batch_size": 8,
+        "output": str(folder / "run"),
+    }
+    return {**plain, **changed}
+
+
+def adapter(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[k] - other[k]).abs().max()) for k in one)

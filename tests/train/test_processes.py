@@ -1,0 +1,70 @@
+"""Two processes give the adapter of one; signals end a run cleanly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.train.rows import adapter, farthest, same, settings
+
+import lorica
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+import lorica
+from lorica.errors import Stopped
+try:
+    lorica.train(**json.loads(sys.argv[1]))
+except Stopped as stop:
+    print(stop, file=sys.stderr)
+    sys.exit(stop.exit_code)
+"""
+
+
+def script(folder: Path) -> Path:
+    path = folder / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
+    changed = {"method": method, "target_modules": None, "max_steps": 4, "eval_steps": 2}
+    alone = lorica.train(
+        **settings(stories, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2,
+                   **changed), show=False,
+    )  # fmt: skip
+    config = settings(
+        stories, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=2, **changed
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
+              str(script(tmp_path)), json.dumps(config)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert farthest(adapter(alone.folder), adapter(Path(config["output"]))) < 1e-5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(stories, tmp_path, number):
+    whole = lorica.train(**settings(stories, tmp_path / "a", max_steps=60), show=False)
+    config = settings(stories, tmp_path / "b", max_steps=60)
+    process = subprocess.Popen(
+        [sys.executable, str(script(tmp_path)), json.dumps(config)], stderr=subprocess.PIPE, text=True
+    )
+    log = Path(config["output"]) / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and '"step": 3,' in log.read_text()):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said[-2000:]
+    assert f"lorica train --resume {config['output']}" in said
+    assert "Traceback" not in said
+    result = lorica.train(resume=config["output"], show=False)
+    assert same(adapter(whole.folder), adapter(result.folder))
