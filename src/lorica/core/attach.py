@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Base, Method
-from lorica.core.site import PORT, Site
+from lorica.core.site import PORT, Kind, Site
 from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
@@ -51,7 +51,8 @@ class Port(nn.ModuleDict):
 
     def __init__(self, site: Site, switch: Switch):
         super().__init__()
-        self.kind, self.transposed = site.kind, site.transposed
+        self.kind: Kind = site.kind
+        self.transposed = site.transposed
         self.in_features, self.out_features = site.in_features, site.out_features
         self.switch = switch
         self.handles: tuple = ()

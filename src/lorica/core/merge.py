@@ -95,7 +95,7 @@ def _check(site: Site, adapters: list[Adapter]) -> None:
     weight, bias = site.dense()
     if site.kind == "embedding":
         x = torch.linspace(0, site.in_features - 1, 7, device=weight.device).long()
-        want = F.embedding(x, weight.T)
+        want = F.embedding(x, weight.T) * site.gain
     else:
         x = torch.linspace(-1, 1, 3 * site.in_features, device=weight.device)
         x = x.view(3, -1).to(site.like.dtype)

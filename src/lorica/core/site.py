@@ -53,6 +53,11 @@ class Site:
             and weight.shape == (shape[::-1] if self.transposed else shape)
         )
 
+    @property
+    def gain(self) -> float:
+        """What an embedding multiplies its rows by: not 1 in Gemma and BART."""
+        return float(getattr(self.module, "embed_scale", 1)) if self.kind == "embedding" else 1.0
+
     @torch.no_grad()
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The layer as float32 (weight (O, I), bias (O,) or None).

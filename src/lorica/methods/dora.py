@@ -33,6 +33,7 @@ class Dora(Lora, name="dora"):
 
 class DoraAdapter(LoraAdapter):
     square: Tensor
+    base_bias: Tensor | None
 
     def __init__(self, site: Site, method: Dora):
         super().__init__(site, method)
@@ -62,7 +63,7 @@ class DoraAdapter(LoraAdapter):
         """A W^T: what the base makes of the rows of A, (R, O) float32."""
         if self.lookup:
             ids = torch.arange(self.a.shape[1], device=self.a.device)
-            return self.a @ base(ids).to(self.a.dtype)
+            return self.a @ base(ids).to(self.a.dtype) / self.gain
         out = base(self.a.to(dtype)).to(self.a.dtype)
         return out if self.base_bias is None else out - self.base_bias
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
-from lorica.errors import ConfigError, closest
+from lorica.errors import ConfigError, TargetError, closest
 
 Start = Literal["kaiming", "gaussian"]
 STARTS = get_args(Start)
@@ -86,7 +86,12 @@ class LoraAdapter(Adapter):
         super().__init__()
         self.scale, self.p, self.r = method.scale, method.dropout, method.r
         self.numerator = method.numerator
-        self.lookup = site.kind == "embedding"
+        self.lookup, self.gain = site.kind == "embedding", site.gain
+        if self.lookup and method.lora_bias:
+            raise TargetError(
+                f"{site.name} is an embedding: it has no place for a bias.",
+                fix="leave lora_bias out, or this layer",
+            )
         self.a = nn.Parameter(torch.zeros(method.r, site.in_features))
         self.b = nn.Parameter(torch.zeros(site.out_features, method.r))
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
@@ -99,7 +104,7 @@ class LoraAdapter(Adapter):
             nn.init.uniform_(self.a, -bound, bound)
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        return torch.add(y, self.branch(x, y.dtype), alpha=self.scale)  # (B, T, O)
+        return torch.add(y, self.branch(x, y.dtype), alpha=self.scale * self.gain)  # (B, T, O)
 
     def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """B A x, without the scale: (B, T, O)."""
