@@ -104,6 +104,13 @@ def test_a_second_adapter_that_fails_leaves_the_first_as_it_was():
     assert trainable_parameters(model).trainable > 0
 
 
+def test_a_bias_on_an_embedding_is_refused():
+    model = stories()
+    with pytest.raises(TargetError, match="embed_tokens"):
+        lorica.adapt(model, Lora(lora_bias=True), target_modules=["q_proj", "embed_tokens"])
+    assert not sites(model)
+
+
 def test_an_unknown_setting_is_named():
     with pytest.raises(ConfigError, match="'target_module'") as error:
         lorica.adapt(Stack(), Lora(), target_module=["up"])

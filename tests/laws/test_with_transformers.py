@@ -98,6 +98,20 @@ def test_gradient_checkpointing(name):
         torch.testing.assert_close(grads[0][key], grads[1][key])
 
 
+@each
+def test_autocast(name):
+    model, plain = llama(name), stories()
+    with torch.autocast("cpu", torch.bfloat16):
+        got, base = model(IDS).logits, plain(IDS).logits
+        got.float().sum().backward()
+    assert got.dtype == base.dtype
+    rounding = (base - plain(IDS).logits).abs().max()
+    assert (got - model(IDS).logits).abs().max() < 5 * rounding
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert {p.grad.dtype for p in learned if p.grad is not None} == {torch.float32}
+    assert all(p.grad is not None for p in learned)
+
+
 def test_a_base_loaded_in_bfloat16_trains_a_float32_adapter(stories):
     from lorica.base.load import load
 

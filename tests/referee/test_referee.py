@@ -107,6 +107,18 @@ def sorter() -> nn.Module:
     return llama(num_labels=3)
 
 
+def gemma() -> nn.Module:
+    """Its embedding multiplies what it reads by the square root of the width."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Gemma3ForCausalLM(Gemma3TextConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16,
+            num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
+        )).eval()  # fmt: skip
+
+
 QV = ["q_proj", "v_proj"]
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
@@ -154,6 +166,9 @@ MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
     "gpt2 embedding": (gpt2, {"target_modules": ["wte"]}),
     "gpt2 bias": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}),
+    "gemma embedding": (gemma, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "gemma dora embedding": (gemma, {"target_modules": ["embed_tokens"], "use_dora": True}),
+    "gemma tokens": (gemma, {"target_modules": QV, "trainable_token_indices": [5, 17]}),
     "classifier": (sorter, {
         "target_modules": QV, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
     "classifier all-linear": (sorter, {
