@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from lorica.core.attach import activate, adapt, detach, trainable_parameters, use
     from lorica.core.merge import merge
     from lorica.errors import LoricaError
-    from lorica.evaluate.report import evaluate
+    from lorica.evaluation.report import evaluate
     from lorica.formats.folder import load, save
     from lorica.methods.dora import Dora
     from lorica.methods.full import Full
     from lorica.methods.lora import Lora
-    from lorica.train.loop import train
+    from lorica.training.loop import train
 
 __version__ = version("lorica")
 __all__ = [
@@ -44,11 +44,11 @@ _HOMES = {
     "activate": "core.attach",
     "adapt": "core.attach",
     "detach": "core.attach",
-    "evaluate": "evaluate.report",
+    "evaluate": "evaluation.report",
     "load": "formats.folder",
     "merge": "core.merge",
     "save": "formats.folder",
-    "train": "train.loop",
+    "train": "training.loop",
     "trainable_parameters": "core.attach",
     "use": "core.attach",
 }

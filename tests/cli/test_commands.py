@@ -149,7 +149,7 @@ def test_methods_are_those_of_the_registry(capsys):
 
 def test_help_of_train_lists_every_setting(capsys, monkeypatch):
     from lorica.recipe.judge import names
-    from lorica.train.config import TrainConfig
+    from lorica.training.config import TrainConfig
 
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["train", "--help"]) == 0
@@ -161,7 +161,7 @@ def test_help_of_train_lists_every_setting(capsys, monkeypatch):
 
 def test_every_setting_has_a_line_of_help():
     from lorica.data.config import DataConfig
-    from lorica.train.config import TrainConfig
+    from lorica.training.config import TrainConfig
 
     for model in (TrainConfig, DataConfig):
         assert all(info.description for info in model.model_fields.values())

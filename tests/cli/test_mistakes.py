@@ -7,7 +7,7 @@ from lorica.errors import ConfigError
 from lorica.recipe.judge import names, setting_at
 from lorica.recipe.text import text_of
 from lorica.recipe.values import fits
-from lorica.train.config import TrainConfig, read
+from lorica.training.config import TrainConfig, read
 
 SETTINGS = names(TrainConfig)
 BASIC = {"seed": 1, "data": {"path": "rows.jsonl"}, "method": {"name": "lora"}}

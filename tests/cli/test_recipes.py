@@ -6,7 +6,7 @@ import pytest
 
 import lorica
 from lorica.recipe.text import load, scalar, text_of
-from lorica.train.config import TrainConfig, read, resolved
+from lorica.training.config import TrainConfig, read, resolved
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

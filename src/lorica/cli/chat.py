@@ -10,7 +10,7 @@ from lorica.cli.options import Grade, open_model
 from lorica.errors import DataError
 
 if TYPE_CHECKING:
-    from lorica.evaluate.chat import Chat
+    from lorica.evaluation.chat import Chat
 
 app = App(name="chat")
 
@@ -56,8 +56,8 @@ def chat(
     """
     model = open_model(path, base, dtype, allow_base)
 
-    from lorica.evaluate.chat import Chat
-    from lorica.evaluate.generate import Sampling
+    from lorica.evaluation.chat import Chat
+    from lorica.evaluation.generate import Sampling
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed

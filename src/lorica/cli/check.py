@@ -6,7 +6,7 @@ from cyclopts import App
 
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Switch, Words, one, print_json, split
-from lorica.train.config import TrainConfig, read
+from lorica.training.config import TrainConfig, read
 
 app = App(
     name="check", usage="Usage: lorica check [RECIPE] [--SETTING VALUE]... [OPTIONS]",

@@ -70,7 +70,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from lorica.evaluate.report import evaluate, show
+    from lorica.evaluation.report import evaluate, show
 
     report = evaluate(
         path, data=data, base=base, dtype=dtype, exact_match=exact_match, limit=limit,

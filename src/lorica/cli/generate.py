@@ -60,7 +60,7 @@ def generate(
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
     model = open_model(path, base, dtype, allow_base)
 
-    from lorica.evaluate.generate import generate
+    from lorica.evaluation.generate import generate
 
     done = generate(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature,
                     top_p=top_p, seed=seed, chat=chat)  # fmt: skip

@@ -8,7 +8,7 @@ from cyclopts import App
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Switch, Words, one, print_json, split
 from lorica.errors import ConfigError
-from lorica.train.config import TrainConfig, read
+from lorica.training.config import TrainConfig, read
 
 app = App(
     name="train", usage="Usage: lorica train [RECIPE] [--SETTING VALUE]... [OPTIONS]",
@@ -40,7 +40,7 @@ def train(*words: Words, resume: Path | None = None, json: Switch = False) -> No
         )
     config = None if resume else read(Path(recipe) if recipe else None, flags)
 
-    from lorica.train.loop import train  # torch, from here on
+    from lorica.training.loop import train  # torch, from here on
 
     result = train(config, resume=resume, show=not json)
     if os.environ.get("RANK", "0") != "0":

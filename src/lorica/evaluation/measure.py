@@ -19,9 +19,9 @@ from lorica.base.load import Base
 from lorica.core.attach import use
 from lorica.data.tokenise import Example
 from lorica.errors import TrainingError
-from lorica.evaluate.answers import Quiz, quiz, take
-from lorica.evaluate.loss import Scores, label_logits, score
-from lorica.evaluate.stats import Interval, bootstrap, newcombe, wilson
+from lorica.evaluation.answers import Quiz, quiz, take
+from lorica.evaluation.loss import Scores, label_logits, score
+from lorica.evaluation.stats import Interval, bootstrap, newcombe, wilson
 
 SAME = 1e-7
 """Logits this close are the same."""

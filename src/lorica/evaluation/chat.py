@@ -14,7 +14,7 @@ from lorica.base.load import Base
 from lorica.data.template import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import DataError
-from lorica.evaluate.generate import (
+from lorica.evaluation.generate import (
     Sampling,
     continue_ids,
     conversation,

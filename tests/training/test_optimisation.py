@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.train.optim import load_optimizer_state, make_optimizer, optimizer_state
-from lorica.train.schedule import factor, order
+from lorica.training.optim import load_optimizer_state, make_optimizer, optimizer_state
+from lorica.training.schedule import factor, order
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

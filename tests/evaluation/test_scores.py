@@ -9,8 +9,8 @@ import lorica
 from lorica.base.load import load as load_base
 from lorica.data.tokenise import Example
 from lorica.errors import DataError, TrainingError
-from lorica.evaluate import loss as loss_module
-from lorica.evaluate.loss import mean_loss, score, still
+from lorica.evaluation import loss as loss_module
+from lorica.evaluation.loss import mean_loss, score, still
 
 
 def examples(count=13, vocabulary=512):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.train.rows import adapter, farthest, same, settings
+from tests.training.rows import adapter, farthest, same, settings
 
 import lorica
 
@@ -34,7 +34,7 @@ def script(folder: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
-    changed = {"method": method, "target_modules": None, "max_steps": 4, "eval_steps": 2}
+    changed = {"method": method, "learning_rate": 1e-3, "max_steps": 4, "eval_steps": 2}
     alone = lorica.train(
         **settings(stories, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2,
                    **changed), show=False,

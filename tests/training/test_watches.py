@@ -5,16 +5,16 @@ import os
 
 import pytest
 import torch
-from tests.train.rows import adapter, settings
+from tests.training.rows import adapter, settings
 
 import lorica
 from lorica.core.adapter import Adapter
 from lorica.errors import ConfigError, ResourceError, TrainingError
 from lorica.methods.lora import LoraAdapter
-from lorica.train.checkpoint import Progress
-from lorica.train.loop import Trainer
-from lorica.train.run import Run
-from lorica.train.watch import check_moved, check_rise
+from lorica.training.checkpoint import Progress
+from lorica.training.loop import Trainer
+from lorica.training.run import Run
+from lorica.training.watch import check_moved, check_rise
 
 
 def test_a_bypassed_adapter_is_found_on_the_first_step(stories, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
 
 def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
-    monkeypatch.setattr("lorica.train.loop.mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr("lorica.training.loop.mean_loss", lambda *_: next(losses))
     seen = {}
     own = Trainer._evaluate
 
@@ -160,7 +160,7 @@ def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypat
 
         return take
 
-    monkeypatch.setattr("lorica.train.loop.exporter", broken)
+    monkeypatch.setattr("lorica.training.loop.exporter", broken)
     result = lorica.train(**settings(stories, tmp_path, report_to=["wandb"]), show=False)
     log = (result.folder / "events.jsonl").read_text()
     assert "the tracker is away" in log

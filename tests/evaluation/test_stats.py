@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorica.evaluate.stats import Interval, bootstrap, newcombe, wilson
+from lorica.evaluation.stats import Interval, bootstrap, newcombe, wilson
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_bootstrap_weighs_rows_by_tokens_and_follows_the_seed():
 def test_chunks_do_not_change_the_draws(monkeypatch):
     sums, weights = np.arange(50.0), np.ones(50)
     whole = bootstrap(sums, weights).draws
-    monkeypatch.setattr("lorica.evaluate.stats.CHUNK", 500)
+    monkeypatch.setattr("lorica.evaluation.stats.CHUNK", 500)
     assert np.array_equal(bootstrap(sums, weights).draws, whole)
 
 

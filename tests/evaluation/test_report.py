@@ -15,11 +15,11 @@ from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
 from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
-from lorica.evaluate.generate import generate
-from lorica.evaluate.loss import score
-from lorica.evaluate.measure import Measure, evaluate_loaded
-from lorica.evaluate.report import evaluate, show
-from lorica.evaluate.stats import Interval
+from lorica.evaluation.generate import generate
+from lorica.evaluation.loss import score
+from lorica.evaluation.measure import Measure, evaluate_loaded
+from lorica.evaluation.report import evaluate, show
+from lorica.evaluation.stats import Interval
 from lorica.formats.folder import load as load_adapter
 from lorica.formats.folder import save
 
@@ -183,7 +183,7 @@ def test_chat_rows_are_compared_without_their_end_of_turn(base, rows, monkeypatc
     said = generate(talking, ["Hello"], chat=True, max_new_tokens=9).texts[0]
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": said}]
     path = rows([{"messages": turns}] * 2)
-    monkeypatch.setattr("lorica.evaluate.report.load_base", lambda *_, **__: talking)
+    monkeypatch.setattr("lorica.evaluation.report.load_base", lambda *_, **__: talking)
     report = evaluate(base.path, path, max_new_tokens=9)
     assert report["exact_match"].base.value == 1
     assert report.samples[0].wanted == said.strip()

@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from tests.train.rows import adapter, same, settings
+from tests.training.rows import adapter, same, settings
 
 import lorica
 from lorica.errors import DataError, FileError, LoricaError
-from lorica.train.checkpoint import steps
-from lorica.train.loop import Trainer
-from lorica.train.run import read_events
+from lorica.training.checkpoint import steps
+from lorica.training.loop import Trainer
+from lorica.training.run import read_events
 
 
 class Cut(Exception):

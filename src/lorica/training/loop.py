@@ -23,19 +23,19 @@ from lorica.core.attach import trainable_parameters
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.errors import ConfigError, DataError, Stopped
-from lorica.evaluate.loss import mean_loss
+from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit, folder
-from lorica.train import checkpoint as ckpt
-from lorica.train.config import TrainConfig, read, resolved
-from lorica.train.export import exporter
-from lorica.train.optim import load_optimizer_state, make_optimizer, optimizer_state
-from lorica.train.prepare import adapted_base, lasting, load_rows, why_padded
-from lorica.train.progress import Show
-from lorica.train.run import CONFIG, RESULTS, Run, draw
-from lorica.train.schedule import factor, order
-from lorica.train.signals import Signals
-from lorica.train.step import Stepper
-from lorica.train.watch import check_finite, check_gradients, check_moved, check_rise
+from lorica.training import checkpoint as ckpt
+from lorica.training.config import TrainConfig, read, resolved
+from lorica.training.export import exporter
+from lorica.training.optim import load_optimizer_state, make_optimizer, optimizer_state
+from lorica.training.prepare import adapted_base, lasting, load_rows, why_padded
+from lorica.training.progress import Show
+from lorica.training.run import CONFIG, RESULTS, Run, draw
+from lorica.training.schedule import factor, order
+from lorica.training.signals import Signals
+from lorica.training.step import Stepper
+from lorica.training.watch import check_finite, check_gradients, check_moved, check_rise
 
 
 @dataclass(frozen=True)

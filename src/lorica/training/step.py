@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lorica.data.batch import Batch, pack, pad
 from lorica.data.tokenise import Example
-from lorica.train.watch import check_connected
+from lorica.training.watch import check_connected
 
 
 @dataclass(frozen=True)

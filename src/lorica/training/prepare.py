@@ -10,7 +10,7 @@ from lorica.core.attach import adapt
 from lorica.core.site import output_head
 from lorica.data.load import Data
 from lorica.data.load import load as load_data
-from lorica.train.config import TrainConfig
+from lorica.training.config import TrainConfig
 
 
 def load_rows(config: TrainConfig) -> Data:

@@ -11,7 +11,7 @@ from lorica.base.load import Base
 from lorica.data.template import Rendered
 from lorica.data.tokenise import Example, Texts, prompt_ids
 from lorica.errors import listed
-from lorica.evaluate.generate import Sampling, continue_ids, stop_tokens
+from lorica.evaluation.generate import Sampling, continue_ids, stop_tokens
 
 KINDS = ("alpaca", "prompt", "messages", "sharegpt")
 SPARE = 16  # tokens that an answer may be longer than the longest reference

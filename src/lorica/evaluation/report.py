@@ -18,8 +18,8 @@ from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
 from lorica.errors import ConfigError, DataError
-from lorica.evaluate.measure import Measure, Report, evaluate_loaded
-from lorica.evaluate.stats import Interval
+from lorica.evaluation.measure import Measure, Report, evaluate_loaded
+from lorica.evaluation.stats import Interval
 from lorica.formats import commit
 from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
 from lorica.formats.open import adapter_folder, open_adapter

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.errors import TrainingError, listed
-from lorica.train.checkpoint import Progress
+from lorica.training.checkpoint import Progress
 
 SMOOTHING = 0.9  # of the training loss: about the last ten steps
 

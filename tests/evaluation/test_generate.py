@@ -8,8 +8,8 @@ import lorica
 from lorica.base.load import Base
 from lorica.base.load import load as load_base
 from lorica.errors import ConfigError, DataError
-from lorica.evaluate.chat import Chat, Teller
-from lorica.evaluate.generate import (
+from lorica.evaluation.chat import Chat, Teller
+from lorica.evaluation.generate import (
     Sampling,
     continue_ids,
     end_of_turn,

@@ -23,7 +23,7 @@ from lorica.data.shape import BadRow
 from lorica.data.template import Rendered, Segment
 from lorica.data.tokenise import Texts, prompt_ids
 from lorica.errors import ConfigError, DataError, listed
-from lorica.evaluate.loss import still
+from lorica.evaluation.loss import still
 
 
 @dataclass(frozen=True, kw_only=True)
