@@ -32,6 +32,11 @@ def watch(event, args):
         if count == limit:
             os.kill(os.getpid(), signal.SIGKILL)
 
+for name in "ab":
+    (place / name).mkdir()
+at_once = commit._exchange(place / "a", place / "b")  # this disk can
+for name in "ab":
+    (place / name).rmdir()
 sys.addaudithook(watch)
 results = []
 for limit in range(1, 1000):
@@ -42,6 +47,8 @@ for limit in range(1, 1000):
         lorica.save(new, target)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if at_once and not target.exists():
+        results.append(f"event {limit}: gone")
     commit.sweep(place)
     model = Stack()
     try:

@@ -9,7 +9,7 @@ import lorica
 from lorica import Lora
 from lorica.core.attach import ports
 from lorica.errors import FileError
-from tests.laws.bases import Stack, move
+from tests.laws.bases import Stack, gpt2, move, stories
 
 UNKNOWN = {
     "bias": "lora_only", "layer_replication": [[0, 1]], "arrow_config": {"top_k": 2},
@@ -42,3 +42,13 @@ def test_several_that_are_unknown_are_named_together(tmp_path):
 def test_a_folder_is_named_by_its_path_or_as_text(tmp_path):
     lorica.save(move(lorica.adapt(Stack(), Lora())), str(tmp_path / "a" / "deep" / "adapter"))
     assert lorica.load(Stack(), Path(tmp_path) / "a/deep/adapter") == []
+
+
+@pytest.mark.parametrize("make, targets, transposed", [
+    (gpt2, ["c_attn"], True), (gpt2, ["wte"], False), (stories, ["q_proj", "embed_tokens"], False),
+])  # fmt: skip
+def test_the_layout_of_the_weight_is_noted(make, targets, transposed, tmp_path):
+    """PEFT mends a wrong one by itself, with a warning; other readers may not."""
+    path = lorica.save(lorica.adapt(make(), Lora(), target_modules=targets), tmp_path / "adapter")
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is transposed
