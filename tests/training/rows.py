@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-WORDS = "cat dog bird fish tree house river stone cloud field".split()
+WORDS = ["cat", "dog", "bird", "fish", "tree", "house", "river", "stone", "cloud", "field"]
 
 
 def write_rows(path: Path, count: int = 40) -> Path:

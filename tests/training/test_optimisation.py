@@ -1,6 +1,7 @@
 """The schedule, the order of rows, and the optimizer's groups."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lorica.training.schedule import factor, order
 def test_schedule(kind):
     at = [factor(t, total=110, warmup=10, kind=kind) for t in range(111)]
     assert at[0] == pytest.approx(1 / 11)
-    assert all(b > a for a, b in zip(at[:10], at[1:11], strict=True))
+    assert all(b > a for a, b in pairwise(at[:11]))
     assert at[10] == 1
     middle = {"cosine": 0.5, "linear": 0.5, "constant": 1.0}[kind]
     assert at[60] == pytest.approx(middle)

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.training.rows import adapter, farthest, same, settings
 
 import lorica
+from tests.training.rows import adapter, farthest, same, settings
 
 SCRIPT = """
 import json, sys, torch
@@ -55,7 +55,9 @@ def test_a_signal_saves_and_says_how_to_go_on(stories, tmp_path, number):
     whole = lorica.train(**settings(stories, tmp_path / "a", max_steps=60), show=False)
     config = settings(stories, tmp_path / "b", max_steps=60)
     process = subprocess.Popen(
-        [sys.executable, str(script(tmp_path)), json.dumps(config)], stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script(tmp_path)), json.dumps(config)],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     log = Path(config["output"]) / "events.jsonl"
     deadline = time.monotonic() + 120

@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from tests.training.rows import adapter, same, settings
 
 import lorica
 from lorica.errors import DataError, FileError, LoricaError
 from lorica.training.checkpoint import steps
 from lorica.training.loop import Trainer
 from lorica.training.run import read_events
+from tests.training.rows import adapter, same, settings
 
 
 class Cut(Exception):
@@ -61,7 +61,9 @@ def test_a_run_without_a_checkpoint_begins_again(stories, tmp_path, monkeypatch)
     whole = lorica.train(**settings(stories, tmp_path / "a"), show=False)
     cut = settings(stories, tmp_path / "b", save_steps=4)
     interrupted(monkeypatch, 1, **cut)
-    assert same(adapter(whole.folder), adapter(lorica.train(resume=cut["output"], show=False).folder))
+    assert same(
+        adapter(whole.folder), adapter(lorica.train(resume=cut["output"], show=False).folder)
+    )
 
 
 def test_a_finished_run_is_left_as_it_is(stories, tmp_path):

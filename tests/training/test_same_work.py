@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.training.rows import adapter, farthest, settings
 from torch.nn import functional as F
 
 import lorica
@@ -10,6 +9,7 @@ from lorica.base.load import load
 from lorica.base.packing import packed, why_not_packed
 from lorica.data.batch import pack
 from lorica.data.tokenise import Example
+from tests.training.rows import adapter, farthest, settings
 
 
 def run(base, folder, **changed):
@@ -41,27 +41,39 @@ def test_checkpointing_changes_nothing(stories, tmp_path):
 
 def test_padded_batches_give_the_packed_update(stories, tmp_path, monkeypatch):
     """An architecture that cannot carry packed rows gets padded ones, and the same adapter."""
-    plain = run(stories, tmp_path / "a")
+    plain = run(stories, tmp_path / "a", learning_rate=2e-4)
     monkeypatch.setattr("lorica.training.prepare.why_not_packed", lambda model: "it was told so")
-    config = settings(stories, tmp_path / "b")
+    config = settings(stories, tmp_path / "b", learning_rate=2e-4)
     result = lorica.train(**config, show=False)
     assert any("batches are padded: it was told so" in line for line in result.lines)
-    assert farthest(plain, adapter(result.folder)) < 1e-6
+    assert farthest(plain, adapter(result.folder)) < 1e-5
 
 
 def tiny(name: str) -> torch.nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    shape = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                 num_attention_heads=4)  # fmt: skip
+    shape = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     grouped = {**shape, "num_key_value_heads": 2}
     kinds = {
         "Llama": grouped,
         "Mistral": {**grouped, "sliding_window": 4},
         "Qwen3": {**grouped, "head_dim": 8},
         "GPTNeoX": shape,
-        "GPT2": dict(vocab_size=96, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+        "GPT2": {
+            "vocab_size": 96,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
     }
     config = getattr(transformers, f"{name}Config")(**kinds[name])
     return getattr(transformers, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(

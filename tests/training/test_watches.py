@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from tests.training.rows import adapter, settings
 
 import lorica
 from lorica.core.adapter import Adapter
@@ -15,6 +14,7 @@ from lorica.training.checkpoint import Progress
 from lorica.training.loop import Trainer
 from lorica.training.run import Run
 from lorica.training.watch import check_moved, check_rise
+from tests.training.rows import adapter, settings
 
 
 def test_a_bypassed_adapter_is_found_on_the_first_step(stories, tmp_path, monkeypatch):
@@ -26,7 +26,9 @@ def test_a_bypassed_adapter_is_found_on_the_first_step(stories, tmp_path, monkey
 def test_one_bypassed_layer_is_found(stories, tmp_path, monkeypatch):
     own = LoraAdapter.after
     monkeypatch.setattr(
-        LoraAdapter, "after", lambda self, x, y, base: y if x.shape[-1] > 64 else own(self, x, y, base)
+        LoraAdapter,
+        "after",
+        lambda self, x, y, base: y if x.shape[-1] > 64 else own(self, x, y, base),
     )
     with pytest.raises(TrainingError, match="10 of 70 trained tensors got no gradient") as caught:
         lorica.train(**settings(stories, tmp_path), show=False)
@@ -48,7 +50,9 @@ def test_a_number_that_is_none_stops_before_the_optimizer(stories, tmp_path, mon
 
     monkeypatch.setattr(LoraAdapter, "after", after)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: moved.append(1))
-    config = settings(stories, tmp_path, data={"path": str(tmp_path / "rows.jsonl"), "validation": 0})
+    config = settings(
+        stories, tmp_path, data={"path": str(tmp_path / "rows.jsonl"), "validation": 0}
+    )
     with pytest.raises(TrainingError, match="the step was not taken") as caught:
         lorica.train(**config, show=False)
     assert "rows.jsonl:" in str(caught.value)

@@ -38,19 +38,12 @@ class Base:
         return getattr(config, "max_position_embeddings", None)
 
 
-def load(
-    path: str,
-    *,
-    dtype: str = "float32",
-    labels: list[str] | None = None,
-    tokenizer: str | None = None,
-) -> Base:
-    """The base at `path`, frozen and in eval mode, on the CPU.
+def load(path: str, *, dtype: str = "float32", labels: list[str] | None = None) -> Base:
+    """The base at `path`, frozen and in eval mode, on the accelerator if there is one.
 
     dtype: "float32" or "bfloat16".
     labels: classes; with them the base is loaded as a sequence classifier, whose head starts
         from seed 0 where the checkpoint has none.
-    tokenizer: another folder or id to take the tokenizer from.
 
     Raises: ConfigError, BaseError, FileError.
     """
@@ -75,7 +68,8 @@ def load(
                 output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
             ),
         )  # fmt: skip
-    text = load_tokenizer(tokenizer or path)
+    text = load_tokenizer(path)
+    model = model.to(torch.accelerator.current_accelerator() or "cpu")
     base = Base(model.eval().requires_grad_(False), text, path, labels)
     base.lines += _check_loaded(path, model, info, labels)
     if text.pad_token_id is None:
@@ -144,8 +138,10 @@ def _call(path: str, loader: Any) -> Any:
         reason = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
             reason = "it needs code of its author's, which lorica does not run"
-        raise BaseError(f"the base {path!r} cannot be loaded.", why=reason,
-                        fix="use a base of an architecture that transformers knows") from None  # fmt: skip
+        raise BaseError(
+            f"the base {path!r} cannot be loaded.", why=reason,
+            fix="use a base of an architecture that transformers knows",
+        ) from None  # fmt: skip
 
 
 def _check_loaded(path: str, model: nn.Module, info: Any, labels: list[str] | None) -> list[str]:

@@ -4,9 +4,7 @@ data -> base -> adapt -> [step, watch, log, evaluate, save]* -> adapter, results
 """
 
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -28,6 +26,7 @@ from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.export import exporter
+from lorica.training.figures import figures, peak_memory
 from lorica.training.optim import load_optimizer_state, make_optimizer, optimizer_state
 from lorica.training.prepare import adapted_base, lasting, load_rows, why_padded
 from lorica.training.progress import Show
@@ -179,7 +178,7 @@ class Trainer:
         self._log(
             "step", step=progress.step, loss=done.loss, lr=config.learning_rate * share,
             grad_norm=done.norm, tokens=progress.tokens, tokens_per_second=done.tokens / spent,
-            memory=_peak_memory(),
+            memory=peak_memory(),
         )  # fmt: skip
         check_rise(progress, done.loss, config.loss_limit)
 
@@ -188,9 +187,7 @@ class Trainer:
             return
         began = time.perf_counter()
         loss = mean_loss(self.base.model, self.data.validation) if self.main else 0.0
-        loss = self.accelerator.reduce(
-            torch.tensor(loss, dtype=torch.float64, device=self.accelerator.device), reduction="sum"
-        ).item()  # every process must decide alike
+        loss = self._agreed(loss)
         progress = self.progress
         progress.seconds += time.perf_counter() - began
         progress.last_eval = loss
@@ -246,35 +243,19 @@ class Trainer:
             load_adapter_state(model, self.best, source="the best checkpoint")
             self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")
         kept = progress.best_step if self.best is not None else progress.step
-        figures = self._figures(kept)
+        results = figures(
+            progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines
+        )
         if self.main:
             folder.save(
                 model, self.run.adapter, tokenizer=self.base.tokenizer,
                 base_path=lasting(self.config.base), labels=self.data.labels,
             )  # fmt: skip
-            commit.write_json(self.run.folder / RESULTS, figures)
+            commit.write_json(self.run.folder / RESULTS, results)
             self._log("end", step=progress.step)
             draw(self.run.folder)
         self.accelerator.wait_for_everyone()
-        return Result(self.run.folder, figures, self.lines)
-
-    def _figures(self, kept: int) -> dict[str, Any]:
-        progress, count = self.progress, trainable_parameters(self.base.model)
-        after = progress.best_loss if self.best is not None else progress.last_eval
-        return {
-            "method": self.method.name,
-            "steps": progress.step,
-            "adapter_step": kept,
-            "rows": {"train": len(self.data.train), "validation": len(self.data.validation)},
-            "train_loss": progress.smooth,
-            "held_out_loss": {"before": progress.first_eval, "after": after},
-            "seconds": round(progress.seconds, 3),
-            "tokens": progress.tokens,
-            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-            "peak_memory_bytes": _peak_memory(),
-            "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
-            "lines": self.lines,
-        }
+        return Result(self.run.folder, results, self.lines)
 
     # -- small things -----------------------------------------------------------------------
 
@@ -294,16 +275,21 @@ class Trainer:
         return patience is not None and self.progress.waited >= patience
 
     def _stopping(self) -> int:
-        """The signal that any process has received; 0: none."""
-        mine = torch.tensor(self.signals.received, device=self.accelerator.device)
+        """The signal that some process has received; 0: none."""
+        return int(self._agreed(self.signals.received))
+
+    def _agreed(self, mine: float) -> float:
+        """The largest value of any process, so that all decide alike."""
         if self.accelerator.num_processes == 1:
-            return self.signals.received
-        return int(self.accelerator.gather(mine.reshape(1)).max())
+            return mine
+        own = torch.tensor([mine], dtype=torch.float64, device=self.accelerator.device)
+        every: Any = self.accelerator.gather(own)
+        return float(every.max())
 
     def _stopped(self, number: int) -> Stopped:
         return Stopped(
-            f"stopped by {signal.Signals(number).name} at step {self.progress.step} of {self.total}; "
-            "everything is saved.",
+            f"stopped by {signal.Signals(number).name}; everything is saved.",
+            step=f"{self.progress.step} of {self.total}",
             signal=number,
             fix=f"go on with: lorica train --resume {self.run.folder}",
         )
@@ -311,11 +297,3 @@ class Trainer:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _peak_memory() -> int:
-    """Most bytes held so far: on the GPU if there is one, else by the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

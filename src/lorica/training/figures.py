@@ -1,0 +1,45 @@
+"""What a run came to, as plain numbers: results.json."""
+
+import resource
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorica.core.attach import trainable_parameters
+from lorica.data.load import Data
+from lorica.training.checkpoint import Progress
+
+
+def figures(
+    progress: Progress, data: Data, model: nn.Module, *, method: str, kept: int, lines: list[str]
+) -> dict[str, Any]:
+    """The figures of a finished run; losses are nats per label token (per row for classes).
+
+    kept: the step whose adapter is kept.
+    """
+    count = trainable_parameters(model)
+    after = progress.best_loss if kept < progress.step else progress.last_eval
+    return {
+        "method": method,
+        "steps": progress.step,
+        "adapter_step": kept,
+        "rows": {"train": len(data.train), "validation": len(data.validation)},
+        "train_loss": progress.smooth,
+        "held_out_loss": {"before": progress.first_eval, "after": after},
+        "seconds": round(progress.seconds, 3),
+        "tokens": progress.tokens,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_memory_bytes": peak_memory(),
+        "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
+        "lines": lines,
+    }
+
+
+def peak_memory() -> int:
+    """Most bytes held so far: on the GPU if there is one, else by the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
