@@ -43,7 +43,8 @@ def fingerprint(model: nn.Module, *, path: str = "", tokenizer: Any = None) -> F
     ask = getattr(model, "get_output_embeddings", None)
     fresh = None if callable(ask) and ask() is not None else head
     shapes: list[str] = []
-    linear, rest, count = hashlib.sha256(), hashlib.sha256(), 0
+    linear, rest = hashlib.sha256(), hashlib.sha256()
+    sizes: dict[int, int] = {}  # by tensor: a tied one counts once
     for site in sites_of(model, ("linear", "embedding", "other")):
         if site.module is fresh:
             continue
@@ -52,7 +53,7 @@ def fingerprint(model: nn.Module, *, path: str = "", tokenizer: Any = None) -> F
         for key, parameter in site.module._parameters.items():
             if parameter is None:
                 continue
-            count += parameter.numel()
+            sizes[id(parameter)] = parameter.numel()
             if site.kind != "linear":
                 shapes.append(f"{site.name}.{key} {tuple(parameter.shape)}")
             (linear if site.kind == "linear" else rest).update(_sample(parameter))
@@ -60,7 +61,7 @@ def fingerprint(model: nn.Module, *, path: str = "", tokenizer: Any = None) -> F
     return Fingerprint(
         path=path or str(getattr(config, "_name_or_path", "")),
         architecture=type(model).__name__,
-        parameters=count,
+        parameters=sum(sizes.values()),
         shapes=_sha("\n".join(sorted(shapes)).encode()),
         linear=linear.hexdigest(),
         rest=rest.hexdigest(),

@@ -44,6 +44,7 @@ def evaluate(
     """Measure an adapter beside its base on held-out rows; or a base alone.
 
     Settings of the rows are those of the run, where a run is measured; flags stand over them.
+    What is measured of a run is kept in its results.json.
 
     Parameters
     ----------
@@ -70,12 +71,14 @@ def evaluate(
 
     from rich.console import Console
 
-    from lorica.evaluation.report import evaluate, show
+    from lorica.evaluation.report import evaluate, record, show
 
     report = evaluate(
         path, data=data, base=base, dtype=dtype, exact_match=exact_match, limit=limit,
         max_new_tokens=max_new_tokens, allow_base=allow_base, seed=seed,
     )  # fmt: skip
+    if (path / "results.json").is_file():
+        record(report, path)
     if json:
         print_json(report.as_dict())
     else:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
@@ -48,4 +49,18 @@ def train(*words: Words, resume: Path | None = None, json: Switch = False) -> No
     if json:
         print_json({"folder": str(result.folder), **result.figures, "lines": result.lines})
         return
+    print(summary(result.figures))
     print(f"the run is in {result.folder}, its adapter in {result.folder / 'adapter'}")
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """What was learned, and what it took, in one line."""
+    before, after = figures["held_out_loss"]["before"], figures["held_out_loss"]["after"]
+    learned = f"training loss {figures['train_loss']:.4f}"
+    if before is not None and after is not None:
+        learned = f"held-out loss {before:.4f} -> {after:.4f}"
+    return (
+        f"{learned} in {figures['steps']} steps, {figures['seconds']:.1f} s "
+        f"({figures['tokens_per_second']:,.0f} tokens/s, "
+        f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB)"
+    )

@@ -77,6 +77,16 @@ def evaluate(
     )  # fmt: skip
 
 
+def record(report: Report, run: Path) -> None:
+    """Put what was measured into a run's results.json, beside what training left there."""
+    results = commit.read_json(run / "results.json")
+    results["evaluation"] = report.as_dict()
+    for measure in report.measures:
+        if measure.adapter is not None:
+            results[measure.name] = {"base": measure.base.value, "tuned": measure.adapter.value}
+    commit.write_json(run / "results.json", results)
+
+
 def _config(data: DataConfig | str | dict[str, Any], limit: int | None) -> DataConfig:
     """The rows' settings, with every row kept for measuring."""
     try:
