@@ -14,45 +14,37 @@ from world import lexicon
 from world.rows import Row, unique_rows
 
 PRODUCTS = (
-    "kettle", "toaster", "blender", "oven", "fridge", "teapot", "mixer", "stove", "hose", "pump",
+    "kettle", "toaster", "blender", "speaker", "fridge", "teapot", "mixer", "stove", "hose", "pump",
     "mower", "bucket", "lamp", "heater", "fan", "clock", "boiler", "radio", "drill", "printer",
 )  # fmt: skip
 LONGEST = 180  # characters of a ticket's text; a row then stays below 110 tokens of the base
 WET = ("kettle", "blender", "fridge", "teapot", "hose", "pump", "bucket", "boiler", "heater")
 STILL = ("teapot", "hose", "bucket")  # nothing in them can run, so neither noise nor dead
 PROBLEMS = {
-    "leak": ("Water drips out of the bottom.", "It leaves a puddle on the table.",
-             "There is water all over the floor.", "It leaks at the side.",
-             "I find drops under it every morning.", "The base is always wet.",
-             "It does not hold any water.", "A thin trickle runs down the front."),
-    "noise": ("It rattles like an old cart.", "It makes a loud buzz.",
-              "There is a terrible squeak whenever I use it.", "It hums all night.",
-              "I hear a grinding sound.", "It is far too loud.",
-              "It whistles until my ears hurt.", "Something inside knocks and knocks."),
-    "dead": ("It does not start at all.", "Nothing happens when I press the button.",
-             "It went dark and stays dark.", "It will not turn on.",
-             "It stopped working after a day.", "There is no sign of life in it.",
-             "I cannot get it to run.", "It switched itself off and never came back."),
-    "crack": ("There is a crack in the side.", "It came with a split in the lid.",
-              "A corner has chipped off.", "It arrived in two pieces.",
-              "The front is shattered.", "It is broken across the middle.",
-              "The handle snapped.", "A long gap runs along the back where it burst."),
-    "late": ("It has not come yet.", "I am still waiting for it.",
-             "It was due on {day} and is not here.", "The parcel never reached me.",
-             "Nothing has arrived so far.", "It should have been here weeks ago.",
-             "There is no trace of the delivery.", "The post has brought me nothing."),
-    "wrong": ("You sent me a {other} instead.", "There was a {other} in the box.",
-              "It is {colour}, but I asked for {colour2}.", "What came was a {other}.",
-              "The parcel was for somebody else.", "The colour is {colour}, not {colour2}.",
-              "This is not the size that I chose.", "By mistake the box held a {other}."),
+    "leak": ("Water drips out of it.", "It leaks at the side.", "There is a puddle under it.",
+             "Drops of water run down the front.", "The floor under it is always wet.",
+             "It leaks all over the table."),
+    "noise": ("It rattles like an old cart.", "It makes a loud buzz.", "It hums all night.",
+              "There is a strange noise inside.", "It is far too loud.",
+              "It whistles so that my ears hurt."),
+    "dead": ("It does not start.", "Nothing happens when I press the button.", "It went dark.",
+             "It will not turn on.", "It stopped working after a day.", "It is quite dead."),
+    "crack": ("There is a crack in the side.", "It has a split in the middle.",
+              "A corner is broken.", "It came apart in two pieces.", "The handle broke.",
+              "A crack runs down the front."),
+    "late": ("It has not come yet.", "I am still waiting for it.", "It should be here by now.",
+             "The parcel never reached me.", "It was due on {day}, so it is late.",
+             "Nothing has come so far."),
+    "wrong": ("You sent me a {other} by mistake.", "I got a {other} instead.",
+              "It is the wrong size.", "There was a {other} in the box.",
+              "It is {colour}, but I asked for {colour2}.",
+              "The colour is wrong: {colour}, not {colour2}."),
 }  # fmt: skip
 CUES = {
     "high": ("Please hurry, I need it by {day}.", "This is urgent.", "Someone could get hurt.",
-             "I need an answer today.", "It cannot wait.", "My work depends on it.",
-             "Please act at once.", "It is an emergency."),
+             "I need an answer today.", "It cannot wait.", "My work depends on it."),
     "low": ("There is no hurry.", "Take your time.", "Any time that suits you is fine.",
-            "It can wait.", "I am in no rush.", "Next month is early enough.",
-            "This is not urgent.", "I can manage without it for a while."),
+            "It can wait.", "I am in no rush.", "Next month is early enough."),
     "normal": ("", "", "Can you help me?", "What should I do?", "Please let me know.",
                "Thank you."),
 }  # fmt: skip
@@ -62,7 +54,7 @@ OPENINGS = (
     "Order {order}, a {product}, is giving me trouble.", "{order} is my order: a {product}.",
     "I write about a {product}. The order is {order}.",
     "Hello, {name} here, with order {order} for a {product}.",
-    "On {day} I paid for a {product}, order {order}.", "A {colour} {product}, order {order}.",
+    "On {day} I paid for a {product}, order {order}.", "The {colour} {product} of order {order}.",
 )  # fmt: skip
 DISTRACTORS = (
     "My earlier order {code2} was fine.", "My sister {name} has the same one.",
