@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lorica.errors import FileError
+from lorica.base.fingerprint import Fingerprint, grade
+from lorica.errors import BaseError, DataError, FileError
 from lorica.formats import commit
 
 STEP = "step-"
@@ -50,6 +51,8 @@ class Checkpoint:
     best: dict[str, Tensor] | None
     data: str
     """Digest of the rows: a run goes on with the rows that it began with."""
+    base: Fingerprint
+    """And on the base that it began with."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -61,8 +64,12 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         if checkpoint.best is not None:
             commit.write_tensors(staging / "best.safetensors", checkpoint.best)
         files = {file.name: commit.digest(file) for file in staging.iterdir()}
-        state = {"progress": asdict(checkpoint.progress), "data": checkpoint.data, "files": files}
-        commit.write_json(staging / "state.json", state)
+        commit.write_json(staging / "state.json", {
+            "progress": asdict(checkpoint.progress),
+            "data": checkpoint.data,
+            "base": checkpoint.base.as_dict(),
+            "files": files,
+        })  # fmt: skip
     for old in steps(folder)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -83,8 +90,8 @@ def load_newest(folder: Path) -> Checkpoint | None:
     if not found:
         return None
     path = found[-1]
-    state: dict[str, Any] = commit.read_json(path / "state.json")
     try:
+        state: dict[str, Any] = commit.read_json(path / "state.json")
         commit.check_digests(path, state["files"])
         best = path / "best.safetensors"
         return Checkpoint(
@@ -93,10 +100,33 @@ def load_newest(folder: Path) -> Checkpoint | None:
             optimizer=commit.read_tensors(path / "optimizer.safetensors"),
             best=commit.read_tensors(best) if best.is_file() else None,
             data=state["data"],
+            base=Fingerprint(**state["base"]),
         )
     except (FileError, KeyError, TypeError) as error:
         raise FileError(
             f"the checkpoint {path} is damaged.",
-            why=str(error).splitlines()[0],
+            why=_why(error),
             fix=f"delete {path} to go on from the one before it",
         ) from None
+
+
+def _why(error: Exception) -> str:
+    """An error in one line, without its fix, which is another one here."""
+    if not isinstance(error, FileError):
+        return f"state.json: {error!r}"
+    return "; ".join([error.what, *(f"{k}: {v}" for k, v in error.facts.items())])
+
+
+def check_same(checkpoint: Checkpoint, *, data: str, base: Fingerprint, run: Path) -> None:
+    """Raises: DataError, BaseError if the rows or the base are not those the run began with."""
+    if checkpoint.data != data:
+        raise DataError(
+            f"the rows are not those that {run} began with.",
+            fix="put the data back as it was, or start a new run",
+        )
+    verdict = grade(checkpoint.base, base)
+    if verdict != "same":
+        raise BaseError(
+            f"{base.path or 'this'} is not the base that {run} began with: {verdict}.",
+            fix="put the base back as it was, or start a new run",
+        )

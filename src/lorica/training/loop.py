@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from lorica.base.fingerprint import fingerprint
 from lorica.base.packing import packed
 from lorica.core.attach import trainable_parameters
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
-from lorica.errors import ConfigError, DataError, Stopped
+from lorica.errors import ConfigError, Stopped
 from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
@@ -73,14 +74,15 @@ def train(
         raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
     run = Run(Path(resume or config.output))
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    main = accelerator.is_main_process
     with torch.random.fork_rng(), ExitStack() as stack:
-        data = load_rows(config)
-        if accelerator.is_main_process:
-            if resume is None:
-                run.create(resolved(config))
-            stack.enter_context(run.lock())
-        accelerator.wait_for_everyone()
-        return Trainer(config, data, run, accelerator, show=show).run_to_end()
+        new = main and resume is None
+        with run.beginning(resolved(config)) if new else nullcontext():
+            if main:
+                stack.enter_context(run.lock())
+            accelerator.wait_for_everyone()
+            trainer = Trainer(config, load_rows(config), run, accelerator, show=show)
+        return trainer.run_to_end()
 
 
 class Trainer:
@@ -93,6 +95,7 @@ class Trainer:
         self.main = accelerator.is_main_process
         self.followers: list[Callable[[dict[str, Any]], None]] = []
         self.data, self.base = data, adapted_base(config, data.labels)
+        self.identity = fingerprint(self.base.model, path=config.base)
         self.method = config.build_method()
         self.tensors: dict[str, nn.Parameter] = adapter_state(self.base.model)  # type: ignore[assignment]
         self.start = {k: t.detach().cpu().clone() for k, t in self.tensors.items()}
@@ -207,6 +210,7 @@ class Trainer:
         state = ckpt.Checkpoint(
             self.progress, adapter_state(self.base.model),
             optimizer_state(self.optimizer, self.tensors), self.best, self.data.digest,
+            self.identity,
         )  # fmt: skip
         path = ckpt.save(self.run.checkpoints, state, keep=self.config.keep_checkpoints)
         self._log("checkpoint", step=self.progress.step, path=path.name)
@@ -218,11 +222,7 @@ class Trainer:
         found = ckpt.load_newest(self.run.checkpoints)
         if found is None:
             return
-        if found.data != self.data.digest:
-            raise DataError(
-                f"the rows are not those that {self.run.folder} began with.",
-                fix="put the data back as it was, or start a new run",
-            )
+        ckpt.check_same(found, data=self.data.digest, base=self.identity, run=self.run.folder)
         load_adapter_state(self.base.model, found.adapter, source="the checkpoint")
         load_optimizer_state(self.optimizer, self.tensors, found.optimizer)
         self.progress, self.best = found.progress, found.best

@@ -8,6 +8,7 @@ The event log is appended to and never rewritten; after a resume the later line 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,26 @@ class Run:
             )
         with writing(self.folder):
             self.checkpoints.mkdir(parents=True)
-        commit.write_text(self.folder / CONFIG, config)
+        with self._removed_if_it_fails():
+            commit.write_text(self.folder / CONFIG, config)
+
+    @contextmanager
+    def beginning(self, config: str) -> Iterator[None]:
+        """Make the folder for what the block prepares; if that fails it is gone again.
+
+        So a command line that is corrected can be given again with the same output.
+        """
+        self.create(config)
+        with self._removed_if_it_fails():
+            yield
+
+    @contextmanager
+    def _removed_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     @property
     def is_run(self) -> bool:
