@@ -1,0 +1,106 @@
+"""Nothing fails silently: every broken input ends in one clear message, and nothing is lost."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorica import cli
+from tests.end_to_end.broken import nothing
+from tests.end_to_end.table import CASES, TRAIN, Case, train
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, stories) -> Path:
+    """A base, rows, a finished run, and one that a kill ended at step 4."""
+    folder = tmp_path_factory.mktemp("original")
+    shutil.copytree(stories, folder / "base", copy_function=shutil.copyfile)
+    (folder / "base").chmod(0o755)
+    rows = [
+        {"prompt": f"Once there was a dog number {i}", "completion": f" and {i} big cats."}
+        for i in range(24)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        words = train(output="run").replace("--max_steps 2", "--max_steps 6")
+        assert cli.run([*words.split(), "--save_steps", "2", "--learning_rate", "5e-3"]) == 0
+    stopped = shutil.copytree(folder / "run", folder / "stopped")
+    shutil.rmtree(stopped / "adapter")
+    shutil.rmtree(stopped / "checkpoints/step-00000006")
+    for name in ("results.json", "loss.png"):
+        (stopped / name).unlink()
+    return folder
+
+
+@pytest.fixture
+def workplace(original, tmp_path, monkeypatch) -> Path:
+    """A copy of it all, as the working directory."""
+    folder = shutil.copytree(original, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below the folder; a folder without files counts as one."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() and not any(path.iterdir()):
+            found[f"{name}/"] = "empty"
+        elif path.is_file() and path.name != ".lock":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_broken_input(case: Case, workplace, shared, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        case.prepare(patch, shared)
+        before = digests(workplace)
+        status = cli.run(case.words.split())
+    out, err = capsys.readouterr()
+    said = out + err
+    assert status == case.status, said
+    for words in case.told:
+        assert words in said, f"{words!r} is not in:\n{said}"
+    assert "Traceback" not in said and "bug in lorica" not in said
+    if status:
+        assert any(mend in said for mend in ("fix", "closest", "known")), said
+    after = digests(workplace)
+    assert {name: after.get(name) for name in before} == before, "a file was changed or lost"
+    new = {name for name in after if name not in before}
+    assert {name.partition("/")[0] for name in new} <= set(case.left), sorted(new)
+    assert not [p for p in workplace.rglob("*") if p.name.startswith((".staging-", ".replaced-"))]
+
+
+def test_what_is_whole_is_not_refused(workplace, capsys):
+    """Without the damage the same command lines go through: it is the damage that is refused."""
+    damaged = {case.words for case in CASES if case.status and case.prepare is not nothing}
+    given = {
+        "other",
+        "jbo.yaml",
+        "wandb",
+        "job.yaml",
+        "some.jsonl",
+        "rows.csv",
+        "rows.json",
+        "rows.parquet",
+    }
+    plain = [words for words in sorted(damaged) if not given & set(words.split())]
+    assert len(plain) >= 5
+    for words in plain:
+        shutil.rmtree("out", ignore_errors=True)
+        assert cli.run(words.split()) == 0, f"{words}\n{capsys.readouterr().err}"
+
+
+def test_the_mend_mends(workplace, capsys):
+    """After a mistake is corrected, the same command line goes through."""
+    assert cli.run([*TRAIN.split(), "--target_modules", "q_pro"]) == 2
+    assert cli.run([*TRAIN.split(), "--target_modules", "q_proj"]) == 0, capsys.readouterr().err
+
+
+def test_there_are_enough():
+    assert len(CASES) == len({case.name for case in CASES}) >= 35
