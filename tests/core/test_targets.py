@@ -28,7 +28,7 @@ REFUSED = {
     "half a name": ({"target_modules": ["proj"]}, "'proj'"),
     "no target": ({"target_modules": []}, "target_modules"),
     "a regex that finds nothing": ({"target_modules": r".*\.q_prj"}, "q_prj"),
-    "a regex on half of the name": ({"target_modules": "q_proj"}, "'q_proj'"),
+    "a regex on half of the name": ({"target_modules": "[qv]_proj"}, "'[qv]_proj'"),
     "no regex": ({"target_modules": "(q_proj"}, "no regular expression"),
     "a norm": ({"target_modules": ["input_layernorm"]}, "input_layernorm"),
     "an exclusion of nothing": ({"exclude_modules": ["q_prj"]}, "exclude_modules 'q_prj'"),
@@ -143,6 +143,8 @@ def test_a_suffix_is_whole_parts_of_a_name_and_a_regex_is_the_whole_name():
     by_regex = lorica.adapt(stories(), Lora(), target_modules=r"model\.layers\.\d\.self_attn\.q_.*")
     assert sites(by_suffix) == sites(by_regex)
     assert len(sites(by_suffix)) == 5
+    by_word = lorica.adapt(stories(), Lora(), target_modules="self_attn.q_proj")
+    assert sites(by_word) == sites(by_suffix)
     one = lorica.adapt(stories(), Lora(), target_modules=["layers.1.self_attn.q_proj"])
     assert sites(one) == ["model.layers.1.self_attn.q_proj"]
 

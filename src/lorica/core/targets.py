@@ -24,8 +24,8 @@ class Targets:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     target_modules: str | Sequence[str] | None = None
-    """Name endings of layers, a regex on whole names, "all-linear" (all but the output head),
-    or "all"; None: what the method asks for."""
+    """Name endings of layers, or one; a regex on whole names; "all-linear" (all but the output
+    head), or "all"; None: what the method asks for."""
     exclude_modules: str | Sequence[str] | None = None
     """Names, name endings or a regex of layers to leave out."""
     layers_to_transform: Sequence[int] | None = None
@@ -153,7 +153,13 @@ def leaf_names(sites: list[Site], every: list[Site]) -> list[str]:
 def _matching(
     sites: list[Site], key: str, entries: str | Sequence[str], wrong: list[tuple[str, str]]
 ) -> list[Site]:
-    """Sites that an entry names; entries that name none are added to `wrong`. In place."""
+    """Sites that an entry names; entries that name none are added to `wrong`. In place.
+
+    A text of letters, digits, "_" and "." alone is a name ending: as a regex it would name only
+    what it names as an ending too.
+    """
+    if isinstance(entries, str) and re.fullmatch(r"[\w.]+", entries):
+        entries = [entries]
     if isinstance(entries, str):
         patterns = {entries: _compiled(key, entries)}
     else:
