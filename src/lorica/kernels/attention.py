@@ -4,6 +4,7 @@ The reference is a call per row. There is no mask of T x T, and no work between 
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def attention_by_row(
     return torch.cat(rows, dim=2)
 
 
-def _backends(like: Tensor) -> AbstractContextManager[None]:
+def _backends(like: Tensor) -> AbstractContextManager[Any]:
     return sdpa_kernel(LENGTHS_VARY) if like.is_cuda else nullcontext()
 
 
