@@ -8,9 +8,7 @@ Loading is strict: a tensor missing, left over or misshaped, a changed byte, or 
 is an error that names it, and leaves the model as it was.
 """
 
-import platform
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.formats import commit, peft, pissa
+from lorica.recipe.versions import versions
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 PICKLED = "adapter_model.bin"
@@ -214,9 +213,3 @@ def check_base(
         if tokenizer is not None and before is not None and before != here:
             lines.append(f"the {what.replace('_', ' ')} is not the one of training")
     return lines
-
-
-def versions() -> dict[str, str]:
-    """Versions that a run depends on."""
-    names = ("lorica", "torch", "transformers", "safetensors", "tokenizers", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
