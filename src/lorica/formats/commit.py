@@ -45,8 +45,8 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             for file in staging.rglob("*"):
                 sync(file)
             sync(staging)
-            if not path.exists():
-                staging.rename(path)
+            if not replace or not path.exists():
+                staging.rename(path)  # fails if another process has put a full folder there
             elif not _exchange(staging, path):  # if so, `staging` is now the old folder
                 _rename_both(staging, path)
             sync(path.parent)
@@ -90,7 +90,10 @@ def sweep(parent: Path) -> None:
             aside.rename(place)
     for prefix in (STAGING, REPLACED):
         for leftover in parent.glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,10 +36,9 @@ class Run:
                 f"{self.folder} is there already, and is not overwritten.",
                 fix="choose another output" + (resume if self.is_run else ""),
             )
-        with writing(self.folder):
-            self.checkpoints.mkdir(parents=True)
-        with self._removed_if_it_fails():
-            commit.write_text(self.folder / CONFIG, config)
+        with commit.folder(self.folder) as staging:  # so no run is without its settings
+            (staging / self.checkpoints.name).mkdir()
+            commit.write_text(staging / CONFIG, config)
 
     @contextmanager
     def beginning(self, config: str) -> Iterator[None]:
@@ -48,11 +47,6 @@ class Run:
         So a command line that is corrected can be given again with the same output.
         """
         self.create(config)
-        with self._removed_if_it_fails():
-            yield
-
-    @contextmanager
-    def _removed_if_it_fails(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -73,6 +67,7 @@ class Run:
                 raise ResourceError(
                     f"another process is training in {self.folder}.", fix="wait for it, or stop it"
                 ) from None
+            commit.sweep(self.folder)
             yield
 
     def log(self, event: str, **facts: Any) -> dict[str, Any]:
