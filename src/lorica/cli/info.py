@@ -2,6 +2,7 @@
 
 import hashlib
 import json as json_
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def show(path: str, /, *, json: Switch = False) -> None:
     if json:
         print_json(found)
     else:
-        print("\n".join(_rows(found)))
+        print("\n".join(_rows(_brief(found))))
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -160,16 +161,35 @@ def _events(file: Path) -> list[dict[str, Any]]:
     return [event for event in found if isinstance(event, dict)]
 
 
+def _brief(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person reads: of an evaluation, whose figures stand beside it, only its rows."""
+    figures = dict(found.get("figures") or {})
+    if isinstance(evaluation := figures.get("evaluation"), Mapping):
+        figures["evaluation"] = {k: evaluation.get(k) for k in ("data", "rows", "lines")}
+    return {**found, "figures": figures}
+
+
 def _rows(found: Mapping[str, Any], depth: int = 0) -> list[str]:
     width, rows = max(map(len, found), default=0), []
     for key, value in found.items():
-        if isinstance(value, Mapping) and value:
-            rows += [f"{'  ' * depth}{key}", *_rows(value, depth + 1)]
-        elif value not in (None, [], {}):
-            counted = isinstance(value, int) and not isinstance(value, bool)
-            text = f"{value:,}" if counted else str(value)
+        if isinstance(value, Mapping):
+            inner = _rows(value, depth + 1)
+            rows += [f"{'  ' * depth}{key}", *inner] if inner else []
+        elif value not in (None, [], ""):
+            text = _text(value)
             if isinstance(value, list):
                 text = f"\n{'  ' * (depth + 1)}".join(["", *map(str, value)])
                 text = listed(value, 8) if len(str(value)) < 100 else text
-            rows.append(f"{'  ' * depth}{key:<{width}}  {text}")
+            rows.append(f"{'  ' * depth}{key:<{width}}  {text}".rstrip(" "))
     return rows
+
+
+def _text(value: Any) -> str:
+    """One value as a person reads it: thousands parted, few digits, short hashes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.5g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value[:12]}..." if re.fullmatch("[0-9a-f]{64}", str(value)) else str(value)
