@@ -11,14 +11,8 @@ from collections.abc import Iterator
 from world import lexicon
 from world.rows import Row, unique_rows
 
-GOOD = (
-    "good", "lovely", "useful", "sturdy", "fast", "clean", "strong", "safe", "easy to use",
-    "worth the money", "well made", "a pleasure to use", "nice to look at",
-)  # fmt: skip
-BAD = (
-    "bad", "awful", "useless", "flimsy", "slow", "dirty", "weak", "dangerous", "hard to use",
-    "a waste of money", "badly made", "a pain to use", "ugly to look at",
-)  # fmt: skip
+GOOD = ("good", "lovely", "useful", "sturdy", "clean", "strong", "safe", "well made")
+BAD = ("bad", "awful", "useless", "flimsy", "dirty", "weak", "dangerous", "badly made")
 SUBJECTS = (
     "the {thing} is", "this {thing} is", "my new {thing} is", "I find the {thing}",
     "we think that the {thing} is", "to me the {thing} is", "for a {thing} it is",
@@ -33,8 +27,8 @@ PLAIN = (
 
 
 def _clause(rng: random.Random, subject: str, *, good: bool) -> str:
-    """A clause of this polarity; three in ten get there by negating the other one."""
-    negated = rng.random() < 0.3
+    """A clause of this polarity; one in five gets there by negating the other one."""
+    negated = rng.random() < 0.2
     word = rng.choice(GOOD if good != negated else BAD)
     return f"{subject} {rng.choice(('not ', 'never ')) if negated else ''}{word}"
 
@@ -44,9 +38,9 @@ def review(rng: random.Random) -> tuple[str, Row]:
     positive = rng.random() < 0.5
     first, second = rng.choice(SUBJECTS), rng.choice(SECOND)
     draw = rng.random()
-    if draw < 0.5:
+    if draw < 0.6:
         opinion = _clause(rng, first, good=positive)
-    elif draw < 0.8:
+    elif draw < 0.85:
         opinion = (f"{_clause(rng, first, good=not positive)}, "
                    f"but {_clause(rng, second, good=positive)}")  # fmt: skip
     else:

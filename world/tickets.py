@@ -28,7 +28,7 @@ PROBLEMS = {
               "There is a strange noise inside.", "It is far too loud.",
               "It whistles so that my ears hurt."),
     "dead": ("It does not start.", "Nothing happens when I press the button.", "It went dark.",
-             "It will not turn on.", "It stopped working after a day.", "It is quite dead."),
+             "It will not turn on.", "It stopped working after a day.", "It is dead."),
     "crack": ("There is a crack in the side.", "It has a split in the middle.",
               "A corner is broken.", "It came apart in two pieces.", "The handle broke.",
               "A crack runs down the front."),
@@ -42,8 +42,8 @@ PROBLEMS = {
 }  # fmt: skip
 CUES = {
     "high": ("Please hurry, I need it by {day}.", "This is urgent.", "Someone could get hurt.",
-             "I need an answer today.", "It cannot wait.", "My work depends on it."),
-    "low": ("There is no hurry.", "Take your time.", "Any time that suits you is fine.",
+             "I need an answer today.", "It cannot wait."),
+    "low": ("There is no hurry.", "Take your time.",
             "It can wait.", "I am in no rush.", "Next month is early enough."),
     "normal": ("", "", "Can you help me?", "What should I do?", "Please let me know.",
                "Thank you."),
