@@ -15,7 +15,7 @@ class Show:
     def __init__(self, total: int, console: Console | None = None):
         self.total = total
         self.console = console or Console(stderr=True, highlight=False)
-        self.started, self.shown, self.first = time.monotonic(), 0.0, None
+        self.first, self.began, self.shown = 0, 0.0, 0.0  # the first step seen, and when
         self.bar: Progress | None = None
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
@@ -33,9 +33,9 @@ class Show:
             self.line(event.get("text", ""))
 
     def _step(self, event: dict[str, Any]) -> None:
-        step = event["step"]
-        if self.first is None:
-            self.first = step - 1
+        step, now = event["step"], time.monotonic()
+        if not self.first:
+            self.first, self.began = step, now
         text = (
             f"step {step}/{self.total}  loss {event['loss']:.4f}  lr {event['lr']:.2e}  "
             f"{event['tokens_per_second']:,.0f} tokens/s  {event['memory'] / 2**20:,.0f} MiB"
@@ -43,11 +43,15 @@ class Show:
         if self.bar is not None:
             self.bar.update(self.task, completed=step, description=text)
             return
-        now = time.monotonic()
         if now - self.shown >= EVERY or step == self.total:
             self.shown = now
-            left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
-            self.line(f"{text}  {left:,.0f} s left")
+            self.line(text + self._left(step, now))
+
+    def _left(self, step: int, now: float) -> str:
+        if step == self.first:  # nothing to judge by yet
+            return ""
+        left = (now - self.began) / (step - self.first) * (self.total - step)
+        return f"  {left:,.0f} s left"
 
     def line(self, text: str) -> None:
         if text:
