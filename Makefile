@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 demo: venv
 	rm -rf runs/demo
-	$(BIN)/python -m world.write tickets --rows 4000 --seed 0 --out runs/demo-data/train.jsonl
+	$(BIN)/python -m world.write tickets --rows 3000 --seed 0 --out runs/demo-data/train.jsonl
 	$(BIN)/python -m world.write tickets --rows 200 --seed 1 --out runs/demo-data/test.jsonl
 	$(BIN)/lorica train recipes/demo.yaml
 	$(BIN)/lorica eval runs/demo --data runs/demo-data/test.jsonl
