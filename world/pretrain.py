@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from world.card import write_card
 from world.texts import KINDS, document
-from world.tokens import CONTEXT, VOCABULARY, token_stream, train_tokenizer
+from world.tokens import CONTEXT, EOS, PAD, VOCABULARY, token_stream, train_tokenizer
 
 HELD_OUT_SEED = 999_983
 TOKENIZER_DOCUMENTS = 20_000
@@ -60,8 +61,8 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             tie_word_embeddings=True,
             initializer_range=256**-0.5,  # the usual 0.02 learns to copy later at this width
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.get_vocab()[EOS],
+            pad_token_id=tokenizer.get_vocab()[PAD],
         )
     )
 
@@ -101,7 +102,7 @@ def fit(model: LlamaForCausalLM, rows: Tensor, settings: Settings) -> list[tuple
     """Train in place; returns (step, training loss) at some steps."""
     device = next(model.parameters()).device
     maths = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    runner = torch.compile(model) if settings.compile else model
+    runner: Any = torch.compile(model) if settings.compile else model
     adam = optimizer(model, settings)
     order = torch.Generator().manual_seed(settings.seed)
     shuffled = torch.randperm(len(rows), generator=order)
@@ -136,7 +137,7 @@ def held_out_losses(
         kind, text = document(HELD_OUT_SEED, index)
         index += 1
         if len(texts[kind]) < count:
-            texts[kind].append(text + tokenizer.eos_token)
+            texts[kind].append(text + EOS)
     result: dict[str, tuple[float, int]] = {}
     for kind, found in texts.items():
         total, tokens = 0.0, 0
@@ -163,7 +164,8 @@ def run(settings: Settings, out: Path, device: str, processes: int) -> None:
     ids = torch.frombuffer(stream, dtype=torch.uint16).view(torch.int16)  # ids stay below 2 ** 15
     rows = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT).to(device)
     data_seconds = time.perf_counter() - begun
-    model = build(tokenizer).to(device)
+    model: Any = build(tokenizer)  # transformers' own types of .to() are not torch's
+    model.to(device)
     print(f"{model.num_parameters():,} parameters, {len(ids):,} tokens in {data_seconds:.0f} s")
     begun = time.perf_counter()
     losses = fit(model, rows, settings)

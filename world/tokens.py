@@ -79,6 +79,7 @@ def _encode_chunk(work: tuple[str, int, int, int]) -> bytes:
     path, seed, start, rows = work
     tokenizer = Tokenizer.from_file(path)
     end = tokenizer.token_to_id(EOS)
+    assert end is not None  # train_tokenizer put it in
     ids = array("H")
     texts = [text for _, text in documents(rows, seed, start=start)]
     for encoded in tokenizer.encode_batch_fast(texts):
