@@ -185,6 +185,6 @@ def test_the_run_folder_holds_everything(stories, tmp_path):
         "config.yaml", "events.jsonl", "checkpoints", "adapter", "results.json", "loss.png"
     }  # fmt: skip
     manifest = json.loads((result.folder / "adapter/manifest.json").read_text())
-    assert manifest["base"]["path"] == str(stories)
+    assert manifest["base"]["path"] == str(stories.resolve())
     assert manifest["base"]["tokenizer"]
     assert (result.folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
