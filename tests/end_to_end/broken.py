@@ -1,6 +1,6 @@
 """What is done to a good base, good rows or a good run before a command meets them.
 
-Every function changes the working directory, where these lie (see `workplace` in the test):
+Every function changes the working directory, where these lie (see `inputs` in the test):
 
     base/       a copy of stories260K          rows.jsonl   24 prompt/completion rows
     run/        a finished run of six steps    stopped/     the same, ended by a kill at step 4

@@ -36,7 +36,7 @@ def original(tmp_path_factory, stories) -> Path:
 
 
 @pytest.fixture
-def workplace(original, tmp_path, monkeypatch) -> Path:
+def inputs(original, tmp_path, monkeypatch) -> Path:
     """A copy of it all, as the working directory."""
     folder = shutil.copytree(original, tmp_path / "here")
     monkeypatch.chdir(folder)
@@ -56,10 +56,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_broken_input(case: Case, workplace, shared, capsys):
+def test_broken_input(case: Case, inputs, shared, capsys):
     with pytest.MonkeyPatch.context() as patch:
         case.prepare(patch, shared)
-        before = digests(workplace)
+        before = digests(inputs)
         status = cli.run(case.words.split())
     out, err = capsys.readouterr()
     said = out + err
@@ -69,14 +69,14 @@ def test_broken_input(case: Case, workplace, shared, capsys):
     assert "Traceback" not in said and "bug in lorica" not in said
     if status:
         assert any(mend in said for mend in ("fix", "closest", "known")), said
-    after = digests(workplace)
+    after = digests(inputs)
     assert {name: after.get(name) for name in before} == before, "a file was changed or lost"
     new = {name for name in after if name not in before}
     assert {name.partition("/")[0] for name in new} <= set(case.left), sorted(new)
-    assert not [p for p in workplace.rglob("*") if p.name.startswith((".staging-", ".replaced-"))]
+    assert not [p for p in inputs.rglob("*") if p.name.startswith((".staging-", ".replaced-"))]
 
 
-def test_what_is_whole_is_not_refused(workplace, capsys):
+def test_what_is_whole_is_not_refused(inputs, capsys):
     """Without the damage the same command lines go through: it is the damage that is refused."""
     damaged = {case.words for case in CASES if case.status and case.prepare is not nothing}
     given = {
@@ -96,7 +96,7 @@ def test_what_is_whole_is_not_refused(workplace, capsys):
         assert cli.run(words.split()) == 0, f"{words}\n{capsys.readouterr().err}"
 
 
-def test_the_mend_mends(workplace, capsys):
+def test_the_mend_mends(inputs, capsys):
     """After a mistake is corrected, the same command line goes through."""
     assert cli.run([*TRAIN.split(), "--target_modules", "q_pro"]) == 2
     assert cli.run([*TRAIN.split(), "--target_modules", "q_proj"]) == 0, capsys.readouterr().err
