@@ -190,7 +190,7 @@ def test_a_pattern_obeys_the_limits_of_the_setting(value):
     {"layers_to_transform": range(1)},
     {"layers_to_transform": 1},
     {"target_modules": ["up"], "modules_to_save": "down"},
-], ids=str)  # fmt: skip
+], ids=["sets", "a tuple", "a range", "one block", "one name"])  # fmt: skip
 def test_what_can_be_attached_can_be_saved(targets, tmp_path):
     """A set where a list is meant must not fail after the training, when it is written."""
     model = move(lorica.adapt(Stack(), Lora(), **targets))
