@@ -10,7 +10,7 @@ import lorica
 from lorica import Lora
 from lorica.base.fingerprint import fingerprint, grade, places
 from lorica.base.load import load
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.errors import BaseError
 from tests.laws.bases import CASES, IDS, Packed, Stack, gpt2, move, stories, trained
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Full, Lora
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.errors import MergeError
 from tests.laws.bases import IDS, Stack, X, bits, gpt2, move, same_bits, stories
 

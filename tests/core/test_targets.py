@@ -7,7 +7,8 @@ import torch
 
 import lorica
 from lorica import Dora, Full, Lora
-from lorica.core.attach import ports, trainable_parameters
+from lorica.core.attach import trainable_parameters
+from lorica.core.port import ports
 from lorica.errors import ConfigError, TargetError
 from tests.laws.bases import IDS, Stack, bits, gpt2, move, same_bits, stories
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lorica
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.errors import (
     FileError,
     LoricaError,

@@ -9,7 +9,7 @@ import torch
 
 import lorica
 from lorica import Dora, Full, Lora
-from lorica.core.attach import spec_of
+from lorica.core.port import spec_of
 from lorica.errors import BaseError, ConfigError, LoricaError, ResourceError
 from tests.laws.bases import CASES, Stack, move, trained
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.attach import ports
 from lorica.core.merge import evaluated
+from lorica.core.port import ports
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import MergeError
 from lorica.formats.commit import read_tensors

@@ -5,7 +5,7 @@ import torch
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.errors import TargetError
 from tests.laws.bases import CASES, Stack, bits, method, move, same_bits
 

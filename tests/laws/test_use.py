@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.attach import switch_of
+from lorica.core.port import switch_of
 from lorica.errors import ConfigError
 from tests.laws.bases import CASES, Stack, move, trained
 

@@ -9,7 +9,7 @@ from torch import nn
 import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.adapter import Adapter, Method
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.core.site import sites_of
 from lorica.errors import ConfigError
 from tests.laws.bases import CASES, Stack, method, stories

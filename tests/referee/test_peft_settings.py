@@ -7,7 +7,7 @@ import pytest
 
 import lorica
 from lorica import Lora
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.errors import FileError
 from tests.laws.bases import Stack, gpt2, move, stories
 

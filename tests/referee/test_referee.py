@@ -17,7 +17,7 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Lora
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.core.state import adapter_state
 from lorica.errors import FileError
 from lorica.formats.peft import to_peft

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.core.attention import through
 from lorica.kernels.attention import attention_by_row
 
 NAME = "lorica_rows"
@@ -22,14 +23,14 @@ UNKNOWN = ("softcap", "s_aux")  # keywords of attentions that attention_by_row d
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     *, row_lengths: list[int], scaling: float | None = None, dropout: float = 0.0,
-    sliding_window: int | None = None, **other: Any,
+    sliding_window: int | None = None, front: tuple[Tensor, Tensor] | None = None, **other: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     for keyword in UNKNOWN:
         if other.get(keyword) is not None:
             raise ValueError(f"attention with {keyword}")
     mixed = attention_by_row(
         query, key, value, row_lengths, scale=scaling, dropout=dropout, window=sliding_window,
-        causal=bool(getattr(module, "is_causal", True)),
+        causal=bool(getattr(module, "is_causal", True)), front=front,
     )  # fmt: skip
     return mixed.transpose(1, 2), None  # (1, T, H, D)
 
@@ -43,7 +44,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     """Inside the block, `model` takes rows laid end to end, with ``row_lengths=[...]``."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, through(_attention))
     AttentionMaskInterface.register(NAME, _no_mask)
     foreign: Any = model
     before = foreign.config._attn_implementation

@@ -5,12 +5,14 @@ a site (`Adapter`). The trainer, the files on disk and the laws in tests/laws kn
 a method than this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
+from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.registry import Named
 
@@ -20,9 +22,10 @@ Base = Callable[[Tensor], Tensor]
 class Adapter(nn.Module):
     """What a method adds at one site.
 
-    An adapted site computes ``after(h, base(h), base)`` with ``h = before(x)``. Override
+    An adapted layer computes ``after(h, base(h), base)`` with ``h = before(x)``. Override
     either or both. `base` is the frozen layer itself: calling it again is allowed (DoRA
-    does), writing to it is not. Trained tensors are float32 whatever the base's dtype.
+    does), writing to it is not. At an attention site `attend` takes their place, at the decoder
+    `enter`. Trained tensors are float32 whatever the base's dtype.
 
     affine: True when the adapted site is still x -> W'x + b', so that it can be merged.
     """
@@ -42,13 +45,40 @@ class Adapter(nn.Module):
         """
         return {}
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """The update as a plain LoRA: (a (R, I), b (O, R)) float32 with W' - W = b a.
+
+        None: the update is none of low rank, or not known without the base.
+        """
+        return None
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """The closed form of merging, if there is a cheap one; None: evaluate on the identity.
 
         weight: (O, I) float32, also for an embedding of I tokens and for Conv1D.
         bias: (O,) float32 or None. Returns the adapted pair; a law holds it equal to `after`.
         """
-        return None
+        found = self.factors()
+        return None if found is None else (torch.addmm(weight, found[1], found[0]), bias)
+
+    def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
+        """At an attention site: what its heads give, adapted.
+
+        query: (B, H, T, D) as the scores use it. mixed: (B, H, T, D), the softmax-weighted
+        values. scale: what the scores are multiplied by.
+        """
+        return mixed
+
+    def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+        """At the decoder: the keyword arguments of its call, adapted. See core.attention."""
+        return options
+
+    def condition(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
+        """What the rows of the next forward passes are conditioned on; most methods ignore it.
+
+        conditions: one for each row, or None: there are none. lengths: tokens of each row that
+        lies end to end with the others; None: a row of the batch each.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +88,24 @@ class Method(Named, family="lorica.methods"):
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
     """The kinds of site that the method can act on."""
-    default_targets: ClassVar[str] = "all-linear"
-    """What target_modules=None means."""
+    paper: ClassVar[str] = ""
+    """Who proposed it: authors, year, arXiv number."""
+    count: ClassVar[str] = ""
+    """Trained numbers of one site, as an expression in r, I, O and the settings."""
+    to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "exact"
+    """Whether `factors` gives its update, or it is affine at least, or neither."""
+    on_packed: ClassVar[bool] = True
+    """Works on layers that keep no plain float weight (4-bit, 8-bit)."""
+    starts_as_base: ClassVar[bool] = True
+    """Before the first step the adapted model is the base."""
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        """The sites that target_modules=None means, among those of `kinds`."""
+        return [site for site in sites if site.kind == "linear" and not site.is_head]
+
+    def positions(self) -> int:
+        """Positions of the base's context that the adapter takes for itself."""
+        return 0
 
     def share(self, sites: list[Site]) -> Any:
         """Build what all sites have in common (VeRA's projections), once per model."""
@@ -71,6 +117,19 @@ class Method(Named, family="lorica.methods"):
     def learning_rate(self, parameter: str, base: float) -> float:
         """The rate of the adapter tensor called `parameter` ("a", "b", ...)."""
         return base
+
+    def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:
+        """What the method does around the optimizer steps of a run; None: nothing.
+
+        adapters: those of this method by site name, in model order. total: optimizer steps of
+        the run. epoch: optimizer steps of one pass over the rows, at least 1.
+        Raises: ConfigError if the method's phases do not fit into `total` steps.
+        """
+        return None
+
+    def knowing(self, conditions: Sequence[str] | None) -> Self:
+        """This method, told the conditions that the training rows have; None: they have none."""
+        return self
 
     def for_site(self, **settings: object) -> Self:
         """This method with some settings changed at one site (rank_pattern, alpha_pattern)."""

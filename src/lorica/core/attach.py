@@ -9,119 +9,20 @@ deep-copied, compiled, checkpointed and sharded like any other.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lorica.core.adapter import Adapter, Base, Method
-from lorica.core.site import PORT, Kind, Site
+from lorica.core import attention
+from lorica.core.adapter import Adapter, Method
+from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, switch_of
+from lorica.core.site import PORT, Site
 from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What was asked for when an adapter was attached: enough to attach it again."""
-
-    method: Method
-    targets: Targets
-    seed: int
-
-
-@dataclass(eq=False)
-class Switch:
-    """Which adapters act, shared by all sites of a model.
-
-    active: names, applied in this order.
-    specs: how each adapter was made, by name.
-    frozen: the base parameters that were trainable before the first adapter froze them.
-    """
-
-    active: tuple[str, ...] = ()
-    specs: dict[str, Spec] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
-
-
-class Port(nn.ModuleDict):
-    """The adapters of one site, by name."""
-
-    def __init__(self, site: Site, switch: Switch):
-        super().__init__()
-        self.kind: Kind = site.kind
-        self.transposed = site.transposed
-        self.in_features, self.out_features = site.in_features, site.out_features
-        self.switch = switch
-        self.handles: tuple = ()
-        self.own: dict[str, Tensor] = {}
-
-    def acting(self) -> list[Adapter]:
-        return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
-
-    def site(self, name: str, module: nn.Module) -> Site:
-        return Site(name, module, self.kind, self.in_features, self.out_features, self.transposed)
-
-
-def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
-    """The adapted layer, written out: the definition the hooks must agree with."""
-    for adapter in adapters:
-        x = adapter.before(x)
-    y = base(x)
-    for adapter in adapters:
-        y = adapter.after(x, y, base)
-    return y
-
-
-def _before(module: nn.Module, args: tuple) -> tuple:
-    port: Port = module.adapters  # type: ignore[assignment]
-    for adapter in port.acting():
-        for key, tensor in adapter.weights(module).items():  # until _restore
-            port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
-            module._parameters[key] = tensor  # type: ignore[assignment]
-        args = (adapter.before(args[0]), *args[1:])
-    return args
-
-
-def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
-    port: Port = module.adapters  # type: ignore[assignment]
-    for adapter in port.acting():
-        y = adapter.after(args[0], y, module.forward)  # .forward skips hooks: the bare base
-    return y
-
-
-def _restore(module: nn.Module, args: tuple, y: object) -> None:
-    """Put the layer's own tensors back; runs also when the layer raised."""
-    port: Port = module.adapters  # type: ignore[assignment]
-    for key, tensor in port.own.items():
-        module._parameters[key] = tensor  # type: ignore[assignment]
-    port.own.clear()
-
-
-def ports(model: nn.Module) -> Iterator[tuple[str, nn.Module, Port]]:
-    """(name, layer, port) of every adapted site, in model order."""
-    for name, module in model.named_modules():
-        if isinstance(port := getattr(module, PORT, None), Port):
-            yield name, module, port
-
-
-def switch_of(model: nn.Module) -> Switch:
-    return next((port.switch for _, _, port in ports(model)), Switch())
-
-
-def spec_of(model: nn.Module, name: str) -> Spec:
-    """How adapter `name` was made. Raises: ConfigError if there is none of that name."""
-    specs = switch_of(model).specs
-    if name not in specs:
-        raise ConfigError(
-            f"there is no adapter {name!r} on this model.",
-            closest=closest(name, specs),
-            known=", ".join(specs) or "none",
-            fix="adapt() or load() it first",
-        )
-    return specs[name]
 
 
 def adapt(
@@ -161,17 +62,15 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
     if not switch.specs:
         switch.frozen = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         model.requires_grad_(False)
+    if switch.attention is None and any(s.kind in INSIDE for s, _ in built):
+        switch.attention = attention.install(model)
     switch.specs[name] = spec
     for site, adapter in built:
         port = getattr(site.module, PORT, None)
         if port is None:
             port = Port(site, switch)
             site.module.adapters = port  # type: ignore[assignment]
-            port.handles = (
-                site.module.register_forward_pre_hook(_before),
-                site.module.register_forward_hook(_after),
-                site.module.register_forward_hook(_restore, always_call=True),
-            )
+            port.handles = hooked(site)
         port[name] = adapter.float().to(site.like.device).train(site.module.training)
     activate(model, name)
     return model
@@ -180,9 +79,7 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
 def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
     """Every (site, adapter) of `spec`, before anything is attached."""
     method, targets = spec.method, spec.targets
-    if targets.target_modules is None:
-        targets = replace(targets, target_modules=method.default_targets)
-    sites = select(model, targets, method.kinds)
+    sites = select(model, targets, method.kinds, method.choose)
     own = {f.name for f in fields(method)}
     for key, pattern in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
         if pattern and key not in own:
@@ -223,6 +120,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     for one in gone:
         spec_of(model, one)
         del switch.specs[one]
+        switch.driven.discard(one)
     switch.active = tuple(n for n in switch.active if n not in gone)
     for _, module, port in list(ports(model)):
         for one in gone:
@@ -232,6 +130,9 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             for handle in port.handles:
                 handle.remove()
             del module.adapters
+    if switch.attention and not any(p.kind in INSIDE for _, _, p in ports(model)):
+        attention.uninstall(model, switch.attention)
+        switch.attention = None
     if not switch.specs:
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or parameter_name in switch.frozen)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter
-from lorica.core.attach import Port, detach, onion, ports, switch_of
+from lorica.core.attach import detach
+from lorica.core.port import Port, onion, ports, switch_of
 from lorica.core.site import Site, action, tied
 from lorica.errors import MergeError, listed
 

@@ -5,12 +5,14 @@
                 and transformers' Conv1D, whose weight lies (I, O)
     embedding   any layer that declares num_embeddings              tokens        features
     other       any other layer that owns parameters (norms)        0             0
+    attention   what calls the attention function (self_attn)       0             0
+    decoder     the model without its head                          0             0
 
 This is the one file that asks foreign modules what they are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from lorica.errors import MergeError
 
-Kind = Literal["linear", "embedding", "other"]
+Kind = Literal["linear", "embedding", "other", "attention", "decoder"]
 PORT = "adapters"
 HEADS = ("lm_head", "score", "classifier", "qa_outputs")
 
@@ -34,11 +36,14 @@ class Site:
     out_features: int
     transposed: bool = False
     """The weight lies (I, O) instead of (O, I): Conv1D, and every embedding."""
+    is_head: bool = False
+    """It is the output head."""
 
     @property
     def like(self) -> Tensor:
         """A float tensor with the layer's device and compute dtype."""
-        own = [*self.module.parameters(recurse=False), *self.module.buffers(recurse=False)]
+        deep = self.kind in ("attention", "decoder")  # they own nothing themselves
+        own = [*self.module.parameters(recurse=deep), *self.module.buffers(recurse=deep)]
         floats = [t for t in own if t.is_floating_point() and t.dtype.itemsize > 1]
         return floats[0] if floats else torch.empty(0)
 
@@ -107,7 +112,7 @@ def action(
 
 
 def site_of(name: str, module: nn.Module) -> Site | None:
-    """`module` as a site; None when it has nothing of its own to adapt."""
+    """`module` as a layer with tensors; None when it has nothing of its own to adapt."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return Site(name, module, "linear", int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
     weight = module._parameters.get("weight")
@@ -122,9 +127,18 @@ def site_of(name: str, module: nn.Module) -> Site | None:
 
 def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Site]:
     """Every site of the base of one of `kinds`, in model order. Adapters are no sites."""
-    named = ((n, m) for n, m in model.named_modules() if PORT not in n.split("."))
-    found = (site_of(name, module) for name, module in named)
-    return [site for site in found if site is not None and site.kind in kinds]
+    head, decoder = output_head(model), getattr(model, "base_model", None)
+    found: list[Site] = []
+    for name, module in model.named_modules():
+        if PORT in name.split("."):
+            continue
+        if "decoder" in kinds and module is decoder and name:
+            found.append(Site(name, module, "decoder", 0, 0))
+        elif "attention" in kinds and hasattr(module, "is_causal") and hasattr(module, "layer_idx"):
+            found.append(Site(name, module, "attention", 0, 0))
+        elif (site := site_of(name, module)) is not None and site.kind in kinds:
+            found.append(replace(site, is_head=module is head))
+    return found
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -6,7 +6,7 @@ A tensor that two sites share (tied layers trained whole) stands once, under its
 import torch
 from torch import Tensor, nn
 
-from lorica.core.attach import ports
+from lorica.core.port import ports
 from lorica.errors import FileError, listed
 
 

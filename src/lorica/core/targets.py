@@ -5,13 +5,13 @@ nothing: each is a typing error that other tools pass over, and is refused here.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from lorica.core.site import Site, output_head, sites_of
+from lorica.core.site import Site, sites_of
 from lorica.errors import TargetError, closest, listed
 
 Value = TypeVar("Value")
@@ -50,14 +50,20 @@ class Targets:
                 object.__setattr__(self, name, list(value))
 
 
-def select(model: nn.Module, targets: Targets, kinds: tuple[str, ...]) -> list[Site]:
+Choose = Callable[[list[Site]], list[Site]]
+
+
+def select(
+    model: nn.Module, targets: Targets, kinds: tuple[str, ...], choose: Choose
+) -> list[Site]:
     """The sites that `targets` names among those of `kinds`, in model order.
 
-    A layer of modules_to_save is trained whole, and is therefore no target.
+    choose: what target_modules=None means. A layer of modules_to_save is trained whole, and is
+    therefore no target.
 
     Raises: TargetError that lists every entry that selects nothing.
     """
-    sites, chosen, wrong = _search(model, targets, kinds)
+    sites, chosen, wrong = _search(model, targets, kinds, choose)
     if wrong or not chosen:
         raise _selects_nothing(model, sites, wrong or [("target_modules", "")])
     return chosen
@@ -70,7 +76,7 @@ def without_dead(
 
     Only for files of tools that pass over such entries: there they stand in sound files.
     """
-    _, _, wrong = _search(model, targets, kinds)
+    _, _, wrong = _search(model, targets, kinds, lambda sites: sites)
     kept: dict[str, Any] = {}
     for key in dict.fromkeys(key for key, _ in wrong):
         entries, dead = getattr(targets, key), {entry for k, entry in wrong if k == key}
@@ -85,19 +91,20 @@ def without_dead(
 
 
 def _search(
-    model: nn.Module, targets: Targets, kinds: tuple[str, ...]
+    model: nn.Module, targets: Targets, kinds: tuple[str, ...], choose: Choose
 ) -> tuple[list[Site], list[Site], list[tuple[str, str]]]:
     """(sites that could be chosen, sites that are, (setting, entry) that select nothing)."""
     saved = [s.name for s in saved_sites(model, targets.modules_to_save)]
     sites = [s for s in sites_of(model, kinds) if s.name not in saved]
     wrong: list[tuple[str, str]] = []
-    if targets.target_modules == "all-linear":
-        head = output_head(model)
-        chosen = [s for s in sites if s.kind == "linear" and s.module is not head]
+    if targets.target_modules is None:
+        chosen = choose(sites)
+    elif targets.target_modules == "all-linear":
+        chosen = [s for s in sites if s.kind == "linear" and not s.is_head]
     elif targets.target_modules == "all":
         chosen = sites
     else:
-        chosen = _matching(sites, "target_modules", targets.target_modules or [], wrong)
+        chosen = _matching(sites, "target_modules", targets.target_modules, wrong)
     if targets.exclude_modules is not None:
         out = _matching(chosen, "exclude_modules", targets.exclude_modules, wrong)
         chosen = [s for s in chosen if s not in out]

@@ -17,7 +17,8 @@ from torch import nn
 
 from lorica.base.fingerprint import Fingerprint, fingerprint, grade
 from lorica.core.adapter import Method
-from lorica.core.attach import Spec, activate, attach, detach, spec_of, switch_of
+from lorica.core.attach import activate, attach, detach
+from lorica.core.port import Spec, spec_of, switch_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, listed

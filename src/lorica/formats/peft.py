@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.core.attach import Spec, ports, spec_of
+from lorica.core.port import Spec, ports, spec_of
 from lorica.core.site import sites_of
 from lorica.core.targets import Targets, leaf_names
 from lorica.core.whole import TokenRows, Whole

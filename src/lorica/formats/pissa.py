@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lorica.core.attach import Spec
+from lorica.core.port import Spec
 from lorica.core.site import sites_of
 from lorica.core.targets import first
 from lorica.formats.peft import PREFIX

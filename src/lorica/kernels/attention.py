@@ -25,22 +25,29 @@ def attention_by_row(
     dropout: float = 0.0,
     causal: bool = True,
     window: int | None = None,
+    front: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Softmax attention inside each row.
 
     query: (1, H, T, D). key, value: (1, K, T, D) with K dividing H (grouped queries).
     lengths: tokens of each row; they sum to T.
     window: a position sees itself and the window - 1 before it; None: all before it.
+    front: keys and values (K, N, D) that every position of every row sees as well.
 
     Returns: (1, H, T, D).
     """
     groups = query.shape[1] // key.shape[1]
+    ahead = None if front is None else [t.unsqueeze(0) for t in front]
     if groups > 1:
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+        ahead = ahead and [t.repeat_interleave(groups, dim=1) for t in ahead]
     rows = []
     with _backends(query):
         for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True):
             mask = _band(q.shape[2], window, q.device) if window and q.shape[2] > window else None
+            if ahead is not None:
+                mask = _after(ahead[0].shape[2], q, mask, causal)
+                k, v = torch.cat([ahead[0], k], dim=2), torch.cat([ahead[1], v], dim=2)
             rows.append(
                 F.scaled_dot_product_attention(
                     q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale,
@@ -52,6 +59,16 @@ def attention_by_row(
 
 def _backends(like: Tensor) -> AbstractContextManager[Any]:
     return sdpa_kernel(LENGTHS_VARY) if like.is_cuda else nullcontext()
+
+
+def _after(n: int, query: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """The mask (T, n + T) of a row with `n` keys in front of it that all see; None: all see all."""
+    t = query.shape[2]
+    if mask is None:
+        if not causal:
+            return None
+        mask = _band(t, t, query.device)
+    return torch.cat([mask.new_ones(t, n), mask], dim=1)
 
 
 def _band(n: int, window: int, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ well, which costs a second product with W and has the same mean.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ TINY = 1e-12  # a row of zeros has no direction: its norm is taken as this, its 
 
 @dataclass(frozen=True, kw_only=True)
 class Dora(Lora, name="dora"):
+    paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
+    count: ClassVar[str] = "r * (I + O) + O"
+    to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
+
     def __post_init__(self):
         super().__post_init__()
         if self.lora_bias:
@@ -66,6 +70,9 @@ class DoraAdapter(LoraAdapter):
             return self.a @ base(ids).to(self.a.dtype) / self.gain
         out = base(self.a.to(dtype)).to(self.a.dtype)
         return out if self.base_bias is None else out - self.base_bias
+
+    def factors(self) -> None:
+        return None  # its update depends on W, and is of full rank
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         turned, _ = super().merged(weight, None)

@@ -5,7 +5,7 @@ be used beside them, and comes back exactly. Tensors that the base ties stay tie
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lorica.core.adapter import Method
 from lorica.core.site import Site
@@ -15,7 +15,12 @@ from lorica.core.whole import SavedModules, Whole
 @dataclass(frozen=True, kw_only=True)
 class Full(Method, name="full"):
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "other")
-    default_targets: ClassVar[str] = "all"
+    count: ClassVar[str] = "parameters of the layer"
+    to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
+    on_packed: ClassVar[bool] = False
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        return sites
 
     def share(self, sites: list[Site]) -> SavedModules:
         return SavedModules()

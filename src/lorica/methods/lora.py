@@ -10,7 +10,7 @@ al., 2024, arXiv:2402.12354. Of an embedding, A is read by token id instead of m
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ STARTS = get_args(Start)
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Method, name="lora"):
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    count: ClassVar[str] = "r * (I + O)"
     r: int = 8
     """Columns of B. Parameters per layer: r * (I + O)."""
     alpha: float | None = None
@@ -114,6 +116,9 @@ class LoraAdapter(Adapter):
             h = F.linear(F.dropout(x, self.p, self.training), self.a.to(dtype))
         bias = None if self.bias is None else self.bias.to(dtype)
         return F.linear(h, self.b.to(dtype), bias)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        return self.a, self.scale * self.b
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.bias is not None:

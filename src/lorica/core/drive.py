@@ -1,0 +1,98 @@
+"""Drive a method's schedule through the optimizer steps of a run.
+
+The trainer does; in a loop of your own:
+
+    driver = lorica.Driver(model, total=1000)
+    loss = model(...).loss + driver.penalty()
+    loss.backward(); clip
+    driver.before_step(); optimizer.step(); driver.after_step(); optimizer.zero_grad()
+
+An adapter whose method has a schedule, and that was trained without it, is not saved.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.adapter import Adapter
+from lorica.core.port import ports, spec_of, switch_of
+from lorica.core.schedule import Schedule
+from lorica.core.whole import TokenRows, Whole
+from lorica.errors import ConfigError, FileError
+
+STEP = "step"
+
+
+class Driver:
+    """The schedule of adapter `name`, and where in the run it is.
+
+    total: optimizer steps of the run; epoch: those of one pass over the rows.
+
+    Raises: ConfigError if there is no such adapter, or its phases do not fit into `total`.
+    """
+
+    def __init__(self, model: nn.Module, *, total: int, epoch: int = 1, name: str = "default"):
+        self.total, self.t, self._name, self._switch = total, 0, name, switch_of(model)
+        method = spec_of(model, name).method
+        found = method.schedule(adapters_of(model, name), total, max(epoch, 1))
+        self.scheduled = found is not None
+        self.schedule = found or Schedule()
+
+    def penalty(self) -> Tensor | float:
+        """What is added to the loss of the step that comes."""
+        found = self.schedule.penalty(self.t + 1)
+        return 0.0 if found is None else found
+
+    def before_step(self) -> None:
+        """After clipping, before the optimizer's step."""
+        if self.t == self.total:
+            raise ConfigError(f"the schedule ends after {self.total} steps, and this is one more.",
+                              fix="give Driver the real number of steps")  # fmt: skip
+        self.schedule.before_step(self.t + 1)
+
+    def after_step(self) -> None:
+        """After the optimizer's step, before the gradients are cleared."""
+        self.t += 1
+        self.schedule.after_step(self.t)
+        self._switch.driven.add(self._name)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self.schedule.state(), STEP: torch.tensor(self.t)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state` was taken. Raises: FileError if it is of another schedule."""
+        try:
+            self.t = int(state[STEP])
+            self.schedule.load_state({k: t for k, t in state.items() if k != STEP})
+        except KeyError as error:
+            raise FileError(f"the schedule's state lacks {error}.") from None
+
+
+def adapters_of(model: nn.Module, name: str) -> dict[str, Adapter]:
+    """The adapters that the method itself built, by site; not modules_to_save, not token rows."""
+    return {
+        site: port[name]  # type: ignore[misc]
+        for site, _, port in ports(model)
+        if name in port and not isinstance(port[name], Whole | TokenRows)
+    }
+
+
+def check_driven(model: nn.Module, name: str) -> None:
+    """Raises: ConfigError if the method has a schedule, and the adapter was trained without it."""
+    method: Any = spec_of(model, name).method
+    adapters = adapters_of(model, name)
+    if name in switch_of(model).driven or method.schedule(adapters, 10**9, 1) is None:
+        return
+    if any(_moved(adapter) for adapter in adapters.values()):
+        raise ConfigError(
+            f"adapter {name!r} was trained, but the schedule of {method.name} was never driven.",
+            fix="train with lorica.train, or call lorica.Driver in your loop",
+        )
+
+
+@torch.no_grad()
+def _moved(adapter: Adapter) -> bool:
+    found = adapter.factors()
+    return found is not None and bool((found[1] @ found[0]).any())

@@ -1,0 +1,147 @@
+"""What hangs on a site: its adapters by name, the model's switch, and the hooks.
+
+The hooks are module-level functions, so adapted models can be deep-copied, compiled,
+checkpointed and sharded like any other.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from lorica.core import attention
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.site import PORT, Kind, Site
+from lorica.core.targets import Targets
+from lorica.errors import ConfigError, closest
+
+INSIDE = ("attention", "decoder")
+"""Kinds of site that act through the model's attention."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What was asked for when an adapter was attached: enough to attach it again."""
+
+    method: Method
+    targets: Targets
+    seed: int
+
+
+@dataclass(eq=False)
+class Switch:
+    """Which adapters act, shared by all sites of a model.
+
+    active: names, applied in this order.
+    specs: how each adapter was made, by name.
+    frozen: the base parameters that were trainable before the first adapter froze them.
+    attention: the attention function that the base had, while ours is in its place.
+    driven: adapters whose schedule was driven to its end, or that were loaded.
+    """
+
+    active: tuple[str, ...] = ()
+    specs: dict[str, Spec] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    attention: str | None = None
+    driven: set[str] = field(default_factory=set)
+
+
+class Port(nn.ModuleDict):
+    """The adapters of one site, by name."""
+
+    def __init__(self, site: Site, switch: Switch):
+        super().__init__()
+        self.kind: Kind = site.kind
+        self.transposed = site.transposed
+        self.in_features, self.out_features = site.in_features, site.out_features
+        self.switch = switch
+        self.handles: tuple = ()
+        self.own: dict[str, Tensor] = {}
+
+    def acting(self) -> list[Adapter]:
+        return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
+
+    def site(self, name: str, module: nn.Module) -> Site:
+        return Site(name, module, self.kind, self.in_features, self.out_features, self.transposed)
+
+
+def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
+    """The adapted layer, written out: the definition the hooks must agree with."""
+    for adapter in adapters:
+        x = adapter.before(x)
+    y = base(x)
+    for adapter in adapters:
+        y = adapter.after(x, y, base)
+    return y
+
+
+def _before(module: nn.Module, args: tuple) -> tuple:
+    port: Port = module.adapters  # type: ignore[assignment]
+    for adapter in port.acting():
+        for key, tensor in adapter.weights(module).items():  # until _restore
+            port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
+            module._parameters[key] = tensor  # type: ignore[assignment]
+        args = (adapter.before(args[0]), *args[1:])
+    return args
+
+
+def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
+    port: Port = module.adapters  # type: ignore[assignment]
+    for adapter in port.acting():
+        y = adapter.after(args[0], y, module.forward)  # .forward skips hooks: the bare base
+    return y
+
+
+def _enter(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+    port: Port = module.adapters  # type: ignore[assignment]
+    if acting := port.acting():
+        args, options = (), attention.named(module, args, options)
+        for adapter in acting:
+            options = adapter.enter(module, options)
+    return args, options
+
+
+def _restore(module: nn.Module, args: tuple, y: object) -> None:
+    """Put the layer's own tensors back; runs also when the layer raised."""
+    port: Port = module.adapters  # type: ignore[assignment]
+    for key, tensor in port.own.items():
+        module._parameters[key] = tensor  # type: ignore[assignment]
+    port.own.clear()
+
+
+def hooked(site: Site) -> tuple:
+    """The hooks of a site, registered. What acts inside attention is called from there."""
+    module = site.module
+    if site.kind == "attention":
+        return ()
+    if site.kind == "decoder":
+        return (module.register_forward_pre_hook(_enter, with_kwargs=True),)
+    return (
+        module.register_forward_pre_hook(_before),
+        module.register_forward_hook(_after),
+        module.register_forward_hook(_restore, always_call=True),
+    )
+
+
+def ports(model: nn.Module) -> Iterator[tuple[str, nn.Module, Port]]:
+    """(name, layer, port) of every adapted site, in model order."""
+    for name, module in model.named_modules():
+        if isinstance(port := getattr(module, PORT, None), Port):
+            yield name, module, port
+
+
+def switch_of(model: nn.Module) -> Switch:
+    return next((port.switch for _, _, port in ports(model)), Switch())
+
+
+def spec_of(model: nn.Module, name: str) -> Spec:
+    """How adapter `name` was made. Raises: ConfigError if there is none of that name."""
+    specs = switch_of(model).specs
+    if name not in specs:
+        raise ConfigError(
+            f"there is no adapter {name!r} on this model.",
+            closest=closest(name, specs),
+            known=", ".join(specs) or "none",
+            fix="adapt() or load() it first",
+        )
+    return specs[name]
