@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorica.methods.dora import Dora
     from lorica.methods.full import Full
     from lorica.methods.lora import Lora
-    from lorica.training.loop import train
+    from lorica.training.train import train
 
 __version__ = version("lorica")
 __all__ = [
@@ -48,7 +48,7 @@ _HOMES = {
     "load": "formats.folder",
     "merge": "core.merge",
     "save": "formats.folder",
-    "train": "training.loop",
+    "train": "training.train",
     "trainable_parameters": "core.attach",
     "use": "core.attach",
 }

@@ -164,7 +164,7 @@ def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypat
 
         return take
 
-    monkeypatch.setattr("lorica.training.loop.exporter", broken)
+    monkeypatch.setattr("lorica.training.log.exporter", broken)
     result = lorica.train(**settings(stories, tmp_path, report_to=["wandb"]), show=False)
     log = (result.folder / "events.jsonl").read_text()
     assert "the tracker is away" in log

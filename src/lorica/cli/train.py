@@ -41,7 +41,7 @@ def train(*words: Words, resume: Path | None = None, json: Switch = False) -> No
         )
     config = None if resume else read(Path(recipe) if recipe else None, flags)
 
-    from lorica.training.loop import train  # torch, from here on
+    from lorica.training.train import train  # torch, from here on
 
     result = train(config, resume=resume, show=not json)
     if os.environ.get("RANK", "0") != "0":

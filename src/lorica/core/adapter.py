@@ -31,6 +31,8 @@ class Adapter(nn.Module):
     """
 
     affine: ClassVar[bool] = True
+    frozen: tuple[str, ...] = ()
+    """Parameters that stay as they are, now; a schedule may add to them."""
 
     def before(self, x: Tensor) -> Tensor:
         return x

@@ -146,7 +146,8 @@ def activate(model: nn.Module, *names: str) -> None:
     switch_of(model).active = tuple(dict.fromkeys(names))
     for _, _, port in ports(model):
         for name, adapter in port.items():
-            adapter.requires_grad_(name in names)
+            for key, parameter in adapter.named_parameters():
+                parameter.requires_grad_(name in names and key not in adapter.frozen)  # type: ignore[operator]
 
 
 @contextmanager

@@ -58,7 +58,14 @@ class Driver:
         self.schedule.after_step(self.t)
         self._switch.driven.add(self._name)
 
+    def unfinished(self, kept: int) -> list[str]:
+        """A named line if the adapter is that of step `kept`, before the schedule's end."""
+        if not self.scheduled or kept >= self.total:
+            return []
+        return [f"the method's schedule was at step {kept} of {self.total}: it is not finished"]
+
     def state(self) -> dict[str, Tensor]:
+        """Everything that resuming needs."""
         return {**self.schedule.state(), STEP: torch.tensor(self.t)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -66,6 +73,8 @@ class Driver:
         try:
             self.t = int(state[STEP])
             self.schedule.load_state({k: t for k, t in state.items() if k != STEP})
+            if self.t:
+                self._switch.driven.add(self._name)
         except KeyError as error:
             raise FileError(f"the schedule's state lacks {error}.") from None
 

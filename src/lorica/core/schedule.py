@@ -8,7 +8,7 @@ A schedule sees real optimizer steps only, never micro-batches; under several pr
 gradients that it sees are already the mean of all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +42,10 @@ class Schedule:
         A tensor that is not named decays as usual.
         """
         return {}
+
+    def fresh(self) -> Collection[str]:
+        """Tensors ("<site>.<parameter>") whose optimizer state starts anew after this step."""
+        return ()
 
     def ranks(self) -> dict[str, int]:
         """The rank that is in use at each site now; empty: the method has none to speak of."""

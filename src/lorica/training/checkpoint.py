@@ -2,6 +2,7 @@
 
     checkpoints/step-00000200/  adapter.safetensors  optimizer.safetensors  state.json
                                 best.safetensors  (early stopping: the best adapter so far)
+                                schedule.safetensors  (scores and the like of a method's schedule)
 
 There is no random state to save: every draw of a step follows from (seed, step, process).
 """
@@ -48,6 +49,7 @@ class Checkpoint:
     progress: Progress
     adapter: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    schedule: dict[str, Tensor]
     best: dict[str, Tensor] | None
     data: str
     """Digest of the rows: a run goes on with the rows that it began with."""
@@ -61,6 +63,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     with commit.folder(path, replace=True) as staging:
         commit.write_tensors(staging / "adapter.safetensors", checkpoint.adapter)
         commit.write_tensors(staging / "optimizer.safetensors", checkpoint.optimizer)
+        commit.write_tensors(staging / "schedule.safetensors", checkpoint.schedule)
         if checkpoint.best is not None:
             commit.write_tensors(staging / "best.safetensors", checkpoint.best)
         files = {file.name: commit.digest(file) for file in staging.iterdir()}
@@ -98,6 +101,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
             progress=Progress(**state["progress"]),
             adapter=commit.read_tensors(path / "adapter.safetensors"),
             optimizer=commit.read_tensors(path / "optimizer.safetensors"),
+            schedule=commit.read_tensors(path / "schedule.safetensors"),
             best=commit.read_tensors(best) if best.is_file() else None,
             data=state["data"],
             base=Fingerprint(**state["base"]),

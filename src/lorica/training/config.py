@@ -96,8 +96,10 @@ class TrainConfig(BaseModel):
         "sites", [], "token ids whose embedding rows are trained"
     )
 
-    optimizer: Literal["adamw", "sgd"] = setting(
-        "optimisation", "adamw", "AdamW (betas 0.9, 0.999), or SGD without momentum"
+    optimizer: Literal["adamw", "paged_adamw", "sgd"] = setting(
+        "optimisation",
+        "adamw",
+        "AdamW (betas 0.9, 0.999), the same with its state paged (CUDA), or SGD without momentum",
     )
     learning_rate: float = setting(
         "optimisation", 2e-4, "peak learning rate per optimizer step", gt=0

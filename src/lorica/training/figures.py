@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from lorica.core.attach import trainable_parameters
+from lorica.core.schedule import Schedule
 from lorica.data.load import Data
 from lorica.training.checkpoint import Progress
 
 
 def figures(
-    progress: Progress, data: Data, model: nn.Module, *, method: str, kept: int, lines: list[str]
-) -> dict[str, Any]:
+    progress: Progress, data: Data, model: nn.Module, *, method: str, kept: int, lines: list[str],
+    schedule: Schedule,
+) -> dict[str, Any]:  # fmt: skip
     """The figures of a finished run; losses are nats per label token (per row for classes).
 
     kept: the step whose adapter is kept.
@@ -33,6 +35,8 @@ def figures(
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "peak_memory_bytes": peak_memory(),
         "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
+        **({"ranks": ranks} if (ranks := schedule.ranks()) else {}),
+        **({"schedule": facts} if (facts := schedule.facts()) else {}),
         "lines": lines,
     }
 

@@ -1,13 +1,14 @@
 """The one training loop, for every method, on whatever devices accelerate has set up.
 
 data -> base -> adapt -> [step, watch, log, evaluate, save]* -> adapter, results
+
+A method's schedule is driven here, and nowhere else: see lorica.core.schedule.
 """
 
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,27 @@ from torch import Tensor, nn
 from lorica.base.fingerprint import fingerprint
 from lorica.base.packing import packed
 from lorica.core.attach import trainable_parameters
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
-from lorica.errors import ConfigError, Stopped
+from lorica.errors import Stopped
 from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
-from lorica.training.config import TrainConfig, read, resolved
-from lorica.training.export import exporter
+from lorica.training.config import TrainConfig
 from lorica.training.figures import figures, peak_memory
-from lorica.training.optim import load_optimizer_state, make_optimizer, optimizer_state
-from lorica.training.prepare import adapted_base, lasting, load_rows, why_padded
+from lorica.training.log import Log, Silent
+from lorica.training.optim import (
+    decay_live,
+    forget,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+)
+from lorica.training.pictures import RANKS, draw, draw_ranks
+from lorica.training.prepare import adapted_base, lasting, probe, why_padded
 from lorica.training.progress import Show
-from lorica.training.run import CONFIG, RESULTS, Run, draw
+from lorica.training.run import RESULTS, Run
 from lorica.training.schedule import factor, order
 from lorica.training.signals import Signals
 from lorica.training.step import Stepper
@@ -47,44 +56,6 @@ class Result:
     lines: list[str] = field(default_factory=list)
 
 
-def train(
-    config: TrainConfig | str | Path | None = None,
-    *,
-    resume: str | Path | None = None,
-    show: bool = True,
-    **settings: Any,
-) -> Result:
-    """Train an adapter, and keep everything about it in a run folder.
-
-    config: settings, or the path of a recipe; settings given by keyword stand over a recipe's.
-    resume: a run folder to go on with, instead of a config.
-
-    Raises: ConfigError, DataError, TargetError, BaseError, FileError, ResourceError before
-        anything is trained; TrainingError when a watch stops the run; Stopped on a signal.
-    """
-    if resume is not None:
-        if config is not None or settings:
-            raise ConfigError("a resumed run keeps its settings.", fix="pass resume alone")
-        if not (Path(resume) / CONFIG).is_file():
-            raise ConfigError(f"{resume} is no run folder: it has no {CONFIG}.", fix="check it")
-        config = read(Path(resume) / CONFIG)
-    elif not isinstance(config, TrainConfig):
-        config = read(Path(config) if config else None, settings)
-    elif settings:
-        raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
-    run = Run(Path(resume or config.output))
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    main = accelerator.is_main_process
-    with torch.random.fork_rng(), ExitStack() as stack:
-        new = main and resume is None
-        with run.beginning(resolved(config)) if new else nullcontext():
-            if main:
-                stack.enter_context(run.lock())
-            accelerator.wait_for_everyone()
-            trainer = Trainer(config, load_rows(config), run, accelerator, show=show)
-        return trainer.run_to_end()
-
-
 class Trainer:
     """A run while it goes on: what it holds, and the order in which things happen."""
 
@@ -93,11 +64,11 @@ class Trainer:
     ):
         self.config, self.run, self.accelerator = config, run, accelerator
         self.main = accelerator.is_main_process
-        self.followers: list[Callable[[dict[str, Any]], None]] = []
         self.data, self.base = data, adapted_base(config, data.labels)
         self.identity = fingerprint(self.base.model, path=config.base)
         self.method = config.build_method()
-        self.tensors: dict[str, nn.Parameter] = adapter_state(self.base.model)  # type: ignore[assignment]
+        state = adapter_state(self.base.model)
+        self.tensors = {k: t for k, t in state.items() if isinstance(t, nn.Parameter)}
         self.start = {k: t.detach().cpu().clone() for k, t in self.tensors.items()}
         reason = why_padded(self.base)
         self.packed = reason is None
@@ -108,26 +79,24 @@ class Trainer:
             micro_batch_size=config.micro_batch_size, packed=self.packed,
             pad_id=self.base.tokenizer.pad_token_id or 0,
         )  # fmt: skip
-        self.optimizer = make_optimizer(
-            self.tensors, self.method, kind=config.optimizer, rate=config.learning_rate,
-            decay=config.weight_decay,
-        )  # fmt: skip
         self.rows_per_step = (
             config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         )
         rows = len(self.data.train)
         self.total = config.max_steps or math.ceil((config.epochs or 1) * rows / self.rows_per_step)
         self.warmup = config.warmup_steps or int(config.warmup_ratio * self.total)
+        self.driver = Driver(self.base.model, total=self.total, epoch=rows // self.rows_per_step)
+        self.driver.schedule.probe = probe(self.base.model, data.train)
+        self.optimizer = make_optimizer(
+            self.tensors, self.method, kind=config.optimizer, rate=config.learning_rate,
+            decay=config.weight_decay, masked=self.driver.schedule.live().keys(),
+        )  # fmt: skip
         self.save_steps = config.save_steps or config.eval_steps or max(self.total // 10, 1)
         self.progress = ckpt.Progress()
         self.best: dict[str, Tensor] | None = None
         self.signals = Signals()
         self._go_on()
-        if self.main:
-            self.show = Show(self.total) if show else None
-            self.followers += [self.show] if self.show else []
-            plain = config.model_dump(mode="json")
-            self.followers += [exporter(n, run.folder, plain) for n in config.report_to]
+        self.log = Log(run, Show(self.total) if show else None, config) if self.main else Silent()
 
     def run_to_end(self) -> Result:
         """Train from where the run is to its last step, and write what came out."""
@@ -150,8 +119,7 @@ class Trainer:
                         break
             return self._finish()
         finally:
-            if self.main and self.show:
-                self.show.close()
+            self.log.close()
 
     # -- one step ---------------------------------------------------------------------------
 
@@ -167,23 +135,32 @@ class Trainer:
         model = self.base.model.train()
         with packed(model) if self.packed else nullcontext():
             rows = [self.data.train[i] for i in picked]
-            done = self.stepper(rows, self.tensors, config.max_grad_norm)
+            done = self.stepper(rows, self.tensors, config.max_grad_norm, self.driver.penalty)
         if progress.step == 0:
             check_gradients(self.tensors)
         check_finite(done.loss, done.norm, done.where, self.tensors)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._update()
         spent = time.perf_counter() - began
         progress.step += 1
         progress.rows += self.rows_per_step
         progress.tokens += done.tokens
         progress.seconds += spent
-        self._log(
+        self.log(
             "step", step=progress.step, loss=done.loss, lr=config.learning_rate * share,
-            grad_norm=done.norm, tokens=progress.tokens, tokens_per_second=done.tokens / spent,
-            memory=peak_memory(),
+            **({"penalty": done.penalty} if self.driver.scheduled else {}), grad_norm=done.norm,
+            tokens=progress.tokens, tokens_per_second=done.tokens / spent, memory=peak_memory(),
         )  # fmt: skip
         check_rise(progress, done.loss, config.loss_limit)
+
+    def _update(self) -> None:
+        """The optimizer's step, with what the method does before and after it."""
+        driver, optimizer = self.driver, self.optimizer
+        driver.before_step()
+        decay_live(optimizer, self.tensors, driver.schedule.live())
+        optimizer.step()
+        driver.after_step()
+        forget(optimizer, self.tensors, driver.schedule.fresh())
+        optimizer.zero_grad(set_to_none=True)
 
     def _evaluate(self) -> None:
         if not self.data.validation:
@@ -199,21 +176,22 @@ class Trainer:
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
             if self.config.early_stopping_patience:
-                self.best = {k: t.detach().cpu().clone() for k, t in self.tensors.items()}
+                state = adapter_state(self.base.model)
+                self.best = {k: t.detach().cpu().clone() for k, t in state.items()}
         else:
             progress.waited += 1
-        self._log("eval", step=progress.step, loss=loss, perplexity=math.exp(min(loss, 700)))
+        self.log("eval", step=progress.step, loss=loss, perplexity=math.exp(min(loss, 700)))
 
     def _save(self) -> None:
         if not self.main:
             return
         state = ckpt.Checkpoint(
             self.progress, adapter_state(self.base.model),
-            optimizer_state(self.optimizer, self.tensors), self.best, self.data.digest,
-            self.identity,
+            optimizer_state(self.optimizer, self.tensors), self.driver.state(), self.best,
+            self.data.digest, self.identity,
         )  # fmt: skip
         path = ckpt.save(self.run.checkpoints, state, keep=self.config.keep_checkpoints)
-        self._log("checkpoint", step=self.progress.step, path=path.name)
+        self.log("checkpoint", step=self.progress.step, path=path.name)
 
     # -- beginning and end ------------------------------------------------------------------
 
@@ -225,14 +203,15 @@ class Trainer:
         ckpt.check_same(found, data=self.data.digest, base=self.identity, run=self.run.folder)
         load_adapter_state(self.base.model, found.adapter, source="the checkpoint")
         load_optimizer_state(self.optimizer, self.tensors, found.optimizer)
+        self.driver.load_state(found.schedule)
         self.progress, self.best = found.progress, found.best
 
     def _begin(self) -> None:
         count = trainable_parameters(self.base.model)
         again = self.progress.step > 0
-        self._log("resume" if again else "start", step=self.progress.step, total=self.total)
+        self.log("resume" if again else "start", step=self.progress.step, total=self.total)
         for line in [str(count), *self.lines]:
-            self._log("line", text=line)
+            self.log("line", text=line)
         if not again:
             self._evaluate()
 
@@ -243,32 +222,25 @@ class Trainer:
             load_adapter_state(model, self.best, source="the best checkpoint")
             self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")
         kept = progress.best_step if self.best is not None else progress.step
+        self.lines += self.driver.unfinished(kept)
         results = figures(
-            progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines
-        )
+            progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines,
+            schedule=self.driver.schedule,
+        )  # fmt: skip
         if self.main:
             folder.save(
                 model, self.run.adapter, tokenizer=self.base.tokenizer,
                 base_path=lasting(self.config.base), labels=self.data.labels,
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
-            self._log("end", step=progress.step)
+            self.log("end", step=progress.step)
             draw(self.run.folder)
+            if ranks := results.get("ranks"):
+                draw_ranks(ranks, self.run.folder / RANKS)
         self.accelerator.wait_for_everyone()
         return Result(self.run.folder, results, self.lines)
 
     # -- small things -----------------------------------------------------------------------
-
-    def _log(self, event: str, **facts: Any) -> None:
-        if not self.main:
-            return
-        line = self.run.log(event, **facts)
-        for follower in list(self.followers):
-            try:
-                follower(line)
-            except Exception as error:  # a tracker that fails must not end the run
-                self.followers.remove(follower)
-                self.run.log("line", text=f"a follower of the log failed and is left out: {error}")
 
     def _waited_enough(self) -> bool:
         patience = self.config.early_stopping_patience

@@ -1,33 +1,92 @@
 """The optimizer over adapter tensors, and its state as plain tensors for a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Method
-from lorica.errors import FileError
+from lorica.errors import ConfigError, FileError, MissingError
 
 
 def make_optimizer(
-    tensors: Mapping[str, nn.Parameter], method: Method, *, kind: str, rate: float, decay: float
+    tensors: Mapping[str, nn.Parameter],
+    method: Method,
+    *,
+    kind: str,
+    rate: float,
+    decay: float,
+    masked: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """AdamW or SGD; one parameter group for each learning rate and kind of decay.
 
     tensors: trained tensors by name. Weight decay acts on matrices, not on vectors (biases,
-    norms, magnitudes). Each group keeps its peak rate as group["peak"].
+    norms, magnitudes). masked: names of tensors of which a part may be out of use; they decay
+    in `decay_live` instead. Each group keeps its peak rate as group["peak"].
+
+    Raises: ConfigError, MissingError if paged_adamw cannot be had here.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
         peak = method.learning_rate(name.rpartition(".")[2], rate)
-        groups.setdefault((peak, decay if tensor.ndim > 1 else 0.0), []).append(tensor)
+        wd = decay if tensor.ndim > 1 else 0.0
+        key = (peak, 0.0, wd) if name in masked else (peak, wd, 0.0)
+        groups.setdefault(key, []).append(tensor)
     settings = [
-        {"params": params, "lr": peak, "peak": peak, "weight_decay": wd}
-        for (peak, wd), params in groups.items()
+        {"params": params, "lr": peak, "peak": peak, "weight_decay": wd, "live_decay": live}
+        for (peak, wd, live), params in groups.items()
     ]
     if kind == "sgd":
         return torch.optim.SGD(settings)
+    if kind == "paged_adamw":
+        return _paged(settings)
     return torch.optim.AdamW(settings, fused=True)
+
+
+def _paged(settings: list[dict]) -> torch.optim.Optimizer:
+    """AdamW whose moments lie in memory that CUDA moves to the host when the GPU is full.
+
+    Dettmers et al., "QLoRA", 2023, arXiv:2305.14314, section 3. The numbers are AdamW's.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("optimizer paged_adamw needs a CUDA GPU.", fix="use adamw")
+    try:
+        from bitsandbytes.optim.adamw import PagedAdamW32bit
+    except ImportError:
+        raise MissingError(
+            "optimizer paged_adamw needs bitsandbytes.", fix='pip install "lorica[quantisation]"'
+        ) from None
+    return PagedAdamW32bit(settings)
+
+
+@torch.no_grad()
+def decay_live(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, nn.Parameter],
+    live: Mapping[str, Tensor],
+) -> None:
+    """AdamW's decay, w <- (1 - lr decay) w, where `live` is True. Before the step. In place.
+
+    A part that is out of use, or a tensor without a gradient (a frozen one), stays as it is.
+    """
+    if not live:
+        return
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            name = names[id(tensor)]
+            if group["live_decay"] and name in live and tensor.grad is not None:
+                tensor.mul_(1 - group["lr"] * group["live_decay"] * live[name].to(tensor))
+
+
+def forget(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, nn.Parameter],
+    names: Collection[str],
+) -> None:
+    """Let the moments of these tensors start anew at the next step. In place."""
+    for name in names:
+        optimizer.state.pop(tensors[name], None)
 
 
 def optimizer_state(

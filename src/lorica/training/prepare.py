@@ -1,7 +1,10 @@
 """What a run needs before its first step: rows, and a base with the adapter on it."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from lorica.base.load import Base, context_length, load_tokenizer
 from lorica.base.load import load as load_base
@@ -10,7 +13,11 @@ from lorica.core.attach import adapt
 from lorica.core.site import output_head
 from lorica.data.load import Data
 from lorica.data.load import load as load_data
+from lorica.data.tokenise import Example
+from lorica.evaluation.loss import mean_loss
 from lorica.training.config import TrainConfig
+
+PROBED = 32
 
 
 def load_rows(config: TrainConfig) -> Data:
@@ -60,3 +67,10 @@ def why_padded(base: Base) -> str | None:
 def lasting(base: str) -> str:
     """A local folder as an absolute path, so that the adapter finds it from anywhere."""
     return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def probe(model: nn.Module, rows: Sequence[Example]) -> Callable[[], float]:
+    """The mean loss on PROBED of the training rows, the same ones at every call and resume."""
+    every = max(len(rows) // PROBED, 1)
+    picked = rows[::every][:PROBED]
+    return lambda: mean_loss(model, picked)

@@ -1,6 +1,6 @@
 """A run folder: one place for what was asked, what happened, and what came out.
 
-    config.yaml  events.jsonl  checkpoints/  adapter/  results.json  loss.png
+    config.yaml  events.jsonl  checkpoints/  adapter/  results.json  loss.png  ranks.png
 
 The event log is appended to and never rewritten; after a resume the later line of a step counts.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from lorica.errors import ConfigError, FileError, ResourceError, writing
 from lorica.formats import commit
 
-CONFIG, EVENTS, RESULTS, PICTURE = "config.yaml", "events.jsonl", "results.json", "loss.png"
+CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
 
 
 class Run:
@@ -104,34 +104,3 @@ def by_step(events: list[dict[str, Any]], kind: str, key: str) -> tuple[list[int
     """(steps, values) of one figure; of a step that was done twice, the later value."""
     found = {e["step"]: e[key] for e in events if e["event"] == kind and e.get(key) is not None}
     return sorted(found), [found[step] for step in sorted(found)]
-
-
-def draw(folder: Path) -> None:
-    """loss.png: the training loss of every step, its smoothed line, and the evaluations."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    events = read_events(folder)
-    steps, losses = by_step(events, "step", "loss")
-    at, held_out = by_step(events, "eval", "loss")
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(steps, losses, color="#9ab8d8", linewidth=0.8, label="training, each step")
-    axes.plot(steps, _smoothed(losses), color="#1f5fa8", linewidth=1.6, label="training, smoothed")
-    if at:
-        axes.plot(at, held_out, color="#c8501e", marker="o", markersize=4, label="held out")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per label token)")
-    axes.set_title(folder.name)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    with writing(folder / PICTURE):
-        figure.savefig(folder / PICTURE)
-
-
-def _smoothed(values: list[float], keep: float = 0.9) -> list[float]:
-    line: list[float] = []
-    for value in values:
-        line.append(keep * line[-1] + (1 - keep) * value if line else value)
-    return line

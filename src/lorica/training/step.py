@@ -4,7 +4,7 @@ Micro-batches and processes only divide the work: each contributes its sum of lo
 one count, so that 1 x 8, 2 x 4 and 8 x 1 rows, in one process or in two, give one update.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
@@ -21,9 +21,13 @@ from lorica.training.watch import check_connected
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step did. loss: nats per label token (per row for a classifier)."""
+    """What one step did.
+
+    loss: nats per label token (per row for a classifier). penalty: what the method added to it.
+    """
 
     loss: float
+    penalty: float
     norm: float
     tokens: int
     where: list[str]
@@ -49,25 +53,33 @@ class Stepper:
         self.keeps = "logits_to_keep" in signature(bare.forward).parameters
 
     def __call__(
-        self, rows: Sequence[Example], tensors: Mapping[str, nn.Parameter], max_norm: float
+        self,
+        rows: Sequence[Example],
+        tensors: Mapping[str, nn.Parameter],
+        max_norm: float,
+        penalty: Callable[[], Tensor | float],
     ) -> Outcome:
-        """Gradients of the mean loss over `rows`, all processes together, clipped. In place."""
+        """Gradients of the mean loss over `rows` plus `penalty`, clipped. In place.
+
+        The penalty enters once, whatever the number of micro-batches and processes.
+        """
         acc = self.accelerator
         mine = list(rows)[acc.process_index :: acc.num_processes]
         batches = [self._batch(mine[i : i + self.micro]) for i in range(0, len(mine), self.micro)]
         counts = torch.tensor([[_weight(b), b.tokens] for b in batches]).sum(0).to(acc.device)
         labels, tokens = acc.reduce(counts, reduction="sum").tolist()
-        summed = torch.zeros((), device=acc.device)
+        summed, extra = torch.zeros((), device=acc.device), 0.0
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with nullcontext() if last else acc.no_sync(self.model):
                 loss = self._loss(batch.to(acc.device))
                 check_connected(loss)
-                acc.backward(loss * (acc.num_processes / labels))  # processes are averaged
+                extra = penalty() if last else 0.0
+                acc.backward(loss * (acc.num_processes / labels) + extra)  # processes are averaged
             summed += loss.detach()
         total = acc.reduce(summed, reduction="sum").item() / labels
         norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), max_norm, foreach=True)
-        return Outcome(total, float(norm), int(tokens), [r.where for r in rows])
+        return Outcome(total, float(extra), float(norm), int(tokens), [r.where for r in rows])
 
     def _batch(self, rows: list[Example]) -> Batch:
         return pack(rows) if self.packed else pad(rows, self.pad_id)

@@ -26,7 +26,7 @@ def check_gradients(tensors: Mapping[str, nn.Parameter]) -> None:
 
     One that has none is not in the computation: its layer is bypassed, or never called.
     """
-    without = [name for name, tensor in tensors.items() if tensor.grad is None]
+    without = [n for n, tensor in tensors.items() if tensor.requires_grad and tensor.grad is None]
     if without:
         raise TrainingError(
             f"{len(without)} of {len(tensors)} trained tensors got no gradient on the first step.",

@@ -1,0 +1,52 @@
+"""Begin a run, or go on with one: `lorica.train`."""
+
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from lorica.errors import ConfigError
+from lorica.training.config import TrainConfig, read, resolved
+from lorica.training.loop import Result, Trainer
+from lorica.training.prepare import load_rows
+from lorica.training.run import CONFIG, Run
+
+
+def train(
+    config: TrainConfig | str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    show: bool = True,
+    **settings: Any,
+) -> Result:
+    """Train an adapter, and keep everything about it in a run folder.
+
+    config: settings, or the path of a recipe; settings given by keyword stand over a recipe's.
+    resume: a run folder to go on with, instead of a config.
+
+    Raises: ConfigError, DataError, TargetError, BaseError, FileError, ResourceError before
+        anything is trained; TrainingError when a watch stops the run; Stopped on a signal.
+    """
+    if resume is not None:
+        if config is not None or settings:
+            raise ConfigError("a resumed run keeps its settings.", fix="pass resume alone")
+        if not (Path(resume) / CONFIG).is_file():
+            raise ConfigError(f"{resume} is no run folder: it has no {CONFIG}.", fix="check it")
+        config = read(Path(resume) / CONFIG)
+    elif not isinstance(config, TrainConfig):
+        config = read(Path(config) if config else None, settings)
+    elif settings:
+        raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
+    run = Run(Path(resume or config.output))
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    main = accelerator.is_main_process
+    with torch.random.fork_rng(), ExitStack() as stack:
+        new = main and resume is None
+        with run.beginning(resolved(config)) if new else nullcontext():
+            if main:
+                stack.enter_context(run.lock())
+            accelerator.wait_for_everyone()
+            trainer = Trainer(config, load_rows(config), run, accelerator, show=show)
+        return trainer.run_to_end()
