@@ -8,10 +8,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lorica.core.adapter import method
     from lorica.core.attach import activate, adapt, detach, trainable_parameters, use
+    from lorica.core.drive import Driver
     from lorica.core.merge import merge
     from lorica.errors import LoricaError
     from lorica.evaluation.report import evaluate
+    from lorica.formats.export import export_lora
     from lorica.formats.folder import load, save
     from lorica.methods.dora import Dora
     from lorica.methods.full import Full
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = version("lorica")
 __all__ = [
     "Dora",
+    "Driver",
     "Full",
     "Lora",
     "LoricaError",
@@ -28,8 +32,10 @@ __all__ = [
     "adapt",
     "detach",
     "evaluate",
+    "export_lora",
     "load",
     "merge",
+    "method",
     "save",
     "train",
     "trainable_parameters",
@@ -38,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "Dora": "methods.dora",
+    "Driver": "core.drive",
     "Full": "methods.full",
     "Lora": "methods.lora",
     "LoricaError": "errors",
@@ -45,8 +52,10 @@ _HOMES = {
     "adapt": "core.attach",
     "detach": "core.attach",
     "evaluate": "evaluation.report",
+    "export_lora": "formats.export",
     "load": "formats.folder",
     "merge": "core.merge",
+    "method": "core.adapter",
     "save": "formats.folder",
     "train": "training.train",
     "trainable_parameters": "core.attach",

@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "Complete prompts with an adapter, or with a base.",
     "chat": "Talk with an adapter, or with a base, in the terminal.",
     "merge": "Write base and adapter as one plain transformers model.",
+    "export": "Write an adapter as a plain LoRA that PEFT and the serving engines read.",
     "methods": "List the methods, or the settings of one.",
     "info": "Say what a run, an adapter or a base on disk is.",
 }
