@@ -4,13 +4,12 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.adapter import Method
 from lorica.core.port import ports
 from lorica.errors import TargetError
-from tests.laws.bases import CASES, Stack, bits, method, move, same_bits
+from tests.laws.bases import CASES, Stack, bits, method, move, on_stack, same_bits
 
 STACK = CASES[0]
-each = pytest.mark.parametrize("name", Method.names())
+each = pytest.mark.parametrize("name", on_stack())
 
 
 def affine(model: torch.nn.Module) -> bool:

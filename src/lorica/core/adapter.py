@@ -6,7 +6,7 @@ a method than this.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
+from lorica.errors import ConfigError, closest
 from lorica.registry import Named
 
 Base = Callable[[Tensor], Tensor]
@@ -136,3 +137,19 @@ class Method(Named, family="lorica.methods"):
     def for_site(self, **settings: object) -> Self:
         """This method with some settings changed at one site (rank_pattern, alpha_pattern)."""
         return replace(self, **settings)  # type: ignore[arg-type]
+
+
+def method(name: str, **settings: object) -> Method:
+    """Method `name` with these settings: ``lorica.method("adalora", r=12, target_r=8)``.
+
+    Raises: ConfigError if there is no such method, or it has no such setting.
+    """
+    kind = Method.named(name)
+    known = [f.name for f in fields(kind)]
+    for key in settings.keys() - set(known):
+        raise ConfigError(
+            f"{name} has no setting {key!r}.",
+            closest=closest(key, known),
+            known=", ".join(known),
+        )
+    return kind(**settings)
