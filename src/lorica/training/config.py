@@ -19,6 +19,7 @@ from lorica.recipe.settings import Mistake, Settings, refuse
 from lorica.recipe.text import load, text_of
 from lorica.recipe.versions import versions
 from lorica.registry import Named
+from lorica.training.clashes import clashes
 
 if TYPE_CHECKING:
     from lorica.core.adapter import Method
@@ -145,6 +146,17 @@ class TrainConfig(BaseModel):
         "run", 0, "every random choice follows from it, the adapter's start included", ge=0
     )
 
+    split: Literal["cloud", "device"] | None = setting(
+        "split", None, "this process holds the base (cloud), or the rest of the run (device)"
+    )
+    peer: str | None = setting("split", None, "HOST:PORT on which the cloud is met")
+    active_share: float = setting(
+        "split", 1.0, "share of the sites that take part; the others rest for a time", gt=0, le=1
+    )
+    active_steps: int = setting(
+        "split", 100, "optimizer steps between choices of the sites that take part", ge=1
+    )
+
     eval_steps: Count | None = setting(
         "watching", None, "optimizer steps between evaluations; null: at begin and end only"
     )
@@ -202,49 +214,6 @@ class TrainConfig(BaseModel):
         if method is None or mistakes:
             refuse(mistakes, settings)
         return method
-
-
-def clashes(c: TrainConfig) -> list[tuple[str, str]]:
-    """Pairs of settings that are right alone and wrong together: (key, what)."""
-    total, split = c.max_steps, c.data.validation
-    found = [
-        (
-            c.max_steps and c.epochs,
-            "epochs",
-            f"epochs is {c.epochs} and max_steps {c.max_steps}; give one of them",
-        ),
-        (
-            not c.max_steps and not c.epochs,
-            "epochs",
-            "epochs and max_steps are both null; give one of them",
-        ),
-        (
-            c.warmup_steps and c.warmup_ratio,
-            "warmup_ratio",
-            f"warmup_ratio is {c.warmup_ratio} and warmup_steps {c.warmup_steps}; give one of them",
-        ),
-        (
-            total and c.warmup_steps >= total,
-            "warmup_steps",
-            f"warmup_steps is {c.warmup_steps} of max_steps {total}; nothing is left to train",
-        ),
-        (
-            c.early_stopping_patience and not c.eval_steps,
-            "early_stopping_patience",
-            "early_stopping_patience needs eval_steps: without it the run is evaluated once",
-        ),
-        (
-            c.eval_steps and split == 0,
-            "eval_steps",
-            "eval_steps needs held-out rows, and data.validation is 0",
-        ),
-        (
-            total and c.eval_steps and c.eval_steps > total,
-            "eval_steps",
-            f"eval_steps is {c.eval_steps}, more than max_steps {total}; it would never come",
-        ),
-    ]
-    return [(key, what) for wrong, key, what in found if wrong]
 
 
 def plain_method(value: Any) -> Any:
