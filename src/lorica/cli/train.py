@@ -46,6 +46,9 @@ def train(*words: Words, resume: Path | None = None, json: Switch = False) -> No
     result = train(config, resume=resume, show=not json)
     if os.environ.get("RANK", "0") != "0":
         return  # one process of several speaks
+    if not result.figures:
+        print(*result.lines, sep="\n")
+        return
     if json:
         print_json({"folder": str(result.folder), **result.figures, "lines": result.lines})
         return

@@ -29,14 +29,18 @@ class Driver:
     """The schedule of adapter `name`, and where in the run it is.
 
     total: optimizer steps of the run; epoch: those of one pass over the rows.
+    schedule: one to drive in place of the method's own.
 
     Raises: ConfigError if there is no such adapter, or its phases do not fit into `total`.
     """
 
-    def __init__(self, model: nn.Module, *, total: int, epoch: int = 1, name: str = "default"):
+    def __init__(
+        self, model: nn.Module, *, total: int, epoch: int = 1, name: str = "default",
+        schedule: Schedule | None = None,
+    ):  # fmt: skip
         self.total, self.t, self._name, self._switch = total, 0, name, switch_of(model)
         method = spec_of(model, name).method
-        found = method.schedule(adapters_of(model, name), total, max(epoch, 1))
+        found = schedule or method.schedule(adapters_of(model, name), total, max(epoch, 1))
         self.scheduled = found is not None
         self.schedule = found or Schedule()
 

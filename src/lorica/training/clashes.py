@@ -46,9 +46,24 @@ def clashes(c: "TrainConfig") -> list[tuple[str, str]]:
             f"eval_steps is {c.eval_steps}, more than max_steps {total}; it would never come",
         ),
         (
+            not c.double_quantisation and c.quantisation not in ("nf4", "fp4"),
+            "double_quantisation",
+            "double_quantisation is about 4 bits a weight: it needs quantisation nf4 or fp4",
+        ),
+        (
+            c.quantisation and c.method["name"] == "full",
+            "quantisation",
+            "method full trains float weights; a quantised base has none",
+        ),
+        (
+            c.quantisation and c.split == "device",
+            "quantisation",
+            "the device of a split run holds no base to quantise; say it to the cloud",
+        ),
+        (
             c.split and not c.peer,
             "peer",
-            "peer is missing: a split run needs the cloud's HOST:PORT",
+            "a split run needs peer, the cloud's HOST:PORT",
         ),
         (c.peer and not c.split, "split", "peer is given, and split is not; say cloud or device"),
         (

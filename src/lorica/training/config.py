@@ -63,6 +63,12 @@ class TrainConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = setting(
         "run", "float32", "numbers the base is held in; adapters are float32 always"
     )
+    quantisation: Literal["nf4", "fp4", "int8"] | None = setting(
+        "run", None, "pack the base's linear layers into 4 or 8 bits a weight; null: as it is"
+    )
+    double_quantisation: bool = setting(
+        "run", True, "pack the scales of 4-bit blocks as well: 4.13 bits a weight, not 4.5"
+    )
     data: DataConfig = Field(
         description="short for data.path",
         json_schema_extra={"group": "data"},

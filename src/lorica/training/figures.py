@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorica.base.quantised_model import footprint
 from lorica.core.attach import trainable_parameters
 from lorica.core.schedule import Schedule
 from lorica.data.load import Data
@@ -35,6 +36,7 @@ def figures(
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "peak_memory_bytes": peak_memory(),
         "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
+        "base": footprint(model).as_dict(),
         **({"ranks": ranks} if (ranks := schedule.ranks()) else {}),
         **({"schedule": facts} if (facts := schedule.facts()) else {}),
         "lines": lines,

@@ -38,7 +38,7 @@ from lorica.training.optim import (
     optimizer_state,
 )
 from lorica.training.pictures import RANKS, draw, draw_ranks
-from lorica.training.prepare import adapted_base, lasting, probe, why_padded
+from lorica.training.prepare import adapted_base, kill_and_revive, lasting, probe, why_padded
 from lorica.training.progress import Show
 from lorica.training.run import RESULTS, Run
 from lorica.training.schedule import factor, order
@@ -64,7 +64,8 @@ class Trainer:
     ):
         self.config, self.run, self.accelerator = config, run, accelerator
         self.main = accelerator.is_main_process
-        self.data, self.base = data, adapted_base(config, data.labels)
+        self.data = data
+        self.base, self.device = adapted_base(config, data.labels)
         self.identity = fingerprint(self.base.model, path=config.base)
         self.method = config.build_method()
         state = adapter_state(self.base.model)
@@ -85,7 +86,10 @@ class Trainer:
         rows = len(self.data.train)
         self.total = config.max_steps or math.ceil((config.epochs or 1) * rows / self.rows_per_step)
         self.warmup = config.warmup_steps or int(config.warmup_ratio * self.total)
-        self.driver = Driver(self.base.model, total=self.total, epoch=rows // self.rows_per_step)
+        self.driver = Driver(
+            self.base.model, total=self.total, epoch=rows // self.rows_per_step,
+            schedule=kill_and_revive(config, self.device),
+        )  # fmt: skip
         self.driver.schedule.probe = probe(self.base.model, data.train)
         self.optimizer = make_optimizer(
             self.tensors, self.method, kind=config.optimizer, rate=config.learning_rate,
@@ -120,6 +124,8 @@ class Trainer:
             return self._finish()
         finally:
             self.log.close()
+            if self.device:
+                self.device.close()
 
     # -- one step ---------------------------------------------------------------------------
 
@@ -149,6 +155,7 @@ class Trainer:
             "step", step=progress.step, loss=done.loss, lr=config.learning_rate * share,
             **({"penalty": done.penalty} if self.driver.scheduled else {}), grad_norm=done.norm,
             tokens=progress.tokens, tokens_per_second=done.tokens / spent, memory=peak_memory(),
+            **({"sent_bytes": self.device.taken()} if self.device else {}),
         )  # fmt: skip
         check_rise(progress, done.loss, config.loss_limit)
 
@@ -218,6 +225,7 @@ class Trainer:
     def _finish(self) -> Result:
         model, progress = self.base.model.eval(), self.progress
         self.lines += check_moved(self.start, self.tensors)
+        self.lines += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
             load_adapter_state(model, self.best, source="the best checkpoint")
             self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")

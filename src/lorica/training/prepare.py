@@ -6,16 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from lorica.base.load import Base, context_length, load_tokenizer
+from lorica.base.load import DTYPES, Base, context_length, load_tokenizer
 from lorica.base.load import load as load_base
 from lorica.base.packing import why_not_packed
 from lorica.core.attach import adapt
+from lorica.core.schedule import Schedule
 from lorica.core.site import output_head
 from lorica.data.load import Data
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
 from lorica.evaluation.loss import mean_loss
 from lorica.training.config import TrainConfig
+from lorica.training.split.device import Device, connect
+from lorica.training.split.revive import KillAndRevive
 
 PROBED = 32
 
@@ -30,9 +33,19 @@ def load_rows(config: TrainConfig) -> Data:
     )
 
 
-def adapted_base(config: TrainConfig, labels: list[str] | None) -> Base:
-    """The base with a fresh adapter; a classifier's fresh head is always trained with it."""
-    base = load_base(config.base, dtype=config.dtype, labels=labels)
+def adapted_base(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Device | None]:
+    """The base with a fresh adapter; a classifier's fresh head is always trained with it.
+
+    Returns: the device's side of a split run as well, connected to its cloud.
+    """
+    device = None
+    if config.split == "device":
+        base, device = connect(config.base, DTYPES[config.dtype], str(config.peer))
+    else:
+        base = load_base(
+            config.base, dtype=config.dtype, labels=labels, quantisation=config.quantisation,
+            double_quantisation=config.double_quantisation,
+        )  # fmt: skip
     whole = list(config.modules_to_save)
     head = output_head(base.model) if labels is not None else None
     name = next((n for n, m in base.model.named_modules() if m is head), None)
@@ -50,11 +63,23 @@ def adapted_base(config: TrainConfig, labels: list[str] | None) -> Base:
         modules_to_save=whole,
         trainable_token_indices=config.trainable_token_indices,
     )
+    if device is not None:
+        device.take_up()
     if config.gradient_checkpointing:
         model: Any = base.model  # the second name is that of transformers before 5.20
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    return base
+    return base, device
+
+
+def kill_and_revive(config: TrainConfig, device: Device | None) -> Schedule | None:
+    """The schedule of a split run in which only a share of the sites takes part."""
+    if device is None or config.active_share == 1:
+        return None
+    return KillAndRevive(
+        device.adapters, device.active, share=config.active_share, interval=config.active_steps,
+        seed=config.seed,
+    )  # fmt: skip
 
 
 def why_padded(base: Base) -> str | None:

@@ -12,6 +12,7 @@ from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.loop import Result, Trainer
 from lorica.training.prepare import load_rows
 from lorica.training.run import CONFIG, Run
+from lorica.training.split.cloud import serve
 
 
 def train(
@@ -26,6 +27,8 @@ def train(
     config: settings, or the path of a recipe; settings given by keyword stand over a recipe's.
     resume: a run folder to go on with, instead of a config.
 
+    With split="cloud" no run is made here: the base is served until the device's run has ended.
+
     Raises: ConfigError, DataError, TargetError, BaseError, FileError, ResourceError before
         anything is trained; TrainingError when a watch stops the run; Stopped on a signal.
     """
@@ -39,6 +42,9 @@ def train(
         config = read(Path(config) if config else None, settings)
     elif settings:
         raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
+    if config.split == "cloud":
+        serve(config, str(config.peer))
+        return Result(Path(), {}, ["the device has ended its run"])
     run = Run(Path(resume or config.output))
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     main = accelerator.is_main_process

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import Base, load_tokenizer, where
 from lorica.core.drive import adapters_of
-from lorica.errors import BaseError, ConfigError, FileError
+from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.training.split.wire import DEVICE, Wire
 
 
@@ -53,7 +53,31 @@ class Device:
     def take_up(self) -> None:
         """Answer with the adapters that are on the model now."""
         self.adapters = adapters_of(self.model, "default")
-        self.active = set(self.adapters)
+        self.active |= self.adapters.keys()
+
+    def taken(self) -> int:
+        """Bytes over both directions since the last call."""
+        total = self.ledger.total()
+        self.ledger.clear()
+        return total
+
+    @torch.no_grad()
+    def settle(self) -> list[str]:
+        """At the end of a run: adapters that do not take part add nothing in the file either."""
+        resting = [site for site in self.adapters if site not in self.active]
+        for site in resting:
+            self.adapters[site].get_parameter("b").zero_()
+        if not resting:
+            return []
+        many = f"{len(resting)} of {len(self.adapters)}"
+        return [
+            f"{many} sites took no part at the end; their updates are left out: {listed(resting)}"
+        ]
+
+    def close(self) -> None:
+        """Tell the cloud that the run has ended."""
+        self.wire.send("end")
+        self.wire.close()
 
     def _decode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
@@ -125,8 +149,10 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
 
     folder = where(path)
     if not Path(folder).is_dir():
-        raise BaseError(f"the device reads its embedding from a folder, and {path} is none.",
-                        fix="copy the base's config, tokenizer, embedding and head here")  # fmt: skip
+        raise BaseError(
+            f"the device reads its embedding from a folder, and {path} is none.",
+            fix="copy the base's config, tokenizer, embedding and head to it",
+        )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -143,6 +169,8 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
                         torch.zeros((), dtype=dtype).expand(parameter.shape))  # fmt: skip
                     done[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
                 module._parameters[key] = done[id(parameter)]
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else torch.zeros(buffer.shape)
     tokenizer = load_tokenizer(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,177 @@
+"""DLoRA's split: two processes over TCP give what one gives, and the bytes between are counted."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lorica
+from lorica.core.drive import adapters_of
+from lorica.errors import ConfigError
+from lorica.formats.commit import read_tensors
+from lorica.training.config import read
+from lorica.training.run import read_events
+from lorica.training.split.device import connect
+from lorica.training.split.revive import KillAndRevive
+from tests.laws.bases import IDS, Stack, move
+from tests.laws.bases import stories as load_stories
+
+CLOUD = """
+import sys
+import lorica.training.split.cloud as cloud
+from lorica.base.load import load
+def double(*args, **options):
+    base = load(*args, **options)
+    base.model.double()
+    return base
+cloud.load = double
+cloud.serve(cloud.TrainConfig(base=sys.argv[1], data="none.jsonl", output="x"), sys.argv[2])
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{s.getsockname()[1]}"
+
+
+@pytest.fixture
+def split(stories):
+    """A device with adapters in float64, joined to a cloud in another process."""
+    peer = free_port()
+    cloud = subprocess.Popen([sys.executable, "-c", CLOUD, str(stories), peer])
+    base, device = connect(str(stories), torch.float64, peer)
+    lorica.adapt(base.model, lorica.Lora(r=4), seed=3)
+    move(base.model.double())
+    device.take_up()
+    yield base.model, device
+    device.close()
+    assert cloud.wait(60) == 0
+
+
+def gradients(model, **options) -> dict[str, torch.Tensor]:
+    logits = model(IDS, use_cache=False, **options).logits
+    logits.sin().sum().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_two_processes_give_the_gradients_of_one(split):
+    model, device = split
+    whole = load_stories().double()
+    lorica.adapt(whole, lorica.Lora(r=4), seed=3)
+    whole = move(whole.double())
+    want, got = gradients(whole), gradients(model)
+    assert want.keys() == got.keys()
+    for key in want:
+        assert got[key] is not None, key
+        torch.testing.assert_close(got[key], want[key], rtol=1e-10, atol=1e-12)
+
+    # Two directions of x (I) and of the update (O), forward and backward, 8 bytes a number.
+    tokens = IDS.numel()
+    sites = {s: p.in_features + p.out_features
+             for s, p in ((n, model.get_submodule(n).adapters) for n in device.adapters)}  # fmt: skip
+    for site, width in sites.items():
+        assert device.ledger[site] == 2 * tokens * width * 8
+    del device.ledger["ends"]
+    full = device.taken()
+
+    keep = [s for s in sites if s.endswith("q_proj")]
+    device.active.intersection_update(keep)
+    model.zero_grad()
+    some = gradients(model)
+    assert {k.partition(".adapters")[0] for k, g in some.items() if g is not None} == set(keep)
+    del device.ledger["ends"]
+    share = sum(sites[s] for s in keep) / sum(sites.values())
+    assert device.taken() == round(full * share)
+
+
+def test_the_device_holds_embedding_and_head_alone(split):
+    model, _ = split
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+            for n, p in model.named_parameters() if ".adapters." not in n}  # fmt: skip
+    embedding = model.get_input_embeddings().weight
+    assert sum(held.values()) < embedding.nbytes + 8 * len(held) + 1
+
+
+def resting_after(schedule, model, steps):
+    """The active sets after each choice of `steps` steps with made-up gradients."""
+    seen = []
+    for t in range(1, steps + 1):
+        for i, adapter in enumerate(schedule.adapters.values()):
+            for p in adapter.parameters():
+                p.grad = torch.full_like(p, float(i + 1)) if p.requires_grad else None
+        schedule.before_step(t)
+        schedule.after_step(t)
+        seen.append(frozenset(schedule.active))
+    return seen
+
+
+def killing(share=0.5, interval=2):
+    model = move(lorica.adapt(Stack(), lorica.Lora(r=2)))
+    adapters = adapters_of(model, "default")
+    return model, KillAndRevive(adapters, set(adapters), share=share, interval=interval, seed=0)
+
+
+def test_the_lowest_are_killed_and_keep_still():
+    model, schedule = killing()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    seen = resting_after(schedule, model, 2)
+    assert len(seen[0]) == 4
+    assert len(seen[1]) == 2
+    for site, adapter in schedule.adapters.items():
+        for p in adapter.parameters():
+            assert p.requires_grad == (site in seen[1])
+            assert (p.grad is None) == (site not in seen[1])
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_resumed_schedule_goes_on_as_it_was():
+    model, schedule = killing()
+    resting_after(schedule, model, 3)
+    state = {k: t.clone() for k, t in schedule.state().items()}
+    want = resting_after(schedule, model, 4)
+    model, again = killing()
+    again.load_state(state)
+    assert resting_after(again, model, 4) == want
+
+
+def test_one_eighth_is_an_eighth():
+    _, schedule = killing(share=0.125)
+    assert schedule.keep == 1  # of four: at least one
+    with pytest.raises(ConfigError, match="active_share"):
+        killing(share=0.0)
+
+
+@pytest.mark.parametrize("flags, word", [
+    ({"split": "device"}, "peer"), ({"peer": "a:1"}, "split"),
+    ({"split": "cloud", "peer": "a:1", "method": "dora"}, "split"),
+    ({"active_share": "0.5"}, "active_share"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together(flags, word):
+    with pytest.raises(ConfigError, match=word):
+        read(None, {"data": "rows.jsonl", **flags})
+
+
+def test_a_run_from_the_command_line(stories, shared, tmp_path):
+    peer = free_port()
+    words = [sys.executable, "-m", "lorica.cli", "train", "--base", str(stories), "--data",
+             str(shared / "data/text/tinyshakespeare/input.txt"), "--data.max_length", "32", "--max_steps", "3", "--eval_steps", "3",
+             "--micro_batch_size", "2", "--learning_rate", "5e-3", "--data.validation", "0.002",
+             "--target_modules", "q_proj"]  # fmt: skip
+    ends = {"split": ["--split", "device", "--peer", peer], "whole": []}
+    cloud = subprocess.Popen([*words, "--split", "cloud", "--peer", peer])
+    for name, more in ends.items():
+        subprocess.run([*words, *more, "--output", str(tmp_path / name)], check=True)
+    assert cloud.wait(60) == 0
+    got, want = (
+        read_tensors(tmp_path / name / "adapter/adapter_model.safetensors") for name in ends
+    )
+    for key in want:
+        torch.testing.assert_close(got[key], want[key], atol=1e-6, rtol=1e-4)
+    sent = [e["sent_bytes"] for e in read_events(tmp_path / "split") if e["event"] == "step"]
+    assert len(sent) == 3
+    assert min(sent) > 0
+    fresh = load_stories()
+    assert lorica.load(fresh, tmp_path / "split/adapter") == []
