@@ -1,4 +1,4 @@
-"""Load a base: a local folder, a hub id, or the bundled one.
+"""Load a base: a local folder, a hub id, or the bundled one; in floats, or in 4 or 8 bits.
 
 Weights come from safetensors only, and no code of the model's author is run.
 """
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorica.base import quantised_model
 from lorica.base.bundled import FOLDER, NAME
+from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,20 +40,29 @@ class Base:
         return getattr(config, "max_position_embeddings", None)
 
 
-def load(path: str, *, dtype: str = "float32", labels: list[str] | None = None) -> Base:
+def load(
+    path: str, *, dtype: str = "float32", labels: list[str] | None = None,
+    quantisation: str | None = None, double_quantisation: bool = True,
+) -> Base:  # fmt: skip
     """The base at `path`, frozen and in eval mode, on the accelerator if there is one.
 
-    dtype: "float32" or "bfloat16".
+    dtype: "float32" or "bfloat16": of what is computed, and of the layers that are not packed.
     labels: classes; with them the base is loaded as a sequence classifier, whose head starts
         from seed 0 where the checkpoint has none.
+    quantisation: "nf4", "fp4" or "int8": pack the linear layers, all but heads. None: load it
+        as it is, which may be packed already; "none": refuse it if it is.
+    double_quantisation: pack the scales of 4-bit blocks too.
 
-    Raises: ConfigError, BaseError, FileError.
+    Raises: ConfigError, BaseError, FileError; MissingError without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}.", known=", ".join(DTYPES))
+    pack = None if quantisation == "none" else quantisation
+    if pack is not None:
+        check_kind(pack)
     folder = where(path)
     kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
@@ -61,6 +72,16 @@ def load(path: str, *, dtype: str = "float32", labels: list[str] | None = None) 
     logging.set_verbosity_error()  # what it would warn of is checked below, and named
     logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
+        there = _quantised_as(path)
+        skeleton = _skeleton(path, kind) if pack is not None or there in KINDS else None
+        if there in KINDS:
+            _check_asked(path, quantisation, there)
+            require()
+            options |= quantised_model.ON_CPU
+        elif skeleton is not None and pack is not None:
+            options |= quantised_model.options(
+                pack, quantised_model.outside(skeleton), double=double_quantisation
+            )
         torch.manual_seed(0)
         model, info = _call(
             path, lambda: kind.from_pretrained(
@@ -68,10 +89,15 @@ def load(path: str, *, dtype: str = "float32", labels: list[str] | None = None) 
                 output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
             ),
         )  # fmt: skip
+    lines = _check_loaded(path, model, info, labels)
+    if skeleton is not None:
+        quantised_model.take_over(
+            model, folder, DTYPES[dtype], skeleton, packed_here=there not in KINDS
+        )
     text = load_tokenizer(path)
     model = model.to(torch.accelerator.current_accelerator() or "cpu")
     base = Base(model.eval().requires_grad_(False), text, path, labels)
-    base.lines += _check_loaded(path, model, info, labels)
+    base.lines += [*lines, *quantised_model.said(model)]
     if text.pad_token_id is None:
         text.pad_token = text.eos_token
     if labels is not None and model.config.pad_token_id is None:
@@ -88,10 +114,34 @@ def load_tokenizer(path: str) -> Any:
 
 def context_length(path: str) -> int | None:
     """The longest row in tokens that the base at `path` was made for; its weights stay unread."""
+    return getattr(_config(path).get_text_config(), "max_position_embeddings", None)
+
+
+def _config(path: str) -> Any:
     from transformers import AutoConfig
 
-    config = _call(path, lambda: AutoConfig.from_pretrained(where(path), trust_remote_code=False))
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return _call(path, lambda: AutoConfig.from_pretrained(where(path), trust_remote_code=False))
+
+
+def _skeleton(path: str, kind: Any) -> nn.Module:
+    """The model without its weights, on no device."""
+    config = _config(path)
+    with torch.device("meta"):
+        return _call(path, lambda: kind.from_config(config, trust_remote_code=False))
+
+
+def _quantised_as(path: str) -> str | None:
+    """How the checkpoint at `path` is quantised already, if it is."""
+    return quantisation_of(getattr(_config(path), "quantization_config", None))[0]
+
+
+def _check_asked(path: str, wanted: str | None, there: str) -> None:
+    if wanted not in (None, there):
+        words = "its floats were" if wanted == "none" else f"{wanted} was"
+        raise BaseError(
+            f"{path} is quantised already, as {there}, and {words} asked for.",
+            fix=f"ask for {there} or for nothing, or name the float base",
+        )
 
 
 def where(path: str) -> str:

@@ -45,7 +45,10 @@ class Site:
         deep = self.kind in ("attention", "decoder")  # they own nothing themselves
         own = [*self.module.parameters(recurse=deep), *self.module.buffers(recurse=deep)]
         floats = [t for t in own if t.is_floating_point() and t.dtype.itemsize > 1]
-        return floats[0] if floats else torch.empty(0)
+        if floats:
+            return floats[0]
+        dtype = getattr(self.module, "compute_dtype", None)  # of bitsandbytes' 4-bit layers
+        return torch.empty(0, dtype=dtype, device=own[0].device if own else None)
 
     @property
     def is_dense(self) -> bool:
@@ -68,7 +71,8 @@ class Site:
         """The layer as float32 (weight (O, I), bias (O,) or None).
 
         A packed layer is not unpacked: it is asked. Its weight is its action on the
-        identity, so every quantisation format works, today's and tomorrow's.
+        identity, so every quantisation format works, today's and tomorrow's. A layer that
+        knows its weight says it: that is faster, and a large bias drowns no bits of it.
         """
         if self.is_dense:
             weight = self.module._parameters["weight"]
@@ -78,8 +82,16 @@ class Site:
             return weight.float(), None if bias is None else bias.detach().float()
         if self.kind != "linear":
             raise MergeError(f"{self.name} keeps no plain weight, and is no linear layer.")
+        if (unpacked := getattr(self.module, "unpacked", None)) is not None:
+            return unpacked()
         weight, shift = action(self.module.forward, self.in_features, self.like)
         return weight, shift if shift.any() else None
+
+    @torch.no_grad()
+    def original(self) -> Tensor | None:
+        """The weight that a quantised layer was made from, float32 (O, I); None: not known."""
+        read = getattr(self.module, "original_weight", None)
+        return None if read is None else read().to(self.like.device, torch.float32)
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor | None) -> None:

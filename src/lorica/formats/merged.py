@@ -14,6 +14,8 @@ the adapter's own change, weighted by probability. A largest logit difference al
 little: an improbable token may be far off and change nothing. The limit of 0.05 lets a merge
 undo a twentieth of what was learned. Measured on a 260,032-parameter Llama with adapters that
 moved it by 1.4 nats a token: 1e-6 in float32, 0.007 in bfloat16.
+
+What becomes of a quantised base is told in base/unpack.py.
 """
 
 import gc
@@ -30,8 +32,9 @@ from torch.nn import functional as F
 
 from lorica.base.load import DTYPES, Base, load_tokenizer
 from lorica.base.load import load as load_base
+from lorica.base.quantised_model import checkpoint_of, layers
+from lorica.base.unpack import TARGETS, check_target, merged_into
 from lorica.core.attach import use
-from lorica.core.merge import merge
 from lorica.errors import ConfigError, DataError, MergeError, ResourceError
 from lorica.formats import commit
 from lorica.formats.open import open_adapter
@@ -54,6 +57,7 @@ PROBE = (
 class MergeReport:
     """What a merge gave. max_difference, max_effect: largest change of a logit.
 
+    quantisation: of the base; target: what it was merged into, None: it is a float base.
     effect, kl: nats per probe token; lost: sqrt(kl / effect), 0 where nothing can be told.
     """
 
@@ -67,6 +71,8 @@ class MergeReport:
     effect: float
     lost: float
     tokens: int
+    quantisation: str | None = None
+    target: str | None = None
     lines: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,6 +89,8 @@ def merge_to(
     allow_base: str | None = None,
     limit: float = LIMIT,
     probe: list[str] | None = None,
+    quantisation: str | None = None,
+    target: str | None = None,
 ) -> MergeReport:
     """Write base and adapter as one model folder, whole or not at all.
 
@@ -90,22 +98,30 @@ def merge_to(
     dtype: what the weights are written in, "float32" or "bfloat16".
     limit: the largest `lost` that is accepted.
     probe: texts to measure on, beside the built-in ones; best some of your own rows.
+    quantisation: of the base; None: as in training; "none": merge on the float base.
+    target: "dequant" (None: this), "original" or "requant", of a quantised base.
 
-    Raises: MergeError, with nothing written, if the adapter has no dense equivalent or more
-        than `limit` of it is lost; ResourceError if `output` is there or cannot be written.
+    Raises: MergeError, with nothing written, if the adapter has no dense equivalent, more than
+        `limit` of it is lost, or `target` cannot be had; ResourceError if `output` is there or
+        cannot be written.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}.", known=", ".join(DTYPES))
+    if target not in (None, *TARGETS):
+        raise ConfigError(f"target is {target!r}.", known=", ".join(TARGETS))
     if not limit > 0:
         raise ConfigError(f"limit is {limit}; it is a share above 0.", fix=f"try {LIMIT}")
     output = Path(output)
     with commit.folder(output) as staging:
-        opened = open_adapter(path, base=base, dtype="float32", allow_base=allow_base)
+        opened = open_adapter(path, base=base, dtype="float32", allow_base=allow_base,
+                              quantisation=quantisation)  # fmt: skip
+        packed = next((layer.kind for layer in layers(opened.model).values()), None)
+        check_target(target, opened.model, opened.path)
         rows = _probe_ids(opened, [*PROBE, *(probe or [])])
         adapted = logits_of(opened, rows)
         with use(opened.model):
             bare = logits_of(opened, rows)
-        lines = [*opened.lines, *merge(opened.model)]
+        lines = [*opened.lines, *merged_into(opened.model, target)]
         where, labels = opened.path, opened.labels
         _write(opened, staging, dtype)
         del opened
@@ -113,7 +129,8 @@ def merge_to(
         written = logits_of(load_base(str(staging), dtype="float32", labels=labels), rows)
         report = MergeReport(
             folder=output, adapter=str(path), base=where, dtype=dtype,
-            **_compare(adapted, bare, written), tokens=len(adapted),
+            **_compare(adapted, bare, written), tokens=len(adapted), quantisation=packed,
+            target=packed and (target or "dequant"),
         )  # fmt: skip
         _judge(report, limit)
         report.lines.extend([*lines, *_said(report)])
@@ -148,8 +165,11 @@ def _write(merged: Base, folder: Path, dtype: str) -> None:
     """The model in `dtype` with its tokenizer and generation settings. In place."""
     model: Any = merged.model
     model.to(DTYPES[dtype])
+    state = None
+    if layers(model):
+        state, model.config.quantization_config = checkpoint_of(model)
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
     except SafetensorError as error:  # the library wraps what the disk said
         raise ResourceError(f"cannot write {folder}: {error}.", fix="check the disk") from error
     load_tokenizer(merged.path).save_pretrained(folder)  # as it came: load() may add a pad token
@@ -189,20 +209,31 @@ def divergence(true: Tensor, other: Tensor) -> float:
 def _judge(report: MergeReport, limit: float) -> None:
     if report.lost <= limit:
         return
-    rounded = report.dtype != "float32"
+    if report.target in ("original", "requant"):
+        way = f'merge with target="dequant", or accept it: limit={math.ceil(report.lost * 20) / 20}'
+    elif report.dtype != "float32":
+        way = 'write it in dtype "float32"'
+    else:
+        way = "use the adapter unmerged"
     raise MergeError(
         f"merging loses {report.lost:.1%} of what the adapter does; the limit is {limit:.1%}. "
         "Nothing is written.",
         kl=f"{report.kl:.3g} nats a token, {report.effect:.3g} is the adapter's effect",
         logits=f"off by at most {report.max_difference:.3g}; moved by {report.max_effect:.3g}",
-        fix='write it in dtype "float32"' if rounded else "use the adapter unmerged",
+        fix=way,
     )
 
 
 def _said(report: MergeReport) -> list[str]:
     """Named lines on the measured error."""
+    into = {
+        None: "",
+        "dequant": f" into what the {report.quantisation} codes stand for",
+        "original": " into the original weights",
+        "requant": f" and packed again as {report.quantisation}",
+    }[report.target]
     line = (
-        f"merged in float32, written in {report.dtype}: logits differ by at most "
+        f"merged in float32{into}, written in {report.dtype}: logits differ by at most "
         f"{report.max_difference:.3g} (the adapter moved them by up to {report.max_effect:.3g}), "
         f"KL {report.kl:.3g} of {report.effect:.3g} nats a token; {report.lost:.2%} is lost "
         f"(on {report.tokens} probe tokens)"

@@ -1,0 +1,81 @@
+"""The weights that a quantised base was made from, read one by one from its own files.
+
+Quantised layers keep no second copy. What needs the original (merging into it, LoftQ's start)
+asks for one tensor at a time, and gets it from the safetensors of the base.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorica.base.fingerprint import places
+from lorica.errors import FileError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read(file: str, key: str, transposed: bool = False) -> Tensor:
+    """Tensor `key` of a safetensors file as (O, I), in the dtype that it is kept in.
+
+    transposed: it lies (I, O) in the file. Raises: FileError if it is there no longer.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            weight = tensors.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            f"the original weight {key} of the base cannot be read from {file}.", why=error,
+            fix="put the base's folder back where it was",
+        ) from None  # fmt: skip
+    return weight.T if transposed else weight
+
+
+def keys_of(folder: str) -> dict[str, str]:
+    """Every tensor of a base (folder or hub id) and its file; only what is on this machine."""
+    from safetensors import safe_open
+
+    single, index = _here(folder, SINGLE), _here(folder, INDEX)
+    if single is not None:
+        with safe_open(single, framework="pt") as tensors:
+            return dict.fromkeys(tensors.keys(), single)
+    if index is None:
+        return {}
+    names: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    files = {name: _here(folder, name) for name in sorted(set(names.values()))}
+    return {key: file for key, name in names.items() if (file := files[name]) is not None}
+
+
+def key_of(layer: str, keys: dict[str, str], prefix: str) -> str | None:
+    """The name of a layer's weight in the files; `prefix` is what transformers may add or drop."""
+    plain = f"{layer}.weight"
+    return next((k for k in (plain, f"{prefix}.{plain}", plain.removeprefix(f"{prefix}."))
+                 if k in keys), None)  # fmt: skip
+
+
+def values(file: str, key: str) -> Tensor:
+    """A few values of a matrix, at the places that a fingerprint looks at."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        part: Any = tensors.get_slice(key)
+        rows, columns = part.get_shape()
+        at = [divmod(int(place), columns) for place in places(rows * columns)]
+        return torch.stack(
+            [part[row : row + 1, column : column + 1].flatten()[0] for row, column in at]
+        )
+
+
+def _here(folder: str, name: str) -> str | None:
+    """A file of a base: in its folder, or where the hub's client keeps what it fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(folder).is_dir():
+        file = Path(folder) / name
+        return str(file.resolve()) if file.is_file() else None
+    found = try_to_load_from_cache(folder, name)
+    return found if isinstance(found, str) else None

@@ -1,0 +1,244 @@
+"""Linear layers kept in 4 or 8 bits a weight, through bitsandbytes: y = x D(codes)^T + b.
+
+    nf4, fp4   4 bits a weight; one float32 scale, the largest |w|, for a block of 64. Double
+               quantisation keeps the scales, less their mean, in 8 bits each, with one float32
+               for 256 of them
+    int8       8 bits a weight; one float32 scale, the largest |w|, for a row
+
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv:2305.14314, section
+3; int8 after Dettmers et al., "LLM.int8()", 2022, arXiv:2208.07339, weights only. The paper
+writes FP8 for the second level; bitsandbytes takes its signed 8-bit dynamic map, and so do we.
+
+bitsandbytes packs and unpacks; its layers are not used. In eval mode on a CPU with AVX512-BF16
+its Linear4bit rewrites the codes in place, rounds the scales to bfloat16, and refuses heights
+that are no multiple of 32. Its Linear8bitLt rounds activations too, in eval mode only (on the
+CPU), through float16, where a large one becomes NaN; what it keeps beside its parameters stays
+behind when the model moves. Pickle loses both their parameter classes. Here the bits are plain
+buffers and the product is the same in training and in evaluation, so merging stays exact.
+
+    I  in_features   O  out_features
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.site import site_of
+from lorica.errors import ConfigError, MissingError
+
+Kind = Literal["nf4", "fp4", "int8"]
+KINDS: tuple[str, ...] = get_args(Kind)
+BLOCK, SECOND_BLOCK = 64, 256
+PARTS = ("codes", "scales", "second", "offset", "table")
+
+
+class QuantisedLinear(nn.Module):
+    """A frozen linear layer in a few bits a weight. It computes in the dtype of its input.
+
+    codes: uint8 (O * I / 2, rounded up), the first weight in the high half; int8 (O, I).
+    scales: of blocks or rows; the 8-bit codes of them where they are quantised again, with
+        second: the scales of 256 scales each, offset: their mean, table: (256,) code -> value.
+    transposed: the layer that it stands for keeps its weight (I, O): Conv1D.
+    original_weight: reads the weight that was quantised, (O, I); absent when it is not known.
+    original_sample: a few of its values, for the fingerprint; None when it is not known.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    second: Tensor | None
+    offset: Tensor | None
+    table: Tensor | None
+    like: Tensor
+    original_weight: Callable[[], Tensor]
+
+    def __init__(
+        self, kind: Kind, in_features: int, out_features: int, bias: Tensor | None,
+        dtype: torch.dtype, **parts: Tensor | None,
+    ):  # fmt: skip
+        super().__init__()
+        self.kind: Kind = kind
+        self.in_features, self.out_features = in_features, out_features
+        for name in PARTS:
+            part = parts.get(name)
+            if part is not None and part.is_floating_point():
+                # Kept as bits, because model.to(bfloat16) would round every float buffer.
+                part = part.detach().float().contiguous().view(torch.int32)
+            self.register_buffer(name, part)
+        # Empty: it says where the layer is, and what dtype the model around it has.
+        empty = torch.empty(0, dtype=dtype, device=self.codes.device)
+        self.register_buffer("like", empty, persistent=False)
+        kept = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        self.bias = kept
+        self.transposed = False
+        self.original_sample: bytes | None = None
+
+    @property
+    def double_quantisation(self) -> bool:
+        """The scales are quantised too."""
+        return self.second is not None
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Bits that codes and scales take, for each weight. `table` is the same in all layers."""
+        parts = [getattr(self, name) for name in PARTS if name != "table"]
+        used = sum(part.numel() * part.element_size() for part in parts if part is not None)
+        return 8 * used / (self.in_features * self.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _Product.apply(x, self)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        """The weight that the codes stand for, (O, I), computed in float32, rounded to `dtype`."""
+        if self.kind == "int8":
+            scale = self.scales.view(torch.float32).unsqueeze(1) / 127
+            return (self.codes.float() * scale).to(dtype)
+        near = torch.float32 if dtype == torch.float64 else dtype
+        weight = require().functional.dequantize_4bit(self.codes, self.state(near)).to(dtype)
+        return weight.view(-1)[: self.out_features * self.in_features].view(self.out_features, -1)
+
+    def unpacked(self) -> tuple[Tensor, Tensor | None]:
+        """(weight (O, I), bias (O,) or None) as float32, with what `like.dtype` rounds off gone:
+        the numbers that the product is made of."""
+        bias = None if self.bias is None else self.bias.detach().float()
+        return self.weight_as(self.like.dtype).float(), bias
+
+    def state(self, dtype: torch.dtype) -> Any:
+        """What bitsandbytes keeps beside 4-bit codes.
+
+        Rows of an odd length are given to it end to end, as one: for them it would start a
+        compiler.
+        """
+        functional = require().functional
+        scales, second = self.scales, None
+        shape = (self.out_features, self.in_features)
+        if self.in_features % 2:
+            shape = (1, 2 * self.codes.numel())
+        if self.second is not None and self.table is not None:
+            second = functional.QuantState(
+                absmax=self.second.view(torch.float32), code=self.table.view(torch.float32),
+                blocksize=SECOND_BLOCK, dtype=torch.float32,
+            )  # fmt: skip
+        else:
+            scales = scales.view(torch.float32)
+        return functional.QuantState(
+            absmax=scales, shape=torch.Size(shape),
+            code=_table(self.kind, self.codes.device), blocksize=BLOCK, quant_type=self.kind,
+            dtype=dtype, offset=None if self.offset is None else self.offset.view(torch.float32),
+            state2=second,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        double = ", double quantisation" if self.double_quantisation else ""
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{self.in_features}, {self.out_features}, {self.kind}{double}{bias}"
+
+
+class _Product(torch.autograd.Function):
+    """x D(codes)^T. The backward pass unpacks the weight again: keeping it would cost the memory
+    that the codes save."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:  # type: ignore[override]
+        ctx.layer = layer
+        return F.linear(x, layer.weight_as(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad @ ctx.layer.weight_as(grad.dtype), None
+
+
+@torch.no_grad()
+def quantise(layer: nn.Module, kind: Kind, *, double: bool = True) -> QuantisedLinear:
+    """A dense linear layer (or Conv1D) in fewer bits.
+
+    double: quantise the scales too; without meaning for int8.
+    Raises: ConfigError for another kind; MissingError without bitsandbytes.
+    """
+    check_kind(kind)
+    site = site_of("", layer)
+    assert site is not None and site.kind == "linear"
+    weight, bias = site.dense()
+    dtype, shape = site.like.dtype, (site.in_features, site.out_features)
+    functional = require().functional
+    if kind == "int8":
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        return QuantisedLinear(kind, *shape, bias, dtype, codes=codes, scales=scales)
+    codes, state = functional.quantize_4bit(
+        weight.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type=kind
+    )
+    return QuantisedLinear(kind, *shape, bias, dtype, **_parts(codes, state))
+
+
+def taken_over(layer: Any) -> QuantisedLinear | None:
+    """A quantised layer of bitsandbytes as one of ours, with its bits; None: it is none."""
+    nn_ = require().nn
+    if not isinstance(layer, nn_.Linear4bit | nn_.Linear8bitLt):
+        return None
+    shape, bias = (layer.in_features, layer.out_features), layer.bias
+    dtype = torch.float32 if bias is None else bias.dtype
+    if isinstance(layer, nn_.Linear8bitLt):
+        scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+        codes = layer.weight.data
+        return QuantisedLinear("int8", *shape, bias, dtype, codes=codes, scales=scales)
+    state = layer.weight.quant_state
+    if state.blocksize != BLOCK or (state.nested and state.state2.blocksize != SECOND_BLOCK):
+        raise ConfigError(
+            f"a quantised layer has blocks of {state.blocksize}; blocks of {BLOCK} are read.",
+            fix="load the base that it was made from, and quantise that",
+        )
+    parts = _parts(layer.weight.data, state)
+    return QuantisedLinear(state.quant_type, *shape, bias, dtype, **parts)
+
+
+def quantisation_of(settings: Any) -> tuple[str | None, bool]:
+    """(quantisation, double quantisation) that a transformers quantization_config says."""
+    if settings is None:
+        return None, False
+    said = settings if isinstance(settings, dict) else settings.to_dict()
+    if said.get("load_in_8bit"):
+        return "int8", False
+    if said.get("load_in_4bit"):
+        double = bool(said.get("bnb_4bit_use_double_quant"))
+        return str(said.get("bnb_4bit_quant_type", "fp4")), double
+    method = said.get("quant_method") or "unknown"
+    return str(getattr(method, "value", method)), False
+
+
+def check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ConfigError(f"quantisation is {kind!r}.", known=", ".join([*KINDS, "none"]),
+                          fix="try nf4")  # fmt: skip
+
+
+def require() -> Any:
+    """bitsandbytes. Raises: MissingError if it is not installed."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingError(
+            "quantised bases need bitsandbytes, which is not installed.", why=error,
+            fix='pip install "lorica[quantisation]"',
+        ) from None  # fmt: skip
+    return bitsandbytes
+
+
+def _parts(codes: Tensor, state: Any) -> dict[str, Tensor | None]:
+    """What bitsandbytes gives for 4-bit codes, under our names."""
+    second = state.state2 if state.nested else None
+    return {
+        "codes": codes.detach().contiguous().view(torch.uint8).reshape(-1),
+        "scales": state.absmax,
+        "second": second and second.absmax,
+        "offset": state.offset if second else None,
+        "table": second and second.code,
+    }
+
+
+@cache
+def _table(kind: str, device: torch.device) -> Tensor:
+    return require().functional.get_4bit_type(kind, device=device)

@@ -1,0 +1,94 @@
+"""What becomes of a quantised base when an adapter is merged into it: one of three things.
+
+    dequant   the floats that its codes stand for, and the update: what training saw, exactly
+    original  the floats that it was made from, and the update: the error of quantisation, which
+              training had seen, is gone, so this is another model
+    requant   codes again, of the merged floats: rounded as the base was
+
+For a method that is no plain sum (DoRA), the update is what it changes on the quantised weight.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lorica.base.quantise import QuantisedLinear, quantise
+from lorica.base.quantised_model import layers
+from lorica.core.merge import merge
+from lorica.core.site import Site, site_of
+from lorica.errors import ConfigError, MergeError, listed
+
+Target = Literal["dequant", "original", "requant"]
+TARGETS: tuple[str, ...] = get_args(Target)
+
+
+def check_target(target: str | None, model: nn.Module, path: str) -> None:
+    """Raises: ConfigError, MergeError if a quantised base is needed, or its original weights."""
+    packed = layers(model)
+    if target is not None and not packed:
+        raise ConfigError(
+            f"target is {target!r}, and {path} is not quantised here.", fix="leave target out"
+        )
+    unknown = [name for name, layer in packed.items() if not hasattr(layer, "original_weight")]
+    if target == "original" and unknown:
+        raise MergeError(
+            f"the original weights of {len(unknown)} layers are not known.",
+            layers=listed(unknown),
+            fix='merge with target="dequant", or quantise the float checkpoint instead',
+        )
+
+
+@torch.no_grad()
+def merged_into(model: nn.Module, target: str | None) -> list[str]:
+    """Fold the active adapters into the base, and every packed layer into `target`. In place.
+
+    target: None is "dequant". Layers without an adapter are treated alike, one at a time;
+        "requant" leaves the codes of those as they are.
+
+    Returns: named lines. Raises: MergeError.
+    """
+    packed = layers(model)
+    lines = merge(model)
+    for name, layer in packed.items():
+        now = site_of(name, model.get_submodule(name))
+        assert now is not None
+        if target != "requant":
+            model.set_submodule(name, _dense(layer, now, target))
+        elif now.module is not layer:
+            again = quantise(now.module, layer.kind, double=layer.double_quantisation)
+            again.transposed = layer.transposed
+            model.set_submodule(name, again)
+    return lines
+
+
+def _dense(layer: QuantisedLinear, now: Site, target: str | None) -> nn.Module:
+    """The float layer for the place of `layer`. now: what merging has left there."""
+    weight, bias = now.dense()
+    if target == "original":
+        before = Site(now.name, layer, "linear", layer.in_features, layer.out_features)
+        original = before.original()
+        assert original is not None  # check_target
+        weight = weight + (original - before.dense()[0])
+    return _conv1d(weight, bias) if layer.transposed else _linear(weight, bias)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    with torch.device("meta"):
+        dense = nn.Linear(*weight.T.shape, bias=bias is not None)
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        dense.bias = nn.Parameter(bias, requires_grad=False)
+    return dense
+
+
+def _conv1d(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """transformers' layer whose weight lies (I, O); it always has a bias."""
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        dense = Conv1D(*weight.shape)
+    dense.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+    dense.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias,
+                              requires_grad=False)  # fmt: skip
+    return dense
