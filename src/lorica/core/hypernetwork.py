@@ -1,0 +1,111 @@
+"""A network that makes the two matrices of a LoRA for every site, from a condition.
+
+    z = mixer [enc(c) | depth(l) | type(m)]      u = out(z + res(z)) / d
+    A = reshape(W_A u + b_A), (R, I)             B = reshape(W_B u + b_B), (O, R)
+
+enc(c), depth(l) and type(m) take a half and two quarters of its width, each normalised; m is a
+layer's name and shape. W starts at zero, b_A as a LoRA's A and b_B at zero, so that every
+condition starts with the same A and with no update. All sites share the network.
+
+    C conditions   I, O features of a site   R r   d hidden
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.encode import Names, Vectors
+from lorica.core.rows import Rows
+from lorica.core.site import Site
+from lorica.core.targets import block_of
+
+
+class Place(NamedTuple):
+    """Where a site stands: the numbers of its depth and type, and the head it has."""
+
+    depth: int
+    kind: int
+    head: str
+
+
+class Network(nn.Module):
+    """The network, and the conditions that are set.
+
+    enc: of conditions, onto latent // 2 numbers. default: the conditions while none are set;
+    None: there are none. codes: (C, ...) what `enc` reads of the distinct conditions that are
+    set. rows: which of them each row has; None: the one for all.
+    """
+
+    def __init__(
+        self, enc: Names | Vectors, sites: list[Site], *, r: int, hidden: int, latent: int,
+        default: tuple[str, ...] | None,
+    ):  # fmt: skip
+        super().__init__()
+        n, quarter = latent, latent // 4
+        self.enc, self.r, self.default = enc, r, default
+        self.depths = list(dict.fromkeys(block_of(site.name) for site in sites))
+        heads = {head_of(site): site for site in sites}
+        self.depth = nn.Embedding(len(self.depths), quarter)
+        self.kind = nn.Embedding(len(heads), quarter)
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in (n // 2, quarter, quarter))
+        self.mixer = nn.Sequential(nn.Linear(n, n), nn.SiLU())
+        self.res = nn.Sequential(
+            nn.LayerNorm(n), nn.Linear(n, 2 * n), nn.SiLU(), nn.Linear(2 * n, n)
+        )
+        self.out = nn.Sequential(nn.LayerNorm(n), nn.Linear(n, hidden))
+        self.heads = nn.ModuleDict({key: Head(r, hidden, site) for key, site in heads.items()})
+        self.codes: Tensor | None = None
+        self.rows: Rows | None = None
+        self._now: tuple[Any, Any] | None = None
+        self.set(None, None)
+
+    def place(self, site: Site) -> Place:
+        head = head_of(site)
+        return Place(self.depths.index(block_of(site.name)), list(self.heads).index(head), head)
+
+    def set(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
+        """Take up the conditions of the rows; see `core.condition.set_conditions`."""
+        if (conditions, lengths) == self._now:
+            return  # another site has said so
+        each = (self.default if conditions is None else conditions) or ()
+        distinct = list(dict.fromkeys(each))
+        codes = self.enc.codes(distinct) if distinct else None
+        numbers = [distinct.index(condition) for condition in each]
+        self.rows = Rows.of(numbers, lengths) if len(each) > 1 else None
+        self.codes, self._now = codes, (conditions, lengths)
+
+    def forward(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """A (C, R, I) and B (C, O, R) of a site at each condition, in float32 always."""
+        depth, kind = self.depth.weight[place.depth], self.kind.weight[place.kind]
+        with torch.autocast(depth.device.type, enabled=False):
+            c = self.enc(codes.to(depth.device))
+            parts = c, depth.expand(len(c), -1), kind.expand(len(c), -1)
+            z = torch.cat([norm(v) for norm, v in zip(self.norms, parts, strict=True)], -1)
+            z = self.mixer(z)
+            return self.heads[place.head](self.out(z + self.res(z)))
+
+
+class Head(nn.Module):
+    """A and B of one type of layer, from u d."""
+
+    def __init__(self, r: int, hidden: int, site: Site):
+        super().__init__()
+        self.r, self.hidden = r, hidden
+        self.a = nn.Linear(hidden, r * site.in_features)
+        self.b = nn.Linear(hidden, r * site.out_features)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        bound = 1 / math.sqrt(site.in_features)
+        nn.init.uniform_(self.a.bias, -bound, bound)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = u / self.hidden
+        return self.a(u).unflatten(-1, (self.r, -1)), self.b(u).unflatten(-1, (-1, self.r))
+
+
+def head_of(site: Site) -> str:
+    """The name of the head that a site has: that of its layer, and its shape."""
+    return f"{site.name.rpartition('.')[2]}_{site.in_features}x{site.out_features}"

@@ -1,0 +1,179 @@
+"""HyperLoRA: y = W x + s B(c) A(c) x, where a small network makes A and B from a condition c.
+
+    z = mixer [enc(c) | depth(l) | type(m)]      u = out(z + res(z)) / d
+    A = reshape(W_A u + b_A), (R, I)             B = reshape(W_B u + b_B), (O, R)
+
+There is no one paper. The form, with heads for each type m of layer, zero W and the biases of a
+LoRA, so that every c starts as the base, and the weight of the L2 penalty are those of Charakorn
+et al., "Text-to-LoRA: Instant Transformer Adaption", 2025, arXiv:2506.06105, and its code. Others
+are Lv et al., "HyperLoRA", Findings of EMNLP 2024, and HyperFormer, Mahabadi et al., 2021,
+arXiv:2106.04489. Ours: learned vectors of tasks and pairs, the sizes, no dropout inside the
+network, the penalty over known conditions instead of those at hand (so that micro-batches give
+the big batch's gradient), and the division by d, with which W u moves about as fast as b.
+
+    C conditions   B batch   T tokens   I, O features   R r   d hidden
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.condition import Conditioned
+from lorica.core.encode import KINDS, Kind, Texts, encoder, settled
+from lorica.core.hypernetwork import Network
+from lorica.core.rows import branch
+from lorica.core.schedule import Schedule
+from lorica.core.site import Site
+from lorica.errors import ConfigError, MergeError, listed
+
+ALONE = ("default",)  # the one condition of tasks that nobody named
+MOST = 16  # conditions that one step's penalty looks at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperlora(Method, name="hyperlora"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    paper: ClassVar[str] = "Charakorn et al. 2025, arXiv:2506.06105"
+    count: ClassVar[str] = "(hidden + 1) * r * (I + O)"  # of one type of layer; the network once
+    r: int = 8
+    """Columns of B. Parameters per type of layer (not per layer): (hidden + 1) * r * (I + O)."""
+    alpha: float | None = None
+    """Numerator of the scale s = alpha / r; None: 2 r."""
+    dropout: float = 0.0
+    """Probability of dropping an input coordinate of A, in [0, 1)."""
+    condition: Kind = "task"
+    """What a condition is: task (any name), pair ("en-fr", two languages that pairs share),
+    embedding (a list of numbers), or text (read by the base)."""
+    conditions: tuple[str, ...] = ()
+    """The conditions that are known; by default those of the training rows. None for embedding."""
+    width: int | None = None
+    """Numbers of an embedding, or of the base's hidden state for text; found from the data."""
+    latent: int = 128
+    """Width of the network; a multiple of 4."""
+    hidden: int = 64
+    """Numbers that a head makes A and B from, d. The heads grow with it."""
+    penalty: float = 1e-3
+    """Weight of the mean squares of A and B, over the known conditions, in the loss."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "conditions", tuple(self.conditions))
+        whole = {key: getattr(self, key) for key in ("r", "latent", "hidden", "width")}
+        small = [k for k, n in whole.items() if n is not None and not (type(n) is int and n >= 1)]
+        alpha = 1.0 if self.alpha is None else self.alpha
+        for wrong, key, want in (
+            *((True, key, "a whole number, at least 1") for key in small),
+            ("latent" not in small and self.latent % 4, "latent", "a multiple of 4"),
+            (not 0 < alpha < math.inf, "alpha", "above 0"),
+            (not 0 <= self.dropout < 1, "dropout", "in [0, 1)"),
+            (not 0 <= self.penalty < math.inf, "penalty", "0 or more"),
+            (self.condition not in KINDS, "condition", f"one of {', '.join(KINDS)}"),
+            (len({*self.conditions}) < len(self.conditions) or "" in self.conditions, "conditions",
+             "a list of different names"),
+            (self.condition == "embedding" and self.conditions, "conditions",
+             "left out for embeddings, of which any can be used"),
+        ):  # fmt: skip
+            if wrong:
+                raise ConfigError(f"hyperlora.{key} is {getattr(self, key)!r}; it must be {want}.",
+                                  fix=f"change {key}, or leave it out")  # fmt: skip
+
+    @property
+    def scale(self) -> float:
+        return 2.0 if self.alpha is None else self.alpha / self.r
+
+    def knowing(self, conditions: Sequence[str] | None) -> Self:
+        if not conditions:
+            raise ConfigError(
+                "hyperlora makes its adapter from a condition, and the training rows have none.",
+                fix="name their column, data.columns: {condition: NAME}; or train lora",
+            )
+        known, width = settled(self.condition, conditions, self.conditions)
+        return replace(self, conditions=known, width=width or self.width)
+
+    def share(self, sites: list[Site]) -> "Network":
+        known = ALONE if self.condition == "task" and not self.conditions else self.conditions
+        enc = encoder(self.condition, known, self.width, self.latent // 2)
+        return Network(enc, sites, r=self.r, hidden=self.hidden, latent=self.latent,
+                       default=ALONE if known is ALONE else None)  # fmt: skip
+
+    def build(self, site: Site, shared: "Network") -> "HyperAdapter":
+        if self.r != shared.r:
+            raise ConfigError(f"hyperlora has one r for all layers: {site.name} cannot have "
+                              f"{self.r}.", fix="leave rank_pattern out")  # fmt: skip
+        return HyperAdapter(site, self, shared)
+
+    def schedule(
+        self, adapters: Mapping[str, Adapter], total: int, epoch: int
+    ) -> "SmallWeights | None":
+        made = [a for a in adapters.values() if isinstance(a, HyperAdapter)]
+        return SmallWeights(made, self.penalty) if self.penalty else None
+
+
+class HyperAdapter(Conditioned):
+    def __init__(self, site: Site, method: Hyperlora, network: Network):
+        super().__init__()
+        self.scale, self.p, self.network = method.scale, method.dropout, network
+        self.known = method.conditions
+        self.place = network.place(site)
+
+    def condition(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
+        self.network.set(conditions, lengths)
+
+    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        if self.network.codes is None:
+            raise ConfigError(
+                "hyperlora makes its adapter from a condition, and none is set.",
+                known=listed(self.known) if self.known else "any embedding",
+                fix="lorica.core.condition.set_conditions(model, [one for each row]); "
+                "--condition on the command line",
+            )
+        a, b = (t.to(y.dtype) for t in self.network(self.network.codes, self.place))
+        x = F.dropout(x, self.p, self.training)
+        return torch.add(y, branch(x, a, b, self.network.rows), alpha=self.scale)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        codes = self.network.codes
+        if codes is None or len(codes) > 1:
+            return None
+        a, b = self.network(codes, self.place)
+        return a[0], self.scale * b[0]
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        found = super().merged(weight, bias)
+        if found is None:
+            raise MergeError("hyperlora has another weight for each condition.",
+                             fix="set one: set_conditions(model, [c]), or --condition")  # fmt: skip
+        return found
+
+    def undescribed(self, conditions: Sequence[str]) -> list[str]:
+        enc = self.network.enc
+        return enc.missing([*self.known, *conditions]) if isinstance(enc, Texts) else []
+
+    def describe(self, vectors: Mapping[str, Tensor]) -> list[str]:
+        enc = self.network.enc
+        return enc.take(vectors) if isinstance(enc, Texts) else []
+
+
+class SmallWeights(Schedule):
+    """The L2 penalty: weight (mean A^2 + mean B^2), the mean over sites."""
+
+    def __init__(self, adapters: list[HyperAdapter], weight: float):
+        self.adapters, self.weight = adapters, weight
+        self.network = adapters[0].network
+
+    def penalty(self, t: int) -> Tensor | None:
+        """Over the known conditions, at most MOST in turn; embeddings: over those that are set."""
+        known, codes = self.adapters[0].known, self.network.codes
+        if known:
+            picked = [known[(t * MOST + i) % len(known)] for i in range(min(MOST, len(known)))]
+            codes = self.network.enc.codes(picked)
+        if codes is None:
+            return None
+        made = [self.network(codes, adapter.place) for adapter in self.adapters]
+        each = [a.square().mean() + b.square().mean() for a, b in made]
+        return self.weight * torch.stack(each).mean()
