@@ -56,9 +56,9 @@ def clashes(c: "TrainConfig") -> list[tuple[str, str]]:
             "method full trains float weights; a quantised base has none",
         ),
         (
-            c.quantisation and c.split == "device",
+            c.quantisation and c.split,
             "quantisation",
-            "the device of a split run holds no base to quantise; say it to the cloud",
+            "a split run has no quantised base",
         ),
         (
             c.split and not c.peer,
