@@ -1,9 +1,10 @@
 """DoRA: y = m * (W + s B A) x / ||W + s B A||, the norm taken over each output row.
 
 Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353; the norm n
-is held constant in the backward pass (section 4.3). The bias is not scaled. Dropout acts on
-the input of A alone; the reference code drops the input of W in the term (m/n - 1) W x as
-well, which costs a second product with W and has the same mean.
+is held constant in the backward pass (section 4.3), unless detach_norm is false: then the
+gradient of V = W + s B A loses its part along V, and that of m is the same. The bias is not
+scaled. Dropout acts on the input of A alone; the reference code drops the input of W in the
+term (m/n - 1) W x as well, which costs a second product with W and has the same mean.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Dora(Lora, name="dora"):
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     count: ClassVar[str] = "r * (I + O) + O"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
+    detach_norm: bool = True
+    """Hold the norm constant in the backward pass, as the paper does; false: differentiate it."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,31 +47,35 @@ class DoraAdapter(LoraAdapter):
         weight, bias = site.dense()
         self.register_buffer("square", weight.square().sum(1), persistent=False)  # (O,)
         self.register_buffer("base_bias", bias, persistent=False)
-        self.m = nn.Parameter(self.square.sqrt())
+        self.detached = method.detach_norm
+        start = self.square.sqrt()
+        if not method.start.starts_as_base:  # its first weight is not W, and keeps its own size
+            start = LoraAdapter.merged(self, weight, None)[0].detach().norm(dim=1)
+        self.m = nn.Parameter(start)
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
         offset = 0 if self.base_bias is None else self.base_bias.to(y.dtype)
         turned = super().after(x, y - offset, base)
         return turned * (self.m / self.norm(y.dtype, base)).to(y.dtype) + offset
 
-    @torch.no_grad()
     def norm(self, dtype: torch.dtype, base: Base) -> Tensor:
-        """Row norms of W + s B A, shape (O,), from R rows of the base instead of W itself.
+        """Row norms of V = W + s B A, shape (O,), from R rows of the base instead of W itself.
 
         ||w + s bA||^2 = ||w||^2 + 2 s <w, bA> + s^2 ||bA||^2, and <w, a> = base(a).
         """
-        cross = self.rows(dtype, base)  # (R, O)
-        gram = self.a @ self.a.T  # (R, R)
-        square = self.square + 2 * self.scale * (cross.T * self.b).sum(1)
-        square = square + self.scale**2 * ((self.b @ gram) * self.b).sum(1)
-        return square.clamp_min(TINY**2).sqrt()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
+            a, b = self.pair()
+            cross = self.rows(a, dtype, base)  # (R, O)
+            square = self.square + 2 * self.scale * (cross.T * b).sum(1)
+            square = square + self.scale**2 * ((b @ (a @ a.T)) * b).sum(1)
+            return square.clamp_min(TINY**2).sqrt()
 
-    def rows(self, dtype: torch.dtype, base: Base) -> Tensor:
-        """A W^T: what the base makes of the rows of A, (R, O) float32."""
+    def rows(self, a: Tensor, dtype: torch.dtype, base: Base) -> Tensor:
+        """a W^T: what the base makes of the rows of `a`, (R, O) float32."""
         if self.lookup:
-            ids = torch.arange(self.a.shape[1], device=self.a.device)
-            return self.a @ base(ids).to(self.a.dtype) / self.gain
-        out = base(self.a.to(dtype)).to(self.a.dtype)
+            ids = torch.arange(a.shape[1], device=a.device)
+            return a @ base(ids).to(a.dtype) / self.gain
+        out = base(a.to(dtype)).to(a.dtype)
         return out if self.base_bias is None else out - self.base_bias
 
     def factors(self) -> None:

@@ -10,7 +10,7 @@ al., 2024, arXiv:2402.12354. Of an embedding, A is read by token id instead of m
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
-from lorica.errors import ConfigError, TargetError, closest
-
-Start = Literal["kaiming", "gaussian"]
-STARTS = get_args(Start)
+from lorica.core.start import Start, skipped, start_of
+from lorica.errors import ConfigError, TargetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +34,9 @@ class Lora(Method, name="lora"):
     """s = alpha / sqrt(r), which keeps its size as r grows, instead of alpha / r."""
     dropout: float = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
-    init: Start = "kaiming"
-    """A ~ U(-1/sqrt(I), 1/sqrt(I)), or N(0, 1/r^2); B zero. Of an embedding: A zero, B N(0, 1)."""
+    init: str = "kaiming"
+    """How A and B begin: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: a faster one), olora,
+    loftq (on a quantised base) or eva (from data; eva_rho_2: at most 2 r at a site)."""
     loraplus_lr_ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+); at least 1."""
     lora_bias: bool = False
@@ -49,13 +48,14 @@ class Lora(Method, name="lora"):
             raise ConfigError(
                 f"{name}.r is {self.r}; it must be a whole number, at least 1.", fix="try r=8"
             )
-        if self.init not in STARTS:
+        try:
+            start_of(self.init)
+        except ConfigError as error:
             raise ConfigError(
-                f"{name}.init is {self.init!r}.",
-                closest=closest(str(self.init), STARTS),
-                known=", ".join(STARTS),
-                fix="name one of these",
-            )
+                f"{name}.init is {self.init!r}: {error.what}",
+                fix=error.fix or "name one of these",
+                **error.facts,
+            ) from None
         if not 0 <= self.dropout < 1:
             raise ConfigError(
                 f"{name}.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05"
@@ -74,7 +74,20 @@ class Lora(Method, name="lora"):
 
     @property
     def scale(self) -> float:
-        return self.numerator / (math.sqrt(self.r) if self.use_rslora else self.r)
+        return self.numerator / self.divisor(self.r)
+
+    def divisor(self, r: int) -> float:
+        """What alpha is divided by at rank `r`."""
+        return math.sqrt(r) if self.use_rslora else r
+
+    @property
+    def start(self) -> Start:
+        return start_of(self.init)
+
+    @property
+    def needs_data(self) -> bool:
+        """Its start is complete only after lorica.inits.eva.calibrate."""
+        return self.start.needs_data
 
     def build(self, site: Site, shared: Any) -> "LoraAdapter":
         return LoraAdapter(site, self)
@@ -84,6 +97,14 @@ class Lora(Method, name="lora"):
 
 
 class LoraAdapter(Adapter):
+    """a0, b0: frozen copies of a start that is taken out again; None for other starts.
+
+    waits: its start needs data, and has not seen any.
+    """
+
+    a0: Tensor | None
+    b0: Tensor | None
+
     def __init__(self, site: Site, method: Lora):
         super().__init__()
         self.scale, self.p, self.r = method.scale, method.dropout, method.r
@@ -94,34 +115,49 @@ class LoraAdapter(Adapter):
                 f"{site.name} is an embedding: it has no place for a bias.",
                 fix="leave lora_bias out, or this layer",
             )
-        self.a = nn.Parameter(torch.zeros(method.r, site.in_features))
-        self.b = nn.Parameter(torch.zeros(site.out_features, method.r))
+        start = method.start
+        a, b = start.factors(site, method.r, method.scale)
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.register_buffer("a0", a.clone() if start.takes_out else None)
+        self.register_buffer("b0", b.clone() if start.takes_out else None)
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
-        if self.lookup:
-            nn.init.normal_(self.b)
-        elif method.init == "gaussian":
-            nn.init.normal_(self.a, std=1 / method.r)
-        else:
-            bound = 1 / math.sqrt(site.in_features)
-            nn.init.uniform_(self.a, -bound, bound)
+        self.waits = start.needs_data and not skipped()
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
         return torch.add(y, self.branch(x, y.dtype), alpha=self.scale * self.gain)  # (B, T, O)
 
     def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """B A x, without the scale: (B, T, O)."""
+        if self.waits and self.training and torch.is_grad_enabled():
+            raise ConfigError(
+                "this adapter's start needs data, and has not seen any.",
+                fix="call lorica.inits.eva.calibrate(model, batches) before the first step",
+            )
+        a, b = self.pair()
         if self.lookup:
-            h = F.embedding(x, self.a.T.to(dtype))  # (B, T, R)
+            h = F.embedding(x, a.T.to(dtype))  # (B, T, R)
         else:
-            h = F.linear(F.dropout(x, self.p, self.training), self.a.to(dtype))
+            h = F.linear(F.dropout(x, self.p, self.training), a.to(dtype))
         bias = None if self.bias is None else self.bias.to(dtype)
-        return F.linear(h, self.b.to(dtype), bias)
+        return F.linear(h, b.to(dtype), bias)
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The factors in use, without the scale: (a (R, I), b (O, R)), or of rank 2 R.
+
+        B A - B0 A0 = B (A - A0) + (B - B0) A0: no small change is lost between large products.
+        """
+        if self.a0 is None or self.b0 is None:
+            return self.a, self.b
+        a = torch.cat([self.a - self.a0, self.a0])
+        return a, torch.cat([self.b, self.b - self.b0], dim=1)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        return self.a, self.scale * self.b
+        a, b = self.pair()
+        return a, self.scale * b
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.bias is not None:
             shift = self.scale * self.bias
             bias = shift if bias is None else bias + shift
-        return torch.addmm(weight, self.b, self.a, alpha=self.scale), bias
+        a, b = self.pair()
+        return torch.addmm(weight, b, a, alpha=self.scale), bias

@@ -1,0 +1,1 @@
+"""How the factors of a LoRA begin, one file per start: the file name is the start's name."""

@@ -1,0 +1,25 @@
+"""Normal A, B zero: the start that LoRA's text describes.
+
+A ~ N(0, 1/r^2), with the standard deviation of PEFT's "gaussian"; Hu et al., 2021,
+arXiv:2106.09685, section 4.1, names no deviation. Of an embedding A is zero and B ~ N(0, 1).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lorica.core.site import Site
+from lorica.core.start import Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Start, name="gaussian"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+
+    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        a, b = torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
+        if site.kind == "embedding":
+            return a, b.normal_()
+        return a.normal_(std=1 / r), b

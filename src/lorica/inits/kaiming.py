@@ -1,0 +1,28 @@
+"""Uniform A, B zero: the start of LoRA's own code.
+
+A ~ U(-1/sqrt(I), 1/sqrt(I)), which is torch's Kaiming start with a = sqrt(5): Hu et al., 2021,
+arXiv:2106.09685, loralib. Of an embedding A is zero and B ~ N(0, 1), so that the rows that are
+looked up learn first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lorica.core.site import Site
+from lorica.core.start import Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kaiming(Start, name="kaiming"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+
+    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        a, b = torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
+        if site.kind == "embedding":
+            return a, b.normal_()
+        bound = 1 / math.sqrt(site.in_features)
+        return a.uniform_(-bound, bound), b
