@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from lorica.cli.options import Grade, open_model
+from lorica.cli.options import Grade, Quantisation, open_model
 from lorica.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def chat(
     seed: int = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
+    quantisation: Quantisation | None = None,
 ) -> None:
     """Talk with an adapter, or with a base, in the terminal.
 
@@ -53,8 +54,10 @@ def chat(
         Numbers the base is held in.
     allow_base
         Accept a base that is not the one of training.
+    quantisation
+        Pack the base's linear layers, or not; by default as in training.
     """
-    model = open_model(path, base, dtype, allow_base)
+    model = open_model(path, base, dtype, allow_base, quantisation)
 
     from lorica.evaluation.chat import Chat
     from lorica.evaluation.generate import Sampling

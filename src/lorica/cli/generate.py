@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from lorica.cli.options import Grade, Switch, open_model, print_json
+from lorica.cli.options import Grade, Quantisation, Switch, open_model, print_json
 from lorica.errors import ConfigError
 
 app = App(name="generate")
@@ -26,6 +26,7 @@ def generate(
     seed: int = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
+    quantisation: Quantisation | None = None,
     json: Switch = False,
 ) -> None:
     r"""Complete prompts with an adapter, or with a base.
@@ -52,13 +53,15 @@ def generate(
         Numbers the base is held in.
     allow_base
         Accept a base that is not the one of training.
+    quantisation
+        Pack the base's linear layers, or not; by default as in training.
     json
         Print one JSON object.
     """
     if not prompt:
         raise ConfigError("no prompt was given.", fix='pass --prompt "..."')
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
-    model = open_model(path, base, dtype, allow_base)
+    model = open_model(path, base, dtype, allow_base, quantisation)
 
     from lorica.evaluation.generate import generate
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from lorica.cli.options import Grade, Switch, print_json
+from lorica.cli.options import Grade, Quantisation, Switch, print_json
 
 app = App(name="merge")
 
@@ -21,6 +21,8 @@ def merge(
     limit: float = 0.05,
     probe: Annotated[list[str] | None, Parameter(negative=())] = None,
     allow_base: Grade | None = None,
+    quantisation: Quantisation | None = None,
+    target: Literal["dequant", "original", "requant"] | None = None,
     json: Switch = False,
 ) -> None:
     """Write base and adapter as one plain transformers model.
@@ -41,14 +43,20 @@ def merge(
         A text to measure on beside the built-in ones; may be given several times.
     allow_base
         Accept a base that is not the one of training.
+    quantisation
+        Pack the base's linear layers, or not; by default as in training.
+    target
+        What a quantised base is merged into: the floats that its codes stand for (dequant, the
+        default), the floats that it was made from (original), or codes again (requant).
     json
         Print one JSON object.
     """
     from lorica.formats.merged import merge_to
 
     report = merge_to(
-        path, output, base=base, dtype=dtype, allow_base=allow_base, limit=limit, probe=probe
-    )
+        path, output, base=base, dtype=dtype, allow_base=allow_base, limit=limit, probe=probe,
+        quantisation=quantisation, target=target,
+    )  # fmt: skip
     if json:
         print_json(report.as_dict())
         return

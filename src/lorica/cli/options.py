@@ -63,10 +63,18 @@ Grade = Literal["same shapes", "different"]
 """How far a base may be from the one that the adapter was trained on."""
 
 
-def open_model(path: Path | None, base: str | None, dtype: str, allow_base: Grade | None) -> "Base":
+Quantisation = Literal["nf4", "fp4", "int8", "none"]
+"""How a command loads a base: in 4 or 8 bits a weight, or in floats."""
+
+
+def open_model(
+    path: Path | None, base: str | None, dtype: str, allow_base: Grade | None,
+    quantisation: Quantisation | None = None,
+) -> "Base":  # fmt: skip
     """The model that a command works on: an adapter on its base, or a base alone.
 
     path: a run, an adapter, or a base; None: `base` alone.
+    quantisation: None: as in training; a base alone as it is.
     Raises: ConfigError if neither is named.
     """
     if path is None and base is None:
@@ -83,5 +91,7 @@ def open_model(path: Path | None, base: str | None, dtype: str, allow_base: Grad
         raise ConfigError(f"{path} is a base, and --base {base} names another.",
                           fix="leave --base out, or name an adapter")  # fmt: skip
     if alone:
-        return load(str(path or base), dtype=dtype)
-    return open_adapter(str(path), base=base, dtype=dtype, allow_base=allow_base)
+        return load(str(path or base), dtype=dtype, quantisation=quantisation)
+    return open_adapter(
+        str(path), base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+    )
