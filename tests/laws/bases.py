@@ -4,6 +4,8 @@
     bf16       the same, bfloat16                       gpt2       Conv1D, tied head (random)
     llama      a real Llama, all linears but the head   embedding  its input embedding, head tied
     head       its output head, tied to the embedding
+    nf4        the stack in 4 bits, double quantised    int8       the stack in 8 bits
+    llama-nf4  the Llama in 4 bits, all linears but the head
 
 A method is tried on every base that has sites for it.
 """
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import lorica
+from lorica.base.quantise import Kind, quantise
 from lorica.core.adapter import Method
 from lorica.core.port import switch_of
 from lorica.core.site import sites_of
@@ -110,6 +113,32 @@ def _gpt2() -> nn.Module:
     return model
 
 
+@cache
+def _quantised(kind: Kind) -> nn.Module:
+    model = Stack()
+    for layer in model.layers:
+        for key in list(layer):  # type: ignore[call-overload]
+            layer[key] = quantise(layer[key], kind)  # type: ignore[index]
+    return model
+
+
+@cache
+def _stories_nf4() -> nn.Module:
+    if not STORIES.is_dir():
+        pytest.skip(f"{STORIES} is not here: this law is tried on a real model")
+    from lorica.base.load import load
+
+    return load(str(STORIES), quantisation="nf4").model
+
+
+def quantised(kind: Kind) -> nn.Module:
+    return copy.deepcopy(_quantised(kind))
+
+
+def stories_nf4() -> nn.Module:
+    return copy.deepcopy(_stories_nf4())
+
+
 def stories() -> nn.Module:
     return copy.deepcopy(_stories())
 
@@ -151,6 +180,10 @@ CASES = [
     Case("embedding", stories, {"target_modules": ["embed_tokens", "q_proj"]}, "embedding",
          floats=False, exact=1e-4),
     Case("head", stories, {"target_modules": ["lm_head", "v_proj"]}, floats=False, exact=1e-4),
+    Case("nf4", lambda: quantised("nf4"), dense=False),
+    # Exact as well: our 8-bit layers round weights alone, and no activations as LLM.int8() does.
+    Case("int8", lambda: quantised("int8"), dense=False),
+    Case("llama-nf4", stories_nf4, floats=False, exact=1e-4, dense=False),
 ]  # fmt: skip
 
 
