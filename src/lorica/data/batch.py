@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorica.data.tokenise import Example
+from lorica.errors import DataError, listed
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Batch:
     row: Tensor  # (N,) the row that each belongs to
     labels: Tensor | None  # (rows,) classes
     where: tuple[str, ...]
+    conditions: tuple[str, ...] | None = None  # of each row
 
     @property
     def tokens(self) -> int:
@@ -82,4 +84,9 @@ def _batch(
     classes = [e.label for e in examples if e.label is not None]
     labels = torch.tensor(classes) if len(classes) == len(examples) and classes else None
     where = tuple(e.where for e in examples)
-    return Batch(ids, positions, mask, lengths, predict, targets, row, labels, where)
+    told = tuple(e.condition for e in examples if e.condition is not None)
+    if told and len(told) < len(examples):
+        raise DataError(f"{len(told)} of {len(examples)} rows have a condition.",
+                        rows=listed(e.where for e in examples if e.condition is None),
+                        fix="give one to every row, or to none")  # fmt: skip
+    return Batch(ids, positions, mask, lengths, predict, targets, row, labels, where, told or None)

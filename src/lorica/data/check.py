@@ -18,7 +18,7 @@ from lorica.data.config import DataConfig
 from lorica.data.fit import limit_of, policy_of
 from lorica.data.load import Data, assemble, duplicates, gather
 from lorica.data.tokenise import Example
-from lorica.errors import DataError
+from lorica.errors import DataError, listed
 
 BINS = 10
 SAMPLES = 3
@@ -43,6 +43,7 @@ class Report:
     rows: int
     kinds: dict[str, int]
     classes: dict[str, int]
+    conditions: dict[str, int]
     train: int
     validation: int
     tokens: int
@@ -93,6 +94,7 @@ def check(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | No
         rows=len(rows.rows),
         kinds=dict(Counter(row.kind for row in rows.rows)),
         classes=dict(Counter(row.label for row in rows.rows if row.label is not None)),
+        conditions=dict(Counter(row.condition for row in rows.rows if row.condition is not None)),
         train=len(data.train),
         validation=len(data.validation),
         tokens=sum(lengths),
@@ -151,6 +153,8 @@ def show(report: Report, console: Console) -> None:
         facts["classes"] = ", ".join(f"{name} {n:,}" for name, n in report.classes.items())
         facts["tokens"] = f"{report.tokens:,}"
         del facts["nothing to learn"]
+    if told := report.conditions:
+        facts["conditions"] = f"{len(told):,}: {listed((f'{c} {n:,}' for c, n in told.items()), 8)}"
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value))

@@ -15,7 +15,7 @@ Overlong = Literal["raise", "drop", "truncate", "split"]
 # Every column that a row shape knows. `columns` maps these to the names in the file.
 COLUMNS = (
     "instruction", "input", "output", "prompt", "completion",
-    "messages", "conversations", "system", "tools", "text", "label",
+    "messages", "conversations", "system", "tools", "text", "label", "condition",
 )  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def gather(config: DataConfig, tokenizer: Any, labels: list[str] | None = None) 
             update={"path": config.validation, "validation": 0.0, "limit": None}
         )
         files.append(rows_of(other, tokenizer, kind=files[0].kind))
+        _both_conditioned(files)
     names = class_names(files, labels)
     examples, said = [], []
     for rows in files:
@@ -116,6 +117,21 @@ def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> D
     if len(digests) > 1:
         digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     return Data(train, held, files.labels, lines, digest)
+
+
+def conditions(examples: list[Example]) -> list[str] | None:
+    """The distinct conditions of rows, sorted; None: they have none."""
+    return sorted({e.condition for e in examples if e.condition is not None}) or None
+
+
+def _both_conditioned(files: list[Rows]) -> None:
+    """The rows of every file have conditions, or those of none have."""
+    without = [rows.config.path for rows in files if rows.rows[0].condition is None]
+    if len(without) == 1:
+        raise DataError(
+            f"{without[0]} has no condition for its rows, and the other file has.",
+            fix="give the rows of both a condition, or those of none",
+        )
 
 
 def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows:
@@ -190,7 +206,8 @@ def part(examples: list[Example], share: float, seed: int) -> tuple[list[Example
 
 
 def _content(row: Rendered) -> str:
-    return "\x1f".join([*(s.text for s in row.segments), row.label or ""])
+    told = [] if row.condition is None else [row.condition]
+    return "\x1f".join([*(s.text for s in row.segments), row.label or "", *told])
 
 
 def duplicates(rows: list[Rendered]) -> int:

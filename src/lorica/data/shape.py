@@ -4,11 +4,15 @@
     sharegpt   conversations [system, tools]    prompt  prompt completion
     label      text label                       text    text
 
+A column `condition` may stand beside any of them: what the row is conditioned on.
+
 Rows of preference training (chosen/rejected, or messages with a true/false label) look much
 like these. They are refused rather than half used: learning a rejected answer is no error
 that anybody would see.
 """
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +56,7 @@ def shape(rows: list[Row], config: DataConfig) -> Shaped:
     must, may = SHAPES[kind]
     if missing := [name for name in must if name not in ours]:
         raise _no_shape(config, found, f"{kind} rows need {', '.join(missing)}")
-    theirs = {name: config.columns.get(name, name) for name in (*must, *may)}
+    theirs = {name: config.columns.get(name, name) for name in (*must, *may, "condition")}
     kept = [
         Row({us: row.fields[them] for us, them in theirs.items() if them in row.fields}, row.where)
         for row in rows
@@ -133,6 +137,25 @@ def text_in(fields: dict[str, Any], name: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # "\ud800" is legal JSON, and no character
         raise BadRow(f"{name} has half a surrogate pair at character {error.start}") from error
+    return value
+
+
+def condition_in(fields: dict[str, Any]) -> str | None:
+    """What the row is conditioned on, as text: a list of numbers as its JSON; None: nothing.
+
+    Raises: BadRow if it is neither text, nor a whole number, nor a list of numbers.
+    """
+    value = fields.get("condition")
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, list):
+        if not value or not all(type(n) in (int, float) and math.isfinite(n) for n in value):
+            raise BadRow("condition is a list, but not of finite numbers")
+        return json.dumps([float(n) for n in value])
+    if not text_in(fields, "condition").strip():
+        raise BadRow("condition is empty")
     return value
 
 

@@ -6,17 +6,16 @@ and raised once, with their places.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lorica.data.chat import chat_template
 from lorica.data.config import DataConfig
 from lorica.data.conversation import messages_of, segments, tools_of
-from lorica.data.shape import BadRow, shape, text_in
+from lorica.data.shape import BadRow, condition_in, shape, text_in
 from lorica.data.source import Row
 from lorica.errors import DataError, listed
 
-T = TypeVar("T")
 OPENING = "An instruction describes a task{}. Write a response that fulfils it.\n\n"
 
 
@@ -36,6 +35,7 @@ class Rendered:
     label: str | None = None
     where: str = ""
     ending: str = ""  # the chat template's end-of-turn, at the end of the last learned segment
+    condition: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -81,11 +81,13 @@ def render(rows: list[Row], config: DataConfig, tokenizer: Any) -> Rendering:
     return Rendering(shaped.kind, found, lines)
 
 
-def _collect(rows: list[Row], write: Callable[[Row], T], config: DataConfig) -> list[T]:
+def _collect(
+    rows: list[Row], write: Callable[[Row], Rendered], config: DataConfig
+) -> list[Rendered]:
     found, bad, fixes = [], [], []
     for row in rows:
         try:
-            found.append(write(row))
+            found.append(replace(write(row), condition=condition_in(row.fields)))
         except BadRow as error:
             bad.append(f"{row.where} {error}")
             fixes.append(error.fix)
@@ -94,6 +96,13 @@ def _collect(rows: list[Row], write: Callable[[Row], T], config: DataConfig) -> 
             f"{config.path}: {len(bad)} of {len(rows)} rows cannot be used.",
             rows="; ".join(bad[:3]) + (f"; ... and {len(bad) - 3} more" if len(bad) > 3 else ""),
             fix=next((fix for fix in fixes if fix), "mend or remove these rows"),
+        )
+    without = [row.where for row in found if row.condition is None]
+    if without and len(without) < len(found):
+        raise DataError(
+            f"{config.path}: {len(without)} of {len(found)} rows have no condition.",
+            rows=listed(without),
+            fix="give one to every row, or to none",
         )
     return found
 

@@ -28,6 +28,7 @@ class Example:
     label: int | None = None
     source: Rendered | None = field(default=None, compare=False, repr=False)
     row: int = field(default=0, compare=False, repr=False)  # number of the row it comes from
+    condition: str | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -130,7 +131,8 @@ def _framed(
         ids, learned = [*ids, eos], [*learned, True]
     if learned:
         learned[0] = False
-    return Example(ids, learned, row.where, source=row, row=number), doubled
+    example = Example(ids, learned, row.where, source=row, row=number, condition=row.condition)
+    return example, doubled
 
 
 def tokenise_labels(
@@ -150,7 +152,7 @@ def tokenise_labels(
         )["input_ids"]
         for i, (row, one) in enumerate(zip(part, ids, strict=True), start):
             label = number_of[row.label or ""]
-            found.append(Example(one, [False] * len(one), row.where, label, row, i))
+            found.append(Example(one, [False] * len(one), row.where, label, row, i, row.condition))
     return found
 
 
