@@ -70,8 +70,8 @@ def test_two_processes_give_the_gradients_of_one(split):
 
     # Two directions of x (I) and of the update (O), forward and backward, 8 bytes a number.
     tokens = IDS.numel()
-    sites = {s: p.in_features + p.out_features
-             for s, p in ((n, model.get_submodule(n).adapters) for n in device.adapters)}  # fmt: skip
+    ports = {name: model.get_submodule(name).adapters for name in device.adapters}
+    sites = {name: port.in_features + port.out_features for name, port in ports.items()}
     for site, width in sites.items():
         assert device.ledger[site] == 2 * tokens * width * 8
     del device.ledger["ends"]
@@ -156,10 +156,13 @@ def test_settings_that_do_not_go_together(flags, word):
 
 def test_a_run_from_the_command_line(stories, shared, tmp_path):
     peer = free_port()
-    words = [sys.executable, "-m", "lorica.cli", "train", "--base", str(stories), "--data",
-             str(shared / "data/text/tinyshakespeare/input.txt"), "--data.max_length", "32", "--max_steps", "3", "--eval_steps", "3",
-             "--micro_batch_size", "2", "--learning_rate", "5e-3", "--data.validation", "0.002",
-             "--target_modules", "q_proj"]  # fmt: skip
+    text = str(shared / "data/text/tinyshakespeare/input.txt")
+    words = [sys.executable, "-m", "lorica.cli", "train", "--base", str(stories), "--data", text]
+    settings = {
+        "data.max_length": 32, "data.validation": 0.002, "max_steps": 3, "eval_steps": 3,
+        "micro_batch_size": 2, "learning_rate": 5e-3, "target_modules": "q_proj",
+    }  # fmt: skip
+    words += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     ends = {"split": ["--split", "device", "--peer", peer], "whole": []}
     cloud = subprocess.Popen([*words, "--split", "cloud", "--peer", peer])
     for name, more in ends.items():

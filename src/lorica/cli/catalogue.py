@@ -27,11 +27,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. `about` is the docstring of its file."""
+    """One method. `about` is the docstring of its file; `facts` what its class declares.
+
+    facts: paper, count, to_lora, on_packed, mixes, starts_as_base, as in core.adapter.Method.
+    """
 
     name: str
     about: str
     options: tuple[Option, ...]
+    facts: dict[str, str | bool]
 
     @property
     def title(self) -> str:
@@ -46,6 +50,7 @@ def methods() -> dict[str, Entry]:
         spec = importlib.util.find_spec(point.module)
         if spec and spec.origin:
             files[point.name] = Path(spec.origin)
+    files |= {"": Path(lorica.__file__).parent / "core/adapter.py"}  # what all have in common
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
     classes = {c.name: c for tree in trees.values() for c in ast.walk(tree)
                if isinstance(c, ast.ClassDef)}  # fmt: skip
@@ -54,7 +59,9 @@ def methods() -> dict[str, Entry]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and _registered(node) == name:
                 options = {o.name: o for o in _options(node, classes)}
-                found[name] = Entry(name, ast.get_docstring(tree) or "", tuple(options.values()))
+                about = ast.get_docstring(tree) or ""
+                facts = _facts(node, classes)
+                found[name] = Entry(name, about, tuple(options.values()), facts)
     return found
 
 
@@ -74,6 +81,20 @@ def _registered(node: ast.ClassDef) -> str | None:
     words = (k.value.value for k in node.keywords
              if k.arg == "name" and isinstance(k.value, ast.Constant))  # fmt: skip
     return next((str(word) for word in words), None)
+
+
+def _facts(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, str | bool]:
+    """The literals of a class's ClassVars, those that it inherits included."""
+    found: dict[str, str | bool] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes and base.id != node.name:
+            found |= _facts(classes[base.id], classes)
+    for here in node.body:
+        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
+            value = here.value
+            if _kind(here.annotation).startswith("ClassVar") and isinstance(value, ast.Constant):
+                found[here.target.id] = value.value  # type: ignore[assignment]
+    return found
 
 
 def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[Option]:
@@ -106,6 +127,6 @@ def _default(value: ast.expr | None) -> str | None:
     """A default as a recipe writes it; None where there is none."""
     if value is None:
         return None
-    words = {"None": "null", "True": "true", "False": "false"}
+    words = {"None": "null", "True": "true", "False": "false", "()": "[]"}
     text = ast.unparse(value)
     return words.get(text, text.strip("'"))

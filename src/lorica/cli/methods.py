@@ -1,5 +1,7 @@
 """lorica methods: the methods and their settings, from their source files."""
 
+import re
+
 from cyclopts import App
 from rich.console import Console
 from rich.table import Table
@@ -8,6 +10,18 @@ from lorica.cli.catalogue import Entry, method, methods
 from lorica.cli.options import Switch, print_json
 
 app = App(name="methods")
+
+
+COLUMNS = ("method", "arXiv", "trained per site", "merge", "LoRA", "4-bit", "mixed", "resume")
+LEGEND = """\
+trained per site: numbers, of I inputs and O outputs; the other names are settings of the method
+merge:  into the base's weights
+LoRA:   by lorica export: exact, or approximate (a truncated SVD, with --rank), or never
+4-bit:  works on a quantised base
+mixed:  every row of a batch may have an adapter of its own
+resume: a run that was killed goes on, on the CPU bit by bit
+
+lorica methods NAME says what one is, and what its settings mean."""
 
 
 @app.default
@@ -27,12 +41,11 @@ def show(name: str | None = None, /, *, json: Switch = False) -> None:
         return
     console = Console(highlight=False)
     if not name:
-        table = Table("method", "what it is", "settings", box=None, padding=(0, 2, 0, 0))
+        table = Table(*COLUMNS, box=None, padding=(0, 1, 0, 0))
         for entry in entries:
-            words = ", ".join(f"{o.name}={o.default}" for o in entry.options)
-            table.add_row(entry.name, entry.title, words or "none")
+            table.add_row(*(cell.replace("[", r"\[") for cell in row(entry)))
         console.print(table)
-        console.print("\nlorica methods NAME says what the settings of one mean.", markup=False)
+        console.print("\n" + LEGEND, markup=False, soft_wrap=True)
         return
     console.print(entries[0].about, markup=False, soft_wrap=True)
     table = Table("setting", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0))
@@ -45,9 +58,27 @@ def show(name: str | None = None, /, *, json: Switch = False) -> None:
         console.print(table)
 
 
+def row(entry: Entry) -> list[str]:
+    """The cells of a method, in the order of COLUMNS."""
+    says = entry.facts
+    found = re.search(r"arXiv:([\d.]+)", str(says["paper"]))
+    to_lora = str(says["to_lora"])
+    return [
+        entry.name,
+        found[1] if found else "-",
+        str(says["count"]) or "-",
+        "no" if to_lora == "never" else "yes",
+        {"approximate": "approx."}.get(to_lora, to_lora),
+        "yes" if says["on_packed"] else "no",
+        "yes" if says["mixes"] else "no",
+        "yes",
+    ]
+
+
 def _plain(entry: Entry) -> dict[str, object]:
     return {
         "name": entry.name,
         "about": entry.about,
+        **entry.facts,
         "settings": [vars(option) for option in entry.options],
     }

@@ -99,6 +99,8 @@ class Method(Named, family="lorica.methods"):
     """Whether `factors` gives its update, or it is affine at least, or neither."""
     on_packed: ClassVar[bool] = True
     """Works on layers that keep no plain float weight (4-bit, 8-bit)."""
+    mixes: ClassVar[bool] = True
+    """The rows of a batch may each have another adapter of it."""
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted model is the base."""
 

@@ -18,6 +18,7 @@ class Full(Method, name="full"):
     count: ClassVar[str] = "parameters of the layer"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     on_packed: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def choose(self, sites: list[Site]) -> list[Site]:
         return sites
