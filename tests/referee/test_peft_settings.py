@@ -14,7 +14,7 @@ from tests.laws.bases import Stack, gpt2, move, stories
 UNKNOWN = {
     "bias": "lora_only", "layer_replication": [[0, 1]], "arrow_config": {"top_k": 2},
     "target_parameters": ["experts"], "alora_invocation_tokens": [1, 2], "a_new_setting": True,
-    "megatron_config": {"a": 1}, "use_bdlora": {"x": 1}, "init_lora_weights": "olora",
+    "megatron_config": {"a": 1}, "use_bdlora": {"x": 1}, "init_lora_weights": "pissa_niter_4",
 }  # fmt: skip
 
 

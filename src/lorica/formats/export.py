@@ -165,7 +165,7 @@ def _rows(base: Base, texts: list[str]) -> list[list[int]]:
     return [row for row in rows if row]
 
 
-def _compared(want: Tensor, bare: Tensor, got: Tensor) -> dict[str, float]:
+def _compared(want: Tensor, bare: Tensor, got: Tensor) -> dict[str, Any]:
     """The figures of a report from logits (N, V) of adapter, base and LoRA."""
     kl, effect = divergence(want, got), divergence(want, bare)
     return {

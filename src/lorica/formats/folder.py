@@ -1,13 +1,14 @@
 """An adapter folder: PEFT's layout where PEFT knows the method, and our manifest beside it.
 
     adapter_model.safetensors   the trained tensors
-    adapter_config.json         PEFT's own keys only (lora, dora)
+    adapter_config.json         PEFT's own keys only
     manifest.json               method, targets, base fingerprint, digests, versions
 
 Loading is strict: a tensor missing, left over or misshaped, a changed byte, or another base
 is an error that names it, and leaves the model as it was.
 """
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from torch import nn
 from lorica.base.fingerprint import Fingerprint, fingerprint, grade
 from lorica.core.adapter import Method
 from lorica.core.attach import activate, attach, detach
+from lorica.core.drive import check_driven
 from lorica.core.port import Spec, spec_of, switch_of
+from lorica.core.start import skip_starts
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, listed
-from lorica.formats import commit, peft, pissa
+from lorica.formats import commit
+from lorica.formats.peft.kinds import layout_for, layout_of
+from lorica.formats.peft.layout import whole_config
 from lorica.recipe.versions import versions
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
@@ -46,15 +51,18 @@ def save(
     labels: class names of a sequence classifier, in the order of its outputs.
 
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
-    else, or cannot be written.
+    else, or cannot be written; ConfigError if the adapter was trained without its schedule.
     """
     path, spec = Path(path), spec_of(model, name)
+    check_driven(model, name)
     base = fingerprint(model, path=base_path or "", tokenizer=tokenizer)
     with commit.folder(path, replace=is_all_adapter(path)) as staging:
-        state = adapter_state(model, name)
-        if peft.is_peft_method(spec.method):
-            state = peft.to_peft(model, name, state)
-            commit.write_json(staging / CONFIG, peft.config_of(model, name, base.path))
+        layout = layout_for(spec)
+        if layout is None:
+            state = adapter_state(model, name)
+        else:
+            state = layout.write(model, name)
+            commit.write_json(staging / CONFIG, whole_config(layout, model, name, base.path))
         commit.write_tensors(staging / WEIGHTS, state)
         files = {file.name: commit.digest(file) for file in sorted(staging.iterdir())}
         commit.write_json(staging / MANIFEST, {
@@ -96,26 +104,31 @@ def load(
         commit.check_digests(path, manifest["files"])
         lines += check_base(manifest, model, tokenizer, allow_base)
     file = commit.read_tensors(source)
+    layout, config = None, {}
     if manifest is not None:
         spec = spec_from(manifest, path)
+        if CONFIG in manifest["files"]:
+            config = commit.read_json(path / CONFIG)
+            layout = layout_of(config, str(path))
     else:
         config = commit.read_json(path / CONFIG)
-        spec = peft.spec_from(config, list(file), str(path))
+        layout = layout_of(config, str(path))
+        spec = layout.spec(config, file, str(path))
         targets, passed_over = without_dead(model, spec.targets, spec.method.kinds)
         spec, lines = replace(spec, targets=targets), lines + passed_over
-        if config.get("init_lora_weights") == pissa.START:
-            file, spec = pissa.widen(model, file, spec), pissa.widened(spec)
         lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
     acting = switch_of(model).active
-    attach(model, spec, name)
+    with skip_starts() if manifest is not None else nullcontext():
+        attach(model, spec, name)
     try:
-        if peft.is_peft_method(spec.method):
-            file = peft.from_peft(model, name, file, str(source))
+        if layout is not None:
+            file = layout.read(model, name, file, config, str(source))
         load_adapter_state(model, file, name, source=str(source))
     except BaseException:
         detach(model, name)
         activate(model, *acting)
         raise
+    switch_of(model).driven.add(name)
     return lines
 
 
@@ -192,8 +205,9 @@ def check_base(
     Returns: named lines. Raises: BaseError unless the grade is allowed.
     """
     try:
-        then = Fingerprint(**manifest["base"])
-    except TypeError as error:
+        then = Fingerprint(**manifest["base"])  # no key too many, and none of another type
+        then = TypeAdapter(Fingerprint).validate_python(vars(then))
+    except (TypeError, ValueError) as error:
         raise FileError("the manifest's base fingerprint is damaged.", why=error) from None
     now = fingerprint(model, tokenizer=tokenizer)
     verdict = grade(then, now)

@@ -1,0 +1,30 @@
+"""Which layout of PEFT an adapter has, by its method or by the peft_type of a config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorica.core.port import Spec
+from lorica.errors import FileError
+from lorica.formats.peft.layout import Layout
+from lorica.formats.peft.lora import LoraLayout
+
+LAYOUTS: tuple[Layout, ...] = (LoraLayout(),)
+
+
+def layout_for(spec: Spec) -> Layout | None:
+    """The layout that has a place for all that an adapter of `spec` is; None if PEFT has none."""
+    return next((layout for layout in LAYOUTS if layout.holds(spec)), None)
+
+
+def layout_of(config: Mapping[str, Any], source: str) -> Layout:
+    """The layout of a folder. Raises: FileError if its peft_type is not read."""
+    kind = config.get("peft_type")
+    for layout in LAYOUTS:
+        if layout.kind == kind:
+            return layout
+    raise FileError(
+        f"{source}: this PEFT adapter uses what lorica does not read.",
+        settings=f"peft_type {kind!r}",
+        known=", ".join(layout.kind for layout in LAYOUTS),
+        fix="merge it with PEFT, or train it again here",
+    )

@@ -1,0 +1,182 @@
+"""What the layouts of PEFT have in common: names of tensors, settings, and what is refused.
+
+base_model.model.<layer>.<key of the method>
+base_model.model.<layer>.weight                                (modules_to_save)
+base_model.model.<layer>.token_adapter.trainable_tokens_delta  (rows, not differences)
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lorica.core.adapter import Adapter
+from lorica.core.drive import adapters_of
+from lorica.core.port import Spec, ports, spec_of
+from lorica.core.site import Site, sites_of
+from lorica.core.targets import Targets, leaf_names
+from lorica.core.whole import Whole
+from lorica.errors import FileError, listed
+from lorica.formats.peft import beside
+
+COMMON = {
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "layers_pattern", "layers_to_transform", "modules_to_save", "peft_type",
+    "peft_version", "revision", "target_modules", "task_type", "trainable_token_indices",
+}  # fmt: skip
+HARMLESS: tuple[object, ...] = (None, False, {}, [], "none")
+
+
+class Layout:
+    """How PEFT writes one kind of adapter. One final class for each peft_type.
+
+    kind: the peft_type. prefix: what stands before the names of the base's layers. marks: parts
+    of the keys that are the method's. settings: keys of the config that are read, or that say
+    nothing about the result.
+    """
+
+    kind: ClassVar[str]
+    prefix: ClassVar[str] = "base_model.model."
+    marks: ClassVar[tuple[str, ...]]
+    settings: ClassVar[Collection[str]] = ()
+
+    def holds(self, spec: Spec) -> bool:
+        """PEFT has a place for all that an adapter of `spec` is."""
+        raise NotImplementedError
+
+    def config(self, model: nn.Module, name: str) -> dict[str, Any]:
+        """The method's own keys of adapter_config.json."""
+        raise NotImplementedError
+
+    def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
+        """What a folder of PEFT asks for. Raises: FileError for what is not understood."""
+        raise NotImplementedError
+
+    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+        """The tensors of one site under PEFT's names."""
+        raise NotImplementedError
+
+    def take(
+        self, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """One site's tensors under our names. What is known is taken out of `found`, in place."""
+        raise NotImplementedError
+
+    def write(self, model: nn.Module, name: str) -> dict[str, Tensor]:
+        """Every tensor of adapter `name` under PEFT's names."""
+        file = {
+            f"{self.prefix}{site}.{key}": tensor
+            for site, adapter in adapters_of(model, name).items()
+            for key, tensor in self.give(adapter).items()
+        }
+        return file | beside.give(model, name, self.prefix)
+
+    def read(
+        self, model: nn.Module, name: str, file: Mapping[str, Tensor], config: Mapping[str, Any],
+        source: str,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """PEFT's tensors under our names; names that we do not know stay, for the strict loader.
+
+        In place, in adapter `name`: layers that the base ties and that were trained apart.
+        """
+        adapters = adapters_of(model, name)
+        found: dict[str, dict[str, Tensor]] = {site: {} for site in adapters}
+        rest: dict[str, Tensor] = {}
+        for key, tensor in file.items():
+            site, own = _split(key.removeprefix(self.prefix), adapters)
+            if site is None or not key.startswith(self.prefix) or own.startswith("base_layer."):
+                rest[key] = tensor
+            else:
+                found[site][own] = tensor
+        state = beside.take(model, name, self.prefix, rest, source)
+        for site, adapter in adapters.items():
+            ours = self.take(adapter, found[site], config)
+            state |= {f"{site}.{key}": tensor for key, tensor in ours.items()}
+            state |= {f"{self.prefix}{site}.{key}": t for key, t in found[site].items()}
+        return state
+
+    def refuse(
+        self, config: Mapping[str, Any], source: str, problems: Collection[str] = ()
+    ) -> None:
+        """Raises: FileError that lists `problems`, and every setting that is not known."""
+        unknown = [
+            f"{key} {value!r}"
+            for key, value in config.items()
+            if key not in COMMON | set(self.settings) and value not in HARMLESS
+        ]
+        if wrong := [*problems, *unknown]:
+            raise FileError(
+                f"{source}: this PEFT adapter uses what lorica does not read.",
+                settings=listed(wrong, 8),
+                fix="merge it with PEFT, or train it again here",
+            )
+
+    def targets(self, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The fields of Targets that every method of PEFT has.
+
+        What was really saved is read off the tensors: PEFT matches modules_to_save by any ending
+        of a name.
+        """
+        layers = config.get("layers_to_transform")
+        whole = beside.saved_whole(list(file), self.prefix, self.marks)
+        return {
+            "target_modules": config.get("target_modules"),
+            "exclude_modules": config.get("exclude_modules") or None,
+            "layers_to_transform": [layers] if isinstance(layers, int) else layers,
+            "modules_to_save": beside.containers(whole, config.get("modules_to_save") or []),
+            "trainable_token_indices": beside.token_ids(config.get("trainable_token_indices")),
+        }
+
+
+def whole_config(layout: Layout, model: nn.Module, name: str, base_path: str) -> dict[str, Any]:
+    """adapter_config.json: PEFT's own keys, and only those that older readers know too."""
+    targets = spec_of(model, name).targets
+    kept = [site.name for site, a in sites(model, name) if isinstance(a, Whole)]
+    config = {
+        "peft_type": layout.kind,
+        "task_type": task(model),
+        "base_model_name_or_path": base_path,
+        "inference_mode": True,
+        "modules_to_save": beside.containers(kept, targets.modules_to_save) or None,
+        **layout.config(model, name),
+    }
+    if targets.trainable_token_indices:
+        config["trainable_token_indices"] = list(targets.trainable_token_indices)
+    return config
+
+
+def places(model: nn.Module, name: str) -> dict[str, Any]:
+    """The keys that say where the method's own adapters are."""
+    own = [site for site, _ in sites(model, name) if site.name in adapters_of(model, name)]
+    every = sites_of(model, ("linear", "embedding", "other"))
+    return {
+        "target_modules": leaf_names(own, every),
+        "fan_in_fan_out": any(s.transposed and s.kind == "linear" for s in own),
+    }
+
+
+def sites(model: nn.Module, name: str) -> list[tuple[Site, Adapter]]:
+    """Every site of adapter `name`, in model order."""
+    return [(p.site(n, m), p[name]) for n, m, p in ports(model) if name in p]  # type: ignore[misc]
+
+
+def plain(targets: Targets) -> bool:
+    """No site has settings of its own."""
+    return not targets.rank_pattern and not targets.alpha_pattern
+
+
+def task(model: nn.Module) -> str:
+    return "SEQ_CLS" if "SequenceClassification" in type(model).__name__ else "CAUSAL_LM"
+
+
+def number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value
+
+
+def _split(key: str, sites: Collection[str]) -> tuple[str | None, str]:
+    """A key as (site, the rest); the longest site that fits; None: it is of no site."""
+    parts = key.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        if (site := ".".join(parts[:i])) in sites:
+            return site, ".".join(parts[i:])
+    return None, key

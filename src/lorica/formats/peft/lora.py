@@ -1,0 +1,149 @@
+"""LORA: lora and dora.
+
+    lora_A.weight (R, I)   lora_B.weight (O, R)   lora_B.bias   lora_magnitude_vector
+    lora_embedding_A       lora_embedding_B
+
+A LoRA whose start is taken out again (pissa, olora) is written as a plain one of rank 2 r on the
+untouched base: [A; A0] and [B, -B0], which loses no bit. PEFT's own files of such starts hold A
+and B alone, and mean a base without B0 A0; the start is remade from the base's weights.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.adapter import Adapter
+from lorica.core.drive import adapters_of
+from lorica.core.port import Spec, spec_of
+from lorica.core.site import Site
+from lorica.core.targets import Targets
+from lorica.errors import FileError, listed
+from lorica.formats.peft.layout import Layout, number, places, sites
+from lorica.methods.dora import Dora
+from lorica.methods.lora import Lora, LoraAdapter
+
+REMADE = ("pissa", "olora")
+"""Starts that change PEFT's base, and follow from its weights."""
+STARTS = (True, False, "gaussian", "orthogonal", "eva", *REMADE)
+
+
+class LoraLayout(Layout):
+    kind = "LORA"
+    marks = ("lora_",)
+    settings: ClassVar = {
+        "alpha_pattern", "init_lora_weights", "lora_alpha", "lora_bias", "lora_dropout",
+        "megatron_core", "qalora_group_size", "r", "rank_pattern", "use_dora", "use_rslora",
+    }  # fmt: skip
+
+    def holds(self, spec: Spec) -> bool:
+        return type(spec.method) in (Lora, Dora)  # not what extends them: it is another method
+
+    def config(self, model: nn.Module, name: str) -> dict[str, Any]:
+        method = spec_of(model, name).method
+        assert isinstance(method, Lora)
+        wider = 2 if method.start.takes_out else 1
+        grown = math.sqrt(wider) if method.use_rslora else wider  # the scale stays
+        r, alpha = wider * method.r, grown * method.numerator
+        loras = {s: a for s, a in adapters_of(model, name).items() if isinstance(a, LoraAdapter)}
+        ranks = {site: wider * a.r for site, a in loras.items()}
+        alphas = {site: grown * a.numerator for site, a in loras.items()}
+        config: dict[str, Any] = {
+            "r": r,
+            "lora_alpha": number(alpha),
+            "lora_dropout": method.dropout,
+            **places(model, name),
+            "bias": "none",
+            "use_rslora": method.use_rslora,
+            "use_dora": isinstance(method, Dora),
+            "rank_pattern": {site: one for site, one in ranks.items() if one != r},
+            "alpha_pattern": {s: number(one) for s, one in alphas.items() if one != alpha},
+        }
+        if method.lora_bias:
+            config["lora_bias"] = True
+        return config
+
+    def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
+        problems = []
+        start = config.get("init_lora_weights", True)
+        if start not in STARTS:
+            problems.append(f"init_lora_weights {start!r} (it changed the base's weights)")
+        if not config.get("target_modules"):
+            problems.append("target_modules is empty")
+        self.refuse(config, source, problems)
+        kind = Dora if config.get("use_dora") else Lora
+        method = kind(
+            init=str(start) if start in REMADE else "kaiming",
+            r=int(config.get("r", 8)),
+            alpha=float(config.get("lora_alpha", 8)),
+            use_rslora=bool(config.get("use_rslora")),
+            dropout=float(config.get("lora_dropout", 0.0)),
+            lora_bias=bool(config.get("lora_bias")),
+        )
+        alphas = config.get("alpha_pattern") or {}
+        targets = Targets(
+            **self.targets(config, file),
+            rank_pattern=dict(config.get("rank_pattern") or {}),
+            alpha_pattern={k: float(v) for k, v in alphas.items()},
+        )
+        return Spec(method, targets, seed=0)
+
+    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+        assert isinstance(adapter, LoraAdapter)
+        file: dict[str, Tensor] = dict(adapter.named_parameters())
+        a0, b0 = adapter.a0, adapter.b0
+        if a0 is not None and b0 is not None:
+            file["a"], file["b"] = torch.cat([adapter.a, a0]), torch.cat([adapter.b, -b0], dim=1)
+        return {_names(adapter)[key]: tensor.detach() for key, tensor in file.items()}
+
+    def read(
+        self, model: nn.Module, name: str, file: Mapping[str, Tensor], config: Mapping[str, Any],
+        source: str,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        start = config.get("init_lora_weights")
+        if start in REMADE:
+            _check_remade(str(start), sites(model, name), source)
+        return super().read(model, name, file, config, source)
+
+    def take(
+        self, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        assert isinstance(adapter, LoraAdapter)
+        names = _names(adapter)
+        state = {key: found.pop(name) for key, name in names.items() if name in found}
+        if adapter.a0 is None or adapter.b0 is None or not {"a", "b"} <= state.keys():
+            return state
+        if config.get("init_lora_weights") in REMADE:
+            return {**state, "a0": adapter.a0.clone(), "b0": adapter.b0.clone()}
+        (state["a"], state["a0"]), (state["b"], b0) = (
+            state["a"].tensor_split([adapter.r]), state["b"].tensor_split([adapter.r], dim=1)
+        )  # fmt: skip
+        return {**state, "b0": -b0}
+
+
+def _names(adapter: LoraAdapter) -> dict[str, str]:
+    pair = (
+        {"a": "lora_embedding_A", "b": "lora_embedding_B"}
+        if adapter.lookup
+        else {"a": "lora_A.weight", "b": "lora_B.weight", "bias": "lora_B.bias"}
+    )
+    return {**pair, "m": "lora_magnitude_vector"}
+
+
+def _check_remade(start: str, found: list[tuple[Site, Adapter]], source: str) -> None:
+    """Raises: FileError where PEFT's start does not follow from the base that is here."""
+    loras = [site for site, adapter in found if isinstance(adapter, LoraAdapter)]
+    if packed := [site.name for site in loras if not site.is_dense]:
+        raise FileError(
+            f"{source} began with {start} of the float base, and the base here is quantised.",
+            layers=listed(packed),
+            fix="load the base without quantisation",
+        )
+    if start == "olora" and (turned := [site.name for site in loras if site.transposed]):
+        raise FileError(
+            f"{source}: PEFT's olora takes the transposed weight of {turned[0]}: the file is not "
+            "what it was trained as.",
+            fix="train it again here",
+        )
