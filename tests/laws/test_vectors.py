@@ -202,6 +202,8 @@ def test_loraplus_gives_b_its_own_rate():
 COUNTS = {
     "lora": lambda r, i, o, whole: r * (i + o),
     "dora": lambda r, i, o, whole: r * (i + o) + o,
+    "adalora": lambda r, i, o, whole: r * (i + o + 1),
+    "dora_dynamic": lambda r, i, o, whole: r * (i + o + 1),
     "full": lambda r, i, o, whole: whole,
 }
 
