@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorica.base.load import Base
+from lorica.core.condition import conditioned
 from lorica.data.template import Rendered
 from lorica.data.tokenise import Example, Texts, prompt_ids
 from lorica.errors import listed
@@ -82,9 +83,16 @@ def take(base: Base, asked: Quiz, *, batch_size: int = 16) -> tuple[list[str], l
         Sampling(max_new_tokens=asked.max_new_tokens),
         stops=asked.stops,
         batch_size=batch_size,
+        conditions=conditions_of(base, [question.row for question in asked.questions]),
     )
     pairs = zip(asked.questions, done.texts, strict=True)
     return [question.answer(text) for question, text in pairs], done.lines
+
+
+def conditions_of(base: Base, rows: Sequence[Rendered]) -> list[str] | None:
+    """The condition of each row, if the active adapter takes one."""
+    told = [row.condition for row in rows if row.condition is not None]
+    return told if told and conditioned(base.model) else None
 
 
 def _asks(row: Rendered) -> bool:

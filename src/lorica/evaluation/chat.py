@@ -33,8 +33,12 @@ class Chat:
     lines: named lines: what was forgotten, which answers were cut.
     """
 
-    def __init__(self, base: Base, *, system: str | None = None, sampling: Sampling | None = None):
+    def __init__(
+        self, base: Base, *, system: str | None = None, sampling: Sampling | None = None,
+        condition: str | None = None,
+    ):  # fmt: skip
         self.base, self.sampling = base, sampling or Sampling(max_new_tokens=512)
+        self._conditions = None if condition is None else [condition]
         self.messages: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self._system = [{"role": "system", "content": system}] if system else []
@@ -59,7 +63,10 @@ class Chat:
         # Another seed for each answer, or sampling would go the same way each time.
         sampling = replace(self.sampling, seed=self.sampling.seed + len(asked))
         teller = Teller(self.base, ids, self._stops, on_text) if on_text else None
-        made = continue_ids(self.base, [ids], sampling, stops=self._stops, streamer=teller)
+        made = continue_ids(
+            self.base, [ids], sampling, stops=self._stops, streamer=teller,
+            conditions=self._conditions,
+        )  # fmt: skip
         answer = made.texts[0]
         if forgotten > self._forgotten:
             self.lines.append(

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from lorica.base.load import Base
+from lorica.core.condition import describe, given
 from lorica.data.chat import chat_template
 from lorica.data.conversation import segments
 from lorica.data.shape import BadRow
 from lorica.data.template import Rendered, Segment
 from lorica.data.tokenise import Texts, prompt_ids
 from lorica.errors import ConfigError, DataError, listed
+from lorica.evaluation.conditions import one_each
 from lorica.evaluation.loss import still
 
 
@@ -72,15 +74,18 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     chat: bool = False,
+    conditions: Sequence[str] | None = None,
     batch_size: int = 16,
 ) -> Generation:
     """What the model writes after each of `prompts`.
 
     chat: each prompt is a user's message, and the base's chat template is put around it.
+    conditions: what a conditioned adapter is asked for: one of each prompt, or one for all.
     seed: sampled texts follow from it, given the same prompts and batch_size.
 
-    Raises: ConfigError for a setting out of range, or a classifier; DataError for a prompt that
-        is empty or does not fit the context, or a base without a chat template.
+    Raises: ConfigError for a setting out of range, a classifier, or a condition that the adapter
+        does not know, needs or takes; DataError for a prompt that is empty or does not fit the
+        context, or a base without a chat template.
     """
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
@@ -92,7 +97,10 @@ def generate(
     else:
         rows = [Rendered("prompt", (Segment(p, False),), False) for p in prompts]
     ids = prompt_ids(rows, base.tokenizer)
-    return continue_ids(base, ids, sampling, stops=stop_tokens(base, end), batch_size=batch_size)
+    return continue_ids(
+        base, ids, sampling, stops=stop_tokens(base, end), batch_size=batch_size,
+        conditions=conditions,
+    )  # fmt: skip
 
 
 def conversation(base: Base, messages: list[dict[str, Any]]) -> Rendered:
@@ -135,6 +143,7 @@ def continue_ids(
     *,
     stops: list[int],
     batch_size: int = 16,
+    conditions: Sequence[str] | None = None,
     streamer: Any = None,
 ) -> Generation:
     """`generate` for prompts that are token ids already.
@@ -144,6 +153,8 @@ def continue_ids(
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
     room = _room(base, prompts, sampling.max_new_tokens)
+    told = one_each(base, conditions, len(prompts))
+    lines = describe(base.model, base.tokenizer, told)
     device = next(base.model.parameters()).device
     tokens: list[list[int]] = [[] for _ in prompts]
     if device.type == "cuda":
@@ -154,13 +165,14 @@ def continue_ids(
         torch.manual_seed(sampling.seed)
         for picked in _batches(prompts, room, sampling.max_new_tokens, batch_size):
             some = [prompts[i] for i in picked]
-            new = _run(base, some, sampling, room[picked[0]], stops, streamer)
+            with given(base.model, told and [told[i] for i in picked]):
+                new = _run(base, some, sampling, room[picked[0]], stops, streamer)
             for i, row in zip(picked, new, strict=True):
                 tokens[i] = row
     seconds = time.perf_counter() - began
     texts = [text_after(base, p, t, stops) for p, t in zip(prompts, tokens, strict=True)]
     rate = sum(map(len, tokens)) / max(seconds, 1e-9)
-    lines = _cut_lines(base, tokens, room, sampling.max_new_tokens, stops)
+    lines += _cut_lines(base, tokens, room, sampling.max_new_tokens, stops)
     return Generation(texts, tokens, seconds, rate, peak_memory(device), lines)
 
 

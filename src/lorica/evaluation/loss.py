@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.core.condition import given
 from lorica.data.batch import Batch, pad
 from lorica.data.tokenise import Example
 from lorica.errors import DataError, TrainingError, listed
@@ -100,7 +101,9 @@ def label_logits(
     with still(model):
         for picked in _batches(examples, batch, LOGITS // size):
             made = pad([examples[i] for i in picked], pad_id).to(device)
-            yield picked, _forward(foreign, made, keeps), made
+            with given(model, made.conditions):
+                logits = _forward(foreign, made, keeps)
+            yield picked, logits, made
 
 
 @contextmanager

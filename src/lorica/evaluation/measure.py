@@ -20,6 +20,7 @@ from lorica.core.attach import use
 from lorica.data.tokenise import Example
 from lorica.errors import TrainingError
 from lorica.evaluation.answers import Quiz, quiz, take
+from lorica.evaluation.conditions import ready, swap
 from lorica.evaluation.loss import Scores, label_logits, score
 from lorica.evaluation.stats import Interval, bootstrap, newcombe, wilson
 
@@ -118,14 +119,15 @@ def evaluate_loaded(
     exact_match: let both write an answer to every row with a prompt.
 
     Raises: TrainingError if the adapter changes no logit, or a loss is not finite; DataError if
-        no row has a label.
+        no row has a label, or none has the condition that the adapter needs.
     """
+    lines = ready(base, examples)
     if adapted:
         check_acts(base.model, examples)
     asked = Quiz([], 0, [])
     if exact_match and base.labels is None:
         asked = quiz(base, examples, max_new_tokens)
-    lines = list(asked.lines)
+    lines += asked.lines
     scores: list[Scores] = []
     answers: list[list[str]] = []
     cut: list[str] = []
@@ -134,6 +136,8 @@ def evaluate_loaded(
             scores.append(score(base.model, examples, batch=batch_size))
             said, cut = take(base, asked, batch_size=batch_size)
             answers.append(said)
+    if adapted:
+        lines += swap(base.model, examples, scores[-1], batch_size=batch_size, seed=seed)
     lines += [f"exact match: {line}" for line in cut]  # the adapter's; a base rambles on anyway
     if len(examples) < FEW:
         lines.append(f"{len(examples)} rows are few: the intervals of loss and token accuracy "

@@ -1,0 +1,63 @@
+"""Rows with conditions: make the model ready for them, and see whether the condition matters.
+
+A network that makes an adapter from a condition may come to give the same one for all, and the
+loss would not show it. So the rows are scored once more, each under another row's condition.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from lorica.base.load import Base
+from lorica.core.condition import conditioned, describe, swapped, unused
+from lorica.data.tokenise import Example
+from lorica.errors import ConfigError, DataError
+from lorica.evaluation.loss import Scores, score
+from lorica.evaluation.stats import bootstrap
+
+
+def ready(base: Base, examples: Sequence[Example]) -> list[str]:
+    """Let the base read what texts the rows are conditioned on.
+
+    Returns: named lines, also that the conditions are not used. Raises: DataError if the active
+        adapter needs a condition, and the rows have none.
+    """
+    told = [e.condition for e in examples if e.condition is not None]
+    if conditioned(base.model) and not told:
+        raise DataError(
+            "the adapter is made from a condition, and the rows have none.",
+            fix="name their column, data.columns: {condition: NAME}",
+        )
+    return unused(base.model, told) + describe(base.model, base.tokenizer, sorted(set(told)))
+
+
+def one_each(base: Base, conditions: Sequence[str] | None, rows: int) -> list[str] | None:
+    """The condition of each row. Raises: ConfigError if there are too few, or they have no use."""
+    if conditions is None:
+        return None
+    if len(conditions) not in (1, rows):
+        raise ConfigError(f"{len(conditions)} conditions were given for {rows} prompts.",
+                          fix="give one for each prompt, or one for all")  # fmt: skip
+    if not conditioned(base.model):
+        raise ConfigError("this model takes no condition.", fix="leave it out")
+    return list(conditions) if len(conditions) == rows else rows * list(conditions)
+
+
+def swap(
+    model: nn.Module, examples: Sequence[Example], right: Scores, *, batch_size: int, seed: int
+) -> list[str]:
+    """A named line: how much worse the loss is under the conditions of other rows.
+
+    right: the scores under the rows' own. Nothing where the model takes no condition, or all
+    rows have the same.
+    """
+    told = [e.condition for e in examples if e.condition is not None]
+    if not conditioned(model) or len(set(told)) < 2:
+        return []
+    others = [replace(e, condition=c) for e, c in zip(examples, swapped(told), strict=True)]
+    wrong = score(model, others, batch=batch_size)
+    rise = bootstrap([right.nll, wrong.nll], right.tokens, seed=seed).difference(0, 1)
+    says = "the condition is used" if rise.side > 0 else "that the condition is used is not shown"
+    line = f"with the conditions of other rows the loss is {wrong.loss:.3f}, {rise.value:+.3f} "
+    return [f"{line}[{rise.low:+.3f}, {rise.high:+.3f}]: {says}"]
