@@ -83,9 +83,8 @@ def generate(
     conditions: what a conditioned adapter is asked for: one of each prompt, or one for all.
     seed: sampled texts follow from it, given the same prompts and batch_size.
 
-    Raises: ConfigError for a setting out of range, a classifier, or a condition that the adapter
-        does not know, needs or takes; DataError for a prompt that is empty or does not fit the
-        context, or a base without a chat template.
+    Raises: ConfigError for a setting out of range, a classifier, or a condition that is unknown,
+        missing or of no use; DataError for a prompt that is empty or too long, or no template.
     """
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
@@ -97,10 +96,9 @@ def generate(
     else:
         rows = [Rendered("prompt", (Segment(p, False),), False) for p in prompts]
     ids = prompt_ids(rows, base.tokenizer)
-    return continue_ids(
-        base, ids, sampling, stops=stop_tokens(base, end), batch_size=batch_size,
-        conditions=conditions,
-    )  # fmt: skip
+    stops = stop_tokens(base, end)
+    return continue_ids(base, ids, sampling, stops=stops, batch_size=batch_size,
+                        conditions=conditions)  # fmt: skip
 
 
 def conversation(base: Base, messages: list[dict[str, Any]]) -> Rendered:
