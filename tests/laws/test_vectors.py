@@ -204,6 +204,7 @@ COUNTS = {
     "dora": lambda r, i, o, whole: r * (i + o) + o,
     "adalora": lambda r, i, o, whole: r * (i + o + 1),
     "dora_dynamic": lambda r, i, o, whole: r * (i + o + 1),
+    "bottleneck": lambda r, i, o, whole: 2 * r * o + r + o,
     "full": lambda r, i, o, whole: whole,
 }
 

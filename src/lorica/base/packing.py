@@ -35,6 +35,9 @@ def _attention(
     return mixed.transpose(1, 2), None  # (1, T, H, D)
 
 
+_BY_ROW = through(_attention)  # one function, so that a compiled model stays compiled
+
+
 def _no_mask(*_: Any, **__: Any) -> None:
     return None
 
@@ -44,7 +47,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     """Inside the block, `model` takes rows laid end to end, with ``row_lengths=[...]``."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, through(_attention))
+    AttentionInterface.register(NAME, _BY_ROW)
     AttentionMaskInterface.register(NAME, _no_mask)
     foreign: Any = model
     before = foreign.config._attn_implementation

@@ -3,29 +3,39 @@
 Attention layers call a function that the registry names, with queries, keys and values after
 any rotation. While an attention site or the decoder is adapted, that function is ours: it calls
 the one that was there, lets keys and values stand in front of every row, and hands the mixed
-values to the adapters of the site. What stands in front never enters the key-value cache.
+values to the adapters of the site. What stands in front never enters the key-value cache. It
+stays in sight of every position, also of those whose sliding window has left the row's start.
 
-    B rows   H heads   K key heads   T tokens   D head size   N positions in front
+    B rows   H heads   K key heads   T tokens   S tokens seen   D head size   C features
+    N positions in front
 
 transformers is imported when it is needed: the models that come here are its own.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorica.core.site import PORT
-from lorica.errors import TargetError
+from lorica.errors import LoricaError, TargetError
 
 MARK = "lorica_"
 FRONT = "lorica_front"
-"""Keyword of the decoder's call: for each layer_idx, (keys, values) of shape (K, N, D) that
-every position of every row sees, before its own."""
+"""Keyword of the decoder's call: layer_idx -> (keys, values) of shape (K, N, D) that every
+position of every row sees, before its own."""
 HEARD = "lorica_heard"
 """Keyword of the decoder's call: a dict that gets layer_idx -> (keys, values), (1, K, T, D)."""
+MADE = "lorica_made"
+"""Keyword of an attention layer's call: a list that gets its query, keys and values; no more is
+computed than these."""
+CAN_FRONT = ("sdpa", "eager")
+ELSEWHERE = "choose a method that acts on linear layers, such as lora"
 Attention = Callable[..., tuple[Tensor, Any]]
 
 
@@ -35,28 +45,15 @@ def install(model: nn.Module) -> str:
     Returns: the name of the attention that it had, for `uninstall`.
     Raises: TargetError if the model's attention cannot be reached.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     foreign: Any = model
-    before = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if before is None or not hasattr(model, "set_attn_implementation"):
-        raise TargetError(
-            f"{type(model).__name__} does not use transformers' attention functions.",
-            fix="choose a method that acts on linear layers, such as lora",
-        )
-    if before.startswith(MARK):
-        return before
-    under = before if before in ALL_ATTENTION_FUNCTIONS.valid_keys() else "sdpa"  # eager has none
-    if not getattr(model, "_supports_sdpa", True) and under == "sdpa":
-        raise TargetError(
-            f"{type(model).__name__} has an attention of its own that adapters cannot reach.",
-            fix="choose a method that acts on linear layers, such as lora",
-        )
-    AttentionInterface.register(MARK + under, through(ALL_ATTENTION_FUNCTIONS[under]))
-    AttentionMaskInterface.register(MARK + under, ALL_MASK_ATTENTION_FUNCTIONS[under])
-    foreign.set_attn_implementation(MARK + under)
+    before = _named(model)
+    if not hasattr(model, "set_attn_implementation"):
+        raise _beyond_reach(model)
+    if not before.startswith(MARK):
+        ours = registered(before)
+        foreign.set_attn_implementation(ours)  # warns, and does nothing, where it cannot
+        if foreign.config._attn_implementation != ours:
+            raise _beyond_reach(model)
     return before
 
 
@@ -66,21 +63,105 @@ def uninstall(model: nn.Module, before: str) -> None:
     foreign.set_attn_implementation(before)
 
 
-def through(base: Attention) -> Attention:
-    """`base`, an attention function of the registry, with adapters."""
+@contextmanager
+def listening(module: nn.Module) -> Iterator[None]:
+    """Inside the block, calls of a decoder or an attention layer go through ours: no gradients,
+    no dropout. Attention and modes come back.
+
+    Raises: TargetError for whatever the module raises: it is not made for such calls.
+    """
+    config: Any = getattr(module, "config", None)
+    before = _named(module)
+    modes = [(m, m.training) for m in module.modules()]
+    if not before.startswith(MARK):
+        config._attn_implementation = registered(before)
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    except LoricaError:
+        raise
+    except Exception as error:  # an unknown architecture may refuse in any way at all
+        raise TargetError(
+            f"{type(module).__name__} refuses what adapters ask of its attention.",
+            why=f"{type(error).__name__}: {error}",
+            fix=ELSEWHERE,
+        ) from error
+    finally:
+        config._attn_implementation = before
+        for m, training in modes:
+            m.training = training
+
+
+@cache
+def registered(before: str) -> str:
+    """Put the attention function named `before` into the registry, with adapters.
+
+    Returns: its name there.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    base = _eager if before == "eager" else ALL_ATTENTION_FUNCTIONS[before]
+    AttentionInterface.register(MARK + before, through(base, fronts=before in CAN_FRONT))
+    if before in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():  # others are given no mask
+        AttentionMaskInterface.register(MARK + before, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    return MARK + before
+
+
+def _named(module: nn.Module) -> str:
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if name is None:
+        raise _beyond_reach(module)
+    return name
+
+
+def _beyond_reach(module: nn.Module) -> TargetError:
+    return TargetError(
+        f"{type(module).__name__} has an attention of its own that adapters cannot reach: it does "
+        "not use transformers' attention functions.",
+        fix=ELSEWHERE,
+    )
+
+
+def _eager(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Any]:
+    """What "eager" means to a layer: the function of that name in its own file."""
+    own = getattr(sys.modules[type(module).forward.__module__], "eager_attention_forward", None)
+    if own is None:
+        raise _beyond_reach(module)
+    return own(module, *args, **options)
+
+
+def through(base: Attention, *, fronts: bool = True) -> Attention:
+    """`base`, an attention function of the registry, with adapters.
+
+    fronts: `base` takes the masks that `widened` makes, or a keyword `front`.
+    """
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
     ) -> tuple[Tensor, Any]:
-        heard, front = options.pop(HEARD, None), options.pop(FRONT, None)
+        heard, front, made = (options.pop(k, None) for k in (HEARD, FRONT, MADE))
+        if made is not None:
+            made += [query, key, value]
+            return value.new_zeros(*query.shape[:3], value.shape[-1]).transpose(1, 2), None
         if heard is not None:
             heard[module.layer_idx] = key, value
         if front is not None:
-            keys, values = front[module.layer_idx]
+            if not fronts:
+                raise TargetError(
+                    "under this attention nothing can stand in front of the rows.",
+                    attention=getattr(module.config, "_attn_implementation", "").removeprefix(MARK),
+                    fix='set_attn_implementation("sdpa") on the model first',
+                )
+            keys, values = front[module.layer_idx]  # type: ignore[index]
             if "row_lengths" in options:  # the rows' attention puts them before each row
                 options["front"] = keys.to(key.dtype), values.to(value.dtype)
             else:
-                mask = widened(mask, query, key, keys.shape[1], getattr(module, "is_causal", True))
+                causal = options.get("is_causal")
+                causal = getattr(module, "is_causal", True) if causal is None else causal
+                mask = widened(mask, query, key, keys.shape[1], causal)
                 key, value = before(key, keys), before(value, values)
         mixed, weights = base(module, query, key, value, mask, **options)  # (B, T, H, D)
         if isinstance(port := getattr(module, PORT, None), nn.Module):
@@ -95,57 +176,43 @@ def through(base: Attention) -> Attention:
 
 
 def before(own: Tensor, front: Tensor) -> Tensor:
-    """(K, N, D) before each row of (B, K, T, D)."""
+    """(K, N, D) before each row of (B, K, S, D)."""
     return torch.cat([front.to(own.dtype).expand(len(own), *front.shape), own], dim=2)
 
 
-def widened(mask: Any, query: Tensor, key: Tensor, n: int, causal: bool) -> Tensor | None:
+def widened(mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool) -> Tensor | None:
     """The mask of keys with `n` more in front that all see.
 
-    mask: None, (B, K) of 0 and 1, or (B, 1, T, K), bool or added to the scores.
+    mask: (B, 1, T, S), bool or added to the scores, or None. None stands for a row from its
+    first token on, where keys behind the T-th are places of the cache that are still empty; or,
+    where T is 1, for a token that sees all.
     """
-    t, k = query.shape[2], key.shape[2]
+    t, s = query.shape[2], key.shape[2]
     if mask is None:
         if t == 1 or not causal:
             return None
-        place = torch.arange(k, device=query.device)
-        mask = (place <= place[k - t :].unsqueeze(1)).expand(1, 1, t, k)
-    if not isinstance(mask, Tensor):
-        raise TargetError(
-            "this attention's mask is no tensor, so nothing can stand in front of the rows.",
-            fix='set_attn_implementation("sdpa") on the model first',
-        )
+        place = torch.arange(s, device=query.device)
+        mask = (place <= place[:t].unsqueeze(1)).expand(1, 1, t, s)
     seen = mask.new_zeros if mask.is_floating_point() else mask.new_ones
     return torch.cat([seen(*mask.shape[:-1], n), mask], dim=-1)
 
 
-def shifted(decoder: nn.Module, options: dict[str, Any], n: int) -> dict[str, Any]:
-    """The decoder's call with every token `n` positions later than it would stand."""
-    names = inspect.signature(decoder.forward).parameters
-    if "position_ids" not in names:
-        return options  # it knows no positions
-    places = options.get("position_ids")
-    if places is None:
-        inputs = next(options[key] for key in ("input_ids", "inputs_embeds")
-                      if options.get(key) is not None)  # fmt: skip
-        cache = options.get("past_key_values")
-        past = cache.get_seq_length() if cache is not None else 0
-        places = torch.arange(past, past + inputs.shape[1], device=inputs.device).unsqueeze(0)
-    return {**options, "position_ids": places + n}
+def made(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Query, keys and values, (1, H or K, N, D), that an attention layer makes of x (N, C).
 
-
-def heard(decoder: nn.Module, embedded: Tensor, like: dict[str, Any]) -> Sequence[Any]:
-    """What each attention layer makes of vectors in place of tokens: (keys, values), (K, N, D).
-
-    embedded: (N, d), in the space of the input embeddings, at positions 0 .. N - 1.
-    like: the keyword arguments of the call that this one precedes.
+    Without rotation, and without any mixing. Call it where the layer's attention is ours.
+    Raises: TargetError if the layer does not show them.
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    options: dict[str, Any] = {HEARD: found, "use_cache": False}
-    if "row_lengths" in like:
-        options["row_lengths"] = [len(embedded)]
-    decoder.forward(inputs_embeds=embedded.unsqueeze(0), **options)
-    return [(key.squeeze(0), value.squeeze(0)) for _, (key, value) in sorted(found.items())]
+    names = inspect.signature(layer.forward).parameters
+    found: list[Tensor] = []
+    unturned = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)  # cos and sin of no angle
+    options = {"position_embeddings": unturned, "attention_mask": None}
+    layer.forward(
+        x.unsqueeze(0), **{k: v for k, v in options.items() if k in names}, **{MADE: found}
+    )
+    if len(found) != 3:
+        raise _beyond_reach(layer)
+    return found
 
 
 def named(decoder: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, Any]:

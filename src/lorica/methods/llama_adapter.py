@@ -1,0 +1,141 @@
+"""LLaMA-Adapter: the top layers attend to trained prompts as well, each head through a gate.
+
+    o = softmax(s q K^T) V + g softmax(s q Kp^T) Vp,   Kp, Vp = what the layer makes of p
+
+Zhang et al., "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention",
+2023, arXiv:2303.16199, section 3. Two softmaxes, and not renormalised; the prompts are not
+rotated, not masked, and never in the key-value cache. p ~ N(0, 1) and g = 0, one for each head,
+so that the start is the base, and only g has a gradient at the first step. The authors' own code
+takes tanh(g) and PEFT one gate for all heads; the paper and its other implementations take g.
+`v2` is Gao et al., 2023, arXiv:2304.15010, for text alone: every norm is trained as well, and of
+every linear layer but the head a scale s and a bias b: y = s (W x + b0 + b).
+
+    B  rows   H  heads   K  key heads   T  tokens   D  head size   n  adapter_len   C  features
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.attention import ELSEWHERE, listening, made
+from lorica.core.site import Site, sites_of
+from lorica.core.whole import SavedModules
+from lorica.errors import ConfigError, TargetError, closest
+from lorica.methods.bottleneck import is_norm
+
+Gate = Literal["none", "tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaAdapter(Method, name="llama_adapter"):
+    kinds: ClassVar[tuple[str, ...]] = ("attention",)
+    paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
+    count: ClassVar[str] = "adapter_len * features + heads"
+    to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
+    adapter_len: int = 10
+    """Prompts of each adapted layer."""
+    adapter_layers: int | None = None
+    """Attention layers that get prompts, from the top; None: all but the lowest two."""
+    gate_act: Gate = "none"
+    """What the gate goes through: nothing, or tanh."""
+    v2: bool = False
+    """Train the norms, and a scale and a bias of every linear layer, as well."""
+
+    def __post_init__(self):
+        layers = 1 if self.adapter_layers is None else self.adapter_layers
+        for key, value in (("adapter_len", self.adapter_len), ("adapter_layers", layers)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(
+                    f"llama_adapter.{key} is {value}; it must be a whole number, at least 1.",
+                    fix="try 10" if key == "adapter_len" else "leave it out",
+                )
+        if self.gate_act not in get_args(Gate):
+            raise ConfigError(
+                f"llama_adapter.gate_act is {self.gate_act!r}.",
+                closest=closest(str(self.gate_act), get_args(Gate)),
+                known=", ".join(get_args(Gate)),
+                fix="name one of these",
+            )
+        if self.v2:  # only then does it act elsewhere
+            object.__setattr__(self, "kinds", ("attention", "linear", "other"))
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        layers = [site for site in sites if site.kind == "attention"]
+        if not layers:
+            raise TargetError("this model has no attention layer that adapters can reach.",
+                              fix=ELSEWHERE)  # fmt: skip
+        top = self.adapter_layers or max(len(layers) - 2, 1)
+        if top > len(layers):
+            raise ConfigError(
+                f"llama_adapter.adapter_layers is {top}, and the base has {len(layers)}.",
+                fix="take fewer, or leave it out",
+            )
+        prompted = {site.name for site in layers[-top:]}
+        linear = {site.name for site in sites if site.kind == "linear" and not site.is_head}
+        return [s for s in sites if s.name in prompted | linear or is_norm(s)]
+
+    def share(self, sites: list[Site]) -> SavedModules:
+        kinds = {site.kind for site in sites}
+        layers = sum(site.kind == "attention" for site in sites)
+        if self.adapter_layers is not None and layers != self.adapter_layers:
+            raise ConfigError(
+                f"llama_adapter.adapter_layers is {self.adapter_layers}, and the targets have "
+                f"{layers} attention layers.",
+                fix="leave adapter_layers out, or target_modules and layers_to_transform",
+            )
+        if missing := set(self.kinds) - kinds:
+            raise ConfigError(
+                f"the targets of llama_adapter hold no layer of kind {', '.join(sorted(missing))}.",
+                fix="leave target_modules out, or name attention layers" + ", linear layers and "
+                "norms" * self.v2,
+            )
+        return SavedModules()
+
+    def build(self, site: Site, shared: Any) -> Adapter:
+        if site.kind == "attention":
+            return PromptedAttention(site, self)
+        return ScaleAndBias(site) if site.kind == "linear" else shared.at(site)
+
+
+class PromptedAttention(Adapter):
+    affine = False
+
+    def __init__(self, site: Site, method: LlamaAdapter):
+        super().__init__()
+        self.layer = (site.module,)  # in a tuple: the layer holds the adapter, and not it the layer
+        features = next((s.in_features for s in sites_of(site.module)), 0)
+        with listening(site.module):
+            query, _, _ = made(site.module, site.like.new_zeros(1, features))  # (1, H, 1, D)
+        self.p = nn.Parameter(torch.randn(method.adapter_len, features))
+        self.g = nn.Parameter(torch.zeros(query.shape[1]))
+        self.bounded = method.gate_act == "tanh"
+
+    def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
+        _, key, value = made(self.layer[0], self.p.to(query.dtype))  # (1, K, n, D)
+        groups = query.shape[1] // key.shape[1]
+        key, value = (
+            t.repeat_interleave(groups, dim=1).expand(len(query), -1, -1, -1) for t in (key, value)
+        )
+        seen = F.scaled_dot_product_attention(query, key, value, scale=scale)  # (B, H, T, D)
+        gate = self.g.tanh() if self.bounded else self.g
+        return mixed + gate.to(mixed.dtype).view(-1, 1, 1) * seen.to(mixed.dtype)
+
+
+class ScaleAndBias(Adapter):
+    """y = s (W x + b0 + b)."""
+
+    def __init__(self, site: Site):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(site.out_features))
+        self.bias = nn.Parameter(torch.zeros(site.out_features))
+
+    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        return (y + self.bias.to(y.dtype)) * self.scale.to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift = self.bias if bias is None else bias + self.bias
+        return self.scale.unsqueeze(1) * weight, self.scale * shift
