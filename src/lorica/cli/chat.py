@@ -31,6 +31,7 @@ def chat(
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
+    condition: str | None = None,
 ) -> None:
     """Talk with an adapter, or with a base, in the terminal.
 
@@ -56,6 +57,8 @@ def chat(
         Accept a base that is not the one of training.
     quantisation
         Pack the base's linear layers, or not; by default as in training.
+    condition
+        What an adapter that is made from a condition is asked for (en-fr).
     """
     model = open_model(path, base, dtype, allow_base, quantisation)
 
@@ -65,11 +68,11 @@ def chat(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    talk = Chat(model, system=system, sampling=sampling)
+    talk = Chat(model, system=system, sampling=sampling, condition=condition)
     _aside([*model.lines, HELP])
     while (said := _ask()) not in (None, "/quit", "/exit"):
         if said == "/reset":
-            talk = Chat(model, system=system, sampling=sampling)
+            talk = Chat(model, system=system, sampling=sampling, condition=condition)
         elif said:
             _answer(talk, str(said))
 

@@ -27,6 +27,7 @@ def generate(
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
+    condition: Annotated[list[str] | None, Parameter(negative=())] = None,
     json: Switch = False,
 ) -> None:
     r"""Complete prompts with an adapter, or with a base.
@@ -55,6 +56,9 @@ def generate(
         Accept a base that is not the one of training.
     quantisation
         Pack the base's linear layers, or not; by default as in training.
+    condition
+        What an adapter that is made from a condition is asked for (en-fr); once for all prompts,
+        or once for each.
     json
         Print one JSON object.
     """
@@ -66,7 +70,7 @@ def generate(
     from lorica.evaluation.generate import generate
 
     done = generate(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature,
-                    top_p=top_p, seed=seed, chat=chat)  # fmt: skip
+                    top_p=top_p, seed=seed, chat=chat, conditions=condition)  # fmt: skip
     lines = [*model.lines, *done.lines]
     figures = {
         "seconds": round(done.seconds, 3),

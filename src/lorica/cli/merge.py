@@ -23,6 +23,7 @@ def merge(
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     target: Literal["dequant", "original", "requant"] | None = None,
+    condition: str | None = None,
     json: Switch = False,
 ) -> None:
     """Write base and adapter as one plain transformers model.
@@ -48,6 +49,8 @@ def merge(
     target
         What a quantised base is merged into: the floats that its codes stand for (dequant, the
         default), the floats that it was made from (original), or codes again (requant).
+    condition
+        Which condition is merged, of an adapter that is made from one (en-fr).
     json
         Print one JSON object.
     """
@@ -55,7 +58,7 @@ def merge(
 
     report = merge_to(
         path, output, base=base, dtype=dtype, allow_base=allow_base, limit=limit, probe=probe,
-        quantisation=quantisation, target=target,
+        quantisation=quantisation, target=target, condition=condition,
     )  # fmt: skip
     if json:
         print_json(report.as_dict())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import use
 from lorica.core.port import ports
-from lorica.errors import DataError, listed
+from lorica.errors import ConfigError, DataError, listed
 
 
 class Conditioned(Adapter):
@@ -110,6 +110,21 @@ def describe(
             module.training = mode
     new = dict.fromkeys(text for a in adapters for text in a.describe(vectors))
     return [f"not trained on, and taken by their words alone: {listed(new)}"] if new else []
+
+
+def hold(model: nn.Module, tokenizer: Any, condition: str | None) -> list[str]:
+    """Set one condition for all rows from now on; None leaves everything as it is.
+
+    Returns: the named lines of `describe`. Raises: ConfigError if no active adapter takes a
+        condition, or does not know this one.
+    """
+    if condition is None:
+        return []
+    if not conditioned(model):
+        raise ConfigError("this model takes no condition.", fix="leave it out")
+    lines = describe(model, tokenizer, [condition])
+    set_conditions(model, [condition])
+    return lines
 
 
 def _vector(model: Any, tokenizer: Any, text: str) -> Tensor:

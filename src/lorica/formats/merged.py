@@ -35,6 +35,7 @@ from lorica.base.load import load as load_base
 from lorica.base.quantised_model import checkpoint_of, layers
 from lorica.base.unpack import TARGETS, check_target, merged_into
 from lorica.core.attach import use
+from lorica.core.condition import hold
 from lorica.errors import ConfigError, DataError, MergeError, ResourceError
 from lorica.formats import commit
 from lorica.formats.open import open_adapter
@@ -91,6 +92,7 @@ def merge_to(
     probe: list[str] | None = None,
     quantisation: str | None = None,
     target: str | None = None,
+    condition: str | None = None,
 ) -> MergeReport:
     """Write base and adapter as one model folder, whole or not at all.
 
@@ -100,6 +102,7 @@ def merge_to(
     probe: texts to measure on, beside the built-in ones; best some of your own rows.
     quantisation: of the base; None: as in training; "none": merge on the float base.
     target: "dequant" (None: this), "original" or "requant", of a quantised base.
+    condition: which one is merged, of an adapter that is made from a condition.
 
     Raises: MergeError, with nothing written, if the adapter has no dense equivalent, more than
         `limit` of it is lost, or `target` cannot be had; ResourceError if `output` is there or
@@ -115,6 +118,7 @@ def merge_to(
     with commit.folder(output) as staging:
         opened = open_adapter(path, base=base, dtype="float32", allow_base=allow_base,
                               quantisation=quantisation)  # fmt: skip
+        opened.lines += hold(opened.model, opened.tokenizer, condition)
         packed = next((layer.kind for layer in layers(opened.model).values()), None)
         check_target(target, opened.model, opened.path)
         rows = _probe_ids(opened, [*PROBE, *(probe or [])])
