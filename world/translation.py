@@ -8,7 +8,9 @@ A sentence is a meaning (who does what to whom, and when) said in one language:
 
 Articles and adjectives agree with the gender of the noun, and a noun has its own gender in each
 language, so it must be learnt with the word. The vocabulary is drawn once, from a fixed seed, out
-of syllables that differ by language.
+of syllables that differ by language. A prompt shows its own language, but not into which of the
+two others it is to be said: only the column `condition` tells ("ve-ol"), so that a model which
+does not use it can be right about the language in one row of two.
 """
 
 import random
@@ -141,7 +143,7 @@ def sentence(rng: random.Random) -> tuple[str, Row]:
     )
     source, into = rng.choice(list(permutations(LANGUAGES, 2)))
     return repr(meaning), {
-        "prompt": f"{source}-{into}: {say(source, meaning)} =",
+        "prompt": f"{say(source, meaning)} =",
         "completion": f" {say(into, meaning)}",
         "condition": f"{source}-{into}",
     }

@@ -147,11 +147,16 @@ def test_past_tense_and_agreement_of_the_object() -> None:
 def test_translation_rows_have_all_directions_and_one_reading() -> None:
     rows = list(translation.translation(600, seed=9))
     assert len({row["condition"] for row in rows}) == 6
-    for row in rows:
-        assert row["prompt"].startswith(row["condition"] + ": ")
-        assert row["prompt"].endswith(" =") and row["completion"].startswith(" ")
     forms = translation.words()
-    assert all(word in forms for row in rows for word in row["completion"].split())
+    articles = {form: language for language, marks in translation.MARKS.items()
+                for *both, _ in marks.values() for form in both}  # fmt: skip
+    for row in rows:
+        source, into = row["condition"].split("-")
+        assert row["prompt"].endswith(" =") and row["completion"].startswith(" ")
+        said, wanted = row["prompt"].removesuffix(" =").split(), row["completion"].split()
+        assert {*said, *wanted} <= forms, "and so the prompt does not name the languages"
+        assert {articles[word] for word in said if word in articles} == {source}
+        assert {articles[word] for word in wanted if word in articles} == {into}
 
 
 def test_reviews_obey_the_rule() -> None:
