@@ -205,6 +205,7 @@ COUNTS = {
     "adalora": lambda r, i, o, whole: r * (i + o + 1),
     "dora_dynamic": lambda r, i, o, whole: r * (i + o + 1),
     "bottleneck": lambda r, i, o, whole: 2 * r * o + r + o,
+    "mora": lambda r, i, o, whole: (int(math.sqrt((i + o) * r) + 0.5) // 2 * 2) ** 2,
     "full": lambda r, i, o, whole: whole,
 }
 

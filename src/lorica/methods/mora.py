@@ -1,0 +1,195 @@
+"""MoRA: y = W x + spread(M gather(x)), one square M in place of the two factors of LoRA.
+
+Jiang et al., "MoRA: High-Rank Updating for Parameter-Efficient Fine-Tuning", 2024,
+arXiv:2405.12130, section 3. M has n = sqrt(r (I + O)) rows, rounded: as many numbers as a LoRA
+of rank r. It starts at zero, and nothing scales it: there is no alpha. `gather` and `spread`
+have no numbers of their own.
+
+    mora_type   gather                                spread
+    1           sum of coordinates n apart            repeated end to end
+    2           sum of neighbours                     each repeated beside itself
+    3           sum of neighbours                     repeated end to end
+    4           sum of coordinates n apart            each repeated beside itself
+    6           groups of n, each turned by its       M of every group end to end,
+                place as in rotary embeddings         cut or repeated to fill O
+
+The forms are those of its code (the paper has neighbours for type 1, too); coordinates from the
+front fill the last group. Types 1 to 4 are of rank n, not r, and `factors` gives them as such a
+LoRA; type 6 reaches any rank and has none: "approximate" in the table. Where I > O, type 6 cuts
+off what its last groups give, so that coordinates of x past O take no part.
+
+reset_steps makes it ReMoRA: every so many steps M is kept, the next of types 1 to 4 takes its
+turn, and M and its moments start anew. The update is linear in M: what was learned is the sum of
+the kept M of each type, four tensors in the adapter, and the base stays as it is. The paper
+merges into the base, and warms the learning rate up again; here the rate is the run's.
+
+    B  batch   T  tokens   I  in_features   O  out_features   N  rows of M   G  groups
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.schedule import Schedule
+from lorica.core.site import Site
+from lorica.errors import ConfigError
+from lorica.kernels.ranking import require, whole
+
+CYCLE = (1, 2, 3, 4)  # take turns in ReMoRA
+ROTATED = 6
+APART = (1, 4)  # gather coordinates N apart; 2 and 3 gather neighbours
+NATURAL = "a whole number, at least 1"
+END_TO_END = (1, 3, 6)  # spread end to end; 2 and 4 repeat each beside itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mora(Method, name="mora"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    paper: ClassVar[str] = "Jiang et al. 2024, arXiv:2405.12130"
+    count: ClassVar[str] = "(int((r * (I + O)) ** 0.5 + 0.5) // 2 * 2) ** 2"  # 1 to 4: may be odd
+    to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
+    r: int = 8
+    """Rank of the LoRA that has as many numbers."""
+    mora_type: Literal[1, 2, 3, 4, 6] = 6
+    """How x becomes short and y long: 6 turns groups, 1 to 4 sum coordinates."""
+    dropout: float = 0.0
+    """Probability of dropping an input coordinate of M, in [0, 1)."""
+    reset_steps: int | None = None
+    """ReMoRA: optimizer steps after which M is kept and starts anew; null: never."""
+
+    def __post_init__(self):
+        require(self, "r", self.r is not None and whole(self.r, 1), NATURAL, "try r=8")
+        require(self, "mora_type", self.mora_type in (*CYCLE, ROTATED), "1, 2, 3, 4 or 6", "try 6")
+        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)", "try dropout=0.05")
+        require(self, "reset_steps", whole(self.reset_steps, 1), NATURAL, "try 1000")
+        if self.reset_steps is not None and self.mora_type == ROTATED:
+            raise ConfigError(
+                "mora.reset_steps needs one of mora_type 1 to 4, which take turns.",
+                fix="set mora_type to 1, or leave reset_steps out",
+            )
+
+    def build(self, site: Site, shared: Any) -> "MoraAdapter":
+        return MoraAdapter(site, self)
+
+    def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:
+        if self.reset_steps is None:
+            return None
+        if self.reset_steps >= total:
+            raise ConfigError(
+                f"mora.reset_steps is {self.reset_steps}, and the run has {total} steps: "
+                "M would never start anew.",
+                fix=f"set it to at most {max(total - 1, 1)}, or leave it out",
+            )
+        return Resets(adapters, self.reset_steps)
+
+
+class MoraAdapter(Adapter):
+    cos: Tensor
+    sin: Tensor
+    kept: Tensor
+    turn: Tensor
+
+    def __init__(self, site: Site, method: Mora):
+        super().__init__()
+        self.p, self.form = method.dropout, method.mora_type
+        self.inputs, self.outputs = site.in_features, site.out_features
+        n = int(math.sqrt((self.inputs + self.outputs) * method.r) + 0.5)
+        n = max(n - n % 2, 2) if self.form == ROTATED else n  # halves turn into each other
+        self.m = nn.Parameter(torch.zeros(n, n))
+        if self.form == ROTATED:
+            slow = 10000.0 ** (-2 * torch.arange(n // 2).double() / n)
+            angle = torch.outer(torch.arange(-(-self.inputs // n)).double(), slow).repeat(1, 2)
+            self.register_buffer("cos", angle.cos().float(), persistent=False)  # (G, N)
+            self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.types = (self.form,) if method.reset_steps is None else CYCLE
+        if self.types == CYCLE:
+            self.register_buffer("kept", torch.zeros(len(CYCLE), n, n))
+            self.register_buffer("turn", torch.eye(len(CYCLE))[CYCLE.index(self.form)])  # one-hot
+
+    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        return y + self.branch(F.dropout(x, self.p, self.training), y.dtype)
+
+    def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is added to y: (B, T, O)."""
+        pairs = zip(self.types, self.squares(), strict=True)
+        parts = [self.spread(F.linear(self.gather(x, f), m.to(dtype)), f) for f, m in pairs]
+        return reduce(torch.add, parts)
+
+    def squares(self) -> tuple[Tensor, ...]:
+        """The M of each of `types`, with what was kept of it."""
+        if self.types != CYCLE:
+            return (self.m,)
+        return (self.kept + self.turn[:, None, None] * self.m).unbind()
+
+    def gather(self, x: Tensor, form: int) -> Tensor:
+        """(B, T, I) -> (B, T, N), or (B, T, G, N) for type 6."""
+        n = len(self.m)
+        if form not in (*APART, ROTATED):
+            size, more = divmod(self.inputs, n)  # `more` groups have one coordinate more
+            wide, narrow = x.split((more * (size + 1), (n - more) * size), -1)
+            sums = wide.unflatten(-1, (more, size + 1)), narrow.unflatten(-1, (n - more, size))
+            return torch.cat([s.sum(-1) for s in sums], -1)
+        whole, rest = divmod(-(-self.inputs // n) * n, self.inputs)
+        if rest or whole > 1:  # the front again, behind the end
+            x = torch.cat([x] * whole + [x[..., :rest]], -1)
+        groups = x.unflatten(-1, (-1, n))
+        if form in APART:
+            return groups.sum(-2)
+        left, right = groups.chunk(2, -1)
+        turned = torch.cat([-right, left], -1)
+        return groups * self.cos.to(x.dtype) + turned * self.sin.to(x.dtype)
+
+    def spread(self, h: Tensor, form: int) -> Tensor:
+        """M times what was gathered -> (B, T, O)."""
+        h = h.flatten(-2) if form == ROTATED else h
+        if form in END_TO_END:
+            times = -(-self.outputs // h.shape[-1])
+            return torch.cat([h] * times, -1)[..., : self.outputs]
+        size, more = divmod(self.outputs, h.shape[-1])
+        wide, narrow = h[..., :more], h[..., more:]
+        return torch.cat([wide.repeat_interleave(size + 1, -1),
+                          narrow.repeat_interleave(size, -1)], -1)  # fmt: skip
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        if self.form == ROTATED:
+            return None
+        n, inputs = torch.eye(len(self.m)).to(self.m), torch.eye(self.inputs).to(self.m)
+        pairs = zip(self.types, self.squares(), strict=True)
+        a = [m @ self.gather(inputs, form).T for form, m in pairs]  # each (N, I)
+        return torch.cat(a), torch.cat([self.spread(n, form).T for form in self.types], 1)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.branch(torch.eye(self.inputs).to(weight), weight.dtype).T, bias
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Move M to what is kept, and give the turn to the next type. In place."""
+        self.kept.add_(self.turn[:, None, None] * self.m)
+        self.m.zero_()
+        self.turn.copy_(self.turn.roll(1))
+
+
+class Resets(Schedule):
+    """Every `every` steps, M is kept and starts anew."""
+
+    def __init__(self, adapters: Mapping[str, Any], every: int):
+        self.adapters, self.every, self.t = adapters, every, 0
+
+    def after_step(self, t: int) -> None:
+        self.t = t
+        if t % self.every == 0:
+            for adapter in self.adapters.values():
+                adapter.keep()
+
+    def fresh(self) -> list[str]:
+        return [f"{site}.m" for site in self.adapters] if self.t and not self.t % self.every else []
+
+    def facts(self) -> dict[str, Any]:
+        return {"resets": self.t // self.every}
