@@ -13,6 +13,7 @@ from torch import nn
 from lorica.base import quantised_model
 from lorica.base.bundled import FOLDER, NAME
 from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
+from lorica.core.port import switch_of
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,9 +36,15 @@ class Base:
 
     @property
     def max_length(self) -> int | None:
-        """The longest row in tokens that the model was made for, where it says so."""
+        """The longest row in tokens that the model takes, where it says so.
+
+        Positions that an active adapter takes for itself are not there for the rows.
+        """
         config: Any = self.model.config
-        return getattr(config, "max_position_embeddings", None)
+        most = getattr(config, "max_position_embeddings", None)
+        switch = switch_of(self.model)
+        taken = sum(switch.specs[name].method.positions() for name in switch.active)
+        return None if most is None else most - taken
 
 
 def load(

@@ -21,6 +21,7 @@ from lorica.base.fingerprint import fingerprint
 from lorica.base.packing import packed
 from lorica.core.attach import trainable_parameters
 from lorica.core.drive import Driver
+from lorica.core.port import spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.errors import Stopped
@@ -38,7 +39,14 @@ from lorica.training.optim import (
     optimizer_state,
 )
 from lorica.training.pictures import RANKS, draw, draw_ranks
-from lorica.training.prepare import adapted_base, kill_and_revive, lasting, probe, why_padded
+from lorica.training.prepare import (
+    adapted_base,
+    begin_from_data,
+    kill_and_revive,
+    lasting,
+    probe,
+    why_padded,
+)
 from lorica.training.progress import Show
 from lorica.training.run import RESULTS, Run
 from lorica.training.schedule import factor, order
@@ -65,9 +73,11 @@ class Trainer:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.main = accelerator.is_main_process
         self.data = data
-        self.base, self.device = adapted_base(config, data.labels)
+        self.base, self.device = adapted_base(config, data)
         self.identity = fingerprint(self.base.model, path=config.base)
-        self.method = config.build_method()
+        found = ckpt.load_newest(run.checkpoints)
+        begin_from_data(self.base, data.train, None if found is None else found.adapter)
+        self.method = spec_of(self.base.model, "default").method
         state = adapter_state(self.base.model)
         self.tensors = {k: t for k, t in state.items() if isinstance(t, nn.Parameter)}
         self.start = {k: t.detach().cpu().clone() for k, t in self.tensors.items()}
@@ -99,7 +109,8 @@ class Trainer:
         self.progress = ckpt.Progress()
         self.best: dict[str, Tensor] | None = None
         self.signals = Signals()
-        self._go_on()
+        if found is not None:
+            self._go_on(found)
         self.log = Log(run, Show(self.total) if show else None, config) if self.main else Silent()
 
     def run_to_end(self) -> Result:
@@ -202,11 +213,8 @@ class Trainer:
 
     # -- beginning and end ------------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        """Take up the newest checkpoint of the run, if there is one. In place."""
-        found = ckpt.load_newest(self.run.checkpoints)
-        if found is None:
-            return
+    def _go_on(self, found: ckpt.Checkpoint) -> None:
+        """Take up a checkpoint of the run. In place."""
         ckpt.check_same(found, data=self.data.digest, base=self.identity, run=self.run.folder)
         load_adapter_state(self.base.model, found.adapter, source="the checkpoint")
         load_optimizer_state(self.optimizer, self.tensors, found.optimizer)

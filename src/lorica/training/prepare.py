@@ -1,44 +1,54 @@
 """What a run needs before its first step: rows, and a base with the adapter on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorica.base.load import DTYPES, Base, context_length, load_tokenizer
 from lorica.base.load import load as load_base
 from lorica.base.packing import why_not_packed
-from lorica.core.attach import adapt
+from lorica.core.attach import adapt, use
+from lorica.core.condition import describe, informed, unused
+from lorica.core.port import spec_of
 from lorica.core.schedule import Schedule
 from lorica.core.site import output_head
-from lorica.data.load import Data
+from lorica.data.batch import pad
+from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
 from lorica.evaluation.loss import mean_loss
+from lorica.methods.lora import Lora
 from lorica.training.config import TrainConfig
 from lorica.training.split.device import Device, connect
 from lorica.training.split.revive import KillAndRevive
 
 PROBED = 32
+SEEN, SEEN_AT_ONCE = 512, 8
+"""Rows that a start which needs data is shown at most, and how many of them at a time."""
 
 
 def load_rows(config: TrainConfig) -> Data:
-    """The rows of a run, tokenised for its base, whose weights stay unread."""
+    """The rows of a run, tokenised for its base, whose weights stay unread.
+
+    Positions of the context that the method takes for itself are not there for the rows.
+    """
+    taken = config.build_method().positions()
     return load_data(
         config.data,
         load_tokenizer(config.base),
         seed=config.seed,
-        max_length=context_length(config.base),
+        max_length=None if (most := context_length(config.base)) is None else most - taken,
     )
 
 
-def adapted_base(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Device | None]:
+def adapted_base(config: TrainConfig, data: Data) -> tuple[Base, Device | None]:
     """The base with a fresh adapter; a classifier's fresh head is always trained with it.
 
     Returns: the device's side of a split run as well, connected to its cloud.
     """
-    device = None
+    device, labels, told = None, data.labels, conditions(data.train)
     if config.split == "device":
         base, device = connect(config.base, DTYPES[config.dtype], str(config.peer))
     else:
@@ -53,7 +63,7 @@ def adapted_base(config: TrainConfig, labels: list[str] | None) -> tuple[Base, D
         whole.append(name)
     adapt(
         base.model,
-        config.build_method(),
+        informed(config.build_method(), base.model, told),
         seed=config.seed,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
@@ -63,6 +73,7 @@ def adapted_base(config: TrainConfig, labels: list[str] | None) -> tuple[Base, D
         modules_to_save=whole,
         trainable_token_indices=config.trainable_token_indices,
     )
+    base.lines += unused(base.model, told) + describe(base.model, base.tokenizer)
     if device is not None:
         device.take_up()
     if config.gradient_checkpointing:
@@ -86,7 +97,32 @@ def why_padded(base: Base) -> str | None:
     """Why rows must be padded instead of laid end to end; None: they need not be."""
     if base.labels is not None:
         return "a classifier reads each row on its own"
-    return why_not_packed(base.model)
+    with use(base.model):  # an adapter may ask for conditions, which are not at hand here
+        return why_not_packed(base.model)
+
+
+def begin_from_data(
+    base: Base, rows: Sequence[Example], adapter: Mapping[str, Tensor] | None
+) -> None:
+    """Complete a LoRA whose start needs to see rows. In place.
+
+    adapter: the tensors of the checkpoint that the run goes on from, which has its start; None:
+        the run is new. Other methods and starts are left as they are.
+    """
+    method = spec_of(base.model, "default").method
+    if not isinstance(method, Lora) or not method.start.needs_data:
+        return
+    from lorica.inits.eva import calibrate, take_ranks
+
+    if adapter is not None:
+        take_ranks(base.model, adapter)
+        return
+    device = next(base.model.parameters()).device
+    seen = [pad(rows[i : i + SEEN_AT_ONCE], base.tokenizer.pad_token_id or 0).to(device)
+            for i in range(0, min(len(rows), SEEN), SEEN_AT_ONCE)]  # fmt: skip
+    calibrate(
+        base.model, [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in seen]
+    )
 
 
 def lasting(base: str) -> str:

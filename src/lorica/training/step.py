@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.core.condition import set_conditions
 from lorica.data.batch import Batch, pack, pad
 from lorica.data.tokenise import Example
 from lorica.training.watch import check_connected
@@ -49,7 +50,7 @@ class Stepper:
             accelerator, micro_batch_size, packed, pad_id,
         )  # fmt: skip
         bare = accelerator.unwrap_model(model)
-        self.model = model
+        self.model, self.bare = model, bare
         self.keeps = "logits_to_keep" in signature(bare.forward).parameters
 
     def __call__(
@@ -86,6 +87,7 @@ class Stepper:
 
     def _loss(self, batch: Batch) -> Tensor:
         """The sum of losses over the label tokens (rows) of a batch."""
+        set_conditions(self.bare, batch.conditions, batch.lengths if self.packed else None)
         if batch.labels is not None:
             logits = self.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask
