@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lorica.base.quantised_model import footprint
-from lorica.core.attach import trainable_parameters
+from lorica.core.attach import Count, trainable_parameters
 from lorica.core.schedule import Schedule
 from lorica.data.load import Data
 from lorica.training.checkpoint import Progress
@@ -22,7 +22,8 @@ def figures(
 
     kept: the step whose adapter is kept.
     """
-    count = trainable_parameters(model)
+    base = footprint(model)
+    count = Count(trainable_parameters(model).trainable, base.parameters)  # packed ones as well
     after = progress.best_loss if kept < progress.step else progress.last_eval
     return {
         "method": method,
@@ -36,7 +37,7 @@ def figures(
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "peak_memory_bytes": peak_memory(),
         "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
-        "base": footprint(model).as_dict(),
+        "base": base.as_dict(),
         **({"ranks": ranks} if (ranks := schedule.ranks()) else {}),
         **({"schedule": facts} if (facts := schedule.facts()) else {}),
         "lines": lines,
