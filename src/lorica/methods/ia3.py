@@ -8,9 +8,9 @@ thousand numbers learn: the learning rate is that of T-Few, 3e-3, rather than Lo
 
 Without target_modules the layers are found by the names that are usual; where a model has none of
 them, by shape, which is ours: of a block's layers the one that reads most and writes less ends
-the MLP; of three or more side by side that read the same width, the two that write least (the
-later of equals) are keys and values. Among layers of unknown names that target_modules lists, the
-first of these two rules says which are scaled at their input.
+the MLP; of three or more side by side that read the same width, the two that write least (of
+equals, the second and third) are keys and values. Among layers of unknown names that
+target_modules lists, the first of these two rules says which are scaled at their input.
 """
 
 import re
@@ -123,7 +123,6 @@ def shaped_keys(sites: list[Site]) -> set[str]:
     found: set[str] = set()
     for group in beside.values():
         if len(group) > 2:
-            group.reverse()  # the sort is stable: of equals the later come first
-            least = sorted(group, key=lambda s: s.out_features)
-            found |= {s.name for s in least[:2]}
+            least = sorted(enumerate(group), key=lambda p: (p[1].out_features, p[0] not in (1, 2)))
+            found |= {site.name for _, site in least[:2]}
     return found
