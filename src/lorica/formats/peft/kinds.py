@@ -5,10 +5,13 @@ from typing import Any
 
 from lorica.core.port import Spec
 from lorica.errors import FileError
+from lorica.formats.peft.adalora import AdaloraLayout
+from lorica.formats.peft.ia3 import Ia3Layout
 from lorica.formats.peft.layout import Layout
 from lorica.formats.peft.lora import LoraLayout
+from lorica.formats.peft.vera import VeraLayout
 
-LAYOUTS: tuple[Layout, ...] = (LoraLayout(),)
+LAYOUTS: tuple[Layout, ...] = (LoraLayout(), AdaloraLayout(), Ia3Layout(), VeraLayout())
 
 
 def layout_for(spec: Spec) -> Layout | None:

@@ -39,6 +39,8 @@ class Layout:
     prefix: ClassVar[str] = "base_model.model."
     marks: ClassVar[tuple[str, ...]]
     settings: ClassVar[Collection[str]] = ()
+    targeted: ClassVar[bool] = True
+    """It acts on layers that target_modules names."""
 
     def holds(self, spec: Spec) -> bool:
         """PEFT has a place for all that an adapter of `spec` is."""
@@ -57,7 +59,7 @@ class Layout:
         raise NotImplementedError
 
     def take(
-        self, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """One site's tensors under our names. What is known is taken out of `found`, in place."""
         raise NotImplementedError
@@ -90,7 +92,7 @@ class Layout:
                 found[site][own] = tensor
         state = beside.take(model, name, self.prefix, rest, source)
         for site, adapter in adapters.items():
-            ours = self.take(adapter, found[site], config)
+            ours = self.take(site, adapter, found[site], config)
             state |= {f"{site}.{key}": tensor for key, tensor in ours.items()}
             state |= {f"{self.prefix}{site}.{key}": t for key, t in found[site].items()}
         return state
@@ -104,6 +106,8 @@ class Layout:
             for key, value in config.items()
             if key not in COMMON | set(self.settings) and value not in HARMLESS
         ]
+        if self.targeted and not config.get("target_modules"):
+            unknown.append("target_modules is empty")
         if wrong := [*problems, *unknown]:
             raise FileError(
                 f"{source}: this PEFT adapter uses what lorica does not read.",

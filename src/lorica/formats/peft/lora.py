@@ -70,8 +70,6 @@ class LoraLayout(Layout):
         start = config.get("init_lora_weights", True)
         if start not in STARTS:
             problems.append(f"init_lora_weights {start!r} (it changed the base's weights)")
-        if not config.get("target_modules"):
-            problems.append("target_modules is empty")
         self.refuse(config, source, problems)
         kind = Dora if config.get("use_dora") else Lora
         method = kind(
@@ -108,7 +106,7 @@ class LoraLayout(Layout):
         return super().read(model, name, file, config, source)
 
     def take(
-        self, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         assert isinstance(adapter, LoraAdapter)
         names = _names(adapter)

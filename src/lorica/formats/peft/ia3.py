@@ -1,0 +1,65 @@
+"""IA3: ia3.
+
+ia3_l (1, I) at layers that are scaled at their input (feedforward_modules), else (O, 1)
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lorica.core.adapter import Adapter
+from lorica.core.drive import adapters_of
+from lorica.core.port import Spec
+from lorica.core.targets import Targets
+from lorica.formats.peft.layout import Layout, places
+from lorica.methods.ia3 import Ia3, Ia3Adapter
+
+KEY = "ia3_l"
+
+
+class Ia3Layout(Layout):
+    kind = "IA3"
+    marks = (KEY,)
+    settings: ClassVar = {"feedforward_modules", "init_ia3_weights"}
+
+    def holds(self, spec: Spec) -> bool:
+        return type(spec.method) is Ia3 and not spec.targets.trainable_token_indices
+
+    def config(self, model: nn.Module, name: str) -> dict[str, Any]:
+        scaled = {s: a.feedforward for s, a in adapters_of(model, name).items()
+                  if isinstance(a, Ia3Adapter)}  # fmt: skip
+        config = {**places(model, name), "feedforward_modules": endings(scaled)}
+        if not set(config["feedforward_modules"]) <= set(config["target_modules"]):
+            config["target_modules"] = list(scaled)  # PEFT holds the entries against each other
+            config["feedforward_modules"] = [site for site, yes in scaled.items() if yes]
+        return config
+
+    def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
+        self.refuse(config, source)
+        shapes = {key.removeprefix(self.prefix).removesuffix(f".{KEY}"): tensor.shape
+                  for key, tensor in file.items() if key.endswith(KEY)}  # fmt: skip
+        scaled = {site: shape[0] == 1 for site, shape in shapes.items()}
+        method = Ia3(feedforward_modules=endings(scaled))
+        return Spec(method, Targets(**self.targets(config, file)), seed=0)
+
+    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+        assert isinstance(adapter, Ia3Adapter)
+        return {KEY: adapter.l.detach().unsqueeze(0 if adapter.feedforward else 1)}
+
+    def take(
+        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        assert isinstance(adapter, Ia3Adapter)
+        want = (1, len(adapter.l)) if adapter.feedforward else (len(adapter.l), 1)
+        if KEY not in found or found[KEY].shape != want:
+            return {}  # the strict loader names what does not fit
+        return {"l": found.pop(KEY).flatten()}
+
+
+def endings(scaled: Mapping[str, bool]) -> list[str]:
+    """The shortest list of name endings that names exactly the sites that are True."""
+    wanted = [site for site, yes in scaled.items() if yes]
+    leaves = sorted({site.rpartition(".")[2] for site in wanted})
+    hit = [site for site in scaled if site.endswith(tuple(leaves))]  # PEFT asks for no dot before
+    return leaves if len(hit) == len(wanted) else wanted
