@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorica.core.adapter import method
-    from lorica.core.attach import activate, adapt, detach, trainable_parameters, use
+    from lorica.core.attach import activate, adapt, detach, mixed, trainable_parameters, use
     from lorica.core.drive import Driver
     from lorica.core.merge import merge
     from lorica.errors import LoricaError
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "merge",
     "method",
+    "mixed",
     "save",
     "train",
     "trainable_parameters",
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "formats.folder",
     "merge": "core.merge",
     "method": "core.adapter",
+    "mixed": "core.attach",
     "save": "formats.folder",
     "train": "training.train",
     "trainable_parameters": "core.attach",

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.port import ports
-from lorica.errors import TargetError
-from tests.laws.bases import CASES, Stack, bits, method, move, on_stack, same_bits
+from lorica.core.port import ports, switch_of
+from lorica.errors import ConfigError, TargetError
+from tests.laws.bases import CASES, Stack, bits, method, move, on_stack, pairs, same_bits
 
 STACK = CASES[0]
+MIXED = {"stack", "llama", "gpt2", "embedding"}
 each = pytest.mark.parametrize("name", on_stack())
 
 
@@ -78,3 +79,36 @@ def test_what_is_trained_whole_cannot_be_packed():
     with pytest.raises(TargetError, match="packed"):
         lorica.adapt(model, method("full"))
     assert same_bits(before, model.state_dict())
+
+
+@pytest.mark.parametrize("name, case", [p for p in pairs() if str(p.values[1]) in MIXED])
+def test_rows_of_a_batch_may_each_have_an_adapter(name, case):
+    """Each row gives what it gives alone with its adapter; None is the base."""
+    model = case.make()
+    for seed, adapter in enumerate(("one", "two")):
+        lorica.adapt(model, method(name), name=adapter, seed=seed, **case.targets)
+        move(model, seed)
+    want = {None: case.run(case.make()).detach()}
+    for adapter in ("one", "two"):
+        with lorica.use(model, adapter):
+            want[adapter] = case.run(model)
+    some = (["one", None, "two"], ["two", "two", "one"])
+    for names in [n[: len(want[None])] for n in some]:
+        if not method(name).mixes:
+            with pytest.raises(ConfigError, match="rows"), lorica.mixed(model, names):
+                pass
+            continue
+        with lorica.mixed(model, names):
+            got = case.run(model)
+        for i, adapter in enumerate(names):
+            torch.testing.assert_close(got[i], want[adapter][i], atol=1e-5, rtol=1e-4)
+    assert switch_of(model).rows is None
+
+
+def test_a_batch_of_other_rows_than_were_named():
+    model = move(lorica.adapt(Stack(), method("lora")))
+    wrong = pytest.raises(ConfigError, match="2 rows, and the batch has 3")
+    with wrong, lorica.mixed(model, ["default", None]):
+        STACK.run(model)
+    with pytest.raises(ConfigError, match="'defualt'"), lorica.mixed(model, ["defualt"]):
+        pass

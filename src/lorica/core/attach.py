@@ -9,7 +9,7 @@ deep-copied, compiled, checkpointed and sharded like any other.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -188,3 +188,29 @@ def trainable_parameters(model: nn.Module) -> Count:
     base = {n: p for n, p in model.named_parameters() if f".{PORT}." not in f".{n}"}
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Count(learns, sum(p.numel() for p in base.values()))
+
+
+@contextmanager
+def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
+    """Inside the block row i of every batch (B, T) goes through adapter names[i]; None: the base.
+
+        with lorica.mixed(model, ["french", "german", None]):
+            model(input_ids)                    # three rows; the last is the base's
+
+    Without gradients, as `use`. Raises: ConfigError if an adapter is not there, or is of a method
+    whose rows cannot be told apart; inside, if a batch has another number of rows.
+    """
+    for name in {name for name in names if name is not None}:
+        method = spec_of(model, name).method
+        if not method.mixes:
+            raise ConfigError(
+                f"adapter {name!r} is a {method.name}, which acts on all rows of a batch alike.",
+                fix="run its rows in a batch of their own",
+            )
+    switch = switch_of(model)
+    before, switch.rows = switch.rows, tuple(names)
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        switch.rows = before

@@ -28,7 +28,7 @@ from lorica.errors import LoricaError, TargetError
 MARK = "lorica_"
 FRONT = "lorica_front"
 """Keyword of the decoder's call: layer_idx -> (keys, values) of shape (K, N, D) that every
-position of every row sees, before its own."""
+position of every row sees, before its own; or (B, K, N, D) each, and (B, N) bool: what it sees."""
 HEARD = "lorica_heard"
 """Keyword of the decoder's call: a dict that gets layer_idx -> (keys, values), (1, K, T, D)."""
 MADE = "lorica_made"
@@ -155,33 +155,33 @@ def through(base: Attention, *, fronts: bool = True) -> Attention:
                     attention=getattr(module.config, "_attn_implementation", "").removeprefix(MARK),
                     fix='set_attn_implementation("sdpa") on the model first',
                 )
-            keys, values = front[module.layer_idx]  # type: ignore[index]
+            keys, values, *seen = front[module.layer_idx]  # type: ignore[index]
             if "row_lengths" in options:  # the rows' attention puts them before each row
                 options["front"] = keys.to(key.dtype), values.to(value.dtype)
             else:
                 causal = options.get("is_causal")
                 causal = getattr(module, "is_causal", True) if causal is None else causal
-                mask = widened(mask, query, key, keys.shape[1], causal)
+                mask = widened(mask, query, key, keys.shape[-2], causal, *seen)
                 key, value = before(key, keys), before(value, values)
         mixed, weights = base(module, query, key, value, mask, **options)  # (B, T, H, D)
         if isinstance(port := getattr(module, PORT, None), nn.Module):
             scale = options.get("scaling") or query.shape[-1] ** -0.5
-            heads = mixed.transpose(1, 2)
-            for adapter in port.acting():  # type: ignore[operator]
-                heads = adapter.attend(query, heads, scale)
-            mixed = heads.transpose(1, 2)
+            mixed = port.attended(query, mixed.transpose(1, 2), scale).transpose(1, 2)  # type: ignore[operator]
         return mixed, weights
 
     return attention
 
 
 def before(own: Tensor, front: Tensor) -> Tensor:
-    """(K, N, D) before each row of (B, K, S, D)."""
-    return torch.cat([front.to(own.dtype).expand(len(own), *front.shape), own], dim=2)
+    """(K, N, D) before each row of (B, K, S, D); or (B, K, N, D), a row before each."""
+    return torch.cat([front.to(own.dtype).expand(len(own), *front.shape[-3:]), own], dim=2)
 
 
-def widened(mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool) -> Tensor | None:
-    """The mask of keys with `n` more in front that all see.
+def widened(
+    mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool,
+    ahead: Tensor | None = None,
+) -> Tensor | None:  # fmt: skip
+    """The mask of keys with `n` more in front that all see, or that `ahead` (B, n) bool says.
 
     mask: (B, 1, T, S), bool or added to the scores, or None. None stands for a row from its
     first token on, where keys behind the T-th are places of the cache that are still empty; or,
@@ -189,12 +189,18 @@ def widened(mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: boo
     """
     t, s = query.shape[2], key.shape[2]
     if mask is None:
-        if t == 1 or not causal:
+        if ahead is None and (t == 1 or not causal):
             return None
         place = torch.arange(s, device=query.device)
-        mask = (place <= place[:t].unsqueeze(1)).expand(1, 1, t, s)
-    seen = mask.new_zeros if mask.is_floating_point() else mask.new_ones
-    return torch.cat([seen(*mask.shape[:-1], n), mask], dim=-1)
+        upto = place[:t] if causal and t > 1 else place[-1:].expand(t)
+        mask = (place <= upto.unsqueeze(1)).expand(1, 1, t, s)
+    floats = mask.is_floating_point()
+    seen = (mask.new_zeros if floats else mask.new_ones)(*mask.shape[:-1], n)
+    if ahead is not None:
+        mask, seen = (m.expand(len(ahead), *m.shape[1:]) for m in (mask, seen))
+        hidden = torch.finfo(mask.dtype).min if floats else False
+        seen = seen.masked_fill(~ahead[:, None, None, :], hidden)
+    return torch.cat([seen, mask], dim=-1)
 
 
 def made(layer: nn.Module, x: Tensor) -> list[Tensor]:

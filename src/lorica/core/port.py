@@ -7,10 +7,12 @@ checkpointed and sharded like any other.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.mixed import by_row, enter_by_row, inputs_of
 from lorica.core.site import PORT, Kind, Site
 from lorica.core.targets import Targets
 from lorica.errors import ConfigError, closest
@@ -33,6 +35,7 @@ class Switch:
     """Which adapters act, shared by all sites of a model.
 
     active: names, applied in this order.
+    rows: a name (or None: the base) for each row of a batch, in place of `active`; see core.mixed.
     specs: how each adapter was made, by name.
     frozen: the base parameters that were trainable before the first adapter froze them.
     attention: the attention function that the base had, while ours is in its place.
@@ -40,6 +43,7 @@ class Switch:
     """
 
     active: tuple[str, ...] = ()
+    rows: tuple[str | None, ...] | None = None
     specs: dict[str, Spec] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     attention: str | None = None
@@ -61,6 +65,32 @@ class Port(nn.ModuleDict):
     def acting(self) -> list[Adapter]:
         return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
 
+    def attended(self, query: Tensor, heads: Tensor, scale: float) -> Tensor:
+        """What an attention site gives, (B, H, T, D), after the adapters of the site."""
+        if self.switch.rows:
+            parts = self.parts(query)
+            return by_row(parts, heads, lambda a, i: a.attend(query[i], heads[i], scale))
+        for adapter in self.acting():
+            heads = adapter.attend(query, heads, scale)
+        return heads
+
+    def parts(self, x: Tensor) -> list[tuple[Adapter, Tensor]]:
+        """Every adapter that some row of x (B, ...) has here, and the numbers of its rows.
+
+        Raises: ConfigError if the batch has another number of rows than were named.
+        """
+        names = self.switch.rows or ()
+        if len(names) != len(x):
+            raise ConfigError(
+                f"adapters are named for {len(names)} rows, and the batch has {len(x)}.",
+                fix="name one for each row; rows laid end to end cannot be told apart",
+            )
+        return [
+            (self[name], torch.tensor([i for i, n in enumerate(names) if n == name]).to(x.device))  # type: ignore[misc]
+            for name in dict.fromkeys(names)
+            if name is not None and name in self
+        ]
+
     def site(self, name: str, module: nn.Module) -> Site:
         return Site(name, module, self.kind, self.in_features, self.out_features, self.transposed)
 
@@ -77,6 +107,9 @@ def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
 
 def _before(module: nn.Module, args: tuple) -> tuple:
     port: Port = module.adapters  # type: ignore[assignment]
+    if port.switch.rows:
+        x = args[0]
+        return (by_row(port.parts(x), x, lambda adapter, rows: adapter.before(x[rows])), *args[1:])
     for adapter in port.acting():
         for key, tensor in adapter.weights(module).items():  # until _restore
             port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
@@ -87,13 +120,20 @@ def _before(module: nn.Module, args: tuple) -> tuple:
 
 def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     port: Port = module.adapters  # type: ignore[assignment]
+    base = module.forward  # .forward skips hooks: the bare base
+    if port.switch.rows:
+        x = args[0]
+        return by_row(port.parts(x), y, lambda a, rows: a.after(x[rows], y[rows], base))
     for adapter in port.acting():
-        y = adapter.after(args[0], y, module.forward)  # .forward skips hooks: the bare base
+        y = adapter.after(args[0], y, base)
     return y
 
 
 def _enter(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
     port: Port = module.adapters  # type: ignore[assignment]
+    if port.switch.rows:
+        options = attention.named(module, args, options)
+        return (), enter_by_row(port.parts(inputs_of(options)), module, options)
     if acting := port.acting():
         args, options = (), attention.named(module, args, options)
         for adapter in acting:
