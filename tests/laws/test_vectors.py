@@ -207,6 +207,8 @@ COUNTS = {
     "bottleneck": lambda r, i, o, whole: 2 * r * o + r + o,
     "mora": lambda r, i, o, whole: (int(math.sqrt((i + o) * r) + 0.5) // 2 * 2) ** 2,
     "full": lambda r, i, o, whole: whole,
+    "alora": lambda r, i, o, whole: 2 * r * (i + o),
+    "aflora": lambda r, i, o, whole: r * (i + o) + r + o,
 }
 
 
