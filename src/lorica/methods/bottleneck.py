@@ -8,13 +8,14 @@ Wd and Wu start from a normal distribution of std 1e-3, cut at two std, as in th
 our default has Wu = 0, so that the start is the base exactly. The authors train the norms as
 well, which `train_norms` does, and the head, which lorica always does for a classifier.
 
-What writes to the residual stream is found by shape: the last linear layer of each sublayer that
-has several, and the last of the block, give as many features as the block takes.
+What writes to the residual stream is found by its shape: the last linear layer of a sublayer
+that gives as many features as the block takes, and is no query, key or value by its name.
 
     I  in_features   O  out_features   m  r, the width of the bottleneck
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar, Literal, get_args
@@ -25,11 +26,12 @@ from torch.nn import functional as F
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
-from lorica.errors import ConfigError, TargetError, closest
+from lorica.errors import ConfigError, TargetError, closest, listed
 
 Place = Literal["houlsby", "pfeiffer"]
 STD = 1e-3
-BLOCK = re.compile(r"((?:.*?\.)??\d+)\.(\w+(?:\.\d+)*)\b")  # a block's name, and its sublayer's
+BLOCK = re.compile(r"((?:.*?\.)??\d+)\.(\w+(?:\.\d+)*)")  # a block's name, and its sublayer's
+INPUT = re.compile(r"(q|k|v|kv|qk|qkv|query|key|value|in)(_|$)", re.I)  # leaves that write inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +88,10 @@ class Bottleneck(Method, name="bottleneck"):
 
 
 def _parts(site: Site) -> tuple[str, str]:
+    """The name of the block, and of the sublayer in it; "" for a layer of the block itself."""
     found = BLOCK.match(site.name)
     assert found is not None
-    return found[1], found[2]
+    return found[1], "" if found.end() == len(site.name) else found[2]
 
 
 def is_norm(site: Site) -> bool:
@@ -97,24 +100,26 @@ def is_norm(site: Site) -> bool:
 
 
 def _writers(block: str, inside: list[Site], placement: Place) -> list[Site]:
-    """The layers of a block that write to the residual stream.
+    """The layers of a block that write to the residual stream, in order.
 
-    Raises: TargetError if it is written to by something else, as experts are.
+    Raises: TargetError if something else writes to it, as experts do.
     """
-    sublayers = [list(sites) for _, sites in groupby(inside, lambda site: _parts(site)[1])]
-    last = [sites[-1] for sites in sublayers[:-1] if len(sites) > 1] + [inside[-1]]
-    width = inside[0].in_features
-    wrong = [s for s in last if s.out_features != width] or [
-        s for s in inside if "expert" in s.name
-    ]
-    if wrong:
+    sizes = [n for site in inside for n in (site.in_features, site.out_features)]
+    width = Counter(sizes).most_common(1)[0][0]  # of the residual stream
+    last: dict[str, Site] = {}
+    for site in inside:
+        sublayer, leaf = _parts(site)[1], site.name.rpartition(".")[2]
+        if site.out_features == width and not INPUT.match(leaf):
+            last[sublayer] = site
+    behind = [site for sublayer, site in last.items() if "att" not in sublayer.lower()]
+    if not behind or any("expert" in site.name for site in inside):
         raise TargetError(
-            f"{block} does not look like a block: {wrong[0].name} does not alone write to the "
-            "residual stream.",
-            features=f"the block takes {width}, the layer gives {wrong[0].out_features}",
+            f"{block} has no feed-forward layer of linear layers that alone writes {width} "
+            "features to the residual stream (experts do not).",
+            layers=listed(site.name.removeprefix(f"{block}.") for site in inside),
             fix="name the layers to adapt in target_modules",
         )
-    return last[-1:] if placement == "pfeiffer" else last
+    return behind[-1:] if placement == "pfeiffer" else list(last.values())
 
 
 class BottleneckAdapter(Adapter):

@@ -36,6 +36,7 @@ class LlamaAdapter(Method, name="llama_adapter"):
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     count: ClassVar[str] = "adapter_len * features + heads"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
+    mixes: ClassVar[bool] = False
     adapter_len: int = 10
     """Prompts of each adapted layer."""
     adapter_layers: int | None = None
@@ -68,6 +69,12 @@ class LlamaAdapter(Method, name="llama_adapter"):
         if not layers:
             raise TargetError("this model has no attention layer that adapters can reach.",
                               fix=ELSEWHERE)  # fmt: skip
+        places = [site.module.layer_idx for site in layers]
+        if len(set(places)) < len(places):
+            raise TargetError(
+                "this model has several attentions in a layer: its top ones are not clear.",
+                fix="name the layers to adapt in target_modules",
+            )
         top = self.adapter_layers or max(len(layers) - 2, 1)
         if top > len(layers):
             raise ConfigError(

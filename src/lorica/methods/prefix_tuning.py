@@ -10,9 +10,9 @@ needs a rate some ten times that of the network. A start from the keys and value
 is better than a random one; zeros are no start from the base: over Z = sum exp(scores) they
 shrink what attention gives to Z / (Z + n) of it.
 
-The keys are not rotated; the tokens' positions are counted from the first key of the prefix, as
-PEFT does. Our own: in a model that reads both ways they are left as they are, and a sliding
-window never loses sight of the prefix.
+The keys stand as attention sees them, after any rotation; the tokens' positions are counted
+from the first key of the prefix, as PEFT does. Our own: in a model that reads both ways they are
+left as they are, and a sliding window never loses sight of the prefix.
 
     L  attention layers   K  key heads   D  head size   C  features   n  num_virtual_tokens
 """

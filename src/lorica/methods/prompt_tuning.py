@@ -35,6 +35,7 @@ class Virtual(Method):
 
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
+    mixes: ClassVar[bool] = False
     starts_as_base: ClassVar[bool] = False
     starts: ClassVar[tuple[str, ...]] = STARTS
     num_virtual_tokens: int = 20
