@@ -2,18 +2,27 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import lorica
 from lorica.base.load import load as load_base
+from lorica.base.quantised_model import layers
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.folder import save
 from lorica.formats.merged import NOTE, divergence, merge_to
+from tests.laws.bases import IDS
 
 CASES = {  # case of the referee: is the head still tied to the embedding?
     "lora": True,
@@ -139,6 +148,108 @@ def test_an_adapter_of_numbers_that_are_not_finite_is_refused(reference, stories
 def test_settings_out_of_range(settings, reference, stories, tmp_path):
     with pytest.raises(ConfigError):
         merge_to(reference / "lora", tmp_path / "out", base=str(stories), **settings)
+
+
+def quantised_adapter(path: Path, stories: Path, kind: str, method: lorica.Lora) -> Path:
+    """An adapter at all linear layers but k_proj, on a quantised base."""
+    base = load_base(str(stories), quantisation=kind)
+    lorica.adapt(base.model, method, seed=0, exclude_modules=["k_proj"])
+    torch.manual_seed(0)
+    for name, parameter in base.model.named_parameters():
+        if parameter.requires_grad and name.endswith((".b", ".m")):
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return save(base.model, path, base_path=str(stories))
+
+
+METHODS = {"lora": lorica.Lora(r=2), "dora": lorica.Dora(r=2)}
+KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.weight"]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
+    path = quantised_adapter(tmp_path / "a", stories, kind, METHODS[method])
+    codes = layers(load_base(str(stories), quantisation=kind).model)
+    reports = {
+        target: merge_to(path, tmp_path / target, target=target, limit=100.0)
+        for target in ("dequant", "original", "requant")
+    }
+    exact, back, again = (reports[t] for t in ("dequant", "original", "requant"))
+    assert exact.lost == 0
+    assert exact.max_difference < 1e-3 < exact.max_effect
+    assert back.max_difference > 10 * exact.max_difference
+    assert again.max_difference > 10 * exact.max_difference
+    for target, report in reports.items():
+        assert (report.target, report.quantisation) == (target, kind)
+        assert json.loads((tmp_path / target / NOTE).read_text())["target"] == target
+        assert any(kind in line or "original" in line for line in report.lines)
+    merged, float_ = (
+        load_file(tmp_path / t / "model.safetensors") for t in ("dequant", "original")
+    )
+    original = load_file(stories / "model.safetensors")
+    assert {t.dtype for t in merged.values()} == {torch.float32}
+    assert merged.keys() == float_.keys()
+    for key in KEYS:  # the update, and the error of quantisation, are what is said of them
+        error = original[key] - codes[key.removesuffix(".weight")].weight_as(torch.float32)
+        torch.testing.assert_close(float_[key] - merged[key], error, atol=1e-6, rtol=1e-5)
+    assert torch.equal(float_[KEYS[1]], original[KEYS[1]]), "no adapter, no change"
+    for target in ("dequant", "original"):
+        assert "quantization_config" not in (tmp_path / target / "config.json").read_text()
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / target)
+        assert not layers(load_base(str(tmp_path / target)).model)
+        assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    packed = layers(load_base(str(tmp_path / "requant")).model)
+    assert len(packed) == 35
+    assert {layer.kind for layer in packed.values()} == {kind}
+    name = KEYS[1].removesuffix(".weight")
+    assert torch.equal(packed[name].codes, codes[name].codes), "no adapter, the same codes"
+
+
+def test_a_target_that_loses_too_much_is_refused_with_its_figures(stories, tmp_path):
+    path = quantised_adapter(tmp_path / "a", stories, "fp4", METHODS["lora"])
+    for target in ("original", "requant"):
+        with pytest.raises(MergeError, match="of what the adapter does") as error:
+            merge_to(path, tmp_path / "out", target=target)
+        assert "limit=" in (error.value.fix or "")
+        assert "dequant" in (error.value.fix or "")
+        assert not (tmp_path / "out").exists()
+    assert merge_to(path, tmp_path / "out").target == "dequant"
+
+
+def test_a_float_base_has_no_target(reference, stories, tmp_path):
+    with pytest.raises(ConfigError, match="not quantised"):
+        merge_to(reference / "lora", tmp_path / "out", base=str(stories), target="requant")
+    with pytest.raises(ConfigError, match="dequantise"):
+        merge_to(reference / "lora", tmp_path / "out", base=str(stories), target="dequantise")
+    report = merge_to(
+        quantised_adapter(tmp_path / "a", stories, "nf4", METHODS["lora"]), tmp_path / "out",
+        quantisation="none",
+    )  # fmt: skip
+    assert (report.target, report.quantisation, report.lost) == (None, None, 0)
+    assert any("same but quantised" in line for line in report.lines)
+
+
+@pytest.mark.parametrize("target", ["dequant", "original", "requant"])
+def test_a_quantised_base_of_conv1d_layers(target, stories, tmp_path):
+    """Their weights lie (I, O) in the folder: c_proj is square, and would load turned silently."""
+    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=128,
+                        bos_token_id=1, eos_token_id=2)  # fmt: skip
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    for file in stories.glob("token*"):
+        shutil.copy(file, tmp_path / "base")
+    base = load_base(str(tmp_path / "base"), quantisation="nf4")
+    lorica.adapt(base.model, lorica.Lora(r=2), target_modules=["c_attn", "attn.c_proj"])
+    for parameter in base.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    path = save(base.model, tmp_path / "a", base_path=str(tmp_path / "base"))
+    report = merge_to(path, tmp_path / "out", target=target, limit=100.0)
+    assert report.lost < {"dequant": 1e-4, "original": 0.5, "requant": 0.5}[target]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        ours = load_base(str(tmp_path / "out")).model(IDS).logits
+        torch.testing.assert_close(theirs(IDS).logits, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_divergence_is_the_definition():

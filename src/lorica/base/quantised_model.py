@@ -101,13 +101,13 @@ def _remember(model: nn.Module, path: str | None, skeleton: nn.Module) -> None:
         # A loader may turn what a file holds, by the layer's name: one of each name is compared.
         leaf = site.name.rpartition(".")[2]
         if leaf not in right:
-            right[leaf] = _stands_for(layer, read())
+            right[leaf] = stands_for(layer, read())
         if right[leaf]:
             layer.original_weight = read
             layer.original_sample = sampled(original.values(keys[key], key))
 
 
-def _stands_for(layer: QuantisedLinear, weight: Tensor) -> bool:
+def stands_for(layer: QuantisedLinear, weight: Tensor) -> bool:
     """The codes of `layer` came from `weight`: 4 bits move a normal weight by about a tenth."""
     if weight.shape != (layer.out_features, layer.in_features):
         return False

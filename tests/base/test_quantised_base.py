@@ -1,0 +1,328 @@
+"""Bases in 4 and 8 bits: what is packed, that it is the same base, and runs from end to end."""
+
+import copy
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import lorica
+from lorica import Lora
+from lorica.base.fingerprint import fingerprint, grade
+from lorica.base.load import load
+from lorica.base.quantise import KINDS
+from lorica.base.quantised_model import footprint, layers, outside, stands_for
+from lorica.core.site import site_of, sites_of
+from lorica.errors import BaseError, ConfigError, FileError, MissingError
+from lorica.formats.folder import save
+from lorica.formats.merged import merge_to
+from lorica.formats.open import open_adapter
+from lorica.training.config import TrainConfig
+from tests.laws.bases import IDS, bits, gpt2, move, same_bits
+
+UP = "model.layers.1.mlp.up_proj"
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def folder(stories, tmp_path) -> Path:
+    """A copy of a real base, to be changed."""
+    return Path(shutil.copytree(stories, tmp_path / "base"))
+
+
+def rewritten(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    state = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    change(state)
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits.float()
+
+
+@each_kind
+def test_linear_layers_are_packed_and_the_rest_is_left(kind, stories):
+    base, plain = load(str(stories), quantisation=kind), load(str(stories)).model
+    assert len(layers(base.model)) == 35
+    assert isinstance(base.model.lm_head, nn.Linear)
+    others = dict(base.model.named_parameters())
+    assert others.keys() == {n for n, _ in plain.named_parameters() if "_proj" not in n}
+    for name, parameter in others.items():
+        assert torch.equal(parameter, plain.get_parameter(name))
+        assert not parameter.requires_grad
+    assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
+    packed, held = base.lines
+    double = "" if kind == "int8" else " with double quantisation"
+    assert packed.startswith(f"{kind}{double}: 35 linear layers are packed, at ")
+    assert packed.endswith("not packed: lm_head")
+    assert "520,064" in held, "two bytes for each of 260,032 parameters"
+    off = (logits(base.model) - logits(plain)).abs().mean()
+    assert 0.001 < off < {"nf4": 0.3, "fp4": 0.7, "int8": 0.04}[kind]
+    assert not base.model.training
+    assert torch.equal(logits(copy.deepcopy(base.model)), logits(base.model))
+    assert torch.equal(logits(pickle.loads(pickle.dumps(base.model))), logits(base.model))
+
+
+def test_what_is_measured_is_what_is_said(stories):
+    base = load(str(stories), quantisation="nf4", double_quantisation=False, dtype="bfloat16")
+    found = footprint(base.model)
+    weights = sum(s.in_features * s.out_features for s in sites_of(base.model)) - 512 * 64
+    assert found.parameters == 260_032
+    assert found.bits_per_parameter == 4.5
+    assert found.bytes == weights * 4.5 / 8 + 2 * (260_032 - weights)
+    assert "4.500 bits" in base.lines[0]
+    assert f"{found.bytes:,} bytes" in base.lines[1]
+    double = footprint(load(str(stories), quantisation="nf4", dtype="bfloat16").model)
+    assert double.bits_per_parameter is not None
+    assert 4.126 < double.bits_per_parameter < 4.15
+    assert footprint(lorica.adapt(base.model, Lora())) == found, "an adapter is no part of it"
+    plain = footprint(load(str(stories)).model)
+    assert (plain.bytes, plain.bits_per_parameter) == (4 * 260_032, None)
+
+
+@each_kind
+def test_codes_do_not_follow_the_dtype(kind, stories):
+    """Each run of a base packs the same floats, whatever it computes in."""
+    one, two = (load(str(stories), quantisation=kind, dtype=d) for d in ("float32", "bfloat16"))
+    for name, layer in layers(one.model).items():
+        assert same_bits(bits(layer), bits(layers(two.model)[name]))
+    assert {p.dtype for p in two.model.parameters()} == {torch.bfloat16}
+    assert two.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert {layer.like.dtype for layer in layers(two.model).values()} == {torch.bfloat16}
+    assert two.model.config.dtype == torch.bfloat16
+    torch.testing.assert_close(logits(two.model), logits(one.model), atol=0.5, rtol=0.05)
+
+
+def test_a_packed_layer_knows_its_original(stories, tmp_path):
+    model = load(str(stories), quantisation="nf4").model
+    site, plain = site_of("up", model.get_submodule(UP)), load(str(stories)).model
+    assert site is not None
+    want = plain.get_submodule(UP).weight
+    assert torch.equal(site.original(), want)
+    assert torch.equal(pickle.loads(pickle.dumps(site.module)).original_weight(), want)
+    dense = site_of("up", plain.get_submodule(UP))
+    assert dense is not None
+    assert dense.original() is None
+    moved = Path(shutil.copytree(stories, tmp_path / "base"))
+    site = site_of("up", load(str(moved), quantisation="nf4").model.get_submodule(UP))
+    assert site is not None
+    shutil.rmtree(moved)
+    with pytest.raises(FileError, match="up_proj"):
+        site.original()
+
+
+def test_originals_in_several_files(stories, tmp_path):
+    plain = load(str(stories)).model
+    plain.save_pretrained(tmp_path / "base", max_shard_size="200KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 3
+    for file in stories.glob("token*"):
+        shutil.copy(file, tmp_path / "base")
+    model = load(str(tmp_path / "base"), quantisation="int8").model
+    for name, layer in layers(model).items():
+        assert torch.equal(layer.original_weight(), plain.get_submodule(name).weight)
+
+
+def test_a_layer_that_the_files_name_otherwise_is_unknown_and_said_so(folder):
+    """As where a loader turns weights: the file's tensor is not what was packed."""
+    base = load(str(folder), quantisation="nf4")
+    layer = layers(base.model)[UP]
+    weight = layer.original_weight()
+    assert stands_for(layer, weight)
+    assert not stands_for(layer, weight.roll(1, 0))
+    assert not stands_for(layer, weight.T)
+    packed_before = load(str(requantised(base, folder.parent / "packed")))
+    assert packed_before.lines[-1] == "the original weights of 35 packed layers are not known"
+
+
+def requantised(base, out: Path) -> Path:
+    """A base written as a checkpoint of 4 bits, by way of an adapter that does nothing much."""
+    lorica.adapt(base.model, Lora(r=1), target_modules=["layers.0.self_attn.q_proj"])
+    for name, parameter in base.model.named_parameters():
+        if ".adapters." in name:
+            nn.init.normal_(parameter, std=0.3)
+    save(base.model, out.parent / "faint", base_path=base.path)
+    merge_to(out.parent / "faint", out, target="requant", limit=9.0)
+    return out
+
+
+def test_a_conv1d_base_is_packed_and_knows_its_original(tmp_path, stories):
+    plain = gpt2()
+    plain.save_pretrained(tmp_path / "base")
+    for file in stories.glob("token*"):
+        shutil.copy(file, tmp_path / "base")
+    base = load(str(tmp_path / "base"), quantisation="nf4")
+    layer = layers(base.model)["transformer.h.0.attn.c_attn"]
+    weight = plain.transformer.h[0].attn.c_attn.weight  # (I, O)
+    assert (layer.in_features, layer.out_features, layer.transposed) == (32, 96, True)
+    assert torch.equal(layer.original_weight(), weight.T)
+    assert (layer.weight_as(torch.float32) - weight.T).norm() < 0.15 * weight.norm()
+    assert torch.equal(layer.bias, plain.transformer.h[0].attn.c_attn.bias)
+    assert grade(fingerprint(plain), fingerprint(base.model)) == "same but quantised"
+
+
+# -- heads --------------------------------------------------------------------------------------
+
+
+def test_a_classifiers_head_is_left(stories):
+    one, two = (load(str(stories), labels=["a", "b"], quantisation=k) for k in ("nf4", None))
+    assert isinstance(one.model.score, nn.Linear)
+    assert torch.equal(one.model.score.weight, two.model.score.weight), "the start of seed 0"
+    assert "score.weight" in one.lines[0]
+    assert one.lines[1].endswith("not packed: score")
+
+
+def test_a_head_of_several_layers_is_left():
+    from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+    config = RobertaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=8)  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    assert outside(model) == ["classifier.dense", "classifier.out_proj"]
+
+
+# -- the same base ------------------------------------------------------------------------------
+
+
+@each_kind
+def test_an_adapter_finds_its_quantised_base_again(kind, stories, tmp_path):
+    double = kind != "fp4"
+    base = load(str(stories), quantisation=kind, double_quantisation=double)
+    move(lorica.adapt(base.model, Lora(r=2)))
+    path = save(base.model, tmp_path / "adapter", base_path=str(stories))
+    there = json.loads((path / "manifest.json").read_text())["base"]
+    assert there["quantisation"] == kind
+    assert there["double_quantisation"] == (kind == "nf4")
+    assert there["parameters"] == 260_032
+    again = open_adapter(path)
+    assert again.lines == base.lines, "same: no line says otherwise"
+    assert torch.equal(logits(again.model), logits(base.model))
+    on_floats = open_adapter(path, quantisation="none")
+    assert not layers(on_floats.model)
+    (line,) = on_floats.lines
+    assert line.startswith("base: same but quantised")
+    assert f"{kind})" in line
+    other = open_adapter(path, quantisation="int8" if kind == "nf4" else "nf4")
+    assert "base: same but quantised" in other.lines[-1]
+    plain = load(str(stories), quantisation=kind, double_quantisation=double)
+    assert grade(fingerprint(base.model), fingerprint(plain.model)) == "same"
+
+
+def test_double_quantisation_is_kept(stories, tmp_path):
+    base = load(str(stories), quantisation="nf4", double_quantisation=False)
+    path = save(lorica.adapt(base.model, Lora()), tmp_path / "a", base_path=str(stories))
+    assert not any(layer.double_quantisation for layer in layers(open_adapter(path).model).values())
+    nested = open_adapter(path, double_quantisation=True)
+    assert all(layer.double_quantisation for layer in layers(nested.model).values())
+    assert "same but quantised" in nested.lines[-1]
+
+
+@pytest.mark.parametrize("kind", [None, "nf4"])
+def test_other_weights_are_another_base_in_any_quantisation(kind, folder, tmp_path):
+    base = load(str(folder), quantisation="nf4")
+    path = save(lorica.adapt(base.model, Lora()), tmp_path / "adapter", base_path=str(folder))
+    rewritten(folder, lambda state: state[f"{UP}.weight"].mul_(1.05))
+    other = load(str(folder), quantisation=kind)
+    with pytest.raises(BaseError, match="same shapes"):
+        lorica.load(other.model, path)
+
+
+def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
+    packed = requantised(load(str(stories), quantisation="nf4"), tmp_path / "packed")
+    base = load(str(packed))
+    assert [layer.kind for layer in layers(base.model).values()] == ["nf4"] * 35
+    first = layers(load(str(stories), quantisation="nf4").model)
+    for name, layer in layers(base.model).items():
+        if name != "model.layers.0.self_attn.q_proj":
+            assert same_bits(bits(layer), bits(first[name]))
+    assert same_bits(bits(base.model), bits(load(str(packed), quantisation="nf4").model))
+    for wanted in ("int8", "none"):
+        with pytest.raises(BaseError, match="quantised already, as nf4"):
+            load(str(packed), quantisation=wanted)
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(packed)
+    torch.testing.assert_close(logits(theirs), logits(base.model), atol=1e-4, rtol=1e-4)
+    path = save(move(lorica.adapt(base.model, Lora(r=2))), tmp_path / "a", base_path=str(packed))
+    assert open_adapter(path).lines == base.lines
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_packed_is_named(stories, folder, monkeypatch):
+    with pytest.raises(ConfigError, match="nf3"):
+        load(str(stories), quantisation="nf3")
+    rewritten(folder, lambda state: state.pop(f"{UP}.weight"))
+    with pytest.raises(FileError, match="up_proj"):
+        load(str(folder), quantisation="nf4")
+    shutil.copy(stories / "model.safetensors", folder)
+    rewritten(folder, lambda state: state.update({"model.norm.weight": torch.ones(63)}))
+    with pytest.raises(FileError, match="norm"):
+        load(str(folder), quantisation="int8")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingError, match="bitsandbytes"):
+        load(str(stories), quantisation="nf4")
+    assert load(str(stories)).lines == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"double_quantisation": False}, "needs quantisation"),
+     ({"double_quantisation": False, "quantisation": "int8"}, "needs quantisation"),
+     ({"quantisation": "nf4", "method": "full"}, "float weights"),
+     ({"quantisation": "nf3"}, "nf4")],
+)  # fmt: skip
+def test_settings_that_clash(settings, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(data="rows.jsonl", **settings)
+
+
+# -- from end to end ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"Tom has {n}", "completion": " red cats."} for n in range(24)]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
+    settings = {"base": str(stories), "data": {"path": str(rows), "validation": 0.2},
+                "quantisation": kind, "max_steps": 6, "learning_rate": 1e-2, "save_steps": 3,
+                "gradient_checkpointing": True, "dtype": "bfloat16"}  # fmt: skip
+    result = lorica.train(output=str(tmp_path / "run"), **settings, show=False)
+    loss = result.figures["held_out_loss"]
+    assert loss["after"] < loss["before"] - 0.1
+    base = result.figures["base"]
+    assert (base["quantisation"], base["packed"]) == (kind, 35)
+    assert base["bytes"] < base["bytes_in_bfloat16"]
+    assert (4 if kind == "nf4" else 8) < base["bits_per_parameter"] < (5 if kind == "nf4" else 9)
+    trained, total = (result.figures["parameters"][key] for key in ("trained", "total"))
+    assert (trained, total) == (46_240, 260_032)
+    assert result.lines[0].startswith(kind)
+    shutil.rmtree(tmp_path / "run/adapter")
+    for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    again = lorica.train(resume=tmp_path / "run", show=False)
+    assert again.figures["held_out_loss"] == loss, "a resumed run packs the same bits"
+    assert layers(open_adapter(tmp_path / "run").model)
+
+
+def test_a_run_without_validation_is_not_packed_by_default(stories, rows, tmp_path):
+    result = lorica.train(
+        base=str(stories), data=str(rows), max_steps=1, output=str(tmp_path / "run"), show=False
+    )
+    assert result.figures["base"]["quantisation"] is None
+    assert result.figures["base"]["bytes"] == 4 * 260_032
