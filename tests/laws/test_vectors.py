@@ -206,6 +206,10 @@ COUNTS = {
     "dora_dynamic": lambda r, i, o, whole: r * (i + o + 1),
     "bottleneck": lambda r, i, o, whole: 2 * r * o + r + o,
     "mora": lambda r, i, o, whole: (int(math.sqrt((i + o) * r) + 0.5) // 2 * 2) ** 2,
+    "double_lora": lambda r, i, o, whole: r * (i + o),
+    "lora_fa": lambda r, i, o, whole: r * o,
+    "vera": lambda r, i, o, whole: r + o,
+    "ia3": lambda r, i, o, whole: i if i in (20, 172) else o,  # at the down layers the input
     "full": lambda r, i, o, whole: whole,
     "alora": lambda r, i, o, whole: 2 * r * (i + o),
     "aflora": lambda r, i, o, whole: r * (i + o) + r + o,
