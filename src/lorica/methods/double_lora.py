@@ -1,0 +1,144 @@
+"""Double LoRA: y = W x + s1 B1 A1 x + s2 B2 A2 x, two LoRA pairs side by side.
+
+No paper defines it. It is not more expressive than LoRA: s1 B1 A1 + s2 B2 A2 is the product of
+[s1 B1 | s2 B2] and [A1; A2], one LoRA of rank r1 + r2, and with the settings as they stand here
+the two train alike, number by number (a test holds that). What can differ is ours to choose: the
+second pair's scale, its learning rate, when it joins, and a penalty that keeps the pairs apart,
+w ||A1 A2^T||^2 summed over the layers. r = r1 + r2 is the rank of the equal LoRA, s1 its scale:
+two pairs of rank r / 2 with an alpha each would double the scale unsaid. Both pairs see the same
+dropped input. Of an embedding, A is read by token id.
+
+    B  batch   T  tokens   I  in_features   O  out_features   R  r1 + r2
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter, Base
+from lorica.core.schedule import Schedule
+from lorica.core.site import Site
+from lorica.errors import ConfigError
+from lorica.kernels.ranking import require, whole
+from lorica.methods.lora import Lora
+
+STARTS = ("kaiming", "gaussian")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoubleLora(Lora, name="double_lora"):
+    paper: ClassVar[str] = ""
+    count: ClassVar[str] = "r * (I + O)"
+    second_r: int | None = None
+    """Rank of the second pair, less than r, which counts both; null: half of r, rounded down."""
+    second_scale_ratio: float = 1.0
+    """Scale of the second pair over that of the first."""
+    second_lr_ratio: float = 1.0
+    """Learning rate of the second pair over that of the first."""
+    second_after: int = 0
+    """Optimizer steps before the second pair joins; until then it neither acts nor learns."""
+    orthogonality: float = 0.0
+    """Weight w of the penalty w ||A1 A2^T||^2 on pairs that see the same directions; 0: none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, "init", self.init in STARTS, "kaiming or gaussian", "try kaiming")
+        require(self, "lora_bias", not self.lora_bias, "false: each pair would have one")
+        require(self, "r", self.r >= 2, "at least 2: a pair has one rank or more", "try r=8")
+        fits = whole(self.second_r, 1) and (self.second_r or 1) < self.r
+        require(self, "second_r", fits, f"a whole number from 1 to r - 1, {self.r - 1}")
+        for key in ("second_scale_ratio", "second_lr_ratio"):
+            ratio = getattr(self, key)
+            require(self, key, 0 < ratio < math.inf, "positive", "try 1")
+        fits = isinstance(self.second_after, int) and self.second_after >= 0
+        require(self, "second_after", fits, "a whole number of steps, 0 or more")
+        require(self, "orthogonality", 0 <= self.orthogonality < math.inf, "0 or more", "try 0.01")
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """r1 and r2."""
+        second = self.second_r or self.r // 2
+        return self.r - second, second
+
+    def build(self, site: Site, shared: Any) -> "DoubleLoraAdapter":  # type: ignore[override]
+        return DoubleLoraAdapter(site, self)
+
+    def learning_rate(self, parameter: str, base: float) -> float:
+        rate = super().learning_rate(parameter[0], base)
+        return rate * self.second_lr_ratio if parameter.endswith("2") else rate
+
+    def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:
+        if not self.second_after and not self.orthogonality:
+            return None
+        if self.second_after >= total:
+            raise ConfigError(
+                f"double_lora.second_after is {self.second_after}, and the run has {total} steps: "
+                "the second pair would never join.",
+                fix=f"set it to at most {max(total - 1, 0)}",
+            )
+        return Pairs(adapters, self)
+
+
+class DoubleLoraAdapter(Adapter):
+    on: Tensor | None
+
+    def __init__(self, site: Site, method: DoubleLora):
+        super().__init__()
+        self.p, self.lookup, self.gain = method.dropout, site.kind == "embedding", site.gain
+        self.scale, self.second_scale = method.scale, method.scale * method.second_scale_ratio
+        first, second = (method.start.factors(site, r, method.scale) for r in method.ranks)
+        self.a1, self.b1 = (nn.Parameter(t) for t in first)
+        self.a2, self.b2 = (nn.Parameter(t) for t in second)
+        # 0 until the second pair joins: its gradients are zero, and do not count when clipping
+        self.register_buffer("on", torch.zeros(()) if method.second_after else None)
+
+    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        a, b = self.factors()
+        if self.lookup:
+            h = F.embedding(x, a.T.to(y.dtype))  # (B, T, R)
+        else:
+            h = F.linear(F.dropout(x, self.p, self.training), a.to(y.dtype))
+        return torch.add(y, F.linear(h, b.to(y.dtype)), alpha=self.gain)  # (B, T, O)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        b2 = self.b2 if self.on is None else self.on * self.b2
+        b = torch.cat([self.scale * self.b1, self.second_scale * b2], dim=1)
+        return torch.cat([self.a1, self.a2]), b
+
+    def overlap(self) -> Tensor:
+        """||A1 A2^T||^2, zero where the pairs read different directions of x."""
+        return (self.a1 @ self.a2.T).square().sum()
+
+
+class Pairs(Schedule):
+    """When the second pair joins, and what keeps it apart from the first."""
+
+    def __init__(self, adapters: Mapping[str, Any], method: DoubleLora):
+        self.adapters, self.after, self.method = adapters, method.second_after, method
+
+    def penalty(self, t: int) -> Tensor | None:
+        weight = self.method.orthogonality
+        if not weight or t <= self.after:
+            return None
+        total = sum(adapter.overlap() for adapter in self.adapters.values())
+        return torch.as_tensor(weight * total)
+
+    def before_step(self, t: int) -> None:
+        if t <= self.after:
+            for adapter in self.adapters.values():
+                adapter.a2.grad = adapter.b2.grad = None  # no moments, no decay either
+
+    def after_step(self, t: int) -> None:
+        if t == self.after:
+            for adapter in self.adapters.values():
+                adapter.on.fill_(1)
+
+    def ranks(self) -> dict[str, int]:
+        """Both pairs', or that of the first while it is alone."""
+        waiting = {s: a.on is not None and not a.on for s, a in self.adapters.items()}
+        return {s: len(a.a1) + (0 if waiting[s] else len(a.a2)) for s, a in self.adapters.items()}
