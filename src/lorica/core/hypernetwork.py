@@ -7,7 +7,7 @@ enc(c), depth(l) and type(m) take a half and two quarters of its width, each nor
 layer's name and shape. W starts at zero, b_A as a LoRA's A and b_B at zero, so that every
 condition starts with the same A and with no update. All sites share the network.
 
-    C conditions   I, O features of a site   R r   d hidden
+    C conditions   S sites   I, O features of a site   R r   d hidden
 """
 
 import math
@@ -60,6 +60,9 @@ class Network(nn.Module):
         self.codes: Tensor | None = None
         self.rows: Rows | None = None
         self._now: tuple[Any, Any] | None = None
+        self._kept: dict[Place, tuple[Tensor, Tensor]] = {}
+        self._version = 0
+        self._own = tuple(self.parameters())
         self.set(None, None)
 
     def place(self, site: Site) -> Place:
@@ -72,20 +75,38 @@ class Network(nn.Module):
             return  # another site has said so
         each = (self.default if conditions is None else conditions) or ()
         distinct = list(dict.fromkeys(each))
-        codes = self.enc.codes(distinct) if distinct else None
+        device = self.kind.weight.device
+        codes = self.enc.codes(distinct).to(device) if distinct else None
         numbers = [distinct.index(condition) for condition in each]
-        self.rows = Rows.of(numbers, lengths) if len(each) > 1 else None
+        self.rows = Rows.of(numbers, lengths).to(device) if len(each) > 1 else None
         self.codes, self._now = codes, (conditions, lengths)
+        self._kept.clear()
 
-    def forward(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-        """A (C, R, I) and B (C, O, R) of a site at each condition, in float32 always."""
-        depth, kind = self.depth.weight[place.depth], self.kind.weight[place.kind]
-        with torch.autocast(depth.device.type, enabled=False):
-            c = self.enc(codes.to(depth.device))
-            parts = c, depth.expand(len(c), -1), kind.expand(len(c), -1)
+    def made(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """A (C, R, I) and B (C, O, R) of a site at the conditions that are set.
+
+        Without gradients they are kept until a condition or a weight changes: generation asks
+        for them at every token.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self(codes, [place])
+        version = sum(p._version for p in self._own)
+        if version != self._version:
+            self._kept, self._version = {}, version
+        if place not in self._kept:
+            self._kept[place] = self(codes, [place])
+        return self._kept[place]
+
+    def forward(self, codes: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
+        """A (C S, R, I) and B (C S, O, R) of S sites with one head, in float32 always."""
+        kind, head = self.kind.weight[places[0].kind], self.heads[places[0].head]
+        with torch.autocast(kind.device.type, enabled=False):
+            c = self.enc(codes.to(kind.device)).repeat_interleave(len(places), 0)  # (C S, n / 2)
+            depth = torch.stack([self.depth.weight[place.depth] for place in places])
+            parts = c, depth.repeat(len(codes), 1), kind.expand(len(c), -1)
             z = torch.cat([norm(v) for norm, v in zip(self.norms, parts, strict=True)], -1)
             z = self.mixer(z)
-            return self.heads[place.head](self.out(z + self.res(z)))
+            return head(self.out(z + self.res(z)))
 
 
 class Head(nn.Module):

@@ -39,6 +39,10 @@ class Rows:
         tokens = numbers.repeat_interleave(torch.tensor(lengths))
         return cls(numbers, F.one_hot(tokens, max(which) + 1).float())
 
+    def to(self, device: torch.device) -> "Rows":
+        own = None if self.own is None else self.own.to(device)
+        return Rows(self.which.to(device), own)
+
 
 def branch(x: Tensor, a: Tensor, b: Tensor, rows: Rows | None) -> Tensor:
     """B A x, with A and B of each row's condition.

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.condition import Conditioned
 from lorica.core.encode import KINDS, Kind, Texts, encoder, settled
-from lorica.core.hypernetwork import Network
+from lorica.core.hypernetwork import Network, Place
 from lorica.core.rows import branch
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
@@ -132,7 +132,7 @@ class HyperAdapter(Conditioned):
                 fix="lorica.core.condition.set_conditions(model, [one for each row]); "
                 "--condition on the command line",
             )
-        a, b = (t.to(y.dtype) for t in self.network(self.network.codes, self.place))
+        a, b = (t.to(y.dtype) for t in self.network.made(self.network.codes, self.place))
         x = F.dropout(x, self.p, self.training)
         return torch.add(y, branch(x, a, b, self.network.rows), alpha=self.scale)
 
@@ -140,7 +140,7 @@ class HyperAdapter(Conditioned):
         codes = self.network.codes
         if codes is None or len(codes) > 1:
             return None
-        a, b = self.network(codes, self.place)
+        a, b = self.network.made(codes, self.place)
         return a[0], self.scale * b[0]
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -160,20 +160,25 @@ class HyperAdapter(Conditioned):
 
 
 class SmallWeights(Schedule):
-    """The L2 penalty: weight (mean A^2 + mean B^2), the mean over sites."""
+    """The L2 penalty: weight (mean A^2 + mean B^2), the mean over sites and conditions."""
 
     def __init__(self, adapters: list[HyperAdapter], weight: float):
-        self.adapters, self.weight = adapters, weight
-        self.network = adapters[0].network
+        self.network, self.known = adapters[0].network, adapters[0].known
+        self.weight, self.sites = weight, len(adapters)
+        self.places: dict[str, list[Place]] = {}  # those that share a head
+        for adapter in adapters:
+            self.places.setdefault(adapter.place.head, []).append(adapter.place)
 
     def penalty(self, t: int) -> Tensor | None:
         """Over the known conditions, at most MOST in turn; embeddings: over those that are set."""
-        known, codes = self.adapters[0].known, self.network.codes
+        known, codes = self.known, self.network.codes
         if known:
             picked = [known[(t * MOST + i) % len(known)] for i in range(min(MOST, len(known)))]
             codes = self.network.enc.codes(picked)
         if codes is None:
             return None
-        made = [self.network(codes, adapter.place) for adapter in self.adapters]
-        each = [a.square().mean() + b.square().mean() for a, b in made]
-        return self.weight * torch.stack(each).mean()
+        sums = []
+        for places in self.places.values():
+            a, b = self.network(codes, places)
+            sums.append(len(places) * (a.square().mean() + b.square().mean()))
+        return self.weight / self.sites * torch.stack(sums).sum()
