@@ -18,12 +18,12 @@ from torch import nn
 import lorica
 from lorica import Dora, Lora
 from lorica.core.port import ports, spec_of
-from lorica.errors import FileError
+from lorica.errors import FileError, MergeError
 from lorica.formats.peft.kinds import layout_for
 from tests.laws.bases import IDS, SHARED, Stack, gpt2, move, stories
 
 REFERENCE = SHARED / "referee/peft-reference"
-PENDING = {"p-tuning", "prefix-tuning", "prompt-tuning"}
+IN_FRONT = {"p-tuning", "prefix-tuning", "prompt-tuning"}  # no weight, so nothing to merge
 RECORDED = sorted(p.name for p in REFERENCE.iterdir()) if REFERENCE.is_dir() else []
 pytestmark = pytest.mark.filterwarnings("ignore")  # of peft's own, which are not ours to mend
 
@@ -37,41 +37,34 @@ def near(got: torch.Tensor, want: torch.Tensor, exact: float) -> None:
     torch.testing.assert_close(got, want, atol=exact, rtol=exact)
 
 
-@pytest.mark.parametrize("case", [c for c in RECORDED if c not in PENDING])
+@pytest.mark.parametrize("case", RECORDED)
 def test_what_peft_recorded(case, tmp_path):
     expected = load_file(REFERENCE / case / "expected.safetensors")
     model, fresh = stories(), stories()
     (line,) = lorica.load(model, REFERENCE / case)
     assert "cannot be verified" in line
-    assert lorica.trainable_parameters(model).trainable == meta(case)["trainable"]
+    if case != "p-tuning":  # its network is gone, and its table is in its place
+        assert lorica.trainable_parameters(model).trainable == meta(case)["trainable"]
     with torch.no_grad():
-        ids, want = expected["input_ids"], expected["logits_adapter"]
+        ids = expected["input_ids"]
+        want = expected["logits_adapter"][:, -ids.shape[1] :]  # PEFT gives virtual tokens as well
         near(model(ids).logits, want, 1e-4)
         with lorica.use(model):
             near(model(ids).logits, expected["logits_base"], 1e-4)
         assert lorica.load(fresh, lorica.save(model, tmp_path / "ours")) == []
         near(fresh(ids).logits, want, 1e-4)
-        lorica.merge(model)
+        if case in IN_FRONT:
+            with pytest.raises(MergeError):
+                lorica.merge(model)
+        else:
+            lorica.merge(model)
         near(model(ids).logits, want, 1e-4)
 
 
-@pytest.mark.parametrize("case", sorted(PENDING & set(RECORDED)))
-def test_a_case_is_read_right_or_refused(case):
-    """Methods that are not here yet: the day one is, its numbers are checked by this test."""
-    expected = load_file(REFERENCE / case / "expected.safetensors")
-    model = stories()
-    try:
-        lorica.load(model, REFERENCE / case)
-    except FileError as error:
-        kind = json.loads((REFERENCE / case / "adapter_config.json").read_text())
-        named = kind["peft_type"] if kind["peft_type"] != "LORA" else kind["init_lora_weights"]
-        assert str(named).lower() in str(error).lower()
-        assert error.fix
-        assert not list(ports(model))
-        assert torch.equal(logits(model), logits(stories()))
-    else:
-        with torch.no_grad():
-            near(model(expected["input_ids"]).logits, expected["logits_adapter"], 1e-4)
+def test_every_case_is_there():
+    if not RECORDED:
+        pytest.skip(f"{REFERENCE} is not here: what PEFT recorded is read from it")
+    assert len(RECORDED) == 19 and set(RECORDED) > IN_FRONT
 
 
 def meta(case: str) -> dict[str, Any]:
@@ -106,7 +99,7 @@ def sorter() -> nn.Module:
     return llama(num_labels=3)
 
 
-def gemma() -> nn.Module:
+def gemma(window: int = 8) -> nn.Module:
     """Its embedding multiplies what it reads by the square root of the width."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -114,7 +107,7 @@ def gemma() -> nn.Module:
         torch.manual_seed(0)
         return Gemma3ForCausalLM(Gemma3TextConfig(
             vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16,
-            num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
+            num_attention_heads=2, num_key_value_heads=1, sliding_window=window,
         )).eval()  # fmt: skip
 
 
@@ -311,7 +304,7 @@ def test_one_step_of_adamw_ends_where_pefts_does(case, tmp_path):
         optimizer = torch.optim.AdamW(learned, lr=1e-3, weight_decay=0.01)
         one(IDS).logits.log_softmax(-1).square().mean().backward()
         optimizer.step()
-    got = layout_for(spec_of(model, "default")).write(model, "default")
+    got = layout_for(model, "default").write(model, "default")
     want = get_peft_model_state_dict(peft_model)
     want = {k: t for k, t in want.items() if ".base_layer." not in k and k in got}
     assert got.keys() == want.keys()

@@ -57,7 +57,7 @@ def save(
     check_driven(model, name)
     base = fingerprint(model, path=base_path or "", tokenizer=tokenizer)
     with commit.folder(path, replace=is_all_adapter(path)) as staging:
-        layout = layout_for(spec)
+        layout = layout_for(model, name)
         if layout is None:
             state = adapter_state(model, name)
         else:
@@ -117,6 +117,7 @@ def load(
         targets, passed_over = without_dead(model, spec.targets, spec.method.kinds)
         spec, lines = replace(spec, targets=targets), lines + passed_over
         lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
+        lines += layout.notes(model)
     acting = switch_of(model).active
     with skip_starts() if manifest is not None else nullcontext():
         attach(model, spec, name)

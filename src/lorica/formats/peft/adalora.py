@@ -33,7 +33,7 @@ class AdaloraLayout(Layout):
         "total_step", "use_rslora", *TRAINING,
     }  # fmt: skip
 
-    def holds(self, spec: Spec) -> bool:
+    def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         return type(spec.method) is Adalora and plain(spec.targets)
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Ia3Layout(Layout):
     marks = (KEY,)
     settings: ClassVar = {"feedforward_modules", "init_ia3_weights"}
 
-    def holds(self, spec: Spec) -> bool:
+    def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         return type(spec.method) is Ia3 and not spec.targets.trainable_token_indices
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:

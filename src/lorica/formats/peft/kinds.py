@@ -3,20 +3,29 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lorica.core.port import Spec
+from torch import nn
+
+from lorica.core.drive import adapters_of
+from lorica.core.port import spec_of
 from lorica.errors import FileError
 from lorica.formats.peft.adalora import AdaloraLayout
 from lorica.formats.peft.ia3 import Ia3Layout
 from lorica.formats.peft.layout import Layout
 from lorica.formats.peft.lora import LoraLayout
+from lorica.formats.peft.prefix_tuning import PrefixTuningLayout
+from lorica.formats.peft.prompt_tuning import PromptTuningLayout, PTuningLayout
 from lorica.formats.peft.vera import VeraLayout
 
-LAYOUTS: tuple[Layout, ...] = (LoraLayout(), AdaloraLayout(), Ia3Layout(), VeraLayout())
+LAYOUTS: tuple[Layout, ...] = (
+    LoraLayout(), AdaloraLayout(), Ia3Layout(), VeraLayout(), PrefixTuningLayout(),
+    PromptTuningLayout(), PTuningLayout(),
+)  # fmt: skip
 
 
-def layout_for(spec: Spec) -> Layout | None:
-    """The layout that has a place for all that an adapter of `spec` is; None if PEFT has none."""
-    return next((layout for layout in LAYOUTS if layout.holds(spec)), None)
+def layout_for(model: nn.Module, name: str) -> Layout | None:
+    """The layout that has a place for all that adapter `name` is; None if PEFT has none."""
+    spec, adapters = spec_of(model, name), adapters_of(model, name)
+    return next((layout for layout in LAYOUTS if layout.holds(spec, adapters)), None)
 
 
 def layout_of(config: Mapping[str, Any], source: str) -> Layout:

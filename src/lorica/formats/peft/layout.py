@@ -42,8 +42,8 @@ class Layout:
     targeted: ClassVar[bool] = True
     """It acts on layers that target_modules names."""
 
-    def holds(self, spec: Spec) -> bool:
-        """PEFT has a place for all that an adapter of `spec` is."""
+    def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
+        """PEFT has a place for all that an adapter of `spec`, these at their sites, is."""
         raise NotImplementedError
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
@@ -63,6 +63,10 @@ class Layout:
     ) -> dict[str, Tensor]:
         """One site's tensors under our names. What is known is taken out of `found`, in place."""
         raise NotImplementedError
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Named lines on what PEFT would do otherwise with a file of its own."""
+        return []
 
     def write(self, model: nn.Module, name: str) -> dict[str, Tensor]:
         """Every tensor of adapter `name` under PEFT's names."""
@@ -86,10 +90,10 @@ class Layout:
         rest: dict[str, Tensor] = {}
         for key, tensor in file.items():
             site, own = _split(key.removeprefix(self.prefix), adapters)
-            if site is None or not key.startswith(self.prefix) or own.startswith("base_layer."):
-                rest[key] = tensor
-            else:
+            if site is not None and key.startswith(self.prefix) and own.startswith(self.marks):
                 found[site][own] = tensor
+            else:
+                rest[key] = tensor
         state = beside.take(model, name, self.prefix, rest, source)
         for site, adapter in adapters.items():
             ours = self.take(site, adapter, found[site], config)

@@ -38,7 +38,7 @@ class LoraLayout(Layout):
         "megatron_core", "qalora_group_size", "r", "rank_pattern", "use_dora", "use_rslora",
     }  # fmt: skip
 
-    def holds(self, spec: Spec) -> bool:
+    def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         return type(spec.method) in (Lora, Dora)  # not what extends them: it is another method
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class VeraLayout(Layout):
         "d_initial", "init_weights", "projection_prng_key", "r", "save_projection", "vera_dropout",
     }  # fmt: skip
 
-    def holds(self, spec: Spec) -> bool:
+    def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         targets = spec.targets
         return type(spec.method) is Vera and plain(targets) and not targets.trainable_token_indices
 
