@@ -385,6 +385,37 @@ def of_peft(run: Run) -> nn.Module:
     return root
 
 
+def test_peft_gives_the_same_output():
+    pytest.importorskip("peft")
+    from peft import AdaLoraConfig
+    from peft.tuners.adalora.layer import SVDLinear
+
+    layer, x = nn.Linear(6, 5), torch.randn(3, 6)
+    config = AdaLoraConfig(init_r=4, lora_alpha=7, total_step=10)
+    theirs = SVDLinear(nn.Linear(6, 5), "default", config, r=4, lora_alpha=7)
+    theirs.get_base_layer().load_state_dict(layer.state_dict())
+    model = lorica.adapt(nn.Sequential(layer), Adalora(r=4, alpha=7))
+    (ours,) = adapters_of(model, "default").values()
+    with torch.no_grad():
+        for mine, other in ((ours.a, theirs.lora_A), (ours.e, theirs.lora_E),
+                            (ours.b, theirs.lora_B)):  # fmt: skip
+            nn.init.normal_(mine)
+            other["default"].copy_(mine.view_as(other["default"]))
+    torch.testing.assert_close(model(x), theirs(x))
+
+
+def test_autocast_and_half_precision():
+    run, x = Run(Adalora(r=4), 10).to(5), torch.randn(4, 12)
+    with torch.no_grad():
+        want = run.model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(run.model(x), want, atol=0.1, rtol=0.1, check_dtype=False)
+    half = lorica.adapt(Stack().bfloat16(), Adalora(r=4))
+    half(x).sum().backward()
+    for adapter in adapters_of(half, "default").values():
+        assert adapter.e.dtype == adapter.e.grad.dtype == torch.float32
+
+
 def test_peft_scores_and_prunes_alike():
     pytest.importorskip("peft")
     from peft import AdaLoraConfig
