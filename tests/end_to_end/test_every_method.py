@@ -1,5 +1,6 @@
 """Every method from the command line: it learns, is killed, goes on to the same bits, and loads."""
 
+import json
 import multiprocessing
 import os
 import time
@@ -59,6 +60,7 @@ def flags(name: str, stories: Path, text: Path) -> list[Any]:
     known = Method.named(name).__dataclass_fields__
     settings: dict[str, Any] = {
         "base": stories, "data": text, "data.max_length": 64, "data.validation": 0.1,
+        "data.overlong": "split",
         "method": name, "max_steps": STEPS, "save_steps": 10, "keep_checkpoints": 9,
         "micro_batch_size": 4, "gradient_accumulation_steps": 2, "weight_decay": 0.01,
         "learning_rate": RATES.get(name, 5e-3),
@@ -70,8 +72,10 @@ def flags(name: str, stories: Path, text: Path) -> list[Any]:
 @pytest.fixture(scope="module")
 def text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (shared / "data/text/tinyshakespeare/input.txt").read_text()
-    path = tmp_path_factory.mktemp("text") / "shakespeare.txt"
-    path.write_text(whole[:60_000])
+    path = tmp_path_factory.mktemp("text") / "shakespeare.jsonl"
+    # Two conditions, for the method that makes its adapter from one; others name them unused.
+    rows = [{"text": whole[i : i + 30_000], "condition": f"part {i}"} for i in (0, 30_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -97,7 +101,7 @@ def test_a_method_from_the_command_line(name, stories, text, tmp_path):
     assert after < before - 0.05
     opened = open_adapter(whole)
     rows = load_rows(
-        DataConfig(path=str(text), max_length=64, validation=0.1),
+        DataConfig(path=str(text), max_length=64, validation=0.1, overlong="split"),
         opened.tokenizer, seed=0, max_length=opened.max_length,
     )  # fmt: skip
     assert mean_loss(opened.model, rows.validation) == pytest.approx(after, abs=1e-5)

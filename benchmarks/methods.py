@@ -1,0 +1,230 @@
+"""Every method on the same task: what it learns, what it forgets, and what it costs.
+
+    python -m benchmarks.methods --shared ../shared --jobs 2    the whole table, as JSON
+    python -m benchmarks.methods --shared ../shared --cost      step time and memory, alone
+    python -m benchmarks.methods --write docs/methods/results.mdthe page, from the JSON
+
+Base: stories260K (a Llama of 260,032 parameters, trained on TinyStories). Task: tinyshakespeare,
+300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid by held-out
+loss with seed 0; that rate is then run with two more seeds. Forgetting is the rise of the loss on
+TinyStories, the text that the base comes from. Every run is a process with one thread.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results/methods.json"
+GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (0, 1, 2)
+STEPS, COST_STEPS = 300, 30
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"r": 8}, "lora pissa": {"name": "lora", "r": 8, "init": "pissa"},
+    "lora eva": {"name": "lora", "r": 8, "init": "eva"},
+    "lora on nf4": {"name": "lora", "r": 8, "quantisation": "nf4"},
+    "dora": {"r": 8}, "double_lora": {"r": 8}, "dora_dynamic": {"r": 12}, "adalora": {"r": 12},
+    "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"}, "alora": {"r": 8},
+    "aflora": {"r": 8}, "blora": {"r": 8}, "hyperlora": {"r": 8}, "mora": {"r": 8},
+    "mora type 1": {"name": "mora", "r": 8, "mora_type": 1}, "lora_fa": {"r": 8},
+    "vera": {"r": 256}, "ia3": {}, "bottleneck": {}, "llama_adapter": {}, "prefix_tuning": {},
+    "prompt_tuning": {}, "full": {},
+}  # fmt: skip
+
+
+def texts(shared: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """(training text, held-out text, text of the base's own domain), cut and written."""
+    play = (shared / "data/text/tinyshakespeare/input.txt").read_text()
+    stories = sorted((shared / "data/text/tinystories-samples").glob("*.txt"))[0].read_text()
+    found = []
+    for name, text in (("train", play[:-30_000]), ("test", play[-30_000:]),
+                       ("stories", stories[:30_000])):  # fmt: skip
+        path = folder / f"{name}.jsonl"  # one row; hyperlora asks for a condition, others do not
+        path.write_text(json.dumps({"text": text, "condition": "play"}) + "\n")
+        found.append(path)
+    return found[0], found[1], found[2]
+
+
+def run(
+    case: str, rate: float, seed: int, *, shared: Path, folder: Path, steps: int
+) -> dict[str, Any]:
+    """Train once and measure. Losses are nats per token."""
+    import torch
+
+    torch.set_num_threads(1)
+    import lorica
+    from lorica.data.config import DataConfig
+    from lorica.data.load import load as load_rows
+    from lorica.evaluation.loss import mean_loss
+    from lorica.formats.open import open_adapter
+
+    train, test, stories = texts(shared, Path(tempfile.mkdtemp(dir=folder)))
+    method = dict(CASES[case])
+    method.setdefault("name", case)
+    more = {key: method.pop(key) for key in ("quantisation",) if key in method}
+    output = train.parent / "run"
+    base = str(shared / "data/models/stories260K")
+    try:
+        result = lorica.train(
+            base=base, method=method, output=str(output), learning_rate=rate, seed=seed,
+            data={"path": str(train), "validation": str(test), "max_length": 128,
+                  "overlong": "split"},
+            max_steps=steps, warmup_ratio=0.1, micro_batch_size=8, save_steps=steps, show=False,
+            **more,
+        )  # fmt: skip
+    except lorica.LoricaError as error:  # a rate that is too high: the run says so and ends
+        return {"case": case, "rate": rate, "seed": seed, "loss": None, "error": str(error)}
+    opened = open_adapter(output)
+    config = DataConfig(path=str(stories), max_length=128, validation=0, overlong="split")
+    rows = load_rows(config, opened.tokenizer, seed=0, max_length=opened.max_length).train
+    with lorica.use(opened.model):
+        before = mean_loss(opened.model, rows)
+    seconds = spent(output)
+    weights = output / "adapter/adapter_model.safetensors"
+    return {
+        "case": case, "rate": rate, "seed": seed,
+        "loss": result.figures["held_out_loss"]["after"],
+        "loss_before": result.figures["held_out_loss"]["before"],
+        "stories": mean_loss(opened.model, rows), "stories_before": before,
+        "trained": result.figures["parameters"]["trained"],
+        "step_seconds": statistics.median(seconds[len(seconds) // 3 :]),
+        "peak_memory_bytes": result.figures["peak_memory_bytes"],
+        "file_bytes": weights.stat().st_size, "lines": result.lines,
+    }  # fmt: skip
+
+
+def spent(output: Path) -> list[float]:
+    """Seconds of each step, from the event log."""
+    from lorica.training.run import read_events
+
+    seconds, before = [], 0
+    for event in read_events(output):
+        if event["event"] == "step":
+            seconds.append((event["tokens"] - before) / event["tokens_per_second"])
+            before = event["tokens"]
+    return seconds
+
+
+def table(shared: Path, jobs: int, cases: list[str]) -> list[dict[str, Any]]:
+    """A row for each case: the best rate of the grid, and its seeds."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        one = partial(run, shared=shared, folder=Path(folder), steps=STEPS)
+        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+            swept = [(c, pool.submit(one, c, rate, SEEDS[0])) for c in cases for rate in GRID]
+            found: dict[str, list[dict[str, Any]]] = {}
+            for case, future in swept:
+                found.setdefault(case, []).append(future.result())
+            best = {c: min((r for r in runs if r["loss"] is not None), key=lambda r: r["loss"])
+                    for c, runs in found.items()}  # fmt: skip
+            again = [(c, pool.submit(one, c, best[c]["rate"], s)) for c in cases for s in SEEDS[1:]]
+            seeds = {c: [best[c]] for c in cases}
+            for case, future in again:
+                seeds[case].append(future.result())
+    return [
+        {"case": c, "rate": best[c]["rate"], "swept": {str(r["rate"]): r["loss"] for r in found[c]},
+         "runs": seeds[c]} for c in cases
+    ]  # fmt: skip
+
+
+def costs(shared: Path, rows: list[dict[str, Any]]) -> None:
+    """Step time and peak memory of each case, one process at a time. In place."""
+    context = multiprocessing.get_context("spawn")
+    for row in rows:
+        with tempfile.TemporaryDirectory() as folder:
+            one = partial(run, shared=shared, folder=Path(folder), steps=COST_STEPS)
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                done = pool.submit(one, row["case"], row["rate"], 0).result()
+        row["cost"] = {k: done[k] for k in ("step_seconds", "peak_memory_bytes")}
+        print(f"{row['case']}: {1e3 * done['step_seconds']:.0f} ms", file=sys.stderr)
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    first = results["rows"][0]["runs"][0]
+    opening = (
+        f"Before training the held-out loss on tinyshakespeare is {first['loss_before']:.3f}, and "
+        f"the loss on TinyStories {first['stories_before']:.3f} nats per token. ± is the standard "
+        "deviation over three seeds, order of the data included. Forgotten is the rise of the "
+        "loss on TinyStories. Step time (8 x 128 tokens, one thread) and the peak memory of the "
+        f"process were measured one run at a time on: {results['machine']}."
+    )
+    columns = ["method", "learning rate", "trained", "held-out loss", "TinyStories after",
+               "forgotten", "ms a step", "peak MiB", "file KiB"]  # fmt: skip
+    lines = [
+        "# What the methods learn, forget and cost",
+        "",
+        "Made by `python -m benchmarks.methods`; its docstring says how. Do not edit by hand.",
+        "",
+        opening,
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---|" + "---:|" * (len(columns) - 1),
+    ]
+    for row in sorted(results["rows"], key=lambda r: mean(r, "loss")):
+        one, cost = row["runs"][0], row.get("cost", row["runs"][0])
+        lines.append(
+            f"| {row['case']} | {row['rate']:g} | {one['trained']:,} | {spread(row, 'loss')} | "
+            f"{mean(row, 'stories'):.3f} | {mean(row, 'stories') - one['stories_before']:+.3f} | "
+            f"{1e3 * cost['step_seconds']:.0f} | {cost['peak_memory_bytes'] / 2**20:,.0f} | "
+            f"{one['file_bytes'] / 1024:,.0f} |"
+        )
+    words = {case: ", ".join(f"{k}={v}" for k, v in settings.items() if k != "name")
+             for case, settings in CASES.items()}  # fmt: skip
+    said = "; ".join(f"{case}: {text or 'defaults'}" for case, text in words.items())
+    rates = ", ".join(f"{rate:g}" for rate in GRID)
+    lines += ["", f"Settings: {said}.", "", f"Rates tried: {rates}. {results['versions']}."]
+    return "\n".join(lines) + "\n"
+
+
+def mean(row: dict[str, Any], key: str) -> float:
+    return statistics.fmean(run[key] for run in row["runs"] if run["loss"] is not None)
+
+
+def spread(row: dict[str, Any], key: str) -> str:
+    values = [run[key] for run in row["runs"] if run["loss"] is not None]
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path, help="folder of the models and texts")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
+    parser.add_argument("--cost", action="store_true", help="measure the costs of known rows alone")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--write", type=Path, help="write the page from the JSON")
+    words = parser.parse_args()
+    known: dict[str, Any] = (
+        json.loads(words.out.read_text()) if words.out.is_file() else {"rows": []}
+    )
+    if words.write:
+        words.write.write_text(page(known))
+        return
+    import torch
+    import transformers
+
+    rows = {row["case"]: row for row in known["rows"]}
+    if not words.cost:
+        rows |= {row["case"]: row for row in table(words.shared, words.jobs, words.cases)}
+    chosen = [rows[case] for case in CASES if case in rows]
+    if words.cost:
+        costs(words.shared, [row for row in chosen if row["case"] in words.cases])
+        known["machine"] = f"{platform.processor() or platform.machine()}, {platform.system()}"
+    known["versions"] = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    known.setdefault("machine", "not measured")
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    words.out.write_text(json.dumps({**known, "rows": chosen}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
