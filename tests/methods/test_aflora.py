@@ -1,0 +1,392 @@
+"""AFLoRA: the start, the scores and the schedule by hand, and matrices that freeze in a run."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lorica
+from lorica import Driver
+from lorica.core.drive import adapters_of
+from lorica.core.state import adapter_state, load_adapter_state
+from lorica.errors import ConfigError
+from lorica.methods import aflora
+from lorica.methods.aflora import Aflora, AfloraAdapter, Freezing, low
+from tests.laws.bases import Stack, move
+from tests.training.rows import adapter as saved
+from tests.training.rows import same, settings
+from tests.training.test_resume import interrupted
+
+GOAL = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(11))
+X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(12))
+SHORT: dict[str, Any] = {"r": 3, "tinit": 4, "tfinal": 8, "deltaT": 2}
+TOTAL = 30  # A and B train for 22 steps
+
+
+def scaled(model: nn.Module) -> dict[str, AfloraAdapter]:
+    return adapters_of(model, "default")  # type: ignore[return-value]
+
+
+def one(inputs: int, outputs: int, **changed) -> tuple[nn.Module, AfloraAdapter]:
+    model = lorica.adapt(nn.Sequential(nn.Linear(inputs, outputs, bias=False)), Aflora(**changed))
+    return model, next(iter(scaled(model).values()))
+
+
+class Loop:
+    """Training as lorica.train does it, with AdamW, momentum and much decay."""
+
+    def __init__(self, on: nn.Module, total: int = TOTAL):
+        self.model, self.driver = on, Driver(on, total=total)
+        self.schedule: Freezing = self.driver.schedule  # type: ignore[assignment]
+        self.named = {k: t for k, t in adapter_state(on).items() if isinstance(t, nn.Parameter)}
+        self.optimizer = torch.optim.AdamW(self.named.values(), lr=0.03, weight_decay=0.5)
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            (self.model(X) - GOAL).square().mean().backward()
+            self.driver.before_step()
+            self.optimizer.step()
+            self.driver.after_step()
+            self.optimizer.zero_grad()
+
+    def frozen(self) -> set[str]:
+        return {name for name, step in self.schedule.frozen_at.items() if step}
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    return {k: t.detach().clone() for k, t in adapter_state(model).items()}
+
+
+# -- the update -------------------------------------------------------------------------------
+
+
+def test_the_start():
+    model, adapter = one(600, 400, r=6)
+    for matrix, fan_in in ((adapter.a, 600), (adapter.b, 6)):
+        bound = math.sqrt(6 / fan_in)
+        assert 0.95 * bound < matrix.abs().max() <= bound
+        assert matrix.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert adapter.d.tolist() == pytest.approx([0.1] * 6)
+    assert adapter.v.tolist() == [0.0] * 400
+    x = torch.randn(5, 600)
+    assert torch.equal(model(x), model[0].forward(x))  # type: ignore[index]
+    assert one(6, 4, d_initial=0.5)[1].d.tolist() == [0.5] * 4
+
+
+def test_the_first_step_moves_v_alone():
+    model, adapter = one(3, 2, r=2)
+    x, g = torch.tensor([[1.0, 1, 2], [0, 3, 1]]), torch.tensor([[1.0, -1], [2, 0.5]])
+    (model(x) * g).sum().backward()
+    for key in ("a", "b", "d"):
+        assert not getattr(adapter, key).grad.any(), key
+    mixed = (x @ adapter.a.T) * 0.1 @ adapter.b.T
+    torch.testing.assert_close(adapter.v.grad, (g * mixed).sum(0))
+    assert adapter.v.grad is not None and adapter.v.grad.all()
+
+
+def test_the_update_by_hand():
+    model, adapter = one(2, 2, r=1)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 2], [3, 4]]))  # type: ignore[index, operator]
+        adapter.a.copy_(torch.tensor([[1.0, -1]]))
+        adapter.b.copy_(torch.tensor([[2.0], [3]]))
+        adapter.d.copy_(torch.tensor([0.5]))
+        adapter.v.copy_(torch.tensor([10.0, 100]))
+    x = torch.tensor([3.0, 1])  # A x = 2, d A x = 1, B = (2, 3), v = (10, 100)
+    assert model(x).tolist() == [5 + 20, 13 + 300]
+    lorica.merge(model)
+    assert model[0].weight.tolist() == [[1 + 10, 2 - 10], [3 + 150, 4 - 150]]  # type: ignore[index]
+
+
+# -- the scores -------------------------------------------------------------------------------
+
+
+def test_the_share_that_trains():
+    model, _ = one(3, 2)
+    schedule = Driver(model, total=900).schedule
+    schedule = Freezing(Aflora(tinit=100, tfinal=400), scaled(model), 900, 1)
+    want = {1: 1, 100: 1, 150: 0.669922, 200: 0.421875, 300: 0.125, 400: 0.015625, 500: 0, 501: 0}
+    for t, share in want.items():
+        assert schedule.share(t) == pytest.approx(share, abs=5e-7), t
+    assert schedule.share(900) == 0
+
+
+def test_the_averages_by_hand():
+    model, adapter = one(2, 1, r=1, deltaT=2, tinit=50, tfinal=10)
+    schedule = Driver(model, total=100).schedule
+    assert isinstance(schedule, Freezing)
+    name = next(iter(schedule.matrices))
+    for t, grad in enumerate([[1.0, -2.0], [-3.0, 2.0], [4.0, 0.0], [4.0, 0.0]], 1):
+        adapter.a.grad = torch.tensor([grad])
+        schedule.before_step(t)
+        if t == 1:
+            torch.testing.assert_close(schedule.seen[name][0], torch.tensor([[0.5, 1.0]]))
+            assert not schedule.seen[name][1:].any()
+        if t == 2:  # window mean 2 and 2
+            want = torch.tensor([[[0.0, 0]], [[0.3, 0.3]], [[0.085, 0.085]]])
+            torch.testing.assert_close(schedule.seen[name], want)
+    level = [0.85 * 0.3 + 0.15 * 4, 0.85 * 0.3]
+    spread = [0.95 * 0.085 + 0.05 * (4 - level[0]), 0.95 * 0.085 + 0.05 * level[1]]
+    want = torch.tensor([[[0.0, 0]], [level], [spread]])
+    torch.testing.assert_close(schedule.seen[name], want)
+    assert level[0] * spread[0] == pytest.approx(0.855 * 0.238)
+
+
+def test_the_size_of_a_gradient_counts_and_not_its_sign_or_the_weight():
+    seen = []
+    for sign, weight in ((1, 1.0), (-1, 1.0), (1, 7.0)):
+        model, adapter = one(4, 3, r=2, deltaT=1, tinit=50, tfinal=10)
+        schedule = Driver(model, total=100).schedule
+        assert isinstance(schedule, Freezing)
+        with torch.no_grad():
+            adapter.a.mul_(weight)
+        adapter.a.grad = sign * torch.arange(8.0).reshape(2, 4)
+        schedule.before_step(1)
+        seen.append(next(iter(schedule.seen.values())))
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+
+
+def test_the_mean_is_held_against_a_quantile():
+    heavy, flat = torch.tensor([[0.0, 0, 0, 9]]), torch.ones(2, 2)
+    scores = {"heavy": heavy, "flat": flat}  # sorted: 0 0 0 1 1 1 1 9; means 2.25 and 1
+    assert low(scores, 1.0) == low(scores, 0.9) == []
+    assert low(scores, 0.5) == low(scores, 0.125) == [], "the 4th to 7th are 1, and 1 < 1 is false"
+    assert low(scores, 0.0) == ["heavy", "flat"], "much at once"
+    assert low({"heavy": heavy / 10, "flat": flat}, 0.5) == ["heavy"]
+    assert low({"flat": flat}, 0.0) == [], "a mean that is the maximum"
+    assert low({}, 0.0) == []
+
+
+def test_many_scores_are_sampled(monkeypatch):
+    scores = {k: s * torch.rand(50, 40, generator=torch.Generator().manual_seed(1))
+              for k, s in (("x", 0.1), ("y", 1.0), ("z", 3.0))}  # fmt: skip
+    for share, want in ((0.9, []), (0.5, ["x"]), (0.25, ["x", "y"])):
+        assert low(scores, share) == want
+        monkeypatch.setattr(aflora, "SAMPLE", 600)
+        sizes = []
+        whole = torch.Tensor.kthvalue
+        monkeypatch.setattr(
+            torch.Tensor, "kthvalue", lambda s, k, w=whole, n=sizes: n.append(len(s)) or w(s, k)
+        )
+        assert low(scores, share) == want
+        assert 500 < sizes[0] <= 600
+        monkeypatch.undo()
+
+
+def test_the_sample_meets_every_column(monkeypatch):
+    monkeypatch.setattr(aflora, "SAMPLE", 500)  # of 2000: every fourth would be of one column
+    comb = torch.tensor([5.0, 0, 0, 0]).repeat(500, 1)
+    assert low({"comb": comb}, 0.5) == [], "the median is 0, and no 5"
+
+
+@pytest.mark.parametrize("size, which", [(4.0, 0), (100.0, 1)])
+def test_a_score_is_size_times_spread(size, which):
+    model, adapter = one(2, 1, r=1, deltaT=1, tinit=0, tfinal=10)
+    schedule = Driver(model, total=100).schedule
+    assert isinstance(schedule, Freezing)
+    for name, level, spread in zip(schedule.matrices, (size, 1.0), (0.1, 1.0), strict=True):
+        schedule._seen(name)[1:] = torch.tensor([level, spread]).reshape(2, 1, 1)
+    adapter.a.grad, adapter.b.grad = torch.full((1, 2), size), torch.ones(1, 1)
+    schedule.before_step(90)  # of 0.095 size, twice, and of 0.95 the highest is the threshold
+    assert [bool(step) for step in schedule.frozen_at.values()] == [which == 0, which == 1]
+
+
+# -- a run ------------------------------------------------------------------------------------
+
+
+def test_what_is_frozen_stays_frozen_to_the_bit():
+    loop = Loop(lorica.adapt(Stack(), Aflora(**SHORT)))
+    before, values, counts = set(), {}, []
+    for t in range(1, TOTAL + 1):
+        old = bits(loop.model)
+        loop.steps(1)
+        now, frozen = bits(loop.model), loop.frozen()
+        assert before <= frozen, "for good"
+        if t <= 4:
+            assert not frozen
+        elif frozen - before:
+            assert t % 2 == 0, "at the end of a window"
+            values |= {name: old[name] for name in frozen - before}
+        for name, tensor in now.items():
+            if name in frozen:
+                assert torch.equal(tensor, values[name]), f"{name} moved in step {t}"
+            elif t > 2:
+                assert not torch.equal(tensor, old[name]), f"{name} stood still in step {t}"
+        before, _ = frozen, counts.append(len(frozen))
+        for name, parameter in loop.named.items():
+            assert parameter.requires_grad == (name not in frozen)
+            assert parameter.grad is None
+    assert counts[-1] == 8 and counts[-1] == counts[22], "all, from T - tfinal on"
+    assert len(set(counts)) > 2, "not all at once"
+
+
+def test_the_optimizer_gets_no_gradient_of_what_is_frozen():
+    loop = Loop(lorica.adapt(Stack(), Aflora(**SHORT)))
+    loop.steps(23)
+    (loop.model(X) - GOAL).square().mean().backward()
+    assert {n for n, p in loop.named.items() if p.grad is not None} == {
+        f"{site}.{key}" for site in scaled(loop.model) for key in "dv"
+    }
+    assert not loop.schedule.seen, "nothing is kept for them"
+    assert lorica.trainable_parameters(loop.model).trainable == 4 * 3 + 2 * (12 + 20)
+
+
+def test_a_matrix_of_equal_scores_is_frozen_in_the_end_as_well():
+    model, adapter = one(3, 2, r=1, tinit=1, tfinal=5, deltaT=1)
+    driver = Driver(model, total=10)
+    schedule: Freezing = driver.schedule  # type: ignore[assignment]
+    for t in range(1, 11):
+        for key in ("a", "b"):
+            matrix = getattr(adapter, key)
+            matrix.grad = torch.ones_like(matrix) if matrix.requires_grad else None
+        driver.before_step()
+        driver.after_step()
+        assert set(schedule.frozen_at.values()) == ({0} if t <= 5 else {6})
+
+
+def test_activating_does_not_thaw():
+    model = lorica.adapt(Stack(), Aflora(**SHORT))
+    loop = Loop(model)
+    loop.steps(25)
+    lorica.adapt(model, lorica.Lora(r=1), name="other")
+    lorica.activate(model, "default")
+    assert not any(loop.named[name].requires_grad for name in loop.frozen())
+    lorica.detach(model, "other")
+
+
+def test_a_run_that_goes_on_is_the_same_to_the_bit():
+    whole = Loop(lorica.adapt(Stack(), Aflora(**SHORT)))
+    whole.steps(TOTAL)
+    steps = sorted(set(whole.schedule.frozen_at.values()))
+    assert steps[0] > 4 and len(steps) > 2
+    for at in (3, steps[0], steps[1] + 1, 22, 25):  # in a window, after a freeze, between, the end
+        first = Loop(lorica.adapt(Stack(), Aflora(**SHORT)))
+        first.steps(at)
+        second = Loop(lorica.adapt(Stack(), Aflora(**SHORT), seed=9))
+        load_adapter_state(second.model, bits(first.model))
+        second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+        second.driver.load_state({k: t.clone() for k, t in first.driver.state().items()})
+        assert second.frozen() == first.frozen()
+        assert all(p.requires_grad == (n not in second.frozen()) for n, p in second.named.items())
+        first.steps(1)  # what was loaded is a copy
+        second.steps(TOTAL - at)
+        assert same(bits(whole.model), bits(second.model)), at
+        assert second.schedule.facts() == whole.schedule.facts()
+
+
+def test_a_state_that_lacks_something_is_refused():
+    loop = Loop(lorica.adapt(Stack(), Aflora(**SHORT)))
+    loop.steps(3)
+    state = loop.driver.state()
+    state.pop("layers.0.up.b")
+    with pytest.raises(lorica.LoricaError, match=r"layers\.0\.up\.b"):
+        Loop(lorica.adapt(Stack(), Aflora(**SHORT))).driver.load_state(state)
+
+
+def test_the_facts_of_a_run():
+    loop = Loop(lorica.adapt(Stack(), Aflora(**SHORT)))
+    trained = 0
+    for _ in range(TOTAL):
+        loop.steps(1)  # after before_step: what this step trained
+        trained += lorica.trainable_parameters(loop.model).trainable
+    facts = loop.schedule.facts()
+    assert facts["matrices"] == facts["frozen"] == sum(facts["frozen_at_step"].values()) == 8
+    assert facts["average_trained"] == pytest.approx(trained / TOTAL, abs=0.06)
+    assert [*facts["frozen_at_step"]] == sorted(facts["frozen_at_step"])
+    assert all(4 < step <= 23 for step in facts["frozen_at_step"])
+    assert loop.schedule.ranks() == {}
+
+
+def test_square_layers_may_be_fixed_from_the_start(tmp_path):
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 9), nn.Linear(9, 6))
+
+    torch.manual_seed(0)
+    base = make()
+    model = lorica.adapt(copy.deepcopy(base), Aflora(r=2, freeze_square=True))
+    square, wide, _ = scaled(model).values()
+    assert [n for n, _ in square.named_parameters()] == ["d", "v"]
+    assert [n for n, _ in square.named_buffers()] == ["a", "b"]
+    assert [n for n, _ in wide.named_parameters()] == ["a", "b", "d", "v"]
+    assert lorica.trainable_parameters(model).trainable == (2 + 6) + 30 + (2 + 9) + 30 + (2 + 6)
+    plain = lorica.adapt(copy.deepcopy(base), Aflora(r=2))
+    assert torch.equal(next(iter(scaled(plain).values())).a, square.a), "the same start"
+    facts = Driver(model, total=100).schedule.facts()
+    assert facts["matrices"] == 4 and facts["average_trained"] == 8 + 11 + 8 + 60
+    move(model)
+    lorica.save(model, tmp_path / "adapter")
+    fresh = copy.deepcopy(base)
+    assert lorica.load(fresh, tmp_path / "adapter") == []
+    x = torch.ones(6)
+    assert torch.equal(fresh(x), model(x)) and not torch.equal(fresh(x), base(x))
+
+
+def test_a_base_of_square_layers_has_nothing_to_freeze():
+    model = lorica.adapt(nn.Sequential(nn.Linear(6, 6)), Aflora(r=2, freeze_square=True))
+    driver = Driver(model, total=10)
+    for _ in range(10):
+        model(torch.ones(6)).sum().backward()
+        driver.before_step()
+        driver.after_step()
+    assert driver.schedule.facts()["matrices"] == 0
+
+
+def test_the_trainer_freezes_and_goes_on_to_the_bit(stories, tmp_path, monkeypatch):
+    run = {
+        "method": {"name": "aflora", "tinit": 1, "tfinal": 2, "deltaT": 1, "dropout": 0.1},
+        "max_steps": 6, "save_steps": 1, "learning_rate": 0.02, "weight_decay": 0.1,
+        "target_modules": ["q_proj", "down_proj"], "micro_batch_size": 4,
+    }  # fmt: skip
+    whole = lorica.train(**settings(stories, tmp_path / "a", **run), show=False)
+    facts = whole.figures["schedule"]
+    assert facts["matrices"] == facts["frozen"] == 20 and len(facts["frozen_at_step"]) > 1
+    assert whole.figures["held_out_loss"]["after"] < whole.figures["held_out_loss"]["before"]
+    cut = settings(stories, tmp_path / "b", **run)
+    interrupted(monkeypatch, 4, **cut)
+    again = lorica.train(resume=cut["output"], show=False)
+    assert same(saved(whole.folder), saved(again.folder))
+    assert again.figures["schedule"] == facts
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def phases(total: int, epoch: int, **changed) -> tuple[int, int, int]:
+    """tinit, T - tfinal, deltaT."""
+    schedule = Driver(one(3, 2, **changed)[0], total=total, epoch=epoch).schedule
+    assert isinstance(schedule, Freezing)
+    return schedule.first, schedule.room, schedule.every
+
+
+def test_the_phases():
+    assert phases(2000, 100) == (100, 600, 10), "20 epochs, as in the paper: one, and fourteen"
+    assert phases(1000, 100) == (100, 300, 10), "10 epochs: one, and seven"
+    assert phases(300, 100) == (30, 90, 10), "where an epoch is long, a tenth of the run"
+    assert phases(30, 100) == (3, 9, 2)
+    assert phases(2, 100) == (0, 1, 1)
+    assert phases(1, 1) == (0, 1, 1)
+    assert phases(100, 10, tinit=0, tfinal=0, deltaT=50) == (0, 100, 50)
+
+
+@pytest.mark.parametrize("total, changed", [
+    (100, {"tinit": 30}), (100, {"tinit": 50, "tfinal": 50}), (100, {"tfinal": 100}),
+    (100, {"deltaT": 31}), (8, {"tfinal": 8}),
+], ids=str)  # fmt: skip
+def test_phases_that_do_not_fit(total, changed):
+    with pytest.raises(ConfigError, match=f"{total} steps") as error:
+        phases(total, 10, **changed)
+    assert error.value.fix and {"tinit", "tfinal", "deltaT"} <= error.value.facts.keys()
+
+
+@pytest.mark.parametrize("changed", [
+    {"r": 0}, {"r": None}, {"r": 1.5}, {"tinit": -1}, {"tfinal": -1}, {"tfinal": 0.7},
+    {"deltaT": 0}, {"beta1": 1.0}, {"beta2": -0.1}, {"beta2": float("nan")}, {"dropout": 1.0},
+    {"d_initial": 0.0}, {"d_initial": float("nan")}, {"d_initial": float("inf")},
+], ids=str)  # fmt: skip
+def test_settings_out_of_range(changed):
+    with pytest.raises(ConfigError, match=rf"aflora\.{next(iter(changed))} ") as error:
+        Aflora(**changed)
+    assert error.value.fix
