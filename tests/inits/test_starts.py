@@ -115,6 +115,23 @@ def test_a_small_change_survives_bfloat16(init):
     assert naive > 0.2
 
 
+@taken_out
+@pytest.mark.parametrize("kind", [Lora, Dora])
+def test_compiles_whole_and_keeps_gradients_under_checkpointing(kind, init):
+    torch._dynamo.reset()
+    case, grads = ON[0], []
+    for checkpointed in (False, True):
+        model = move(lorica.adapt(Stack(checkpointed=checkpointed), kind(r=4, init=init)))
+        case.run(model).square().sum().backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert len(grads[0]) == 4 * (3 if kind is Dora else 2)
+    for one_, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one_, other)
+    model = move(adapted(case, init, kind))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
+
+
 def test_starts_follow_from_the_seed():
     for init in ("kaiming", "gaussian", "orthogonal", "pissa_niter_2"):
         same, again, other = (

@@ -98,3 +98,16 @@ def test_checkpointing_and_autocast_keep_the_gradient_of_the_norm():
     for one, other in zip(*grads, strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_compiles_whole_with_gradients(detached):
+    torch._dynamo.reset()
+    grads = []
+    for compiled in (False, True):
+        model = move(lorica.adapt(Stack(), Dora(r=4, detach_norm=detached)))
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        run(X).square().sum().backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,66 @@
+"""Starts and small methods in whole runs: a resumed one ends with the bits of the uninterrupted."""
+
+import pytest
+import torch
+
+import lorica
+from lorica.core.port import ports, spec_of
+from lorica.training.loop import Trainer
+from tests.laws.bases import IDS
+from tests.laws.bases import stories as base
+from tests.training.rows import adapter, same, settings
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+CASES = {
+    "pissa": {"method": {"name": "lora", "r": 4, "init": "pissa"}},
+    "olora": {"method": {"name": "dora", "r": 4, "init": "olora"}},
+    "eva": {"method": {"name": "lora", "r": 4, "init": "eva"}},
+    "eva, frozen": {"method": {"name": "lora_fa", "r": 4, "init": "eva", "precondition": True}},
+    "loftq": {"method": {"name": "lora", "r": 4, "init": "loftq"}, "quantisation": "nf4"},
+    "lora_fa": {"method": {"name": "lora_fa", "r": 4, "precondition": True}},
+    "vera": {"method": {"name": "vera", "r": 16}, "learning_rate": 0.05},
+    "vera, small": {"method": {"name": "vera", "r": 16, "save_projection": False}},
+    "ia3": {"method": "ia3", "target_modules": None},
+    "norm": {"method": {"name": "dora", "r": 4, "detach_norm": False}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
+    changed = {"save_steps": 2, "max_steps": 5, **CASES[case]}
+    whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
+    step = Trainer._step
+
+    def cut(self):
+        if self.progress.step == 3:
+            raise Cut
+        step(self)
+
+    parted = settings(stories, tmp_path / "b", **changed)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Trainer, "_step", cut)
+        lorica.train(**parted, show=False)
+    resumed = lorica.train(resume=parted["output"], show=False)
+    assert same(adapter(whole.folder), adapter(resumed.folder))
+    assert resumed.figures["held_out_loss"] == whole.figures["held_out_loss"]
+
+
+def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(stories, tmp_path):
+    run = lorica.train(
+        **settings(stories, tmp_path, max_steps=3, method={"name": "lora", "r": 4, "init": "eva"}),
+        show=False,
+    )
+    model = base()
+    lorica.load(model, run.folder / "adapter")
+    ranks = {site: port["default"].r for site, _, port in ports(model)}
+    assert sum(ranks.values()) == 4 * len(ranks)
+    assert len(set(ranks.values())) > 1
+    assert spec_of(model, "default").targets.rank_pattern
+    for _, _, port in ports(model):
+        assert port["default"].scale == pytest.approx(2)
+        assert port["default"].b.any()
+    assert not torch.equal(model(IDS).logits, base()(IDS).logits)
