@@ -11,13 +11,15 @@ from safetensors.torch import load_file
 
 import lorica
 from lorica import Dora, Full, Lora
-from lorica.core.adapter import Adapter
+from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import activate
+from lorica.core.condition import given
 from lorica.core.port import ports, spec_of, switch_of
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.open import open_adapter
 from lorica.formats.reduce import reduced, truncated
-from tests.laws.bases import IDS, Stack, gpt2, move, stories
+from lorica.methods.hyperlora import Hyperlora
+from tests.laws.bases import CASES, IDS, STORIES, Stack, gpt2, move, stories, trained
 
 WEIGHTS = "adapter_model.safetensors"
 SCALED = {  # settings of LoRA whose scale is not 1, or is not the same everywhere
@@ -301,3 +303,75 @@ def test_a_lower_rank_than_the_factors_have_is_cut_too():
     whole = reduced(port.site(site, module), port["default"], None)
     assert (part.r, whole.r) == (2, 4) and 0 < part.error < 1 and whole.error == 0
     assert reduced(port.site(site, module), port["default"], 9).r == 4
+
+
+def test_each_condition_is_a_lora_of_its_own(tmp_path):
+    model = stories()
+    lorica.adapt(model, Hyperlora(r=3, conditions=("a", "b")), target_modules=["q_proj", "v_proj"])
+    move(model)
+    switch_of(model).driven.add("default")
+    path = lorica.save(model, tmp_path / "in")
+    with pytest.raises(MergeError, match="no single one is set") as error:
+        lorica.export_lora(model, tmp_path / "out")
+    assert error.value.facts["known"] == "a, b" and "--condition" in (error.value.fix or "")
+    with pytest.raises(MergeError, match="no single one is set"):
+        lorica.export_lora(model, tmp_path / "out", rank=2)
+    seen = []
+    for one in ("a", "b"):
+        report = lorica.export_lora(model, tmp_path / one, condition=one)
+        assert (report.condition, set(report.ranks.values())) == (one, {3})
+        fresh = stories()
+        lorica.load(fresh, tmp_path / one)
+        with given(model, [one, one]):
+            near(logits(fresh), logits(model))
+        seen.append(logits(fresh))
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+    base = str(STORIES)
+    again = lorica.export_lora(path, tmp_path / "from folder", condition="b", base=base)
+    assert again.max_difference < 1e-4
+    fresh = stories()
+    lorica.load(fresh, tmp_path / "from folder")
+    near(logits(fresh), seen[1])
+    with pytest.raises(ConfigError):
+        lorica.export_lora(model, tmp_path / "no", condition="c")
+    with pytest.raises(ConfigError, match="takes no condition"):
+        lorica.export_lora(adapted(), tmp_path / "no", condition="a")
+    assert not (tmp_path / "no").exists()
+
+
+LLAMA = next(case for case in CASES if case.name == "llama")
+ASKED = [name for name in Method.names() if name != "hyperlora"]  # its conditions are above
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_method_is_what_it_says_to_be_as_a_lora(name, tmp_path):
+    """Exact at once; of full rank only cut; or nothing that a weight can do."""
+    model, kind = trained(name, LLAMA), Method.named(name).to_lora
+    want = logits(model)
+    if kind == "exact":
+        report = lorica.export_lora(model, tmp_path / "out")
+        assert report.exact and report.method == name and max(report.ranks.values()) > 0
+        fresh = stories()
+        lorica.load(fresh, tmp_path / "out")
+        torch.testing.assert_close(logits(fresh), want, atol=5e-5, rtol=1e-5)
+        assert (want - logits(stories())).abs().max() > 1e-3
+        return
+    with pytest.raises(MergeError, match="full rank" if kind == "approximate" else "is no LoRA"):
+        lorica.export_lora(model, tmp_path / "out")
+    if kind == "never":
+        with pytest.raises(MergeError, match="no change of weights"):
+            lorica.export_lora(model, tmp_path / "out", rank=4)
+        return
+    cut = [lorica.export_lora(model, tmp_path / str(rank), rank=rank) for rank in (1, 8, 64)]
+    lost = [max(report.errors.values()) for report in cut]
+    assert lost[0] > lost[1] > lost[2] and cut[0].kl > cut[2].kl < 1e-8
+
+
+@pytest.mark.parametrize("name, reason", [
+    ("prefix_tuning", "attends to"), ("prompt_tuning", "attends to"),
+    ("llama_adapter", "attends to"), ("bottleneck", "no linear function"),
+])  # fmt: skip
+def test_methods_that_have_no_weight_are_refused_with_the_reason(name, reason, tmp_path):
+    with pytest.raises(MergeError, match=reason) as error:
+        lorica.export_lora(trained(name, LLAMA), tmp_path / "out")
+    assert name in str(error.value) and not list(tmp_path.iterdir())

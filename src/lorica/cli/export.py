@@ -35,7 +35,7 @@ def export(
     to
         The form: lora, a LoRA in PEFT's layout, with the scale 1.
     condition
-        Which of the adapter's conditions, where it has them.
+        Which one is exported, of an adapter that is made from a condition (en-fr).
     rank
         Cut every layer's update to this rank; without it, the LoRA is exact or refused.
     base

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorica.base.load import Base
 from lorica.core.attach import detach, use
+from lorica.core.condition import hold, set_conditions
 from lorica.core.port import spec_of, switch_of
 from lorica.errors import ConfigError, DataError, MergeError
 from lorica.formats import commit
@@ -76,7 +77,7 @@ def export_lora(
 
     source: a run or adapter folder, or a model that carries the adapter `name`; it is left as
         it was.
-    condition: which of its conditions is exported, for an adapter that has them.
+    condition: which one is exported, of an adapter that is made from a condition.
     rank: the largest rank of a site; None: what is exact, or nothing.
     base: another place of the base. allow_base: see `lorica.load`.
     tokenizer, labels: of a model; of a folder they are known.
@@ -92,8 +93,8 @@ def export_lora(
             opened = Base(source, tokenizer, base or "", labels)
         else:
             opened = open_adapter(source, base=base, allow_base=allow_base)
-        spec_of(opened.model, name)
-        with _undisturbed(opened.model), conditioned(opened.model, name, condition):
+        with _undisturbed(opened.model, name):
+            opened.lines += hold(opened.model, opened.tokenizer, condition)
             found = parts(opened.model, name, rank)
             rows = _rows(opened, probe or [])
             with use(opened.model, name):
@@ -124,16 +125,22 @@ def export_lora(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode; in the end, leave it as it was."""
+def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
+    """Put the model into eval mode, `name` active; in the end, leave it as it was.
+
+    Conditions are not set any more.
+    """
+    spec_of(model, name)
     switch = switch_of(model)
     there, acting = set(switch.specs), switch.active
     modes = [(module, module.training) for module in model.modules()]
     learns = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
+    switch.active = (name,)
     try:
         yield
     finally:
+        set_conditions(model, None)
         for extra in switch.specs.keys() - there:
             detach(model, extra)
         switch.active = acting
@@ -141,12 +148,6 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(learned)
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def conditioned(model: nn.Module, name: str, condition: str | None) -> Iterator[None]:
-    """Hold the model at one condition of adapter `name`."""
-    yield
 
 
 def _rows(base: Base, texts: list[str]) -> list[list[int]]:

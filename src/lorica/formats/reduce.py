@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lorica.core.adapter import Adapter
+from lorica.core.condition import Conditioned
 from lorica.core.merge import merged
 from lorica.core.site import Site
 from lorica.errors import MergeError, listed
@@ -70,6 +71,13 @@ def refusal(adapters: list[tuple[Site, Adapter]], method: str, rank: int | None)
             sites=listed(site.name for site, _ in bent),
             fix="use the adapter as it is",
         )  # fmt: skip
+    unset = [a for _, a in adapters if isinstance(a, Conditioned) and a.factors() is None]
+    if unset:
+        raise MergeError(
+            f"{method} is another adapter for each condition, and no single one is set.",
+            known=listed(getattr(unset[0], "known", ())),
+            fix="pass --condition (condition=), and export each",
+        )
     full = [] if rank is not None else [s.name for s, a in adapters if a.factors() is None]
     if full:
         raise MergeError(
