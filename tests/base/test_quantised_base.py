@@ -276,8 +276,8 @@ def test_what_cannot_be_packed_is_named(stories, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"double_quantisation": False}, "needs quantisation"),
-     ({"double_quantisation": False, "quantisation": "int8"}, "needs quantisation"),
+    [({"double_quantisation": False}, "says nothing"),
+     ({"double_quantisation": False, "quantisation": "int8"}, "says nothing"),
      ({"quantisation": "nf4", "method": "full"}, "float weights"),
      ({"quantisation": "nf3"}, "nf4")],
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Settings of a run that are right alone and wrong together."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorica.training.config import TrainConfig
@@ -45,21 +45,7 @@ def clashes(c: "TrainConfig") -> list[tuple[str, str]]:
             "eval_steps",
             f"eval_steps is {c.eval_steps}, more than max_steps {total}; it would never come",
         ),
-        (
-            not c.double_quantisation and c.quantisation not in ("nf4", "fp4"),
-            "double_quantisation",
-            "double_quantisation is about 4 bits a weight: it needs quantisation nf4 or fp4",
-        ),
-        (
-            c.quantisation and c.method["name"] == "full",
-            "quantisation",
-            "method full trains float weights; a quantised base has none",
-        ),
-        (
-            c.quantisation and c.split,
-            "quantisation",
-            "a split run has no quantised base",
-        ),
+        *_about_quantisation(c),
         (
             c.split and not c.peer,
             "peer",
@@ -88,3 +74,23 @@ def clashes(c: "TrainConfig") -> list[tuple[str, str]]:
         ),
     ]
     return [(key, what) for wrong, key, what in found if wrong]
+
+
+def _about_quantisation(c: "TrainConfig") -> list[tuple[Any, str, str]]:
+    return [
+        (
+            not c.double_quantisation and c.quantisation not in ("nf4", "fp4"),
+            "double_quantisation",
+            "double_quantisation is false, and without quantisation nf4 or fp4 it says nothing",
+        ),
+        (
+            c.quantisation and c.method["name"] == "full",
+            "quantisation",
+            f"quantisation is {c.quantisation}, and method full trains float weights",
+        ),
+        (
+            c.quantisation and c.split,
+            "quantisation",
+            f"quantisation is {c.quantisation}, and a split run keeps its base in floats",
+        ),
+    ]
