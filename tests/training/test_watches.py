@@ -79,10 +79,10 @@ def test_the_smoothed_loss_forgives_one_bad_step():
 def test_tensors_that_never_moved_are_named():
     start = {"a": torch.zeros(2), "b": torch.zeros(2)}
     moved = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))}
-    (line,) = check_moved(start, moved)
+    (line,) = check_moved(start, moved, {})
     assert "1 of 2 trained tensors never moved: b" in line
     with pytest.raises(TrainingError, match="learned nothing"):
-        check_moved({"b": start["b"]}, {"b": moved["b"]})
+        check_moved({"b": start["b"]}, {"b": moved["b"]}, {})
 
 
 def test_a_run_folder_is_never_overwritten(stories, tmp_path):

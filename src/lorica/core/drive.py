@@ -3,9 +3,13 @@
 The trainer does; in a loop of your own:
 
     driver = lorica.Driver(model, total=1000)
+    driver.schedule.probe = loss_on_a_fixed_batch      # a function without arguments; for alora
     loss = model(...).loss + driver.penalty()
     loss.backward(); clip
     driver.before_step(); optimizer.step(); driver.after_step(); optimizer.zero_grad()
+
+The tensors that `driver.schedule.fresh()` then names begin with fresh optimizer state, and those
+that `live()` names decay where they are in use: lorica.training.optim does both.
 
 An adapter whose method has a schedule, and that was trained without it, is not saved.
 """

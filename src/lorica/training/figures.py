@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lorica.base.quantised_model import footprint
-from lorica.core.attach import Count, trainable_parameters
+from lorica.core.attach import Count
 from lorica.core.schedule import Schedule
 from lorica.data.load import Data
 from lorica.training.checkpoint import Progress
@@ -16,14 +16,14 @@ from lorica.training.checkpoint import Progress
 
 def figures(
     progress: Progress, data: Data, model: nn.Module, *, method: str, kept: int, lines: list[str],
-    schedule: Schedule,
+    trained: int, schedule: Schedule,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a finished run; losses are nats per label token (per row for classes).
 
-    kept: the step whose adapter is kept.
+    kept: the step whose adapter is kept. trained: numbers that learned at the first step.
     """
     base = footprint(model)
-    count = Count(trainable_parameters(model).trainable, base.parameters)  # packed ones as well
+    count = Count(trained, base.parameters)  # packed ones as well
     after = progress.best_loss if kept < progress.step else progress.last_eval
     return {
         "method": method,

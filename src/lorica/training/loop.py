@@ -80,7 +80,10 @@ class Trainer:
         self.method = spec_of(self.base.model, "default").method
         state = adapter_state(self.base.model)
         self.tensors = {k: t for k, t in state.items() if isinstance(t, nn.Parameter)}
-        self.start = {k: t.detach().cpu().clone() for k, t in self.tensors.items()}
+        self.count = trainable_parameters(self.base.model)
+        self.start = {
+            k: t.detach().cpu().clone() for k, t in self.tensors.items() if t.requires_grad
+        }
         reason = why_padded(self.base)
         self.packed = reason is None
         self.lines = [*self.base.lines, *data.lines]
@@ -222,17 +225,17 @@ class Trainer:
         self.progress, self.best = found.progress, found.best
 
     def _begin(self) -> None:
-        count = trainable_parameters(self.base.model)
         again = self.progress.step > 0
         self.log("resume" if again else "start", step=self.progress.step, total=self.total)
-        for line in [str(count), *self.lines]:
+        for line in [str(self.count), *self.lines]:
             self.log("line", text=line)
         if not again:
             self._evaluate()
 
     def _finish(self) -> Result:
         model, progress = self.base.model.eval(), self.progress
-        self.lines += check_moved(self.start, self.tensors)
+        trained = {name: self.tensors[name] for name in self.start}
+        self.lines += check_moved(self.start, trained, self.driver.schedule.live())
         self.lines += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
             load_adapter_state(model, self.best, source="the best checkpoint")
@@ -241,7 +244,7 @@ class Trainer:
         self.lines += self.driver.unfinished(kept)
         results = figures(
             progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines,
-            schedule=self.driver.schedule,
+            trained=self.count.trainable, schedule=self.driver.schedule,
         )  # fmt: skip
         if self.main:
             folder.save(

@@ -69,7 +69,8 @@ class Stepper:
         batches = [self._batch(mine[i : i + self.micro]) for i in range(0, len(mine), self.micro)]
         counts = torch.tensor([[_weight(b), b.tokens] for b in batches]).sum(0).to(acc.device)
         labels, tokens = acc.reduce(counts, reduction="sum").tolist()
-        summed, extra = torch.zeros((), device=acc.device), 0.0
+        summed = torch.zeros((), device=acc.device)
+        extra: Tensor | float = 0.0
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with nullcontext() if last else acc.no_sync(self.model):
@@ -80,7 +81,8 @@ class Stepper:
             summed += loss.detach()
         total = acc.reduce(summed, reduction="sum").item() / labels
         norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), max_norm, foreach=True)
-        return Outcome(total, float(extra), float(norm), int(tokens), [r.where for r in rows])
+        extra = extra.item() if isinstance(extra, Tensor) else extra
+        return Outcome(total, extra, float(norm), int(tokens), [r.where for r in rows])
 
     def _batch(self, rows: list[Example]) -> Batch:
         return pack(rows) if self.packed else pad(rows, self.pad_id)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read, resolved
@@ -46,7 +46,11 @@ def train(
         serve(config, str(config.peer))
         return Result(Path(), {}, ["the device has ended its run"])
     run = Run(Path(resume or config.output))
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        # A method may freeze tensors, or find no use for them in a step.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     main = accelerator.is_main_process
     with torch.random.fork_rng(), ExitStack() as stack:
         new = main and resume is None

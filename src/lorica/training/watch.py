@@ -67,13 +67,17 @@ def check_rise(progress: Progress, loss: float, limit: float | None) -> None:
 
 
 @torch.no_grad()
-def check_moved(start: Mapping[str, Tensor], tensors: Mapping[str, nn.Parameter]) -> list[str]:
+def check_moved(
+    start: Mapping[str, Tensor], tensors: Mapping[str, nn.Parameter], live: Mapping[str, Tensor]
+) -> list[str]:
     """Named lines for trained tensors that are what they were at the start.
 
+    live: of some tensors, which of their numbers are in use; what is out of use may keep still.
     Raises: TrainingError if none moved at all.
     """
-    still = [name for name, tensor in tensors.items() if torch.equal(start[name], tensor.cpu())]
-    if still and len(still) == len(tensors):
+    used = [name for name in tensors if name not in live or live[name].any()]
+    still = [name for name in used if torch.equal(start[name], tensors[name].cpu())]
+    if still and len(still) == len(used):
         raise TrainingError(
             "no trained tensor moved: the run has learned nothing.",
             fix="raise learning_rate or max_steps",
