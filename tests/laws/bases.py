@@ -216,6 +216,10 @@ def adapted(name: str, case: Case, **settings: object) -> nn.Module:
     return lorica.adapt(case.make(), method(name, **settings), **case.targets)
 
 
+SIZES = {"adalora": 0.2, "aflora": 0.3, "dora_dynamic": 0.1, "ia3": 0.3, "vera": 0.3}
+"""How far tensors are moved where an update is a product of several that start small."""
+
+
 def move(model: nn.Module, seed: int = 1, size: float = 0.05) -> nn.Module:
     """Move every trainable tensor away from its start. In place."""
     generator = torch.Generator().manual_seed(seed)
@@ -230,7 +234,7 @@ def move(model: nn.Module, seed: int = 1, size: float = 0.05) -> nn.Module:
 
 def trained(name: str, case: Case, seed: int = 1, **settings: object) -> nn.Module:
     """A fresh base of `case` with an adapter that has moved."""
-    return move(adapted(name, case, **settings), seed)
+    return move(adapted(name, case, **settings), seed, SIZES.get(name, 0.05))
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 import lorica
 from lorica.core.adapter import Method
 from lorica.core.state import adapter_state
-from tests.laws.bases import IDS, bits, method, move, same_bits, stories
+from tests.laws.bases import CASES, IDS, bits, move, same_bits, stories, trained
 
 each = pytest.mark.parametrize("name", Method.names())
 pytestmark = pytest.mark.filterwarnings(  # newer transformers call it activation checkpointing
@@ -17,18 +17,19 @@ pytestmark = pytest.mark.filterwarnings(  # newer transformers call it activatio
 
 
 def llama(name: str) -> torch.nn.Module:
-    return move(lorica.adapt(stories(), method(name)))
+    return trained(name, next(case for case in CASES if case.name == "llama"))
 
 
 @each
 def test_generate(name):
     """With the key-value cache, greedy generation is the argmax of whole forward passes."""
     model, ids = llama(name), IDS[:1]
+    model.generation_config.eos_token_id = None  # all of the eight tokens are wanted
     with torch.no_grad():
         want = ids
         for _ in range(8):
             want = torch.cat([want, model(want).logits[:, -1:].argmax(-1)], 1)
-        greedy = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "use_cache": True,
+        greedy = {"max_new_tokens": 8, "do_sample": False, "use_cache": True,
                   "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}  # fmt: skip
         got = model.generate(ids, **greedy)
         with lorica.use(model):
