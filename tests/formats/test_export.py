@@ -309,7 +309,6 @@ def test_each_condition_is_a_lora_of_its_own(tmp_path):
     model = stories()
     lorica.adapt(model, Hyperlora(r=3, conditions=("a", "b")), target_modules=["q_proj", "v_proj"])
     move(model)
-    switch_of(model).driven.add("default")
     path = lorica.save(model, tmp_path / "in")
     with pytest.raises(MergeError, match="no single one is set") as error:
         lorica.export_lora(model, tmp_path / "out")

@@ -81,3 +81,72 @@ def test_a_run_that_has_not_finished_says_how_to_go_on(tmp_path):
 def test_no_adapter_is_an_error_before_any_base_is_loaded(tmp_path):
     with pytest.raises(FileError, match="no adapter folder"):
         open_adapter(tmp_path, base="/nowhere/at/all")
+
+
+def classifier(stories, tmp_path, n, **method):
+    """A folder that PEFT wrote of a classifier of n classes, and what it gives."""
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    base = load(str(stories), labels=[f"class {i}" for i in range(n)])
+    prompt = method.pop("prompt", False)
+    config = (
+        PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
+        if prompt
+        else LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], **method)
+    )
+    model = move(get_peft_model(base.model, config))
+    model.save_pretrained(str(tmp_path))
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft's own, which are not ours to mend
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("prompt", [False, True])
+def test_a_classifier_of_peft_says_how_many_classes_it_has(stories, tmp_path, n, prompt):
+    want = classifier(stories, tmp_path, n, prompt=prompt)
+    base = open_adapter(tmp_path, base=str(stories))
+    assert base.labels == [f"LABEL_{i}" for i in range(n)]
+    torch.testing.assert_close(base.model(IDS).logits, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_names_of_classes_are_the_bases_where_it_has_as_many(stories, tmp_path):
+    from transformers import AutoConfig
+
+    folder = shutil.copytree(stories, tmp_path / "base")
+    config = AutoConfig.from_pretrained(folder)
+    config.id2label = {0: "no", 1: "yes", 2: "perhaps"}
+    config.save_pretrained(folder)
+    classifier(stories, tmp_path / "adapter", 3)
+    assert open_adapter(tmp_path / "adapter", base=str(folder)).labels == ["no", "yes", "perhaps"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifier_without_its_head_is_refused(stories, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    classifier(stories, tmp_path, 3)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({k: t for k, t in load_file(file).items() if "score" not in k}, file)
+    with pytest.raises(FileError, match="has no head") as error:
+        open_adapter(tmp_path, base=str(stories))
+    assert "modules_to_save" in (error.value.fix or "")
+
+
+def test_our_own_classifier_whose_classes_were_not_named(stories, tmp_path):
+    base = load(str(stories), labels=["a", "b", "c"])
+    move(lorica.adapt(base.model, Lora(), modules_to_save=["score"]))
+    path = lorica.save(base.model, tmp_path / "adapter")
+    again = open_adapter(path)
+    assert again.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert torch.equal(again.model(IDS).logits, base.model(IDS).logits)
+
+
+def test_another_task_is_refused(saved):
+    _, path = saved
+    (path / "manifest.json").unlink()
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "task_type": "TOKEN_CLS"}))
+    with pytest.raises(FileError, match="trained for TOKEN_CLS"):
+        open_adapter(path)

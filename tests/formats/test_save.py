@@ -9,9 +9,14 @@ import torch
 
 import lorica
 from lorica import Dora, Full, Lora
-from lorica.core.port import spec_of
+from lorica.core.adapter import Method
+from lorica.core.port import spec_of, switch_of
 from lorica.errors import BaseError, ConfigError, LoricaError, ResourceError
-from tests.laws.bases import CASES, Stack, move, trained
+from lorica.methods.hyperlora import Hyperlora
+from lorica.methods.ia3 import Ia3
+from lorica.methods.prefix_tuning import PrefixTuning
+from lorica.methods.prompt_tuning import PromptTuning
+from tests.laws.bases import CASES, Stack, move, stories, trained
 
 STACK = CASES[0]
 WEIGHTS = "adapter_model.safetensors"
@@ -129,3 +134,50 @@ def test_another_model_cannot_take_the_adapter(folder):
         lorica.load(torch.nn.Sequential(torch.nn.Linear(12, 20)), folder)
     with pytest.raises(LoricaError):
         lorica.load(torch.nn.Sequential(torch.nn.Linear(12, 20)), folder, allow_base="different")
+
+
+def scheduled() -> torch.nn.Module:
+    return lorica.adapt(Stack(), Method.named("adalora")(r=2))
+
+
+def test_an_adapter_trained_without_its_schedule_is_refused(tmp_path):
+    model = scheduled()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    with pytest.raises(ConfigError, match="never driven") as error:
+        lorica.save(model, tmp_path / "adapter")
+    assert "lorica.Driver" in (error.value.fix or "") and not list(tmp_path.iterdir())
+
+
+def test_one_that_was_driven_or_loaded_or_not_trained_is_saved(tmp_path):
+    lorica.save(scheduled(), tmp_path / "fresh")
+    model = scheduled()
+    driver = lorica.Driver(model, total=9)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1)
+    for _ in range(2):  # at first e is zero, and has a gradient only
+        (STACK.run(model).square().mean() + driver.penalty()).backward()
+        driver.before_step()
+        optimizer.step()
+        driver.after_step()
+        optimizer.zero_grad()
+    assert not torch.equal(STACK.run(model), STACK.run(Stack()))
+    loaded = Stack()
+    lorica.load(loaded, lorica.save(model, tmp_path / "driven"))
+    assert switch_of(loaded).driven == {"default"}
+    lorica.save(loaded, tmp_path / "again")
+    lorica.detach(loaded)
+    assert switch_of(loaded).driven == set()
+
+
+@pytest.mark.parametrize("method", [
+    Hyperlora(r=2, conditions=("en-fr", "en-de")), Ia3(feedforward_modules=["down_proj"]),
+    PromptTuning(num_virtual_tokens=3, init="text", init_ids=(5, 6)), Lora(init="pissa_niter_4"),
+    PrefixTuning(num_virtual_tokens=2, reparametrisation=3),
+], ids=lambda method: method.name)  # fmt: skip
+def test_settings_of_every_type_come_back(method, tmp_path):
+    model = lorica.adapt(stories(), method)
+    fresh = stories()
+    lorica.load(fresh, lorica.save(model, tmp_path / "adapter"))
+    assert spec_of(fresh, "default") == spec_of(model, "default")

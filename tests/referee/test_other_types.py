@@ -16,7 +16,7 @@ from torch import nn
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.port import ports, spec_of, switch_of
+from lorica.core.port import ports, spec_of
 from lorica.errors import FileError
 from tests.laws.bases import IDS, Stack, gpt2, move, stories
 from tests.referee.test_referee import LINEARS, QV, gemma, llama, near, sorter
@@ -198,7 +198,6 @@ def test_what_we_save_peft_loads(case, tmp_path):
     model = lorica.adapt(make(), Method.named(name)(**settings), **targets)
     move(model, size=0.3 if make is gpt2 else 0.1)
     want = logits(model)
-    switch_of(model).driven.add("default")  # as if its schedule had been
     path = lorica.save(model, tmp_path / "ours")
     assert (want - logits(make())).abs().max() > 1e-4
     with warnings.catch_warnings(record=True) as said:

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-from lorica.base.load import Base
+from safetensors import safe_open
+
+from lorica.base.load import Base, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.errors import BaseError, FileError
 from lorica.formats import commit
 from lorica.formats.folder import CONFIG, MANIFEST, find, load
+
+CLASSIFIER = "ForSequenceClassification"
+HEADS = ("score", "classifier")
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -42,10 +47,21 @@ def open_adapter(
         trained = manifest.get("base", {})
         base = base or trained.get("path")
         labels = manifest.get("labels")
+        task = "SEQ_CLS" if CLASSIFIER in str(trained.get("architecture")) else "CAUSAL_LM"
     else:
-        base = base or commit.read_json(folder / CONFIG).get("base_model_name_or_path")
+        config = commit.read_json(folder / CONFIG)
+        base = base or config.get("base_model_name_or_path")
+        task = config.get("task_type") or "CAUSAL_LM"
     if not base:
         raise BaseError(f"{folder} does not say what base it was trained on.", fix="pass --base")
+    if labels is None and task == "SEQ_CLS":
+        labels = classes(folder, base)
+    elif task not in ("CAUSAL_LM", "SEQ_CLS"):
+        raise FileError(
+            f"{folder} was trained for {task}, which lorica has no model for.",
+            known="CAUSAL_LM, SEQ_CLS",
+            fix="lorica.load it on a model that you have loaded",
+        )
     then = trained.get("quantisation")
     kind = (then if then in KINDS else None) if quantisation is None else quantisation
     if double_quantisation is None:
@@ -56,3 +72,38 @@ def open_adapter(
     )  # fmt: skip
     loaded.lines += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
     return loaded
+
+
+def classes(folder: Path, base: str) -> list[str]:
+    """The classes of a sequence classifier whose folder does not name them.
+
+    As many as its head has rows; the names are the base's if it has as many, else LABEL_0 ...
+    Raises: FileError if no head was saved, and the base brings none of its own.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(where(base), trust_remote_code=False)
+    except (OSError, ValueError):  # the loader of the base says what is wrong with it
+        config = None
+    heads = [n for n in (rows_of(find(folder), head) for head in HEADS) if n is not None]
+    own = config is not None and any(CLASSIFIER in a for a in config.architectures or ())
+    if not heads and not own:
+        raise FileError(
+            f"{folder} is of a sequence classifier, and has no head: its classes are not known.",
+            fix="save the adapter with its head, modules_to_save=[...]",
+        )
+    names = (
+        [] if config is None else [str(name) for _, name in sorted((config.id2label or {}).items())]
+    )
+    n = heads[0] if heads else len(names)
+    return names if len(names) == n else [f"LABEL_{i}" for i in range(n)]
+
+
+def rows_of(file: Path, head: str) -> int | None:
+    """Rows of the weight of layer `head`, or of its last part; None if `file` has none."""
+    with safe_open(file, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            if f".{key}".endswith((f".{head}.weight", f".{head}.out_proj.weight")):
+                return tensors.get_slice(key).get_shape()[0]
+    return None
