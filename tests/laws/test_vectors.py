@@ -210,6 +210,7 @@ COUNTS = {
     "lora_fa": lambda r, i, o, whole: r * o,
     "vera": lambda r, i, o, whole: r + o,
     "ia3": lambda r, i, o, whole: i if i in (20, 172) else o,  # at the down layers the input
+    "blora": lambda r, i, o, whole: r * (i + o) + r + (r - 1) + 3 * (3 + 1),
     "full": lambda r, i, o, whole: whole,
     "alora": lambda r, i, o, whole: 2 * r * (i + o),
     "aflora": lambda r, i, o, whole: r * (i + o) + r + o,

@@ -1,0 +1,200 @@
+"""B-LoRA: y = W x + s Q(B) diag(z Q(E)) Q(A) x, whose ranks and bits are learned by gates.
+
+Meo et al., "Bayesian-LoRA: LoRA based Parameter Efficient Fine-Tuning using Optimal Quantization
+levels and Rank Values trough Differentiable Bayesian Gates", 2024, arXiv:2406.13046; the formulas
+are those of its authors' fork of PEFT, whose results we have not checked. A and B begin as
+N(0, 0.02^2), E as N(0, 1): the adapted model does not start as the base. Q rounds to 2 ... n_bits
+bits (lorica.kernels.bits), on one grid a tensor; z = 1, g1, g1 g2, ... keeps a prefix of the
+ranks. The loss gets penalty * R, R being the sum over all grids of
+
+    mean(q2) (c(2) + c(4) q4 + c(8) q4 q8 + ...)     q: probability that a gate is not 0
+
+with q2 of the rank gates for E, and 1 for the others. Ours, and not the fork's:
+- The base is not rounded here; the paper rounds it, too. Load it in 4 or 8 bits for that.
+- A tensor's first range is its largest absolute number, and b bits are b bits: the fork clips at
+  twice that, where signed numbers take one bit more. The logarithm of a step is trained, so that
+  no rate turns it negative. What A, E and B give is rounded to each token's own range, if at all:
+  no first batch decides.
+- Gates are drawn once an optimizer step, not in each pass, so that micro-batches and
+  checkpointing see the same ones; in the first step they are at their medians. The fork's epochs
+  of warm-up are left out.
+
+The file keeps A, B and E in float32, on no grid. Merging, export and evaluation use the final
+gates; on a bfloat16 base the products round what is finer than 8 bits.
+
+    B  batch   T  tokens   I  in_features   O  out_features   R  r   Q  grids   N  gates of each
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.schedule import Schedule
+from lorica.core.site import Site
+from lorica.kernels import bits
+from lorica.kernels.ranking import require, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blora(Method, name="blora"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    paper: ClassVar[str] = "Meo et al. 2024, arXiv:2406.13046"
+    count: ClassVar[str] = "r * (I + O + 2) + 11"  # with E, of 16 bits
+    starts_as_base: ClassVar[bool] = False
+    r: int = 8
+    """Largest rank."""
+    alpha: float | None = None
+    """Numerator of the scale s = alpha / r; null: 2 r."""
+    dropout: float = 0.0
+    """Probability of dropping an input coordinate of A, in [0, 1); the paper's is 0.05."""
+    n_bits: Literal[4, 8, 16, 32] = 16
+    """Most bits of a number."""
+    prune_rank: bool = True
+    """Learn the rank as well; without it there is no E."""
+    quantise_activations: bool = False
+    """Round what A, E and B give, too: the layer is then not affine, and cannot be merged."""
+    zero_start: bool = False
+    """Start as the base: E zero, or B where there is no E."""
+    penalty: float = 1e-3
+    """Weight of R, what bits and ranks cost."""
+    cost: Literal["const", "bits"] = "const"
+    """c(b): 1, or b times the grid's multiplications, over those of the largest one."""
+    gate_start: float = 6.0
+    """Where gates begin: at 6, one is closed with probability 0.0005; at 2, with 0.027."""
+    gate_lr: float = 1e-2
+    """Learning rate of gates, whatever that of A, B and E."""
+    scale_lr: float = 1e-2
+    """Learning rate of the grids' steps, relative to them."""
+
+    def __post_init__(self):
+        require(self, "r", whole(self.r or 0, 1), "a whole number, at least 1", "try r=8")
+        fits = self.alpha is None or 0 < self.alpha < math.inf
+        require(self, "alpha", fits, "positive", "try alpha=2 r")
+        for key in ("gate_lr", "scale_lr"):
+            require(self, key, 0 < getattr(self, key) < math.inf, "positive", "try 0.01")
+        require(self, "penalty", 0 <= self.penalty < math.inf, "0 or more", "try 0.001")
+        require(self, "gate_start", abs(self.gate_start) < math.inf, "a number", "try 6")
+        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)", "try dropout=0.05")
+        require(self, "n_bits", self.n_bits in (4, 8, 16, 32), "4, 8, 16 or 32", "try 16")
+        require(self, "cost", self.cost in ("const", "bits"), "const or bits", "try const")
+
+    def build(self, site: Site, shared: Any) -> "BloraAdapter":
+        return (RoundedBlora if self.quantise_activations else BloraAdapter)(site, self)
+
+    def learning_rate(self, parameter: str, base: float) -> float:
+        return {"gates": self.gate_lr, "log_steps": self.scale_lr}.get(parameter, base)
+
+    def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> "Gating":
+        return Gating(adapters, self)
+
+
+class BloraAdapter(Adapter):
+    """gates: (Q N + R - 1,), those of every grid, then those of the ranks; flat: they do not decay.
+
+    sizes: the grids, and the multiplications that each takes part in.
+    """
+
+    noise: Tensor
+
+    def __init__(self, site: Site, method: Blora):
+        super().__init__()
+        r, pruned = method.r, method.prune_rank
+        inputs, outputs = site.in_features, site.out_features
+        self.p, self.scale = method.dropout, 2.0 if method.alpha is None else method.alpha / r
+        self.a = nn.Parameter(0.02 * torch.randn(r, inputs))
+        self.b = nn.Parameter(0.02 * torch.randn(outputs, r))
+        self.e = nn.Parameter(torch.randn(r)) if pruned else None
+        self.seed = int(torch.randint(2**62, (), device="cpu"))
+        largest = torch.stack([t.detach().abs().max() for t in self.tensors()])
+        self.log_steps = nn.Parameter((largest * 2 / 3).log())
+        self.sizes = {"a": r * inputs, "b": r * outputs, **({"e": r} if pruned else {})}
+        if method.quantise_activations:
+            self.sizes |= {"a_x": r if pruned else r * outputs, "b_x": outputs}
+            self.sizes |= {"e_x": r * outputs} if pruned else {}
+        self.split = [len(self.sizes) * (method.n_bits.bit_length() - 2), (r - 1) * pruned]
+        self.gates = nn.Parameter(torch.full((sum(self.split),), method.gate_start))
+        self.register_buffer("noise", torch.zeros(sum(self.split)), persistent=False)
+        if method.zero_start:
+            nn.init.zeros_(self.b if self.e is None else self.e)
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.a, self.b, self.e) if t is not None]
+
+    def opened(self, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """The gates (N,) of every grid and the ranks in use (R,), drawn; None: the final ones."""
+        open_ = bits.settled(self.gates) if noise is None else bits.drawn(self.gates, noise)
+        grids, ranks = open_.split(self.split)
+        grids = grids.view(len(self.sizes), -1)
+        if noise is not None:
+            grids = grids * bits.kept(self.gates[: self.split[0]].view_as(grids))
+        used = bits.prefix(ranks) if self.split[1] else torch.ones_like(self.b[0])
+        return dict(zip(self.sizes, grids, strict=True)), used
+
+    def rounded(self, grids: Mapping[str, Tensor], ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q(A) (R, I), Q(B) (O, R) and z Q(E) (R,), float32."""
+        every = zip(self.tensors(), self.log_steps.exp(), grids.values(), strict=False)
+        a, b, *e = (bits.quantise(t, step, gates) for t, step, gates in every)
+        return a, b, ranks * e[0] if e else ranks
+
+    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        grids, ranks = self.opened(self.noise if self.training else None)
+        a, b, e = (t.to(y.dtype) for t in self.rounded(grids, ranks))
+        h = bits.on_own_range(F.linear(F.dropout(x, self.p, self.training), a), grids.get("a_x"))
+        h = bits.on_own_range(h * e, grids.get("e_x"))  # (B, T, R)
+        return torch.add(y, bits.on_own_range(F.linear(h, b), grids.get("b_x")), alpha=self.scale)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        if "a_x" in self.sizes:
+            return None
+        grids, ranks = self.opened(None)
+        a, b, e = self.rounded(grids, ranks)
+        return a[: int(ranks.sum())], (self.scale * b * e)[:, : int(ranks.sum())]
+
+    def price(self, most: int) -> Tensor:
+        """R. most: multiplications of the largest grid of any site; 0: every width costs 1."""
+        grids, ranks = self.gates.split(self.split)
+        sizes = torch.tensor([*self.sizes.values()], device=grids.device)
+        prices = bits.price(grids.view(len(sizes), -1), sizes / most if most else None)
+        return prices.sum() - (prices[2] * (1 - bits.chance(ranks).mean()) if len(ranks) else 0)
+
+
+class RoundedBlora(BloraAdapter):
+    affine: ClassVar[bool] = False
+
+
+class Gating(Schedule):
+    """Draws gates, once a step, and makes bits and ranks cost something."""
+
+    def __init__(self, adapters: Mapping[str, Any], method: Blora):
+        self.adapters, self.weight = adapters, method.penalty
+        sizes = [size for a in adapters.values() for size in a.sizes.values()]
+        self.most = max(sizes) if method.cost == "bits" else 0
+
+    def penalty(self, t: int) -> Tensor:
+        return self.weight * torch.stack([a.price(self.most) for a in self.adapters.values()]).sum()
+
+    def after_step(self, t: int) -> None:
+        for a in self.adapters.values():
+            a.noise.copy_(bits.noise(len(a.noise), a.seed + t))
+
+    def ranks(self) -> dict[str, int]:
+        return {site: int(a.opened(None)[1].sum()) for site, a in self.adapters.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{site}.noise": adapter.noise for site, adapter in self.adapters.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for site, adapter in self.adapters.items():
+            adapter.noise.copy_(state[f"{site}.noise"])
+
+    def facts(self) -> dict[str, Any]:
+        """The bits of every grid; a_x, e_x and b_x are of what A, E and B give."""
+        grids = {site: adapter.opened(None)[0] for site, adapter in self.adapters.items()}
+        return {"bits": {s: {key: int(bits.width(z)) for key, z in g.items()}
+                         for s, g in grids.items()}}  # fmt: skip
