@@ -374,3 +374,18 @@ def test_methods_that_have_no_weight_are_refused_with_the_reason(name, reason, t
     with pytest.raises(MergeError, match=reason) as error:
         lorica.export_lora(trained(name, LLAMA), tmp_path / "out")
     assert name in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind, rank", [(Lora, None), (Dora, 64)])
+def test_an_adapter_of_a_quantised_base(kind, rank, shared, tmp_path):
+    from lorica.base.load import load
+
+    base = load(str(shared / "data/models/stories260K"), quantisation="nf4")
+    move(lorica.adapt(base.model, kind(r=4), target_modules=["q_proj", "down_proj"]))
+    lorica.save(base.model, tmp_path / "in", tokenizer=base.tokenizer)
+    report = lorica.export_lora(tmp_path / "in", tmp_path / "out", rank=rank)
+    assert report.max_difference < 1e-4 < report.max_effect
+    again = open_adapter(tmp_path / "out")  # on the quantised base, as it was trained
+    near(logits(again.model), logits(base.model))
+    (line,) = lorica.load(stories(), tmp_path / "out")
+    assert "same but quantised" in line

@@ -242,6 +242,23 @@ def test_a_bias_beside_a_start_that_peft_has_without_one_only(tmp_path):
     near(logits(PeftModel.from_pretrained(llama(), str(tmp_path / "ours"))), logits(model), 1e-5)
 
 
+def test_ranks_that_eva_dealt_out_go_along(tmp_path):
+    from peft import PeftModel
+
+    from lorica.inits.eva import calibrate
+
+    model = lorica.adapt(stories(), Lora(r=4, init="eva"), target_modules=LINEARS)
+    assert len(set(calibrate(model, [{"input_ids": IDS}]).values())) > 1
+    path = lorica.save(move(model), tmp_path / "ours")
+    want = logits(model)
+    near(logits(PeftModel.from_pretrained(stories(), str(path))), want, 2e-5)
+    fresh, plain = stories(), stories()
+    assert lorica.load(fresh, path) == [] and torch.equal(logits(fresh), want)
+    (path / "manifest.json").unlink()
+    lorica.load(plain, path)
+    assert torch.equal(logits(plain), want)
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_start_that_is_taken_out_is_a_plain_lora_on_disk(start, tmp_path):
     model = move(lorica.adapt(stories(), Lora(r=4, alpha=6, init=start), target_modules=QV))
