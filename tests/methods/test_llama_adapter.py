@@ -116,7 +116,7 @@ def test_counts():
 @pytest.mark.parametrize("make, settings, want", [
     (stories, {}, [2, 3, 4]), (stories, {"adapter_layers": 2}, [3, 4]),
     (stories, {"adapter_layers": 5}, [0, 1, 2, 3, 4]), (gpt2, {}, [1]),
-], ids=str)  # fmt: skip
+], ids=["llama", "top 2", "all", "gpt2"])  # fmt: skip
 def test_which_layers(make, settings, want):
     model, adapters = adapted(make(), **settings)
     assert [a.layer[0].layer_idx for a in adapters] == want
