@@ -221,6 +221,22 @@ def made(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return found
 
 
+@contextmanager
+def alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
+    """Inside the block `adapter` of `module` acts and no other, where the rows of a batch have an
+    adapter each: what it computes for itself is no row of the batch."""
+    port: Any = getattr(module, PORT, None)
+    if port is None or not port.switch.rows:
+        yield
+        return
+    rows = port.switch.rows
+    port.switch.rows = tuple(name for name, one in port.items() if one is adapter)
+    try:
+        yield
+    finally:
+        port.switch.rows = rows
+
+
 def named(decoder: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments, all by name."""
     names = [p for p in inspect.signature(decoder.forward).parameters if p != "self"]

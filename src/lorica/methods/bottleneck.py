@@ -61,8 +61,9 @@ class Bottleneck(Method, name="bottleneck"):
                 known=", ".join(get_args(Place)),
                 fix="name one of these",
             )
-        if self.train_norms:  # only then does it act elsewhere
+        if self.train_norms:  # it acts elsewhere then, and there for all rows of a batch alike
             object.__setattr__(self, "kinds", ("linear", "other"))
+            object.__setattr__(self, "mixes", False)
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """Raises: TargetError if there are no blocks, or one does not end as a block does."""

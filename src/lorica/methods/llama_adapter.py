@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
-from lorica.core.attention import ELSEWHERE, listening, made
+from lorica.core.attention import ELSEWHERE, alone, listening, made
 from lorica.core.site import Site, sites_of
 from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError, closest
@@ -36,7 +36,6 @@ class LlamaAdapter(Method, name="llama_adapter"):
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     count: ClassVar[str] = "adapter_len * features + heads"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
-    mixes: ClassVar[bool] = False
     adapter_len: int = 10
     """Prompts of each adapted layer."""
     adapter_layers: int | None = None
@@ -61,8 +60,9 @@ class LlamaAdapter(Method, name="llama_adapter"):
                 known=", ".join(get_args(Gate)),
                 fix="name one of these",
             )
-        if self.v2:  # only then does it act elsewhere
+        if self.v2:  # it acts elsewhere then, and on norms for all rows of a batch alike
             object.__setattr__(self, "kinds", ("attention", "linear", "other"))
+            object.__setattr__(self, "mixes", False)
 
     def choose(self, sites: list[Site]) -> list[Site]:
         layers = [site for site in sites if site.kind == "attention"]
@@ -122,7 +122,8 @@ class PromptedAttention(Adapter):
         self.bounded = method.gate_act == "tanh"
 
     def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
-        _, key, value = made(self.layer[0], self.p.to(query.dtype))  # (1, K, n, D)
+        with alone(self.layer[0], self):
+            _, key, value = made(self.layer[0], self.p.to(query.dtype))  # (1, K, n, D)
         groups = query.shape[1] // key.shape[1]
         key, value = (
             t.repeat_interleave(groups, dim=1).expand(len(query), -1, -1, -1) for t in (key, value)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Method
+from lorica.core.attention import alone
 from lorica.core.front import check_prepending, embedded, embedding_of, heard, in_front, kept
 from lorica.core.site import Site
 from lorica.errors import ConfigError, TargetError, closest
@@ -35,7 +36,6 @@ class Virtual(Method):
 
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
-    mixes: ClassVar[bool] = False
     starts_as_base: ClassVar[bool] = False
     starts: ClassVar[tuple[str, ...]] = STARTS
     num_virtual_tokens: int = 20
@@ -140,5 +140,6 @@ class PromptAdapter(Adapter):
         return self.e if self.mlp is None else self.mlp(self.e)
 
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-        front = kept(options, id(self), lambda: heard(decoder, self.prompt(), options))
+        with alone(decoder, self):
+            front = kept(options, id(self), lambda: heard(decoder, self.prompt(), options))
         return in_front(decoder, options, front)
