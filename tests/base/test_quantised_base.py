@@ -17,9 +17,10 @@ from lorica import Lora
 from lorica.base.fingerprint import fingerprint, grade
 from lorica.base.load import load
 from lorica.base.quantise import KINDS
-from lorica.base.quantised_model import footprint, layers, outside, stands_for
+from lorica.base.quantised_model import footprint, layers, outside, pack, said
+from lorica.base.unpack import check_target
 from lorica.core.site import site_of, sites_of
-from lorica.errors import BaseError, ConfigError, FileError, MissingError
+from lorica.errors import BaseError, ConfigError, FileError, MergeError, MissingError
 from lorica.formats.folder import save
 from lorica.formats.merged import merge_to
 from lorica.formats.open import open_adapter
@@ -130,16 +131,18 @@ def test_originals_in_several_files(stories, tmp_path):
         assert torch.equal(layer.original_weight(), plain.get_submodule(name).weight)
 
 
-def test_a_layer_that_the_files_name_otherwise_is_unknown_and_said_so(folder):
+def test_what_the_files_do_not_hold_is_unknown_and_said_so(stories):
     """As where a loader turns weights: the file's tensor is not what was packed."""
-    base = load(str(folder), quantisation="nf4")
-    layer = layers(base.model)[UP]
-    weight = layer.original_weight()
-    assert stands_for(layer, weight)
-    assert not stands_for(layer, weight.roll(1, 0))
-    assert not stands_for(layer, weight.T)
-    packed_before = load(str(requantised(base, folder.parent / "packed")))
-    assert packed_before.lines[-1] == "the original weights of 35 packed layers are not known"
+    model = load(str(stories)).model
+    with torch.no_grad():
+        weight = model.get_submodule(UP).weight
+        weight.copy_(weight.roll(1, 0))
+    pack(model, str(stories), torch.float32, "nf4", double_quantisation=True)
+    unknown = [n for n, layer in layers(model).items() if not hasattr(layer, "original_weight")]
+    assert unknown == [UP]
+    assert said(model)[-1] == "the original weights of 1 packed layers are not known"
+    with pytest.raises(MergeError, match="not known"):
+        check_target("original", model, "base")
 
 
 def requantised(base, out: Path) -> Path:
@@ -239,6 +242,7 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
     packed = requantised(load(str(stories), quantisation="nf4"), tmp_path / "packed")
     base = load(str(packed))
     assert [layer.kind for layer in layers(base.model).values()] == ["nf4"] * 35
+    assert base.lines[-1] == "the original weights of 35 packed layers are not known"
     first = layers(load(str(stories), quantisation="nf4").model)
     for name, layer in layers(base.model).items():
         if name != "model.layers.0.self_attn.q_proj":

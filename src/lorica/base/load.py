@@ -80,15 +80,15 @@ def load(
     logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         there = _quantised_as(path)
-        skeleton = _skeleton(path, kind) if pack is not None or there in KINDS else None
+        skeleton = None
         if there in KINDS:
             _check_asked(path, quantisation, there)
             require()
-            options |= quantised_model.ON_CPU
-        elif skeleton is not None and pack is not None:
-            options |= quantised_model.options(
-                pack, quantised_model.outside(skeleton), double=double_quantisation
-            )
+            skeleton = _skeleton(path, kind)
+            options |= {"dtype": torch.float32, "device_map": {"": "cpu"}}
+        elif pack is not None:
+            require()
+            options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
         torch.manual_seed(0)
         model, info = _call(
             path, lambda: kind.from_pretrained(
@@ -98,11 +98,13 @@ def load(
         )  # fmt: skip
     lines = _check_loaded(path, model, info, labels)
     if skeleton is not None:
-        quantised_model.take_over(
-            model, folder, DTYPES[dtype], skeleton, packed_here=there not in KINDS
+        quantised_model.take_over(model, DTYPES[dtype], skeleton)
+    elif pack is not None:
+        quantised_model.pack(
+            model, folder, DTYPES[dtype], pack, double_quantisation=double_quantisation
         )
     text = load_tokenizer(path)
-    model = model.to(torch.accelerator.current_accelerator() or "cpu")
+    model = model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     base = Base(model.eval().requires_grad_(False), text, path, labels)
     base.lines += [*lines, *quantised_model.said(model)]
     if text.pad_token_id is None:

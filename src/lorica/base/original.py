@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorica.base.fingerprint import places
+from lorica.base.fingerprint import places, sampled
 from lorica.errors import FileError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -57,17 +57,15 @@ def key_of(layer: str, keys: dict[str, str], prefix: str) -> str | None:
                  if k in keys), None)  # fmt: skip
 
 
-def values(file: str, key: str) -> Tensor:
-    """A few values of a matrix, at the places that a fingerprint looks at."""
+def sample(file: str, key: str) -> bytes:
+    """What a fingerprint sees of a matrix in a file; the rest of it stays unread."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
         part: Any = tensors.get_slice(key)
         rows, columns = part.get_shape()
         at = [divmod(int(place), columns) for place in places(rows * columns)]
-        return torch.stack(
-            [part[row : row + 1, column : column + 1].flatten()[0] for row, column in at]
-        )
+        return sampled(torch.stack([part[r : r + 1, c : c + 1].flatten()[0] for r, c in at]))
 
 
 def _here(folder: str, name: str) -> str | None:

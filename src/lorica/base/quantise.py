@@ -57,11 +57,11 @@ class QuantisedLinear(nn.Module):
     original_weight: Callable[[], Tensor]
 
     def __init__(
-        self, kind: Kind, in_features: int, out_features: int, bias: Tensor | None,
+        self, kind: str, in_features: int, out_features: int, bias: Tensor | None,
         dtype: torch.dtype, **parts: Tensor | None,
     ):  # fmt: skip
         super().__init__()
-        self.kind: Kind = kind
+        self.kind = kind
         self.in_features, self.out_features = in_features, out_features
         for name in PARTS:
             part = parts.get(name)
@@ -163,7 +163,7 @@ class _Product(torch.autograd.Function):
 
 
 @torch.no_grad()
-def quantise(layer: nn.Module, kind: Kind, *, double: bool = True) -> QuantisedLinear:
+def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLinear:
     """A dense linear layer (or Conv1D) in fewer bits.
 
     double: quantise the scales too; without meaning for int8.
@@ -177,11 +177,15 @@ def quantise(layer: nn.Module, kind: Kind, *, double: bool = True) -> QuantisedL
     functional = require().functional
     if kind == "int8":
         codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
-        return QuantisedLinear(kind, *shape, bias, dtype, codes=codes, scales=scales)
-    codes, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type=kind
-    )
-    return QuantisedLinear(kind, *shape, bias, dtype, **_parts(codes, state))
+        parts = {"codes": codes, "scales": scales}
+    else:
+        codes, state = functional.quantize_4bit(
+            weight.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type=kind
+        )
+        parts = _parts(codes, state)
+    packed = QuantisedLinear(kind, *shape, bias, dtype, **parts)
+    packed.transposed = site.transposed
+    return packed
 
 
 def taken_over(layer: Any) -> QuantisedLinear | None:

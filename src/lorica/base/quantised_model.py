@@ -1,10 +1,12 @@
 """A whole base in a few bits a weight: what is packed, what is not, and what it takes.
 
-transformers and bitsandbytes pack each tensor as it is read, so that the float base is never in
-memory as a whole; then our own layers take over (see quantise.py). Packing is done on the CPU
-from float32, whatever the base's dtype and device are: the codes of a base are the same in each
-of its runs. Embeddings, norms, the output head and every other layer outside of the decoder
-(the head of a classifier) stay as they are.
+Layers are packed one after another, on the CPU, from the numbers of the checkpoint, whatever the
+run's dtype and device are: the codes of a base are the same in each of its runs. (Packed on a GPU,
+2 of 8 million codes of a layer came out otherwise, and one in 500 scales.) The float weights are
+read through the memory map of their files, so that they are never in memory as a whole.
+
+Embeddings, norms, the output head and every other layer outside of the decoder (the head of a
+classifier) stay as they are.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,25 +18,12 @@ from torch import Tensor, nn
 
 from lorica.base import original
 from lorica.base.fingerprint import sampled
-from lorica.base.quantise import PARTS, QuantisedLinear, require, taken_over
-from lorica.core.site import PORT, output_head, sites_of
+from lorica.base.quantise import PARTS, QuantisedLinear, quantise, taken_over
+from lorica.core.site import PORT, Site, output_head, sites_of, tied
 from lorica.errors import BaseError, listed
 
 MARKS = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit",
          "is_loaded_in_8bit", "hf_device_map")  # fmt: skip
-ON_CPU = {"dtype": torch.float32, "device_map": {"": "cpu"}}
-
-
-def options(kind: str, kept: list[str], *, double: bool) -> dict[str, Any]:
-    """How transformers loads a float checkpoint so that all linear layers but `kept` are packed."""
-    require()
-    from transformers import BitsAndBytesConfig
-
-    settings: dict[str, Any] = {"load_in_8bit": True} if kind == "int8" else {
-        "load_in_4bit": True, "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": double,
-    }  # fmt: skip
-    config: Any = BitsAndBytesConfig(**settings, llm_int8_skip_modules=kept)
-    return {"quantization_config": config, **ON_CPU}
 
 
 def outside(model: nn.Module) -> list[str]:
@@ -45,74 +34,80 @@ def outside(model: nn.Module) -> list[str]:
     return [s.name for s in sites_of(model) if s.module is head or id(s.module) not in inside]
 
 
-def take_over(
-    model: nn.Module, path: str, dtype: torch.dtype, skeleton: nn.Module, *, packed_here: bool
+@torch.no_grad()
+def pack(
+    model: nn.Module, path: str, dtype: torch.dtype, kind: str, *, double_quantisation: bool
 ) -> None:
-    """Make layers of bitsandbytes ours, and the rest of `dtype`. In place.
+    """Pack the linear layers of a float base, and make the rest `dtype`. In place.
 
-    path: folder or hub id of the base. skeleton: the float model, on no device.
-    packed_here: the checkpoint holds the original weights.
+    path: its folder or hub id, from which original weights can be read again.
 
-    Raises: BaseError if nothing was packed.
+    Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to pack.
     """
-    foreign: Any = model
-    for mark in MARKS:
-        foreign.__dict__.pop(mark, None)
-    if hasattr(foreign.config, "quantization_config"):
-        del foreign.config.quantization_config
-    for name, module in list(model.named_modules()):
-        if (layer := taken_over(module)) is not None:
-            model.set_submodule(name, layer)
+    keys, prefix = original.keys_of(path), str(getattr(model, "base_model_prefix", ""))
+    for site in _to_pack(model):
+        layer = quantise(site.module, kind, double=double_quantisation)
+        weight = site.module._parameters["weight"]
+        assert weight is not None
+        layer.original_sample = sampled(weight)
+        key = original.key_of(site.name, keys, prefix)
+        # A loader may turn what a file holds: then it is not what was packed.
+        if key is not None and original.sample(keys[key], key) == layer.original_sample:
+            layer.original_weight = partial(original.read, keys[key], key, site.transposed)
+        model.set_submodule(site.name, layer)
     if not layers(model):
         raise BaseError(
             f"{path} has no linear layer that can be packed.", fix="load it without quantisation"
         )
-    _remember(model, path if packed_here else None, skeleton)
-    keep = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    _settle(model, dtype)
+
+
+def take_over(model: nn.Module, dtype: torch.dtype, skeleton: nn.Module) -> None:
+    """Make the layers of a checkpoint that was packed already ours. In place.
+
+    skeleton: the float model, on no device.
+    """
+    foreign: Any = model
+    for mark in MARKS:
+        foreign.__dict__.pop(mark, None)
+    del foreign.config.quantization_config
+    transposed = {site.name for site in sites_of(skeleton) if site.transposed}
+    for name, module in list(model.named_modules()):
+        if (layer := taken_over(module)) is not None:
+            layer.transposed = name in transposed
+            model.set_submodule(name, layer)
+    _settle(model, dtype)
+
+
+def _to_pack(model: nn.Module) -> list[Site]:
+    """Plain linear layers, and Conv1D, of the decoder, whose weight is theirs alone."""
+    shared = {name for group in tied(model) for name, _ in group}
+    left = {*outside(model), *shared}
+    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return [
+        site for site in sites_of(model)
+        if site.is_dense and (type(site.module) is nn.Linear or site.transposed)
+        and site.name not in left and not keep & set(site.name.split("."))
+    ]  # fmt: skip
+
+
+def _settle(model: nn.Module, dtype: torch.dtype) -> None:
+    """All that is not packed in `dtype`, but what its author keeps in float32. In place."""
+    keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for name, parameter in model.named_parameters():
-        if not set(name.split(".")) & set(keep):
-            parameter.data = parameter.data.to(dtype)
-    table = next(
-        (layer.table for layer in layers(model).values() if layer.double_quantisation), None
-    )
-    for layer in layers(model).values():
+        exact = keep & set(name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if exact else dtype)
+    packed = layers(model)
+    table = next((layer.table for layer in packed.values() if layer.table is not None), None)
+    for layer in packed.values():
         layer.like = layer.like.to(dtype)
         if layer.table is not None and table is not None and torch.equal(layer.table, table):
             layer.table = table  # one for all
+    foreign: Any = model
     foreign.config.dtype = dtype
     # Each process has read the same files: nothing of the codes need go from one to another.
-    parts = [f"{name}.{part}" for name in layers(model) for part in (*PARTS, "like")]
+    parts = [f"{name}.{part}" for name in packed for part in (*PARTS, "like")]
     foreign._ddp_params_and_buffers_to_ignore = parts
-
-
-def _remember(model: nn.Module, path: str | None, skeleton: nn.Module) -> None:
-    """Tell each packed layer what it stands for, and where its original weight is. In place."""
-    keys = {} if path is None else original.keys_of(path)
-    prefix = str(getattr(model, "base_model_prefix", ""))
-    found, right = layers(model), dict[str, bool]()
-    for site in sites_of(skeleton):
-        layer, key = found.get(site.name), original.key_of(site.name, keys, prefix)
-        if layer is None:
-            continue
-        layer.transposed = site.transposed
-        if key is None:
-            continue
-        read = partial(original.read, keys[key], key, site.transposed)
-        # A loader may turn what a file holds, by the layer's name: one of each name is compared.
-        leaf = site.name.rpartition(".")[2]
-        if leaf not in right:
-            right[leaf] = stands_for(layer, read())
-        if right[leaf]:
-            layer.original_weight = read
-            layer.original_sample = sampled(original.values(keys[key], key))
-
-
-def stands_for(layer: QuantisedLinear, weight: Tensor) -> bool:
-    """The codes of `layer` came from `weight`: 4 bits move a normal weight by about a tenth."""
-    if weight.shape != (layer.out_features, layer.in_features):
-        return False
-    weight = weight.float()
-    return bool((layer.weight_as(torch.float32) - weight).norm() <= 0.5 * weight.norm())
 
 
 def layers(model: nn.Module) -> dict[str, QuantisedLinear]:
@@ -203,7 +198,17 @@ def checkpoint_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         held.shape = torch.Size((layer.out_features, layer.in_features))
         for key, tensor in held.as_dict(packed=True).items():
             state[f"{name}.weight.{key}"] = tensor.clone()
-    kept = [site.name for site in sites_of(model) if site.name not in packed]
+    return state, _config_of(model)
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    packed = layers(model)
     first = next(iter(packed.values()))
-    config = options(first.kind, kept, double=first.double_quantisation)["quantization_config"]
-    return state, config.to_dict()
+    kept = [site.name for site in sites_of(model) if site.name not in packed]
+    said: dict[str, Any] = {"load_in_8bit": True} if first.kind == "int8" else {
+        "load_in_4bit": True, "bnb_4bit_quant_type": first.kind,
+        "bnb_4bit_use_double_quant": first.double_quantisation,
+    }  # fmt: skip
+    return BitsAndBytesConfig(**said, llm_int8_skip_modules=kept).to_dict()
