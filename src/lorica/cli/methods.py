@@ -1,6 +1,7 @@
 """lorica methods: the methods and their settings, from their source files."""
 
 import re
+from collections.abc import Iterator
 
 from cyclopts import App
 from rich.console import Console
@@ -25,7 +26,7 @@ lorica methods NAME says what one is, and what its settings mean."""
 
 
 @app.default
-def show(name: str | None = None, /, *, json: Switch = False) -> None:
+def show(name: str | None = None, /, *, json: Switch = False, markdown: Switch = False) -> None:
     """List the methods, or the settings of one.
 
     Parameters
@@ -34,10 +35,15 @@ def show(name: str | None = None, /, *, json: Switch = False) -> None:
         A method; without it, all are listed.
     json
         Print JSON.
+    markdown
+        Print the list as a Markdown table, as it stands in the documentation.
     """
     entries = [method(name)] if name else list(methods().values())
     if json:
         print_json([_plain(entry) for entry in entries])
+        return
+    if markdown:
+        print("\n".join(markdown_rows(entries)))
         return
     console = Console(highlight=False)
     if not name:
@@ -73,6 +79,15 @@ def row(entry: Entry) -> list[str]:
         "yes" if says["mixes"] else "no",
         "yes",
     ]
+
+
+def markdown_rows(entries: list[Entry]) -> Iterator[str]:
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    for entry in entries:
+        name, paper, count, *rest = (cell.replace("|", r"\|") for cell in row(entry))
+        link = paper if paper == "-" else f"[{paper}](https://arxiv.org/abs/{paper})"
+        yield f"| `{name}` | {link} | `{count}` | {' | '.join(rest)} |"
 
 
 def _plain(entry: Entry) -> dict[str, object]:
