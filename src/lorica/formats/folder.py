@@ -27,7 +27,7 @@ from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.formats import commit
 from lorica.formats.peft.kinds import layout_for, layout_of
-from lorica.formats.peft.layout import whole_config
+from lorica.formats.peft.layout import config_of
 from lorica.recipe.versions import versions
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
@@ -62,7 +62,7 @@ def save(
             state = adapter_state(model, name)
         else:
             state = layout.write(model, name)
-            commit.write_json(staging / CONFIG, whole_config(layout, model, name, base.path))
+            commit.write_json(staging / CONFIG, config_of(layout, model, name, base.path))
         commit.write_tensors(staging / WEIGHTS, state)
         files = {file.name: commit.digest(file) for file in sorted(staging.iterdir())}
         commit.write_json(staging / MANIFEST, {

@@ -136,7 +136,7 @@ class Layout:
         }
 
 
-def whole_config(layout: Layout, model: nn.Module, name: str, base_path: str) -> dict[str, Any]:
+def config_of(layout: Layout, model: nn.Module, name: str, base_path: str) -> dict[str, Any]:
     """adapter_config.json: PEFT's own keys, and only those that older readers know too."""
     targets = spec_of(model, name).targets
     kept = [site.name for site, a in sites(model, name) if isinstance(a, Whole)]
