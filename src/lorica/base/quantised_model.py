@@ -2,7 +2,7 @@
 
 Layers are packed one after another, on the CPU, from the numbers of the checkpoint, whatever the
 run's dtype and device are: the codes of a base are the same in each of its runs. (Packed on a GPU,
-2 of 8 million codes of a layer came out otherwise, and one in 500 scales.) The float weights are
+2 of 8 million bytes of a layer came out otherwise, and one in 500 scales.) The float weights are
 read through the memory map of their files, so that they are never in memory as a whole.
 
 Embeddings, norms, the output head and every other layer outside of the decoder (the head of a
