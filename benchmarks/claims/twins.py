@@ -1,0 +1,112 @@
+"""C9: double_lora and the LoRA of rank r1 + r2 from one start, side by side in float64."""
+
+from typing import Any
+
+from benchmarks.claims.claim import Claim, Column, Place, Run, Runs, Side
+from benchmarks.claims.verdict import Part
+
+R, STEPS, QUICK_STEPS, BATCH, LENGTH = 8, 50, 5, 4, 64
+ALPHA = 10.0  # no power of two: the scale 1.25 rounds, and rounds elsewhere in the two
+BOUND = 1e-10
+CASES = ((4, 1e-3), (4, 1e-2), (2, 3e-3))  # (rank of the second pair, learning rate)
+
+
+def run(
+    settings: dict[str, Any], rate: None, seed: int, also: tuple[str, ...], place: Place
+) -> Run:
+    """Train both on the same batches, and compare what they add to the weights."""
+    import torch
+
+    torch.set_num_threads(1)
+    import lorica
+    from lorica.base.load import load
+    from lorica.core.port import ports
+
+    path = str(place.shared / "data/models/stories260K")
+    double, lora = (
+        lorica.method("double_lora", r=R, alpha=ALPHA, second_r=settings["second_r"]),
+        lorica.Lora(r=R, alpha=ALPHA),
+    )
+    one, two = load(path), load(path)
+    for base, method in ((one, double), (two, lora)):
+        lorica.adapt(base.model, method, seed=seed).double()
+    pairs: list[tuple[Any, Any]] = [
+        (port["default"], other["default"])
+        for (_, _, port), (_, _, other) in zip(ports(one.model), ports(two.model), strict=True)
+    ]
+    with torch.no_grad():
+        for both, single in pairs:
+            single.a.copy_(torch.cat([both.a1, both.a2]))
+            single.b.copy_(torch.cat([both.b1, both.b2], dim=1))
+    ids = batches(one, seed, place)
+    losses = [train(b.model, m, ids, settings["rate"]) for b, m in ((one, double), (two, lora))]
+    added = [[b @ a for a, b in (adapter.factors() for adapter in pair)] for pair in pairs]
+    return {
+        "seed": seed, "score": None, "loss": losses[1], "loss_apart": abs(losses[0] - losses[1]),
+        "moved": max(of_lora.abs().max().item() for _, of_lora in added),
+        "apart": max((of_double - of_lora).abs().max().item() for of_double, of_lora in added),
+    }  # fmt: skip
+
+
+def batches(base: Any, seed: int, place: Place) -> Any:
+    """Token ids, (steps, BATCH, LENGTH), in an order that follows from the seed."""
+    import torch
+
+    from lorica.data.config import DataConfig
+    from lorica.data.load import load as load_rows
+
+    config = DataConfig(path=str(place.folder / "train.jsonl"), max_length=LENGTH, validation=0,
+                        overlong="split")  # fmt: skip
+    rows = load_rows(config, base.tokenizer, seed=0, max_length=base.max_length).train
+    ids = torch.tensor([row.ids for row in rows if len(row.ids) == LENGTH])
+    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
+    steps = QUICK_STEPS if place.quick else STEPS
+    return ids[: steps * BATCH].view(steps, BATCH, LENGTH)
+
+
+def train(model: Any, method: Any, ids: Any, rate: float) -> float:
+    """A plain loop, without clipping. In place. Returns the loss of the last batch."""
+    from lorica.core.state import adapter_state
+    from lorica.training.optim import make_optimizer
+
+    tensors: Any = adapter_state(model)
+    optimizer = make_optimizer(tensors, method, kind="adamw", rate=rate, decay=0.0)
+    last = 0.0
+    for batch in ids:
+        optimizer.zero_grad()
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        last = loss.item()
+    return last
+
+
+def parts(runs: Runs) -> list[Part]:
+    return [
+        Part(f"{name}: largest difference of the updates", [r.get("apart") for r in found],
+             bound=BOUND, form=".1e") for name, found in runs.items()
+    ]  # fmt: skip
+
+
+CLAIMS = [
+    Claim(
+        id="C9",
+        title="double_lora is LoRA of rank r1 + r2",
+        source="no paper: s B1 A1 + s B2 A2 is the product of [B1 | B2] and [A1; A2], and AdamW "
+        "acts on each number alone.",
+        how=f"stories260K in float64, from one start, {STEPS} steps of {BATCH} x {LENGTH} tokens "
+        "of Shakespeare, at three learning rates; no clipping, no dropout. The largest difference "
+        f"between any two numbers of the updates may be {BOUND:g}.",
+        sides=[
+            Side(f"{R - r} + {r}, rate {rate:g}", run, {"second_r": r, "rate": rate})
+            for r, rate in CASES
+        ],
+        columns=[
+            Column("loss of the last batch", "loss"),
+            Column("losses apart", "loss_apart", ".1e"),
+            Column("largest update", "moved", ".1e"),
+            Column("updates apart", "apart", ".1e"),
+        ],
+        parts=parts,
+    )
+]
