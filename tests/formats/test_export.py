@@ -246,6 +246,15 @@ def test_numbers_that_are_not_finite_are_told(tmp_path):
         lorica.export_lora(model, tmp_path / "out", rank=2)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_logits_that_are_not_finite_are_told(rank, tmp_path):
+    model = adapted()
+    model.get_output_embeddings().weight.data[5, 0] = float("inf")
+    with pytest.raises(MergeError, match="logits on the probe text are not finite"):
+        lorica.export_lora(model, tmp_path / "out", rank=rank)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("rank", [0, -1])
 def test_a_rank_below_one(rank, tmp_path):
     with pytest.raises(ConfigError, match=f"rank is {rank}"):

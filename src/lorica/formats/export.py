@@ -6,6 +6,7 @@ logits on probe text are held against those of the adapter. Updates of full rank
 form; with a rank of your choice they are cut to the nearest one, and what that costs is measured.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,7 +180,10 @@ def _compared(want: Tensor, bare: Tensor, got: Tensor) -> dict[str, Any]:
 
 
 def _judge(report: ExportReport, want: Tensor) -> None:
-    """Raises: MergeError if an exact form is not exact."""
+    """Raises: MergeError if an exact form is not exact, or nothing can be told."""
+    if not math.isfinite(report.max_difference + report.max_effect):
+        raise MergeError("the model's logits on the probe text are not finite.",
+                         fix="check the adapter with lorica eval")  # fmt: skip
     allowed = EXACT * max(1.0, want.abs().max().item())
     if not report.exact or report.max_difference <= allowed:
         return
