@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.attention import ELSEWHERE, alone, listening, made
-from lorica.core.site import Site, sites_of
+from lorica.core.site import Site
 from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError, closest
 from lorica.methods.bottleneck import is_norm
@@ -114,9 +114,10 @@ class PromptedAttention(Adapter):
     def __init__(self, site: Site, method: LlamaAdapter):
         super().__init__()
         self.layer = (site.module,)  # in a tuple: the layer holds the adapter, and not it the layer
-        features = next((s.in_features for s in sites_of(site.module)), 0)
-        with listening(site.module):
-            query, _, _ = made(site.module, site.like.new_zeros(1, features))  # (1, H, 1, D)
+        foreign: Any = site.module
+        with listening(foreign):
+            features = foreign.config.hidden_size
+            query, _, _ = made(foreign, site.like.new_zeros(1, features))  # (1, H, 1, D)
         self.p = nn.Parameter(torch.randn(method.adapter_len, features))
         self.g = nn.Parameter(torch.zeros(query.shape[1]))
         self.bounded = method.gate_act == "tanh"
