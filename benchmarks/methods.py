@@ -5,8 +5,8 @@
     python -m benchmarks.methods --write docs/methods/results.mdthe page, from the JSON
 
 Base: stories260K (a Llama of 260,032 parameters, trained on TinyStories). Task: tinyshakespeare,
-300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid by held-out
-loss with seed 0; that rate is then run with two more seeds. Forgetting is the rise of the loss on
+300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid (longer where the
+best is its last) by held-out loss with seed 0; that rate is then run with two more seeds. Forgetting is the rise of the loss on
 TinyStories, the text that the base comes from. Every run is a process with one thread.
 """
 
@@ -17,21 +17,24 @@ import platform
 import statistics
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results/methods.json"
 GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+BEYOND = (1e-1, 3e-1)
 SEEDS = (0, 1, 2)
 STEPS, COST_STEPS = 300, 30
+Run = tuple[str, float, int]
+"""(case, learning rate, seed)."""
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"r": 8}, "lora pissa": {"name": "lora", "r": 8, "init": "pissa"},
     "lora eva": {"name": "lora", "r": 8, "init": "eva"},
     "lora on nf4": {"name": "lora", "r": 8, "quantisation": "nf4"},
     "dora": {"r": 8}, "double_lora": {"r": 8}, "dora_dynamic": {"r": 12}, "adalora": {"r": 12},
-    "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"}, "alora": {"r": 8},
+    "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"}, "alora": {"r": 8, "rounds": 2},
     "aflora": {"r": 8}, "blora": {"r": 8}, "hyperlora": {"r": 8}, "mora": {"r": 8},
     "mora type 1": {"name": "mora", "r": 8, "mora_type": 1}, "lora_fa": {"r": 8},
     "vera": {"r": 256}, "ia3": {}, "bottleneck": {}, "llama_adapter": {}, "prefix_tuning": {},
@@ -112,26 +115,47 @@ def spent(output: Path) -> list[float]:
     return seconds
 
 
-def table(shared: Path, jobs: int, cases: list[str]) -> list[dict[str, Any]]:
-    """A row for each case: the best rate of the grid, and its seeds."""
+def table(shared: Path, jobs: int, cases: list[str], done: Path) -> list[dict[str, Any]]:
+    """A row for each case: the best rate of the grid, and its seeds.
+
+    done: runs that are there already, a JSON line each; new ones are added as they end.
+    """
+    known = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
+    runs = {(r["case"], r["rate"], r["seed"]): r for r in known}
+    measure(shared, jobs, [(c, rate, SEEDS[0]) for c in cases for rate in GRID], runs, done)
+    for rate in BEYOND:  # where the best is the last one tried, the next is tried as well
+        edge = [c for c in cases if best_of(runs, c)["rate"] * 4 > rate]
+        measure(shared, jobs, [(c, rate, SEEDS[0]) for c in edge], runs, done)
+    swept = {c: [r for (case, _, s), r in sorted(runs.items()) if case == c and s == SEEDS[0]]
+             for c in cases}  # fmt: skip
+    best = {c: best_of(runs, c) for c in cases}
+    measure(shared, jobs, [(c, best[c]["rate"], s) for c in cases for s in SEEDS[1:]], runs, done)
+    return [
+        {"case": c, "rate": best[c]["rate"], "swept": {str(r["rate"]): r["loss"] for r in swept[c]},
+         "runs": [runs[c, best[c]["rate"], seed] for seed in SEEDS]} for c in cases
+    ]  # fmt: skip
+
+
+def best_of(runs: dict[Run, dict[str, Any]], case: str) -> dict[str, Any]:
+    """The run of a case with the lowest held-out loss, among those of the first seed."""
+    own = [r for (c, _, s), r in runs.items() if c == case and s == SEEDS[0]]
+    return min((r for r in own if r["loss"] is not None), key=lambda r: r["loss"])
+
+
+def measure(
+    shared: Path, jobs: int, wanted: list[Run], runs: dict[Run, dict[str, Any]], done: Path
+) -> None:
+    """Do those of `wanted` that are not in `runs` yet, and add them to it. In place."""
     context = multiprocessing.get_context("spawn")
+    done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         one = partial(run, shared=shared, folder=Path(folder), steps=STEPS)
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-            swept = [(c, pool.submit(one, c, rate, SEEDS[0])) for c in cases for rate in GRID]
-            found: dict[str, list[dict[str, Any]]] = {}
-            for case, future in swept:
-                found.setdefault(case, []).append(future.result())
-            best = {c: min((r for r in runs if r["loss"] is not None), key=lambda r: r["loss"])
-                    for c, runs in found.items()}  # fmt: skip
-            again = [(c, pool.submit(one, c, best[c]["rate"], s)) for c in cases for s in SEEDS[1:]]
-            seeds = {c: [best[c]] for c in cases}
-            for case, future in again:
-                seeds[case].append(future.result())
-    return [
-        {"case": c, "rate": best[c]["rate"], "swept": {str(r["rate"]): r["loss"] for r in found[c]},
-         "runs": seeds[c]} for c in cases
-    ]  # fmt: skip
+            waiting = {pool.submit(one, *key): key for key in wanted if key not in runs}
+            for future in as_completed(waiting):
+                runs[waiting[future]] = future.result()
+                with done.open("a") as file:
+                    file.write(json.dumps(future.result()) + "\n")
 
 
 def costs(shared: Path, rows: list[dict[str, Any]]) -> None:
@@ -180,6 +204,8 @@ def page(results: dict[str, Any]) -> str:
              for case, settings in CASES.items()}  # fmt: skip
     said = "; ".join(f"{case}: {text or 'defaults'}" for case, text in words.items())
     rates = ", ".join(f"{rate:g}" for rate in GRID)
+    rates += ", and on to " + " and ".join(f"{rate:g}" for rate in BEYOND)
+    rates += " where the best was the last"
     lines += ["", f"Settings: {said}.", "", f"Rates tried: {rates}. {results['versions']}."]
     return "\n".join(lines) + "\n"
 
@@ -215,7 +241,8 @@ def main() -> None:
 
     rows = {row["case"]: row for row in known["rows"]}
     if not words.cost:
-        rows |= {row["case"]: row for row in table(words.shared, words.jobs, words.cases)}
+        found = table(words.shared, words.jobs, words.cases, words.out.with_suffix(".jsonl"))
+        rows |= {row["case"]: row for row in found}
     chosen = [rows[case] for case in CASES if case in rows]
     if words.cost:
         costs(words.shared, [row for row in chosen if row["case"] in words.cases])

@@ -216,7 +216,8 @@ def adapted(name: str, case: Case, **settings: object) -> nn.Module:
     return lorica.adapt(case.make(), method(name, **settings), **case.targets)
 
 
-SIZES = {"adalora": 0.2, "aflora": 0.3, "dora_dynamic": 0.1, "ia3": 0.3, "vera": 0.3}
+SIZES = {"adalora": 0.2, "aflora": 0.3, "blora": 0.2, "bottleneck": 0.5, "dora_dynamic": 0.1,
+         "ia3": 0.3, "llama_adapter": 0.5, "vera": 0.3}  # fmt: skip
 """How far tensors are moved where an update is a product of several that start small."""
 
 
@@ -258,6 +259,14 @@ def pairs() -> list:
         for case in CASES
         if fits(name, case.name)
     ]
+
+
+def compiled(names: list[str] | None = None) -> list:
+    """The methods, those that compile like another one marked slow: compiling takes seconds."""
+    quick = {"dora", "lora", "llama_adapter", "prefix_tuning"}
+    marks = [() if name in quick else pytest.mark.slow for name in names or Method.names()]
+    pairs = zip(names or Method.names(), marks, strict=True)
+    return [pytest.param(name, marks=mark, id=name) for name, mark in pairs]
 
 
 def on_stack() -> list[str]:

@@ -20,6 +20,7 @@ from tests.laws.bases import (
     Stack,
     adapted,
     bits,
+    compiled,
     method,
     move,
     on_stack,
@@ -226,7 +227,7 @@ def test_another_seed_gives_another_start(name):
     assert not torch.equal(one, two)
 
 
-@each
+@pytest.mark.parametrize("name", compiled(on_stack()))
 def test_compiles_whole(name):
     torch._dynamo.reset()
     case = STACK
@@ -238,7 +239,7 @@ def test_compiles_whole(name):
     torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
 
 
-@each
+@pytest.mark.parametrize("name", compiled(on_stack()))
 def test_compiled_before_adapting_is_noticed(name):
     torch._dynamo.reset()
     model = Stack()

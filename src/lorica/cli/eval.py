@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Grade, Switch, Words, one, print_json, split
+from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
 from lorica.data.config import DataConfig
 from lorica.errors import ConfigError
 from lorica.recipe.flags import over
@@ -38,6 +38,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
+    quantisation: Quantisation | None = None,
     seed: int = 0,
     json: Switch = False,
 ) -> None:
@@ -60,6 +61,8 @@ def evaluate(
         Numbers the base is held in.
     allow_base
         Accept a base that is not the one of training.
+    quantisation
+        Pack the base's linear layers, or not; by default as in training.
     seed
         Of the resampling behind the intervals.
     json
@@ -76,6 +79,7 @@ def evaluate(
     report = evaluate(
         path, data=data, base=base, dtype=dtype, exact_match=exact_match, limit=limit,
         max_new_tokens=max_new_tokens, allow_base=allow_base, seed=seed,
+        quantisation=quantisation,
     )  # fmt: skip
     if (path / "results.json").is_file():
         record(report, path)

@@ -19,7 +19,7 @@ from torch import nn
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, switch_of
-from lorica.core.site import PORT, Site
+from lorica.core.site import PORT, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
@@ -184,10 +184,20 @@ class Count:
 
 
 def trainable_parameters(model: nn.Module) -> Count:
-    """What learns, and what the base has; every tensor is counted once, also where it is tied."""
-    base = {n: p for n, p in model.named_parameters() if f".{PORT}." not in f".{n}"}
+    """What learns, and what the base has; every tensor is counted once, also where it is tied.
+
+    A packed layer counts for the weights that its codes stand for.
+    """
+    base: dict[int, int] = {}
+    for site in sites_of(model, ("linear", "embedding", "other")):
+        packed = site.kind == "linear" and not site.is_dense
+        if packed:
+            base[id(site.module)] = site.in_features * site.out_features
+        for key, own in site.module._parameters.items():
+            if own is not None and not (packed and key == "weight"):
+                base[id(own)] = own.numel()
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Count(learns, sum(p.numel() for p in base.values()))
+    return Count(learns, sum(base.values()))
 
 
 @contextmanager
@@ -205,6 +215,13 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         if not method.mixes:
             raise ConfigError(
                 f"adapter {name!r} is a {method.name}, which acts on all rows of a batch alike.",
+                fix="run its rows in a batch of their own",
+            )
+        targets = spec_of(model, name).targets
+        if targets.modules_to_save or targets.trainable_token_indices:
+            raise ConfigError(
+                f"adapter {name!r} has layers or token rows that are trained whole, which all "
+                "rows of a batch would share.",
                 fix="run its rows in a batch of their own",
             )
     switch = switch_of(model)

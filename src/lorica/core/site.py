@@ -139,7 +139,7 @@ def site_of(name: str, module: nn.Module) -> Site | None:
 
 def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Site]:
     """Every site of the base of one of `kinds`, in model order. Adapters are no sites."""
-    head, decoder = output_head(model), getattr(model, "base_model", None)
+    head, decoder = output_head(model), _decoder(model)
     found: list[Site] = []
     for name, module in model.named_modules():
         if PORT in name.split("."):
@@ -151,6 +151,13 @@ def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Sit
         elif (site := site_of(name, module)) is not None and site.kind in kinds:
             found.append(replace(site, is_head=module is head))
     return found
+
+
+def _decoder(model: nn.Module) -> nn.Module | None:
+    """The part of a model that turns token ids into hidden states, where it says which."""
+    ask = getattr(model, "get_decoder", None)
+    found = ask() if callable(ask) else None
+    return found if isinstance(found, nn.Module) else getattr(model, "base_model", None)
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -40,6 +40,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    quantisation: str | None = None,
 ) -> Report:
     """Measure the adapter at `path` beside its base, on all rows of `data`.
 
@@ -47,6 +48,7 @@ def evaluate(
     base: another place to load the base from; None: where the adapter says it was.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
     seed: of the resampling behind the intervals.
+    quantisation: of the base; None: as in training; "none": the float base.
 
     Raises: TrainingError if the adapter does nothing; BaseError, FileError, DataError,
         ConfigError for what cannot be opened or used.
@@ -56,7 +58,7 @@ def evaluate(
                           batch_size=batch_size, max_new_tokens=max_new_tokens)  # fmt: skip
     began = time.perf_counter()
     config = _config(data, limit)
-    opened, adapted = _open(path, base, dtype, allow_base)
+    opened, adapted = _open(path, base, dtype, allow_base, quantisation)
     rows = load_data(
         config, opened.tokenizer, seed=seed, max_length=opened.max_length, labels=opened.labels
     )
@@ -99,18 +101,23 @@ def _config(data: DataConfig | str | dict[str, Any], limit: int | None) -> DataC
 
 
 def _open(
-    path: str | Path, base: str | None, dtype: str, allow_base: str | None
-) -> tuple[Base, bool]:
+    path: str | Path, base: str | None, dtype: str, allow_base: str | None,
+    quantisation: str | None,
+) -> tuple[Base, bool]:  # fmt: skip
     """(model, it carries an adapter)."""
     folder = adapter_folder(path)
     if is_adapter(folder) or any((folder / name).is_file() for name in (WEIGHTS, PICKLED)):
-        return open_adapter(folder, base=base, dtype=dtype, allow_base=allow_base), True
+        opened = open_adapter(
+            folder, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+        )
+        return opened, True
     if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
         find(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
     if base is not None:
         raise ConfigError(f"{path} is a base, and base={base!r} names another.",
                           fix="leave base out, or name an adapter")  # fmt: skip
-    return load_base(str(path), dtype=dtype, labels=_classes_of(folder)), False
+    labels = _classes_of(folder)
+    return load_base(str(path), dtype=dtype, labels=labels, quantisation=quantisation), False
 
 
 def _classes_of(folder: Path) -> list[str] | None:
