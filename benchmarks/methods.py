@@ -5,9 +5,10 @@
     python -m benchmarks.methods --write docs/methods/results.mdthe page, from the JSON
 
 Base: stories260K (a Llama of 260,032 parameters, trained on TinyStories). Task: tinyshakespeare,
-300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid (longer where the
-best is its last) by held-out loss with seed 0; that rate is then run with two more seeds. Forgetting is the rise of the loss on
-TinyStories, the text that the base comes from. Every run is a process with one thread.
+300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid (longer
+where the best is its last) by held-out loss with seed 0; that rate is then run with two more
+seeds. Forgetting is the rise of the loss on TinyStories, the text that the base comes from.
+Every run is a process with one thread.
 """
 
 import argparse
@@ -34,8 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
     "lora eva": {"name": "lora", "r": 8, "init": "eva"},
     "lora on nf4": {"name": "lora", "r": 8, "quantisation": "nf4"},
     "dora": {"r": 8}, "double_lora": {"r": 8}, "dora_dynamic": {"r": 12}, "adalora": {"r": 12},
-    "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"}, "alora": {"r": 8, "rounds": 2},
-    "aflora": {"r": 8}, "blora": {"r": 8}, "hyperlora": {"r": 8}, "mora": {"r": 8},
+    "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"},
+    "alora": {"r": 8, "rounds": 2}, "aflora": {"r": 8}, "blora": {"r": 8}, "hyperlora": {"r": 8}, "mora": {"r": 8},
     "mora type 1": {"name": "mora", "r": 8, "mora_type": 1}, "lora_fa": {"r": 8},
     "vera": {"r": 256}, "ia3": {}, "bottleneck": {}, "llama_adapter": {}, "prefix_tuning": {},
     "prompt_tuning": {}, "full": {},
