@@ -41,6 +41,8 @@ class Hyperlora(Method, name="hyperlora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Charakorn et al. 2025, arXiv:2506.06105"
     count: ClassVar[str] = "(hidden + 1) * r * (I + O)"  # of one type of layer; the network once
+    mixes: ClassVar[bool] = False
+    """The rows of a batch differ by their conditions instead."""
     r: int = 8
     """Columns of B. Parameters per type of layer (not per layer): (hidden + 1) * r * (I + O)."""
     alpha: float | None = None
