@@ -100,9 +100,8 @@ CLAIMS = [
         how=f"stories260K learns {PAIRS} random pairs ({KEY} letters to {VALUE}, of "
         f"{len(LETTERS)}: guessing gets {1 / len(LETTERS):.1%}), {STEPS} steps of {BATCH} rows, on "
         "all linear layers but the head. Letters right in values written greedily, after each "
-        f"fifth of the run. MoRA's square is cut to an even size, so that it has a few numbers less. "
-        f"Rates are chosen by 1 − the mean of the {WATCHED} checkpoints, on "
-        "other pairs.",
+        "fifth of the run. MoRA's square is cut to an even size, so that it has a few numbers "
+        f"less. Rates are chosen by 1 − the mean of the {WATCHED} checkpoints, on other pairs.",
         sides=[
             Side(f"{name} r={r}", run, {"method": {"name": name, "r": r}}, grid(3e-3))
             for r in RANKS
