@@ -216,6 +216,45 @@ def test_a_claim_whose_runs_were_all_stopped_is_not_shown(name):
     assert f"| {name} | {one.title} | not shown |" in page(CLAIMS, {"claims": {name: found}})
 
 
+def runs_of(**figures: Any) -> list[Run]:
+    """Three runs alike."""
+    return [{"seed": seed, **figures} for seed in SEEDS]
+
+
+def test_what_dora_and_lora_lose_with_the_rank():
+    losses = {"lora": {1: 3.0, 2: 2.8, 4: 2.6, 8: 2.5}, "dora": {1: 2.7, 2: 2.9, 4: 2.5, 8: 2.4}}
+    found = on_text.c2({f"{name} r={r}": runs_of(loss=loss)
+                        for name, of in losses.items() for r, loss in of.items()})  # fmt: skip
+    first, *beside = found
+    assert first.values == pytest.approx([0.2] * 3) and first.verdict == HOLDS
+    assert [part.values[0] for part in beside] == pytest.approx([0.3, -0.1, 0.1, 0.1])
+    assert first.counts and not any(part.counts for part in beside)
+
+
+def test_correlations_have_the_sign_that_the_paper_found():
+    found = on_text.c10({
+        "full": runs_of(query_value=-0.6, all_sites=-0.5),
+        "dora": runs_of(query_value=-0.3, all_sites=0.2),
+        "lora": runs_of(query_value=0.8, all_sites=0.7),
+    })  # fmt: skip
+    counted = {part.what: part.verdict for part in found if part.counts}
+    assert counted == {
+        "−correlation of dora, query and value": HOLDS,
+        "correlation of lora, query and value": HOLDS,
+    }
+    assert [p.verdict for p in found if p.what == "−correlation of dora, all linear layers"] == [
+        FAILS
+    ]
+
+
+def test_steps_saved_are_counted_to_a_loss_that_both_reach():
+    slow = runs_of(steps=[0, 10, 20], losses=[5.0, 4.0, 3.0], loss=3.0)
+    fast = runs_of(steps=[0, 10, 20], losses=[5.0, 3.0, 2.0], loss=2.0)
+    found = on_text.c8({"ratio 1": slow, "ratio 4": fast, "ratio 16": slow})
+    saved = {part.what: part.values for part in found if part.counts}
+    assert list(saved.values()) == [pytest.approx([10.0] * 3), pytest.approx([0.0] * 3)]
+
+
 def test_steps_to_a_loss():
     run = {"steps": [0, 10, 20, 30], "losses": [5.0, 3.0, 3.5, 2.0]}
     assert on_text.reached(run, 4.0) == pytest.approx(5)
