@@ -1,0 +1,119 @@
+"""Runs on rows with conditions: same work, same numbers; resumed; every kind of condition."""
+
+import json
+
+import pytest
+
+import lorica
+from lorica.core.condition import given
+from lorica.errors import ConfigError, DataError
+from lorica.evaluation.generate import generate
+from lorica.formats.open import open_adapter
+from lorica.training.loop import Trainer
+from tests.training.rows import WORDS, adapter, farthest, same, settings
+
+SMALL = {"name": "hyperlora", "r": 2, "latent": 16, "hidden": 4}
+TOLD = {
+    "task": ["cats", "dogs", "birds"],
+    "pair": ["en-fr", "fr-en", "en-de"],
+    "embedding": [[0.5, 1.0], [1.5, -1.0], [2, 0.25]],
+    "text": ["write of cats", "write of dogs", "write of birds"],
+}
+
+
+def job(stories, folder, kind="task", told=None, **changed):
+    """Settings of a run of six steps, on rows with conditions in turn."""
+    folder.mkdir()
+    told = told or TOLD[kind]
+    rows = [
+        {"prompt": f"Once {WORDS[i % 10]} " * (1 + i % 4),
+         "completion": f"the {WORDS[(i * 3) % 10]} ran " * (1 + i % 3),
+         "condition": told[i * 7 % 5 % len(told)]}
+        for i in range(40)
+    ]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = {**SMALL, "condition": kind, **changed.pop("method", {})}
+    return settings(stories, folder, method=method, **changed)
+
+
+def run(*words, **changed):
+    return lorica.train(**job(*words, **changed), show=False)
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
+    result = run(stories, tmp_path / "a", kind, learning_rate=2e-2)
+    loss = result.figures["held_out_loss"]
+    assert loss["after"] < loss["before"]
+    opened = open_adapter(result.folder)
+    told = [c if isinstance(c, str) else json.dumps([float(n) for n in c]) for c in TOLD[kind]]
+    texts = generate(opened, ["Once cat"] * 3, conditions=told, max_new_tokens=8).texts
+    again = generate(opened, ["Once cat"], conditions=told[1:2], max_new_tokens=8).texts
+    assert texts[1:2] == again
+    assert not any("not used" in line for line in result.lines)
+
+
+def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
+    """The penalty as well: it does not depend on the rows at hand."""
+    changed = {"learning_rate": 2e-4, "method": {"penalty": 1.0}, "max_steps": 3}
+    whole = adapter(run(stories, tmp_path / "a", **changed).folder)
+    for name, micro, steps in (("b", 4, 2), ("c", 1, 8)):
+        parts = run(stories, tmp_path / name, micro_batch_size=micro,
+                    gradient_accumulation_steps=steps, **changed)  # fmt: skip
+        assert farthest(whole, adapter(parts.folder)) < 1e-6
+
+
+def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch):
+    changed = {"learning_rate": 2e-4, "max_steps": 3}
+    plain = adapter(run(stories, tmp_path / "a", **changed).folder)
+    kept = run(stories, tmp_path / "b", gradient_checkpointing=True, **changed)
+    assert farthest(plain, adapter(kept.folder)) < 1e-6
+    monkeypatch.setattr("lorica.training.prepare.why_not_packed", lambda model: "it was told so")
+    padded = run(stories, tmp_path / "c", **changed)
+    assert any("padded" in line for line in padded.lines)
+    assert farthest(plain, adapter(padded.folder)) < 1e-5
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("kind", ["task", "text"])
+def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
+    whole = adapter(run(stories, tmp_path / "a", kind, save_steps=2).folder)
+    step = Trainer._step
+
+    def cut(self):
+        if self.progress.step == 3:
+            raise Cut
+        step(self)
+
+    config = job(stories, tmp_path / "b", kind, save_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Trainer, "_step", cut)
+        lorica.train(**config, show=False)
+    resumed = lorica.train(resume=config["output"], show=False)
+    assert same(whole, adapter(resumed.folder))
+
+
+def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
+    opened = open_adapter(run(stories, tmp_path / "a", "text").folder)
+    ids = opened.tokenizer("Once", return_tensors="pt")["input_ids"]
+    with given(opened.model, ["write of cats"]):  # the base need not read it again
+        assert opened.model(ids).logits.isfinite().all()
+    done = generate(opened, ["Once"], conditions=["write of fish"], max_new_tokens=3)
+    assert any("write of fish" in line for line in done.lines)
+
+
+@pytest.mark.parametrize("kind, told, error, words", [
+    ("task", ["cats", None], DataError, "rows have no condition"),
+    ("pair", ["en-fr", "en"], ConfigError, "'en' is no pair"),
+    ("embedding", [[1.0], [1.0, 2.0]], ConfigError, "an embedding has"),
+    ("embedding", ["cats"], ConfigError, "'cats' is no embedding"),
+], ids=str)  # fmt: skip
+def test_rows_that_do_not_fit_are_refused_before_training(
+    stories, tmp_path, kind, told, error, words
+):
+    with pytest.raises(error, match=words):
+        run(stories, tmp_path / "a", kind, told)
+    assert not (tmp_path / "a/run").exists()
