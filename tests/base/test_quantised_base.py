@@ -301,7 +301,7 @@ def rows(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
     settings = {"base": str(stories), "data": {"path": str(rows), "validation": 0.2},
                 "quantisation": kind, "max_steps": 6, "learning_rate": 1e-2, "save_steps": 3,

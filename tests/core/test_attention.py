@@ -226,6 +226,7 @@ def test_a_bfloat16_base_is_near_the_float32_one(name, base):
     assert {p.dtype for p in half.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["Llama", "GPT2"])  # the others' attention compiles as Llama's
 @each
 def test_compiles_whole(name, base):

@@ -165,8 +165,11 @@ METHODS = {"lora": lorica.Lora(r=2), "dora": lorica.Dora(r=2)}
 KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.weight"]
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, kind", [
+    ("lora", "nf4"), pytest.param("lora", "int8", marks=pytest.mark.slow),
+    pytest.param("dora", "nf4", marks=pytest.mark.slow),
+    pytest.param("dora", "int8", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     path = quantised_adapter(tmp_path / "a", stories, kind, METHODS[method])
     codes = layers(load_base(str(stories), quantisation=kind).model)

@@ -216,6 +216,8 @@ def adapted(name: str, case: Case, **settings: object) -> nn.Module:
     return lorica.adapt(case.make(), method(name, **settings), **case.targets)
 
 
+QUICK = ("dora", "lora", "prefix_tuning")
+"""Methods that stand for the others where a law takes seconds; all are in the slow suite."""
 SIZES = {"adalora": 0.2, "aflora": 0.3, "blora": 0.2, "bottleneck": 0.5, "dora_dynamic": 0.1,
          "ia3": 0.3, "llama_adapter": 0.5, "vera": 0.3}  # fmt: skip
 """How far tensors are moved where an update is a product of several that start small."""
@@ -251,10 +253,15 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def marks(name: str, case: Case) -> list:
+    """A packed Llama is slow, and to most methods a packed stack is the same."""
+    return [] if case.name != "llama-nf4" or name in QUICK else [pytest.mark.slow]
+
+
 def pairs() -> list:
     """Every (method, case) that fits, for parametrize("name, case", pairs())."""
     return [
-        pytest.param(name, case, id=f"{name}-{case}")
+        pytest.param(name, case, id=f"{name}-{case}", marks=marks(name, case))
         for name in Method.names()
         for case in CASES
         if fits(name, case.name)
@@ -263,10 +270,8 @@ def pairs() -> list:
 
 def compiled(names: list[str] | None = None) -> list:
     """The methods, those that compile like another one marked slow: compiling takes seconds."""
-    quick = {"dora", "lora", "llama_adapter", "prefix_tuning"}
-    marks = [() if name in quick else pytest.mark.slow for name in names or Method.names()]
-    pairs = zip(names or Method.names(), marks, strict=True)
-    return [pytest.param(name, marks=mark, id=name) for name, mark in pairs]
+    every = names or Method.names()
+    return [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow], id=n) for n in every]
 
 
 def on_stack() -> list[str]:

@@ -338,6 +338,7 @@ def test_checkpointing_sees_the_same_gates():
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acts", [False, True])
 def test_it_compiles_whole_in_both_directions(acts):
     torch._dynamo.reset()
@@ -370,8 +371,12 @@ def test_it_is_saved_and_loaded_and_merged(tmp_path):
 
 
 def test_trained_without_its_schedule_it_is_not_saved(tmp_path):
+    model = fresh()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).add_(0.1)
     with pytest.raises(ConfigError, match="never driven"):
-        lorica.save(fresh(), tmp_path / "adapter")
+        lorica.save(model, tmp_path / "adapter")
+    lorica.save(fresh(), tmp_path / "untrained")
 
 
 # -- rounded activations ------------------------------------------------------------------------

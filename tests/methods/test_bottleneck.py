@@ -204,6 +204,7 @@ def test_settings_out_of_range(settings, words):
     assert error.value.fix
 
 
+@pytest.mark.slow
 def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path, monkeypatch):
     plain = {"learning_rate": 2e-4, "method": {"name": "bottleneck", "r": 4, "train_norms": True}}
     runs = {}

@@ -221,6 +221,7 @@ def test_checkpointing_with_several_conditions_keeps_gradients():
         torch.testing.assert_close(grads[0][key], grads[1][key])
 
 
+@pytest.mark.slow
 def test_several_conditions_compile_whole(moved):
     torch._dynamo.reset()
     compiled = torch.compile(moved, backend="aot_eager", fullgraph=True)

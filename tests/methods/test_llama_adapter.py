@@ -236,6 +236,7 @@ def test_settings_out_of_range(settings, words):
     assert error.value.fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v2", [False, True])
 def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path, monkeypatch, v2):
     plain = {"learning_rate": 2e-4, "method": {"name": "llama_adapter", "v2": v2}}

@@ -298,6 +298,7 @@ def test_remora_is_saved_and_loaded_with_its_turn(tmp_path):
     torch.testing.assert_close(fresh(x), run.model(x))
 
 
+@pytest.mark.slow
 def test_remora_compiles_whole_before_and_after_a_reset():
     torch._dynamo.reset()
     run = Run(remora(), 9)

@@ -193,6 +193,7 @@ def test_it_cannot_be_merged_or_put_on_layers():
         lorica.adapt(tiny("Llama"), PrefixTuning(), target_modules=["q_proj"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{}, {"reparametrisation": 16}], ids=str)
 def test_training_packed_padded_and_checkpointed_is_one_update(
     stories, tmp_path, monkeypatch, changed

@@ -154,6 +154,7 @@ def test_it_cannot_be_merged():
         lorica.merge(model)
 
 
+@pytest.mark.slow
 def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path, monkeypatch):
     plain = {"learning_rate": 2e-4, "method": {"name": "prompt_tuning", "num_virtual_tokens": 4}}
     runs = {}

@@ -18,10 +18,10 @@ from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
-from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, switch_of
+from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
 from lorica.core.site import PORT, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
-from lorica.core.whole import SavedModules, TokenRows, token_sites
+from lorica.core.whole import SavedModules, TokenRows, Whole, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
 
 
@@ -72,6 +72,8 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
             site.module.adapters = port  # type: ignore[assignment]
             port.handles = hooked(site)
         port[name] = adapter.float().to(site.like.device).train(site.module.training)
+    own = (adapter for _, adapter in built if not isinstance(adapter, Whole | TokenRows))
+    switch.start[name] = sums(own)
     activate(model, name)
     return model
 
@@ -121,6 +123,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         spec_of(model, one)
         del switch.specs[one]
         switch.driven.discard(one)
+        switch.start.pop(one, None)
     switch.active = tuple(n for n in switch.active if n not in gone)
     for _, module, port in list(ports(model)):
         for one in gone:

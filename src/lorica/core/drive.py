@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.port import ports, spec_of, switch_of
+from lorica.core.port import ports, spec_of, sums, switch_of
 from lorica.core.schedule import Schedule
 from lorica.core.whole import TokenRows, Whole
 from lorica.errors import ConfigError, FileError
@@ -102,15 +102,9 @@ def check_driven(model: nn.Module, name: str) -> None:
     adapters = adapters_of(model, name)
     if name in switch_of(model).driven or method.schedule(adapters, 10**9, 1) is None:
         return
-    if any(_moved(adapter) for adapter in adapters.values()):
+    start, now = switch_of(model).start[name], sums(adapters.values())
+    if not all(map(torch.equal, start, now)):
         raise ConfigError(
             f"adapter {name!r} was trained, but the schedule of {method.name} was never driven.",
             fix="train with lorica.train, or call lorica.Driver in your loop",
         )
-
-
-@torch.no_grad()
-def _moved(adapter: Adapter) -> bool:
-    """A method that has a schedule and does not tell its update is taken to have moved."""
-    found = adapter.factors()
-    return found is None or bool((found[1] @ found[0]).any())

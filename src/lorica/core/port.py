@@ -4,7 +4,7 @@ The hooks are module-level functions, so adapted models can be deep-copied, comp
 checkpointed and sharded like any other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,7 @@ class Switch:
     frozen: the base parameters that were trainable before the first adapter froze them.
     attention: the attention function that the base had, while ours is in its place.
     driven: adapters whose schedule was driven to its end, or that were loaded.
+    start: the sum of every tensor of an adapter as it was made, to see that it was trained.
     """
 
     active: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Switch:
     frozen: tuple[str, ...] = ()
     attention: str | None = None
     driven: set[str] = field(default_factory=set)
+    start: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class Port(nn.ModuleDict):
@@ -147,6 +149,12 @@ def _restore(module: nn.Module, args: tuple, y: object) -> None:
     for key, tensor in port.own.items():
         module._parameters[key] = tensor  # type: ignore[assignment]
     port.own.clear()
+
+
+@torch.no_grad()
+def sums(adapters: Iterable[Adapter]) -> list[Tensor]:
+    """The sum of every parameter, in order."""
+    return [p.double().sum().cpu() for adapter in adapters for p in adapter.parameters()]
 
 
 def hooked(site: Site) -> tuple:
