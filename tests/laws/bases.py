@@ -253,9 +253,12 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+SELDOM = {"embedding", "gpt2", "head", "llama-nf4", "packed"}
+"""Cases that are to most methods what another case is: in the slow suite."""
+
+
 def marks(name: str, case: Case) -> list:
-    """A packed Llama is slow, and to most methods a packed stack is the same."""
-    return [] if case.name != "llama-nf4" or name in QUICK else [pytest.mark.slow]
+    return [pytest.mark.slow] if case.name in SELDOM and name not in QUICK else []
 
 
 def pairs() -> list:

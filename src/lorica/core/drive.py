@@ -103,7 +103,7 @@ def check_driven(model: nn.Module, name: str) -> None:
     if name in switch_of(model).driven or method.schedule(adapters, 10**9, 1) is None:
         return
     start, now = switch_of(model).start[name], sums(adapters.values())
-    if not all(map(torch.equal, start, now)):
+    if any(a.item() != b.item() for a, b in zip(start, now, strict=True)):
         raise ConfigError(
             f"adapter {name!r} was trained, but the schedule of {method.name} was never driven.",
             fix="train with lorica.train, or call lorica.Driver in your loop",

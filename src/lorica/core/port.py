@@ -154,7 +154,7 @@ def _restore(module: nn.Module, args: tuple, y: object) -> None:
 @torch.no_grad()
 def sums(adapters: Iterable[Adapter]) -> list[Tensor]:
     """The sum of every parameter, in order."""
-    return [p.double().sum().cpu() for adapter in adapters for p in adapter.parameters()]
+    return [p.double().sum() for adapter in adapters for p in adapter.parameters()]
 
 
 def hooked(site: Site) -> tuple:
