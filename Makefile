@@ -17,7 +17,7 @@ test: venv
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: venv
 	$(BIN)/ruff format --check .

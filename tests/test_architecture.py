@@ -20,7 +20,7 @@ FLOORS = [  # lowest first; a module imports at module level from its own floor 
 ]
 LIGHT = {"core", "methods", "inits", "kernels"}  # know torch, and nothing else that is heavy
 HEAVY = {"transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "bitsandbytes"}
-MOST_LINES, MOST_IN_A_FUNCTION = 300, 80
+MOST_LINES, MOST_IN_A_METHOD, MOST_IN_A_FUNCTION = 300, 200, 80
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.full_load", "yaml.unsafe_load",
@@ -104,7 +104,7 @@ def test_the_core_knows_torch_alone(path):
 @each
 def test_files_and_functions_stay_small(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES
+    assert lines <= (MOST_IN_A_METHOD if path.parent.name == "methods" else MOST_LINES)
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

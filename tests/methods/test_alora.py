@@ -371,6 +371,7 @@ def test_rank_patterns_keep_their_total():
     assert ranked(model)["layers.0.up"].scale == 1
 
 
+@pytest.mark.slow
 def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(stories, tmp_path, monkeypatch):
     run = {
         "method": {"name": "alora", "r": 2, "rounds": 1, "first_round": 3, "dropout": 0.1},

@@ -154,6 +154,7 @@ def test_settings_that_do_not_go_together(flags, word):
         read(None, {"data": "rows.jsonl", **flags})
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line(stories, shared, tmp_path):
     peer = free_port()
     text = str(shared / "data/text/tinyshakespeare/input.txt")

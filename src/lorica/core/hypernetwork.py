@@ -4,8 +4,9 @@
     A = reshape(W_A u + b_A), (R, I)             B = reshape(W_B u + b_B), (O, R)
 
 enc(c), depth(l) and type(m) take a half and two quarters of its width, each normalised; m is a
-layer's name and shape. W starts at zero, b_A as a LoRA's A and b_B at zero, so that every
-condition starts with the same A and with no update. All sites share the network.
+layer's name and shape. Sites share all but their biases; sites of one type share W. W starts at
+zero, b_A as a LoRA's A and b_B at zero, so that every condition starts with the same A and with
+no update.
 
     C conditions   S sites   I, O features of a site   R r   d hidden
 """
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorica.core.encode import Names, Vectors
 from lorica.core.rows import Rows
@@ -24,11 +26,12 @@ from lorica.core.targets import block_of
 
 
 class Place(NamedTuple):
-    """Where a site stands: the numbers of its depth and type, and the head it has."""
+    """Where a site stands: its depth and type, and the head and the number that it has there."""
 
     depth: int
     kind: int
     head: str
+    number: int
 
 
 class Network(nn.Module):
@@ -47,7 +50,14 @@ class Network(nn.Module):
         n, quarter = latent, latent // 4
         self.enc, self.r, self.default = enc, r, default
         self.depths = list(dict.fromkeys(block_of(site.name) for site in sites))
-        heads = {head_of(site): site for site in sites}
+        heads: dict[str, list[Site]] = {}
+        for site in sites:
+            heads.setdefault(head_of(site), []).append(site)
+        self._places = {
+            site.name: Place(self.depths.index(block_of(site.name)), kind, head, number)
+            for kind, (head, own) in enumerate(heads.items())
+            for number, site in enumerate(own)
+        }
         self.depth = nn.Embedding(len(self.depths), quarter)
         self.kind = nn.Embedding(len(heads), quarter)
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in (n // 2, quarter, quarter))
@@ -56,7 +66,7 @@ class Network(nn.Module):
             nn.LayerNorm(n), nn.Linear(n, 2 * n), nn.SiLU(), nn.Linear(2 * n, n)
         )
         self.out = nn.Sequential(nn.LayerNorm(n), nn.Linear(n, hidden))
-        self.heads = nn.ModuleDict({key: Head(r, hidden, site) for key, site in heads.items()})
+        self.heads = nn.ModuleDict({key: Head(r, hidden, own) for key, own in heads.items()})
         self.codes: Tensor | None = None
         self.rows: Rows | None = None
         self._now: tuple[Any, Any] | None = None
@@ -66,8 +76,7 @@ class Network(nn.Module):
         self.set(None, None)
 
     def place(self, site: Site) -> Place:
-        head = head_of(site)
-        return Place(self.depths.index(block_of(site.name)), list(self.heads).index(head), head)
+        return self._places[site.name]
 
     def set(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
         """Take up the conditions of the rows; see `core.condition.set_conditions`."""
@@ -106,25 +115,30 @@ class Network(nn.Module):
             parts = c, depth.repeat(len(codes), 1), kind.expand(len(c), -1)
             z = torch.cat([norm(v) for norm, v in zip(self.norms, parts, strict=True)], -1)
             z = self.mixer(z)
-            return head(self.out(z + self.res(z)))
+            return head(self.out(z + self.res(z)), [place.number for place in places])
 
 
 class Head(nn.Module):
-    """A and B of one type of layer, from u d."""
+    """A and B of the sites of one type."""
 
-    def __init__(self, r: int, hidden: int, site: Site):
+    def __init__(self, r: int, hidden: int, sites: list[Site]):
         super().__init__()
         self.r, self.hidden = r, hidden
-        self.a = nn.Linear(hidden, r * site.in_features)
-        self.b = nn.Linear(hidden, r * site.out_features)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-        bound = 1 / math.sqrt(site.in_features)
-        nn.init.uniform_(self.a.bias, -bound, bound)
+        a, b = r * sites[0].in_features, sites[0].out_features * r
+        self.weight_a = nn.Parameter(torch.zeros(a, hidden))
+        self.weight_b = nn.Parameter(torch.zeros(b, hidden))
+        bound = 1 / math.sqrt(sites[0].in_features)
+        self.bias_a = nn.Parameter(torch.empty(len(sites), a).uniform_(-bound, bound))
+        self.bias_b = nn.Parameter(torch.zeros(len(sites), b))
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        u = u / self.hidden
-        return self.a(u).unflatten(-1, (self.r, -1)), self.b(u).unflatten(-1, (-1, self.r))
+    def forward(self, states: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """states: (C S, d), the sites of one condition side by side."""
+        u, c = states / self.hidden, len(states) // len(numbers)
+        a, b = (
+            F.linear(u, weight) + torch.stack([bias[i] for i in numbers]).repeat(c, 1)
+            for weight, bias in ((self.weight_a, self.bias_a), (self.weight_b, self.bias_b))
+        )
+        return a.unflatten(-1, (self.r, -1)), b.unflatten(-1, (-1, self.r))
 
 
 def head_of(site: Site) -> str:

@@ -7,9 +7,10 @@ There is no one paper. The form, with heads for each type m of layer, zero W and
 LoRA, so that every c starts as the base, and the weight of the L2 penalty are those of Charakorn
 et al., "Text-to-LoRA: Instant Transformer Adaption", 2025, arXiv:2506.06105, and its code. Others
 are Lv et al., "HyperLoRA", Findings of EMNLP 2024, and HyperFormer, Mahabadi et al., 2021,
-arXiv:2106.04489. Ours: learned vectors of tasks and pairs, the sizes, no dropout inside the
-network, the penalty over known conditions instead of those at hand (so that micro-batches give
-the big batch's gradient), and the division by d, with which W u moves about as fast as b.
+arXiv:2106.04489. Ours: a bias for each layer instead of each type, so that without W it is LoRA;
+learned vectors of tasks and pairs; the sizes; no dropout inside the network; the penalty over
+known conditions instead of those at hand, so that micro-batches give the big batch's gradient;
+and the division by d, with which W u moves about as fast as b.
 
     C conditions   B batch   T tokens   I, O features   R r   d hidden
 """
@@ -40,11 +41,11 @@ MOST = 16  # conditions that one step's penalty looks at
 class Hyperlora(Method, name="hyperlora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Charakorn et al. 2025, arXiv:2506.06105"
-    count: ClassVar[str] = "(hidden + 1) * r * (I + O)"  # of one type of layer; the network once
+    count: ClassVar[str] = "r * (I + O)"  # and the network, once
     mixes: ClassVar[bool] = False
     """The rows of a batch differ by their conditions instead."""
     r: int = 8
-    """Columns of B. Parameters per type of layer (not per layer): (hidden + 1) * r * (I + O)."""
+    """Columns of B. Parameters per layer: r * (I + O); and those of the network, once."""
     alpha: float | None = None
     """Numerator of the scale s = alpha / r; None: 2 r."""
     dropout: float = 0.0
@@ -56,10 +57,11 @@ class Hyperlora(Method, name="hyperlora"):
     """The conditions that are known; by default those of the training rows. None for embedding."""
     width: int | None = None
     """Numbers of an embedding, or of the base's hidden state for text; found from the data."""
-    latent: int = 128
+    latent: int = 64
     """Width of the network; a multiple of 4."""
-    hidden: int = 64
-    """Numbers that a head makes A and B from, d. The heads grow with it."""
+    hidden: int = 16
+    """Numbers that A and B are made from. Parameters for all layers of one name and shape
+    together: hidden * r * (I + O)."""
     penalty: float = 1e-3
     """Weight of the mean squares of A and B, over the known conditions, in the loss."""
 
