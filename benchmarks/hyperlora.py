@@ -191,9 +191,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--norm", type=float, default=0.5, help="max_grad_norm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--r", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=4)
     parser.add_argument("--latent", type=int, default=64)
-    parser.add_argument("--shared-r", type=int, default=13, help="rank of the one shared LoRA")
+    parser.add_argument("--shared-r", type=int, default=14, help="rank of the one shared LoRA")
     return parser.parse_args(words)
 
 
