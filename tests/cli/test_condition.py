@@ -27,13 +27,13 @@ def write(path, **columns):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, stories):
-    """A run of six steps."""
+    """A run of thirty steps, after which the conditions differ."""
     folder = tmp_path_factory.mktemp("job")
     write(folder / "rows.jsonl")
     (folder / "job.yaml").write_text(
         f"base: {stories}\ndata: {{path: rows.jsonl, columns: {{condition: direction}}}}\n"
         "method: {name: hyperlora, condition: pair, r: 4, latent: 16, hidden: 8}\n"
-        f"learning_rate: 2e-2\nmax_steps: 6\noutput: {folder / 'run'}\n"
+        f"learning_rate: 2e-2\nmax_steps: 30\noutput: {folder / 'run'}\n"
     )
     assert cli.run(["train", str(folder / "job.yaml"), "--json"]) == 0
     return folder
