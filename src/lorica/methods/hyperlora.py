@@ -41,7 +41,7 @@ MOST = 16  # conditions that one step's penalty looks at
 class Hyperlora(Method, name="hyperlora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Charakorn et al. 2025, arXiv:2506.06105"
-    count: ClassVar[str] = "r * (I + O)"  # and the network, once
+    count: ClassVar[str] = "(hidden + 1) * r * (I + O)"  # at most: layers of a type share hidden
     mixes: ClassVar[bool] = False
     """The rows of a batch differ by their conditions instead."""
     r: int = 8
