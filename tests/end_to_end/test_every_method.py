@@ -74,7 +74,8 @@ def text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (shared / "data/text/tinyshakespeare/input.txt").read_text()
     path = tmp_path_factory.mktemp("text") / "shakespeare.jsonl"
     # Two conditions, for the method that makes its adapter from one; others name them unused.
-    rows = [{"text": whole[i : i + 30_000], "condition": f"part {i}"} for i in (0, 30_000)]
+    rows = [{"text": whole[3_000 * i : 3_000 * (i + 1)], "condition": f"part {i % 2}"}
+            for i in range(20)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
