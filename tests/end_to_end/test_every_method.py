@@ -27,7 +27,7 @@ RATES = {
 }  # fmt: skip
 """Learning rates at which a few steps are enough; 5e-3 where none is named."""
 EXTRA = {
-    "alora": {"method.r": 2},  # it tries every rank
+    "alora": {"method.r": 2, "method.rounds": 2},  # it tries every rank
     "blora": {"method.zero_start": "true"},
     "double_lora": {"method.start_second": 10},
 }

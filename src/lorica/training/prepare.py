@@ -73,7 +73,8 @@ def adapted_base(config: TrainConfig, data: Data) -> tuple[Base, Device | None]:
         modules_to_save=whole,
         trainable_token_indices=config.trainable_token_indices,
     )
-    base.lines += unused(base.model, told) + describe(base.model, base.tokenizer)
+    every = conditions([*data.train, *data.validation])
+    base.lines += unused(base.model, told) + describe(base.model, base.tokenizer, every)
     if device is not None:
         device.take_up()
     if config.gradient_checkpointing:
