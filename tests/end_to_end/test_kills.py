@@ -87,13 +87,16 @@ def come(moment: Moment, folder: Path) -> bool:
 
 def kill(process: subprocess.Popen[str], moment: Moment, folder: Path) -> None:
     deadline = time.monotonic() + 120
-    while not come(moment, folder):
-        assert process.poll() is None, f"it ended before {moment}: {process.communicate()[1]}"
-        assert time.monotonic() < deadline, f"{moment} did not come"
-        time.sleep(0.0005)
-    time.sleep(moment.wait)
-    process.kill()
-    _, said = process.communicate(timeout=60)
+    with process:
+        try:
+            while not come(moment, folder):
+                assert process.poll() is None, f"it ended before {moment}: {process.communicate()}"
+                assert time.monotonic() < deadline, f"{moment} did not come"
+                time.sleep(0.0005)
+            time.sleep(moment.wait)
+        finally:
+            process.kill()
+        _, said = process.communicate(timeout=60)
     assert process.returncode == -9, f"{moment}: {process.returncode} {said}"
 
 
@@ -119,11 +122,16 @@ def live(folder: Path, words: list[str], seed: int) -> Life:
         kill(start(folder, words), moment, folder)
         life.checkpoints += readable(folder)
         life.halves += any(p.name.startswith(commit.STAGING) for p in folder.rglob("*"))
-    last = start(folder, words)
-    _, said = last.communicate(timeout=120)
-    assert last.returncode == 0, said
-    assert "Traceback" not in said
+    assert "Traceback" not in finish(folder, words)
     return life
+
+
+def finish(folder: Path, words: list[str]) -> str:
+    """Start a run, or go on with it, and wait for its good end; what it says on the way."""
+    with start(folder, words) as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
 
 
 @pytest.mark.slow
@@ -133,14 +141,13 @@ def test_killed_runs_end_with_the_bits_of_the_whole_one(stories, tmp_path):
     settings = ["--base", stories, "--data", rows, "--max_steps", STEPS, "--save_steps", 2,
                 "--method.r", 4, "--method.dropout", 0.1, "--learning_rate", 5e-3,
                 "--eval_steps", 20, "--output"]  # fmt: skip
-    whole = start(tmp_path / "whole", command(*settings, tmp_path / "whole"))
+    folders = [tmp_path / f"run{seed}" for seed in range(RUNS)]
     with ThreadPoolExecutor(2) as pool:
-        folders = [tmp_path / f"run{seed}" for seed in range(RUNS)]
+        whole = pool.submit(finish, tmp_path / "whole", command(*settings, tmp_path / "whole"))
         lives = list(pool.map(
             lambda seed: live(folders[seed], command(*settings, folders[seed]), seed), range(RUNS)
         ))  # fmt: skip
-    _, said = whole.communicate(timeout=120)
-    assert whole.returncode == 0, said
+        whole.result()
     want = (tmp_path / "whole" / WEIGHTS).read_bytes()
     figures = commit.read_json(tmp_path / "whole/results.json")
     for folder in folders:

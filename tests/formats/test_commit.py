@@ -135,6 +135,24 @@ def test_sweeping_takes_what_was_left_and_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "staging"]
 
 
+def test_a_removal_that_is_cut_short_leaves_nothing_half_there(tmp_path, monkeypatch):
+    old = tmp_path / "step-1"
+    old.mkdir()
+    (old / "state.json").write_text("{}")
+    (old / "adapter.safetensors").write_text("")
+
+    def cut(path):
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(commit.shutil, "rmtree", cut)
+        commit.remove(old)
+    assert not old.exists()
+    commit.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_text_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "file"
     commit.write_text(file, "old")

@@ -73,6 +73,13 @@ def _rename_both(new: Path, old: Path) -> None:
     shutil.rmtree(aside)
 
 
+def remove(path: Path) -> None:
+    """Remove a folder: it is whole until it is gone. Killed on the way, `sweep` removes the rest."""
+    aside = path.parent / f"{STAGING}{path.name}-{uuid4().hex[:8]}"
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
 def sync(path: Path) -> None:
     """Make sure that `path` itself is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -7,7 +7,6 @@
 There is no random state to save: every draw of a step follows from (seed, step, process).
 """
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             "files": files,
         })  # fmt: skip
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        commit.remove(old)
     return path
 
 
