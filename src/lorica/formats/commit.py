@@ -74,7 +74,7 @@ def _rename_both(new: Path, old: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder: it is whole until it is gone. Killed on the way, `sweep` removes the rest."""
+    """Remove a folder, which is whole until it is gone. What a kill leaves over, `sweep` takes."""
     aside = path.parent / f"{STAGING}{path.name}-{uuid4().hex[:8]}"
     path.rename(aside)
     shutil.rmtree(aside)
