@@ -8,7 +8,7 @@ Base: stories260K (a Llama of 260,032 parameters, trained on TinyStories). Task:
 300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid (longer
 where the best is its last) by held-out loss with one seed; that rate is then run with three
 others. Forgetting is the rise of the loss on TinyStories, the text that the base comes from.
-Every run is a process with one thread.
+Every run has one thread.
 """
 
 import argparse
@@ -152,7 +152,7 @@ def measure(
     done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         one = partial(run, shared=shared, folder=Path(folder), steps=STEPS)
-        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             waiting = {pool.submit(one, *key): key for key in wanted if key not in runs}
             for future in as_completed(waiting):
                 runs[waiting[future]] = future.result()

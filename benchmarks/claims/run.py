@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import benchmarks.claims as package
@@ -31,12 +31,18 @@ Start = Callable[[Side, float | None, int, tuple[str, ...]], "Future[Run]"]
 
 
 class Bench:
-    """Runs in other processes. A run that two claims ask for is made once."""
+    """Runs in other processes. A run that two claims ask for is made once.
 
-    def __init__(self, pool: ProcessPoolExecutor, place: Place):
-        self.pool, self.place = pool, place
+    done: where runs are kept, a JSON line each; those that are there are not made again.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor, place: Place, done: Path):
+        self.pool, self.place, self.done = pool, place, done
         self.known: dict[str, Future[Run]] = {}
-        self.lock = Lock()
+        self.lock = RLock()  # a run that is over at once is kept at once
+        for line in done.read_text().splitlines() if done.is_file() else ():
+            self.known[json.loads(line)["key"]] = made = Future()
+            made.set_result(json.loads(line)["run"])
 
     def __call__(
         self, side: Side, rate: float | None, seed: int, also: tuple[str, ...]
@@ -44,10 +50,17 @@ class Bench:
         key = json.dumps([side.task.__module__, side.settings, rate, seed, also], sort_keys=True)
         with self.lock:
             if key not in self.known:
-                self.known[key] = self.pool.submit(
+                self.known[key] = made = self.pool.submit(
                     side.task, side.settings, rate, seed, also, self.place
                 )
+                made.add_done_callback(lambda made: self.keep(key, made))
             return self.known[key]
+
+    def keep(self, key: str, made: "Future[Run]") -> None:
+        """Write down a run that came to an end."""
+        if not made.cancelled() and made.exception() is None:
+            with self.lock, self.done.open("a") as file:
+                file.write(json.dumps({"key": key, "run": made.result()}) + "\n")
 
 
 def settle(side: Side, start: Start, quick: bool = False) -> dict[str, Any]:
@@ -99,8 +112,8 @@ def judged(claim: Claim, sides: list[dict[str, Any]], quick: bool) -> dict[str, 
     return {"smoke": quick, "sides": sides, "parts": parts, "verdict": together(parts)}
 
 
-def measure(chosen: list[Claim], place: Place, jobs: int) -> dict[str, Any]:
-    """Every chosen claim, settled and judged."""
+def measure(chosen: list[Claim], place: Place, jobs: int, done: Path) -> dict[str, Any]:
+    """Every chosen claim, settled and judged. done: see Bench."""
     text.write(place)
     context = multiprocessing.get_context("spawn")
     sides = [(claim, side) for claim in chosen for side in claim.sides]
@@ -108,7 +121,7 @@ def measure(chosen: list[Claim], place: Place, jobs: int) -> dict[str, Any]:
         ProcessPoolExecutor(jobs, mp_context=context) as pool,
         ThreadPoolExecutor(len(sides)) as threads,
     ):
-        bench = Bench(pool, place)
+        bench = Bench(pool, place, done)
         waiting = [(c, threads.submit(settle, s, bench, place.quick)) for c, s in sides]
         found: dict[str, list[dict[str, Any]]] = {claim.id: [] for claim in chosen}
         try:
@@ -146,8 +159,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Place(words.shared.resolve(), Path(folder), words.quick)
         chosen = [claim for claim in CLAIMS.values() if claim.id in words.only]
-        found = known["claims"] | measure(chosen, place, words.jobs)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        found = known["claims"] | measure(chosen, place, words.jobs, out.with_suffix(".jsonl"))
     known["claims"] = {name: found[name] for name in CLAIMS if name in found}
     known["versions"] = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(known, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 
 import lorica
 from benchmarks.claims import on_text, packing, pairs
-from benchmarks.claims.claim import LADDER, TUNING, Claim, Column, Run, Side, grid, paired
+from benchmarks.claims.claim import LADDER, TUNING, Claim, Column, Place, Run, Side, grid, paired
 from benchmarks.claims.page import page
-from benchmarks.claims.run import BEYOND, CLAIMS, judged, settle
+from benchmarks.claims.run import BEYOND, CLAIMS, Bench, judged, settle
 from benchmarks.claims.variants import OpenGates, UnitPrompts
 from benchmarks.claims.verdict import (
     FAILS,
@@ -127,6 +127,24 @@ def test_a_rate_that_is_stopped_is_never_the_best():
     assert found["rate"] is None
     assert [run["seed"] for run in found["runs"]] == list(SEEDS)
     assert all("no rate" in run["stopped"] for run in found["runs"])
+
+
+def test_a_run_that_is_written_down_is_not_made_again(tmp_path):
+    def task(settings, rate, seed, also, place) -> Run:
+        made.append(seed)
+        if rate is None:
+            raise RuntimeError("it broke")
+        return {"seed": seed, "score": rate}
+
+    made: list[int] = []
+    one, place, done = Side("one", task, {"r": 2}), Place(tmp_path, tmp_path, False), tmp_path / "d"
+    for _ in range(2):  # the second time from the file
+        with ThreadPoolExecutor(1) as pool:
+            bench: Any = Bench(pool, place, done)  # type: ignore[arg-type]
+            assert [bench(one, 0.1, seed, ()).result()["seed"] for seed in (0, 1, 0)] == [0, 1, 0]
+            with pytest.raises(RuntimeError):
+                bench(one, None, 7, ()).result()
+    assert made == [0, 1, 7, 7]
 
 
 def test_a_side_without_rates_is_run_as_it_is():
