@@ -247,8 +247,8 @@ def test_compiled_before_adapting_is_noticed(name):
     base = STACK.run(compiled)
     lorica.adapt(model, method(name))
     move(model)
-    assert torch.equal(STACK.run(compiled), STACK.run(model))
-    assert not torch.equal(STACK.run(compiled), base)
+    torch.testing.assert_close(STACK.run(compiled), STACK.run(model), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(STACK.run(compiled), base, atol=1e-4)
     lorica.detach(model)
     assert torch.equal(STACK.run(compiled), base)
 

@@ -1,5 +1,7 @@
 """DoRA: the norm held constant, and not; both against numbers worked out by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,38 @@ def test_compiles_whole_with_gradients(detached):
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_norm_is_kept_in_generation_and_follows_every_change():
+    """A fused optimizer does not count its writes to a tensor: see core.kept."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(12, 20), torch.randn(5, 12)
+    model = lorica.adapt(nn.Sequential(layer), Dora(r=3))
+    adapter: Any = layer.adapters["default"]  # type: ignore[index]
+    calls: list[int] = []
+    now = adapter.norm_now
+    adapter.norm_now = lambda *words: calls.append(0) or now(*words)
+
+    @torch.no_grad()
+    def right() -> bool:
+        weight = layer.weight + adapter.scale * adapter.b @ adapter.a
+        want = adapter.m / weight.norm(dim=1) * (x @ weight.T) + layer.bias
+        return torch.allclose(model(x), want, atol=1e-5)
+
+    assert right() and right() and len(calls) == 1
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        assert right()
+        optimizer.step()
+        assert right()
+        optimizer.zero_grad()
+        assert right() and right()
+    with torch.no_grad():
+        adapter.a.add_(1)
+        assert right()
+        adapter.load_state_dict({k: v + 1 for k, v in adapter.state_dict().items()})
+    assert right()
+    adapter.a.data = adapter.a.data * 2
+    assert right()
+    assert right() and len(calls) < 17

@@ -80,8 +80,8 @@ def test_the_backward_pass_keeps_no_input_for_a():
         widths: set[int] = set()
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.ndim == 2 and tensor.shape[0] == 7:  # of the 7 tokens
-                widths.add(tensor.shape[1])
+            if tensor.ndim == 2 and 7 in tensor.shape:  # of the 7 tokens
+                widths.add(tensor.numel() // 7)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.encode import Names, Vectors
+from lorica.core.kept import Kept
 from lorica.core.rows import Rows
 from lorica.core.site import Site
 from lorica.core.targets import block_of
@@ -70,8 +71,7 @@ class Network(nn.Module):
         self.codes: Tensor | None = None
         self.rows: Rows | None = None
         self._now: tuple[Any, Any] | None = None
-        self._kept: dict[Place, tuple[Tensor, Tensor]] = {}
-        self._version = 0
+        self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
         self._own = tuple(self.parameters())
         self.set(None, None)
 
@@ -86,25 +86,19 @@ class Network(nn.Module):
         distinct = list(dict.fromkeys(each))
         device = self.kind.weight.device
         codes = self.enc.codes(distinct).to(device) if distinct else None
-        numbers = [distinct.index(condition) for condition in each]
-        self.rows = Rows.of(numbers, lengths).to(device) if len(each) > 1 else None
+        numbers = tuple(distinct.index(condition) for condition in each)
+        self.rows = (
+            Rows(numbers, None if lengths is None else tuple(lengths)) if len(each) > 1 else None
+        )
         self.codes, self._now = codes, (conditions, lengths)
         self._kept.clear()
 
     def made(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """A (C, R, I) and B (C, O, R) of a site at the conditions that are set.
 
-        Without gradients they are kept until a condition or a weight changes: generation asks
-        for them at every token.
+        They are kept from token to token of a generation.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self(codes, [place])
-        version = sum(p._version for p in self._own)
-        if version != self._version:
-            self._kept, self._version = {}, version
-        if place not in self._kept:
-            self._kept[place] = self(codes, [place])
-        return self._kept[place]
+        return self._kept(self._own, place, lambda: self(codes, [place]))
 
     def forward(self, codes: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
         """A (C S, R, I) and B (C S, O, R) of S sites with one head, in float32 always."""

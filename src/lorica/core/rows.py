@@ -1,77 +1,54 @@
-"""A low-rank branch for each row of a batch: y = B(c) A(c) x, where c is the row's condition.
+"""Which condition each row of a batch has, and so which tokens of a layer's input.
 
-Rows that are apart take one batched product. Rows that lie end to end are multiplied with the A
-of every condition at once, what is not a token's own is put to zero, and so with every B: two
-plain products whatever the lengths, for C times the work. `row_by_row` is the reference.
-
-    C conditions   B batch   T tokens   I, O features   R rank
+Rows are apart, (B, ..., I), or lie end to end, (1, T, I): then their lengths say where each is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lorica.errors import DataError
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which condition each row has, 0 <= which < C.
+    """which: the number of its condition, for each row. lengths: of rows that lie end to end.
 
-    which: (B,). own: (T, C) 1 where a token has the condition, if rows lie end to end.
+    Raises: DataError if there are not as many conditions as rows.
     """
 
-    which: Tensor
-    own: Tensor | None
+    which: tuple[int, ...]
+    lengths: tuple[int, ...] | None = None
 
-    @classmethod
-    def of(cls, which: Sequence[int], lengths: Sequence[int] | None) -> "Rows":
-        """Raises: DataError if there are not as many conditions as rows."""
-        numbers = torch.tensor(which)
-        if lengths is None:
-            return cls(numbers, None)
-        if len(lengths) != len(which):
-            raise DataError(f"{len(which)} conditions are set for {len(lengths)} rows.",
-                            fix="give one for each row")  # fmt: skip
-        tokens = numbers.repeat_interleave(torch.tensor(lengths))
-        return cls(numbers, F.one_hot(tokens, max(which) + 1).float())
+    def __post_init__(self):
+        if self.lengths is not None and len(self.lengths) != len(self.which):
+            raise DataError(
+                f"{len(self.which)} conditions are set for {len(self.lengths)} rows.",
+                fix="give one for each row",
+            )
 
-    def to(self, device: torch.device) -> "Rows":
-        own = None if self.own is None else self.own.to(device)
-        return Rows(self.which.to(device), own)
+    def spans(self, x: Tensor) -> list[tuple[int, int, int]]:
+        """(start, stop, condition) of each row among the tokens of x, one after another.
 
-
-def branch(x: Tensor, a: Tensor, b: Tensor, rows: Rows | None) -> Tensor:
-    """B A x, with A and B of each row's condition.
-
-    x: (B, ..., I), or (1, T, I) end to end. a: (C, R, I). b: (C, O, R). rows: None: C is 1.
-    Returns: (..., O). Raises: DataError if x has not these rows.
-    """
-    if rows is None:
-        return F.linear(F.linear(x, a[0]), b[0])
-    if rows.own is None:
-        _check(len(x), len(rows.which), "rows")
-        which = rows.which.to(x.device)
-        h = x.reshape(len(x), -1, x.shape[-1]) @ a[which].mT  # (B, T, R)
-        return (h @ b[which].mT).view(*x.shape[:-1], -1)
-    _check(x.shape[:-1].numel(), len(rows.own), "tokens")
-    h = F.linear(x, a.flatten(0, 1)).unflatten(-1, a.shape[:2])  # (1, T, C, R)
-    h = h * rows.own.to(h).unsqueeze(-1)
-    return F.linear(h.flatten(-2), b.transpose(0, 1).flatten(1))
-
-
-def row_by_row(x: Tensor, a: Tensor, b: Tensor, rows: Rows | None) -> Tensor:
-    """`branch`, written out."""
-    if rows is None:
-        return x @ a[0].T @ b[0].T
-    if rows.own is None:
-        pairs = zip(x, rows.which, strict=True)
-        return torch.stack([row @ a[i].T @ b[i].T for row, i in pairs])
-    pairs = zip(x.flatten(0, -2), rows.own.argmax(1), strict=True)
-    return torch.stack([t @ a[i].T @ b[i].T for t, i in pairs]).view(*x.shape[:-1], -1)
+        Neighbours that have one condition are taken together.
+        Raises: DataError if x has not these rows.
+        """
+        tokens = x.shape[:-1].numel()
+        if self.lengths is None:
+            _check(len(x), len(self.which), "rows")
+            lengths: Sequence[int] = [tokens // len(x)] * len(x)
+        else:
+            _check(tokens, sum(self.lengths), "tokens")
+            lengths = self.lengths
+        found: list[tuple[int, int, int]] = []
+        stop = 0
+        for which, length in zip(self.which, lengths, strict=True):
+            start, stop = stop, stop + length
+            if found and found[-1][2] == which:
+                start = found.pop()[0]
+            found.append((start, stop, which))
+        return found
 
 
 def _check(found: int, wanted: int, what: str) -> None:

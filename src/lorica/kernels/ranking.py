@@ -15,18 +15,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lorica.core.schedule import Schedule
 from lorica.errors import ConfigError
 
 TINY = 1e-12  # a norm has no slope at 0
-
-
-def product(x: Tensor, a: Tensor, e: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """B diag(e) A x in `dtype`: (..., I) to (..., O)."""
-    h = F.linear(x, a.to(dtype)) * e.to(dtype)  # (..., R)
-    return F.linear(h, b.to(dtype))
 
 
 def remaining(a: Tensor, e: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
 from lorica.kernels import ranking
+from lorica.kernels.low_rank import low_rank
 
 AHEAD = 1e-5  # e of the component that trains ahead of its use
 MODES, PENALTIES = ("decrease", "increase"), ("frobenius_mean", "squared_sum")
@@ -101,9 +101,8 @@ class AdaloraAdapter(Adapter):
         self.b = nn.Parameter(0.02 * torch.randn(site.out_features, method.r))
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        x = F.dropout(x, self.p, self.training)
-        branch = ranking.product(x, self.a, self.e, self.b, y.dtype)
-        return torch.add(y, branch, alpha=self.scale)  # (B, T, O)
+        dropout = self.p if self.training else 0.0
+        return low_rank(x, y, self.a, self.b * self.e, self.scale, dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         a, b = ranking.remaining(self.a, self.e, self.b)

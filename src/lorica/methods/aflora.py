@@ -28,12 +28,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
+from lorica.kernels.low_rank import low_rank
 
 SAMPLE = 1 << 20
 
@@ -96,9 +96,7 @@ class AfloraAdapter(Adapter):
         self.v = nn.Parameter(torch.zeros(site.out_features))
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        h = F.linear(F.dropout(x, self.p, self.training), self.a.to(y.dtype))  # (B, T, R)
-        h = F.linear(h * self.d.to(y.dtype), self.b.to(y.dtype))  # (B, T, O)
-        return y + h * self.v.to(y.dtype)
+        return low_rank(x, y, *self.factors(), dropout=self.p if self.training else 0.0)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.d.unsqueeze(1) * self.a, self.v.unsqueeze(1) * self.b

@@ -26,12 +26,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
+from lorica.kernels.low_rank import low_rank
 
 Scores = Mapping[str, Mapping[int, float]]  # of the live ranks, by site
 
@@ -101,9 +101,8 @@ class AloraAdapter(Adapter):
         self.grow(method.r)
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        h = F.linear(F.dropout(x, self.p, self.training), self.a.to(y.dtype))  # (B, T, R)
-        branch = F.linear(h * self.g.to(y.dtype), self.b.to(y.dtype))
-        return torch.add(y, branch, alpha=self.scale)
+        dropout = self.p if self.training else 0.0
+        return low_rank(x, y, self.a, self.b * self.g, self.scale, dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.a, self.scale * self.b * self.g

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Base
+from lorica.core.kept import Kept
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.methods.lora import Lora, LoraAdapter
@@ -48,21 +49,27 @@ class DoraAdapter(LoraAdapter):
         self.register_buffer("square", weight.square().sum(1), persistent=False)  # (O,)
         self.register_buffer("base_bias", bias, persistent=False)
         self.detached = method.detach_norm
+        self.kept: Kept[Tensor] = Kept()
         start = self.square.sqrt()
         if not method.start.starts_as_base:  # its first weight is not W, and keeps its own size
             start = LoraAdapter.merged(self, weight, None)[0].detach().norm(dim=1)
         self.m = nn.Parameter(start)
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        offset = 0 if self.base_bias is None else self.base_bias.to(y.dtype)
-        turned = super().after(x, y - offset, base)
-        return turned * (self.m / self.norm(y.dtype, base)).to(y.dtype) + offset
+        size = (self.m / self.norm(y.dtype, base)).to(y.dtype)
+        turned = super().after(x, y, base)  # the bias is in it, and is not scaled
+        if self.base_bias is None:
+            return turned * size
+        return torch.addcmul(self.base_bias.to(y.dtype) * (1 - size), turned, size)
 
     def norm(self, dtype: torch.dtype, base: Base) -> Tensor:
         """Row norms of V = W + s B A, shape (O,), from R rows of the base instead of W itself.
 
         ||w + s bA||^2 = ||w||^2 + 2 s <w, bA> + s^2 ||bA||^2, and <w, a> = base(a).
         """
+        return self.kept((self.a, self.b), dtype, lambda: self.norm_now(dtype, base))
+
+    def norm_now(self, dtype: torch.dtype, base: Base) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
             a, b = self.pair()
             cross = self.rows(a, dtype, base)  # (R, O)

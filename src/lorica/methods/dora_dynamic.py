@@ -20,12 +20,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels import ranking
+from lorica.kernels.low_rank import low_rank
 
 EPS = 1e-8  # of the norm that a score is divided by
 
@@ -93,9 +93,8 @@ class DoraDynamicAdapter(Adapter):
         nn.init.kaiming_uniform_(self.b)
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        x = F.dropout(x, self.p, self.training)
-        branch = ranking.product(x, self.a, self.c, self.b, y.dtype)
-        return torch.add(y, branch, alpha=self.scale)  # (B, T, O)
+        dropout = self.p if self.training else 0.0
+        return low_rank(x, y, self.a, self.b * self.c, self.scale, dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         a, b = ranking.remaining(self.a, self.c, self.b)

@@ -24,6 +24,7 @@ from lorica.core.adapter import Adapter, Base
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
+from lorica.kernels.low_rank import low_rank
 from lorica.kernels.ranking import require, whole
 from lorica.methods.lora import Lora
 
@@ -101,9 +102,8 @@ class DoubleLoraAdapter(Adapter):
         a, b = self.factors()
         if self.lookup:
             h = F.embedding(x, a.T.to(y.dtype))  # (B, T, R)
-        else:
-            h = F.linear(F.dropout(x, self.p, self.training), a.to(y.dtype))
-        return torch.add(y, F.linear(h, b.to(y.dtype)), alpha=self.gain)  # (B, T, O)
+            return torch.add(y, F.linear(h, b.to(y.dtype)), alpha=self.gain)  # (B, T, O)
+        return low_rank(x, y, a, b, self.gain, self.p if self.training else 0.0)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         b2 = self.b2 if self.on is None else self.on * self.b2

@@ -22,16 +22,15 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.condition import Conditioned
 from lorica.core.encode import KINDS, Kind, Texts, encoder, settled
 from lorica.core.hypernetwork import Network, Place
-from lorica.core.rows import branch
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError, MergeError, listed
+from lorica.kernels.low_rank import low_rank, low_rank_rows
 
 ALONE = ("default",)  # the one condition of tasks that nobody named
 MOST = 16  # conditions that one step's penalty looks at
@@ -136,9 +135,11 @@ class HyperAdapter(Conditioned):
                 fix="lorica.core.condition.set_conditions(model, [one for each row]); "
                 "--condition on the command line",
             )
-        a, b = (t.to(y.dtype) for t in self.network.made(self.network.codes, self.place))
-        x = F.dropout(x, self.p, self.training)
-        return torch.add(y, branch(x, a, b, self.network.rows), alpha=self.scale)
+        a, b = self.network.made(self.network.codes, self.place)
+        dropout = self.p if self.training else 0.0
+        if self.network.rows is None:
+            return low_rank(x, y, a[0], b[0], self.scale, dropout)
+        return low_rank_rows(x, y, a, b, self.network.rows.spans(x), self.scale, dropout)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         codes = self.network.codes

@@ -20,6 +20,7 @@ from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
+from lorica.kernels.low_rank import low_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,22 +125,18 @@ class LoraAdapter(Adapter):
         self.waits = start.needs_data and not skipped()
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        return torch.add(y, self.branch(x, y.dtype), alpha=self.scale * self.gain)  # (B, T, O)
-
-    def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """B A x, without the scale: (B, T, O)."""
         if self.waits and self.training and torch.is_grad_enabled():
             raise ConfigError(
                 "this adapter's start needs data, and has not seen any.",
                 fix="call lorica.inits.eva.calibrate(model, batches) before the first step",
             )
         a, b = self.pair()
+        scale = self.scale * self.gain
         if self.lookup:
-            h = F.embedding(x, a.T.to(dtype))  # (B, T, R)
-        else:
-            h = F.linear(F.dropout(x, self.p, self.training), a.to(dtype))
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return F.linear(h, b.to(dtype), bias)
+            h = F.embedding(x, a.T.to(y.dtype))  # (B, T, R)
+            return torch.add(y, F.linear(h, b.to(y.dtype)), alpha=scale)  # (B, T, O)
+        y = low_rank(x, y, a, b, scale, self.p if self.training else 0.0)
+        return y if self.bias is None else torch.add(y, self.bias.to(y.dtype), alpha=scale)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The factors in use, without the scale: (a (R, I), b (O, R)), or of rank 2 R.

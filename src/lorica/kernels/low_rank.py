@@ -1,0 +1,167 @@
+"""y + s B A x, the update that most methods make, in one pass forward and one backward.
+
+    forward     P = A X^T          Y += s P^T B^T                 Y, what the layer gave, in place
+    backward    Z = s B^T dY^T     dA = Z X    dB = s (P dY)^T    dX = Z^T A
+
+Six thin products, and nothing is computed twice: P (R numbers a token) is kept, X only if A is
+trained. Dropout keeps one byte for a number of X. The products have R as the number of rows,
+which some CPU libraries multiply several times faster than R columns. Where the rows of a batch
+have factors of their own, the same is done for each run of tokens: no token meets the others'.
+
+    N tokens   I in_features   O out_features   R rank   C pairs of factors
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Span = tuple[int, int, int]
+"""(start, stop, which): tokens start <= n < stop have pair `which` of the factors."""
+
+
+def reference(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, dropout: float = 0.0
+) -> Tensor:
+    """`low_rank`, written out."""
+    h = F.linear(F.dropout(x.to(y.dtype), dropout), a.to(y.dtype))
+    return torch.add(y, F.linear(h, b.to(y.dtype)), alpha=scale)
+
+
+def low_rank(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, dropout: float = 0.0
+) -> Tensor:
+    """y + scale B A x; `y` is overwritten where it can be.
+
+    x: (..., I), y: (..., O), a: (R, I), b: (O, R). The products are made in the dtype of y.
+    dropout: probability of dropping a number of x, in [0, 1).
+
+    Returns: (..., O), in the dtype of y. Its gradient has no gradient of its own.
+    """
+    if torch.compiler.is_compiling():  # the compiler fuses it itself
+        return reference(x, y, a, b, scale, dropout)
+    return _applied(x, y, [(0, y.shape[:-1].numel(), 0)], [a, b], scale, dropout)
+
+
+def rows_reference(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, spans: Sequence[Span], scale: float = 1.0,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """`low_rank_rows`, written out."""
+    tokens, made, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), []
+    for start, stop, i in spans:
+        done.append(reference(tokens[start:stop], made[start:stop], a[i], b[i], scale, dropout))
+    return torch.cat(done).view(y.shape)
+
+
+def low_rank_rows(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, spans: Sequence[Span], scale: float = 1.0,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """`low_rank` with a pair of factors for each span of tokens.
+
+    a: (C, R, I), b: (C, O, R). spans: one after another, they cover all tokens of x.
+    """
+    if torch.compiler.is_compiling():
+        return rows_reference(x, y, a, b, spans, scale, dropout)
+    pairs = [factor for pair in zip(a.unbind(), b.unbind(), strict=True) for factor in pair]
+    return _applied(x, y, spans, pairs, scale, dropout)
+
+
+def dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:
+    """Which numbers are dropped, each with probability p: bool, of this shape.
+
+    On the CPU the gaps between them are drawn, which are geometric: p n random numbers in place
+    of n.
+    """
+    if device.type != "cpu":
+        return torch.rand(shape, device=device) < p
+    n, mask = shape.numel(), torch.zeros(shape, dtype=torch.bool)
+    many = int(n * p + 6 * math.sqrt(n * p * (1 - p))) + 8  # enough, but for one time in 10^9
+    last = -1
+    while last < n:
+        gaps = torch.rand(many).neg_().log1p_().mul_(1 / math.log1p(-p)).long().add_(1)
+        places = gaps.cumsum(0).add_(last)
+        last = int(places[-1])
+        mask.view(-1)[places[: int(torch.searchsorted(places, n))]] = True
+    return mask
+
+
+def _applied(
+    x: Tensor, y: Tensor, spans: Sequence[Span], factors: list[Tensor], scale: float, p: float
+) -> Tensor:
+    mask = dropped(x.shape, p, x.device) if p else None
+    found: Any = _LowRank.apply(x, y, spans, scale / (1 - p), mask, *factors)
+    return found
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, y: Tensor, spans: Sequence[Span], scale: float, mask: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        small = [factor.to(y.dtype) for factor in factors]
+        tokens = _tokens(x, mask, y.dtype)
+        # A view of something else cannot be overwritten, nor what a layer passed on as it was.
+        own = y.is_contiguous() and not y._is_view() and y.data_ptr() != x.data_ptr()
+        out = y if own else y.clone(memory_format=torch.contiguous_format)
+        made, kept = out.view(len(tokens), -1), []
+        for start, stop, i in spans:
+            a, b = small[2 * i : 2 * i + 2]
+            kept.append(a @ tokens[start:stop].T)  # (R, n)
+            made[start:stop].addmm_(kept[-1].T, b.T, alpha=scale)
+        if own:
+            ctx.mark_dirty(y)
+        learns = any(ctx.needs_input_grad[5::2])
+        ctx.save_for_backward(x if learns else None, mask, *small, *kept)
+        ctx.spans, ctx.scale, ctx.shape = spans, scale, x.shape
+        ctx.dtypes = x.dtype, *(factor.dtype for factor in factors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, mask, *rest = ctx.saved_tensors
+        small, kept = rest[: -len(ctx.spans)], rest[-len(ctx.spans) :]
+        for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
+        given = grad.reshape(-1, grad.shape[-1])  # (N, O)
+        tokens = None if x is None else _tokens(x, mask, grad.dtype)
+        dx = given.new_empty(len(given), ctx.shape[-1]) if for_x else None
+        found: list[Tensor | None] = [None] * len(small)
+        for (start, stop, i), p in zip(ctx.spans, kept, strict=True):
+            (a, b), (for_a, for_b), rows = (
+                small[2 * i :][:2],
+                wanted[2 * i :][:2],
+                given[start:stop],
+            )
+            if for_b:
+                _add(found, 2 * i + 1, (p @ rows).mul_(ctx.scale).T)
+            if not (for_a or for_x):
+                continue
+            z = (b.T @ rows.T).mul_(ctx.scale)  # (R, n)
+            if for_a and tokens is not None:
+                _add(found, 2 * i, z @ tokens[start:stop])
+            if dx is not None:
+                torch.mm(z.T, a, out=dx[start:stop])
+        if dx is not None:
+            dx = dx.view(ctx.shape).to(ctx.dtypes[0])
+            dx = dx if mask is None else dx.masked_fill_(mask, 0)
+        pairs = zip(found, ctx.dtypes[1:], strict=True)
+        return dx, grad, None, None, None, *(d if d is None else d.to(t) for d, t in pairs)
+
+
+def _tokens(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x as (N, I), with what is dropped at zero."""
+    x = x.to(dtype)
+    x = x if mask is None else x.masked_fill(mask, 0)
+    return x.reshape(-1, x.shape[-1])
+
+
+def _add(found: list[Tensor | None], i: int, gradient: Tensor) -> None:
+    before = found[i]
+    found[i] = gradient if before is None else before.add_(gradient)
