@@ -139,7 +139,7 @@ def site_of(name: str, module: nn.Module) -> Site | None:
 
 def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Site]:
     """Every site of the base of one of `kinds`, in model order. Adapters are no sites."""
-    head, decoder = output_head(model), _decoder(model)
+    head, decoder = output_head(model), decoder_of(model)
     found: list[Site] = []
     for name, module in model.named_modules():
         if PORT in name.split("."):
@@ -153,7 +153,7 @@ def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Sit
     return found
 
 
-def _decoder(model: nn.Module) -> nn.Module | None:
+def decoder_of(model: nn.Module) -> nn.Module | None:
     """The part of a model that turns token ids into hidden states, where it says which."""
     ask = getattr(model, "get_decoder", None)
     found = ask() if callable(ask) else None

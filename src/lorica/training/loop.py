@@ -89,9 +89,8 @@ class Trainer:
         self.lines = [*self.base.lines, *data.lines]
         self.lines += [f"batches are padded: {reason}"] if reason else []
         self.stepper = Stepper(
-            accelerator, accelerator.prepare_model(self.base.model),
-            micro_batch_size=config.micro_batch_size, packed=self.packed,
-            pad_id=self.base.tokenizer.pad_token_id or 0,
+            accelerator, self.base.model, micro_batch_size=config.micro_batch_size,
+            packed=self.packed, pad_id=self.base.tokenizer.pad_token_id or 0,
         )  # fmt: skip
         self.rows_per_step = (
             config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes

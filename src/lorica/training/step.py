@@ -7,16 +7,17 @@ one count, so that 1 x 8, 2 x 4 and 8 x 1 rows, in one process or in two, give o
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.base.tail import tail_of
 from lorica.core.condition import set_conditions
 from lorica.data.batch import Batch, pack, pad
 from lorica.data.tokenise import Example
+from lorica.kernels.loss import label_loss
 from lorica.training.watch import check_connected
 
 
@@ -34,6 +35,39 @@ class Outcome:
     where: list[str]
 
 
+class Objective(nn.Module):
+    """A batch in, the sum of the losses over its label tokens (rows of a classifier) out.
+
+    The output head sees the label tokens alone, wherever the model can be taken apart for it.
+    """
+
+    def __init__(self, model: nn.Module, *, packed: bool):
+        super().__init__()
+        self.model, self.packed, self.tail = model, packed, tail_of(model)
+        ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
+
+    def forward(self, batch: Batch) -> Tensor:
+        set_conditions(self.model, batch.conditions, batch.lengths if self.packed else None)
+        if batch.labels is not None:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            return F.cross_entropy(
+                self.model(**inputs).logits.float(), batch.labels, reduction="sum"
+            )
+        options: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if self.packed:
+            options |= {"position_ids": batch.position_ids, "row_lengths": batch.lengths}
+        else:
+            options["attention_mask"] = batch.attention_mask
+        if self.tail is None:
+            logits = self.model(**options).logits.flatten(0, 1)[batch.predict]
+            return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
+        return label_loss(
+            hidden, batch.targets, self.tail, self.tail.vocabulary, self.tail.learned()
+        )
+
+
 class Stepper:
     """Forward and backward over the rows of a step, on whatever accelerate has set up."""
 
@@ -49,9 +83,7 @@ class Stepper:
         self.accelerator, self.micro, self.packed, self.pad_id = (
             accelerator, micro_batch_size, packed, pad_id,
         )  # fmt: skip
-        bare = accelerator.unwrap_model(model)
-        self.model, self.bare = model, bare
-        self.keeps = "logits_to_keep" in signature(bare.forward).parameters
+        self.objective = accelerator.prepare_model(Objective(model, packed=packed))
 
     def __call__(
         self,
@@ -73,8 +105,8 @@ class Stepper:
         extra: Tensor | float = 0.0
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with nullcontext() if last else acc.no_sync(self.model):
-                loss = self._loss(batch.to(acc.device))
+            with nullcontext() if last else acc.no_sync(self.objective):
+                loss = self.objective(batch.to(acc.device))
                 check_connected(loss)
                 extra = penalty() if last else 0.0
                 acc.backward(loss * (acc.num_processes / labels) + extra)  # processes are averaged
@@ -86,26 +118,6 @@ class Stepper:
 
     def _batch(self, rows: list[Example]) -> Batch:
         return pack(rows) if self.packed else pad(rows, self.pad_id)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """The sum of losses over the label tokens (rows) of a batch."""
-        set_conditions(self.bare, batch.conditions, batch.lengths if self.packed else None)
-        if batch.labels is not None:
-            logits = self.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask
-            ).logits
-            return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-        options: dict[str, Any] = {"use_cache": False}
-        if self.packed:
-            options |= {"position_ids": batch.position_ids, "row_lengths": batch.lengths}
-            if self.keeps:
-                options["logits_to_keep"] = batch.predict
-        else:
-            options["attention_mask"] = batch.attention_mask
-        logits = self.model(input_ids=batch.input_ids, **options).logits.flatten(0, 1)
-        if not (self.packed and self.keeps):
-            logits = logits[batch.predict]
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
 def _weight(batch: Batch) -> int:

@@ -1,0 +1,87 @@
+"""A language model in two parts: its decoder, and what it does to the hidden states afterwards.
+
+The second part (a head, and whatever the architecture does to the logits) is the model's own code:
+it is run on hidden states that are given, with its decoder out of the way. Whether the two make the
+whole is not looked up but tried.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorica.core.attach import use
+from lorica.core.site import decoder_of
+
+
+class Given(nn.Module):
+    """Stands where the decoder was, and answers with hidden states (1, N, C)."""
+
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> "Answer":
+        return Answer(self.hidden)
+
+
+class Answer:
+    """What a decoder gives: hidden states, and none of all else (caches, attentions, routers)."""
+
+    def __init__(self, hidden: Tensor):
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: int) -> Tensor:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class Tail:
+    """What `model` does after its decoder, which is its child `name`."""
+
+    def __init__(self, model: nn.Module, name: str):
+        self.model, self.name = model, name
+        self.decoder: Any = model.get_submodule(name)
+        self.vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(N, C) hidden states to (N, V) logits."""
+        children, model = self.model._modules, self.model
+        children[self.name] = Given(hidden.unsqueeze(0))
+        try:
+            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+            return model.forward(input_ids=ids, use_cache=False).logits.squeeze(0)
+        finally:
+            children[self.name] = self.decoder
+
+    def learned(self) -> list[Tensor]:
+        """The tensors that are trained outside of the decoder."""
+        outside = [m for m in self.model.children() if m is not self.decoder]
+        own = {id(p): p for m in outside for p in m.parameters() if p.requires_grad}
+        return list(own.values())
+
+
+@torch.no_grad()
+def tail_of(model: nn.Module) -> Tail | None:
+    """The model's tail; None if it cannot be taken apart so that the parts make the whole."""
+    decoder = decoder_of(model)
+    name = next((n for n, m in model.named_children() if m is decoder), None)
+    if name is None:
+        return None
+    mode, foreign = model.training, model.eval()
+    ids = torch.arange(3, 10, device=next(model.parameters()).device).unsqueeze(0)
+    try:
+        with use(model):
+            tail = Tail(model, name)
+            ids = ids % tail.vocabulary
+            whole = foreign(input_ids=ids, use_cache=False).logits[0]
+            parts = tail(tail.decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
+    except Exception:  # an unknown architecture may refuse in any way at all
+        return None
+    finally:
+        model.train(mode)
+    close = 1e-4 if whole.dtype == torch.float32 else 2e-2
+    same = parts.shape == whole.shape and (parts - whole).abs().max() <= close * whole.abs().max()
+    return tail if same else None
