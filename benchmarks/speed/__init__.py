@@ -1,0 +1,18 @@
+"""What a training step costs: ours, PEFT's, and the floor that no adapter can go below.
+
+    make bench                                            everything, as JSON, table and picture
+    python -m benchmarks.speed --only "same work" --rounds 8
+    python -m benchmarks.speed --write docs/performance/README.md     the page, from the JSON
+
+The floor is the frozen base: its forward pass, and its backward pass to its inputs. Every side is
+a process of its own with one thread; they wait for one another, and take their steps in turn, in
+an order that changes from round to round. What is compared is the median of the ratios within a
+round. Time is that of the process, not of the clock, so that another program takes no part in it.
+
+Before anything is timed, sides that do the same work have to show that they do: from the same
+weights, with B away from zero, the same loss and the same gradient.
+
+    work.py      the model, the rows, the batches        worker.py   a side, in its process
+    sides.py     what is compared                        run.py      rounds, gates, JSON
+    page.py      tables and the picture
+"""
