@@ -144,7 +144,8 @@ def machine() -> dict[str, Any]:
     said = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in said if line.startswith("model name")]
     return {
-        "processor": (models or [platform.processor()])[0], "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": (models or [platform.processor()])[0],
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {name: version(name) for name in LIBRARIES},
     }  # fmt: skip
 
