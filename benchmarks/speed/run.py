@@ -43,7 +43,8 @@ SAME = [
 SHIPPED = [
     Side("PEFT, plain loop", "peft", PEFT, rows="random"),
     Side("PEFT, rows of like length", "peft", PEFT, rows="grouped"),
-    Side("Lorica", "lorica trainer", LORA, rows="random"),
+    Side("Lorica, no beginnings shared", "lorica trainer", LORA, rows="random"),
+    Side("Lorica", "lorica trainer", {**LORA, "shared": True}, rows="random"),
 ]
 SECTIONS = {"same work": SAME, "as shipped": SHIPPED}
 CLOSE = {"float32": 1e-4, "bfloat16": 5e-2}

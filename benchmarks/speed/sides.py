@@ -132,7 +132,8 @@ class Lorica(Work):
 
         if kind := side.settings.get("quantisation"):
             quantise(self.model, kind)
-        chosen = {k: v for k, v in side.settings.items() if k not in ("name", "quantisation")}
+        others = ("name", "quantisation", "shared")
+        chosen = {k: v for k, v in side.settings.items() if k not in others}
         self.conditions = [f"task {i}" for i in range(side.batch)]
         method = lorica.method(side.settings["name"], **chosen)
         told = self.conditions if side.settings["name"] == "hyperlora" else None
@@ -169,7 +170,12 @@ class LoricaTrainer(Lorica):
         from lorica.training.step import Stepper
 
         self.stepper = Stepper(
-            Accelerator(cpu=True), self.model, micro_batch_size=side.batch, packed=True, pad_id=0
+            Accelerator(cpu=True),
+            self.model,
+            micro_batch_size=side.batch,
+            packed=True,
+            shared=bool(side.settings.get("shared")),
+            pad_id=0,
         )
         self.examples = [
             [Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")

@@ -1,6 +1,7 @@
 """Batches: packed and padded ask for the same labels, row by row, and never over a border."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,3 +90,63 @@ def test_to_moves_every_tensor():
     batch = pad(examples(2), 0).to("meta")
     tensors = [v for v in vars(batch).values() if isinstance(v, torch.Tensor)]
     assert len(tensors) == 6 and all(t.is_meta for t in tensors)
+
+
+def whole(batch):
+    """Every row as it can be read from the line: what it shares, then its own."""
+    ids, stop, found = batch.input_ids[0].tolist(), 0, []
+    for begins, length in zip(batch.shared, batch.lengths, strict=True):
+        start, stop = stop, stop + length
+        found.append([i for a, b in [*begins, (start, stop)] for i in ids[a:b]])
+    return found
+
+
+def alike(seed):
+    """Rows that begin with one of three beginnings, of which one begins with another."""
+    rng = random.Random(seed)
+    one = [rng.randint(3, 99) for _ in range(10)]
+    begins = [one, one + [rng.randint(3, 99) for _ in range(9)], [rng.randint(3, 99)] * 5]
+    rows = []
+    for i in range(11):
+        ids = rng.choice(begins) + [rng.randint(3, 99) for _ in range(rng.randint(1, 4))]
+        learned = [False, *(rng.random() < 0.5 for _ in ids[1:])]
+        rows.append(Example(ids, learned, f"a:{i}"))
+    return [*rows, replace(rows[0], where="a:11")]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_rows_begin_with_stands_in_the_line_once(seed):
+    rows = alike(seed)
+    batch = pack(rows, share=True)
+    assert batch.shared is not None
+    assert sorted(whole(batch)) == sorted(row.ids for row in rows)
+    assert [row.ids for row in sorted(rows, key=lambda r: batch.where.index(r.where))] == whole(
+        batch
+    )
+    assert batch.tokens == sum(len(row.ids) for row in rows) > batch.input_ids.numel()
+    assert min(batch.lengths) >= 1
+    ids, places = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
+    by_name, lines = {row.where: row for row in rows}, whole(batch)
+    wanted = sorted((e.where, t, e.ids[t]) for e in rows for t in range(len(e.ids)) if e.learned[t])
+    found = []
+    for at, target, row in zip(batch.predict, batch.targets, batch.row, strict=True):
+        t = places[at] + 1
+        assert ids[at] == lines[row][t - 1]
+        found.append((by_name[batch.where[row]].where, t, int(target)))
+    assert sorted(found) == wanted
+
+
+def test_rows_of_other_conditions_share_nothing():
+    """What an adapter computes follows from the condition."""
+    ids = list(range(3, 23))
+    rows = [Example([*ids, i], [False] * 20 + [True], "a", condition=c)
+            for i, c in enumerate(["x", "y", "x", "y"], 40)]  # fmt: skip
+    batch = pack(rows, share=True)
+    assert batch.conditions == ("x", "x", "y", "y")
+    assert batch.lengths == [21, 1, 21, 1]
+    assert batch.shared == [[], [(0, 20)], [], [(22, 42)]]
+
+
+def test_short_beginnings_are_not_worth_it():
+    rows = [Example([3, 4, 5, 6, i, 7], [False, True] * 3, "a") for i in (50, 51)]
+    assert pack(rows, share=True).shared is None

@@ -68,7 +68,7 @@ def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch
     plain = adapter(run(stories, tmp_path / "a", **changed).folder)
     kept = run(stories, tmp_path / "b", gradient_checkpointing=True, **changed)
     assert farthest(plain, adapter(kept.folder)) < 1e-6
-    monkeypatch.setattr("lorica.training.prepare.why_not_packed", lambda model: "it was told so")
+    monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
     padded = run(stories, tmp_path / "c", **changed)
     assert any("padded" in line for line in padded.lines)
     assert farthest(plain, adapter(padded.folder)) < 1e-5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.attention import through
-from lorica.kernels.attention import attention_by_row
+from lorica.kernels.attention import Shared, attention_by_row
 
 NAME = "lorica_rows"
 UNKNOWN = ("softcap", "s_aux")  # keywords of attentions that attention_by_row does not compute
@@ -23,14 +23,15 @@ UNKNOWN = ("softcap", "s_aux")  # keywords of attentions that attention_by_row d
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     *, row_lengths: list[int], scaling: float | None = None, dropout: float = 0.0,
-    sliding_window: int | None = None, front: tuple[Tensor, Tensor] | None = None, **other: Any,
+    sliding_window: int | None = None, front: tuple[Tensor, Tensor] | None = None,
+    row_shared: Shared | None = None, **other: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     for keyword in UNKNOWN:
         if other.get(keyword) is not None:
             raise ValueError(f"attention with {keyword}")
     mixed = attention_by_row(
         query, key, value, row_lengths, scale=scaling, dropout=dropout, window=sliding_window,
-        causal=bool(getattr(module, "is_causal", True)), front=front,
+        causal=bool(getattr(module, "is_causal", True)), front=front, shared=row_shared,
     )  # fmt: skip
     return mixed.transpose(1, 2), None  # (1, T, H, D)
 
@@ -44,7 +45,10 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Inside the block, `model` takes rows laid end to end, with ``row_lengths=[...]``."""
+    """Inside the block, `model` takes rows laid end to end, with ``row_lengths=[...]``.
+
+    ``row_shared=[...]``: what each of them begins with, of the line; see kernels.attention.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _BY_ROW)
@@ -86,3 +90,32 @@ def why_not_packed(model: nn.Module) -> str | None:
     if off <= close:
         return None
     return f"{type(model).__name__} mixes rows that are laid end to end (difference {off:.2g})"
+
+
+@torch.no_grad()
+def why_not_shared(model: nn.Module) -> str | None:
+    """None if a row whose beginning another row has computed gives what it gives alone, as the
+    model is in training; else the reason, in words. For models that `why_not_packed` is None of."""
+    foreign: Any = model
+    size = int(foreign.config.get_text_config().vocab_size)
+    device = next(model.parameters()).device
+    ids = (torch.arange(16, device=device) * 7 + 3).remainder(size).unsqueeze(0)
+    first, begins = 10, 8  # the second row: 8 tokens of the first one, and 6 of its own
+    row = torch.cat([ids[:, :begins], ids[:, first:]], 1)
+    places = torch.arange(16, device=device)
+    places[first:] -= first - begins
+    mode = model.training
+    model.train()
+    try:
+        with packed(model):
+            alone = foreign(input_ids=row, row_lengths=[row.shape[1]], use_cache=False).logits
+            together = foreign(
+                input_ids=ids, position_ids=places.unsqueeze(0), use_cache=False,
+                row_lengths=[first, 16 - first], row_shared=[[], [(0, begins)]],
+            ).logits  # fmt: skip
+    finally:
+        model.train(mode)
+    off = (alone[:, begins:] - together[:, first:]).abs().max() / alone.abs().max().clamp_min(1e-6)
+    if off <= (1e-3 if alone.dtype == torch.float32 else 5e-2):
+        return None
+    return f"{type(model).__name__} has dropout, or sees more of a line than its attention shows"

@@ -14,24 +14,24 @@ from torch import Tensor
 from lorica.data.tokenise import Example
 from lorica.errors import DataError, listed
 
+LEAST = 8
+"""Tokens at the beginning that are worth sharing: fewer cost more to gather than to compute."""
+
 
 @dataclass(frozen=True)
 class Batch:
     input_ids: Tensor  # (1, T) packed, (B, T) padded
     position_ids: Tensor  # as input_ids; from 0 in each row
     attention_mask: Tensor | None  # (B, T) padded: 1 where a token is real; None when packed
-    lengths: list[int]  # tokens of each row
+    lengths: list[int]  # tokens of each row; of its own, where it shares its beginning
     predict: Tensor  # (N,) flat positions whose next token is a label
     targets: Tensor  # (N,) the label tokens
     row: Tensor  # (N,) the row that each belongs to
     labels: Tensor | None  # (rows,) classes
     where: tuple[str, ...]
+    tokens: int  # of all rows, padding not counted
     conditions: tuple[str, ...] | None = None  # of each row
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens, padding not counted."""
-        return sum(self.lengths)
+    shared: list[list[tuple[int, int]]] | None = None  # see kernels.attention
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {
@@ -42,13 +42,51 @@ class Batch:
         return replace(self, **moved)
 
 
-def pack(examples: Sequence[Example]) -> Batch:
-    """Rows laid end to end in one line, positions from 0 in each."""
-    lengths = [len(e.ids) for e in examples]
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    ids = torch.tensor([i for e in examples for i in e.ids], dtype=torch.long)
-    positions = torch.cat([torch.arange(n) for n in lengths]) if lengths else ids
-    return _batch(examples, ids[None], positions[None], None, lengths, starts)
+def pack(examples: Sequence[Example], *, share: bool = False) -> Batch:
+    """Rows laid end to end in one line, positions from 0 in each.
+
+    share: a row that begins as another one does, with LEAST tokens or more, leaves them out: they
+        stand in the line once, and `shared` says where. The rows are put in another order then.
+    """
+    if share:
+        examples = sorted(examples, key=lambda e: (e.condition or "", e.ids))
+    ids: list[int] = []
+    positions: list[int] = []
+    lengths: list[int] = []
+    shared: list[list[tuple[int, int]]] = []
+    places: list[list[int]] = []  # in the line, of every token of every row
+    for i, example in enumerate(examples):
+        n = _alike(examples[i - 1], example) if share and i else 0
+        begins = places[-1][:n] if n else []
+        own = range(len(ids), len(ids) + len(example.ids) - n)
+        places.append([*begins, *own])
+        shared.append(_runs(begins))
+        ids += example.ids[n:]
+        positions += range(n, len(example.ids))
+        lengths.append(len(own))
+    line, at = (torch.tensor(part, dtype=torch.long)[None] for part in (ids, positions))
+    return _batch(examples, line, at, None, lengths, places, shared if any(shared) else None)
+
+
+def _alike(one: Example, other: Example) -> int:
+    """How many tokens at the beginning both share; 0 if it is not worth it, or not the same: the
+    adapter of another condition computes something else. The last token of `other` is its own."""
+    if one.condition != other.condition:
+        return 0
+    pairs = enumerate(zip(one.ids, other.ids[:-1], strict=False))
+    n = next((i for i, (a, b) in pairs if a != b), min(len(one.ids), len(other.ids) - 1))
+    return n if n >= LEAST else 0
+
+
+def _runs(places: list[int]) -> list[tuple[int, int]]:
+    """Rising numbers as (start, stop) of those that follow one another."""
+    found: list[tuple[int, int]] = []
+    for place in places:
+        if found and found[-1][1] == place:
+            found[-1] = found[-1][0], place + 1
+        else:
+            found.append((place, place + 1))
+    return found
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> Batch:
@@ -61,8 +99,8 @@ def pad(examples: Sequence[Example], pad_id: int) -> Batch:
         ids[i, : lengths[i]] = torch.tensor(example.ids)
         mask[i, : lengths[i]] = 1
     positions = torch.arange(width).expand_as(ids) * mask
-    starts = [i * width for i in range(len(examples))]
-    return _batch(examples, ids, positions, mask, lengths, starts)
+    places = [list(range(i * width, i * width + n)) for i, n in enumerate(lengths)]
+    return _batch(examples, ids, positions, mask, lengths, places)
 
 
 def _batch(
@@ -71,12 +109,13 @@ def _batch(
     positions: Tensor,
     mask: Tensor | None,
     lengths: list[int],
-    starts: list[int],
+    places: list[list[int]],
+    shared: list[list[tuple[int, int]]] | None = None,
 ) -> Batch:
     # (row, flat position, label) of every learned token; learned[0] never is one.
     asked = [
-        (i, start + t - 1, example.ids[t])
-        for i, (example, start) in enumerate(zip(examples, starts, strict=True))
+        (i, place[t - 1], example.ids[t])
+        for i, (example, place) in enumerate(zip(examples, places, strict=True))
         for t in range(1, len(example.ids))
         if example.learned[t]
     ]
@@ -89,4 +128,6 @@ def _batch(
         raise DataError(f"{len(told)} of {len(examples)} rows have a condition.",
                         rows=listed(e.where for e in examples if e.condition is None),
                         fix="give one to every row, or to none")  # fmt: skip
-    return Batch(ids, positions, mask, lengths, predict, targets, row, labels, where, told or None)
+    tokens = sum(len(e.ids) for e in examples)
+    return Batch(ids, positions, mask, lengths, predict, targets, row, labels, where, tokens,
+                 told or None, shared)  # fmt: skip

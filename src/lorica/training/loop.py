@@ -45,6 +45,7 @@ from lorica.training.prepare import (
     kill_and_revive,
     lasting,
     probe,
+    why_not_shared,
     why_padded,
 )
 from lorica.training.progress import Show
@@ -90,8 +91,10 @@ class Trainer:
         self.lines += [f"batches are padded: {reason}"] if reason else []
         self.stepper = Stepper(
             accelerator, self.base.model, micro_batch_size=config.micro_batch_size,
-            packed=self.packed, pad_id=self.base.tokenizer.pad_token_id or 0,
+            packed=self.packed, shared=self.packed and why_not_shared(self.base, config) is None,
+            pad_id=self.base.tokenizer.pad_token_id or 0,
         )  # fmt: skip
+        self.lines += self.stepper.said(data.train)
         self.rows_per_step = (
             config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         )

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorica.base import packing
 from lorica.base.load import DTYPES, Base, context_length, load_tokenizer
 from lorica.base.load import load as load_base
-from lorica.base.packing import why_not_packed
 from lorica.core.attach import adapt, use
 from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of
@@ -99,7 +99,18 @@ def why_padded(base: Base) -> str | None:
     if base.labels is not None:
         return "a classifier reads each row on its own"
     with use(base.model):  # an adapter may ask for conditions, which are not at hand here
-        return why_not_packed(base.model)
+        return packing.why_not_packed(base.model)
+
+
+def why_not_shared(base: Base, config: TrainConfig) -> str | None:
+    """Why rows that begin alike cannot share what is computed of it; None: they can."""
+    method = spec_of(base.model, "default").method
+    if config.split is not None:
+        return "the run is split"
+    if getattr(method, "dropout", 0):
+        return "dropout is drawn anew for each row"
+    with use(base.model):
+        return packing.why_not_shared(base.model)
 
 
 def begin_from_data(

@@ -57,6 +57,7 @@ class Objective(nn.Module):
         options: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if self.packed:
             options |= {"position_ids": batch.position_ids, "row_lengths": batch.lengths}
+            options |= {"row_shared": batch.shared} if batch.shared else {}
         else:
             options["attention_mask"] = batch.attention_mask
         if self.tail is None:
@@ -69,7 +70,10 @@ class Objective(nn.Module):
 
 
 class Stepper:
-    """Forward and backward over the rows of a step, on whatever accelerate has set up."""
+    """Forward and backward over the rows of a step, on whatever accelerate has set up.
+
+    shared: tokens with which several rows of a micro-batch begin are computed once.
+    """
 
     def __init__(
         self,
@@ -78,10 +82,11 @@ class Stepper:
         *,
         micro_batch_size: int,
         packed: bool,
+        shared: bool,
         pad_id: int,
     ):
-        self.accelerator, self.micro, self.packed, self.pad_id = (
-            accelerator, micro_batch_size, packed, pad_id,
+        self.accelerator, self.micro, self.packed, self.shared, self.pad_id = (
+            accelerator, micro_batch_size, packed, shared, pad_id,
         )  # fmt: skip
         self.objective = accelerator.prepare_model(Objective(model, packed=packed))
 
@@ -116,8 +121,18 @@ class Stepper:
         extra = extra.item() if isinstance(extra, Tensor) else extra
         return Outcome(total, extra, float(norm), int(tokens), [r.where for r in rows])
 
+    def said(self, rows: Sequence[Example]) -> list[str]:
+        """A named line on what the first micro-batch of `rows` leaves out."""
+        batch = self._batch(list(rows[: self.micro]))
+        if batch.shared is None:
+            return []
+        left = batch.tokens - batch.input_ids.numel()
+        line = (f"what rows begin with alike is computed once: {left:,} of the {batch.tokens:,} "
+                "tokens of the first rows are left out")  # fmt: skip
+        return [line]
+
     def _batch(self, rows: list[Example]) -> Batch:
-        return pack(rows) if self.packed else pad(rows, self.pad_id)
+        return pack(rows, share=self.shared) if self.packed else pad(rows, self.pad_id)
 
 
 def _weight(batch: Batch) -> int:
