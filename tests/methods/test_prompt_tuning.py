@@ -165,7 +165,7 @@ def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path
     ):
         config = settings(stories, tmp_path / name, **plain, **extra)
         runs[name] = tensors_of(lorica.train(**config, show=False).folder)
-    monkeypatch.setattr("lorica.training.prepare.why_not_packed", lambda model: "it was told so")
+    monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
     config = settings(stories, tmp_path / "padded", **plain)
     runs["padded"] = tensors_of(lorica.train(**config, show=False).folder)
     for name in ("again", "micro", "padded"):
