@@ -13,11 +13,12 @@ demo: venv
 	$(BIN)/lorica train recipes/demo.yaml
 	$(BIN)/lorica eval runs/demo --data runs/demo-data/test.jsonl
 
+# Two workers, each on one core: threads of both would wait for one another.
 test: venv
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 check: venv
 	$(BIN)/ruff format --check .
