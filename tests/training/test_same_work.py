@@ -213,6 +213,13 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tm
     assert farthest(adapter(once.folder), adapter(each.folder)) < 2e-5
 
 
+def test_a_context_too_short_to_try_it_shares_nothing():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=13)
+    assert "refuses it" in (why_not_shared(GPT2LMHeadModel(config)) or "")
+
+
 def test_rows_with_dropout_share_nothing(stories, tmp_path):
     model = tiny("GPT2")
     assert "dropout" in (why_not_shared(model) or "")
