@@ -112,3 +112,10 @@ def writing(path: Path) -> Iterator[None]:
         }.get(error.errno or 0, "check the path and the disk")
         reason = error.strerror or str(error)
         raise ResourceError(f"cannot write {path}: {reason}.", fix=fix) from error
+
+
+def memory_full(error: BaseException) -> bool:
+    """Whether memory, of the machine or of its GPU, was asked for that is not there."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "can't allocate memory" in str(error)

@@ -13,6 +13,7 @@ from torch import nn
 from lorica.base import quantised_model
 from lorica.base.bundled import FOLDER, NAME
 from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
+from lorica.base.slow import why_slow
 from lorica.core.port import switch_of
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
@@ -104,9 +105,12 @@ def load(
             model, folder, DTYPES[dtype], pack, double_quantisation=double_quantisation
         )
     text = load_tokenizer(path)
-    model = model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True)
+    model = model.to(device or "cpu")
     base = Base(model.eval().requires_grad_(False), text, path, labels)
     base.lines += [*lines, *quantised_model.said(model)]
+    if device is None and (slow := why_slow(DTYPES[dtype])):
+        base.lines.append(slow)
     if text.pad_token_id is None:
         text.pad_token = text.eos_token
     if labels is not None and model.config.pad_token_id is None:

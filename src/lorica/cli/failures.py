@@ -17,7 +17,14 @@ from pathlib import Path
 
 from cyclopts import CycloptsError, UnknownCommandError
 
-from lorica.errors import ConfigError, LoricaError, MissingError, ResourceError, closest
+from lorica.errors import (
+    ConfigError,
+    LoricaError,
+    MissingError,
+    ResourceError,
+    closest,
+    memory_full,
+)
 
 OPTIONAL = {"datasets": "data", "pyarrow": "data", "tensorboard": "tensorboard", "wandb": "wandb"}
 """Package -> the extra of lorica that brings it."""
@@ -66,8 +73,7 @@ def known(error: BaseException) -> LoricaError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return LoricaError("stopped by Ctrl-C.")
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or "can't allocate memory" in str(error):
+    if memory_full(error):
         return ResourceError(
             "the memory is full.",
             why=(str(error).splitlines() or ["-"])[0],

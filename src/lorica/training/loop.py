@@ -92,7 +92,7 @@ class Trainer:
         self.stepper = Stepper(
             accelerator, self.base.model, micro_batch_size=config.micro_batch_size,
             packed=self.packed, shared=self.packed and why_not_shared(self.base, config) is None,
-            pad_id=self.base.tokenizer.pad_token_id or 0,
+            pad_id=self.base.tokenizer.pad_token_id or 0, halves=config.split is None,
         )  # fmt: skip
         self.lines += self.stepper.said(data.train)
         self.rows_per_step = (
@@ -153,11 +153,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         here = progress.step * self.accelerator.num_processes + self.accelerator.process_index
-        torch.manual_seed(config.seed * 1_000_003 + here)  # every draw of the step follows from it
-        model = self.base.model.train()
+        model, micro = self.base.model.train(), self.stepper.micro
         with packed(model) if self.packed else nullcontext():
-            rows = [self.data.train[i] for i in picked]
-            done = self.stepper(rows, self.tensors, config.max_grad_norm, self.driver.penalty)
+            done = self.stepper(
+                [self.data.train[i] for i in picked], self.tensors, config.max_grad_norm,
+                self.driver.penalty, seed=config.seed * 1_000_003 + here,
+            )  # fmt: skip
+        if self.stepper.micro < micro:
+            self._say(f"the memory was full at step {progress.step + 1}: {self.stepper.micro} rows "
+                      f"at a time go through the model, not {micro}")  # fmt: skip
         if progress.step == 0:
             check_gradients(self.tensors)
         check_finite(done.loss, done.norm, done.where, self.tensors)
@@ -262,6 +266,11 @@ class Trainer:
         return Result(self.run.folder, results, self.lines)
 
     # -- small things -----------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        """A named line that belongs to the step, and to the results."""
+        self.lines.append(line)
+        self.log("line", text=line)
 
     def _waited_enough(self) -> bool:
         patience = self.config.early_stopping_patience

@@ -1,7 +1,8 @@
 """One optimizer step. The loss is the mean over the label tokens of the whole step.
 
 Micro-batches and processes only divide the work: each contributes its sum of losses over the
-one count, so that 1 x 8, 2 x 4 and 8 x 1 rows, in one process or in two, give one update.
+one count, so that 1 x 8, 2 x 4 and 8 x 1 rows, in one process or in two, give one update. So where
+the memory does not hold a micro-batch, the step is taken again in halves of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from lorica.base.tail import tail_of
 from lorica.core.condition import set_conditions
 from lorica.data.batch import Batch, pack, pad
 from lorica.data.tokenise import Example
+from lorica.errors import memory_full
 from lorica.kernels.loss import label_loss
 from lorica.training.watch import check_connected
 
@@ -73,6 +75,8 @@ class Stepper:
     """Forward and backward over the rows of a step, on whatever accelerate has set up.
 
     shared: tokens with which several rows of a micro-batch begin are computed once.
+    halves: whether a step for which there is not the memory may be taken again, in smaller
+        micro-batches. One process among several cannot: the others wait for its part.
     """
 
     def __init__(
@@ -84,11 +88,15 @@ class Stepper:
         packed: bool,
         shared: bool,
         pad_id: int,
+        halves: bool = True,
     ):
         self.accelerator, self.micro, self.packed, self.shared, self.pad_id = (
             accelerator, micro_batch_size, packed, shared, pad_id,
         )  # fmt: skip
-        self.objective = accelerator.prepare_model(Objective(model, packed=packed))
+        self.halves = halves and accelerator.num_processes == 1
+        objective = Objective(model, packed=packed)
+        self.tail = objective.tail
+        self.objective = accelerator.prepare_model(objective)
 
     def __call__(
         self,
@@ -96,11 +104,32 @@ class Stepper:
         tensors: Mapping[str, nn.Parameter],
         max_norm: float,
         penalty: Callable[[], Tensor | float],
+        seed: int = 0,
     ) -> Outcome:
         """Gradients of the mean loss over `rows` plus `penalty`, clipped. In place.
 
-        The penalty enters once, whatever the number of micro-batches and processes.
+        The penalty enters once, whatever the number of micro-batches and processes. Every draw of
+        the step follows from `seed`. `micro` is less afterwards if the memory was full.
         """
+        while True:
+            torch.manual_seed(seed)
+            try:
+                return self._gradients(rows, tensors, max_norm, penalty)
+            except (RuntimeError, MemoryError) as error:
+                if not (self.halves and self.micro > 1 and memory_full(error)):
+                    raise
+            # Out of the except block: the error held on to all that the forward pass had kept.
+            for tensor in tensors.values():
+                tensor.grad = None
+            self.micro = (min(self.micro, len(rows)) + 1) // 2
+
+    def _gradients(
+        self,
+        rows: Sequence[Example],
+        tensors: Mapping[str, nn.Parameter],
+        max_norm: float,
+        penalty: Callable[[], Tensor | float],
+    ) -> Outcome:
         acc = self.accelerator
         mine = list(rows)[acc.process_index :: acc.num_processes]
         batches = [self._batch(mine[i : i + self.micro]) for i in range(0, len(mine), self.micro)]
@@ -122,14 +151,17 @@ class Stepper:
         return Outcome(total, extra, float(norm), int(tokens), [r.where for r in rows])
 
     def said(self, rows: Sequence[Example]) -> list[str]:
-        """A named line on what the first micro-batch of `rows` leaves out."""
+        """Named lines on what is computed, and what the first micro-batch of `rows` leaves out."""
         batch = self._batch(list(rows[: self.micro]))
-        if batch.shared is None:
-            return []
-        left = batch.tokens - batch.input_ids.numel()
-        line = (f"what rows begin with alike is computed once: {left:,} of the {batch.tokens:,} "
-                "tokens of the first rows are left out")  # fmt: skip
-        return [line]
+        lines = []
+        if batch.labels is None and self.tail is None:
+            lines.append("this architecture cannot be taken apart at its decoder: the output head "
+                         "sees every token, not those alone that are learned")  # fmt: skip
+        if batch.shared is not None:
+            left = batch.tokens - batch.input_ids.numel()
+            lines.append(f"what rows begin with alike is computed once: {left:,} of the "
+                         f"{batch.tokens:,} tokens of the first rows are left out")  # fmt: skip
+        return lines
 
     def _batch(self, rows: list[Example]) -> Batch:
         return pack(rows, share=self.shared) if self.packed else pad(rows, self.pad_id)

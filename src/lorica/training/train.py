@@ -9,6 +9,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read, resolved
+from lorica.training.heap import keep
 from lorica.training.loop import Result, Trainer
 from lorica.training.prepare import load_rows
 from lorica.training.run import CONFIG, Run
@@ -46,8 +47,11 @@ def train(
         serve(config, str(config.peer))
         return Result(Path(), {}, ["the device has ended its run"])
     run = Run(Path(resume or config.output))
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        keep()
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=on_cpu,
         # A method may freeze tensors, or find no use for them in a step.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

@@ -1,0 +1,32 @@
+"""Whether the base's dtype is one that the machine is slow at. Not looked up but tried."""
+
+import time
+from functools import cache
+
+import torch
+
+TIMES = 3.0
+"""A dtype is slow if its products take this many times as long as float32's."""
+
+
+def why_slow(dtype: torch.dtype) -> str | None:
+    """A named line if the CPU is slow at `dtype`; None: it is not. Takes some hundredths of a
+    second, once."""
+    times = _seconds(dtype) / _seconds(torch.float32)
+    if times < TIMES:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return (f"{name} is slow on this CPU: a product takes {times:.0f} times as long as in float32 "
+            "(dtype: float32 takes more memory)")  # fmt: skip
+
+
+@cache
+def _seconds(dtype: torch.dtype) -> float:
+    """Of a product like those of a small layer; the shortest of several."""
+    x, w = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    spent = []
+    for _ in range(4):  # the first one sets up what the others use
+        began = time.perf_counter()
+        torch.matmul(x, w.T)
+        spent.append(time.perf_counter() - began)
+    return min(spent)

@@ -1,0 +1,88 @@
+"""Memory: a step that does not fit is taken again in smaller parts; what is freed is kept."""
+
+import json
+
+import pytest
+import torch
+
+import lorica
+from lorica.training.heap import keep
+from lorica.training.step import Objective
+from tests.training.rows import adapter, farthest, settings
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A machine whose memory holds two rows; the rows that it was asked for, call by call."""
+    asked, own = [], Objective.forward
+
+    def forward(self, batch):
+        asked.append(len(batch.lengths))
+        if len(batch.lengths) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return own(self, batch)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    return asked
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, monkeypatch):
+    """As often as needed, once for the run; the update is that of the micro-batch that fits."""
+    halved = lorica.train(**settings(stories, tmp_path / "a", learning_rate=2e-4), show=False)
+    assert small == [8, 4, 2, 2, 2, 2, *[2] * 20]
+    asked_for = settings(
+        stories, tmp_path / "b", learning_rate=2e-4, micro_batch_size=2,
+        gradient_accumulation_steps=4,
+    )  # fmt: skip
+    assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
+    said = "the memory was full at step 1: 2 rows at a time go through the model, not 8"
+    assert said in halved.lines
+    assert said in json.loads((halved.folder / "results.json").read_text())["lines"]
+    assert said in (halved.folder / "events.jsonl").read_text()
+
+
+def test_dropout_is_drawn_as_for_the_micro_batch_that_fits(stories, tmp_path, small):
+    changed = {"method": {"name": "lora", "dropout": 0.2}}
+    halved = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
+    asked_for = settings(
+        stories, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=4, **changed
+    )
+    assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
+
+
+def test_a_single_row_that_does_not_fit_ends_the_run(stories, tmp_path, monkeypatch):
+    def forward(self, batch):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        lorica.train(**settings(stories, tmp_path), show=False)
+
+
+def test_other_errors_are_not_taken_for_a_full_memory(stories, tmp_path, monkeypatch):
+    calls = []
+
+    def forward(self, batch):
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(RuntimeError, match="shapes"):
+        lorica.train(**settings(stories, tmp_path), show=False)
+    assert len(calls) == 1
+
+
+def test_what_a_step_frees_stays_with_the_process():
+    """Blocks as large as activations come without page faults the second time."""
+    import resource
+
+    if not keep():
+        pytest.skip("the C library is not glibc")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(4 << 20)  # 16 MiB: 4,096 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < 400
