@@ -167,26 +167,24 @@ class LoricaTrainer(Lorica):
         from accelerate import Accelerator
 
         from lorica.data.tokenise import Example
-        from lorica.training.step import Stepper
+        from lorica.training.step import Part, Stepper
 
         self.stepper = Stepper(
-            Accelerator(cpu=True),
-            self.model,
-            micro_batch_size=side.batch,
-            packed=True,
-            shared=bool(side.settings.get("shared")),
-            pad_id=0,
-        )
-        self.examples = [
+            Accelerator(cpu=True), self.model, packed=True,
+            shared=bool(side.settings.get("shared")), pad_id=0,
+        )  # fmt: skip
+        examples = [
             [Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")
              for row in batch] for batch in self.rows
         ]  # fmt: skip
+        self.parts = [Part(rows, side.batch, self.learned, 1.0, self.driver.penalty)
+                      for rows in examples]  # fmt: skip
 
     def step(self, i: int) -> None:
         from lorica.base.packing import packed
 
         with packed(self.model):
-            self.stepper(self.examples[i], self.learned, 1.0, self.driver.penalty)
+            self.stepper([self.parts[i]])
         self.driver.before_step()
         self.optimizer.step()
         self.driver.after_step()

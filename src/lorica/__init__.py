@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lorica.methods.dora import Dora
     from lorica.methods.full import Full
     from lorica.methods.lora import Lora
+    from lorica.training.each import train_each
     from lorica.training.train import train
 
 __version__ = version("lorica")
@@ -39,6 +40,7 @@ __all__ = [
     "mixed",
     "save",
     "train",
+    "train_each",
     "trainable_parameters",
     "use",
 ]
@@ -60,6 +62,7 @@ _HOMES = {
     "mixed": "core.attach",
     "save": "formats.folder",
     "train": "training.train",
+    "train_each": "training.each",
     "trainable_parameters": "core.attach",
     "use": "core.attach",
 }

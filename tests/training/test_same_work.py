@@ -14,7 +14,7 @@ from lorica.base.load import load
 from lorica.base.packing import packed, why_not_packed, why_not_shared
 from lorica.data.batch import pack
 from lorica.data.tokenise import Example
-from lorica.training.step import Objective, Stepper
+from lorica.training.step import Objective, Part, Stepper
 from tests.laws.bases import move
 from tests.training.rows import adapter, farthest, settings
 
@@ -33,11 +33,9 @@ def test_micro_batches_give_the_big_batch_gradients(name, method):
     tensors = {n: p for n, p in model.named_parameters() if p.requires_grad}
     found, losses = [], []
     for micro in (10, 4, 1):
-        stepper = Stepper(
-            Accelerator(cpu=True), model, micro_batch_size=micro, packed=True, shared=True, pad_id=0
-        )
+        stepper = Stepper(Accelerator(cpu=True), model, packed=True, shared=True, pad_id=0)
         with packed(model):
-            losses.append(stepper(alike(), tensors, 1.0, lambda: 0.0).loss)
+            losses.append(stepper([Part(alike(), micro, tensors)])[0].loss)
         found.append([p.grad for p in tensors.values()])
         model.zero_grad()
     assert max(losses) - min(losses) < 1e-6 * losses[0]

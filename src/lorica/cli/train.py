@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
@@ -11,6 +11,9 @@ from lorica.cli.options import Switch, Words, one, print_json, split
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read
 
+if TYPE_CHECKING:
+    from lorica.training.loop import Result
+
 app = App(
     name="train", usage="Usage: lorica train [RECIPE] [--SETTING VALUE]... [OPTIONS]",
     help_formatter=SettingsHelp(TrainConfig, method=True),
@@ -18,7 +21,9 @@ app = App(
 
 
 @app.default
-def train(*words: Words, resume: Path | None = None, json: Switch = False) -> None:
+def train(
+    *words: Words, resume: Path | None = None, each: Switch = False, json: Switch = False
+) -> None:
     """Fine-tune a base on your rows.
 
     Settings come from flags, then from the recipe, then from the defaults. Nested settings
@@ -28,10 +33,16 @@ def train(*words: Words, resume: Path | None = None, json: Switch = False) -> No
     ----------
     resume
         A run folder to go on with, from its newest checkpoint; its settings stay as they are.
+    each
+        Train several runs at once over one base: name a recipe for each, or a run folder to go on
+        with. Flags are settings of them all.
     json
         Print the run's figures as one JSON object.
     """
     plain, flags = split(words)
+    if each:
+        _train_each(plain, flags, resume, json)
+        return
     recipe = one(plain, "recipe")
     if resume and (recipe or flags):
         raise ConfigError(
@@ -50,10 +61,34 @@ def train(*words: Words, resume: Path | None = None, json: Switch = False) -> No
         print(*result.lines, sep="\n")
         return
     if json:
-        print_json({"folder": str(result.folder), **result.figures, "lines": result.lines})
+        print_json(_plain(result))
         return
     print(summary(result.figures))
     print(f"the run is in {result.folder}, its adapter in {result.folder / 'adapter'}")
+
+
+def _train_each(plain: list[str], flags: dict[str, Any], resume: Path | None, json: bool) -> None:
+    if resume:
+        raise ConfigError("--each takes the run folders to go on with as they are.",
+                          fix=f"lorica train --each {resume} ...")  # fmt: skip
+    going = [word for word in plain if Path(word).is_dir()]
+    if going and flags:
+        raise ConfigError("a resumed run keeps its settings.",
+                          given=", ".join([*going, *(f"--{flag}" for flag in flags)]))  # fmt: skip
+    runs = [word if word in going else read(Path(word), flags) for word in plain]
+
+    from lorica.training.each import train_each
+
+    results = train_each(runs, show=not json)
+    if json:
+        print_json({"runs": [_plain(result) for result in results]})
+        return
+    for result in results:
+        print(f"{result.folder}: {summary(result.figures)}")
+
+
+def _plain(result: "Result") -> dict[str, Any]:
+    return {"folder": str(result.folder), **result.figures, "lines": result.lines}
 
 
 def summary(figures: dict[str, Any]) -> str:

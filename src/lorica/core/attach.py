@@ -18,6 +18,7 @@ from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
+from lorica.core.line import Line
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
 from lorica.core.site import PORT, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
@@ -153,6 +154,15 @@ def activate(model: nn.Module, *names: str) -> None:
                 parameter.requires_grad_(name in names and key not in adapter.frozen)  # type: ignore[operator]
 
 
+def in_line(model: nn.Module, line: Line) -> None:
+    """From now on the parts of rows that lie end to end each go through an adapter: see core.line.
+
+    It stays so until the next call, because activation checkpointing runs the forward pass again
+    during the backward pass. (): the active adapters act again, on all tokens.
+    """
+    switch_of(model).line = line
+
+
 @contextmanager
 def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     """Run with exactly `names` (none: the base model) inside the block, without gradients.
@@ -163,12 +173,13 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     for name in names:
         spec_of(model, name)
     switch = switch_of(model)
-    saved, switch.active = switch.active, tuple(dict.fromkeys(names))
+    saved = switch.active, switch.line
+    switch.active, switch.line = tuple(dict.fromkeys(names)), ()
     try:
         with torch.no_grad():
             yield model
     finally:
-        switch.active = saved
+        switch.active, switch.line = saved
 
 
 @dataclass(frozen=True)

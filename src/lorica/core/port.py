@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.line import Line, after_along, before_along
 from lorica.core.mixed import by_row, enter_by_row, inputs_of
 from lorica.core.site import PORT, Kind, Site
 from lorica.core.targets import Targets
@@ -36,6 +37,8 @@ class Switch:
 
     active: names, applied in this order.
     rows: a name (or None: the base) for each row of a batch, in place of `active`; see core.mixed.
+    line: (name, tokens) of each part of rows that lie end to end, in place of `active`; see
+        core.line.
     specs: how each adapter was made, by name.
     frozen: the base parameters that were trainable before the first adapter froze them.
     attention: the attention function that the base had, while ours is in its place.
@@ -45,6 +48,7 @@ class Switch:
 
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] | None = None
+    line: Line = ()
     specs: dict[str, Spec] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     attention: str | None = None
@@ -112,6 +116,8 @@ def _before(module: nn.Module, args: tuple) -> tuple:
     if port.switch.rows:
         x = args[0]
         return (by_row(port.parts(x), x, lambda adapter, rows: adapter.before(x[rows])), *args[1:])
+    if port.switch.line:
+        return (before_along(port.switch.line, port, args[0]), *args[1:])
     for adapter in port.acting():
         for key, tensor in adapter.weights(module).items():  # until _restore
             port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
@@ -126,6 +132,8 @@ def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     if port.switch.rows:
         x = args[0]
         return by_row(port.parts(x), y, lambda a, rows: a.after(x[rows], y[rows], base))
+    if port.switch.line:
+        return after_along(port.switch.line, port, args[0], y, base)
     for adapter in port.acting():
         y = adapter.after(args[0], y, base)
     return y

@@ -68,6 +68,29 @@ def pack(examples: Sequence[Example], *, share: bool = False) -> Batch:
     return _batch(examples, line, at, None, lengths, places, shared if any(shared) else None)
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """Packed batches as one, laid end to end; rows of different ones share nothing."""
+    first, at, after = batches[0], 0, 0
+    if len(batches) == 1:
+        return first
+    shared: list[list[tuple[int, int]]] = []
+    predict, row = [], []
+    for batch in batches:
+        begins = batch.shared or [[] for _ in batch.lengths]
+        shared += [[(start + at, stop + at) for start, stop in parts] for parts in begins]
+        predict.append(batch.predict + at)
+        row.append(batch.row + after)
+        at, after = at + batch.input_ids.shape[1], after + len(batch.lengths)
+    return Batch(
+        torch.cat([b.input_ids for b in batches], 1),
+        torch.cat([b.position_ids for b in batches], 1), None,
+        [length for b in batches for length in b.lengths], torch.cat(predict),
+        torch.cat([b.targets for b in batches]), torch.cat(row), None,
+        tuple(where for b in batches for where in b.where), sum(b.tokens for b in batches),
+        shared=shared if any(shared) else None,
+    )  # fmt: skip
+
+
 def _alike(one: Example, other: Example) -> int:
     """How many tokens at the beginning both share; 0 if it is not worth it, or not the same: the
     adapter of another condition computes something else. The last token of `other` is its own."""

@@ -32,25 +32,29 @@ def reference(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
 
 
 def label_loss(
-    hidden: Tensor, targets: Tensor, head: Head, vocabulary: int, learned: Sequence[Tensor] = ()
-) -> Tensor:
+    hidden: Tensor, targets: Tensor, head: Head, vocabulary: int, learned: Sequence[Tensor] = (),
+    parts: Sequence[int] = (),
+) -> Tensor:  # fmt: skip
     """The sum of the negative log-likelihoods, in nats: a float32 scalar (float64 for float64).
 
     hidden: (N, C). targets: (N,). vocabulary: V. learned: the tensors with gradients that `head`
-    reads. The gradient has no gradient of its own.
+    reads. parts: how many of the N belong to each of K parts, one after another; then there is a
+    sum for each, (K,), and nothing in the head may be learned. The gradient has none of its own.
     """
+    assert not (parts and learned)
     size = max(PIECE // vocabulary, 1)
-    loss: Any = _LabelLoss.apply(hidden, targets, head, size, *learned)
-    return loss
+    loss: Any = _LabelLoss.apply(hidden, targets, head, size, parts or [len(targets)], *learned)
+    return loss if parts else loss[0]
 
 
 class _LabelLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, size: int, *learned: Tensor
-    ) -> Tensor:
-        total = torch.zeros((), device=hidden.device, dtype=_wide(hidden))
-        for_hidden, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, size: int, parts: Sequence[int],
+        *learned: Tensor,
+    ) -> Tensor:  # fmt: skip
+        losses = torch.zeros(len(targets), device=hidden.device, dtype=_wide(hidden))
+        for_hidden, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
         slope = torch.zeros_like(hidden) if for_hidden else None
         sums: list[Tensor | None] = [None] * len(learned)
         asked = [tensor for tensor, want in zip(learned, wanted, strict=True) if want]
@@ -60,8 +64,7 @@ class _LabelLoss(torch.autograd.Function):
             h = h.detach().requires_grad_(for_hidden)
             with torch.set_grad_enabled(for_hidden or bool(asked)):
                 logits = head(h)
-            loss, dz = _sum_and_slope(logits.detach(), target)
-            total += loss
+            losses[i * size : i * size + len(h)], dz = _loss_and_slope(logits.detach(), target)
             if not logits.requires_grad:
                 continue
             inputs = [h, *asked] if for_hidden else asked
@@ -72,20 +75,25 @@ class _LabelLoss(torch.autograd.Function):
                 before = sums[place]
                 sums[place] = part if before is None or part is None else before + part
         ctx.save_for_backward(slope, *sums)
-        return total
+        ctx.parts = parts
+        return torch.stack([part.sum() for part in losses.split(list(parts))])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        slope, *sums = (s if s is None else s * grad.to(s.dtype) for s in ctx.saved_tensors)
-        return slope, None, None, None, *sums
+        slope, *sums = ctx.saved_tensors
+        if slope is not None:
+            sizes = torch.tensor(ctx.parts, device=grad.device)
+            slope = slope * grad.to(slope.dtype).repeat_interleave(sizes).unsqueeze(1)
+        sums = (s if s is None else s * grad[0].to(s.dtype) for s in sums)  # learned: one part
+        return slope, None, None, None, None, *sums
 
 
-def _sum_and_slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of the losses, its gradient by the logits, in their dtype)."""
+def _loss_and_slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(losses (N,), the gradient of their sum by the logits, in their dtype)."""
     slope = F.log_softmax(logits.to(_wide(logits)), dim=-1)
     at = targets.unsqueeze(1)
-    loss = -slope.gather(1, at).sum()
+    loss = -slope.gather(1, at).squeeze(1)
     slope.exp_()
     slope.scatter_add_(1, at, slope.new_full((1, 1), -1.0).expand(at.shape))
     return loss, slope.to(logits.dtype)

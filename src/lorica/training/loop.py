@@ -8,24 +8,21 @@ A method's schedule is driven here, and nowhere else: see lorica.core.schedule.
 import math
 import signal
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorica.base.fingerprint import fingerprint
-from lorica.base.packing import packed
+from lorica.base.load import Base
 from lorica.core.attach import trainable_parameters
 from lorica.core.drive import Driver
 from lorica.core.port import spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.errors import Stopped
-from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
 from lorica.training.config import TrainConfig
@@ -40,10 +37,12 @@ from lorica.training.optim import (
 )
 from lorica.training.pictures import RANKS, draw, draw_ranks
 from lorica.training.prepare import (
-    adapted_base,
+    add_adapter,
+    base_for,
     begin_from_data,
     kill_and_revive,
     lasting,
+    loss_of,
     probe,
     why_not_shared,
     why_padded,
@@ -52,7 +51,8 @@ from lorica.training.progress import Show
 from lorica.training.run import RESULTS, Run
 from lorica.training.schedule import factor, order
 from lorica.training.signals import Signals
-from lorica.training.step import Stepper
+from lorica.training.step import Outcome, Part
+from lorica.training.together import agreed, step_of, stepper_for
 from lorica.training.watch import check_finite, check_gradients, check_moved, check_rise
 
 
@@ -69,32 +69,35 @@ class Trainer:
     """A run while it goes on: what it holds, and the order in which things happen."""
 
     def __init__(
-        self, config: TrainConfig, data: Data, run: Run, accelerator: Accelerator, *, show: bool
-    ):
-        self.config, self.run, self.accelerator = config, run, accelerator
-        self.main = accelerator.is_main_process
+        self, config: TrainConfig, data: Data, run: Run, accelerator: Accelerator, *,
+        show: bool, base: Base | None = None, name: str = "default",
+    ):  # fmt: skip
+        """base: one that other runs train on as well, with adapters of other names."""
+        self.config, self.run, self.accelerator, self.name = config, run, accelerator, name
+        self.main, self.alone = accelerator.is_main_process, base is None
         self.data = data
-        self.base, self.device = adapted_base(config, data)
-        self.identity = fingerprint(self.base.model, path=config.base)
+        self.base, self.device = (base, None) if base else base_for(config, data.labels)
+        told = add_adapter(self.base, config, data, name)
+        if self.device:
+            self.device.take_up()
+        model = self.base.model
+        self.identity = fingerprint(model, path=config.base)
         found = ckpt.load_newest(run.checkpoints)
-        begin_from_data(self.base, data.train, None if found is None else found.adapter)
-        self.method = spec_of(self.base.model, "default").method
-        state = adapter_state(self.base.model)
+        begin_from_data(self.base, data.train, None if found is None else found.adapter, name)
+        self.method = spec_of(model, name).method
+        state = adapter_state(model, name)
         self.tensors = {k: t for k, t in state.items() if isinstance(t, nn.Parameter)}
-        self.count = trainable_parameters(self.base.model)
+        self.count = trainable_parameters(model)
         self.start = {
             k: t.detach().cpu().clone() for k, t in self.tensors.items() if t.requires_grad
         }
         reason = why_padded(self.base)
         self.packed = reason is None
-        self.lines = [*self.base.lines, *data.lines]
+        self.lines = [*self.base.lines, *told, *data.lines]
         self.lines += [f"batches are padded: {reason}"] if reason else []
-        self.stepper = Stepper(
-            accelerator, self.base.model, micro_batch_size=config.micro_batch_size,
-            packed=self.packed, shared=self.packed and why_not_shared(self.base, config) is None,
-            pad_id=self.base.tokenizer.pad_token_id or 0, halves=config.split is None,
-        )  # fmt: skip
-        self.lines += self.stepper.said(data.train)
+        self.shares = self.packed and why_not_shared(self.base, config, name) is None
+        self.stepper = stepper_for([self])
+        self.lines += self.stepper.said(data.train[: config.micro_batch_size])
         self.rows_per_step = (
             config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         )
@@ -102,10 +105,10 @@ class Trainer:
         self.total = config.max_steps or math.ceil((config.epochs or 1) * rows / self.rows_per_step)
         self.warmup = config.warmup_steps or int(config.warmup_ratio * self.total)
         self.driver = Driver(
-            self.base.model, total=self.total, epoch=rows // self.rows_per_step,
+            model, total=self.total, epoch=rows // self.rows_per_step, name=name,
             schedule=kill_and_revive(config, self.device),
         )  # fmt: skip
-        self.driver.schedule.probe = probe(self.base.model, data.train)
+        self.driver.schedule.probe = probe(model, data.train, name)
         self.optimizer = make_optimizer(
             self.tensors, self.method, kind=config.optimizer, rate=config.learning_rate,
             decay=config.weight_decay, masked=self.driver.schedule.live().keys(),
@@ -116,52 +119,55 @@ class Trainer:
         self.signals = Signals()
         if found is not None:
             self._go_on(found)
-        self.log = Log(run, Show(self.total) if show else None, config) if self.main else Silent()
+        seen = Show(self.total, "" if self.alone else run.folder.name) if show else None
+        self.log = Log(run, seen, config) if self.main else Silent()
 
     def run_to_end(self) -> Result:
         """Train from where the run is to its last step, and write what came out."""
-        config, progress = self.config, self.progress
         try:
             with self.signals:
-                self._begin()
-                while progress.step < self.total:
-                    self._step()
-                    ended = progress.step == self.total
-                    if ended or _due(progress.step, config.eval_steps):
-                        self._evaluate()
-                    enough = self._waited_enough()
-                    stop = self._stopping()
-                    if ended or enough or stop or _due(progress.step, self.save_steps):
-                        self._save()
-                    if stop:
-                        raise self._stopped(stop)
-                    if enough:
-                        break
-            return self._finish()
+                self.begin()
+                while self.goes_on:
+                    began = time.perf_counter()
+                    self.take(*step_of([self], self.stepper), began)
+                    self.look()
+            return self.finish()
         finally:
-            self.log.close()
-            if self.device:
-                self.device.close()
+            self.close()
+
+    @property
+    def goes_on(self) -> bool:
+        return self.progress.step < self.total and not self._waited_enough()
+
+    def close(self) -> None:
+        self.log.close()
+        if self.device:
+            self.device.close()
 
     # -- one step ---------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def part(self) -> Part:
+        """What the step that comes is to do. Sets its learning rates."""
         config, progress = self.config, self.progress
-        began = time.perf_counter()
         picked = order(len(self.data.train), config.seed, progress.rows, self.rows_per_step)
-        share = factor(progress.step, total=self.total, warmup=self.warmup, kind=config.schedule)
+        self.share = factor(
+            progress.step, total=self.total, warmup=self.warmup, kind=config.schedule
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
-        here = progress.step * self.accelerator.num_processes + self.accelerator.process_index
-        model, micro = self.base.model.train(), self.stepper.micro
-        with packed(model) if self.packed else nullcontext():
-            done = self.stepper(
-                [self.data.train[i] for i in picked], self.tensors, config.max_grad_norm,
-                self.driver.penalty, seed=config.seed * 1_000_003 + here,
-            )  # fmt: skip
-        if self.stepper.micro < micro:
-            self._say(f"the memory was full at step {progress.step + 1}: {self.stepper.micro} rows "
-                      f"at a time go through the model, not {micro}")  # fmt: skip
+            group["lr"] = group["peak"] * self.share
+        return Part(
+            [self.data.train[i] for i in picked], config.micro_batch_size, self.tensors,
+            config.max_grad_norm, self.driver.penalty, None if self.alone else self.name,
+        )  # fmt: skip
+
+    def draw(self) -> int:
+        """The seed of the step that comes."""
+        acc, step = self.accelerator, self.progress.step
+        return self.config.seed * 1_000_003 + step * acc.num_processes + acc.process_index
+
+    def take(self, done: Outcome, began: float) -> None:
+        """Update with the gradients of a step, and note what it did. began: seconds."""
+        config, progress = self.config, self.progress
         if progress.step == 0:
             check_gradients(self.tensors)
         check_finite(done.loss, done.norm, done.where, self.tensors)
@@ -172,7 +178,7 @@ class Trainer:
         progress.tokens += done.tokens
         progress.seconds += spent
         self.log(
-            "step", step=progress.step, loss=done.loss, lr=config.learning_rate * share,
+            "step", step=progress.step, loss=done.loss, lr=config.learning_rate * self.share,
             **({"penalty": done.penalty} if self.driver.scheduled else {}), grad_norm=done.norm,
             tokens=progress.tokens, tokens_per_second=done.tokens / spent, memory=peak_memory(),
             **({"sent_bytes": self.device.taken()} if self.device else {}),
@@ -189,12 +195,26 @@ class Trainer:
         forget(optimizer, self.tensors, driver.schedule.fresh())
         optimizer.zero_grad(set_to_none=True)
 
+    def look(self) -> None:
+        """After a step: evaluate and save where it is time. Raises: Stopped after a signal."""
+        progress = self.progress
+        ended = progress.step == self.total
+        if ended or _due(progress.step, self.config.eval_steps):
+            self._evaluate()
+        stop = self._stopping()
+        if stop or not self.goes_on or _due(progress.step, self.save_steps):
+            self._save()
+        if stop:
+            raise self._stopped(stop)
+
     def _evaluate(self) -> None:
         if not self.data.validation:
             return
         began = time.perf_counter()
-        loss = mean_loss(self.base.model, self.data.validation) if self.main else 0.0
-        loss = self._agreed(loss)
+        loss = 0.0
+        if self.main:
+            loss = loss_of(self.base.model, self.data.validation, self.name)
+        loss = agreed(self.accelerator, loss)
         progress = self.progress
         progress.seconds += time.perf_counter() - began
         progress.last_eval = loss
@@ -203,7 +223,7 @@ class Trainer:
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
             if self.config.early_stopping_patience:
-                state = adapter_state(self.base.model)
+                state = adapter_state(self.base.model, self.name)
                 self.best = {k: t.detach().cpu().clone() for k, t in state.items()}
         else:
             progress.waited += 1
@@ -213,7 +233,7 @@ class Trainer:
         if not self.main:
             return
         state = ckpt.Checkpoint(
-            self.progress, adapter_state(self.base.model),
+            self.progress, adapter_state(self.base.model, self.name),
             optimizer_state(self.optimizer, self.tensors), self.driver.state(), self.best,
             self.data.digest, self.identity,
         )  # fmt: skip
@@ -225,12 +245,12 @@ class Trainer:
     def _go_on(self, found: ckpt.Checkpoint) -> None:
         """Take up a checkpoint of the run. In place."""
         ckpt.check_same(found, data=self.data.digest, base=self.identity, run=self.run.folder)
-        load_adapter_state(self.base.model, found.adapter, source="the checkpoint")
+        load_adapter_state(self.base.model, found.adapter, self.name, source="the checkpoint")
         load_optimizer_state(self.optimizer, self.tensors, found.optimizer)
         self.driver.load_state(found.schedule)
         self.progress, self.best = found.progress, found.best
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         again = self.progress.step > 0
         self.log("resume" if again else "start", step=self.progress.step, total=self.total)
         for line in [str(self.count), *self.lines]:
@@ -238,13 +258,13 @@ class Trainer:
         if not again:
             self._evaluate()
 
-    def _finish(self) -> Result:
+    def finish(self) -> Result:
         model, progress = self.base.model.eval(), self.progress
         trained = {name: self.tensors[name] for name in self.start}
         self.lines += check_moved(self.start, trained, self.driver.schedule.live())
         self.lines += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
-            load_adapter_state(model, self.best, source="the best checkpoint")
+            load_adapter_state(model, self.best, self.name, source="the best checkpoint")
             self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")
         kept = progress.best_step if self.best is not None else progress.step
         self.lines += self.driver.unfinished(kept)
@@ -254,7 +274,7 @@ class Trainer:
         )  # fmt: skip
         if self.main:
             folder.save(
-                model, self.run.adapter, tokenizer=self.base.tokenizer,
+                model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
                 base_path=lasting(self.config.base), labels=self.data.labels,
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
@@ -267,7 +287,7 @@ class Trainer:
 
     # -- small things -----------------------------------------------------------------------
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """A named line that belongs to the step, and to the results."""
         self.lines.append(line)
         self.log("line", text=line)
@@ -278,15 +298,7 @@ class Trainer:
 
     def _stopping(self) -> int:
         """The signal that some process has received; 0: none."""
-        return int(self._agreed(self.signals.received))
-
-    def _agreed(self, mine: float) -> float:
-        """The largest value of any process, so that all decide alike."""
-        if self.accelerator.num_processes == 1:
-            return mine
-        own = torch.tensor([mine], dtype=torch.float64, device=self.accelerator.device)
-        every: Any = self.accelerator.gather(own)
-        return float(every.max())
+        return int(agreed(self.accelerator, self.signals.received))
 
     def _stopped(self, number: int) -> Stopped:
         return Stopped(

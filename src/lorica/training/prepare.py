@@ -1,6 +1,7 @@
 """What a run needs before its first step: rows, and a base with the adapter on it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,38 @@ def load_rows(config: TrainConfig) -> Data:
     )
 
 
-def adapted_base(config: TrainConfig, data: Data) -> tuple[Base, Device | None]:
-    """The base with a fresh adapter; a classifier's fresh head is always trained with it.
+def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Device | None]:
+    """The base of a run. labels: the classes of its rows, if they have any.
 
     Returns: the device's side of a split run as well, connected to its cloud.
     """
-    device, labels, told = None, data.labels, conditions(data.train)
     if config.split == "device":
-        base, device = connect(config.base, DTYPES[config.dtype], str(config.peer))
-    else:
-        base = load_base(
-            config.base, dtype=config.dtype, labels=labels, quantisation=config.quantisation,
-            double_quantisation=config.double_quantisation,
-        )  # fmt: skip
-    whole = list(config.modules_to_save)
-    head = output_head(base.model) if labels is not None else None
-    name = next((n for n, m in base.model.named_modules() if m is head), None)
-    if name is not None and config.method["name"] != "full" and name not in whole:
-        whole.append(name)
+        return connect(config.base, DTYPES[config.dtype], str(config.peer))
+    base = load_base(
+        config.base, dtype=config.dtype, labels=labels, quantisation=config.quantisation,
+        double_quantisation=config.double_quantisation,
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        model: Any = base.model  # the second name is that of transformers before 5.20
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    return base, None
+
+
+def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[str]:
+    """Put a run's adapter on its base; a classifier's fresh head is always trained with it.
+
+    In place; the adapter is the only active one afterwards. Returns: named lines.
+    """
+    told, whole = conditions(data.train), list(config.modules_to_save)
+    head = output_head(base.model) if data.labels is not None else None
+    site = next((n for n, m in base.model.named_modules() if m is head), None)
+    if site is not None and config.method["name"] != "full" and site not in whole:
+        whole.append(site)
     adapt(
         base.model,
         informed(config.build_method(), base.model, told),
+        name=name,
         seed=config.seed,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
@@ -74,14 +86,7 @@ def adapted_base(config: TrainConfig, data: Data) -> tuple[Base, Device | None]:
         trainable_token_indices=config.trainable_token_indices,
     )
     every = conditions([*data.train, *data.validation])
-    base.lines += unused(base.model, told) + describe(base.model, base.tokenizer, every)
-    if device is not None:
-        device.take_up()
-    if config.gradient_checkpointing:
-        model: Any = base.model  # the second name is that of transformers before 5.20
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    return base, device
+    return unused(base.model, told) + describe(base.model, base.tokenizer, every)
 
 
 def kill_and_revive(config: TrainConfig, device: Device | None) -> Schedule | None:
@@ -102,9 +107,9 @@ def why_padded(base: Base) -> str | None:
         return packing.why_not_packed(base.model)
 
 
-def why_not_shared(base: Base, config: TrainConfig) -> str | None:
+def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:
     """Why rows that begin alike cannot share what is computed of it; None: they can."""
-    method = spec_of(base.model, "default").method
+    method = spec_of(base.model, name).method
     if config.split is not None:
         return "the run is split"
     if getattr(method, "dropout", 0):
@@ -114,27 +119,26 @@ def why_not_shared(base: Base, config: TrainConfig) -> str | None:
 
 
 def begin_from_data(
-    base: Base, rows: Sequence[Example], adapter: Mapping[str, Tensor] | None
+    base: Base, rows: Sequence[Example], adapter: Mapping[str, Tensor] | None, name: str
 ) -> None:
     """Complete a LoRA whose start needs to see rows. In place.
 
     adapter: the tensors of the checkpoint that the run goes on from, which has its start; None:
         the run is new. Other methods and starts are left as they are.
     """
-    method = spec_of(base.model, "default").method
+    method = spec_of(base.model, name).method
     if not isinstance(method, Lora) or not method.start.needs_data:
         return
     from lorica.inits.eva import calibrate, take_ranks
 
     if adapter is not None:
-        take_ranks(base.model, adapter)
+        take_ranks(base.model, adapter, name)
         return
     device = next(base.model.parameters()).device
     seen = [pad(rows[i : i + SEEN_AT_ONCE], base.tokenizer.pad_token_id or 0).to(device)
             for i in range(0, min(len(rows), SEEN), SEEN_AT_ONCE)]  # fmt: skip
-    calibrate(
-        base.model, [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in seen]
-    )
+    given = [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in seen]
+    calibrate(base.model, given, name=name)
 
 
 def lasting(base: str) -> str:
@@ -142,8 +146,13 @@ def lasting(base: str) -> str:
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
-def probe(model: nn.Module, rows: Sequence[Example]) -> Callable[[], float]:
+def probe(model: nn.Module, rows: Sequence[Example], name: str) -> Callable[[], float]:
     """The mean loss on PROBED of the training rows, the same ones at every call and resume."""
     every = max(len(rows) // PROBED, 1)
-    picked = rows[::every][:PROBED]
-    return lambda: mean_loss(model, picked)
+    return partial(loss_of, model, rows[::every][:PROBED], name)
+
+
+def loss_of(model: nn.Module, rows: Sequence[Example], name: str) -> float:
+    """The mean loss with adapter `name` alone."""
+    with use(model, name):
+        return mean_loss(model, rows)

@@ -10,14 +10,14 @@ EVERY = 5.0  # seconds between plain lines
 
 
 class Show:
-    """Follows the events of a run."""
+    """Follows the events of a run. name: stands before its lines, where several are followed."""
 
-    def __init__(self, total: int, console: Console | None = None):
-        self.total = total
+    def __init__(self, total: int, name: str = "", console: Console | None = None):
+        self.total, self.name = total, name
         self.console = console or Console(stderr=True, highlight=False)
         self.first, self.began, self.shown = 0, 0.0, 0.0  # the first step seen, and when
         self.bar: Progress | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not name:
             columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.start()
@@ -55,6 +55,7 @@ class Show:
 
     def line(self, text: str) -> None:
         if text:
+            text = f"{self.name}: {text}" if self.name else text
             self.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ one count, so that 1 x 8, 2 x 4 and 8 x 1 rows, in one process or in two, give o
 the memory does not hold a micro-batch, the step is taken again in halves of it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.base.tail import tail_of
+from lorica.core.attach import in_line
 from lorica.core.condition import set_conditions
-from lorica.data.batch import Batch, pack, pad
+from lorica.core.line import Line
+from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.errors import memory_full
 from lorica.kernels.loss import label_loss
@@ -24,8 +27,24 @@ from lorica.training.watch import check_connected
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one run brings to a step: several may be trained in one.
+
+    rows: those of the step. micro: of them, how many go through the model at a time. tensors: what
+    it trains. penalty: added to its loss. adapter: its name on the model; None: the active one.
+    """
+
+    rows: Sequence[Example]
+    micro: int
+    tensors: Mapping[str, nn.Parameter]
+    max_norm: float = 1.0
+    penalty: Callable[[], Tensor | float] = lambda: 0.0
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What one step did.
+    """What one step did for one run.
 
     loss: nats per label token (per row for a classifier). penalty: what the method added to it.
     """
@@ -49,7 +68,13 @@ class Objective(nn.Module):
         ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, line: Line = (), parts: Sequence[int] = ()) -> Tensor:
+        """line: the adapters of the batch's parts, see core.line; parts: the label tokens of each.
+
+        Returns: a scalar; with parts a sum for each, (K,).
+        """
+        if line:
+            in_line(self.model, line)
         set_conditions(self.model, batch.conditions, batch.lengths if self.packed else None)
         if batch.labels is not None:
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -64,11 +89,12 @@ class Objective(nn.Module):
             options["attention_mask"] = batch.attention_mask
         if self.tail is None:
             logits = self.model(**options).logits.flatten(0, 1)[batch.predict]
-            return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+            losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+            sums = [part.sum() for part in losses.split(list(parts) or [len(losses)])]
+            return torch.stack(sums) if parts else sums[0]
         hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
-        return label_loss(
-            hidden, batch.targets, self.tail, self.tail.vocabulary, self.tail.learned()
-        )
+        tail = self.tail
+        return label_loss(hidden, batch.targets, tail, tail.vocabulary, tail.learned(), parts)
 
 
 class Stepper:
@@ -80,79 +106,87 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        accelerator: Any,
-        model: nn.Module,
-        *,
-        micro_batch_size: int,
-        packed: bool,
-        shared: bool,
-        pad_id: int,
+        self, accelerator: Any, model: nn.Module, *, packed: bool, shared: bool, pad_id: int,
         halves: bool = True,
-    ):
-        self.accelerator, self.micro, self.packed, self.shared, self.pad_id = (
-            accelerator, micro_batch_size, packed, shared, pad_id,
+    ):  # fmt: skip
+        self.accelerator, self.packed, self.shared, self.pad_id = (
+            accelerator, packed, shared, pad_id,
         )  # fmt: skip
-        self.halves = halves and accelerator.num_processes == 1
+        self.halves, self.times = halves and accelerator.num_processes == 1, 1
         objective = Objective(model, packed=packed)
         self.tail = objective.tail
         self.objective = accelerator.prepare_model(objective)
 
-    def __call__(
-        self,
-        rows: Sequence[Example],
-        tensors: Mapping[str, nn.Parameter],
-        max_norm: float,
-        penalty: Callable[[], Tensor | float],
-        seed: int = 0,
-    ) -> Outcome:
-        """Gradients of the mean loss over `rows` plus `penalty`, clipped. In place.
+    def micro(self, part: Part) -> int:
+        """Rows of a part that go through the model at a time."""
+        return math.ceil(part.micro / self.times)
 
-        The penalty enters once, whatever the number of micro-batches and processes. Every draw of
+    def __call__(self, parts: Sequence[Part], *, seed: int = 0) -> list[Outcome]:
+        """Gradients of each part's mean loss plus its penalty, clipped. In place.
+
+        A penalty enters once, whatever the number of micro-batches and processes. Every draw of
         the step follows from `seed`. `micro` is less afterwards if the memory was full.
         """
         while True:
             torch.manual_seed(seed)
             try:
-                return self._gradients(rows, tensors, max_norm, penalty)
+                return self._gradients(parts)
             except (RuntimeError, MemoryError) as error:
-                if not (self.halves and self.micro > 1 and memory_full(error)):
+                most = max(self.micro(part) for part in parts)
+                if not (self.halves and most > 1 and memory_full(error)):
                     raise
             # Out of the except block: the error held on to all that the forward pass had kept.
-            for tensor in tensors.values():
-                tensor.grad = None
-            self.micro = (min(self.micro, len(rows)) + 1) // 2
+            for part in parts:
+                for tensor in part.tensors.values():
+                    tensor.grad = None
+            self.times *= 2
 
-    def _gradients(
-        self,
-        rows: Sequence[Example],
-        tensors: Mapping[str, nn.Parameter],
-        max_norm: float,
-        penalty: Callable[[], Tensor | float],
-    ) -> Outcome:
+    def _gradients(self, parts: Sequence[Part]) -> list[Outcome]:
         acc = self.accelerator
-        mine = list(rows)[acc.process_index :: acc.num_processes]
-        batches = [self._batch(mine[i : i + self.micro]) for i in range(0, len(mine), self.micro)]
-        counts = torch.tensor([[_weight(b), b.tokens] for b in batches]).sum(0).to(acc.device)
-        labels, tokens = acc.reduce(counts, reduction="sum").tolist()
-        summed = torch.zeros((), device=acc.device)
-        extra: Tensor | float = 0.0
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
+        cut = [self._batches(part) for part in parts]
+        counts = [[sum(map(_weight, some)), sum(b.tokens for b in some)] for some in cut]
+        labels, tokens = acc.reduce(torch.tensor(counts).to(acc.device), reduction="sum").T.tolist()
+        summed = [torch.zeros((), device=acc.device) for _ in parts]
+        extra: list[Tensor | float] = [0.0 for _ in parts]
+        passes = max(map(len, cut))
+        for i in range(passes):
+            here = [k for k, batches in enumerate(cut) if i < len(batches)]
+            last = i == passes - 1
             with nullcontext() if last else acc.no_sync(self.objective):
-                loss = self.objective(batch.to(acc.device))
-                check_connected(loss)
-                extra = penalty() if last else 0.0
-                acc.backward(loss * (acc.num_processes / labels) + extra)  # processes are averaged
-            summed += loss.detach()
-        total = acc.reduce(summed, reduction="sum").item() / labels
-        norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), max_norm, foreach=True)
-        extra = extra.item() if isinstance(extra, Tensor) else extra
-        return Outcome(total, extra, float(norm), int(tokens), [r.where for r in rows])
+                losses = self._losses([cut[k][i] for k in here], [parts[k] for k in here])
+                total: Tensor | float = 0.0
+                for k, loss in zip(here, losses, strict=True):
+                    check_connected(loss)
+                    extra[k] = parts[k].penalty() if i == len(cut[k]) - 1 else 0.0
+                    total = total + loss * (acc.num_processes / labels[k]) + extra[k]
+                    summed[k] += loss.detach()
+                acc.backward(total)  # processes are averaged
+        losses = [acc.reduce(one, reduction="sum").item() / n
+                  for one, n in zip(summed, labels, strict=True)]  # fmt: skip
+        extra = [e.item() if isinstance(e, Tensor) else e for e in extra]
+        return [
+            Outcome(losses[k], extra[k], _clipped(p), int(tokens[k]), [r.where for r in p.rows])
+            for k, p in enumerate(parts)
+        ]
+
+    def _losses(self, batches: list[Batch], parts: list[Part]) -> list[Tensor]:
+        """The sum of the losses of each part, from one forward pass."""
+        names = [part.adapter for part in parts if part.adapter is not None]
+        if not names:
+            return [self.objective(batches[0].to(self.accelerator.device))]
+        line = tuple((n, b.input_ids.shape[1]) for n, b in zip(names, batches, strict=True))
+        whole, labels = join(batches).to(self.accelerator.device), [len(b.targets) for b in batches]
+        return list(self.objective(whole, line, labels).unbind())
+
+    def _batches(self, part: Part) -> list[Batch]:
+        """The micro-batches of this process."""
+        acc, size = self.accelerator, self.micro(part)
+        mine = list(part.rows)[acc.process_index :: acc.num_processes]
+        return [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
 
     def said(self, rows: Sequence[Example]) -> list[str]:
-        """Named lines on what is computed, and what the first micro-batch of `rows` leaves out."""
-        batch = self._batch(list(rows[: self.micro]))
+        """Named lines on what is computed, and what a micro-batch of `rows` leaves out."""
+        batch = self._batch(list(rows))
         lines = []
         if batch.labels is None and self.tail is None:
             lines.append("this architecture cannot be taken apart at its decoder: the output head "
@@ -170,3 +204,9 @@ class Stepper:
 def _weight(batch: Batch) -> int:
     """What the loss is a mean over: label tokens, or the rows of a classifier."""
     return len(batch.targets) if batch.labels is None else len(batch.lengths)
+
+
+def _clipped(part: Part) -> float:
+    """The norm of a part's gradients, before they are scaled down to its `max_norm`. In place."""
+    tensors = list(part.tensors.values())
+    return float(torch.nn.utils.clip_grad_norm_(tensors, part.max_norm, foreach=True))

@@ -1,0 +1,53 @@
+"""Rows that lie end to end, parts of which have an adapter of their own: several runs in one pass.
+
+At every site the line is cut where the adapters change, and put together again. Unlike core.mixed
+this has gradients: what is cut is cut once for all parts, so that the way back joins them as well.
+
+    T tokens   I in_features   O out_features
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, cat, nn
+
+from lorica.core.adapter import Adapter, Base
+from lorica.errors import ConfigError
+
+Line = tuple[tuple[str, int], ...]
+"""(adapter, its tokens) of each part, in their order."""
+
+
+def before_along(line: Line, adapters: Any, x: Tensor) -> Tensor:
+    """x (1, T, I), or ids (1, T), each part of it through `Adapter.before`."""
+    acting = _acting(line, adapters)
+    if all(type(adapter).before is Adapter.before for adapter in acting.values()):
+        return x
+    parts = zip(line, _cut(line, x), strict=True)
+    return cat([acting[n].before(part) if n in acting else part for (n, _), part in parts], dim=1)
+
+
+def after_along(line: Line, adapters: Any, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    """y (1, T, O), each part of it through `Adapter.after`. base: the layer without adapters."""
+    acting = _acting(line, adapters)
+    if all(type(adapter).after is Adapter.after for adapter in acting.values()):
+        return y
+    parts = zip(line, _cut(line, x), _cut(line, y), strict=True)
+    done = [acting[n].after(xs, ys, base) if n in acting else ys for (n, _), xs, ys in parts]
+    return cat(done, dim=1)
+
+
+def _acting(line: Line, adapters: nn.ModuleDict) -> Mapping[str, Adapter]:
+    return {name: cast(Adapter, adapters[name]) for name, _ in line if name in adapters}
+
+
+def _cut(line: Line, x: Tensor) -> tuple[Tensor, ...]:
+    sizes = [size for _, size in line]
+    if x.shape[:1] != (1,) or x.ndim < 2 or x.shape[1] != sum(sizes):
+        raise ConfigError(
+            f"a layer sees {tuple(x.shape)}, and adapters are set for a line of {sum(sizes)} "
+            "tokens.",
+            fix="adapt no layer that is given other tokens than the batch has (experts, an output "
+            "head)",
+        )
+    return x.split(sizes, dim=1)

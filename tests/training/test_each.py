@@ -1,0 +1,167 @@
+"""Several runs over one base, trained at once: each comes to what it comes to alone."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import lorica
+from lorica.core.attach import activate, in_line
+from lorica.core.line import after_along
+from lorica.errors import ConfigError, Stopped, TrainingError
+from lorica.training.loop import Trainer
+from lorica.training.train import train
+from tests.training.rows import adapter, farthest, same, settings, write_rows
+
+CLOSE = 1e-6
+METHODS = [
+    {"name": "lora", "r": 4},
+    {"name": "dora", "r": 2},
+    {"name": "ia3"},
+    {"name": "vera", "r": 16},
+    {"name": "adalora", "r": 4, "target_r": 2, "tinit": 1, "tfinal": 1},
+    {"name": "mora", "r": 4},
+    {"name": "bottleneck"},
+]
+
+
+def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
+    """Runs that differ in rows, rate, batch, steps and seed."""
+    found = []
+    for i, method in enumerate(methods):
+        data = write_rows(folder / f"rows-{i}.jsonl", 30 + i)
+        found.append(settings(
+            base, folder, method=method, data={"path": str(data), "validation": 0.1}, seed=i,
+            learning_rate=2e-4 * (1 + i), max_steps=6 - i % 3, micro_batch_size=2 + i % 2,
+            gradient_accumulation_steps=1 + i % 2, output=str(folder / f"run-{i}"),
+        ))  # fmt: skip
+    return found
+
+
+def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path):
+    runs = runs_of(stories, tmp_path, METHODS)
+    results = lorica.train_each(runs, show=False)
+    for i, (run, result) in enumerate(zip(runs, results, strict=True)):
+        alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
+        assert farthest(adapter(alone.folder), adapter(result.folder)) < CLOSE, run["method"]
+        for key in ("steps", "tokens", "rows", "parameters", "method"):
+            assert alone.figures[key] == result.figures[key], key
+        before, after = (r.figures["held_out_loss"]["after"] for r in (alone, result))
+        assert before == pytest.approx(after, abs=1e-5)
+        assert (result.folder / "results.json").is_file()
+
+
+def test_checkpointing_keeps_the_tokens_of_each_apart(stories, tmp_path):
+    changed = {"gradient_checkpointing": True}
+    runs = [{**run, **changed} for run in runs_of(stories, tmp_path, METHODS[:2])]
+    results = lorica.train_each(runs, show=False)
+    for i, (run, result) in enumerate(zip(runs, results, strict=True)):
+        alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
+        assert farthest(adapter(alone.folder), adapter(result.folder)) < CLOSE
+
+
+def test_a_run_that_a_watch_stops_leaves_the_others_going(stories, tmp_path):
+    good, bad = runs_of(stories, tmp_path, METHODS[:1] * 2)
+    bad |= {"learning_rate": 30.0, "loss_limit": 0.1, "warmup_ratio": 0.0}
+    with pytest.raises(TrainingError, match="1 of 2 runs ended early") as caught:
+        lorica.train_each([bad, good], show=False)
+    assert "the loss rose" in str(caught.value)
+    assert not (Path(bad["output"]) / "adapter").exists()
+    alone = train(**{**good, "output": str(tmp_path / "alone")}, show=False)
+    assert farthest(adapter(alone.folder), adapter(Path(good["output"]))) < CLOSE
+
+
+def test_stopped_runs_go_on_together_or_alone(stories, tmp_path, monkeypatch):
+    """And end as if they had never been stopped."""
+    runs = runs_of(stories, tmp_path, METHODS[:2])
+    whole = [{**run, "output": f"{run['output']}-whole"} for run in runs]
+    lorica.train_each(whole, show=False)
+    own, calls = Trainer.look, []
+
+    def look(self):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        own(self)
+
+    monkeypatch.setattr(Trainer, "look", look)
+    with pytest.raises(Stopped, match="everything is saved") as caught:
+        lorica.train_each(runs, show=False)
+    assert caught.value.exit_code == 143
+    lorica.train_each([run["output"] for run in runs], show=False)
+    for run, one in zip(runs, whole, strict=True):
+        assert same(adapter(Path(run["output"])), adapter(Path(one["output"])))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"dtype": "bfloat16"}, "differ in dtype"),
+        ({"output": "{0}"}, "several runs have the output"),
+        ({"method": {"name": "full"}}, "acts on the tokens of all runs"),
+        ({"method": {"name": "prefix_tuning"}}, "acts on the tokens of all runs"),
+        ({"modules_to_save": ["norm"]}, "acts on the tokens of all runs"),
+        ({"target_modules": ["lm_head"]}, "acts on the tokens of all runs"),
+    ],
+)
+def test_runs_that_do_not_fit_together_are_refused(stories, tmp_path, changed, said):
+    """Before anything is trained, and nothing is left behind."""
+    first, second = runs_of(stories, tmp_path, METHODS[:1] * 2)
+    changed = {k: v.format(first["output"]) if k == "output" else v for k, v in changed.items()}
+    with pytest.raises(ConfigError, match=said):
+        lorica.train_each([first, {**second, **changed}], show=False)
+    assert not Path(first["output"]).exists()
+    assert not Path(second["output"]).exists()
+
+
+def test_a_layer_that_sees_other_tokens_is_refused():
+    """Not added to the wrong ones."""
+    layer = lorica.adapt(torch.nn.Sequential(torch.nn.Linear(3, 3)), lorica.Lora(r=1))
+    in_line(layer, (("default", 4),))
+    with pytest.raises(ConfigError, match="a line of 4 tokens"):
+        layer(torch.ones(1, 5, 3))
+    in_line(layer, ())
+    layer(torch.ones(1, 5, 3))
+
+
+def test_gradients_along_a_line_are_those_of_each_part():
+    """In float64; a part without an adapter is the base's."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    for name in ("one", "two"):
+        lorica.adapt(model, lorica.method("dora", r=2), name=name)
+    activate(model, "one", "two")
+    model.double()
+    port = model[0].adapters
+    with torch.no_grad():
+        for parameter in port.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    x = torch.randn(1, 7, 3, dtype=torch.float64, requires_grad=True)
+    base = model[0].forward
+    line = (("two", 2), ("none", 1), ("one", 4))
+    after_along(line, port, x, base(x), base).square().sum().backward()
+    found = [x.grad.clone(), *(p.grad.clone() for p in port.parameters())]
+    x.grad = None
+    model.zero_grad()
+    a, b, c = x.split([2, 1, 4], 1)
+    parts = [port["two"].after(a, base(a), base), base(b), port["one"].after(c, base(c), base)]
+    torch.cat(parts, 1).square().sum().backward()
+    for got, want in zip(found, [x.grad, *(p.grad for p in port.parameters())], strict=True):
+        torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
+
+
+def test_the_command_names_each_run(stories, tmp_path, capsys):
+    from lorica.cli import run
+
+    recipes = []
+    for i, one in enumerate(runs_of(stories, tmp_path, METHODS[:2])):
+        recipes.append(path := tmp_path / f"recipe-{i}.yaml")
+        path.write_text(json.dumps(one))
+    assert run(["train", "--each", *map(str, recipes), "--max_steps", "2"]) == 0
+    out, err = capsys.readouterr()
+    for i in range(2):
+        assert f"{tmp_path / f'run-{i}'}: held-out loss" in out
+        assert f"run-{i}: step 2/2" in err
