@@ -92,7 +92,7 @@ class Trainer:
         self.stepper = Stepper(
             accelerator, self.base.model, micro_batch_size=config.micro_batch_size,
             packed=self.packed, shared=self.packed and why_not_shared(self.base, config) is None,
-            pad_id=self.base.tokenizer.pad_token_id or 0,
+            pad_id=self.base.tokenizer.pad_token_id or 0, whole=config.split is not None,
         )  # fmt: skip
         self.lines += self.stepper.said(data.train)
         self.rows_per_step = (

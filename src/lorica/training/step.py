@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.base.last import ASKED, last_of
 from lorica.base.tail import tail_of
-from lorica.core.condition import set_conditions
+from lorica.core.condition import conditioned, set_conditions
 from lorica.data.batch import Batch, pack, pad
 from lorica.data.tokenise import Example
 from lorica.kernels.loss import label_loss
 from lorica.training.watch import check_connected
+
+MOST = 0.8
+"""Share of the positions that may be read of the last block, so that choosing them still pays."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,17 @@ class Outcome:
 class Objective(nn.Module):
     """A batch in, the sum of the losses over its label tokens (rows of a classifier) out.
 
-    The output head sees the label tokens alone, wherever the model can be taken apart for it.
+    The output head sees the label tokens alone, wherever the model can be taken apart for it, and
+    so does the last block, as far as it acts on each position alone.
+
+    whole: the last block sees every position all the same.
     """
 
-    def __init__(self, model: nn.Module, *, packed: bool):
+    def __init__(self, model: nn.Module, *, packed: bool, whole: bool = False):
         super().__init__()
         self.model, self.packed, self.tail = model, packed, tail_of(model)
+        whole = whole or self.tail is None or conditioned(model)  # conditions are told by position
+        self.last = None if whole else last_of(model, self.tail.decoder, by_row=packed)
         ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
 
@@ -63,16 +72,26 @@ class Objective(nn.Module):
         if self.tail is None:
             logits = self.model(**options).logits.flatten(0, 1)[batch.predict]
             return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        options |= self._asked(batch)
         hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
         return label_loss(
             hidden, batch.targets, self.tail, self.tail.vocabulary, self.tail.learned()
         )
+
+    def _asked(self, batch: Batch) -> dict[str, Tensor]:
+        """What the last block is told; see base.last."""
+        if self.last is None:
+            return {}
+        # Rows that share their beginning may have labels behind one and the same position.
+        asked = batch.predict.unique() if batch.shared else batch.predict
+        return {ASKED: asked} if 0 < len(asked) <= MOST * batch.input_ids.numel() else {}
 
 
 class Stepper:
     """Forward and backward over the rows of a step, on whatever accelerate has set up.
 
     shared: tokens with which several rows of a micro-batch begin are computed once.
+    whole: the last block sees every position; see Objective.
     """
 
     def __init__(
@@ -84,11 +103,12 @@ class Stepper:
         packed: bool,
         shared: bool,
         pad_id: int,
+        whole: bool = False,
     ):
         self.accelerator, self.micro, self.packed, self.shared, self.pad_id = (
             accelerator, micro_batch_size, packed, shared, pad_id,
         )  # fmt: skip
-        self.objective = accelerator.prepare_model(Objective(model, packed=packed))
+        self.objective = accelerator.prepare_model(Objective(model, packed=packed, whole=whole))
 
     def __call__(
         self,
