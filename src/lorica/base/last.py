@@ -5,9 +5,9 @@ are needed at every position. The query, what attention's output goes through an
 layer act on each position alone: they are given the positions that are read, and what they give is
 laid into zeros. Sums with the residual stream are right there, and elsewhere nothing reads them.
 
-The positions travel as a keyword of the decoder's call, down to the block: a recomputation during
-the backward pass meets them again, and a call without them is a plain one. Which modules act on
-each position alone is guessed from their shape and place; whether the guess holds is tried.
+The positions travel as a keyword of the decoder's call, down to the attention of the block: a
+recomputation in the backward pass meets them again, and a call without them is a plain one. What
+acts on each position alone is guessed from shape and place; whether the guess holds is tried.
 
     B rows   T tokens of each   N positions that are read   C features
 """
@@ -30,15 +30,18 @@ QUERIES = ("q_proj", "query", "wq")  # names of layers that make the query, and 
 
 
 class LastBlock:
-    """Hooks that let `parts` of `block` see the positions in ASKED alone; adapters come first."""
+    """Hooks that let `parts` of a block see the positions in ASKED alone; adapters come first.
 
-    def __init__(self, block: nn.Module, parts: list[nn.Module]):
+    attention: that of the block. It is called before the feed-forward layer, and told what the
+        block is: not the block itself, whose own hooks a recomputation may leave out.
+    """
+
+    def __init__(self, attention: nn.Module, parts: list[nn.Module]):
         self.asked: Tensor | None = None
         self.shape = torch.Size()  # (B, T) of the call
         self.inside: set[nn.Module] = set()  # parts that have been given a choice of positions
         self.handles: list[Any] = [
-            block.register_forward_pre_hook(self._open, with_kwargs=True),
-            block.register_forward_hook(self._close, always_call=True),
+            attention.register_forward_pre_hook(self._open, with_kwargs=True)
         ]
         for part in parts:
             # Around the hooks of adapters: before them going in, and after them coming out.
@@ -49,14 +52,12 @@ class LastBlock:
         for handle in self.handles:
             handle.remove()
 
-    def _open(self, block: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+    def _open(self, attention: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+        """A call of the block begins, with positions or without."""
+        self.inside.clear()
         self.asked = options.get(ASKED)
         self.shape = (args[0] if args else options["hidden_states"]).shape[:2]
         return args, {key: value for key, value in options.items() if key != ASKED}
-
-    def _close(self, block: nn.Module, args: tuple, y: object) -> None:
-        self.asked = None
-        self.inside.clear()
 
     def _choose(self, part: nn.Module, args: tuple) -> tuple | None:
         if self.asked is None or args[0].shape[:2] != self.shape:
@@ -102,7 +103,7 @@ def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock 
 
 
 def _parts(decoder: nn.Module) -> tuple[nn.Module, list[nn.Module]] | None:
-    """The block of the last attention layer, and what in it may act on each position alone."""
+    """The last attention layer, and what may act on each position alone in it and beside it."""
     layers = sites_of(decoder, ("attention",))
     if not layers or "." not in layers[-1].name:
         return None
@@ -114,7 +115,7 @@ def _parts(decoder: nn.Module) -> tuple[nn.Module, list[nn.Module]] | None:
     for name, child in block.named_children():
         if child is not attention and name != PORT and _mixes_features(child):
             parts.append(child)
-    return block, parts
+    return attention, parts
 
 
 def _mixes_features(module: nn.Module) -> bool:
