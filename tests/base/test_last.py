@@ -150,6 +150,18 @@ def test_the_last_block_sees_what_is_read(base):
     assert calls[1:] == [batch.input_ids.numel()]
 
 
+def test_adapters_of_these_layers_see_what_is_read(monkeypatch):
+    model: Any = model_of("Llama")
+    objective, batch, seen = Objective(model, packed=False), laid("padded"), {}
+    attention = model.model.layers[-1].self_attn
+    for leaf in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        adapter = getattr(attention, leaf).adapters["default"]
+        monkeypatch.setattr(adapter, "before", lambda x, n=leaf: seen.update({n: x.shape[:2]}) or x)
+    objective(batch)
+    every, read = batch.input_ids.shape, (1, len(batch.predict))
+    assert seen == {"q_proj": read, "k_proj": every, "v_proj": every, "o_proj": read}
+
+
 def test_positions_behind_which_several_rows_go_on_are_seen_once():
     batch, model = laid("shared"), model_of("Llama")
     assert len(batch.predict.unique()) < len(batch.predict)

@@ -51,8 +51,9 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, *, packed: bool, whole: bool = False):
         super().__init__()
         self.model, self.packed, self.tail = model, packed, tail_of(model)
-        whole = whole or self.tail is None or conditioned(model)  # conditions are told by position
-        self.last = None if whole else last_of(model, self.tail.decoder, by_row=packed)
+        self.last = None
+        if self.tail and not whole and not conditioned(model):  # conditions are told by position
+            self.last = last_of(model, self.tail.decoder, by_row=packed)
         ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
 
