@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import lorica
 from lorica.base.last import ASKED, LastBlock, last_of
 from lorica.base.packing import packed
+from lorica.base.quantise import quantise
 from lorica.base.tail import tail_of
 from lorica.core.adapter import Method
 from lorica.data.batch import Batch, pack, pad
@@ -204,6 +205,20 @@ def test_adapters_that_are_told_conditions_see_every_position(how):
     else:
         together = objective(pad(told, 0))
     torch.testing.assert_close(together, alone, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "nf4", "int8"])
+def test_coarse_bases_are_taken(kind):
+    """What they round differently for fewer positions is no difference."""
+    model: Any = tiny("Llama", hidden_size=64, intermediate_size=64)
+    if kind == "bfloat16":
+        model = model.bfloat16()
+    else:
+        for parent in [m for m in model.modules() if "MLP" in type(m).__name__]:
+            for leaf in ("gate_proj", "up_proj", "down_proj"):
+                setattr(parent, leaf, quantise(getattr(parent, leaf), kind))
+    for by_row in (False, True):
+        assert last_of(model, decoder_of(model), by_row=by_row) is not None
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
