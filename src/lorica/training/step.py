@@ -15,15 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.base.last import ASKED, last_of
 from lorica.base.tail import tail_of
 from lorica.core.attach import in_line
-from lorica.core.condition import set_conditions
+from lorica.core.condition import conditioned, set_conditions
 from lorica.core.line import Line
 from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.errors import memory_full
 from lorica.kernels.loss import label_loss
 from lorica.training.watch import check_connected
+
+MOST = 0.8
+"""Share of the positions that may be read of the last block, so that choosing them still pays."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,18 @@ class Outcome:
 class Objective(nn.Module):
     """A batch in, the sum of the losses over its label tokens (rows of a classifier) out.
 
-    The output head sees the label tokens alone, wherever the model can be taken apart for it.
+    The output head sees the label tokens alone, wherever the model can be taken apart for it, and
+    so does the last block, as far as it acts on each position alone.
+
+    whole: the last block sees every position all the same.
     """
 
-    def __init__(self, model: nn.Module, *, packed: bool):
+    def __init__(self, model: nn.Module, *, packed: bool, whole: bool = False):
         super().__init__()
         self.model, self.packed, self.tail = model, packed, tail_of(model)
+        self.last = None
+        if self.tail and not whole and not conditioned(model):  # conditions are told by position
+            self.last = last_of(model, self.tail.decoder, by_row=packed)
         ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
 
@@ -92,9 +102,18 @@ class Objective(nn.Module):
             losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
             sums = [part.sum() for part in losses.split(list(parts) or [len(losses)])]
             return torch.stack(sums) if parts else sums[0]
+        options |= self._asked(batch)
         hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
         tail = self.tail
         return label_loss(hidden, batch.targets, tail, tail.vocabulary, tail.learned(), parts)
+
+    def _asked(self, batch: Batch) -> dict[str, Tensor]:
+        """What the last block is told; see base.last."""
+        if self.last is None:
+            return {}
+        # Rows that share their beginning may have labels behind one and the same position.
+        asked = batch.predict.unique() if batch.shared else batch.predict
+        return {ASKED: asked} if 0 < len(asked) <= MOST * batch.input_ids.numel() else {}
 
 
 class Stepper:
@@ -103,17 +122,18 @@ class Stepper:
     shared: tokens with which several rows of a micro-batch begin are computed once.
     halves: whether a step for which there is not the memory may be taken again, in smaller
         micro-batches. One process among several cannot: the others wait for its part.
+    whole: the last block sees every position; see Objective.
     """
 
     def __init__(
         self, accelerator: Any, model: nn.Module, *, packed: bool, shared: bool, pad_id: int,
-        halves: bool = True,
+        halves: bool = True, whole: bool = False,
     ):  # fmt: skip
         self.accelerator, self.packed, self.shared, self.pad_id = (
             accelerator, packed, shared, pad_id,
         )  # fmt: skip
         self.halves, self.times = halves and accelerator.num_processes == 1, 1
-        objective = Objective(model, packed=packed)
+        objective = Objective(model, packed=packed, whole=whole)
         self.tail = objective.tail
         self.objective = accelerator.prepare_model(objective)
 
