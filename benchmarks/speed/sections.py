@@ -99,7 +99,7 @@ SCALING = Section(
         *(Side(f"{n} adapters", "lorica trainer", {**LORA, "adapters": n})
           for n in SIZES["adapters"]),
     ],
-    over=("4 rows",),
+    over=(),
 )  # fmt: skip
 SECTIONS = {
     "same work": SAME, "as shipped": SHIPPED, "as shipped, mixed precision": MIXED,
