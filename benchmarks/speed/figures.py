@@ -7,6 +7,10 @@ from typing import Any
 from benchmarks.speed.sections import SIZES
 
 
+def title(found: dict[str, Any]) -> str:
+    return f"{found['section'].capitalize()} (weights in {found['dtype']})"
+
+
 def rates(one: dict[str, Any]) -> list[float]:
     """Real tokens a second of the process, in every round."""
     return [r["tokens"] / r["seconds"] for r in one["rounds"]]

@@ -14,6 +14,7 @@ from lorica.core.state import adapter_state
 from lorica.data.tokenise import Example
 from lorica.training.heap import keep
 from lorica.training.step import Stepper
+from lorica.training.watch import check_finite
 
 HERE = ("name", "quantisation", "shared", "adapters")
 """Settings that are read here; the others are the method's."""
@@ -78,7 +79,8 @@ class LoricaTrainer(Lorica):
 
     def step(self, i: int) -> None:
         with packed(self.model):
-            self.stepper(self.examples[i], self.learned, 1.0, self.driver.penalty)
+            done = self.stepper(self.examples[i], self.learned, 1.0, self.driver.penalty)
+        check_finite(done.loss, done.norm, done.where, self.learned)
         self.update()
 
 

@@ -12,15 +12,16 @@ from benchmarks.speed.work import Shape
 
 MIB = 2**20
 PICTURE = "speed.png"
+LEGEND = "Blue: Lorica. Yellow: the others. Grey: the base. Thin lines: the range over the rounds."
 HOW = """\
 Made by `make bench`; do not edit by hand. `python -m benchmarks.speed --help` runs parts of it, and
 `python -m benchmarks.speed.peers.install` installs the peers.
 
-The model is a Llama with random weights ({shape}), on rows as
-long as Alpaca's. Every side is a process of its own with one thread. They take their steps in
-turn, in an order that changes from round to round; each takes one step before those that are
-timed. Ratios are taken within a round: their median is given, and their range. Time is that of the
-process, not of the clock. Tokens are real ones, without padding. Memory is the most that a step
+The model is a Llama with random weights ({shape}),
+on rows as long as Alpaca's. Every side is a process of its own with one thread. They take their
+steps in turn, in an order that changes from round to round; each takes one step before those that
+are timed. Ratios are taken within a round: their median is given, and their range. Time is that of
+the process, not of the clock. Tokens are real ones, without padding. Memory is the most that a step
 takes over the base: the adapter, its optimizer, gradients and activations. The first step's time
 is from the start of the process, imports included, on the clock."""
 
@@ -33,15 +34,11 @@ def write(results: dict[str, Any], path: Path) -> None:
     picture.draw(results, path.parent / PICTURE)
     shape = ", ".join(f"{key} {value:,}" for key, value in asdict(Shape()).items())
     lines = ["# What a training step costs", "", HOW.format(shape=shape), ""]
-    lines += [f"![all sections]({PICTURE})"]
+    lines += [f"![all sections]({PICTURE})", "", LEGEND]
     for found in results.values():
-        lines += ["", f"## {title(found)}", "", SECTIONS[found["section"]].how, ""]
+        lines += ["", f"## {figures.title(found)}", "", SECTIONS[found["section"]].how, ""]
         lines += section(found)
     path.write_text("\n".join(lines) + "\n")
-
-
-def title(found: dict[str, Any]) -> str:
-    return f"{found['section'].capitalize()}, {found['dtype']}"
 
 
 def section(found: dict[str, Any]) -> list[str]:

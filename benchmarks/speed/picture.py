@@ -21,7 +21,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     rows = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
     for (row,), found in zip(rows, panels, strict=True):
-        row.suptitle(f"{found['section']}, {found['dtype']}", fontsize=11, fontweight="bold")
+        row.suptitle(figures.title(found), fontsize=11, fontweight="bold")
         (lines if found["section"] == "scaling" else bars)(row, found)
     figure.savefig(path)
 
@@ -55,7 +55,7 @@ def lines(panel: Any, found: dict[str, Any]) -> None:
         slope, start = statistics.linear_regression(x, y)
         ends = [0, max(x)]
         axes.plot(ends, [start + slope * end for end in ends], color=BASE, linewidth=1)
-        axes.plot(x, y, "o", color=OURS)
+        axes.plot(x, y, "o", color=OURS, clip_on=False)
         axes.set_xlabel("tokens in the batch" if kind == "rows" else kind, fontsize=9)
         axes.set_xlim(0)
         axes.set_ylim(0)

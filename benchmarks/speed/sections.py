@@ -64,7 +64,8 @@ SHIPPED = Section(
     "library's default. PEFT has no trainer of its own: its loop is the plain one, on rows in "
     "random order and on rows of like length. TRL is its SFTTrainer, with the gradient "
     "checkpointing that it turns on; LitGPT takes its rows one by one, and learns prompts too. "
-    "Both compute in bfloat16 by default; here they are told not to.",
+    "Both compute in bfloat16 by default; here they are told not to. Lorica's is the step of its "
+    "trainer, without the log and the schedule of the learning rate.",
     [
         PLAIN,
         Side("PEFT, rows of like length", "peft", PEFT, rows="grouped"),
@@ -90,8 +91,8 @@ SIZES = {"rows": (4, 8, 16), "layers": (4, 8, 16), "adapters": (1, 2, 4)}
 SCALING = Section(
     "Lorica's own step, LoRA of rank 16 on all linear layers, beginnings not shared; one size "
     "changes, the others are 8 rows, 8 layers, 1 adapter. Sizes of the batch are its real "
-    "tokens; adapters act all at once, and all learn. The last column is how far the worst of "
-    "the three is from the straight line through them (least squares).",
+    "tokens; adapters act all at once, and all learn. \"Off the line\" is how far the worst of the "
+    "three is from the straight line through them (least squares), as a share of its value.",
     [
         *(Side(f"{n} rows", "lorica trainer", LORA, batch=n) for n in SIZES["rows"]),
         *(Side(f"{n} layers", "lorica trainer", LORA, shape={"layers": n})
