@@ -25,9 +25,11 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# What a step costs, beside PEFT and the peers that benchmarks/speed/peers has installed.
+# What a step costs, beside PEFT and the peers that benchmarks/speed/peers has installed. Mixed
+# precision takes a processor without bfloat16 instructions very long, hence the fewer rounds.
 bench: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --only "same work" "as shipped" scaling
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --only "as shipped, mixed precision" --rounds 2
 	$(BIN)/python -m benchmarks.speed --write docs/performance/README.md
 
 base: venv  # pretrain the bundled base again, from text that world/ writes

@@ -45,7 +45,7 @@ class Plan:
 
 
 SEVEN_B = Shape(layers=32, width=4096, mlp=11_008, heads=32, vocabulary=32_000)
-TINY = Shape(layers=2, width=64, mlp=128, heads=4, vocabulary=32_000)
+TINY = Shape(layers=2, width=64, mlp=128, heads=4, vocabulary=512)
 
 
 def base(plan: Plan) -> Any:
@@ -109,7 +109,7 @@ def measured(name: str, plan: Plan) -> tuple[list[float], float]:
     """Seconds an iteration in every measured step, and the most gigabytes that were allocated."""
     step = SIDES[name](plan)
     size = MICRO * plan.micro_batches
-    rows = work.rows(size * (plan.steps + 1))
+    rows = work.rows(size * (plan.steps + 1), vocabulary=plan.shape.vocabulary)
     cuda = plan.device == "cuda"
     seconds = []
     for i in range(plan.steps + 1):

@@ -30,6 +30,8 @@ def write(results: dict[str, Any], path: Path) -> None:
     """`path`, in Markdown, and the picture beside it."""
     if not results:
         raise SystemExit("nothing has been measured yet: run `python -m benchmarks.speed`")
+    known = list(SECTIONS)
+    results = dict(sorted(results.items(), key=lambda one: known.index(one[1]["section"])))
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.draw(results, path.parent / PICTURE)
     shape = ", ".join(f"{key} {value:,}" for key, value in asdict(Shape()).items())

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FOLDER = Path(".peers")
+FOLDER = HERE.parents[2] / ".peers"
 
 
 def interpreter(peer: str) -> Path | None:

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=KNOWN, default=KNOWN)
     failed = []
     for peer in parser.parse_args().only:
-        print(f"installing {peer} into {FOLDER / peer}", flush=True)
+        print(f"installing {peer}", flush=True)
         try:
             install(peer)
         except subprocess.CalledProcessError as error:
