@@ -13,7 +13,12 @@ HERE = Path(__file__).parent
 FOLDER = HERE.parents[2] / ".peers"
 
 
+READY = ".ready"
+"""A file that an environment has once its installation came to its end."""
+
+
 def interpreter(peer: str) -> Path | None:
     """Of the environment of `peer` ("": ours); None if it is not installed."""
-    python = FOLDER / peer / "bin/python" if peer else Path(sys.executable)
-    return python if python.is_file() else None
+    if not peer:
+        return Path(sys.executable)
+    return FOLDER / peer / "bin/python" if (FOLDER / peer / READY).is_file() else None

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import venv
 
-from benchmarks.speed.peers import FOLDER, HERE
+from benchmarks.speed.peers import FOLDER, HERE, READY
 
 KNOWN = sorted(path.stem for path in HERE.glob("*.txt"))
 TORCH = "torch==2.13.0"
@@ -22,6 +22,7 @@ def install(peer: str) -> None:
     subprocess.run([*pip, TORCH, "numpy", "-r", str(HERE / f"{peer}.txt")], check=True)
     said = "import torch; print(torch.__version__, 'with CUDA' if torch.version.cuda else 'CPU')"
     subprocess.run([str(folder / "bin/python"), "-c", said], check=True)
+    (folder / READY).touch()
 
 
 def main() -> None:
