@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check venv base
+.PHONY: demo test test-slow check bench venv base
 
 demo: venv
 	rm -rf runs/demo
@@ -24,6 +24,13 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# What a step costs, beside PEFT and the peers that benchmarks/speed/peers has installed. Mixed
+# precision takes a processor without bfloat16 instructions very long, hence the fewer rounds.
+bench: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --only "same work" "as shipped" "at once" scaling
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --only "as shipped, mixed precision" --rounds 2
+	$(BIN)/python -m benchmarks.speed --write docs/performance/README.md
 
 base: venv  # pretrain the bundled base again, from text that world/ writes
 	$(BIN)/python -m world.pretrain --out src/lorica/base/weights

@@ -4,10 +4,10 @@ A side that works on padded batches with all logits, as a plain loop does, can b
 floor; one "as shipped" takes the rows and does what its library does with them.
 """
 
-import re
+import ctypes
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,16 @@ def held(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+def give_back() -> None:
+    """Return the free pages of glibc's heap to the system: what is held then is in use."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass(frozen=True)
 class Side:
     """kind: a name of KINDS. settings: what it is given. rows: which batches: "same" is one batch
-    of 8, again and again; "random" are six; "grouped" six of rows of like length."""
+    of 8, again and again; "random" are six; "grouped" six of rows of like length; "eight" are
+    eight, for as many runs."""
 
     name: str
     kind: str
@@ -38,6 +44,8 @@ class Side:
     shape: dict[str, int] = field(default_factory=dict)
     gate: str = ""
     """Sides with the same word here must give the same loss and gradients."""
+    peer: str = ""
+    """In whose environment it runs; "" is ours."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,11 +54,12 @@ class Side:
         many = work.rows(400)
         if self.rows == "grouped":
             return work.grouped(many, self.batch, 6)
-        count = 1 if self.rows == "same" else 6
+        count = {"same": 1, "random": 6, "eight": 8}[self.rows]
         return [many[i * self.batch : (i + 1) * self.batch] for i in range(count)]
 
     def build(self) -> "Work":
-        return KINDS[self.kind](self)
+        module, _, name = KINDS[self.kind].partition(":")
+        return getattr(import_module(f"benchmarks.speed.{module}"), name)(self)
 
 
 class Work:
@@ -65,10 +74,14 @@ class Work:
 
         self.torch, self.side = torch, side
         self.rows = side.batches()
-        self.model: Any = Shape(**side.shape).model(side.dtype)
+        self.model: Any = self.base(Shape(**side.shape))
+        give_back()
         self.held = held("VmRSS")
         self.learned: Tensors = {}
         self.optimizer: Any = None
+
+    def base(self, shape: Shape) -> Any:
+        return shape.model(self.side.dtype)
 
     def optimise(self, learned: Tensors, **options: Any) -> None:
         self.learned = learned
@@ -82,6 +95,11 @@ class Work:
         self.loss(i).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def steps(self, count: int) -> None:
+        """One on each of the first batches."""
+        for i in range(count):
+            self.step(i)
 
     def gate(self) -> tuple[float, Tensors]:
         """The loss of the first batch and its gradients, from given adapters without dropout."""
@@ -120,77 +138,6 @@ class Full(Work):
         self.optimise(dict(self.model.named_parameters()))
 
 
-class Lorica(Work):
-    """Lorica's adapter in a plain loop."""
-
-    def __init__(self, side: Side):
-        import lorica
-        from lorica.core.condition import informed
-        from lorica.core.state import adapter_state
-
-        super().__init__(side)
-
-        if kind := side.settings.get("quantisation"):
-            quantise(self.model, kind)
-        others = ("name", "quantisation", "shared")
-        chosen = {k: v for k, v in side.settings.items() if k not in others}
-        self.conditions = [f"task {i}" for i in range(side.batch)]
-        method = lorica.method(side.settings["name"], **chosen)
-        told = self.conditions if side.settings["name"] == "hyperlora" else None
-        lorica.adapt(self.model, informed(method, self.model, told) if told else method)
-        state = {k: t for k, t in adapter_state(self.model).items() if t.requires_grad}
-        self.optimise({re.sub(r"\.adapters\.default", "", k): t for k, t in state.items()},
-                      fused=True)  # fmt: skip
-        self.told = told
-        self.driver = lorica.Driver(self.model, total=1000)
-
-    def loss(self, i: int) -> Any:
-        if self.told:
-            from lorica.core.condition import set_conditions
-
-            set_conditions(self.model, self.told)
-        return super().loss(i)
-
-    def step(self, i: int) -> None:
-        (self.loss(i) + self.driver.penalty()).backward()
-        self.driver.before_step()
-        self.optimizer.step()
-        self.driver.after_step()
-        self.optimizer.zero_grad()
-
-
-class LoricaTrainer(Lorica):
-    """Lorica's own step: rows laid end to end, the head on label tokens alone, clipping."""
-
-    def __init__(self, side: Side):
-        super().__init__(side)
-        from accelerate import Accelerator
-
-        from lorica.data.tokenise import Example
-        from lorica.training.step import Part, Stepper
-
-        self.stepper = Stepper(
-            Accelerator(cpu=True), self.model, packed=True,
-            shared=bool(side.settings.get("shared")), pad_id=0,
-        )  # fmt: skip
-        examples = [
-            [Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")
-             for row in batch] for batch in self.rows
-        ]  # fmt: skip
-        self.parts = [Part(rows, side.batch, self.learned, 1.0, self.driver.penalty)
-                      for rows in examples]  # fmt: skip
-
-    def step(self, i: int) -> None:
-        from lorica.base.packing import packed
-
-        with packed(self.model):
-            self.stepper([self.parts[i]])
-        self.driver.before_step()
-        self.optimizer.step()
-        self.driver.after_step()
-        self.optimizer.zero_grad()
-
-
 class Peft(Work):
     """PEFT's adapter in a plain loop."""
 
@@ -203,7 +150,7 @@ class Peft(Work):
         config = kind(target_modules="all-linear", task_type="CAUSAL_LM", **settings)
         self.adaptive = kind is peft.AdaLoraConfig
         self.model = peft.get_peft_model(self.model, config)
-        self.steps = 0
+        self.taken = 0
         words = {"lora_A": "a", "lora_B": "b", "lora_E": "e", "lora_magnitude_vector": "m"}
         learned = {}
         for name, tensor in self.model.named_parameters():
@@ -216,23 +163,15 @@ class Peft(Work):
         self.loss(i).backward()
         self.optimizer.step()
         if self.adaptive:
-            self.steps += 1
-            self.model.base_model.update_and_allocate(self.steps)
+            self.taken += 1
+            self.model.base_model.update_and_allocate(self.taken)
         self.optimizer.zero_grad()
 
 
-def quantise(model: Any, kind: str) -> None:
-    """Pack the linear layers of the blocks. In place."""
-    from lorica.base.quantise import quantise as pack
-    from lorica.core.site import sites_of
-
-    for site in sites_of(model):
-        if not site.is_head:
-            layer = pack(site.module, kind)
-            layer.like = layer.like.to(site.like.dtype)
-            model.set_submodule(site.name, layer)
-
-
-KINDS: dict[str, Callable[[Side], Work]] = {
-    "floor": Floor, "full": Full, "lorica": Lorica, "lorica trainer": LoricaTrainer, "peft": Peft,
+KINDS = {
+    "floor": "sides:Floor", "full": "sides:Full", "peft": "sides:Peft",
+    "lorica": "ours:Lorica", "lorica trainer": "ours:LoricaTrainer",
+    "lorica each": "ours:LoricaEach",
+    "trl": "peers.trl:Trl", "litgpt": "peers.litgpt:LitGpt",
 }  # fmt: skip
+"""Module and class; imported by the side's own process alone, which has what they import."""

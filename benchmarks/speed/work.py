@@ -24,19 +24,23 @@ class Shape:
     heads: int = 8
     vocabulary: int = 32_000
 
-    def model(self, dtype: str) -> Any:
-        """With weights from one seed."""
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def config(self) -> Any:
+        from transformers import LlamaConfig
 
-        torch.manual_seed(0)
-        config = LlamaConfig(
+        return LlamaConfig(
             vocab_size=self.vocabulary, hidden_size=self.width, intermediate_size=self.mlp,
             num_hidden_layers=self.layers, num_attention_heads=self.heads,
             num_key_value_heads=self.heads, max_position_embeddings=2048,
             tie_word_embeddings=False,
         )  # fmt: skip
-        return LlamaForCausalLM(config).to(getattr(torch, dtype)).train()
+
+    def model(self, dtype: str) -> Any:
+        """With weights from one seed."""
+        import torch
+        from transformers import LlamaForCausalLM
+
+        torch.manual_seed(0)
+        return LlamaForCausalLM(self.config()).to(getattr(torch, dtype)).train()
 
 
 @dataclass(frozen=True)

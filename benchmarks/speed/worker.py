@@ -1,6 +1,7 @@
 """One side in its process: a JSON object a line in, one out.
 
-{"do": "build", "side": {...}}    -> {"seconds": until the first step has been taken}
+{"do": "build", "side": {...}}    -> {"first_step": seconds until the first step was taken,
+                                      "versions": {"torch": ..., ...}}
 {"do": "gate", "file": PATH}      -> {"loss": ...}, and the gradients in the file
 {"do": "steps"}                   -> {"seconds": of the process, "wall": ..., "tokens": real}
 {"do": "memory"}                  -> {"bytes": most that a step takes over the base}
@@ -9,13 +10,25 @@
 import json
 import sys
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import work
-from benchmarks.speed.sides import Side, Work, held
+from benchmarks.speed.sides import Side, Work, give_back, held
 
 REFERENCES = Path("/proc/self/clear_refs")
+LIBRARIES = ("torch", "transformers", "accelerate", "lorica", "peft", "trl", "litgpt", "lightning")
+
+
+def versions() -> dict[str, str]:
+    """Of what is installed here."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class Worker:
@@ -28,8 +41,8 @@ class Worker:
 
         torch.set_num_threads(1)
         self.work: Work = Side(**side).build()
-        self.work.step(0)
-        return {"seconds": time.perf_counter() - self.began}
+        self.work.steps(1)
+        return {"first_step": time.perf_counter() - self.began, "versions": versions()}
 
     def gate(self, file: str) -> dict[str, Any]:
         from safetensors.torch import save_file
@@ -39,21 +52,23 @@ class Worker:
         return {"loss": loss}
 
     def steps(self) -> dict[str, Any]:
-        """One step on each batch."""
+        """One step on each batch, after one that is not timed and that warms heap and caches."""
+        self.work.steps(1)
         wall, used = time.perf_counter(), time.process_time()
-        for i in range(len(self.work.rows)):
-            self.work.step(i)
-        return {
+        self.work.steps(len(self.work.rows))
+        found = {
             "seconds": time.process_time() - used,
             "wall": time.perf_counter() - wall,
             "tokens": sum(work.tokens(batch) for batch in self.work.rows),
         }
+        give_back()  # the heaps of all sides together are more than the machine has
+        return found
 
     def memory(self) -> dict[str, Any]:
         """Over the base alone: the adapter, its optimizer, and what a step holds."""
+        give_back()
         REFERENCES.write_text("5")  # VmHWM begins anew
-        for i in range(len(self.work.rows)):
-            self.work.step(i)
+        self.work.steps(len(self.work.rows))
         return {"bytes": held("VmHWM") - self.work.held}
 
 

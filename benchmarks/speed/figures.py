@@ -1,0 +1,51 @@
+"""What the rounds of a section say."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.speed.sections import SIZES
+
+
+def title(found: dict[str, Any]) -> str:
+    return f"{found['section'].capitalize()} (weights in {found['dtype']})"
+
+
+def rates(one: dict[str, Any]) -> list[float]:
+    """Real tokens a second of the process, in every round."""
+    return [r["tokens"] / r["seconds"] for r in one["rounds"]]
+
+
+def ratios(one: dict[str, Any], other: dict[str, Any], *, is_time: bool) -> list[float]:
+    """Of one side's speed to another's (or of its time), within each round."""
+    pairs = zip(rates(one), rates(other), strict=True)
+    return [theirs / own if is_time else own / theirs for own, theirs in pairs]
+
+
+def on_the_clock(sides: dict[str, Any]) -> float:
+    """The clock's time over that of the process: above 1 something else had the processor."""
+    return statistics.median(
+        r["wall"] / r["seconds"] for one in sides.values() for r in one["rounds"]
+    )
+
+
+def curves(sides: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Of each kind of size that all was measured for: sizes, seconds and bytes of one step."""
+    found = {}
+    for kind, counts in SIZES.items():
+        names = [f"{n} {kind}" for n in counts]
+        if all(name in sides for name in names):
+            rounds = [sides[name]["rounds"] for name in names]
+            tokens = [float(one[0]["tokens"]) for one in rounds]
+            found[kind] = {
+                "size": tokens if kind == "rows" else [float(n) for n in counts],
+                "seconds": [statistics.median(r["seconds"] for r in one) for one in rounds],
+                "bytes": [float(sides[name]["memory"]) for name in names],
+            }
+    return found
+
+
+def off_line(x: Sequence[float], y: Sequence[float]) -> float:
+    """How far the worst point is from the least-squares line, as a share of its value."""
+    slope, start = statistics.linear_regression(x, y)
+    return max(abs(b - start - slope * a) / b for a, b in zip(x, y, strict=True))

@@ -1,0 +1,120 @@
+"""What is compared with what."""
+
+from dataclasses import dataclass, replace
+
+from benchmarks.speed import peers
+from benchmarks.speed.sides import Side
+
+PEFT = {"config": "LoraConfig", "r": 16, "lora_alpha": 32}
+LORA = {"name": "lora", "r": 16}
+ADALORA = {"config": "AdaLoraConfig", "init_r": 16, "target_r": 8, "lora_alpha": 32, "tinit": 20,
+           "tfinal": 500, "deltaT": 10, "total_step": 1000}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """how: what the page says of it. over: the sides that the others are measured against.
+    is_time: ratios are of time, not of speed. keeps_heap: every side's heap keeps its pages."""
+
+    how: str
+    sides: list[Side]
+    over: tuple[str, ...]
+    is_time: bool = False
+    keeps_heap: bool = False
+
+    def some(self, dtype: str, names: list[str] | None) -> "Section":
+        """With the sides of these names (None: all), computed in `dtype`."""
+        sides = [replace(s, dtype=dtype) for s in self.sides if names is None or s.name in names]
+        return replace(self, sides=sides)
+
+    def missing(self) -> list[str]:
+        """Sides whose library is not installed."""
+        return [side.name for side in self.sides if peers.interpreter(side.peer) is None]
+
+
+SAME = Section(
+    "The same padded batch of 8 rows, the head and the loss on every position, AdamW. Before "
+    "anything is timed, sides that do the same work show that they do: from the same weights, "
+    "with B away from zero, the same loss and the same gradients. glibc's heap keeps its pages "
+    "between the steps, on all sides.",
+    [
+        Side("floor", "floor"),
+        Side("LoRA", "lorica", LORA, gate="lora"),
+        Side("PEFT LoRA", "peft", PEFT, gate="lora"),
+        Side("LoRA, dropout", "lorica", {**LORA, "dropout": 0.05}, gate="lora"),
+        Side("PEFT LoRA, dropout", "peft", {**PEFT, "lora_dropout": 0.05}, gate="lora"),
+        Side("DoRA", "lorica", {**LORA, "name": "dora"}, gate="dora"),
+        Side("PEFT DoRA", "peft", {**PEFT, "use_dora": True}, gate="dora"),
+        Side("DoRA, dropout", "lorica", {**LORA, "name": "dora", "dropout": 0.05}, gate="dora"),
+        Side("PEFT DoRA, dropout", "peft", {**PEFT, "use_dora": True, "lora_dropout": 0.05},
+             gate="dora"),
+        Side("AdaLoRA", "lorica", {"name": "adalora", "r": 16, "target_r": 8}),
+        Side("PEFT AdaLoRA", "peft", ADALORA),
+        Side("HyperLoRA, 8 conditions", "lorica", {"name": "hyperlora", "r": 16}),
+        Side("LoRA on NF4", "lorica", {**LORA, "quantisation": "nf4"}),
+        Side("full fine-tuning", "full"),
+    ],
+    over=("floor",), is_time=True, keeps_heap=True,
+)  # fmt: skip
+PLAIN = Side("PEFT, plain loop", "peft", PEFT, rows="random")
+OURS = Side("Lorica", "lorica trainer", {**LORA, "shared": True}, rows="random")
+SHIPPED = Section(
+    "48 rows, LoRA of rank 16 on all linear layers of the blocks, 8 rows an optimizer step; how "
+    "they are batched, which positions meet the head, and what else a step does is each "
+    "library's default. PEFT has no trainer of its own: its loop is the plain one, on rows in "
+    "random order and on rows of like length. TRL is its SFTTrainer, with the gradient "
+    "checkpointing that it turns on; LitGPT takes its rows one by one, and learns prompts too. "
+    "Both compute in bfloat16 by default; here they are told not to. Lorica's is the step of its "
+    "trainer, without the log and the schedule of the learning rate.",
+    [
+        PLAIN,
+        Side("PEFT, rows of like length", "peft", PEFT, rows="grouped"),
+        Side("TRL, bf16=False", "trl", {"bf16": False}, rows="random", peer="trl"),
+        Side("LitGPT, 32-true", "litgpt", {"precision": "32-true"}, rows="random", peer="litgpt"),
+        Side("Lorica, no beginnings shared", "lorica trainer", LORA, rows="random"),
+        OURS,
+    ],
+    over=("PEFT, plain loop", "PEFT, rows of like length"),
+)  # fmt: skip
+MIXED = Section(
+    "As above, but TRL and LitGPT in the precision that they choose by themselves, bfloat16 under "
+    "autocast, also where the processor has no instructions for it; the others in float32.",
+    [
+        PLAIN,
+        Side("TRL", "trl", rows="random", peer="trl"),
+        Side("LitGPT", "litgpt", {"precision": "bf16-mixed"}, rows="random", peer="litgpt"),
+        OURS,
+    ],
+    over=("PEFT, plain loop",),
+)  # fmt: skip
+SIZES = {"rows": (4, 8, 16), "layers": (4, 8, 16), "adapters": (1, 2, 4)}
+SCALING = Section(
+    "Lorica's own step, LoRA of rank 16 on all linear layers, beginnings not shared; one size "
+    "changes, the others are 8 rows, 8 layers, 1 adapter. Sizes of the batch are its real "
+    "tokens; adapters act all at once, and all learn. \"Off the line\" is how far the worst of the "
+    "three is from the straight line through them (least squares), as a share of its value.",
+    [
+        *(Side(f"{n} rows", "lorica trainer", LORA, batch=n) for n in SIZES["rows"]),
+        *(Side(f"{n} layers", "lorica trainer", LORA, shape={"layers": n})
+          for n in SIZES["layers"]),
+        *(Side(f"{n} adapters", "lorica trainer", {**LORA, "adapters": n})
+          for n in SIZES["adapters"]),
+    ],
+    over=(),
+)  # fmt: skip
+ONE, FOUR = (f"eight runs, {n} a step, one after another" for n in ("1 row", "4 rows"))
+EACH = Section(
+    "Eight LoRAs of rank 16, each with rows of its own: in eight runs one after another, and in "
+    "one pass over one base (`lorica train --each`).",
+    [
+        Side(ONE, "lorica trainer", LORA, rows="eight", batch=1),
+        Side("eight runs, 1 row a step, at once", "lorica each", {"r": 16}, rows="eight", batch=1),
+        Side(FOUR, "lorica trainer", LORA, rows="eight", batch=4),
+        Side("eight runs, 4 rows a step, at once", "lorica each", {"r": 16}, rows="eight", batch=4),
+    ],
+    over=(ONE, FOUR),
+)  # fmt: skip
+SECTIONS = {
+    "same work": SAME, "as shipped": SHIPPED, "as shipped, mixed precision": MIXED,
+    "scaling": SCALING, "at once": EACH,
+}  # fmt: skip
