@@ -129,7 +129,8 @@ class Trainer:
                 self.begin()
                 while self.goes_on:
                     began = time.perf_counter()
-                    self.take(*step_of([self], self.stepper), began)
+                    (done,) = step_of([self], self.stepper)
+                    self.take(done, began)
                     self.look()
             return self.finish()
         finally:

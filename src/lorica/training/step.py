@@ -183,9 +183,9 @@ class Stepper:
                 acc.backward(total)  # processes are averaged
         losses = [acc.reduce(one, reduction="sum").item() / n
                   for one, n in zip(summed, labels, strict=True)]  # fmt: skip
-        extra = [e.item() if isinstance(e, Tensor) else e for e in extra]
+        more = [e.item() if isinstance(e, Tensor) else e for e in extra]
         return [
-            Outcome(losses[k], extra[k], _clipped(p), int(tokens[k]), [r.where for r in p.rows])
+            Outcome(losses[k], more[k], _clipped(p), int(tokens[k]), [r.where for r in p.rows])
             for k, p in enumerate(parts)
         ]
 
