@@ -137,7 +137,7 @@ def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
 
 def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
-    monkeypatch.setattr("lorica.training.loop.mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr("lorica.training.prepare.mean_loss", lambda *_: next(losses))
     seen = {}
     own = Trainer._evaluate
 

@@ -6,7 +6,7 @@ steps are done leaves; one that a watch stops does too, and the others go on.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -123,39 +123,42 @@ def _check_fits(trainer: Trainer) -> None:
 
 
 def _run_to_end(trainers: Sequence[Trainer]) -> list[Result]:
-    stepper, ended = stepper_for(trainers), dict[Trainer, LoricaError]()
+    stepper, ended = stepper_for(trainers), dict[Trainer, Result | LoricaError]()
     try:
         with Signals() as signals:
             for trainer in trainers:
                 trainer.signals = signals
                 trainer.begin()
-            while going := [t for t in trainers if t.goes_on and t not in ended]:
-                ended |= dict(_stepped(going, stepper))
-        results = []
-        for trainer in trainers:
-            if trainer in ended:
-                continue
-            try:
-                results.append(trainer.finish())
-            except LoricaError as error:
-                ended[trainer] = error
+            while len(ended) < len(trainers):
+                ended |= {t: _finished(t) for t in trainers if t not in ended and not t.goes_on}
+                if going := [t for t in trainers if t not in ended]:
+                    ended |= _stepped(going, stepper)
     finally:
         for trainer in trainers:
             trainer.close()
-    if ended:
-        raise _early(ended, len(trainers))
-    return results
+    early = {t: e for t, e in ended.items() if isinstance(e, LoricaError)}
+    if early:
+        raise _early(early, len(trainers))
+    return [one for trainer in trainers if isinstance(one := ended[trainer], Result)]
 
 
-def _stepped(going: Sequence[Trainer], stepper: Stepper) -> Iterator[tuple[Trainer, LoricaError]]:
-    """A step of all runs. Yields: those that it has ended, and why."""
-    began = time.perf_counter()
+def _stepped(going: Sequence[Trainer], stepper: Stepper) -> dict[Trainer, LoricaError]:
+    """A step of all runs. Returns: those that it ended early, and why; the others go on."""
+    began, early = time.perf_counter(), dict[Trainer, LoricaError]()
     for trainer, done in zip(going, step_of(going, stepper), strict=True):
         try:
             trainer.take(done, began)
             trainer.look()
         except LoricaError as error:
-            yield trainer, error
+            early[trainer] = error
+    return early
+
+
+def _finished(trainer: Trainer) -> Result | LoricaError:
+    try:
+        return trainer.finish()
+    except LoricaError as error:
+        return error
 
 
 def _early(ended: dict[Trainer, LoricaError], count: int) -> LoricaError:

@@ -25,28 +25,11 @@ from lorica.data.load import Data
 from lorica.errors import Stopped
 from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
+from lorica.training import optim, prepare
 from lorica.training.config import TrainConfig
 from lorica.training.figures import figures, peak_memory
 from lorica.training.log import Log, Silent
-from lorica.training.optim import (
-    decay_live,
-    forget,
-    load_optimizer_state,
-    make_optimizer,
-    optimizer_state,
-)
 from lorica.training.pictures import RANKS, draw, draw_ranks
-from lorica.training.prepare import (
-    add_adapter,
-    base_for,
-    begin_from_data,
-    kill_and_revive,
-    lasting,
-    loss_of,
-    probe,
-    why_not_shared,
-    why_padded,
-)
 from lorica.training.progress import Show
 from lorica.training.run import RESULTS, Run
 from lorica.training.schedule import factor, order
@@ -76,14 +59,16 @@ class Trainer:
         self.config, self.run, self.accelerator, self.name = config, run, accelerator, name
         self.main, self.alone = accelerator.is_main_process, base is None
         self.data = data
-        self.base, self.device = (base, None) if base else base_for(config, data.labels)
-        told = add_adapter(self.base, config, data, name)
+        self.base, self.device = (base, None) if base else prepare.base_for(config, data.labels)
+        told = prepare.add_adapter(self.base, config, data, name)
         if self.device:
             self.device.take_up()
         model = self.base.model
         self.identity = fingerprint(model, path=config.base)
         found = ckpt.load_newest(run.checkpoints)
-        begin_from_data(self.base, data.train, None if found is None else found.adapter, name)
+        prepare.begin_from_data(
+            self.base, data.train, None if found is None else found.adapter, name
+        )
         self.method = spec_of(model, name).method
         state = adapter_state(model, name)
         self.tensors = {k: t for k, t in state.items() if isinstance(t, nn.Parameter)}
@@ -91,11 +76,11 @@ class Trainer:
         self.start = {
             k: t.detach().cpu().clone() for k, t in self.tensors.items() if t.requires_grad
         }
-        reason = why_padded(self.base)
+        reason = prepare.why_padded(self.base)
         self.packed = reason is None
         self.lines = [*self.base.lines, *told, *data.lines]
         self.lines += [f"batches are padded: {reason}"] if reason else []
-        self.shares = self.packed and why_not_shared(self.base, config, name) is None
+        self.shares = self.packed and prepare.why_not_shared(self.base, config, name) is None
         self.stepper = stepper_for([self])
         self.lines += self.stepper.said(data.train[: config.micro_batch_size])
         self.rows_per_step = (
@@ -106,10 +91,10 @@ class Trainer:
         self.warmup = config.warmup_steps or int(config.warmup_ratio * self.total)
         self.driver = Driver(
             model, total=self.total, epoch=rows // self.rows_per_step, name=name,
-            schedule=kill_and_revive(config, self.device),
+            schedule=prepare.kill_and_revive(config, self.device),
         )  # fmt: skip
-        self.driver.schedule.probe = probe(model, data.train, name)
-        self.optimizer = make_optimizer(
+        self.driver.schedule.probe = prepare.probe(model, data.train, name)
+        self.optimizer = optim.make_optimizer(
             self.tensors, self.method, kind=config.optimizer, rate=config.learning_rate,
             decay=config.weight_decay, masked=self.driver.schedule.live().keys(),
         )  # fmt: skip
@@ -190,10 +175,10 @@ class Trainer:
         """The optimizer's step, with what the method does before and after it."""
         driver, optimizer = self.driver, self.optimizer
         driver.before_step()
-        decay_live(optimizer, self.tensors, driver.schedule.live())
+        optim.decay_live(optimizer, self.tensors, driver.schedule.live())
         optimizer.step()
         driver.after_step()
-        forget(optimizer, self.tensors, driver.schedule.fresh())
+        optim.forget(optimizer, self.tensors, driver.schedule.fresh())
         optimizer.zero_grad(set_to_none=True)
 
     def look(self) -> None:
@@ -214,7 +199,7 @@ class Trainer:
         began = time.perf_counter()
         loss = 0.0
         if self.main:
-            loss = loss_of(self.base.model, self.data.validation, self.name)
+            loss = prepare.loss_of(self.base.model, self.data.validation, self.name)
         loss = agreed(self.accelerator, loss)
         progress = self.progress
         progress.seconds += time.perf_counter() - began
@@ -235,7 +220,7 @@ class Trainer:
             return
         state = ckpt.Checkpoint(
             self.progress, adapter_state(self.base.model, self.name),
-            optimizer_state(self.optimizer, self.tensors), self.driver.state(), self.best,
+            optim.optimizer_state(self.optimizer, self.tensors), self.driver.state(), self.best,
             self.data.digest, self.identity,
         )  # fmt: skip
         path = ckpt.save(self.run.checkpoints, state, keep=self.config.keep_checkpoints)
@@ -247,7 +232,7 @@ class Trainer:
         """Take up a checkpoint of the run. In place."""
         ckpt.check_same(found, data=self.data.digest, base=self.identity, run=self.run.folder)
         load_adapter_state(self.base.model, found.adapter, self.name, source="the checkpoint")
-        load_optimizer_state(self.optimizer, self.tensors, found.optimizer)
+        optim.load_optimizer_state(self.optimizer, self.tensors, found.optimizer)
         self.driver.load_state(found.schedule)
         self.progress, self.best = found.progress, found.best
 
@@ -276,7 +261,7 @@ class Trainer:
         if self.main:
             folder.save(
                 model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
-                base_path=lasting(self.config.base), labels=self.data.labels,
+                base_path=prepare.lasting(self.config.base), labels=self.data.labels,
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
             self.log("end", step=progress.step)
