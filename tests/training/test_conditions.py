@@ -81,16 +81,16 @@ class Cut(Exception):
 @pytest.mark.parametrize("kind", ["task", "text"])
 def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
     whole = adapter(run(stories, tmp_path / "a", kind, save_steps=2).folder)
-    step = Trainer._step
+    step = Trainer.take
 
-    def cut(self):
+    def cut(self, *given):
         if self.progress.step == 3:
             raise Cut
-        step(self)
+        step(self, *given)
 
     config = job(stories, tmp_path / "b", kind, save_steps=2)
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "_step", cut)
+        patch.setattr(Trainer, "take", cut)
         lorica.train(**config, show=False)
     resumed = lorica.train(resume=config["output"], show=False)
     assert same(whole, adapter(resumed.folder))

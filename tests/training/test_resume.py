@@ -19,15 +19,15 @@ class Cut(Exception):
 
 def interrupted(monkeypatch, at: int, **config):
     """Train, and fail in the middle of step `at` (counted from 0), before the optimizer."""
-    whole = Trainer._step
+    whole = Trainer.take
 
-    def step(self):
+    def step(self, *given):
         if self.progress.step == at:
             raise Cut
-        whole(self)
+        whole(self, *given)
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "_step", step)
+        patch.setattr(Trainer, "take", step)
         lorica.train(**config, show=False)
 
 
