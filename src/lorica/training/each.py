@@ -145,9 +145,11 @@ def _run_to_end(trainers: Sequence[Trainer]) -> list[Result]:
 def _stepped(going: Sequence[Trainer], stepper: Stepper) -> dict[Trainer, LoricaError]:
     """A step of all runs. Returns: those that it ended early, and why; the others go on."""
     began, early = time.perf_counter(), dict[Trainer, LoricaError]()
-    for trainer, done in zip(going, step_of(going, stepper), strict=True):
+    outcomes = step_of(going, stepper)
+    spent = time.perf_counter() - began
+    for trainer, done in zip(going, outcomes, strict=True):
         try:
-            trainer.take(done, began)
+            trainer.take(done, spent)
             trainer.look()
         except LoricaError as error:
             early[trainer] = error

@@ -115,7 +115,7 @@ class Trainer:
                 while self.goes_on:
                     began = time.perf_counter()
                     (done,) = step_of([self], self.stepper)
-                    self.take(done, began)
+                    self.take(done, time.perf_counter() - began)
                     self.look()
             return self.finish()
         finally:
@@ -151,14 +151,14 @@ class Trainer:
         acc, step = self.accelerator, self.progress.step
         return self.config.seed * 1_000_003 + step * acc.num_processes + acc.process_index
 
-    def take(self, done: Outcome, began: float) -> None:
-        """Update with the gradients of a step, and note what it did. began: seconds."""
-        config, progress = self.config, self.progress
+    def take(self, done: Outcome, spent: float) -> None:
+        """Update with the gradients of a step, and note what it did. spent: seconds on them."""
+        config, progress, began = self.config, self.progress, time.perf_counter()
         if progress.step == 0:
             check_gradients(self.tensors)
         check_finite(done.loss, done.norm, done.where, self.tensors)
         self._update()
-        spent = time.perf_counter() - began
+        spent += time.perf_counter() - began
         progress.step += 1
         progress.rows += self.rows_per_step
         progress.tokens += done.tokens
