@@ -172,6 +172,14 @@ def costs(shared: Path, rows: list[dict[str, Any]]) -> None:
         print(f"{row['case']}: {1e3 * done['step_seconds']:.0f} ms", file=sys.stderr)
 
 
+def processor() -> str:
+    """Its model, where the system tells."""
+    file = Path("/proc/cpuinfo")
+    said = file.read_text().splitlines() if file.is_file() else []
+    models = [line.partition(":")[2].strip() for line in said if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
 def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     first = results["rows"][0]["runs"][0]
@@ -248,7 +256,7 @@ def main() -> None:
     chosen = [rows[case] for case in CASES if case in rows]
     if words.cost:
         costs(words.shared, [row for row in chosen if row["case"] in words.cases])
-        known["machine"] = f"{platform.processor() or platform.machine()}, {platform.system()}"
+        known["machine"] = f"{processor()}, {platform.system()}"
     known["versions"] = f"torch {torch.__version__}, transformers {transformers.__version__}"
     known.setdefault("machine", "not measured")
     words.out.parent.mkdir(parents=True, exist_ok=True)
