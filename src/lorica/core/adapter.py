@@ -41,6 +41,16 @@ class Adapter(nn.Module):
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
         return y
 
+    @classmethod
+    def after_line(
+        cls, adapters: Sequence[Self], sizes: Sequence[int], x: Tensor, y: Tensor
+    ) -> Tensor | None:
+        """`after` for a line (1, T, ...) whose parts have an adapter of this class each, at once.
+
+        sizes: tokens of each part. None: the parts are adapted one by one, and y is as it was.
+        """
+        return None
+
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
         """Tensors that stand in for those of `layer` during the call, by parameter name.
 

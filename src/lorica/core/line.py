@@ -32,7 +32,13 @@ def after_along(line: Line, adapters: Any, x: Tensor, y: Tensor, base: Base) -> 
     acting = _acting(line, adapters)
     if all(type(adapter).after is Adapter.after for adapter in acting.values()):
         return y
-    parts = zip(line, _cut(line, x), _cut(line, y), strict=True)
+    cut = _cut(line, x)
+    kinds = {type(adapter) for adapter in acting.values()}
+    if len(kinds) == 1 and all(name in acting for name, _ in line):
+        each, sizes = [acting[name] for name, _ in line], [size for _, size in line]
+        if (done := kinds.pop().after_line(each, sizes, x, y)) is not None:
+            return done
+    parts = zip(line, cut, _cut(line, y), strict=True)
     done = [acting[n].after(xs, ys, base) if n in acting else ys for (n, _), xs, ys in parts]
     return cat(done, dim=1)
 

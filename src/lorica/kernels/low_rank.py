@@ -44,7 +44,7 @@ def low_rank(
     """
     if torch.compiler.is_compiling():  # the compiler fuses it itself
         return reference(x, y, a, b, scale, dropout)
-    return _applied(x, y, [(0, y.shape[:-1].numel(), 0)], [a, b], scale, dropout)
+    return _applied(x, y, [(0, y.shape[:-1].numel(), 0)], [a, b], [scale], dropout)
 
 
 def rows_reference(
@@ -69,7 +69,22 @@ def low_rank_rows(
     if torch.compiler.is_compiling():
         return rows_reference(x, y, a, b, spans, scale, dropout)
     pairs = [factor for pair in zip(a.unbind(), b.unbind(), strict=True) for factor in pair]
-    return _applied(x, y, spans, pairs, scale, dropout)
+    return _applied(x, y, spans, pairs, [scale] * len(a), dropout)
+
+
+def low_rank_parts(
+    x: Tensor, y: Tensor, parts: Sequence[tuple[Tensor, Tensor, float]], sizes: Sequence[int]
+) -> Tensor:
+    """`low_rank` with factors of its own, (a, b, scale), for each of these runs of tokens.
+
+    a: (R, I), b: (O, R), R as it likes. sizes: tokens of each run; they sum to those of x.
+    """
+    spans, stop = [], 0
+    for i, size in enumerate(sizes):
+        start, stop = stop, stop + size
+        spans.append((start, stop, i))
+    factors = [factor for a, b, _ in parts for factor in (a, b)]
+    return _applied(x, y, spans, factors, [scale for _, _, scale in parts], 0.0)
 
 
 def dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:
@@ -92,18 +107,19 @@ def dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:
 
 
 def _applied(
-    x: Tensor, y: Tensor, spans: Sequence[Span], factors: list[Tensor], scale: float, p: float
-) -> Tensor:
+    x: Tensor, y: Tensor, spans: Sequence[Span], factors: list[Tensor], scales: Sequence[float],
+    p: float,
+) -> Tensor:  # fmt: skip
     mask = dropped(x.shape, p, x.device) if p else None
-    found: Any = _LowRank.apply(x, y, spans, scale / (1 - p), mask, *factors)
+    found: Any = _LowRank.apply(x, y, spans, [s / (1 - p) for s in scales], mask, *factors)
     return found
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, y: Tensor, spans: Sequence[Span], scale: float, mask: Tensor | None,
-        *factors: Tensor,
+        ctx: Any, x: Tensor, y: Tensor, spans: Sequence[Span], scales: Sequence[float],
+        mask: Tensor | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         small = [factor.to(y.dtype) for factor in factors]
         tokens = _tokens(x, mask, y.dtype)
@@ -114,12 +130,12 @@ class _LowRank(torch.autograd.Function):
         for start, stop, i in spans:
             a, b = small[2 * i : 2 * i + 2]
             kept.append(a @ tokens[start:stop].T)  # (R, n)
-            made[start:stop].addmm_(kept[-1].T, b.T, alpha=scale)
+            made[start:stop].addmm_(kept[-1].T, b.T, alpha=scales[i])
         if own:
             ctx.mark_dirty(y)
         learns = any(ctx.needs_input_grad[5::2])
         ctx.save_for_backward(x if learns else None, mask, *small, *kept)
-        ctx.spans, ctx.scale, ctx.shape = spans, scale, x.shape
+        ctx.spans, ctx.scales, ctx.shape = spans, scales, x.shape
         ctx.dtypes = x.dtype, *(factor.dtype for factor in factors)
         return out
 
@@ -140,10 +156,10 @@ class _LowRank(torch.autograd.Function):
                 given[start:stop],
             )
             if for_b:
-                _add(found, 2 * i + 1, (p @ rows).mul_(ctx.scale).T)
+                _add(found, 2 * i + 1, (p @ rows).mul_(ctx.scales[i]).T)
             if not (for_a or for_x):
                 continue
-            z = (b.T @ rows.T).mul_(ctx.scale)  # (R, n)
+            z = (b.T @ rows.T).mul_(ctx.scales[i])  # (R, n)
             if for_a and tokens is not None:
                 _add(found, 2 * i, z @ tokens[start:stop])
             if dx is not None:

@@ -9,6 +9,7 @@ al., 2024, arXiv:2402.12354. Of an embedding, A is read by token id instead of m
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
-from lorica.kernels.low_rank import low_rank
+from lorica.kernels.low_rank import low_rank, low_rank_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,16 @@ class LoraAdapter(Adapter):
             return torch.add(y, F.linear(h, b.to(y.dtype)), alpha=scale)  # (B, T, O)
         y = low_rank(x, y, a, b, scale, self.p if self.training else 0.0)
         return y if self.bias is None else torch.add(y, self.bias.to(y.dtype), alpha=scale)
+
+    @classmethod
+    def after_line(
+        cls, adapters: Sequence["LoraAdapter"], sizes: Sequence[int], x: Tensor, y: Tensor
+    ) -> Tensor | None:
+        own = cls.after is LoraAdapter.after  # and not that of DoRA, say
+        if not own or any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
+            return None
+        parts = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in adapters]
+        return low_rank_parts(x, y, parts, sizes)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The factors in use, without the scale: (a (R, I), b (O, R)), or of rank 2 R.
