@@ -42,13 +42,16 @@ class Worker:
         torch.set_num_threads(1)
         self.work: Work = Side(**side).build()
         self.work.steps(1)
-        return {"first_step": time.perf_counter() - self.began, "versions": versions()}
+        spent = time.perf_counter() - self.began
+        give_back()  # the heaps of all sides together are more than the machine has
+        return {"first_step": spent, "versions": versions()}
 
     def gate(self, file: str) -> dict[str, Any]:
         from safetensors.torch import save_file
 
         loss, gradients = self.work.gate()
         save_file({k: g.contiguous() for k, g in gradients.items()}, file)
+        give_back()
         return {"loss": loss}
 
     def steps(self) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class Worker:
             "wall": time.perf_counter() - wall,
             "tokens": sum(work.tokens(batch) for batch in self.work.rows),
         }
-        give_back()  # the heaps of all sides together are more than the machine has
+        give_back()
         return found
 
     def memory(self) -> dict[str, Any]:
