@@ -102,17 +102,23 @@ SCALING = Section(
     ],
     over=(),
 )  # fmt: skip
-ONE, FOUR = (f"eight runs, {n} a step, one after another" for n in ("1 row", "4 rows"))
+SMALL = {"layers": 6, "width": 256, "mlp": 688, "heads": 4, "vocabulary": 2048}
+SOLO = tuple(f"{what}, one after another" for what in
+             ("1 row a step", "4 rows a step", "small model, 1 row a step"))  # fmt: skip
 EACH = Section(
-    "Eight LoRAs of rank 16, each with rows of its own: in eight runs one after another, and in "
-    "one pass over one base (`lorica train --each`).",
+    "Eight LoRAs of rank 16, each with rows of its own: eight runs one after another, and one pass "
+    "over one base (`lorica train --each`). The small model has 6 layers of width 256 and 2,048 "
+    "words.",
     [
-        Side(ONE, "lorica trainer", LORA, rows="eight", batch=1),
-        Side("eight runs, 1 row a step, at once", "lorica each", {"r": 16}, rows="eight", batch=1),
-        Side(FOUR, "lorica trainer", LORA, rows="eight", batch=4),
-        Side("eight runs, 4 rows a step, at once", "lorica each", {"r": 16}, rows="eight", batch=4),
+        Side(SOLO[0], "lorica trainer", LORA, rows="eight", batch=1),
+        Side("1 row a step, at once", "lorica each", {"r": 16}, rows="eight", batch=1),
+        Side(SOLO[1], "lorica trainer", LORA, rows="eight", batch=4),
+        Side("4 rows a step, at once", "lorica each", {"r": 16}, rows="eight", batch=4),
+        Side(SOLO[2], "lorica trainer", LORA, rows="eight", batch=1, shape=SMALL),
+        Side("small model, 1 row a step, at once", "lorica each", {"r": 16}, rows="eight", batch=1,
+             shape=SMALL),
     ],
-    over=(ONE, FOUR),
+    over=SOLO,
 )  # fmt: skip
 SECTIONS = {
     "same work": SAME, "as shipped": SHIPPED, "as shipped, mixed precision": MIXED,

@@ -51,7 +51,7 @@ class Side:
         return asdict(self)
 
     def batches(self) -> list[list[Row]]:
-        many = work.rows(400)
+        many = work.rows(400, vocabulary=Shape(**self.shape).vocabulary)
         if self.rows == "grouped":
             return work.grouped(many, self.batch, 6)
         count = {"same": 1, "random": 6, "eight": 8}[self.rows]
