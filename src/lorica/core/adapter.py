@@ -43,7 +43,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def after_line(
-        cls, adapters: Sequence[Self], sizes: Sequence[int], x: Tensor, y: Tensor
+        cls, adapters: "Sequence[Adapter]", sizes: Sequence[int], x: Tensor, y: Tensor
     ) -> Tensor | None:
         """`after` for a line (1, T, ...) whose parts have an adapter of this class each, at once.
 

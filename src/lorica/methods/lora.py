@@ -141,12 +141,13 @@ class LoraAdapter(Adapter):
 
     @classmethod
     def after_line(
-        cls, adapters: Sequence["LoraAdapter"], sizes: Sequence[int], x: Tensor, y: Tensor
+        cls, adapters: Sequence[Adapter], sizes: Sequence[int], x: Tensor, y: Tensor
     ) -> Tensor | None:
+        each = [adapter for adapter in adapters if isinstance(adapter, LoraAdapter)]
         own = cls.after is LoraAdapter.after  # and not that of DoRA, say
-        if not own or any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
+        if not own or any(a.lookup or a.waits or a.bias is not None or a.p for a in each):
             return None
-        parts = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in adapters]
+        parts = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in each]
         return low_rank_parts(x, y, parts, sizes)
 
     def pair(self) -> tuple[Tensor, Tensor]:
