@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "llama_adapter": {"adapter_len": 4}, "prefix_tuning": {"num_virtual_tokens": 4},
     "prompt_tuning": {"num_virtual_tokens": 4}, "mora": {"r": 4}, "vera": {"r": 4},
 }  # fmt: skip
+QUICK = ("Llama", "GPT2", "Mixtral")
 SOME = ("lora", "dora", "bottleneck", "llama_adapter", "prompt_tuning", "full")
 
 
@@ -93,7 +94,11 @@ def check_same(model: nn.Module, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["packed", "padded", "shared"])
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("base", sorted({*MODELS, *OTHERS}))
+@pytest.mark.parametrize(
+    "base",
+    [b if b in QUICK else pytest.param(b, marks=pytest.mark.slow)
+     for b in sorted({*MODELS, *OTHERS})],
+)  # fmt: skip
 def test_the_loss_and_its_gradients_stay(base, name, how):
     if how != "padded" and base in EAGER:
         pytest.skip("its attention is its own: rows are padded")
