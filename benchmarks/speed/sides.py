@@ -66,6 +66,7 @@ class Work:
     """A model that can take steps.
 
     learned: its trained tensors by names that all libraries share: "<layer>.a", ".b", ".m".
+    start: those of them that begin at the base's norms, before the first step.
     held: bytes that the process holds with the base alone.
     """
 
@@ -78,6 +79,7 @@ class Work:
         give_back()
         self.held = held("VmRSS")
         self.learned: Tensors = {}
+        self.start: Tensors = {}
         self.optimizer: Any = None
 
     def base(self, shape: Shape) -> Any:
@@ -85,6 +87,7 @@ class Work:
 
     def optimise(self, learned: Tensors, **options: Any) -> None:
         self.learned = learned
+        self.start = {n: t.detach().clone() for n, t in learned.items() if n.endswith(".m")}
         self.optimizer = self.torch.optim.AdamW(learned.values(), lr=1e-4, **options)
 
     def loss(self, i: int) -> Any:
@@ -108,7 +111,8 @@ class Work:
             for name, tensor in self.learned.items():
                 draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
                 drawn = torch.randn(tensor.shape, generator=draw)
-                tensor.copy_(tensor * (1 + 0.05 * drawn) if name.endswith(".m") else 0.02 * drawn)
+                start = self.start.get(name)
+                tensor.copy_(0.02 * drawn if start is None else start * (1 + 0.05 * drawn))
         self.model.eval()
         loss = self.loss(0)
         loss.backward()
