@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 import lorica
 from lorica.kernels import low_rank as kernel
-from lorica.kernels.low_rank import dropped, low_rank, low_rank_rows, reference, rows_reference
+from lorica.kernels.low_rank import (
+    dropped,
+    low_rank,
+    low_rank_parts,
+    low_rank_rows,
+    reference,
+    rows_reference,
+)
 
 SPANS = [(0, 3, 2), (3, 4, 0), (4, 9, 1), (9, 14, 2)]
 SHAPES = [(14, 12), (2, 7, 12), (1, 14, 12)]
@@ -58,6 +65,25 @@ def test_rows_with_factors_of_their_own(shape, dtype):
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, atol=EXACT[dtype] * 10, rtol=0)
     assert not got[2][3].any() and not got[3][3].any(), "the pair that no row has"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_parts_with_ranks_and_scales_of_their_own(dtype):
+    x, w = drawn(1, 14, 12, dtype=dtype), drawn(20, 12, seed=1, dtype=dtype)
+    a, b = drawn(6, 12, seed=3, dtype=dtype), drawn(20, 6, seed=4, dtype=dtype)
+    ranks, scales, sizes = [1, 3, 2], [1.7, 0.5, 2.0], [4, 9, 1]
+
+    def parts(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        return list(zip(a.split(ranks), b.split(ranks, 1), scales, strict=True))
+
+    def apart(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        each = zip(x.split(sizes, 1), y.split(sizes, 1), parts(a, b), strict=True)
+        return torch.cat([reference(x, y, *part) for x, y, part in each], 1)
+
+    joined = lambda x, y, a, b: low_rank_parts(x, y, parts(a, b), sizes)  # noqa: E731
+    got, want = (outcome(act, x, w, None, a, b) for act in (joined, apart))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, atol=EXACT[dtype] * 10, rtol=0)
 
 
 def test_what_is_not_a_rows_own_does_not_reach_it():

@@ -9,6 +9,7 @@ less time than one with a mask.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,12 +51,10 @@ def attention_by_row(
     if groups > 1:
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
         ahead = ahead and [t.repeat_interleave(groups, dim=1) for t in ahead]
-    rows, stop = [], 0
+    rows = []
     with _backends(query):
-        for length, begins in zip(lengths, shared or [()] * len(lengths), strict=True):
-            start, stop = stop, stop + length
-            parts = [*begins, (start, stop)]
-            q, k, v = (_gathered(t, parts) for t in (query, key, value))
+        every = (_rows(t, lengths, shared) for t in (query, key, value))
+        for length, q, k, v in zip(lengths, *every, strict=True):
             mask = _band(q.shape[2], window, q.device) if window and q.shape[2] > window else None
             if ahead is not None:
                 mask = _after(ahead[0].shape[2], q, mask, causal)
@@ -69,10 +68,35 @@ def attention_by_row(
     return torch.cat(rows, dim=2)
 
 
-def _gathered(t: Tensor, parts: Sequence[tuple[int, int]]) -> Tensor:
-    """These parts of the T positions of t (1, H, T, D), one after another."""
-    found = [t[:, :, start:stop] for start, stop in parts]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+def _rows(t: Tensor, lengths: list[int], shared: Shared | None) -> Sequence[Tensor]:
+    """t (1, H, T, D) as its rows, each with what it begins with."""
+    if shared is None:
+        return t.split(lengths, dim=2)
+    stops = list(accumulate(lengths))
+    own = zip([0, *stops], stops, strict=False)
+    return _Gathered.apply(t, [[*begins, part] for begins, part in zip(shared, own, strict=True)])
+
+
+class _Gathered(torch.autograd.Function):
+    """Parts (start, stop) of the line t (1, H, T, D), joined to one tensor for each row.
+
+    The gradient of a plain slice is as large as the line, and every row would make some: here it is
+    added up in one tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, rows: Shared) -> tuple[Tensor, ...]:
+        ctx.rows, ctx.shape = rows, t.shape
+        return tuple(torch.cat([t[:, :, a:b] for a, b in parts], dim=2) for parts in rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        line = gradients[0].new_zeros(ctx.shape)
+        for parts, gradient in zip(ctx.rows, gradients, strict=True):
+            pieces = gradient.split([b - a for a, b in parts], dim=2)
+            for (a, b), piece in zip(parts, pieces, strict=True):
+                line[:, :, a:b] += piece
+        return line, None
 
 
 def _backends(like: Tensor) -> AbstractContextManager[Any]:
