@@ -17,7 +17,7 @@ from lorica import Lora
 from lorica.base.fingerprint import fingerprint, grade
 from lorica.base.load import load
 from lorica.base.quantise import KINDS
-from lorica.base.quantised_model import footprint, layers, outside, pack, said
+from lorica.base.quantised_model import footprint, keep_unpacked, layers, outside, pack, said
 from lorica.base.unpack import check_target
 from lorica.core.site import site_of, sites_of
 from lorica.errors import BaseError, ConfigError, FileError, MergeError, MissingError
@@ -283,11 +283,58 @@ def test_what_cannot_be_packed_is_named(stories, folder, monkeypatch):
     [({"double_quantisation": False}, "says nothing"),
      ({"double_quantisation": False, "quantisation": "int8"}, "says nothing"),
      ({"quantisation": "nf4", "method": "full"}, "float weights"),
-     ({"quantisation": "nf3"}, "nf4")],
+     ({"quantisation": "nf3"}, "nf4"), ({"unpacked_gib": -1.0}, "unpacked_gib"),
+     ({"unpacked_gib": 1.0, "split": "device", "peer": "a:1"}, "a quantised base")],
 )  # fmt: skip
 def test_settings_that_clash(settings, words):
     with pytest.raises(ValueError, match=words):
         TrainConfig(data="rows.jsonl", **settings)
+
+
+# -- weights that are kept unpacked -------------------------------------------------------------
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    logits = model(IDS, use_cache=False).logits
+    found = torch.autograd.grad(
+        logits.float().sin().sum(), [p for p in model.parameters() if p.requires_grad]
+    )
+    return [logits.detach(), *found]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@each_kind
+def test_kept_weights_give_the_same_numbers(kind, dtype, stories):
+    models = [load(str(stories), quantisation=kind, dtype=dtype).model for _ in range(2)]
+    line = keep_unpacked(models[1], 2**20)
+    assert line.startswith("the weights of 35 of 35 packed layers")
+    for model in models:
+        move(lorica.adapt(model, Lora(r=4)))
+    assert all(map(torch.equal, *map(gradients, models)))
+    assert models[1].state_dict().keys() == models[0].state_dict().keys()
+    held = footprint(models[1]).bytes - footprint(models[0]).bytes
+    assert f"in {held:,} bytes" in line
+    assert footprint(models[1]).parameters == footprint(models[0]).parameters
+    moved = [copy.deepcopy(model).to(torch.float64) for model in models]
+    assert torch.equal(*map(logits, moved)), "another dtype is unpacked anew"
+    for model in models:
+        lorica.merge(model)
+    assert torch.equal(*map(logits, models))
+
+
+def test_memory_for_kept_weights_is_not_exceeded(stories):
+    model = load(str(stories), quantisation="nf4").model
+    packed = list(layers(model).values())
+    first = 4 * packed[0].in_features * packed[0].out_features
+    line = keep_unpacked(model, first + 100)
+    assert "of 1 of 35" in line and f"{first:,} bytes" in line
+    assert [layer.kept is not None for layer in packed] == [True] + [False] * 34
+    before = packed[0].kept.clone()
+    lorica.merge(move(lorica.adapt(model, Lora(r=4))))
+    assert torch.equal(packed[0].kept, before), "merging read it, and wrote elsewhere"
+    with pytest.raises(ConfigError, match="not quantised") as error:
+        keep_unpacked(load(str(stories)).model, 2**20)
+    assert "nf4" in error.value.fix
 
 
 # -- from end to end ----------------------------------------------------------------------------
@@ -305,7 +352,8 @@ def rows(tmp_path) -> Path:
 def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
     settings = {"base": str(stories), "data": {"path": str(rows), "validation": 0.2},
                 "quantisation": kind, "max_steps": 6, "learning_rate": 1e-2, "save_steps": 3,
-                "gradient_checkpointing": True, "dtype": "bfloat16"}  # fmt: skip
+                "gradient_checkpointing": True, "dtype": "bfloat16",
+                "unpacked_gib": 1e-4}  # fmt: skip
     result = lorica.train(output=str(tmp_path / "run"), **settings, show=False)
     loss = result.figures["held_out_loss"]
     assert loss["after"] < loss["before"] - 0.1
@@ -316,6 +364,7 @@ def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
     trained, total = (result.figures["parameters"][key] for key in ("trained", "total"))
     assert (trained, total) == (46_240, 260_032)
     assert result.lines[0].startswith(kind)
+    assert sum("kept unpacked" in line for line in result.lines) == 1
     shutil.rmtree(tmp_path / "run/adapter")
     for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
         shutil.rmtree(path)

@@ -44,6 +44,7 @@ class QuantisedLinear(nn.Module):
     scales: of blocks or rows; the 8-bit codes of them where they are quantised again, with
         second: the scales of 256 scales each, offset: their mean, table: (256,) code -> value.
     transposed: the layer that it stands for keeps its weight (I, O): Conv1D.
+    kept: the weight (O, I) unpacked in some dtype, where the memory is there for it; see `keep`.
     original_weight: reads the weight that was quantised, (O, I); absent when it is not known.
     original_sample: a few of its values, for the fingerprint; None when it is not known.
     """
@@ -54,6 +55,7 @@ class QuantisedLinear(nn.Module):
     offset: Tensor | None
     table: Tensor | None
     like: Tensor
+    kept: Tensor | None
     original_weight: Callable[[], Tensor]
 
     def __init__(
@@ -72,6 +74,7 @@ class QuantisedLinear(nn.Module):
         # Empty: it says where the layer is, and what dtype the model around it has.
         empty = torch.empty(0, dtype=dtype, device=self.codes.device)
         self.register_buffer("like", empty, persistent=False)
+        self.register_buffer("kept", None, persistent=False)
         kept = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         self.bias = kept
         self.transposed = False
@@ -100,8 +103,22 @@ class QuantisedLinear(nn.Module):
             y = F.linear(x, self.weight_as(x.dtype))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    def keep(self) -> None:
+        """Unpack the weight in `like.dtype`, once for all passes in this dtype."""
+        self.kept = None
+        self.kept = self.weight_as(self.like.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
+        before = self.like.dtype
+        super()._apply(fn, recurse)
+        if self.kept is not None and self.like.dtype != before:
+            self.keep()  # what bfloat16 rounded off, a wider dtype has
+        return self
+
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """The weight that the codes stand for, (O, I), computed in float32, rounded to `dtype`."""
+        if self.kept is not None and self.kept.dtype == dtype:
+            return self.kept
         if self.kind == "int8":
             scale = self.scales.view(torch.float32).unsqueeze(1) / 127
             return (self.codes.float() * scale).to(dtype)
@@ -150,7 +167,7 @@ class QuantisedLinear(nn.Module):
 
 class _Product(torch.autograd.Function):
     """x D(codes)^T. The backward pass unpacks the weight again: keeping it would cost the memory
-    that the codes save."""
+    that the codes save, which is `keep`'s to spend."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:  # type: ignore[override]

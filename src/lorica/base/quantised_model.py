@@ -20,7 +20,7 @@ from lorica.base import original
 from lorica.base.fingerprint import sampled
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise, taken_over
 from lorica.core.site import PORT, Site, output_head, sites_of, tied
-from lorica.errors import BaseError, listed
+from lorica.errors import BaseError, ConfigError, listed
 
 MARKS = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit",
          "is_loaded_in_8bit", "hf_device_map")  # fmt: skip
@@ -106,8 +106,30 @@ def _settle(model: nn.Module, dtype: torch.dtype) -> None:
     foreign: Any = model
     foreign.config.dtype = dtype
     # Each process has read the same files: nothing of the codes need go from one to another.
-    parts = [f"{name}.{part}" for name in packed for part in (*PARTS, "like")]
+    parts = [f"{name}.{part}" for name in packed for part in (*PARTS, "like", "kept")]
     foreign._ddp_params_and_buffers_to_ignore = parts
+
+
+@torch.no_grad()
+def keep_unpacked(model: nn.Module, memory: int) -> str:
+    """Unpack the weights of the first layers for good, as many as take `memory` bytes. In place.
+
+    Their numbers are the same, and are not worked out again in each pass.
+
+    Returns: a named line. Raises: ConfigError if nothing is packed.
+    """
+    packed = list(layers(model).values())
+    if not packed:
+        raise ConfigError("unpacked_gib is given, and the base is not quantised.",
+                          fix="leave it out, or add quantisation: nf4")  # fmt: skip
+    left, kept = memory, 0
+    for layer in packed:
+        size = layer.in_features * layer.out_features * layer.like.element_size()
+        if size <= left:
+            layer.keep()
+            left, kept = left - size, kept + 1
+    return (f"the weights of {kept} of {len(packed)} packed layers are kept unpacked as well, in "
+            f"{memory - left:,} bytes")  # fmt: skip
 
 
 def layers(model: nn.Module) -> dict[str, QuantisedLinear]:

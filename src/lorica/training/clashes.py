@@ -93,4 +93,9 @@ def _about_quantisation(c: "TrainConfig") -> list[tuple[Any, str, str]]:
             "quantisation",
             f"quantisation is {c.quantisation}, and a split run keeps its base in floats",
         ),
+        (
+            c.unpacked_gib and c.split,
+            "unpacked_gib",
+            "unpacked_gib is for a quantised base, and a split run keeps its base in floats",
+        ),
     ]

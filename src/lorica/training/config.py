@@ -69,6 +69,9 @@ class TrainConfig(BaseModel):
     double_quantisation: bool = setting(
         "run", True, "pack the scales of 4-bit blocks as well: 4.13 bits a weight, not 4.5"
     )
+    unpacked_gib: float = setting(
+        "run", 0.0, "GiB for weights of a quantised base that are kept unpacked, to save time", ge=0
+    )
     data: DataConfig = Field(
         description="short for data.path",
         json_schema_extra={"group": "data"},

@@ -27,7 +27,8 @@ from lorica.training.signals import Signals
 from lorica.training.step import Stepper
 from lorica.training.together import step_of, stepper_for
 
-SHARED = ("base", "dtype", "quantisation", "double_quantisation", "gradient_checkpointing")
+SHARED = ("base", "dtype", "quantisation", "double_quantisation", "unpacked_gib",
+          "gradient_checkpointing")  # fmt: skip
 """Settings that are the base's, so that all runs have them alike."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lorica.base import packing
 from lorica.base.load import DTYPES, Base, context_length, load_tokenizer
 from lorica.base.load import load as load_base
+from lorica.base.quantised_model import keep_unpacked
 from lorica.core.attach import adapt, use
 from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of
@@ -55,6 +56,8 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
         config.base, dtype=config.dtype, labels=labels, quantisation=config.quantisation,
         double_quantisation=config.double_quantisation,
     )  # fmt: skip
+    if config.unpacked_gib:
+        base.lines.append(keep_unpacked(base.model, int(config.unpacked_gib * 2**30)))
     if config.gradient_checkpointing:
         model: Any = base.model  # the second name is that of transformers before 5.20
         enable = getattr(model, "activation_checkpointing_enable", None)
