@@ -40,8 +40,9 @@ def measured(section: Section, rounds: int) -> dict[str, Any]:
             for name in names:
                 found[name]["rounds"].append(processes[name]("steps"))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        for name, process in processes.items():
+        for name, process in processes.items():  # each ends then: all peaks together do not fit
             found[name]["memory"] = process("memory")["bytes"]
+            process.close()
     finally:
         for process in processes.values():
             process.close()

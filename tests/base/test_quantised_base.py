@@ -302,8 +302,11 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     return [logits.detach(), *found]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@each_kind
+@pytest.mark.parametrize("kind, dtype", [
+    ("nf4", "bfloat16"), ("int8", "float32"),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in
+      [("nf4", "float32"), ("int8", "bfloat16"), ("fp4", "float32"), ("fp4", "bfloat16")]),
+])  # fmt: skip
 def test_kept_weights_give_the_same_numbers(kind, dtype, stories):
     models = [load(str(stories), quantisation=kind, dtype=dtype).model for _ in range(2)]
     line = keep_unpacked(models[1], 2**20)

@@ -95,7 +95,7 @@ def test_chat_under_a_condition(job, capsys, monkeypatch):
     assert said[0] != said[1]
 
 
-@pytest.mark.parametrize("kind", ["en-fr", "fr-de"])
+@pytest.mark.parametrize("kind", ["en-fr", pytest.param("fr-de", marks=pytest.mark.slow)])
 def test_merge_and_export_of_one_condition(job, capsys, tmp_path, kind):
     words = ["--prompt", "Tom 1", "--max_new_tokens", 5]
     want = run_json(capsys, "generate", job / "run", *words, "--condition", kind)["texts"]

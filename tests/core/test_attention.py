@@ -38,6 +38,8 @@ MODELS = {
                "num_experts_per_tok": 1},  # eager alone: its heads have sinks
 }  # fmt: skip
 EAGER = ("Gemma2", "GptOss")
+QUICK = ("Llama", "GPT2", "Gemma2")
+"""Architectures that stand for the others; all are in the slow suite."""
 METHODS = {
     "prefix_tuning": {"num_virtual_tokens": 5},
     "prompt_tuning": {"num_virtual_tokens": 5},
@@ -46,7 +48,12 @@ METHODS = {
 IDS = torch.randint(1, 96, (2, 11), generator=torch.Generator().manual_seed(8))
 each = pytest.mark.parametrize("name", METHODS)
 everywhere = pytest.mark.parametrize(
-    "name, base", [pytest.param(n, b, id=f"{n}-{b}") for n in METHODS for b in MODELS]
+    "name, base",
+    [
+        pytest.param(n, b, id=f"{n}-{b}", marks=[] if b in QUICK else [pytest.mark.slow])
+        for n in METHODS
+        for b in MODELS
+    ],
 )
 
 

@@ -24,6 +24,7 @@ FILES = {
     "formats/fastchat/dummy_conversation.json": ({}, 500),
     "nlg/e2e_nlg/devset.csv": ({"columns": {"prompt": "mr", "completion": "ref"}}, 4672),
 }
+LONG = {name for name, (_, rows) in FILES.items() if rows > 1000 or "_zh_" in name}
 REFUSED = {
     "formats/llamafactory-demo/kto_en_demo.json": "preferences",
     "formats/llamafactory-demo/dpo_en_demo.json": "preferences",
@@ -42,7 +43,9 @@ def tokenizer(shared):
     return found
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in FILES]
+)
 def test_what_is_fit_for_training_loads(shared, tokenizer, name):
     settings, rows = FILES[name]
     config = DataConfig(path=str(shared / "data" / name), validation=0, **settings)

@@ -34,7 +34,7 @@ def said(capsys, *words: object) -> Any:
     return json.loads(out)
 
 
-@pytest.fixture(params=["gsm8k", "alpaca"])
+@pytest.fixture(params=["gsm8k", pytest.param("alpaca", marks=pytest.mark.slow)])
 def job(request, shared) -> Job:
     instruct, base = shared / "data/instruct", str(shared / "data/models/tinystories-656k")
     few = ["--data.limit", "400"]

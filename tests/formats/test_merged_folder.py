@@ -165,6 +165,7 @@ METHODS = {"lora": lorica.Lora(r=2), "dora": lorica.Dora(r=2)}
 KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, kind", [
     ("lora", "nf4"), pytest.param("lora", "int8", marks=pytest.mark.slow),
     pytest.param("dora", "nf4", marks=pytest.mark.slow),
@@ -232,7 +233,9 @@ def test_a_float_base_has_no_target(reference, stories, tmp_path):
     assert any("same but quantised" in line for line in report.lines)
 
 
-@pytest.mark.parametrize("target", ["dequant", "original", "requant"])
+@pytest.mark.parametrize("target", [
+    "requant", *(pytest.param(t, marks=pytest.mark.slow) for t in ("dequant", "original"))
+])  # fmt: skip
 def test_a_quantised_base_of_conv1d_layers(target, stories, tmp_path):
     """Their weights lie (I, O) in the folder: c_proj is square, and would load turned silently."""
     config = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=128,

@@ -116,8 +116,11 @@ def test_a_small_change_survives_bfloat16(init):
     assert naive > 0.2
 
 
-@taken_out
-@pytest.mark.parametrize("kind", [Lora, Dora])
+@pytest.mark.parametrize("kind, init", [
+    (Dora, "pissa"),
+    *(pytest.param(k, i, marks=pytest.mark.slow)
+      for k in (Lora, Dora) for i in TAKEN_OUT if (k, i) != (Dora, "pissa")),
+])  # fmt: skip
 def test_compiles_whole_and_keeps_gradients_under_checkpointing(kind, init):
     torch._dynamo.reset()
     case, grads = ON[0], []

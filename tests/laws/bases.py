@@ -253,7 +253,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-SELDOM = {"embedding", "gpt2", "head", "llama-nf4", "packed"}
+SELDOM = {"embedding", "gpt2", "head", "int8", "llama-nf4", "packed"}
 """Cases that are to most methods what another case is: in the slow suite."""
 
 
@@ -271,10 +271,10 @@ def pairs() -> list:
     ]
 
 
-def compiled(names: list[str] | None = None) -> list:
+def compiled(names: list[str] | None = None, quick: tuple[str, ...] = QUICK) -> list:
     """The methods, those that compile like another one marked slow: compiling takes seconds."""
     every = names or Method.names()
-    return [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow], id=n) for n in every]
+    return [pytest.param(n, marks=[] if n in quick else [pytest.mark.slow], id=n) for n in every]
 
 
 def on_stack() -> list[str]:

@@ -11,7 +11,11 @@ from lorica.core.state import adapter_state
 from tests.laws.bases import CASES, IDS, bits, compiled, move, same_bits, stories, trained
 
 STILL = ".gates"  # of blora: saturated at the start, and moved by its schedule's penalty alone
+QUICK = ("dora", "full", "llama_adapter", "prompt_tuning")
 each = pytest.mark.parametrize("name", Method.names())
+some = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in Method.names()]
+)
 pytestmark = pytest.mark.filterwarnings(  # newer transformers call it activation checkpointing
     "ignore:.*gradient_checkpointing.*:FutureWarning"
 )
@@ -21,7 +25,7 @@ def llama(name: str) -> torch.nn.Module:
     return trained(name, next(case for case in CASES if case.name == "llama"))
 
 
-@each
+@some
 def test_generate(name):
     """With the key-value cache, greedy generation is the argmax of whole forward passes."""
     model, ids = llama(name), IDS[:1]
@@ -42,7 +46,7 @@ def test_generate(name):
     assert not torch.allclose(model(ids).logits, stories()(ids).logits, atol=1e-4)
 
 
-@each
+@some
 def test_trainer(name, tmp_path, monkeypatch):
     from transformers import Trainer, TrainingArguments
 
@@ -68,7 +72,7 @@ def test_trainer(name, tmp_path, monkeypatch):
     assert moved == {k for k in learned if not k.endswith(STILL)}
 
 
-@pytest.mark.parametrize("name", compiled())
+@pytest.mark.parametrize("name", compiled(quick=("prefix_tuning",)))
 def test_compile(name):
     torch._dynamo.reset()
     model = llama(name)
@@ -90,7 +94,7 @@ def test_deepcopy(name):
     assert torch.equal(copied(IDS).logits, stories()(IDS).logits)
 
 
-@each
+@some
 def test_gradient_checkpointing(name):
     grads = []
     for checkpointed in (False, True):

@@ -37,6 +37,7 @@ def settings(base: Path, folder: Path, **changed: Any) -> dict[str, Any]:
         "learning_rate": 5e-3,
         "max_steps": 6,
         "micro_batch_size": 8,
+        "save_steps": 3,
         "output": str(folder / "run"),
     }
     return {**plain, **changed}

@@ -40,7 +40,10 @@ def run(*words, **changed):
     return lorica.train(**job(*words, **changed), show=False)
 
 
-@pytest.mark.parametrize("kind", TOLD)
+@pytest.mark.parametrize(
+    "kind",
+    ["task", "text", *(pytest.param(k, marks=pytest.mark.slow) for k in ("pair", "embedding"))],
+)
 def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
     result = run(stories, tmp_path / "a", kind, learning_rate=2e-2)
     loss = result.figures["held_out_loss"]
@@ -53,6 +56,7 @@ def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
     assert not any("not used" in line for line in result.lines)
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
     """The penalty as well: it does not depend on the rows at hand."""
     changed = {"learning_rate": 2e-4, "method": {"penalty": 1.0}, "max_steps": 3}
@@ -78,6 +82,7 @@ class Cut(Exception):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["task", "text"])
 def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
     whole = adapter(run(stories, tmp_path / "a", kind, save_steps=2).folder)

@@ -41,8 +41,11 @@ def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
     return found
 
 
-def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path):
-    runs = runs_of(stories, tmp_path, METHODS)
+@pytest.mark.parametrize("methods", [
+    METHODS[:3], pytest.param(METHODS[3:], marks=pytest.mark.slow)
+], ids=["three", "four others"])  # fmt: skip
+def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path, methods):
+    runs = runs_of(stories, tmp_path, methods)
     results = lorica.train_each(runs, show=False)
     for i, (run, result) in enumerate(zip(runs, results, strict=True)):
         alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
@@ -54,6 +57,7 @@ def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path):
         assert (result.folder / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_the_tokens_of_each_apart(stories, tmp_path):
     changed = {"gradient_checkpointing": True}
     runs = [{**run, **changed} for run in runs_of(stories, tmp_path, METHODS[:2])]

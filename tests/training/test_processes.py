@@ -32,10 +32,8 @@ def script(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", [
-    "lora", pytest.param("full", marks=pytest.mark.slow),
-    pytest.param("aflora", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full", "aflora"])
 def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
     changed = {"method": method, "learning_rate": 2e-4, "max_steps": 4, "eval_steps": 2}
     alone = lorica.train(
@@ -54,9 +52,8 @@ def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
     assert farthest(adapter(alone.folder), adapter(Path(config["output"]))) < 1e-5
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(stories, tmp_path, number):
     whole = lorica.train(**settings(stories, tmp_path / "a", max_steps=60), show=False)
     config = settings(stories, tmp_path / "b", max_steps=60)

@@ -45,7 +45,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("dropout", "evaluated")
+
+
+@pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
     changed = {"save_steps": 2, "max_steps": 6, **CASES[case]}
     whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)

@@ -44,7 +44,9 @@ def test_micro_batches_give_the_big_batch_gradients(name, method):
             torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("dora", "full"))]
+)
 def test_micro_batches_give_the_big_batch_update(stories, tmp_path, method):
     """Rows have different numbers of label tokens: a mean of means would show here.
 

@@ -87,6 +87,7 @@ def test_two_processes_give_the_gradients_of_one(split):
     assert device.taken() == round(full * share)
 
 
+@pytest.mark.slow
 def test_the_device_holds_embedding_and_head_alone(split):
     model, _ = split
     held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()

@@ -64,6 +64,7 @@ def test_no_json_record_in_pretraining(corpus: list[tuple[str, str]]) -> None:
                 json.loads(candidate)
 
 
+@pytest.mark.slow
 def test_no_ticket_and_no_review_in_pretraining(corpus: list[tuple[str, str]]) -> None:
     told = [*tickets.PROBLEMS.values(), *tickets.CUES.values()]
     templates = {line for lines in told for line in lines}

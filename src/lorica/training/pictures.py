@@ -16,6 +16,7 @@ def draw(folder: Path) -> None:
     steps, losses = by_step(events, "step", "loss")
     at, held_out = by_step(events, "eval", "loss")
     figure, axes = _page(7, 4)
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.13, top=0.92)
     axes.plot(steps, losses, color="#9ab8d8", linewidth=0.8, label="training, each step")
     axes.plot(steps, _smoothed(losses), color="#1f5fa8", linewidth=1.6, label="training, smoothed")
     if at:
@@ -39,6 +40,7 @@ def draw_ranks(ranks: dict[str, int], path: Path) -> None:
         column = blocks.index(-1 if block is None else block)
         grid[rows.index(name.rpartition(".")[2])][column] = rank
     figure, axes = _page(2.2 + 0.5 * len(blocks), 1.2 + 0.38 * len(rows))
+    figure.set_layout_engine("constrained")
     shades = axes.imshow(grid, cmap="Blues", aspect="auto", vmin=0)
     dark = max(ranks.values()) / 2
     for y, row in enumerate(grid):
@@ -60,7 +62,7 @@ def _page(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
