@@ -108,10 +108,11 @@ class LoricaEach(Work):
         ]
 
     def steps(self, count: int) -> None:
-        """One of every run; count: of how many."""
+        """One of every run, whatever `count` is: the step that warms the heap is as large as those
+        that are timed."""
         with packed(self.model):
-            done = self.stepper(self.parts[:count])
-        for one, part, optimizer in zip(done, self.parts, self.optimizers, strict=False):
+            done = self.stepper(self.parts)
+        for one, part, optimizer in zip(done, self.parts, self.optimizers, strict=True):
             check_finite(one.loss, one.norm, one.where, part.tensors)
             optimizer.step()
             optimizer.zero_grad()
