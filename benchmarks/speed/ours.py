@@ -101,7 +101,7 @@ class LoricaEach(Work):
             self.parts.append(Part(rows, side.batch, tensors, adapter=f"run_{seed}"))
         lorica.activate(self.model, *(str(part.adapter) for part in self.parts))
         self.stepper = Stepper(
-            Accelerator(cpu=True), self.model, packed=True, shared=False, pad_id=0, whole=True
+            Accelerator(cpu=True), self.model, packed=True, shared=False, pad_id=0
         )
         self.optimizers = [
             torch.optim.AdamW(part.tensors.values(), lr=1e-4, fused=True) for part in self.parts

@@ -26,8 +26,8 @@ takes over the base: the adapter, its optimizer, gradients and activations. The 
 is from the start of the process, imports included, on the clock."""
 
 NOT_HERE = """\
-**A GPU.** None was at hand. `python -m benchmarks.recipe_gpu` runs a published recipe beside PEFT (a
-7B LLaMA's shape, rank 8 on queries and values, micro-batches of 4), against the 192 minutes and
+**A GPU.** None was at hand. `python -m benchmarks.recipe_gpu` runs a published recipe beside PEFT
+(a 7B LLaMA's shape, rank 8 on queries and values, micro-batches of 4), against the 192 minutes and
 21 GB that its article states for 62,400 iterations on an A100."""
 
 

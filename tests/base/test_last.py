@@ -12,7 +12,8 @@ from lorica.base.packing import packed
 from lorica.base.quantise import quantise
 from lorica.base.tail import tail_of
 from lorica.core.adapter import Method
-from lorica.data.batch import Batch, pack, pad
+from lorica.core.port import switch_of
+from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.training.step import MOST, Objective
 from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
@@ -127,6 +128,32 @@ def test_what_is_computed_again_in_the_backward_pass_stays(base, name, how):
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
     assert calls.count(len(laid(how).predict)) == 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("base", ["Llama", "GPTNeoX", "GPT2"])
+def test_parts_of_a_line_keep_their_adapters(base, shared):
+    model = model_of(base)
+    lorica.adapt(model, lorica.Dora(r=2), name="other", seed=1)
+    move(model.double(), seed=2)
+    batches = [pack(rows(), share=shared), pack(rows()[::-2], share=shared)]
+    line = tuple(zip(("other", "default"), (b.input_ids.numel() for b in batches), strict=True))
+    found, calls = [], counted(model)
+    for whole in (True, False):
+        objective = Objective(model, packed=True, whole=whole)
+        calls.clear()
+        model.zero_grad()
+        with packed(model):
+            losses = objective(join(batches), line, [len(b.targets) for b in batches])
+            losses.sum().backward()
+        read = len(join(batches).predict.unique())
+        assert calls == [sum(size for _, size in line) if whole else read]
+        assert switch_of(model).line == line, "as it was, for a recomputation"
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        assert all(g is not None for g in gradients)
+        found.append([losses.detach(), *gradients])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
 def counted(model: nn.Module) -> list[int]:

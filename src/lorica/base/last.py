@@ -8,11 +8,13 @@ laid into zeros. Sums with the residual stream are right there, and elsewhere no
 The positions travel as a keyword of the decoder's call, down to the attention of the block: a
 recomputation in the backward pass meets them again, and a call without them is a plain one. What
 acts on each position alone is guessed from shape and place; whether the guess holds is tried.
+Where parts of the line have adapters of their own, so has what is left of them.
 
     B rows   T tokens of each   N positions that are read   C features
 """
 
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 
 from lorica.base.packing import packed
 from lorica.core.attach import use
+from lorica.core.line import Line
+from lorica.core.port import Switch, switch_of
 from lorica.core.site import PORT, sites_of
 from lorica.methods.bottleneck import INPUT
 
 ASKED = "lorica_asked"
 """Keyword of the decoder's call: (N,) the flat positions (into B * T) that will be read, each
-once."""
+once, in their order."""
 QUERIES = ("q_proj", "query", "wq")  # names of layers that make the query, and nothing else
 
 
@@ -34,9 +38,12 @@ class LastBlock:
 
     attention: that of the block. It is called before the feed-forward layer, and told what the
         block is: not the block itself, whose own hooks a recomputation may leave out.
+    switch: of the model.
     """
 
-    def __init__(self, attention: nn.Module, parts: list[nn.Module]):
+    def __init__(self, attention: nn.Module, parts: list[nn.Module], switch: Switch):
+        self.switch = switch
+        self.line: Line = ()
         self.asked: Tensor | None = None
         self.shape = torch.Size()  # (B, T) of the call
         self.inside: set[nn.Module] = set()  # parts that have been given a choice of positions
@@ -55,7 +62,7 @@ class LastBlock:
     def _open(self, attention: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
         """A call of the block begins, with positions or without."""
         self.inside.clear()
-        self.asked = options.get(ASKED)
+        self.asked, self.line = options.get(ASKED), self.switch.line
         self.shape = (args[0] if args else options["hidden_states"]).shape[:2]
         return args, {key: value for key, value in options.items() if key != ASKED}
 
@@ -63,12 +70,14 @@ class LastBlock:
         if self.asked is None or args[0].shape[:2] != self.shape:
             return None  # the latter: an adapter asks for something of its own
         self.inside.add(part)
+        self.switch.line = _shorter(self.line, self.asked)
         return (args[0].flatten(0, 1).index_select(0, self.asked).unsqueeze(0), *args[1:])
 
     def _lay(self, part: nn.Module, args: tuple, y: Any) -> Any:
         if part not in self.inside:
             return None
         self.inside.remove(part)
+        self.switch.line = self.line
         if isinstance(y, tuple):  # experts: with what their router said
             return (self._laid(y[0]), *y[1:])
         return self._laid(y)
@@ -79,6 +88,15 @@ class LastBlock:
         return zeros.index_copy(0, self.asked, y.flatten(0, -2)).unflatten(0, self.shape)
 
 
+def _shorter(line: Line, asked: Tensor) -> Line:
+    """The line without the positions that are not asked for."""
+    if not line:
+        return line
+    ends = torch.tensor(list(accumulate(size for _, size in line)), device=asked.device)
+    counts = torch.searchsorted(asked, ends).diff(prepend=ends.new_zeros(1)).tolist()
+    return tuple((name, n) for (name, _), n in zip(line, counts, strict=True))
+
+
 def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock | None:
     """Hooks on the last block of `decoder`, the model's own; None if it cannot do with less.
 
@@ -87,7 +105,7 @@ def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock 
     found = _parts(decoder)
     if found is None:
         return None
-    last, mode = LastBlock(*found), model.training
+    last, mode = LastBlock(*found, switch_of(model)), model.training
     model.eval()
     try:
         with use(model), packed(model) if by_row else nullcontext():

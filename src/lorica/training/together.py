@@ -16,17 +16,14 @@ if TYPE_CHECKING:
 
 
 def stepper_for(trainers: "Sequence[Trainer]") -> Stepper:
-    """What takes the steps of these runs.
-
-    On a base with several adapters, or with its layers elsewhere, every layer sees every token.
-    """
+    """What takes the steps of these runs. Layers that are elsewhere see every token."""
     first = trainers[0]
     split = first.config.split is not None
     return Stepper(
         first.accelerator, first.base.model, packed=first.packed,
         shared=all(trainer.shares for trainer in trainers),
         pad_id=first.base.tokenizer.pad_token_id or 0, halves=not split,
-        whole=split or not first.alone,
+        whole=split,
     )  # fmt: skip
 
 
