@@ -32,6 +32,7 @@ CASES = {  # case of the referee: is the head still tied to the embedding?
     "lora-embedding": False,
     "lora-modules-to-save": True,
 }
+QUICK = ("dora-all-linear", "lora-embedding", "lora-modules-to-save")
 
 
 @pytest.fixture
@@ -39,7 +40,10 @@ def reference(shared):
     return shared / "referee/peft-reference"
 
 
-@pytest.mark.parametrize(("case", "tied"), CASES.items())
+@pytest.mark.parametrize(("case", "tied"), [
+    pytest.param(*pair, marks=[] if pair[0] in QUICK else pytest.mark.slow)
+    for pair in CASES.items()
+])  # fmt: skip
 def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
     case, tied, reference, stories, tmp_path
 ):

@@ -227,7 +227,7 @@ def test_another_seed_gives_another_start(name):
     assert not torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", compiled(on_stack()))
+@pytest.mark.parametrize("name", compiled(on_stack(), quick=("dora",)))
 def test_compiles_whole(name):
     torch._dynamo.reset()
     case = STACK

@@ -102,7 +102,7 @@ def test_checkpointing_and_autocast_keep_the_gradient_of_the_norm():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("detached", [True, False])
+@pytest.mark.parametrize("detached", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiles_whole_with_gradients(detached):
     torch._dynamo.reset()
     grads = []

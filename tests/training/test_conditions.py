@@ -101,6 +101,7 @@ def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
     assert same(whole, adapter(resumed.folder))
 
 
+@pytest.mark.slow
 def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
     opened = open_adapter(run(stories, tmp_path / "a", "text").folder)
     ids = opened.tokenizer("Once", return_tensors="pt")["input_ids"]

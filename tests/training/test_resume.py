@@ -96,7 +96,10 @@ def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
         lorica.train(resume=cut["output"], show=False)
 
 
-@pytest.mark.parametrize("file", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", [
+    "optimizer.safetensors",
+    *(pytest.param(f, marks=pytest.mark.slow) for f in ("adapter.safetensors", "state.json")),
+])  # fmt: skip
 def test_a_damaged_checkpoint_is_named(stories, tmp_path, monkeypatch, file):
     cut = settings(stories, tmp_path, save_steps=2)
     interrupted(monkeypatch, 5, **cut)
