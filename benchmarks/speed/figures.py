@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.speed.sections import SIZES
+from benchmarks.speed.sections import SIZES, Section
 
 
 def title(found: dict[str, Any]) -> str:
@@ -20,6 +20,19 @@ def ratios(one: dict[str, Any], other: dict[str, Any], *, is_time: bool) -> list
     """Of one side's speed to another's (or of its time), within each round."""
     pairs = zip(rates(one), rates(other), strict=True)
     return [theirs / own if is_time else own / theirs for own, theirs in pairs]
+
+
+def columns(about: Section, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What is compared with what: for each column its heading, and side -> side to measure by."""
+    word = "time" if about.is_time else "speed"
+    if not about.in_pairs:
+        return {f"{word} over {one}": dict.fromkeys(names, one)
+                for one in about.over if one in names}  # fmt: skip
+    found, by = {}, ""
+    for name in names:
+        by = name if name in about.over else by
+        found[name] = by or name
+    return {f"{word} over the one above": found}
 
 
 def on_the_clock(sides: dict[str, Any]) -> float:

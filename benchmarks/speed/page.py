@@ -62,14 +62,13 @@ def section(found: dict[str, Any]) -> list[str]:
 
 def comparison(found: dict[str, Any]) -> list[str]:
     about, sides = SECTIONS[found["section"]], found["sides"]
-    over = [name for name in about.over if name in sides]
-    word = "time" if about.is_time else "speed"
-    heads = [h for name in over for h in (f"{word} over {name}", "range")]
+    columns = figures.columns(about, list(sides))
+    heads = [head for title in columns for head in (title, "range")]
     rows = []
     for name, one in sides.items():
         row = [name, f"{statistics.median(figures.rates(one)):,.0f}"]
-        for other in over:
-            ratios = figures.ratios(one, sides[other], is_time=about.is_time)
+        for by in columns.values():
+            ratios = figures.ratios(one, sides[by[name]], is_time=about.is_time)
             row += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
         rows.append([*row, f"{one['memory'] / MIB:,.0f}", f"{one['first_step']:.1f} s"])
     return table(["", "real tokens/s", *heads, "MiB over the base", "first step after"], rows)

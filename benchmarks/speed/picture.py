@@ -29,10 +29,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def bars(panel: Any, found: dict[str, Any]) -> None:
     """The median ratio of every side to the first of those it is measured against; its range."""
     about, sides = SECTIONS[found["section"]], found["sides"]
-    over = next(name for name in about.over if name in sides)
+    title, by = next(iter(figures.columns(about, list(sides)).items()))
     axes = panel.subplots()
-    for y, one in enumerate(sides.values()):
-        ratios = figures.ratios(one, sides[over], is_time=about.is_time)
+    for y, (name, one) in enumerate(sides.items()):
+        ratios = figures.ratios(one, sides[by[name]], is_time=about.is_time)
         middle = statistics.median(ratios)
         axes.barh(y, middle, color=colour(one["kind"]), height=0.7)
         axes.plot([min(ratios), max(ratios)], [y, y], color="black", linewidth=1)
@@ -41,8 +41,8 @@ def bars(panel: Any, found: dict[str, Any]) -> None:
     axes.set_yticks(range(len(sides)), list(sides), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    better = "time over {}: less is better" if about.is_time else "speed over {}: more is better"
-    axes.set_xlabel(better.format(over), fontsize=9)
+    better = "less" if about.is_time else "more"
+    axes.set_xlabel(f"{title}: {better} is better", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.speed import figures, page
 from benchmarks.speed.run import apart
-from benchmarks.speed.sections import SCALING, SECTIONS, SHIPPED
+from benchmarks.speed.sections import EACH, SCALING, SECTIONS, SHIPPED, SOLO
 
 
 def side(seconds: list[float], tokens: int = 100, kind: str = "peft") -> dict:
@@ -26,6 +26,19 @@ def test_ratios_are_taken_within_a_round():
     fast, slow = side([1.0, 4.0]), side([2.0, 8.0])
     assert figures.ratios(fast, slow, is_time=False) == [2.0, 2.0]
     assert figures.ratios(fast, slow, is_time=True) == [0.5, 0.5]
+
+
+def test_every_side_has_what_it_is_measured_by():
+    names = [side.name for side in EACH.sides]
+    ((title, by),) = figures.columns(EACH, names).items()
+    assert title == "speed over the one above"
+    assert [by[name] for name in names] == [s for s in SOLO for _ in range(2)]
+    assert figures.columns(SHIPPED, ["Lorica", SHIPPED.over[1]]) == {
+        f"speed over {SHIPPED.over[1]}": {
+            "Lorica": SHIPPED.over[1],
+            SHIPPED.over[1]: SHIPPED.over[1],
+        }
+    }
 
 
 def test_a_line_is_not_off_itself_and_a_bend_is():
