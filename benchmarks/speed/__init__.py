@@ -5,10 +5,11 @@
     python -m benchmarks.speed --write docs/performance/README.md     the page, from the JSON
     python -m benchmarks.speed.peers.install              TRL and LitGPT, in their environments
 
-The floor is the frozen base: its forward pass, and its backward pass to its inputs. Every side is
-a process of its own with one thread; they wait for one another, and take their steps in turn, in
-an order that changes from round to round. What is compared is the median of the ratios within a
-round. Time is that of the process, not of the clock, so that another program takes no part in it.
+The floor is the frozen base: its forward pass, and its backward pass to its inputs. Every side is a
+process of its own with one thread (those that do the same work are in one); they wait for one
+another, and take their steps in turn, in an order that changes from round to round. What is
+compared is the median of the ratios within a round. Time is that of the process, not of the clock,
+so that another program takes no part in it.
 
 Before anything is timed, sides that do the same work have to show that they do: from the same
 weights, with B away from zero, the same loss and the same gradient.

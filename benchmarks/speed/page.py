@@ -18,12 +18,13 @@ Made by `make bench`; do not edit by hand. `python -m benchmarks.speed --help` r
 `python -m benchmarks.speed.peers.install` installs the peers.
 
 The model is a Llama with random weights ({shape}),
-on rows as long as Alpaca's. Every side is a process of its own with one thread. They take their
-steps in turn, in an order that changes from round to round; each takes one step before those that
-are timed. Ratios are taken within a round: their median is given, and their range. Time is that of
-the process, not of the clock. Tokens are real ones, without padding. Memory is the most that a step
-takes over the base: the adapter, its optimizer, gradients and activations. The first step's time
-is from the start of the process, imports included, on the clock."""
+on rows as long as Alpaca's. Every side is a process of its own with one thread, where no section
+says otherwise. They take their steps in turn, in an order that changes from round to round; a step
+that is not timed comes before those that are. Ratios are taken within a round: their median is
+given, and their range. Time is that of the process, not of the clock. Tokens are real ones, without
+padding. Memory is the most that a step takes over the base: the adapter, its optimizer, gradients
+and activations. The first step's time is from the start of the process, imports included, on the
+clock."""
 
 NOT_HERE = """\
 **A GPU.** None was at hand. `python -m benchmarks.recipe_gpu` runs a published recipe beside PEFT
@@ -70,8 +71,10 @@ def comparison(found: dict[str, Any]) -> list[str]:
         for by in columns.values():
             ratios = figures.ratios(one, sides[by[name]], is_time=about.is_time)
             row += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
-        rows.append([*row, f"{one['memory'] / MIB:,.0f}", f"{one['first_step']:.1f} s"])
-    return table(["", "real tokens/s", *heads, "MiB over the base", "first step after"], rows)
+        row.append(f"{one['memory'] / MIB:,.0f}")
+        rows.append(row if about.together else [*row, f"{one['first_step']:.1f} s"])
+    heads = ["", "real tokens/s", *heads, "MiB over the base"]
+    return table(heads if about.together else [*heads, "first step after"], rows)
 
 
 def scaling(found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A side's process."""
+"""A side's process, which it may have with others."""
 
 import json
 import os
@@ -16,8 +16,11 @@ which is a part of its time that is large, noisy, and no library's own."""
 class Process:
     """Asked in JSON, it answers in JSON."""
 
-    def __init__(self, side: Side, *, keeps_heap: bool = False):
+    def __init__(self, side: Side, *, beside: "Process | None" = None, keeps_heap: bool = False):
         self.side = side
+        if beside is not None:
+            self.process = beside.process
+            return
         heap = KEPT if keeps_heap else {}
         self.process = subprocess.Popen(
             [str(peers.interpreter(side.peer)), "-m", "benchmarks.speed.worker"],
@@ -27,7 +30,7 @@ class Process:
 
     def __call__(self, do: str, **words: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({"do": do, **words}) + "\n")
+        self.process.stdin.write(json.dumps({"do": do, "of": self.side.name, **words}) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:

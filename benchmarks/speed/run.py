@@ -30,19 +30,24 @@ def measured(section: Section, rounds: int) -> dict[str, Any]:
     try:
         for side in section.sides:  # one by one: the time until the first step is measured
             if side.name not in missing:
-                process = processes[side.name] = Process(side, keeps_heap=section.keeps_heap)
+                first = next(iter(processes.values()), None) if section.together else None
+                process = Process(side, beside=first, keeps_heap=section.together)
+                processes[side.name] = process
                 built = process("build", side=side.as_dict())
                 found[side.name] = {"kind": side.kind, "rounds": [], **built}
         gates = gated(processes)
         draw = random.Random(0)
         for number in range(rounds):
             names = draw.sample(list(processes), len(processes))
+            if section.together:
+                processes[names[-1]]("steps", warm=True)  # it is not timed, and warms the heap
             for name in names:
-                found[name]["rounds"].append(processes[name]("steps"))
+                found[name]["rounds"].append(processes[name]("steps", warm=section.together))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        for name, process in processes.items():  # each ends then: all peaks together do not fit
+        for name, process in processes.items():
             found[name]["memory"] = process("memory")["bytes"]
-            process.close()
+            if not section.together:
+                process.close()  # all peaks together do not fit
     finally:
         for process in processes.values():
             process.close()

@@ -15,14 +15,16 @@ ADALORA = {"config": "AdaLoraConfig", "init_r": 16, "target_r": 8, "lora_alpha":
 class Section:
     """how: what the page says of it. over: the sides that the others are measured against.
     in_pairs: each side is measured against the last of `over` that stands before it, alone.
-    is_time: ratios are of time, not of speed. keeps_heap: every side's heap keeps its pages."""
+    is_time: ratios are of time, not of speed. together: the sides are in one process, whose heap
+    keeps its pages: none pays for memory that it takes from the system, and one step follows
+    another as closely as it can."""
 
     how: str
     sides: list[Side]
     over: tuple[str, ...]
     in_pairs: bool = False
     is_time: bool = False
-    keeps_heap: bool = False
+    together: bool = False
 
     def some(self, dtype: str, names: list[str] | None) -> "Section":
         """With the sides of these names (None: all), computed in `dtype`."""
@@ -37,8 +39,8 @@ class Section:
 SAME = Section(
     "The same padded batch of 8 rows, the head and the loss on every position, AdamW. Before "
     "anything is timed, sides that do the same work show that they do: from the same weights, "
-    "with B away from zero, the same loss and the same gradients. glibc's heap keeps its pages "
-    "between the steps, on all sides.",
+    "with B away from zero, the same loss and the same gradients. All sides are in one process, "
+    "whose heap keeps its pages between the steps.",
     [
         Side("floor", "floor"),
         Side("LoRA", "lorica", LORA, gate="lora"),
@@ -56,7 +58,7 @@ SAME = Section(
         Side("LoRA on NF4", "lorica", {**LORA, "quantisation": "nf4"}),
         Side("full fine-tuning", "full"),
     ],
-    over=("floor",), is_time=True, keeps_heap=True,
+    over=("floor",), is_time=True, together=True,
 )  # fmt: skip
 PLAIN = Side("PEFT, plain loop", "peft", PEFT, rows="random")
 OURS = Side("Lorica", "lorica trainer", {**LORA, "shared": True}, rows="random")

@@ -1,10 +1,11 @@
-"""One side in its process: a JSON object a line in, one out.
+"""Sides in their process, most of them one: a JSON object a line in, one out. "of" names the side.
 
-{"do": "build", "side": {...}}    -> {"first_step": seconds until the first step was taken,
-                                      "versions": {"torch": ..., ...}}
-{"do": "gate", "file": PATH}      -> {"loss": ...}, and the gradients in the file
-{"do": "steps"}                   -> {"seconds": of the process, "wall": ..., "tokens": real}
-{"do": "memory"}                  -> {"bytes": most that a step takes over the base}
+{"do": "build", "of": NAME, "side": {...}}  -> {"first_step": seconds until it was taken,
+                                                "versions": {"torch": ..., ...}}
+{"do": "gate", "of": NAME, "file": PATH}    -> {"loss": ...}, and the gradients in the file
+{"do": "steps", "of": NAME, "warm": BOOL}   -> {"seconds": of the process, "wall": ...,
+                                                "tokens": real}
+{"do": "memory", "of": NAME}                -> {"bytes": most that a step takes over the base}
 """
 
 import json
@@ -34,45 +35,55 @@ def versions() -> dict[str, str]:
 class Worker:
     def __init__(self) -> None:
         self.began = time.perf_counter()
-        self.work: Any = None
+        self.works: dict[str, Work] = {}
+        self.own: dict[str, int] = {}  # bytes of adapter and optimizer
 
-    def build(self, side: dict[str, Any]) -> dict[str, Any]:
+    def build(self, of: str, side: dict[str, Any]) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(1)
-        self.work: Work = Side(**side).build()
-        self.work.steps(1)
+        work = self.works[of] = Side(**side).build()
+        work.steps(1)
         spent = time.perf_counter() - self.began
         give_back()  # the heaps of all sides together are more than the machine has
+        self.own[of] = held("VmRSS") - work.held
         return {"first_step": spent, "versions": versions()}
 
-    def gate(self, file: str) -> dict[str, Any]:
+    def gate(self, of: str, file: str) -> dict[str, Any]:
         from safetensors.torch import save_file
 
-        loss, gradients = self.work.gate()
+        loss, gradients = self.works[of].gate()
         save_file({k: g.contiguous() for k, g in gradients.items()}, file)
         give_back()
         return {"loss": loss}
 
-    def steps(self) -> dict[str, Any]:
-        """One step on each batch, after one that is not timed and that warms heap and caches."""
-        self.work.steps(1)
+    def steps(self, of: str, warm: bool) -> dict[str, Any]:
+        """One step on each batch.
+
+        warm: another side's step has warmed the heap; otherwise one that is not timed does it, and
+            gives the heap back in the end.
+        """
+        side = self.works[of]
+        if not warm:
+            side.steps(1)
         wall, used = time.perf_counter(), time.process_time()
-        self.work.steps(len(self.work.rows))
+        side.steps(len(side.rows))
         found = {
             "seconds": time.process_time() - used,
             "wall": time.perf_counter() - wall,
-            "tokens": sum(work.tokens(batch) for batch in self.work.rows),
+            "tokens": sum(work.tokens(batch) for batch in side.rows),
         }
-        give_back()
+        if not warm:
+            give_back()
         return found
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self, of: str) -> dict[str, Any]:
         """Over the base alone: the adapter, its optimizer, and what a step holds."""
         give_back()
+        before = held("VmRSS")
         REFERENCES.write_text("5")  # VmHWM begins anew
-        self.work.steps(len(self.work.rows))
-        return {"bytes": held("VmHWM") - self.work.held}
+        self.works[of].steps(len(self.works[of].rows))
+        return {"bytes": held("VmHWM") - before + self.own[of]}
 
 
 def main() -> None:
