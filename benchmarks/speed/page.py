@@ -27,6 +27,9 @@ and activations. The first step's time is from the start of the process, imports
 clock."""
 
 NOT_HERE = """\
+**bfloat16**, where no section above says so: on a processor without instructions for it a step
+takes many times as long, whoever takes it. `--dtype bfloat16` measures it.
+
 **A GPU.** None was at hand. `python -m benchmarks.recipe_gpu` runs a published recipe beside PEFT
 (a 7B LLaMA's shape, rank 8 on queries and values, micro-batches of 4), against the 192 minutes and
 21 GB that its article states for 62,400 iterations on an A100."""
