@@ -93,7 +93,7 @@ def _shorter(line: Line, asked: Tensor) -> Line:
     if not line:
         return line
     ends = torch.tensor(list(accumulate(size for _, size in line)), device=asked.device)
-    counts = torch.searchsorted(asked, ends).diff(prepend=ends.new_zeros(1)).tolist()
+    counts = torch.searchsorted(asked.contiguous(), ends).diff(prepend=ends.new_zeros(1)).tolist()
     return tuple((name, n) for (name, _), n in zip(line, counts, strict=True))
 
 
