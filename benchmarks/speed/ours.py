@@ -9,6 +9,7 @@ import lorica
 from benchmarks.speed.sides import Side, Work
 from lorica.base.packing import packed
 from lorica.base.quantise import quantise as pack
+from lorica.base.quantised_model import keep_unpacked
 from lorica.core.condition import informed, set_conditions
 from lorica.core.site import sites_of
 from lorica.core.state import adapter_state
@@ -17,7 +18,7 @@ from lorica.training.heap import keep
 from lorica.training.step import Part, Stepper
 from lorica.training.watch import check_finite
 
-HERE = ("name", "quantisation", "shared", "adapters")
+HERE = ("name", "quantisation", "unpacked", "shared", "adapters")
 """Settings that are read here; the others are the method's."""
 
 
@@ -29,6 +30,8 @@ class Lorica(Work):
         settings = side.settings
         if kind := settings.get("quantisation"):
             quantise(self.model, kind)
+        if settings.get("unpacked"):
+            keep_unpacked(self.model, 2**40)
         chosen = {k: v for k, v in settings.items() if k not in HERE}
         method = lorica.method(settings["name"], **chosen)
         hyper = settings["name"] == "hyperlora"

@@ -56,6 +56,8 @@ SAME = Section(
         Side("PEFT AdaLoRA", "peft", ADALORA),
         Side("HyperLoRA, 8 conditions", "lorica", {"name": "hyperlora", "r": 16}),
         Side("LoRA on NF4", "lorica", {**LORA, "quantisation": "nf4"}),
+        Side("LoRA on NF4, kept unpacked", "lorica",
+             {**LORA, "quantisation": "nf4", "unpacked": True}),
         Side("full fine-tuning", "full"),
     ],
     over=("floor",), is_time=True, together=True,

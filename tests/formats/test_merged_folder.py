@@ -171,9 +171,7 @@ KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.we
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method, kind", [
-    ("lora", "nf4"), pytest.param("lora", "int8", marks=pytest.mark.slow),
-    pytest.param("dora", "nf4", marks=pytest.mark.slow),
-    pytest.param("dora", "int8", marks=pytest.mark.slow),
+    ("lora", "nf4"), ("lora", "int8"), ("dora", "nf4"), ("dora", "int8"),
 ])  # fmt: skip
 def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     path = quantised_adapter(tmp_path / "a", stories, kind, METHODS[method])
