@@ -4,14 +4,13 @@
     backward    Z = s B^T dY^T     dA = Z X    dB = s (P dY)^T    dX = Z^T A
 
 Six thin products, and nothing is computed twice: P (R numbers a token) is kept, X only if A is
-trained. Dropout keeps one byte for a number of X. The products have R as the number of rows,
+trained. Dropout keeps the places of what it drops. The products have R as the number of rows,
 which some CPU libraries multiply several times faster than R columns. Where the rows of a batch
 have factors of their own, the same is done for each run of tokens: no token meets the others'.
 
     N tokens   I in_features   O out_features   R rank   C pairs of factors
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from lorica.kernels.dropout import drop_, dropped
 
 Span = tuple[int, int, int]
 """(start, stop, which): tokens start <= n < stop have pair `which` of the factors."""
@@ -87,31 +88,12 @@ def low_rank_parts(
     return _applied(x, y, spans, factors, [scale for _, _, scale in parts], 0.0)
 
 
-def dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:
-    """Which numbers are dropped, each with probability p: bool, of this shape.
-
-    On the CPU the gaps between them are drawn, which are geometric: p n random numbers in place
-    of n.
-    """
-    if device.type != "cpu":
-        return torch.rand(shape, device=device) < p
-    n, mask = shape.numel(), torch.zeros(shape, dtype=torch.bool)
-    many = int(n * p + 6 * math.sqrt(n * p * (1 - p))) + 8  # enough, but for one time in 10^9
-    last = -1
-    while last < n:
-        gaps = torch.rand(many).neg_().log1p_().mul_(1 / math.log1p(-p)).long().add_(1)
-        places = gaps.cumsum(0).add_(last)
-        last = int(places[-1])
-        mask.view(-1)[places[: int(torch.searchsorted(places, n))]] = True
-    return mask
-
-
 def _applied(
     x: Tensor, y: Tensor, spans: Sequence[Span], factors: list[Tensor], scales: Sequence[float],
     p: float,
 ) -> Tensor:  # fmt: skip
-    mask = dropped(x.shape, p, x.device) if p else None
-    found: Any = _LowRank.apply(x, y, spans, [s / (1 - p) for s in scales], mask, *factors)
+    gone = dropped(x.shape, p, x.device) if p else None
+    found: Any = _LowRank.apply(x, y, spans, [s / (1 - p) for s in scales], gone, *factors)
     return found
 
 
@@ -119,10 +101,10 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, y: Tensor, spans: Sequence[Span], scales: Sequence[float],
-        mask: Tensor | None, *factors: Tensor,
+        gone: Tensor | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         small = [factor.to(y.dtype) for factor in factors]
-        tokens = _tokens(x, mask, y.dtype)
+        tokens = _tokens(x, gone, y.dtype)
         # A view of something else cannot be overwritten, nor what a layer passed on as it was.
         own = y.is_contiguous() and not y._is_view() and y.data_ptr() != x.data_ptr()
         out = y if own else y.clone(memory_format=torch.contiguous_format)
@@ -134,7 +116,7 @@ class _LowRank(torch.autograd.Function):
         if own:
             ctx.mark_dirty(y)
         learns = any(ctx.needs_input_grad[5::2])
-        ctx.save_for_backward(x if learns else None, mask, *small, *kept)
+        ctx.save_for_backward(x if learns else None, gone, *small, *kept)
         ctx.spans, ctx.scales, ctx.shape = spans, scales, x.shape
         ctx.dtypes = x.dtype, *(factor.dtype for factor in factors)
         return out
@@ -142,11 +124,11 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, mask, *rest = ctx.saved_tensors
+        x, gone, *rest = ctx.saved_tensors
         small, kept = rest[: -len(ctx.spans)], rest[-len(ctx.spans) :]
         for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
         given = grad.reshape(-1, grad.shape[-1])  # (N, O)
-        tokens = None if x is None else _tokens(x, mask, grad.dtype)
+        tokens = None if x is None else _tokens(x, gone, grad.dtype)
         dx = given.new_empty(len(given), ctx.shape[-1]) if for_x else None
         found: list[Tensor | None] = [None] * len(small)
         for (start, stop, i), p in zip(ctx.spans, kept, strict=True):
@@ -166,15 +148,17 @@ class _LowRank(torch.autograd.Function):
                 torch.mm(z.T, a, out=dx[start:stop])
         if dx is not None:
             dx = dx.view(ctx.shape).to(ctx.dtypes[0])
-            dx = dx if mask is None else dx.masked_fill_(mask, 0)
+            dx = dx if gone is None else drop_(dx, gone)
         pairs = zip(found, ctx.dtypes[1:], strict=True)
         return dx, grad, None, None, None, *(d if d is None else d.to(t) for d, t in pairs)
 
 
-def _tokens(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _tokens(x: Tensor, gone: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x as (N, I), with what is dropped at zero."""
-    x = x.to(dtype)
-    x = x if mask is None else x.masked_fill(mask, 0)
+    if gone is None:
+        x = x.to(dtype)
+    else:
+        x = drop_(x.to(dtype, copy=True, memory_format=torch.contiguous_format), gone)
     return x.reshape(-1, x.shape[-1])
 
 

@@ -38,6 +38,7 @@ from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.kernels import bits
+from lorica.kernels.dropout import dropout
 from lorica.kernels.ranking import require, whole
 
 
@@ -145,7 +146,7 @@ class BloraAdapter(Adapter):
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
         grids, ranks = self.opened(self.noise if self.training else None)
         a, b, e = (t.to(y.dtype) for t in self.rounded(grids, ranks))
-        h = bits.on_own_range(F.linear(F.dropout(x, self.p, self.training), a), grids.get("a_x"))
+        h = bits.on_own_range(F.linear(dropout(x, self.p, self.training), a), grids.get("a_x"))
         h = bits.on_own_range(h * e, grids.get("e_x"))  # (B, T, R)
         return torch.add(y, bits.on_own_range(F.linear(h, b), grids.get("b_x")), alpha=self.scale)
 
@@ -195,6 +196,5 @@ class Gating(Schedule):
 
     def facts(self) -> dict[str, Any]:
         """The bits of every grid; a_x, e_x and b_x are of what A, E and B give."""
-        grids = {site: adapter.opened(None)[0] for site, adapter in self.adapters.items()}
-        return {"bits": {s: {key: int(bits.width(z)) for key, z in g.items()}
-                         for s, g in grids.items()}}  # fmt: skip
+        every = [(site, adapter.opened(None)[0]) for site, adapter in self.adapters.items()]
+        return {"bits": {s: {k: int(bits.width(z)) for k, z in g.items()} for s, g in every}}

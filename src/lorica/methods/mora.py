@@ -40,6 +40,7 @@ from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
+from lorica.kernels.dropout import dropout
 from lorica.kernels.ranking import require, whole
 
 CYCLE = (1, 2, 3, 4)  # take turns in ReMoRA
@@ -114,7 +115,7 @@ class MoraAdapter(Adapter):
             self.register_buffer("turn", torch.eye(len(CYCLE))[CYCLE.index(self.form)])  # one-hot
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        return y + self.branch(F.dropout(x, self.p, self.training), y.dtype)
+        return y + self.branch(dropout(x, self.p, self.training), y.dtype)
 
     def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What is added to y: (B, T, O)."""

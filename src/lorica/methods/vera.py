@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.site import Site
 from lorica.errors import ConfigError
+from lorica.kernels.dropout import dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class VeraAdapter(Adapter):
 
     def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
         a, b = self.sliced()
-        h = F.linear(F.dropout(x, self.p, self.training), a.to(y)) * self.d.to(y.dtype)  # (B, T, R)
+        h = F.linear(dropout(x, self.p, self.training), a.to(y)) * self.d.to(y.dtype)  # (B, T, R)
         return y + F.linear(h, b.to(y)) * self.v.to(y.dtype)  # (B, T, O)
 
     def sliced(self) -> tuple[Tensor, Tensor]:
