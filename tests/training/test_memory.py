@@ -1,6 +1,8 @@
 """Memory: a step that does not fit is taken again in smaller parts; what is freed is kept."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,3 +87,25 @@ def test_what_a_step_frees_stays_with_the_process():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert min(faults() for _ in range(4)) < 400  # the first one may be new to the process
+
+
+def test_a_heap_of_gigabytes_is_kept_too():
+    """In a process of its own; nothing is written to the blocks, so they take no memory."""
+    script = """
+import ctypes
+from lorica.training.heap import keep
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.sbrk.restype = [ctypes.c_void_p], ctypes.c_void_p
+if not keep():
+    raise SystemExit("not glibc")
+blocks = [libc.malloc(900 << 20) for _ in range(3)]
+end = libc.sbrk(0)
+for block in blocks:
+    libc.free(block)
+print(end - libc.sbrk(0))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if "not glibc" in done.stderr:
+        pytest.skip("the C library is not glibc")
+    assert done.stdout == "0\n", done.stderr

@@ -9,7 +9,7 @@ import ctypes
 import platform
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-MOST_TRIM, MOST_MMAP = (1 << 31) - 1, 1 << 30
+NEVER, MOST_MMAP = -1, 1 << 30
 
 
 def keep() -> bool:
@@ -17,5 +17,5 @@ def keep() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    kept = mallopt(MMAP_THRESHOLD, MOST_MMAP) and mallopt(TRIM_THRESHOLD, MOST_TRIM)
+    kept = mallopt(MMAP_THRESHOLD, MOST_MMAP) and mallopt(TRIM_THRESHOLD, NEVER)
     return bool(kept)
