@@ -22,6 +22,11 @@ def ratios(one: dict[str, Any], other: dict[str, Any], *, is_time: bool) -> list
     return [theirs / own if is_time else own / theirs for own, theirs in pairs]
 
 
+def error(ratios: Sequence[float]) -> float:
+    """Standard error of their mean; 0 of a single one."""
+    return statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+
+
 def columns(about: Section, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """What is compared with what: for each column its heading, and side -> side to measure by."""
     word = "time" if about.is_time else "speed"

@@ -19,12 +19,12 @@ Made by `make bench`; do not edit by hand. `python -m benchmarks.speed --help` r
 
 The model is a Llama with random weights ({shape}),
 on rows as long as Alpaca's. Every side is a process of its own with one thread, where no section
-says otherwise. They take their steps in turn, in an order that changes from round to round; a step
-that is not timed comes before those that are. Ratios are taken within a round: their median is
-given, and their range. Time is that of the process, not of the clock. Tokens are real ones, without
-padding. Memory is the most that a step takes over the base: the adapter, its optimizer, gradients
-and activations. The first step's time is from the start of the process, imports included, on the
-clock."""
+says otherwise; it takes a step that is not timed before those that are. Sides take turns, in an
+order that changes from round to round. Ratios are taken within a round: their median is given, the
+standard error of their mean (±), and their range. Time is that of the process, not of the clock.
+Tokens are real ones, without padding. Memory is the most that a step takes over the base: the
+adapter, its optimizer, gradients and activations. The first step's time is from the start of the
+process, imports included, on the clock."""
 
 NOT_HERE = """\
 **bfloat16**, where no section above says so: on a processor without instructions for it a step
@@ -67,13 +67,14 @@ def section(found: dict[str, Any]) -> list[str]:
 def comparison(found: dict[str, Any]) -> list[str]:
     about, sides = SECTIONS[found["section"]], found["sides"]
     columns = figures.columns(about, list(sides))
-    heads = [head for title in columns for head in (title, "range")]
+    heads = [head for title in columns for head in (title, "±", "range")]
     rows = []
     for name, one in sides.items():
         row = [name, f"{statistics.median(figures.rates(one)):,.0f}"]
         for by in columns.values():
             ratios = figures.ratios(one, sides[by[name]], is_time=about.is_time)
-            row += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
+            row += [f"{statistics.median(ratios):.2f}", f"{figures.error(ratios):.2f}"]
+            row.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
         row.append(f"{one['memory'] / MIB:,.0f}")
         rows.append(row if about.together else [*row, f"{one['first_step']:.1f} s"])
     heads = ["", "real tokens/s", *heads, "MiB over the base"]

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.speed import peers
 from benchmarks.speed.sides import Side
 
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 """glibc's heap keeps the pages that a step frees: otherwise the next one faults them in again,
 which is a part of its time that is large, noisy, and no library's own."""
 

@@ -31,9 +31,9 @@ def give_back() -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """kind: a name of KINDS. settings: what it is given. rows: which batches: "same" is one batch
-    of 8, again and again; "random" are six; "grouped" six of rows of like length; "eight" are
-    eight, for as many runs."""
+    """kind: a name of KINDS. settings: what it is given. rows: which batches: "same" is one, of
+    median size, again and again; "random" are six; "grouped" six of rows of like length; "eight"
+    are eight, for as many runs."""
 
     name: str
     kind: str
@@ -54,7 +54,9 @@ class Side:
         many = work.rows(400, vocabulary=Shape(**self.shape).vocabulary)
         if self.rows == "grouped":
             return work.grouped(many, self.batch, 6)
-        count = {"same": 1, "random": 6, "eight": 8}[self.rows]
+        if self.rows == "same":
+            return [work.middle(many, self.batch)]
+        count = {"random": 6, "eight": 8}[self.rows]
         return [many[i * self.batch : (i + 1) * self.batch] for i in range(count)]
 
     def build(self) -> "Work":

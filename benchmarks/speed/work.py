@@ -82,6 +82,12 @@ def grouped(rows: list[Row], batch: int, count: int) -> list[list[Row]]:
     return every[len(every) // (2 * count) :: max(len(every) // count, 1)][:count]
 
 
+def middle(rows: list[Row], batch: int) -> list[Row]:
+    """Of all batches, one after another, that whose padded size is the median."""
+    every = [rows[i : i + batch] for i in range(0, len(rows) - batch + 1, batch)]
+    return sorted(every, key=lambda rows: max(len(row.ids) for row in rows))[len(every) // 2]
+
+
 def padded(batch: list[Row]) -> dict[str, Any]:
     """What a plain loop feeds: input_ids, attention_mask and labels, (B, T)."""
     import torch
