@@ -78,7 +78,8 @@ def _rows(t: Tensor, lengths: list[int], shared: Shared | None) -> Sequence[Tens
 
 
 class _Gathered(torch.autograd.Function):
-    """Parts (start, stop) of the line t (1, H, T, D), joined to one tensor for each row.
+    """Parts (start, stop) of the line t (1, H, T, D), joined to one tensor for each row: its own
+    is the last, the others are of rows before it. Together the rows' own parts are the line.
 
     The gradient of a plain slice is as large as the line, and every row would make some: here it is
     added up in one tensor.
@@ -91,11 +92,13 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        line = gradients[0].new_zeros(ctx.shape)
+        line = gradients[0].new_empty(ctx.shape)
         for parts, gradient in zip(ctx.rows, gradients, strict=True):
-            pieces = gradient.split([b - a for a, b in parts], dim=2)
-            for (a, b), piece in zip(parts, pieces, strict=True):
-                line[:, :, a:b] += piece
+            *begins, own = gradient.split([b - a for a, b in parts], dim=2)
+            for (a, b), piece in zip(parts, begins, strict=False):  # of rows before this one
+                line[:, :, a:b].add_(piece)
+            a, b = parts[-1]
+            line[:, :, a:b].copy_(own)  # no row before has it
         return line, None
 
 

@@ -108,11 +108,12 @@ class _LowRank(torch.autograd.Function):
         # A view of something else cannot be overwritten, nor what a layer passed on as it was.
         own = y.is_contiguous() and not y._is_view() and y.data_ptr() != x.data_ptr()
         out = y if own else y.clone(memory_format=torch.contiguous_format)
-        made, kept = out.view(len(tokens), -1), []
-        for start, stop, i in spans:
+        kept = []
+        for (_, _, i), t, made in _cut(spans, tokens, out.view(len(tokens), -1)):
             a, b = small[2 * i : 2 * i + 2]
-            kept.append(a @ tokens[start:stop].T)  # (R, n)
-            made[start:stop].addmm_(kept[-1].T, b.T, alpha=scales[i])
+            p = a @ t.T  # (R, n)
+            made.addmm_(p.T, b.T, alpha=scales[i])
+            kept.append(p)
         if own:
             ctx.mark_dirty(y)
         learns = any(ctx.needs_input_grad[5::2])
@@ -125,25 +126,21 @@ class _LowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, gone, *rest = ctx.saved_tensors
-        small, kept = rest[: -len(ctx.spans)], rest[-len(ctx.spans) :]
-        for_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
+        spans, needs = ctx.spans, ctx.needs_input_grad
+        small, kept = rest[: -len(spans)], rest[-len(spans) :]
         given = grad.reshape(-1, grad.shape[-1])  # (N, O)
-        tokens = None if x is None else _tokens(x, gone, grad.dtype)
-        dx = given.new_empty(len(given), ctx.shape[-1]) if for_x else None
+        tokens = given if x is None else _tokens(x, gone, grad.dtype)  # given: not read then
+        dx = given.new_empty(len(given), ctx.shape[-1]) if needs[0] else None
         found: list[Tensor | None] = [None] * len(small)
-        for (start, stop, i), p in zip(ctx.spans, kept, strict=True):
-            (a, b), (for_a, for_b), rows = (
-                small[2 * i :][:2],
-                wanted[2 * i :][:2],
-                given[start:stop],
-            )
+        for ((start, stop, i), dy, t), p in zip(_cut(spans, given, tokens), kept, strict=True):
+            (a, b), (for_a, for_b) = small[2 * i : 2 * i + 2], needs[5 + 2 * i : 7 + 2 * i]
             if for_b:
-                _add(found, 2 * i + 1, (p @ rows).mul_(ctx.scales[i]).T)
-            if not (for_a or for_x):
+                _add(found, 2 * i + 1, (p @ dy).mul_(ctx.scales[i]).T)
+            if not (for_a or needs[0]):
                 continue
-            z = (b.T @ rows.T).mul_(ctx.scales[i])  # (R, n)
-            if for_a and tokens is not None:
-                _add(found, 2 * i, z @ tokens[start:stop])
+            z = (b.T @ dy.T).mul_(ctx.scales[i])  # (R, n)
+            if for_a:
+                _add(found, 2 * i, z @ t)
             if dx is not None:
                 torch.mm(z.T, a, out=dx[start:stop])
         if dx is not None:
@@ -151,6 +148,13 @@ class _LowRank(torch.autograd.Function):
             dx = dx if gone is None else drop_(dx, gone)
         pairs = zip(found, ctx.dtypes[1:], strict=True)
         return dx, grad, None, None, None, *(d if d is None else d.to(t) for d, t in pairs)
+
+
+def _cut(spans: Sequence[Span], *each: Tensor) -> list[tuple[Any, ...]]:
+    """(span, its tokens of every tensor) for each span."""
+    if len(spans) == 1:
+        return [(spans[0], *each)]
+    return [(span, *(t[span[0] : span[1]] for t in each)) for span in spans]
 
 
 def _tokens(x: Tensor, gone: Tensor | None, dtype: torch.dtype) -> Tensor:
