@@ -38,10 +38,9 @@ class Section:
 
 SAME = Section(
     "The same padded batch of 8 rows (of median size), the head and the loss on every position, "
-    "AdamW. Before "
-    "anything is timed, sides that do the same work show that they do: from the same weights, "
-    "with B away from zero, the same loss and the same gradients. All sides are in one process, "
-    "whose heap has its pages before the first of them is timed.",
+    "AdamW. Before anything is timed, sides that do the same work show that they do: from the same "
+    "weights, with B away from zero, the same loss and the same gradients. All sides are in one "
+    "process, whose heap has its pages before the first of them is timed.",
     [
         Side("floor", "floor"),
         Side("LoRA", "lorica", LORA, gate="lora"),

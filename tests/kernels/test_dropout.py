@@ -32,6 +32,18 @@ def test_each_number_is_dropped_with_the_probability_that_was_asked_for(p):
     assert torch.equal(mask_of(shape, p).view(-1), mask)
 
 
+def test_the_default_dtype_does_not_change_what_is_dropped():
+    torch.manual_seed(0)
+    want = dropped(torch.Size([20_000]), 0.05, CPU)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = dropped(torch.Size([20_000]), 0.05, CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 0), (1, 3)], ids=str)
 def test_small_shapes_are_dropped_too(shape):
     torch.manual_seed(0)
@@ -44,9 +56,10 @@ def test_more_is_drawn_when_the_gaps_were_short(monkeypatch):
     torch.manual_seed(0)
     rand, calls = torch.rand, []
 
-    def short(n: int) -> Tensor:
+    def short(n: int, dtype: torch.dtype) -> Tensor:
         calls.append(n)
-        return rand(n) if len(calls) > 1 else torch.zeros(n)  # gaps of 1: they reach nowhere
+        # Gaps of 1 at first: they reach nowhere.
+        return rand(n, dtype=dtype) if len(calls) > 1 else torch.zeros(n)
 
     monkeypatch.setattr(kernel.torch, "rand", short)
     mask = mask_of(torch.Size([2_000]), 0.05)

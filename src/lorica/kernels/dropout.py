@@ -47,7 +47,9 @@ def dropped(shape: torch.Size, p: float, device: torch.device) -> Tensor:
     n, found, last = shape.numel(), [], -1
     many = int(n * p + 6 * math.sqrt(n * p * (1 - p))) + 8  # enough, but for one time in 10^9
     while last < n:
-        gaps = torch.rand(many).neg_().log1p_().mul_(1 / math.log1p(-p)).long().add_(1)
+        # float32, whatever the default is: bfloat16 knows 256 uniform numbers
+        drawn = torch.rand(many, dtype=torch.float32)
+        gaps = drawn.neg_().log1p_().mul_(1 / math.log1p(-p)).long().add_(1)
         found.append(gaps.cumsum(0).add_(last))
         last = int(found[-1][-1])
     places = torch.cat(found)
