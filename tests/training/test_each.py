@@ -26,6 +26,13 @@ METHODS = [
     {"name": "mora", "r": 4},
     {"name": "bottleneck"},
 ]
+DRAWING = [
+    {"name": "lora", "r": 4, "dropout": 0.3},
+    {"name": "dora", "r": 2, "dropout": 0.2},
+    {"name": "adalora", "r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "dropout": 0.1},
+    {"name": "mora", "r": 4, "dropout": 0.1},
+    {"name": "vera", "r": 16, "dropout": 0.1},
+]
 
 
 def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
@@ -42,8 +49,9 @@ def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize("methods", [
-    METHODS[:3], pytest.param(METHODS[3:], marks=pytest.mark.slow)
-], ids=["three", "four others"])  # fmt: skip
+    METHODS[:3], DRAWING[:2], pytest.param(METHODS[3:], marks=pytest.mark.slow),
+    pytest.param(DRAWING[2:], marks=pytest.mark.slow),
+], ids=["three", "dropout", "four others", "others with dropout"])  # fmt: skip
 def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path, methods):
     runs = runs_of(stories, tmp_path, methods)
     results = lorica.train_each(runs, show=False)
@@ -60,7 +68,20 @@ def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path, methods):
 @pytest.mark.slow
 def test_checkpointing_keeps_the_tokens_of_each_apart(stories, tmp_path):
     changed = {"gradient_checkpointing": True}
-    runs = [{**run, **changed} for run in runs_of(stories, tmp_path, METHODS[:2])]
+    methods = [*METHODS[:2], DRAWING[0]]
+    runs = [{**run, **changed} for run in runs_of(stories, tmp_path, methods)]
+    results = lorica.train_each(runs, show=False)
+    for i, (run, result) in enumerate(zip(runs, results, strict=True)):
+        alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
+        assert farthest(adapter(alone.folder), adapter(result.folder)) < CLOSE
+
+
+def test_a_run_on_plain_text_draws_as_it_does_alone(stories, tmp_path):
+    """Almost every position of it is a label, so its last block sees them all; the other's not."""
+    runs = runs_of(stories, tmp_path, DRAWING[:1] * 2)
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"{i} cats ran home."}) + "\n" for i in range(30)))
+    runs[1]["data"] = {"path": str(text), "validation": 0.1}
     results = lorica.train_each(runs, show=False)
     for i, (run, result) in enumerate(zip(runs, results, strict=True)):
         alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)

@@ -14,7 +14,6 @@ Where parts of the line have adapters of their own, so has what is left of them.
 """
 
 from contextlib import nullcontext
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from lorica.base.packing import packed
 from lorica.core.attach import use
-from lorica.core.line import Line
+from lorica.core.line import Line, shorter
 from lorica.core.port import Switch, switch_of
 from lorica.core.site import PORT, sites_of
 from lorica.methods.bottleneck import INPUT
@@ -70,7 +69,7 @@ class LastBlock:
         if self.asked is None or args[0].shape[:2] != self.shape:
             return None  # the latter: an adapter asks for something of its own
         self.inside.add(part)
-        self.switch.line = _shorter(self.line, self.asked)
+        self.switch.line = shorter(self.line, self.asked)
         return (args[0].flatten(0, 1).index_select(0, self.asked).unsqueeze(0), *args[1:])
 
     def _lay(self, part: nn.Module, args: tuple, y: Any) -> Any:
@@ -86,15 +85,6 @@ class LastBlock:
         assert self.asked is not None
         zeros = y.new_zeros(self.shape.numel(), y.shape[-1])
         return zeros.index_copy(0, self.asked, y.flatten(0, -2)).unflatten(0, self.shape)
-
-
-def _shorter(line: Line, asked: Tensor) -> Line:
-    """The line without the positions that are not asked for."""
-    if not line:
-        return line
-    ends = torch.tensor(list(accumulate(size for _, size in line)), device=asked.device)
-    counts = torch.searchsorted(asked.contiguous(), ends).diff(prepend=ends.new_zeros(1)).tolist()
-    return tuple((name, n) for (name, _), n in zip(line, counts, strict=True))
 
 
 def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock | None:

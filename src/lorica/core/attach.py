@@ -9,7 +9,7 @@ deep-copied, compiled, checkpointed and sharded like any other.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
+from lorica.core.draws import Seed
 from lorica.core.line import Line
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
 from lorica.core.site import PORT, Site, sites_of
@@ -161,6 +162,25 @@ def in_line(model: nn.Module, line: Line) -> None:
     during the backward pass. (): the active adapters act again, on all tokens.
     """
     switch_of(model).line = line
+
+
+@contextmanager
+def seeded(model: nn.Module, seeds: Mapping[str | None, Seed]) -> Iterator[None]:
+    """Inside the block, what adapters draw follows from seeds, by their names; see core.draws.
+
+    None: the active adapters. A backward pass that runs the forward pass again (activation
+    checkpointing) belongs into the block.
+    """
+    switch = switch_of(model)
+    switch.seeds = {
+        name: seed
+        for key, seed in seeds.items()
+        for name in (switch.active if key is None else [key])
+    }
+    try:
+        yield
+    finally:
+        switch.seeds = {}
 
 
 @contextmanager

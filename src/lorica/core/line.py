@@ -7,8 +7,10 @@ this has gradients: what is cut is cut once for all parts, so that the way back 
 """
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, cast
 
+import torch
 from torch import Tensor, cat, nn
 
 from lorica.core.adapter import Adapter, Base
@@ -18,18 +20,18 @@ Line = tuple[tuple[str, int], ...]
 """(adapter, its tokens) of each part, in their order."""
 
 
-def before_along(line: Line, adapters: Any, x: Tensor) -> Tensor:
+def before_along(line: Line, port: Any, x: Tensor) -> Tensor:
     """x (1, T, I), or ids (1, T), each part of it through `Adapter.before`."""
-    acting = _acting(line, adapters)
+    acting = _acting(line, port)
     if all(type(adapter).before is Adapter.before for adapter in acting.values()):
         return x
     parts = zip(line, _cut(line, x), strict=True)
     return cat([acting[n].before(part) if n in acting else part for (n, _), part in parts], dim=1)
 
 
-def after_along(line: Line, adapters: Any, x: Tensor, y: Tensor, base: Base) -> Tensor:
+def after_along(line: Line, port: Any, x: Tensor, y: Tensor, base: Base) -> Tensor:
     """y (1, T, O), each part of it through `Adapter.after`. base: the layer without adapters."""
-    acting = _acting(line, adapters)
+    acting = _acting(line, port)
     if all(type(adapter).after is Adapter.after for adapter in acting.values()):
         return y
     cut = _cut(line, x)
@@ -39,12 +41,21 @@ def after_along(line: Line, adapters: Any, x: Tensor, y: Tensor, base: Base) -> 
         if (done := kinds.pop().after_line(each, sizes, x, y)) is not None:
             return done
     parts = zip(line, cut, _cut(line, y), strict=True)
-    done = [acting[n].after(xs, ys, base) if n in acting else ys for (n, _), xs, ys in parts]
+    done = [port.after_of(n, xs, ys, base) if n in acting else ys for (n, _), xs, ys in parts]
     return cat(done, dim=1)
 
 
-def _acting(line: Line, adapters: nn.ModuleDict) -> Mapping[str, Adapter]:
-    return {name: cast(Adapter, adapters[name]) for name, _ in line if name in adapters}
+def shorter(line: Line, kept: Tensor) -> Line:
+    """The line of the positions in `kept` (N,), which are in their order."""
+    if not line:
+        return line
+    ends = torch.tensor(list(accumulate(size for _, size in line)), device=kept.device)
+    counts = torch.searchsorted(kept.contiguous(), ends).diff(prepend=ends.new_zeros(1)).tolist()
+    return tuple((name, n) for (name, _), n in zip(line, counts, strict=True))
+
+
+def _acting(line: Line, port: nn.ModuleDict) -> Mapping[str, Adapter]:
+    return {name: cast(Adapter, port[name]) for name, _ in line if name in port}
 
 
 def _cut(line: Line, x: Tensor) -> tuple[Tensor, ...]:

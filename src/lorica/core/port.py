@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.draws import Seed, drawing
 from lorica.core.line import Line, after_along, before_along
 from lorica.core.mixed import by_row, enter_by_row, inputs_of
 from lorica.core.site import PORT, Kind, Site
@@ -39,6 +40,8 @@ class Switch:
     rows: a name (or None: the base) for each row of a batch, in place of `active`; see core.mixed.
     line: (name, tokens) of each part of rows that lie end to end, in place of `active`; see
         core.line.
+    seeds: of what an adapter draws, by name; without one it draws from torch's generators as they
+        are; see core.draws.
     specs: how each adapter was made, by name.
     frozen: the base parameters that were trainable before the first adapter froze them.
     attention: the attention function that the base had, while ours is in its place.
@@ -49,6 +52,7 @@ class Switch:
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] | None = None
     line: Line = ()
+    seeds: dict[str, Seed] = field(default_factory=dict)
     specs: dict[str, Spec] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     attention: str | None = None
@@ -61,6 +65,7 @@ class Port(nn.ModuleDict):
 
     def __init__(self, site: Site, switch: Switch):
         super().__init__()
+        self.site_name = site.name
         self.kind: Kind = site.kind
         self.transposed = site.transposed
         self.in_features, self.out_features = site.in_features, site.out_features
@@ -70,6 +75,14 @@ class Port(nn.ModuleDict):
 
     def acting(self) -> list[Adapter]:
         return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
+
+    def after_of(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        """`Adapter.after` of one adapter, drawing from its own seed if it has one."""
+        adapter: Adapter = self[name]  # type: ignore[assignment]
+        if name not in self.switch.seeds:
+            return adapter.after(x, y, base)
+        with drawing(self.switch.seeds[name], self.site_name, x.device):
+            return adapter.after(x, y, base)
 
     def attended(self, query: Tensor, heads: Tensor, scale: float) -> Tensor:
         """What an attention site gives, (B, H, T, D), after the adapters of the site."""
@@ -134,8 +147,9 @@ def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
         return by_row(port.parts(x), y, lambda a, rows: a.after(x[rows], y[rows], base))
     if port.switch.line:
         return after_along(port.switch.line, port, args[0], y, base)
-    for adapter in port.acting():
-        y = adapter.after(args[0], y, base)
+    for name in port.switch.active:
+        if name in port:
+            y = port.after_of(name, args[0], y, base)
     return y
 
 

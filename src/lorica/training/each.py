@@ -39,7 +39,8 @@ def train_each(
 
     configs: settings, recipes, or run folders to go on with.
 
-    Where a method draws random numbers (dropout), they are others than in a run alone.
+    What a run comes to differs from the run alone in the last digits, which B-LoRA's coarse grids
+    make larger; and where the base itself has dropout (GPT-2), in what that drops.
 
     Raises: what `train` raises, before anything is trained; ConfigError if the runs have not one
         base, or if a method's tokens cannot be told apart in a line. When all others have ended:

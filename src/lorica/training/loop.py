@@ -144,10 +144,11 @@ class Trainer:
         return Part(
             [self.data.train[i] for i in picked], config.micro_batch_size, self.tensors,
             config.max_grad_norm, self.driver.penalty, None if self.alone else self.name,
+            self._draw(),
         )  # fmt: skip
 
-    def draw(self) -> int:
-        """The seed of the step that comes."""
+    def _draw(self) -> int:
+        """The seed of the step that comes, of this process."""
         acc, step = self.accelerator, self.progress.step
         return self.config.seed * 1_000_003 + step * acc.num_processes + acc.process_index
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from lorica.base.last import ASKED, last_of
 from lorica.base.tail import tail_of
-from lorica.core.attach import in_line
+from lorica.core.attach import in_line, seeded
 from lorica.core.condition import conditioned, set_conditions
-from lorica.core.line import Line
+from lorica.core.line import Line, shorter
 from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.errors import memory_full
@@ -36,6 +36,7 @@ class Part:
 
     rows: those of the step. micro: of them, how many go through the model at a time. tensors: what
     it trains. penalty: added to its loss. adapter: its name on the model; None: the active one.
+    seed: every draw of the step follows from it.
     """
 
     rows: Sequence[Example]
@@ -44,6 +45,7 @@ class Part:
     max_norm: float = 1.0
     penalty: Callable[[], Tensor | float] = lambda: 0.0
     adapter: str | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,27 @@ class Objective(nn.Module):
             losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
             sums = [part.sum() for part in losses.split(list(parts) or [len(losses)])]
             return torch.stack(sums) if parts else sums[0]
-        options |= self._asked(batch)
+        options |= self._asked(batch, line)
         hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
         tail = self.tail
         return label_loss(hidden, batch.targets, tail, tail.vocabulary, tail.learned(), parts)
 
-    def _asked(self, batch: Batch) -> dict[str, Tensor]:
-        """What the last block is told; see base.last."""
+    def _asked(self, batch: Batch, line: Line) -> dict[str, Tensor]:
+        """What the last block is told; see base.last. A part of a line is told what it is alone."""
         if self.last is None:
             return {}
         # Rows that share their beginning may have labels behind one and the same position.
         asked = batch.predict.unique() if batch.shared else batch.predict
-        return {ASKED: asked} if 0 < len(asked) <= MOST * batch.input_ids.numel() else {}
+        sizes = [size for _, size in line] or [batch.input_ids.numel()]
+        counts = [count for _, count in shorter(line, asked)] or [len(asked)]
+        few = [0 < n <= MOST * size for n, size in zip(counts, sizes, strict=True)]
+        if all(few):
+            return {ASKED: asked}
+        if not any(few):
+            return {}
+        every = torch.arange(sum(sizes), device=asked.device).split(sizes)
+        chosen = zip(few, asked.split(counts), every, strict=True)
+        return {ASKED: torch.cat([some if less else whole for less, some, whole in chosen])}
 
 
 class Stepper:
@@ -132,6 +143,7 @@ class Stepper:
         self.accelerator, self.packed, self.shared, self.pad_id = (
             accelerator, packed, shared, pad_id,
         )  # fmt: skip
+        self.model = model
         self.halves, self.times = halves and accelerator.num_processes == 1, 1
         objective = Objective(model, packed=packed, whole=whole)
         self.tail = objective.tail
@@ -141,14 +153,14 @@ class Stepper:
         """Rows of a part that go through the model at a time."""
         return math.ceil(part.micro / self.times)
 
-    def __call__(self, parts: Sequence[Part], *, seed: int = 0) -> list[Outcome]:
+    def __call__(self, parts: Sequence[Part]) -> list[Outcome]:
         """Gradients of each part's mean loss plus its penalty, clipped. In place.
 
-        A penalty enters once, whatever the number of micro-batches and processes. Every draw of
-        the step follows from `seed`. `micro` is less afterwards if the memory was full.
+        A penalty enters once, whatever the number of micro-batches and processes. `micro` is less
+        afterwards if the memory was full.
         """
         while True:
-            torch.manual_seed(seed)
+            torch.manual_seed(parts[0].seed)  # what the base draws
             try:
                 return self._gradients(parts)
             except (RuntimeError, MemoryError) as error:
@@ -172,7 +184,11 @@ class Stepper:
         for i in range(passes):
             here = [k for k, batches in enumerate(cut) if i < len(batches)]
             last = i == passes - 1
-            with nullcontext() if last else acc.no_sync(self.objective):
+            seeds = {parts[k].adapter: (parts[k].seed, i) for k in here}
+            with (
+                nullcontext() if last else acc.no_sync(self.objective),
+                seeded(self.model, seeds),
+            ):
                 losses = self._losses([cut[k][i] for k in here], [parts[k] for k in here])
                 total: Tensor | float = 0.0
                 for k, loss in zip(here, losses, strict=True):

@@ -34,7 +34,7 @@ def step_of(trainers: "Sequence[Trainer]", stepper: Stepper) -> list[Outcome]:
     parts = [trainer.part() for trainer in trainers]
     before = [stepper.micro(part) for part in parts]
     with packed(first.base.model) if first.packed else nullcontext():
-        done = stepper(parts, seed=first.draw())
+        done = stepper(parts)
     for trainer, part, micro in zip(trainers, parts, before, strict=True):
         if (now := stepper.micro(part)) < micro:
             trainer.say(f"the memory was full at step {trainer.progress.step + 1}: {now} rows at a "

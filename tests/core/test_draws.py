@@ -1,0 +1,46 @@
+"""What adapters draw follows from a seed and the site, and leaves torch's generator alone."""
+
+import torch
+
+import lorica
+from lorica.core.attach import seeded
+from lorica.core.draws import drawing
+
+CPU = torch.device("cpu")
+
+
+def drawn(*seed_and_site) -> float:
+    with drawing(*seed_and_site, CPU):
+        return float(torch.rand(()))
+
+
+def test_seed_pass_and_site_each_change_what_is_drawn():
+    asked = [((0, 0), "a"), ((1, 0), "a"), ((0, 1), "a"), ((0, 0), "b")]
+    found = [drawn(*one) for one in asked]
+    assert len(set(found)) == 4
+    assert found == [drawn(*one) for one in asked]
+
+
+def test_the_generator_goes_on_as_if_nothing_had_been_drawn():
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    first = torch.rand(1)
+    drawn((0, 0), "a")
+    assert torch.equal(torch.cat([first, torch.rand(2)]), wanted)
+
+
+def test_dropout_is_seeded_inside_the_block_alone():
+    """Outside it no two forward passes drop the same; inside, they do."""
+    torch.manual_seed(0)
+    model = lorica.adapt(
+        torch.nn.Sequential(torch.nn.Linear(64, 64)), lorica.Lora(r=4, dropout=0.5)
+    )
+    torch.nn.init.normal_(model[0].adapters["default"].b)
+    x = torch.randn(1, 8, 64)
+    free = [model(x) for _ in range(2)]
+    with seeded(model, {None: (3, 0)}):
+        bound = [model(x) for _ in range(2)]
+    assert not torch.equal(*free)
+    assert torch.equal(*bound)
+    assert not torch.equal(model(x), model(x))
