@@ -4,13 +4,11 @@ import torch
 
 import lorica
 from lorica.core.attach import seeded
-from lorica.core.draws import drawing
-
-CPU = torch.device("cpu")
+from lorica.core.draws import at_site, drawing
 
 
 def drawn(*seed_and_site) -> float:
-    with drawing(*seed_and_site, CPU):
+    with drawing(at_site(*seed_and_site)):
         return float(torch.rand(()))
 
 
@@ -19,6 +17,14 @@ def test_seed_pass_and_site_each_change_what_is_drawn():
     found = [drawn(*one) for one in asked]
     assert len(set(found)) == 4
     assert found == [drawn(*one) for one in asked]
+
+
+def test_a_seed_draws_what_manual_seed_draws():
+    for seed in (0, 7, 2**40 + 1, -1):
+        torch.manual_seed(seed)
+        wanted = torch.rand(3)
+        with drawing(seed):
+            assert torch.equal(torch.rand(3), wanted)
 
 
 def test_the_generator_goes_on_as_if_nothing_had_been_drawn():

@@ -66,6 +66,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_adapter_or_the_new_one(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MURDER, str(tmp_path)],

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import lorica
 from lorica.base.quantise import Kind, quantise
 from lorica.core.adapter import Method
+from lorica.core.draws import drawing
 from lorica.core.port import switch_of
 from lorica.core.site import sites_of
 from lorica.errors import TargetError
@@ -59,8 +60,7 @@ class Stack(nn.Module):
     def __init__(self, packed: bool = False, checkpointed: bool = False):
         super().__init__()
         self.checkpointed = checkpointed
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with drawing(0):
             self.layers = nn.ModuleList(
                 nn.ModuleDict({"up": nn.Linear(12, 20, bias=i == 0),
                                "down": nn.Linear(20, 12, bias=False)})
@@ -101,8 +101,7 @@ def _stories() -> nn.Module:
 def _gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with drawing(0):
         config = GPT2Config(
             vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
             eos_token_id=2, pad_token_id=0,
@@ -194,10 +193,19 @@ def method(name: str, **settings: object) -> Method:
     return kind(**{**small, **settings})
 
 
+def named(case_name: str) -> Case:
+    return next(case for case in CASES if case.name == case_name)
+
+
+@cache
+def unadapted(case_name: str) -> nn.Module:
+    return named(case_name).make()
+
+
 @cache
 def fits(name: str, case_name: str) -> bool:
     """Method `name` can act on the sites of the case."""
-    case = next(c for c in CASES if c.name == case_name)
+    case = named(case_name)
     kind = Method.named(name)
     if not case.dense and not kind.on_packed:
         return False
@@ -206,7 +214,7 @@ def fits(name: str, case_name: str) -> bool:
     if not case.floats and not STORIES.is_dir():
         return "linear" in kind.kinds  # skipped there, with the reason
     try:
-        return bool(method(name).choose(sites_of(case.make(), kind.kinds)))
+        return bool(method(name).choose(sites_of(unadapted(case_name), kind.kinds)))
     except TargetError:
         return False
 

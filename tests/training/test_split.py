@@ -57,6 +57,7 @@ def gradients(model, **options) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(split):
     model, device = split
     whole = load_stories().double()

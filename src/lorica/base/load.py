@@ -14,6 +14,7 @@ from lorica.base import quantised_model
 from lorica.base.bundled import FOLDER, NAME
 from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
 from lorica.base.slow import why_slow
+from lorica.core.draws import drawing
 from lorica.core.port import switch_of
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
@@ -79,24 +80,17 @@ def load(
                     "label2id": {n: i for i, n in enumerate(labels)}}  # fmt: skip
     logging.set_verbosity_error()  # what it would warn of is checked below, and named
     logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
-        there = _quantised_as(path)
-        skeleton = None
-        if there in KINDS:
-            _check_asked(path, quantisation, there)
-            require()
-            skeleton = _skeleton(path, kind)
-            options |= {"dtype": torch.float32, "device_map": {"": "cpu"}}
-        elif pack is not None:
-            require()
-            options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
-        torch.manual_seed(0)
-        model, info = _call(
-            path, lambda: kind.from_pretrained(
-                folder, **options, use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
-            ),
-        )  # fmt: skip
+    there = _quantised_as(path)
+    skeleton = None
+    if there in KINDS:
+        _check_asked(path, quantisation, there)
+        require()
+        skeleton = _skeleton(path, kind)
+        options |= {"dtype": torch.float32, "device_map": {"": "cpu"}}
+    elif pack is not None:
+        require()
+        options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
+    model, info = _call(path, lambda: _read(folder, kind, options))
     lines = _check_loaded(path, model, info, labels)
     if skeleton is not None:
         quantised_model.take_over(model, DTYPES[dtype], skeleton)
@@ -116,6 +110,15 @@ def load(
     if labels is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = text.pad_token_id
     return base
+
+
+def _read(folder: str, kind: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What transformers makes of the files, and what it says of it."""
+    with drawing(0):  # the head of a new classifier
+        return kind.from_pretrained(
+            folder, **options, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
+        )  # fmt: skip
 
 
 def load_tokenizer(path: str) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
-from lorica.core.draws import Seed
+from lorica.core.draws import Seed, drawing
 from lorica.core.line import Line
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
 from lorica.core.site import PORT, Site, sites_of
@@ -89,8 +89,7 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
         if pattern and key not in own:
             raise ConfigError(f"{method.name} has no setting {key!r} for a pattern to change.")
     built: list[tuple[Site, Adapter]] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+    with drawing(spec.seed):
         shared = method.share(sites)
         for site in sites:
             r, alpha = (first(p, site.name) for p in (targets.rank_pattern, targets.alpha_pattern))

@@ -1,7 +1,7 @@
-"""What an adapter draws at random, from a seed and its site alone.
+"""What is drawn at random from a seed of its own, and leaves torch's generators as they were.
 
-Then a run draws the same whichever others are trained beside it, whatever they draw, and a
-recomputation draws what the first pass drew.
+What an adapter draws (dropout) follows from its seed and its site alone: a run draws the same
+whichever others are trained beside it, and a recomputation draws what the first pass drew.
 """
 
 from collections.abc import Iterator
@@ -11,24 +11,30 @@ from zlib import crc32
 
 import torch
 
+CPU = torch.device("cpu")
 Seed = tuple[int, int]
 """(a seed, which pass of those that have it)"""
 
 
-@contextmanager
-def drawing(seed: Seed, site: str, device: torch.device) -> Iterator[None]:
-    """Inside the block torch's generators draw what follows from `seed` and `site`.
+def at_site(seed: Seed, site: str) -> int:
+    """32 bits, of which the CPU's generator uses no more."""
+    return crc32(f"{*seed, site}".encode())
 
-    After it they go on as if it had not been. On the CPU this takes 5 microseconds, where
-    `torch.random.fork_rng` with `torch.manual_seed` take 300.
+
+@contextmanager
+def drawing(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Inside the block the generators of the CPU and of `device` draw what follows from `seed`.
+
+    After it they go on as if it had not been. `torch.random.fork_rng` with `torch.manual_seed`
+    take 300 microseconds where this takes 5, and seed every device, restored or not.
     """
     generators = [torch.default_generator]
     if device.type != "cpu":
         own: Any = getattr(torch.get_device_module(device), "default_generators", ())
         generators += [own[device.index or 0]] if own else []
     states = [generator.get_state() for generator in generators]
-    for generator in generators:  # the CPU's uses 32 bits of its seed
-        generator.manual_seed(crc32(f"{*seed, site}".encode()))
+    for generator in generators:
+        generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Base, Method
-from lorica.core.draws import Seed, drawing
+from lorica.core.draws import Seed, at_site, drawing
 from lorica.core.line import Line, after_along, before_along
 from lorica.core.mixed import by_row, enter_by_row, inputs_of
 from lorica.core.site import PORT, Kind, Site
@@ -81,7 +81,7 @@ class Port(nn.ModuleDict):
         adapter: Adapter = self[name]  # type: ignore[assignment]
         if name not in self.switch.seeds:
             return adapter.after(x, y, base)
-        with drawing(self.switch.seeds[name], self.site_name, x.device):
+        with drawing(at_site(self.switch.seeds[name], self.site_name), x.device):
             return adapter.after(x, y, base)
 
     def attended(self, query: Tensor, heads: Tensor, scale: float) -> Tensor:
