@@ -3,7 +3,7 @@
     make bench                                            everything: JSON, tables and picture
     python -m benchmarks.speed --only "same work" --rounds 8
     python -m benchmarks.speed --write docs/performance/README.md     the page, from the JSON
-    python -m benchmarks.speed.peers.install              TRL and LitGPT, in their environments
+    python -m benchmarks.speed.peers.install              the peers, in their own environments
 
 The floor is the frozen base: its forward pass, and its backward pass to its inputs. Every side is a
 process of its own with one thread (those that do the same work are in one); they wait for one
@@ -17,6 +17,6 @@ weights, with B away from zero, the same loss and the same gradient.
     work.py      the model, the rows, the batches        run.py      rounds, gates, JSON
     sides.py     a side: what takes steps                process.py  a side's process, from outside
     ours.py      Lorica's sides                          worker.py   the same, from inside
-    peers/       TRL's and LitGPT's                      figures.py  what the rounds say
+    peers/       those of other libraries              figures.py  what the rounds say
     sections.py  what is compared with what              page.py, picture.py
 """

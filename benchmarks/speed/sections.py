@@ -69,26 +69,30 @@ SHIPPED = Section(
     "they are batched, which positions meet the head, and what else a step does is each "
     "library's default. PEFT has no trainer of its own: its loop is the plain one, on rows in "
     "random order and on rows of like length. TRL is its SFTTrainer, with the gradient "
-    "checkpointing that it turns on; LitGPT takes its rows one by one, and learns prompts too. "
-    "Both compute in bfloat16 by default; here they are told not to. Lorica's is the step of its "
+    "checkpointing that it turns on; LitGPT takes its rows one by one, and learns prompts too; "
+    "torchtune two by two, with checkpointing, as its recipe for one device. All three compute in "
+    "bfloat16 by default; here they are told not to. Lorica's is the step of its "
     "trainer, without the log and the schedule of the learning rate.",
     [
         PLAIN,
         Side("PEFT, rows of like length", "peft", PEFT, rows="grouped"),
         Side("TRL, bf16=False", "trl", {"bf16": False}, rows="random", peer="trl"),
         Side("LitGPT, 32-true", "litgpt", {"precision": "32-true"}, rows="random", peer="litgpt"),
+        Side("torchtune, float32", "torchtune", rows="random", peer="torchtune"),
         Side("Lorica, no beginnings shared", "lorica trainer", LORA, rows="random"),
         OURS,
     ],
     over=("PEFT, plain loop", "PEFT, rows of like length"),
 )  # fmt: skip
 MIXED = Section(
-    "As above, but TRL and LitGPT in the precision that they choose by themselves, bfloat16 under "
-    "autocast, also where the processor has no instructions for it; the others in float32.",
+    "As above, but TRL, LitGPT and torchtune in the precision that they choose by themselves, "
+    "bfloat16 (the first two under autocast), also where the processor has no instructions for "
+    "it; the others in float32.",
     [
         PLAIN,
         Side("TRL", "trl", rows="random", peer="trl"),
         Side("LitGPT", "litgpt", {"precision": "bf16-mixed"}, rows="random", peer="litgpt"),
+        Side("torchtune", "torchtune", dtype="bfloat16", rows="random", peer="torchtune"),
         OURS,
     ],
     over=("PEFT, plain loop",),

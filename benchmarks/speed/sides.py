@@ -179,5 +179,6 @@ KINDS = {
     "lorica": "ours:Lorica", "lorica trainer": "ours:LoricaTrainer",
     "lorica each": "ours:LoricaEach",
     "trl": "peers.trl:Trl", "litgpt": "peers.litgpt:LitGpt",
+    "torchtune": "peers.torchtune:Torchtune",
 }  # fmt: skip
 """Module and class; imported by the side's own process alone, which has what they import."""
