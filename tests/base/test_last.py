@@ -105,8 +105,6 @@ def test_the_loss_and_its_gradients_stay(base, name, how):
         pytest.skip("its attention is its own: rows are padded")
     if name == "bottleneck" and base in FLOAT32:
         pytest.skip("it stands behind no experts")
-    if name == "full" and base == "GptOss":
-        pytest.skip("its attention has a parameter of its own, and is called by keywords alone")
     check_same(model_of(base, name), how)
 
 

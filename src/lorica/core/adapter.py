@@ -94,6 +94,12 @@ class Adapter(nn.Module):
         """
 
 
+def acts(adapter: Adapter, step: Literal["before", "after"]) -> bool:
+    """Whether an adapter does anything there. One that does not may hang on a layer of any call,
+    by keywords as well."""
+    return getattr(getattr(adapter, step), "__func__", None) is not getattr(Adapter, step)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Named, family="lorica.methods"):
     """The settings of one method, and how to build it."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, cat, nn
 
-from lorica.core.adapter import Adapter, Base
+from lorica.core.adapter import Adapter, Base, acts
 from lorica.errors import ConfigError
 
 Line = tuple[tuple[str, int], ...]
@@ -23,7 +23,7 @@ Line = tuple[tuple[str, int], ...]
 def before_along(line: Line, port: Any, x: Tensor) -> Tensor:
     """x (1, T, I), or ids (1, T), each part of it through `Adapter.before`."""
     acting = _acting(line, port)
-    if all(type(adapter).before is Adapter.before for adapter in acting.values()):
+    if not any(acts(adapter, "before") for adapter in acting.values()):
         return x
     parts = zip(line, _cut(line, x), strict=True)
     return cat([acting[n].before(part) if n in acting else part for (n, _), part in parts], dim=1)
@@ -32,7 +32,7 @@ def before_along(line: Line, port: Any, x: Tensor) -> Tensor:
 def after_along(line: Line, port: Any, x: Tensor, y: Tensor, base: Base) -> Tensor:
     """y (1, T, O), each part of it through `Adapter.after`. base: the layer without adapters."""
     acting = _acting(line, port)
-    if all(type(adapter).after is Adapter.after for adapter in acting.values()):
+    if not any(acts(adapter, "after") for adapter in acting.values()):
         return y
     cut = _cut(line, x)
     kinds = {type(adapter) for adapter in acting.values()}

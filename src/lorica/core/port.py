@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core import attention
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, acts
 from lorica.core.draws import Seed, at_site, drawing
 from lorica.core.line import Line, after_along, before_along
 from lorica.core.mixed import by_row, enter_by_row, inputs_of
@@ -135,7 +135,8 @@ def _before(module: nn.Module, args: tuple) -> tuple:
         for key, tensor in adapter.weights(module).items():  # until _restore
             port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
             module._parameters[key] = tensor  # type: ignore[assignment]
-        args = (adapter.before(args[0]), *args[1:])
+        if acts(adapter, "before"):
+            args = (adapter.before(args[0]), *args[1:])
     return args
 
 
@@ -148,7 +149,7 @@ def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     if port.switch.line:
         return after_along(port.switch.line, port, args[0], y, base)
     for name in port.switch.active:
-        if name in port:
+        if name in port and acts(port[name], "after"):  # type: ignore[arg-type]
             y = port.after_of(name, args[0], y, base)
     return y
 
