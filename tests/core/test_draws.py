@@ -3,6 +3,7 @@
 import torch
 
 import lorica
+from lorica.base.load import load
 from lorica.core.attach import seeded
 from lorica.core.draws import at_site, drawing
 
@@ -50,3 +51,13 @@ def test_dropout_is_seeded_inside_the_block_alone():
     assert not torch.equal(*free)
     assert torch.equal(*bound)
     assert not torch.equal(model(x), model(x))
+
+
+def test_adapting_and_loading_seed_no_other_device(monkeypatch):
+    """torch.manual_seed would, and what restores the CPU's generator restores no other."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", asked.append)
+    torch.manual_seed(0)
+    assert asked == [0]  # so this is how it would be noticed
+    lorica.adapt(load("bundled").model, lorica.Lora(r=2), seed=3)
+    assert asked == [0]
