@@ -17,6 +17,6 @@ weights, with B away from zero, the same loss and the same gradient.
     work.py      the model, the rows, the batches        run.py      rounds, gates, JSON
     sides.py     a side: what takes steps                process.py  a side's process, from outside
     ours.py      Lorica's sides                          worker.py   the same, from inside
-    peers/       those of other libraries              figures.py  what the rounds say
+    peers/       those of other libraries                figures.py  what the rounds say
     sections.py  what is compared with what              page.py, picture.py
 """
