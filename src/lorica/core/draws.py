@@ -2,6 +2,7 @@
 
 What an adapter draws (dropout) follows from its seed and its site alone: a run draws the same
 whichever others are trained beside it, and a recomputation draws what the first pass drew.
+So does a layer that is called twice in one pass: both calls drop at the same places.
 """
 
 from collections.abc import Iterator
