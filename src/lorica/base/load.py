@@ -12,7 +12,10 @@ from torch import nn
 
 from lorica.base import quantised_model
 from lorica.base.bundled import FOLDER, NAME
+from lorica.base.folder import check_folder
+from lorica.base.hub import reachable_or_cached
 from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
+from lorica.base.reasons import check_kind_of_model, explained, quantised_elsewhere
 from lorica.base.slow import why_slow
 from lorica.core.draws import drawing
 from lorica.core.port import switch_of
@@ -81,6 +84,7 @@ def load(
     logging.set_verbosity_error()  # what it would warn of is checked below, and named
     logging.disable_progress_bar()
     there = _quantised_as(path)
+    check_kind_of_model(path, _config(path), classifier=labels is not None)
     skeleton = None
     if there in KINDS:
         _check_asked(path, quantisation, there)
@@ -90,7 +94,13 @@ def load(
     elif pack is not None:
         require()
         options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
-    model, info = _call(path, lambda: _read(folder, kind, options))
+    try:
+        model, info = explained(path, lambda: _read(folder, kind, options))
+    except BaseError as error:
+        if there is None or there in KINDS:
+            raise
+        raise quantised_elsewhere(path, there, error) from None
+    _check_alone(path, model)
     lines = _check_loaded(path, model, info, labels)
     if skeleton is not None:
         quantised_model.take_over(model, DTYPES[dtype], skeleton)
@@ -112,6 +122,13 @@ def load(
     return base
 
 
+def _check_alone(path: str, model: Any) -> None:
+    """Raises: BaseError if transformers attached an adapter that lies beside the base."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise BaseError(f"{path} holds an adapter beside the base, and transformers attached it.",
+                        fix="name a base without adapter_config.json")  # fmt: skip
+
+
 def _read(folder: str, kind: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What transformers makes of the files, and what it says of it."""
     with drawing(0):  # the head of a new classifier
@@ -125,7 +142,9 @@ def load_tokenizer(path: str) -> Any:
     """The tokenizer of the base at `path`."""
     from transformers import AutoTokenizer
 
-    return _call(path, lambda: AutoTokenizer.from_pretrained(where(path), trust_remote_code=False))
+    return explained(
+        path, lambda: AutoTokenizer.from_pretrained(where(path), trust_remote_code=False)
+    )
 
 
 def context_length(path: str) -> int | None:
@@ -136,14 +155,14 @@ def context_length(path: str) -> int | None:
 def _config(path: str) -> Any:
     from transformers import AutoConfig
 
-    return _call(path, lambda: AutoConfig.from_pretrained(where(path), trust_remote_code=False))
+    return explained(path, lambda: AutoConfig.from_pretrained(where(path), trust_remote_code=False))
 
 
 def _skeleton(path: str, kind: Any) -> nn.Module:
     """The model without its weights, on no device."""
     config = _config(path)
     with torch.device("meta"):
-        return _call(path, lambda: kind.from_config(config, trust_remote_code=False))
+        return explained(path, lambda: kind.from_config(config, trust_remote_code=False))
 
 
 def _quantised_as(path: str) -> str | None:
@@ -161,53 +180,18 @@ def _check_asked(path: str, wanted: str | None, there: str) -> None:
 
 
 def where(path: str) -> str:
-    """The folder of a base, or the hub id. Raises: BaseError if it is neither."""
+    """The folder of a base, or the hub id.
+
+    Raises: BaseError, FileError if it is neither, or the folder is not a whole base.
+    """
     if path == NAME:
         return str(FOLDER)
     local = Path(path)
-    if local.is_dir():
-        if not (local / "config.json").is_file():
-            raise BaseError(
-                f"{path} holds no config.json: it is no model folder.",
-                found=listed(sorted(p.name for p in local.iterdir()), 8),
-                fix="name the folder of a transformers model",
-            )
+    local_only = local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
+    if local.exists() or local_only or local.suffix == ".gguf":
+        check_folder(local)
         return str(local)
-    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
-        raise BaseError(f"there is no folder {path}.", fix="check the path")
-    return path
-
-
-def _call(path: str, loader: Any) -> Any:
-    """Run a loader of transformers, and say what its errors mean."""
-    from safetensors import SafetensorError
-
-    try:
-        return loader()
-    except SafetensorError as error:
-        raise FileError(
-            f"the weights of {path} are damaged: {error}.", fix="download them anew"
-        ) from None
-    except OSError as error:
-        text = str(error)
-        if "safetensors" in text:
-            raise FileError(
-                f"{path} has no safetensors weights, and pickles are not read.",
-                fix="convert the model to safetensors where that is safe",
-            ) from None
-        reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        raise BaseError(
-            f"the base {path!r} cannot be loaded.", why=reason,
-            fix='name a local folder, a hub id that can be reached, or "bundled"',
-        ) from None  # fmt: skip
-    except (ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if "trust_remote_code" in str(error):
-            reason = "it needs code of its author's, which lorica does not run"
-        raise BaseError(
-            f"the base {path!r} cannot be loaded.", why=reason,
-            fix="use a base of an architecture that transformers knows",
-        ) from None  # fmt: skip
+    return reachable_or_cached(path)
 
 
 def _check_loaded(path: str, model: nn.Module, info: Any, labels: list[str] | None) -> list[str]:

@@ -1,0 +1,178 @@
+"""Examine a local base folder before any library reads it, so that a problem is named as it is.
+
+transformers reports many of these as something else: a lost shard as pickled weights, a Git LFS
+pointer as broken JSON, a SentencePiece file as a missing package. An adapter that was left in the
+folder would even be attached to the base without a word.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorica.errors import BaseError, FileError, closest, listed
+
+INDEX = "model.safetensors.index.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+POINTER = b"version https://git-lfs"
+"""What a Git LFS pointer begins with: a text of three lines in the place of a file."""
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"}
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+"""Files that a tokenizer is read from without a further package."""
+
+
+def check_folder(folder: Path) -> None:
+    """Check that `folder` is whole and holds one model, as far as its file names tell.
+
+    Raises: BaseError if it is not a base that can be trained on; FileError if a part of it is
+        missing or is a Git LFS pointer.
+    """
+    if not folder.exists():
+        raise _not_there(folder)
+    if not folder.is_dir():
+        raise _not_a_folder(folder)
+    names = sorted(p.name for p in folder.iterdir())
+    if "config.json" not in names:
+        raise _no_config(folder, names)
+    _check_pointers(folder)
+    _check_leftovers(folder, names)
+    _check_weights(folder, names)
+    _check_tokenizer(folder, names)
+
+
+def _not_there(folder: Path) -> BaseError:
+    parent = folder.parent
+    if not parent.is_dir():
+        return BaseError(f"there is no folder {folder}.", why=f"{parent} does not exist either",
+                         fix="check the path")  # fmt: skip
+    near = closest(folder.name, (p.name for p in parent.iterdir() if p.is_dir()))
+    return BaseError(f"there is no folder {folder}.", closest=near, fix="check the path")
+
+
+def _not_a_folder(path: Path) -> BaseError:
+    if path.suffix == ".gguf":
+        return BaseError(
+            f"{path} is a GGUF file, which is for llama.cpp.",
+            fix="name the folder of the transformers model that it was converted from",
+        )
+    return BaseError(f"{path} is a file.", fix=f"name the model's folder, e.g. {path.parent}")
+
+
+def _no_config(folder: Path, names: list[str]) -> BaseError:
+    fix = "name the folder of a transformers model"
+    what = f"{folder} has no config.json, so it is not a model folder."
+    if "adapter_config.json" in names:
+        base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        what = f"{folder} is an adapter, not a base."
+        fix = f"pass --base {base}" if base else "name the base that it was trained on"
+    elif "params.json" in names or "consolidated.safetensors" in names:
+        fix = "this is the authors' own format; name the copy in transformers' format"
+    elif inside := [name for name in names if (folder / name / "config.json").is_file()]:
+        fix = f"name one of the folders in it: {listed(folder / name for name in inside)}"
+    elif any(name.endswith(".gguf") for name in names):
+        fix = "GGUF files are for llama.cpp; name the model folder that they were converted from"
+    return BaseError(what, holds=listed(names, 8), fix=fix)
+
+
+def _check_pointers(folder: Path) -> None:
+    pointers = [p.name for p in sorted(folder.iterdir()) if p.is_file() and _is_pointer(p)]
+    if pointers:
+        raise FileError(
+            f"{len(pointers)} files of {folder} are Git LFS pointers, not the files themselves.",
+            files=listed(pointers),
+            fix=f"git -C {folder} lfs pull, or download these files",
+        )
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > 1024:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
+
+
+def _check_leftovers(folder: Path, names: list[str]) -> None:
+    left = [name for name in ADAPTER if name in names]
+    if left:
+        raise BaseError(
+            f"{folder} holds an adapter beside the base: {listed(left)}.",
+            why="transformers would attach it, and a new adapter would be trained on top of it",
+            fix=f"move {' and '.join(left)} out of {folder}; to use that adapter, name its own "
+            "folder",
+        )
+
+
+def _check_weights(folder: Path, names: list[str]) -> None:
+    shards = _shards(folder / INDEX)
+    lost = sorted(shards - set(names))
+    if lost:
+        raise FileError(
+            f"{folder} has lost {len(lost)} of the {len(shards)} files of its weights.",
+            missing=listed(lost), listed_in=INDEX, fix="download these files",
+        )  # fmt: skip
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    if pickles:
+        raise FileError(
+            f"{folder} has no safetensors weights, and pickles are not read.",
+            holds=listed(pickles),
+            fix="convert the model to safetensors where running its code is safe: "
+            "model.save_pretrained(folder)",
+        )
+    raise FileError(
+        f"{folder} has no weights: no .safetensors file is in it.", holds=listed(names, 8),
+        fix="download the model's .safetensors files",
+    )  # fmt: skip
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index of weights names; none without an index."""
+    if not index.is_file():
+        return set()
+    weights = _read(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
+        raise FileError(
+            f"{index} has no weight_map from tensors to files.", fix="download it again"
+        )
+    return set(weights.values())
+
+
+def _check_tokenizer(folder: Path, names: list[str]) -> None:
+    if any(name in names for name in TOKENIZERS):
+        return
+    fix = "download the model's tokenizer.json"
+    if "tekken.json" in names:
+        raise BaseError(
+            f"{folder} has a tokenizer in Mistral's own format alone, tekken.json.",
+            fix="add the tokenizer.json of the same model in transformers' format",
+        )
+    models = [name for name in names if name.endswith(".model")]
+    if models and not _sentencepiece():
+        raise BaseError(
+            f"{folder} has a SentencePiece tokenizer alone, {listed(models)}.",
+            fix=f"{fix}, or pip install sentencepiece, which reads {models[0]}",
+        )
+    if not models and not any("vocab" in name or "tokenizer" in name for name in names):
+        raise BaseError(f"{folder} has no tokenizer.", holds=listed(names, 8), fix=fix)
+
+
+def _sentencepiece() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("sentencepiece") is not None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object on disk. Raises: FileError if it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not readable JSON.", why=_first_line(error),
+                        fix="download it again") from None  # fmt: skip
+    if not isinstance(value, dict):
+        raise FileError(f"{path} is not a JSON object.", fix="download it again")
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
