@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lorica.core.draws import drawing
+
 WORDS = ["cat", "dog", "bird", "fish", "tree", "house", "river", "stone", "cloud", "field"]
 
 
@@ -55,3 +57,23 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[k] - other[k]).abs().max()) for k in one)
+
+
+def tiny_base(folder: Path, **config: Any) -> Path:
+    """A random Llama of two layers with the bundled base's tokenizer; `config` stands over ours."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lorica.base.load import load_tokenizer
+
+    tokenizer = load_tokenizer("bundled")
+    plain = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None,
+    }  # fmt: skip
+    with drawing(0):
+        model = LlamaForCausalLM(LlamaConfig(**plain | config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

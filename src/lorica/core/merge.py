@@ -15,6 +15,7 @@ from lorica.core.adapter import Adapter
 from lorica.core.attach import detach
 from lorica.core.port import Port, onion, ports, switch_of
 from lorica.core.site import Site, action, tied
+from lorica.core.state import adapter_state, not_finite
 from lorica.errors import MergeError, listed
 
 
@@ -26,8 +27,8 @@ def merge(model: nn.Module) -> list[str]:
     merged to different values are untied.
 
     Returns: named lines on what was untied or left out.
-    Raises: MergeError, before anything is written, if an adapter is not affine, or a layer
-        computes something else than its weight says.
+    Raises: MergeError, before anything is written, if an adapter is not affine or not
+        finite, or a layer computes something else than its weight says.
     """
     switch = switch_of(model)
     lines = [f"adapter {n!r} was not active and is dropped" for n in switch.specs
@@ -35,6 +36,13 @@ def merge(model: nn.Module) -> list[str]:
     adapted = [(port.site(n, m), port) for n, m, port in ports(model) if port.acting()]
     if not adapted:
         raise MergeError("no adapter is active: there is nothing to merge.", fix="activate() one")
+    for name in switch.active:
+        if broken := not_finite(adapter_state(model, name)):
+            raise MergeError(
+                f"adapter {name!r} has NaN or infinite numbers, and is not merged.",
+                tensors=listed(broken),
+                fix="train it again with a lower learning rate",
+            )
     for site, port in adapted:
         _check(site, port.acting())
     groups = tied(model)

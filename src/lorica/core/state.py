@@ -3,6 +3,8 @@
 A tensor that two sites share (tied layers trained whole) stands once, under its first site.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,12 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors with a NaN or an infinity in them, sorted."""
+    return sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+
+
+@torch.no_grad()
 def load_adapter_state(
     model: nn.Module, state: dict[str, Tensor], name: str = "default", *, source: str = "the file"
 ) -> None:
@@ -36,7 +44,7 @@ def load_adapter_state(
     have = adapter_state(model, name)
     wrong = sorted(k for k in have.keys() & state.keys() if have[k].shape != state[k].shape)
     shapes = [f"{k} {tuple(state[k].shape)} -> {tuple(have[k].shape)}" for k in wrong]
-    broken = sorted(k for k, t in state.items() if not torch.isfinite(t).all())
+    broken = not_finite(state)
     missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
     if missing or extra or shapes or broken:
         raise FileError(

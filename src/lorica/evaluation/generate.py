@@ -25,7 +25,7 @@ from lorica.data.template import Rendered, Segment
 from lorica.data.tokenise import Texts, prompt_ids
 from lorica.errors import ConfigError, DataError, listed
 from lorica.evaluation.conditions import one_each
-from lorica.evaluation.loss import still
+from lorica.evaluation.loss import check_logits, still
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +252,9 @@ def _run(
     device = next(model.parameters()).device
     with _settings(model, sampling, room, stops, filler):
         out = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), streamer=streamer
-        )
+            input_ids=ids.to(device), attention_mask=mask.to(device), streamer=streamer,
+            logits_processor=[check_logits],
+        )  # fmt: skip
     return [_until_stop(row, stops) for row in out[:, width:].tolist()]
 
 

@@ -106,6 +106,19 @@ def label_logits(
             yield picked, logits, made
 
 
+def check_logits(ids: Tensor, scores: Tensor) -> Tensor:
+    """`scores` (B, V) of the next tokens as they are. Raises: TrainingError if one is no number.
+
+    Without it `generate` would write the text of token 0.
+    """
+    if not scores.amax(-1).isfinite().all():  # the largest one is NaN if any is; -inf may stand
+        raise TrainingError(
+            f"the model's logits are not finite after {ids.shape[1]} tokens: it can write nothing.",
+            fix="check base and adapter with lorica eval; load the base in float32",
+        )
+    return scores
+
+
 @contextmanager
 def still(model: nn.Module) -> Iterator[None]:
     """Inside the block nothing is random and nothing learns; every module's mode comes back."""

@@ -22,9 +22,9 @@ from lorica.core.attach import activate, attach, detach
 from lorica.core.drive import check_driven
 from lorica.core.port import Spec, spec_of, switch_of
 from lorica.core.start import skip_starts
-from lorica.core.state import adapter_state, load_adapter_state
+from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import Targets, without_dead
-from lorica.errors import BaseError, ConfigError, FileError, listed
+from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
 from lorica.formats import commit
 from lorica.formats.peft.kinds import layout_for, layout_of
 from lorica.formats.peft.layout import config_of
@@ -51,10 +51,13 @@ def save(
     labels: class names of a sequence classifier, in the order of its outputs.
 
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
-    else, or cannot be written; ConfigError if the adapter was trained without its schedule.
+    else, or cannot be written; ConfigError if the adapter was trained without its schedule;
+    TrainingError if a tensor has a NaN or an infinity in it. A folder that is there stays as it
+    was when it raises.
     """
     path, spec = Path(path), spec_of(model, name)
     check_driven(model, name)
+    check_finite(model, path, name)
     base = fingerprint(model, path=base_path or "", tokenizer=tokenizer)
     with commit.folder(path, replace=is_all_adapter(path)) as staging:
         layout = layout_for(model, name)
@@ -131,6 +134,17 @@ def load(
         raise
     switch_of(model).driven.add(name)
     return lines
+
+
+def check_finite(model: nn.Module, path: Path, name: str) -> None:
+    """Raises: TrainingError, naming every tensor of adapter `name` that is not finite."""
+    if broken := not_finite(adapter_state(model, name)):
+        there = f"; {path} stays as it was" if is_adapter(path) else ""
+        raise TrainingError(
+            f"adapter {name!r} has NaN or infinite numbers, and is not saved{there}.",
+            tensors=listed(broken),
+            fix="train it again with a lower learning rate, or load an earlier checkpoint",
+        )
 
 
 def is_adapter(path: Path) -> bool:

@@ -25,7 +25,7 @@ from lorica.data.load import Data
 from lorica.errors import Stopped
 from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
-from lorica.training import optim, prepare
+from lorica.training import optim, prepare, resume, watch
 from lorica.training.config import TrainConfig
 from lorica.training.figures import figures, peak_memory
 from lorica.training.log import Log, Silent
@@ -36,7 +36,6 @@ from lorica.training.schedule import factor, order
 from lorica.training.signals import Signals
 from lorica.training.step import Outcome, Part
 from lorica.training.together import agreed, step_of, stepper_for
-from lorica.training.watch import check_finite, check_gradients, check_moved, check_rise
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.signals = Signals()
         if found is not None:
-            self._go_on(found)
+            resume.continue_from(self, found)
         seen = Show(self.total, "" if self.alone else run.folder.name) if show else None
         self.log = Log(run, seen, config) if self.main else Silent()
 
@@ -156,8 +155,8 @@ class Trainer:
         """Update with the gradients of a step, and note what it did. spent: seconds on them."""
         config, progress, began = self.config, self.progress, time.perf_counter()
         if progress.step == 0:
-            check_gradients(self.tensors)
-        check_finite(done.loss, done.norm, done.where, self.tensors)
+            watch.check_gradients(self.tensors)
+        watch.check_finite(done.loss, done.norm, done.where, self.tensors)
         self._update()
         spent += time.perf_counter() - began
         progress.step += 1
@@ -170,7 +169,7 @@ class Trainer:
             tokens=progress.tokens, tokens_per_second=done.tokens / spent, memory=peak_memory(),
             **({"sent_bytes": self.device.taken()} if self.device else {}),
         )  # fmt: skip
-        check_rise(progress, done.loss, config.loss_limit)
+        watch.check_rise(progress, done.loss, config.loss_limit)
 
     def _update(self) -> None:
         """The optimizer's step, with what the method does before and after it."""
@@ -186,16 +185,23 @@ class Trainer:
         """After a step: evaluate and save where it is time. Raises: Stopped after a signal."""
         progress = self.progress
         ended = progress.step == self.total
-        if ended or _due(progress.step, self.config.eval_steps):
-            self._evaluate()
+        evaluates = ended or _due(progress.step, self.config.eval_steps)
         stop = self._stopping()
+        if evaluates or stop or _due(progress.step, self.save_steps):
+            watch.check_weights(self.tensors, progress, self.config.learning_rate * self.share)
+        if evaluates:
+            self._evaluate()
         if stop or not self.goes_on or _due(progress.step, self.save_steps):
             self._save()
         if stop:
             raise self._stopped(stop)
 
     def _evaluate(self) -> None:
+        """Measure the loss on the validation rows; without any, only that it is finite."""
         if not self.data.validation:
+            if self.main and self.progress.step:  # weights may be finite, and what they give not
+                some = self.data.train[: self.config.micro_batch_size]
+                prepare.loss_of(self.base.model, some, self.name)
             return
         began = time.perf_counter()
         loss = 0.0
@@ -229,14 +235,6 @@ class Trainer:
 
     # -- beginning and end ------------------------------------------------------------------
 
-    def _go_on(self, found: ckpt.Checkpoint) -> None:
-        """Take up a checkpoint of the run. In place."""
-        ckpt.check_same(found, data=self.data.digest, base=self.identity, run=self.run.folder)
-        load_adapter_state(self.base.model, found.adapter, self.name, source="the checkpoint")
-        optim.load_optimizer_state(self.optimizer, self.tensors, found.optimizer)
-        self.driver.load_state(found.schedule)
-        self.progress, self.best = found.progress, found.best
-
     def begin(self) -> None:
         again = self.progress.step > 0
         self.log("resume" if again else "start", step=self.progress.step, total=self.total)
@@ -248,7 +246,8 @@ class Trainer:
     def finish(self) -> Result:
         model, progress = self.base.model.eval(), self.progress
         trained = {name: self.tensors[name] for name in self.start}
-        self.lines += check_moved(self.start, trained, self.driver.schedule.live())
+        self.lines += watch.check_moved(self.start, trained, self.driver.schedule.live())
+        self.lines += watch.notices_of_rise(progress) if self.best is None else []
         self.lines += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
             load_adapter_state(model, self.best, self.name, source="the best checkpoint")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lorica.core.state import not_finite
 from lorica.errors import TrainingError, listed
 from lorica.training.checkpoint import Progress
 
@@ -41,13 +42,28 @@ def check_finite(
     """Stop before the optimizer sees a loss or a gradient that is no number."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    bad = [n for n, t in tensors.items() if t.grad is not None and not t.grad.isfinite().all()]
+    bad = not_finite({name: t.grad for name, t in tensors.items() if t.grad is not None})
     raise TrainingError(
         f"the loss is {loss} and the gradient norm {norm}; the step was not taken.",
         rows=listed(where, 16),
         gradients=listed(bad),
-        fix="look at these rows, lower learning_rate, or use dtype float32",
+        fix="lower learning_rate, look at these rows, or use dtype float32",
     )
+
+
+def check_weights(tensors: Mapping[str, Tensor], progress: Progress, rate: float) -> None:
+    """After an update, before it is evaluated or saved: every trained tensor must be finite.
+
+    rate: the learning rate of the update. Raises: TrainingError.
+    """
+    if broken := not_finite(tensors):
+        raise TrainingError(
+            f"{len(broken)} of {len(tensors)} trained tensors are not finite after step "
+            f"{progress.step}; nothing of them is saved.",
+            tensors=listed(broken),
+            learning_rate=f"{rate:g}",
+            fix="lower learning_rate; checkpoints of earlier steps are as they were",
+        )
 
 
 def check_rise(progress: Progress, loss: float, limit: float | None) -> None:
@@ -64,6 +80,15 @@ def check_rise(progress: Progress, loss: float, limit: float | None) -> None:
             step=progress.step,
             fix="lower learning_rate; the newest checkpoint is from before the rise or near it",
         )
+
+
+def notices_of_rise(progress: Progress) -> list[str]:
+    """A notice if the validation loss is higher than before training."""
+    before, after = progress.first_eval, progress.last_eval
+    if before is None or after is None or after <= before:
+        return []
+    rose = f"the validation loss rose from {before:.4f} to {after:.4f}"
+    return [f"{rose}: the adapter is worse than the base; lower learning_rate"]
 
 
 @torch.no_grad()
