@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src/lorica"
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 FLOORS = [  # lowest first; a module imports at module level from its own floor or below
-    {"errors", "registry"},
+    {"errors", "registry", "plain_files", "strict_json"},
     {"core"},
     {"methods", "inits", "kernels"},
     {"base", "data", "formats", "recipe"},
@@ -27,6 +27,8 @@ FORBIDDEN_CALLS = {
     "eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.full_load", "yaml.unsafe_load",
     "numpy.load", "np.load", "pd.read_pickle",
 }  # fmt: skip
+OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savetxt", "touch"}
+WITHIN_COMMIT = {"write_text", "write_bytes", "os.open"}  # its own; and to sync, with O_NOFOLLOW
 each = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -97,7 +99,7 @@ def test_the_core_knows_torch_alone(path):
     if part_of(path) in LIGHT:
         assert not names & HEAVY
         assert names <= set(sys.stdlib_module_names) | {"torch", "lorica"}
-    elif part_of(path) in ("errors", "registry", "__init__"):
+    elif part_of(path) in FLOORS[0] | {"__init__"}:
         assert names <= set(sys.stdlib_module_names) | {"lorica"}
     elif path.name == "config.py":
         assert not names & (HEAVY | {"torch"}), "settings are read before anything heavy is loaded"
@@ -126,6 +128,18 @@ def test_nothing_runs_what_it_reads(path):
         for keyword in node.keywords:
             if keyword.arg == "trust_remote_code":
                 assert ast.unparse(keyword.value) == "False", f"line {node.lineno}"
+
+
+@each
+def test_files_of_a_folder_are_opened_in_one_place(path):
+    """Opening elsewhere would follow a link that someone put into a run or an adapter."""
+    if part_of(path) not in {"formats", "training", "evaluation"}:
+        return
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and called(node).rpartition(".")[2] in OPENING:
+            assert called(node).startswith(("plain_files.", "commit.")) or (
+                path.name == "commit.py" and called(node) in WITHIN_COMMIT
+            ), f"line {node.lineno}: {called(node)}"
 
 
 @each

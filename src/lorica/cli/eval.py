@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorica import plain_files
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
 from lorica.data.config import DataConfig
@@ -81,7 +82,7 @@ def evaluate(
         max_new_tokens=max_new_tokens, allow_base=allow_base, seed=seed,
         quantisation=quantisation,
     )  # fmt: skip
-    if (path / "results.json").is_file():
+    if plain_files.is_file(path / "results.json"):
         record(report, path)
     if json:
         print_json(report.as_dict())
@@ -96,7 +97,7 @@ def rows_of(path: Path, flags: dict[str, str]) -> DataConfig:
     Raises: ConfigError if there is none, or a setting is wrong.
     """
     settings = Settings()
-    if (path / "config.yaml").is_file():
+    if plain_files.is_file(path / "config.yaml"):
         settings.data["data"] = load(path / "config.yaml").data.get("data", {})
         kept = settings.data["data"].pop("validation", None)
         settings.data["data"]["path"] = kept if isinstance(kept, str) else ""

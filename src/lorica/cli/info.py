@@ -1,14 +1,15 @@
 """lorica info: what a run, an adapter or a base on disk is. Reads headers only; no torch."""
 
 import hashlib
-import json as json_
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
+from lorica import plain_files, strict_json
 from lorica.cli.options import Switch, print_json
 from lorica.errors import FileError, listed
 
@@ -40,11 +41,11 @@ def describe(path: str) -> dict[str, Any]:
     from lorica.base.bundled import FOLDER, NAME
 
     folder = FOLDER if path == NAME else Path(path)
-    if (folder / "config.yaml").is_file():
+    if plain_files.is_file(folder / "config.yaml"):
         return _run(folder)
-    if (folder / MANIFEST).is_file() or (folder / PEFT).is_file():
+    if plain_files.is_file(folder / MANIFEST) or plain_files.is_file(folder / PEFT):
         return _adapter(folder)
-    if (folder / "config.json").is_file():
+    if plain_files.is_file(folder / "config.json"):
         return _base(folder)
     inside = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else None
     raise FileError(
@@ -59,8 +60,8 @@ def _run(folder: Path) -> dict[str, Any]:
 
     settings = load(folder / "config.yaml").data
     steps = [event.get("step", 0) for event in _events(folder / "events.jsonl")]
-    ended = (folder / "results.json").is_file()
-    checkpoints = sorted(p.name for p in (folder / "checkpoints").glob("[!.]*"))
+    ended = plain_files.is_file(folder / "results.json")
+    checkpoints = [n for n in plain_files.names_in(folder / "checkpoints") if n[0] != "."]
     state = "finished" if ended else f"not finished; go on with: lorica train --resume {folder}"
     found = {
         "what": "run",
@@ -72,14 +73,14 @@ def _run(folder: Path) -> dict[str, Any]:
         "figures": _json(folder / "results.json") if ended else {},
         "checkpoints": checkpoints,
     }
-    if (folder / "adapter").is_dir():
+    if plain_files.is_folder(folder / "adapter"):
         found["adapter"] = _adapter(folder / "adapter")
     return found
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"what": "adapter", "folder": str(folder)}
-    if (folder / MANIFEST).is_file():
+    if plain_files.is_file(folder / MANIFEST):
         manifest = _json(folder / MANIFEST)
         keys = ("method", "targets", "labels", "seed", "base", "versions")
         found |= {key: manifest[key] for key in keys if manifest.get(key) is not None}
@@ -92,7 +93,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         found["base"] = {"path": settings.pop("base_model_name_or_path", None)}
         found["settings"] = {key: value for key, value in settings.items() if value is not None}
         found["files"] = "written by PEFT, without a manifest: the base cannot be verified"
-    if (folder / WEIGHTS).is_file():
+    if plain_files.is_file(folder / WEIGHTS):
         found |= _tensors([folder / WEIGHTS])
     return found
 
@@ -105,9 +106,9 @@ def _base(folder: Path) -> dict[str, Any]:
     found["architecture"] = listed(config.get("architectures") or [])
     found |= {key: config[key] for key in keys if key in config}
     tokenizer = folder / "tokenizer_config.json"
-    templates = tokenizer.is_file() and "chat_template" in _json(tokenizer)
-    found["tokenizer"] = (folder / "tokenizer.json").is_file() or tokenizer.is_file()
-    found["chat_template"] = templates or (folder / "chat_template.jinja").is_file()
+    templates = plain_files.is_file(tokenizer) and "chat_template" in _json(tokenizer)
+    found["tokenizer"] = any(map(plain_files.is_file, (folder / "tokenizer.json", tokenizer)))
+    found["chat_template"] = templates or plain_files.is_file(folder / "chat_template.jinja")
     return found | _tensors(sorted(folder.glob("*.safetensors")))
 
 
@@ -118,7 +119,7 @@ def _tensors(files: list[Path]) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     names, values, kinds = 0, 0, set()
-    for file in files:
+    for file in filter(plain_files.is_file, files):
         try:
             with safe_open(file, framework="np") as tensors:
                 for key in tensors.keys():  # noqa: SIM118
@@ -133,31 +134,22 @@ def _tensors(files: list[Path]) -> dict[str, Any]:
 
 
 def _same(file: Path, noted: Mapping[str, Any]) -> bool:
-    if not file.is_file():
+    if not plain_files.is_file(file):
         return False
-    with file.open("rb") as stream:
+    with plain_files.open_file(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == noted.get("sha256")
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json_.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{file} cannot be read: {error}.", fix="copy the file anew") from None
-    if not isinstance(value, dict):
-        raise FileError(f"{file} holds {type(value).__name__}, not an object.")
-    return value
+    return strict_json.read(file, finite=False)
 
 
 def _events(file: Path) -> list[dict[str, Any]]:
     """The lines of an event log; what a kill cut short is passed over."""
     found = []
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    for line in text.splitlines():
-        try:
-            found.append(json_.loads(line))
-        except ValueError:
-            continue
+    for line in plain_files.read_lines(file) if plain_files.is_file(file) else ():
+        with suppress(ValueError):
+            found.append(strict_json.parse(line))
     return [event for event in found if isinstance(event, dict)]
 
 

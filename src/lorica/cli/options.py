@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from lorica import plain_files
 from lorica.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def open_model(
     from lorica.formats.open import open_adapter
 
     alone = path is None or str(path) == NAME
-    if path is not None and (path / "config.json").is_file() and not is_adapter(path):
+    if path is not None and plain_files.is_file(path / "config.json") and not is_adapter(path):
         alone = True
     if alone and path is not None and base is not None:
         raise ConfigError(f"{path} is a base, and --base {base} names another.",

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorica import plain_files
 from lorica.base.bundled import NAME
 from lorica.base.load import Base
 from lorica.base.load import load as load_base
@@ -106,7 +107,7 @@ def _open(
 ) -> tuple[Base, bool]:  # fmt: skip
     """(model, it carries an adapter)."""
     folder = adapter_folder(path)
-    if is_adapter(folder) or any((folder / name).is_file() for name in (WEIGHTS, PICKLED)):
+    if is_adapter(folder) or any(plain_files.is_file(folder / name) for name in (WEIGHTS, PICKLED)):
         opened = open_adapter(
             folder, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
         )

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lorica import plain_files, strict_json
 from lorica.errors import FileError, ResourceError, writing
 
 STAGING = ".staging-"
@@ -32,7 +33,7 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     replace: an existing folder gives way, after the new one is whole. Without it, an existing
         non-empty `path` is a ResourceError; a file always is.
     """
-    path = path.resolve()  # of a link, what it points to is replaced
+    path = path.resolve()  # of a link, what it points to is replaced; see plain_files.check
     if path.exists() and not path.is_dir():
         raise ResourceError(f"{path} is a file.", fix="choose another folder")
     if path.is_dir() and any(path.iterdir()) and not replace:
@@ -74,7 +75,11 @@ def _rename_both(new: Path, old: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, which is whole until it is gone. What a kill leaves over, `sweep` takes."""
+    """Remove a folder, which is whole until it is gone. What a kill leaves over, `sweep` takes.
+
+    Raises: FileError if it is a link.
+    """
+    plain_files.is_folder(path)
     aside = path.parent / f"{STAGING}{path.name}-{uuid4().hex[:8]}"
     path.rename(aside)
     shutil.rmtree(aside)
@@ -82,7 +87,7 @@ def remove(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make sure that `path` itself is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
     finally:
@@ -90,30 +95,39 @@ def sync(path: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a killed process left in `parent`, and put back what it had set aside."""
+    """Remove what a killed process left in `parent`, and put back what it had set aside.
+
+    Links are removed themselves; what they lead to stays.
+    """
+    if not plain_files.is_folder(parent.resolve()):
+        return
     for aside in parent.glob(f"{REPLACED}*"):
         place = parent / aside.name.removeprefix(REPLACED).rpartition("-")[0]
-        if not place.exists():
+        if not os.path.lexists(place) and aside.is_dir() and not aside.is_symlink():
             aside.rename(place)
     for prefix in (STAGING, REPLACED):
         for leftover in parent.glob(f"{prefix}*"):
-            if leftover.is_dir():
+            if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole small file, or leave the old one. In place."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole small file, or leave the old one. In place; a link gives way, unfollowed."""
     staging = path.with_name(f"{STAGING}{path.name}-{uuid4().hex[:8]}")
     with writing(path):
         try:
-            staging.write_text(text, encoding="utf-8")
-            sync(staging)
+            plain_files.create(staging, data)
             staging.replace(path)
-            sync(path.parent)
+            sync(path.parent.resolve())
         finally:
             staging.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -122,15 +136,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises: FileError if the file is missing, cut short, or no JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileError(f"{path} is not there.", fix="check the path") from None
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read: {error}.", fix="copy the file anew") from None
-    if not isinstance(value, dict):
-        raise FileError(f"{path} holds {type(value).__name__}, not an object.")
-    return value
+    return strict_json.read(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -148,11 +154,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, on the CPU. Raises: FileError if it is damaged."""
+    if not plain_files.is_file(path):
+        raise FileError(f"{path} is not there.", fix="check the path")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise FileError(f"{path} is not there.", fix="check the path") from None
     except (OSError, SafetensorError) as error:
         raise FileError(
             f"{path} is damaged: {error}.", fix="copy the file anew, or save the adapter again"
@@ -161,17 +167,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def digest(path: Path) -> dict[str, Any]:
     """{"bytes", "sha256"} of a file."""
-    with path.open("rb") as file:
+    with plain_files.open_file(path) as file:
         sha = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha}
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": sha}
 
 
 def check_digests(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises: FileError that names every file of `files` that is missing or was changed."""
+    """Raises: FileError that names every file of `files` that is missing or was changed.
+
+    files: name -> {"bytes", "sha256"}. A name that leads out of `path` is refused, unread.
+    """
     wrong = {}
     for name, noted in files.items():
-        file = path / name
-        found = digest(file) if file.is_file() else {"bytes": "missing"}
+        file = path / plain_files.check_name(name, path)
+        found: dict[str, Any] = {"bytes": "missing"}
+        if plain_files.is_file(file):
+            found = {"bytes": file.stat().st_size}
+            found = digest(file) if found["bytes"] == noted.get("bytes") else found
         if found != noted:
             wrong[name] = f"{found['bytes']} bytes here, {noted.get('bytes')} when it was saved"
     if wrong:

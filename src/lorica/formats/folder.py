@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
+from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, fingerprint, grade
 from lorica.core.adapter import Method
 from lorica.core.attach import activate, attach, detach
@@ -101,7 +102,7 @@ def load(
     path = Path(path)
     lines: list[str] = []
     source = find(path)
-    manifest = commit.read_json(path / MANIFEST) if (path / MANIFEST).is_file() else None
+    manifest = commit.read_json(path / MANIFEST) if plain_files.is_file(path / MANIFEST) else None
     if manifest is not None:
         check_format(manifest, path)
         commit.check_digests(path, manifest["files"])
@@ -148,7 +149,7 @@ def check_finite(model: nn.Module, path: Path, name: str) -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    return any((path / name).is_file() for name in (MANIFEST, CONFIG))
+    return any(plain_files.is_file(path / name) for name in (MANIFEST, CONFIG))
 
 
 def is_all_adapter(path: Path) -> bool:
@@ -159,7 +160,7 @@ def is_all_adapter(path: Path) -> bool:
 
 def find(path: Path) -> Path:
     """The weights of an adapter folder. Raises: FileError that says what is there instead."""
-    if (path / WEIGHTS).is_file() and is_adapter(path):
+    if plain_files.is_file(path / WEIGHTS) and is_adapter(path):
         return path / WEIGHTS
     if (path / PICKLED).is_file():
         convert = (

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from lorica import plain_files
 from lorica.base.load import Base, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
@@ -18,8 +19,8 @@ HEADS = ("score", "classifier")
 def adapter_folder(path: str | Path) -> Path:
     """The adapter folder that `path` names: itself, or the adapter/ of a run folder."""
     path = Path(path)
-    if (path / "config.yaml").is_file() and (path / "events.jsonl").is_file():
-        if not (path / "adapter").is_dir():
+    if plain_files.is_file(path / "config.yaml") and plain_files.is_file(path / "events.jsonl"):
+        if not plain_files.is_folder(path / "adapter"):
             raise FileError(f"the run {path} has not finished: it has no adapter yet.",
                             fix=f"lorica train --resume {path}")  # fmt: skip
         return path / "adapter"
@@ -42,7 +43,7 @@ def open_adapter(
     folder = adapter_folder(path)
     find(folder)
     labels, trained = None, {}
-    if (folder / MANIFEST).is_file():
+    if plain_files.is_file(folder / MANIFEST):
         manifest = commit.read_json(folder / MANIFEST)
         trained = manifest.get("base", {})
         base = base or trained.get("path")

@@ -14,10 +14,13 @@ from typing import Any
 
 import yaml
 
-from lorica.errors import ConfigError, closest
+from lorica import plain_files
+from lorica.errors import ConfigError, FileError, closest
 from lorica.recipe.settings import Mistake, Settings, Where
 
 DEPTH = 20
+MAX_RECIPE = 2**20
+"""Bytes of a recipe."""
 
 _NUMBERS = [
     (re.compile(r"[-+]?[0-9]{1,40}"), int),
@@ -82,22 +85,19 @@ def _check_form(path: Path, text: str) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return plain_files.read_text(path, MAX_RECIPE, follow=True)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(
             f"{path}:{line}: the recipe is not UTF-8 text.", fix="save it as UTF-8"
         ) from error
-    except FileNotFoundError:
+    except FileError as error:
+        if path.exists():
+            raise ConfigError(
+                error.what, fix="name a .yaml file; for a run folder, --resume"
+            ) from None
         near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"there is no recipe {path}.", closest=closest(path.name, near)) from None
-    except IsADirectoryError:
-        raise ConfigError(
-            f"{path} is a folder, not a recipe.",
-            fix="name a .yaml file; for a run folder, --resume",
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}.") from error
 
 
 def _unreadable(path: Path, error: yaml.YAMLError) -> ConfigError:

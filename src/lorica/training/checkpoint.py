@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, grade
 from lorica.errors import BaseError, DataError, FileError
 from lorica.formats import commit
@@ -79,7 +80,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob(f"{STEP}*"))
+    return [folder / name for name in plain_files.names_in(folder) if name.startswith(STEP)]
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -92,6 +93,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     if not found:
         return None
     path = found[-1]
+    plain_files.is_folder(path)
     try:
         state: dict[str, Any] = commit.read_json(path / "state.json")
         commit.check_digests(path, state["files"])
@@ -101,7 +103,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
             adapter=commit.read_tensors(path / "adapter.safetensors"),
             optimizer=commit.read_tensors(path / "optimizer.safetensors"),
             schedule=commit.read_tensors(path / "schedule.safetensors"),
-            best=commit.read_tensors(best) if best.is_file() else None,
+            best=commit.read_tensors(best) if plain_files.is_file(best) else None,
             data=state["data"],
             base=Fingerprint(**state["base"]),
         )

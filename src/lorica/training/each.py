@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from lorica import plain_files
 from lorica.core.attach import activate
 from lorica.core.port import INSIDE, ports, spec_of
 from lorica.core.site import output_head
@@ -82,7 +83,7 @@ def _asked(config: TrainConfig | str | Path | dict[str, Any]) -> tuple[TrainConf
     folder = Path(config)
     if not folder.is_dir():
         return read(folder), True
-    if not (folder / CONFIG).is_file():
+    if not plain_files.is_file(folder / CONFIG):
         raise ConfigError(f"{folder} is no run folder: it has no {CONFIG}.", fix="check it")
     return read(folder / CONFIG).model_copy(update={"output": str(folder)}), False
 

@@ -1,10 +1,11 @@
 """The pictures of a run: the loss of every step, and the ranks that a method ended with."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 from lorica.core.targets import block_of
-from lorica.errors import writing
+from lorica.formats import commit
 from lorica.training.run import by_step, read_events
 
 LOSS, RANKS = "loss.png", "ranks.png"
@@ -26,8 +27,7 @@ def draw(folder: Path) -> None:
     axes.set_title(folder.name)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with writing(folder / LOSS):
-        figure.savefig(folder / LOSS)
+    _write(figure, folder / LOSS)
 
 
 def draw_ranks(ranks: dict[str, int], path: Path) -> None:
@@ -53,8 +53,7 @@ def draw_ranks(ranks: dict[str, int], path: Path) -> None:
     axes.set_xlabel("block")
     axes.set_title(f"rank in use: {sum(ranks.values())} in all")
     figure.colorbar(shades)
-    with writing(path):
-        figure.savefig(path)
+    _write(figure, path)
 
 
 def _page(width: float, height: float) -> tuple[Any, Any]:
@@ -65,6 +64,13 @@ def _page(width: float, height: float) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
+
+
+def _write(figure: Any, path: Path) -> None:
+    """Draw a figure as PNG into a file, which is replaced and never written through."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    commit.write_bytes(path, image.getvalue())
 
 
 def _smoothed(values: list[float], keep: float = 0.9) -> list[float]:

@@ -10,14 +10,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lorica import plain_files, strict_json
 from lorica.errors import ConfigError, FileError, ResourceError, writing
 from lorica.formats import commit
 
 CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
+NAMES = (CONFIG, EVENTS, RESULTS, ".lock", "checkpoints", "adapter", "loss.png", "ranks.png",
+         "tensorboard", "wandb")  # fmt: skip
+"""What a run folder holds. Each is a plain file or folder, never a link to one elsewhere."""
 
 
 class Run:
@@ -55,12 +59,16 @@ class Run:
 
     @property
     def is_run(self) -> bool:
-        return (self.folder / CONFIG).is_file()
+        return plain_files.is_file(self.folder / CONFIG)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process writes to a run. Raises: ResourceError if another one does."""
-        with writing(self.folder), (self.folder / ".lock").open("w") as file:
+        """Only one process writes to a run.
+
+        Raises: ResourceError if another one does; FileError if part of the folder is a link.
+        """
+        plain_files.check(self.folder, *NAMES)
+        with writing(self.folder), plain_files.open_to_append(self.folder / ".lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -74,7 +82,7 @@ class Run:
         """Append one line to the event log."""
         line = {"event": event, **facts}
         path = self.folder / EVENTS
-        with writing(path), path.open("ab+") as file:
+        with writing(path), plain_files.open_to_append(path) as file:
             if file.tell() and _last_byte(file) != b"\n":
                 file.write(b"\n")  # a killed process left half a line
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
@@ -89,18 +97,23 @@ def _last_byte(file: Any) -> bytes:
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """The event log of a run; a line that a kill cut short is passed over."""
     path = folder / EVENTS
-    if not path.is_file():
+    if not plain_files.is_file(path):
         raise FileError(f"{path} is not there.", fix="name a run folder")
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in plain_files.read_lines(path):
+        with suppress(ValueError):
+            event = strict_json.parse(line)
+            events += [event] if isinstance(event, dict) else []
     return events
 
 
 def by_step(events: list[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one figure; of a step that was done twice, the later value."""
-    found = {e["step"]: e[key] for e in events if e["event"] == kind and e.get(key) is not None}
+    found = {
+        e["step"]: e[key]
+        for e in events
+        if e.get("event") == kind
+        and type(e.get("step")) is int
+        and type(e.get(key)) in (int, float)
+    }
     return sorted(found), [found[step] for step in sorted(found)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from lorica import plain_files
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
@@ -36,7 +37,7 @@ def train(
     if resume is not None:
         if config is not None or settings:
             raise ConfigError("a resumed run keeps its settings.", fix="pass resume alone")
-        if not (Path(resume) / CONFIG).is_file():
+        if not plain_files.is_file(Path(resume) / CONFIG):
             raise ConfigError(f"{resume} is no run folder: it has no {CONFIG}.", fix="check it")
         config = read(Path(resume) / CONFIG)
     elif not isinstance(config, TrainConfig):

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import Base, load_tokenizer, where
 from lorica.core.drive import adapters_of
@@ -190,6 +191,7 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
 
 def _read(folder: Path, name: str) -> Tensor:
     for file in sorted(folder.glob("*.safetensors")):
+        plain_files.is_file(file)
         with safe_open(file, framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118
                 return tensors.get_tensor(name)

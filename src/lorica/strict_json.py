@@ -1,0 +1,95 @@
+"""JSON that others wrote, as plain values that the rest of the package can trust.
+
+`json.loads` takes what no writer of ours or of PEFT's makes: a key twice (the last one wins), NaN,
+nesting that later code recurses into, text that is no Unicode, integers of any length. Each is
+refused here, so that no reader has to think of it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorica import plain_files
+from lorica.errors import FileError
+
+MAX_DEPTH = 32
+MAX_DIGITS = 40
+
+
+def parse(text: str | bytes, *, finite: bool = True) -> Any:
+    """A JSON value, of UTF-8 without a mark. Raises: ValueError that says what is wrong with it.
+
+    finite: NaN and Infinity are refused; other writers' files hold them.
+    """
+    try:
+        value = json.loads(
+            text.decode() if isinstance(text, bytes) else text,
+            object_pairs_hook=_unique, parse_int=_integer,
+            parse_constant=_no_constant if finite else None,
+        )  # fmt: skip
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
+    check(value)
+    return value
+
+
+def read(path: Path, *, finite: bool = True) -> dict[str, Any]:
+    """A JSON object from a plain file.
+
+    Raises: FileError if the file is missing, no plain file, cut short, or no JSON object.
+    """
+    try:
+        value = parse(plain_files.read_bytes(path), finite=finite)
+    except FileError:
+        raise
+    except ValueError as error:
+        raise FileError(f"{path} cannot be read: {error}.", fix="copy the file anew") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{path} holds {type(value).__name__}, not an object.",
+                        fix="copy the file anew")  # fmt: skip
+    return value
+
+
+def check(value: Any) -> None:
+    """Raises: ValueError if a value is nested too deep, or holds text that is no Unicode."""
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+                below += item.keys()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and not item.isascii():
+                _check_unicode(item)
+        level, depth = below, depth + 1
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        sign = text[error.start]
+        raise ValueError(f"it holds {sign!r}, half of a surrogate pair") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r:.80} is there twice")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"it holds {word}, which is no JSON")
