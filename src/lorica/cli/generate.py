@@ -17,7 +17,7 @@ def generate(
     path: Path | None = None,
     /,
     *,
-    prompt: Annotated[list[str] | None, Parameter(negative=())] = None,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     base: str | None = None,
     chat: Switch = False,
     max_new_tokens: int = 128,

@@ -68,6 +68,8 @@ def _short(kind: Any) -> str:
         return "|".join(map(str, args))
     if origin in (Union, types.UnionType):
         return "|".join(dict.fromkeys(_short(a) for a in args if a is not types.NoneType))
+    if origin is list and get_origin(args[0]) is Literal:
+        return f"{_short(args[0])},..."
     names = {str: "TEXT", int: "INT", float: "NUMBER", bool: "BOOL", list: "LIST", dict: "JSON"}
     return names.get(origin or kind, "VALUE")
 

@@ -24,20 +24,26 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Plain words, and flags: --key value, --key=value, or a bare --key, which means true.
 
     A flag given several times keeps all its values, as a list.
+    Raises: ConfigError for a second word behind a flag that is no path: lists have commas.
     """
     plain: list[str] = []
     flags: dict[str, Any] = {}
     rest = list(words)
+    last = ""  # the flag and value that were read before
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             if word.startswith("-") and len(word) > 1:
                 raise ConfigError(f"{word} is not an option.", fix="settings are --name value")
+            if last and not Path(word).exists() and not word.endswith((".yaml", ".yml")):
+                raise ConfigError(f"{word} stands behind {last}, and is no path here.",
+                                  fix=f"several values have commas: {last},{word}")  # fmt: skip
             plain.append(word)
             continue
         key, equals, value = word[2:].partition("=")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        last = f"--{key} {value}" if value != "true" else ""
         if key in flags:
             before = flags[key] if isinstance(flags[key], list) else [flags[key]]
             flags[key] = [*before, value]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from lorica.errors import LoricaError, closest
 from lorica.recipe.settings import Mistake, Settings, Where
-from lorica.recipe.values import expected, from_flag, shown, typed
+from lorica.recipe.values import expected, from_flag, nearest, shown, typed
 from lorica.registry import Named
 
 M = TypeVar("M", bound=BaseModel)
@@ -84,6 +84,7 @@ def mistakes_of(
             what = _told(detail, name)
         else:
             what = f"{name} is {shown(settings.get(where))}; it must be {expected(kind)}"
+            what += nearest(kind, settings.get(where))
         found.setdefault(
             (*where, what) if detail["type"] == "cross" else where, Mistake(spot, what)
         )
@@ -191,6 +192,7 @@ def judged_member(family: type[N], settings: Settings, key: str) -> tuple[N | No
                 values[name] = typed(known[name], value)
             except ValidationError:
                 what = f"{full} is {shown(value)}; it must be {expected(known[name])}"
+                what += nearest(known[name], value)
                 mistakes.append(Mistake(where, what))
     try:
         return kind(**values), mistakes

@@ -67,6 +67,20 @@ def load(path: Path) -> Settings:
     return settings
 
 
+def flow(text: str) -> Any:
+    """A flag's value that is written as a recipe writes it, `{prompt: mr}` or `[a, b]`.
+
+    Text that is no such YAML is returned as it is, for the judge to refuse.
+    """
+    settings = Settings()
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = None if node is None else _value(node, (), Path("flag"), settings)
+    except (yaml.YAMLError, RecursionError):
+        return text
+    return text if settings.mistakes else value
+
+
 def _check_form(path: Path, text: str) -> None:
     """Refuse aliases and great depth before anything is built of the text."""
     depth = 0

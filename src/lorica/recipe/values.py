@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from lorica.recipe.text import scalar
+from lorica.errors import closest
+from lorica.recipe.text import flow, scalar
 
 _PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _PLAIN |= {types.NoneType: "null"}
@@ -29,7 +30,8 @@ def expected(kind: Any, limits: Iterable[Any] = ()) -> str:
         return " or ".join(rest)
     if origin in (list, tuple, set, frozenset):
         inner = args[0] if args else Any
-        return f"a list of {expected(inner)}"
+        words = expected(inner).removeprefix("one of ")
+        return f"a list of {words}" if get_origin(inner) is not Literal else f"a list of: {words}"
     if origin is dict:
         return (
             f"a mapping of names to {expected(args[1])}"
@@ -58,6 +60,22 @@ def shown(value: Any) -> str:
     """A value as a recipe writes it, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(kind: Any, value: Any) -> str:
+    """The end of a sentence on a wrong word: the one that was meant, of those that are allowed."""
+    words = value if isinstance(value, list) else [value]
+    wrong = next((w for w in words if isinstance(w, str) and w not in choices(kind)), "")
+    near = closest(wrong, choices(kind)).split(", ")[0] if wrong and choices(kind) else ""
+    return f"; closest {near}" if near in choices(kind) else ""
+
+
+def choices(kind: Any) -> list[str]:
+    """The words that a type allows, one of which stands in it or in a list of it."""
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return [str(arg) for arg in args]
+    return [word for arg in args for word in choices(arg)]
 
 
 def typed(kind: Any, value: Any) -> Any:
@@ -100,8 +118,8 @@ def _read(text: str) -> Any:
     if text[:1] in ("[", "{", '"'):
         try:
             return json.loads(text)
-        except ValueError:
-            return text
+        except (ValueError, RecursionError):
+            return flow(text)
     if text.lower() in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(text.lower())
     return scalar(text)
