@@ -111,7 +111,7 @@ def test_wrong_usage_is_2(capsys, words, told):
 
 
 def test_a_reader_that_leaves(tmp_path):
-    line = f"{sys.executable} -m lorica.cli train --help | head -1; echo ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m lorica train --help | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] in ("0", "1", "141")  # 1: rich saw it first

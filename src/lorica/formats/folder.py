@@ -185,7 +185,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
     if manifest.get("format", FORMAT) != FORMAT:
         raise FileError(
             f"{path / MANIFEST} has format {manifest['format']}; this lorica reads {FORMAT}.",
-            fix="install the lorica that wrote it",
+            fix="install the release that wrote it",
             versions=manifest.get("versions"),
         )
     parts = ("method", "targets", "base", "files")

@@ -79,6 +79,12 @@ class TrainConfig(BaseModel):
     method: dict[str, Any] = setting(
         "method", {"name": "lora"}, "name of the method; its own settings as method.NAME"
     )
+    init_from: str | None = setting(
+        "method",
+        None,
+        "run or adapter whose trained tensors the new adapter starts from",
+        min_length=1,
+    )
 
     target_modules: list[str] | str | None = setting(
         "sites",

@@ -1,0 +1,82 @@
+"""Start a new run from the adapter of another run, or of PEFT: `init_from`.
+
+The adapter is read as it is for use (strict, its base checked), its settings must be those of the
+new run where they enter the forward pass, and its tensors are copied over the fresh start.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lorica.base.load import Base
+from lorica.core.attach import activate, detach
+from lorica.core.drive import adapters_of
+from lorica.core.port import Spec, spec_of
+from lorica.core.state import adapter_state, load_adapter_state
+from lorica.errors import ConfigError, FileError
+from lorica.formats import folder
+from lorica.formats.open import adapter_folder
+
+TRAINING_ONLY = {"dropout", "init", "loraplus_lr_ratio"}
+"""Settings of methods that the forward pass of a trained adapter does not depend on."""
+SOURCE = "init_from"
+
+
+def start_from(base: Base, path: str, name: str) -> list[str]:
+    """Copy the trained tensors at `path`, a run or an adapter, into adapter `name`. In place.
+
+    Returns: notices. Raises: ConfigError if its settings are not those of adapter `name`, or its
+    method has a schedule, which cannot begin from its own end; FileError, BaseError as loading.
+    """
+    model, method = base.model, spec_of(base.model, name).method
+    if method.schedule(adapters_of(model, name), 10**6, 1) is not None:
+        raise ConfigError(
+            f"init_from: {method.name} moves what it trains by a schedule, which cannot begin "
+            "from a trained adapter.",
+            fix=f"lorica export {path} --to lora --output DIR, and start a lora run from DIR",
+        )
+    notices = folder.load(model, adapter_folder(path), SOURCE, tokenizer=base.tokenizer)
+    try:
+        _check_settings(base, path, name)
+        load_adapter_state(model, adapter_state(model, SOURCE), name, source=path)
+    except FileError as error:
+        raise ConfigError(
+            f"init_from: {path} has other targets or ranks than this run.",
+            **error.facts, fix=_fix(path),
+        ) from None  # fmt: skip
+    finally:
+        detach(model, SOURCE)
+        activate(model, name)
+    return [f"training begins with the adapter of {path}", *notices]
+
+
+def _check_settings(base: Base, path: str, name: str) -> None:
+    ours, theirs = (spec_of(base.model, n) for n in (name, SOURCE))
+    if ours.method.name != theirs.method.name:
+        raise ConfigError(
+            f"init_from: {path} is an adapter of {theirs.method.name}, and the run trains "
+            f"{ours.method.name}.",
+            fix=_fix(path),
+        )
+    here, there = _acting(ours), _acting(theirs)
+    wrong = [key for key in here if here[key] != there[key]]
+    if wrong:
+        raise ConfigError(
+            f"init_from: {path} has other settings of {ours.method.name} than this run.",
+            **{key: f"{there[key]} there, {here[key]} here" for key in wrong},
+            fix=_fix(path),
+        )
+
+
+def _acting(spec: Spec) -> dict[str, Any]:
+    """The settings that the forward pass depends on; an alpha that is not given is 2 r."""
+    settings = {k: v for k, v in asdict(spec.method).items() if k not in TRAINING_ONLY}
+    if "alpha" in settings and settings["alpha"] is None:
+        settings["alpha"] = 2.0 * settings["r"]
+    return {**settings, "alpha_pattern": dict(spec.targets.alpha_pattern)}
+
+
+def _fix(path: str) -> str:
+    if not (Path(path) / "config.yaml").is_file():
+        return f"give this run the method and targets that `lorica info {path}` shows"
+    return f"take its settings: lorica train {path}/config.yaml --init_from {path} --output NEW"
