@@ -17,7 +17,7 @@ FLOORS = [  # lowest first; a module imports at module level from its own floor 
     {"base", "data", "formats", "recipe"},
     {"training", "evaluation"},
     {"plan", "compare", "serve"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 LIGHT = {"core", "methods", "inits", "kernels"}  # know torch, and nothing else that is heavy
 HEAVY = {"transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "bitsandbytes"}

@@ -28,7 +28,6 @@ from lorica.training import checkpoint as ckpt
 from lorica.training import optim, prepare, resume, watch
 from lorica.training.config import TrainConfig
 from lorica.training.figures import figures, peak_memory
-from lorica.training.init_from import start_from
 from lorica.training.log import Log, Silent
 from lorica.training.pictures import RANKS, draw, draw_ranks
 from lorica.training.progress import Show
@@ -66,12 +65,9 @@ class Trainer:
         model = self.base.model
         self.identity = fingerprint(model, path=config.base)
         found = ckpt.load_newest(run.checkpoints)
-        if config.init_from and found is None:
-            told += start_from(self.base, config.init_from, name)
-        else:
-            prepare.begin_from_data(
-                self.base, data.train, None if found is None else found.adapter, name
-            )
+        told += prepare.complete_start(
+            self.base, config, data.train, None if found is None else found.adapter, name
+        )
         self.method = spec_of(model, name).method
         state = adapter_state(model, name)
         self.tensors = {k: t for k, t in state.items() if isinstance(t, nn.Parameter)}

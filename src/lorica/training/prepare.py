@@ -23,6 +23,7 @@ from lorica.data.tokenise import Example
 from lorica.evaluation.loss import mean_loss
 from lorica.methods.lora import Lora
 from lorica.training.config import TrainConfig
+from lorica.training.init_from import start_from
 from lorica.training.split.device import Device, connect
 from lorica.training.split.revive import KillAndRevive
 
@@ -121,13 +122,28 @@ def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:
         return packing.why_not_shared(base.model)
 
 
-def begin_from_data(
+def complete_start(
+    base: Base, config: TrainConfig, rows: Sequence[Example],
+    adapter: Mapping[str, Tensor] | None, name: str,
+) -> list[str]:  # fmt: skip
+    """Start a new run from the adapter of another, or from what its rows show. In place.
+
+    adapter: the tensors of the checkpoint that the run resumes from; None: the run is new.
+    Returns: notices.
+    """
+    if config.init_from and adapter is None:
+        return start_from(base, config.init_from, name)
+    _start_from_rows(base, rows, adapter, name)
+    return []
+
+
+def _start_from_rows(
     base: Base, rows: Sequence[Example], adapter: Mapping[str, Tensor] | None, name: str
 ) -> None:
     """Complete a LoRA whose start needs to see rows. In place.
 
-    adapter: the tensors of the checkpoint that the run goes on from, which has its start; None:
-        the run is new. Other methods and starts are left as they are.
+    adapter: the tensors of a checkpoint, which has its start already, or None. Other methods and
+        starts are left as they are.
     """
     method = spec_of(base.model, name).method
     if not isinstance(method, Lora) or not method.start.needs_data:
