@@ -107,9 +107,8 @@ def _text(path: Path) -> str:
         ) from error
     except FileError as error:
         if path.exists():
-            raise ConfigError(
-                error.what, fix="name a .yaml file; for a run folder, --resume"
-            ) from None
+            what = f"{path} is a folder, not a recipe." if path.is_dir() else error.what
+            raise ConfigError(what, fix="name a .yaml file; for a run folder, --resume") from None
         near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"there is no recipe {path}.", closest=closest(path.name, near)) from None
 
