@@ -2,12 +2,13 @@
 
 import json
 import sys
+import tracemalloc
 
 import pytest
 from pydantic import ValidationError
 
 from lorica.data.config import DataConfig
-from lorica.data.source import digest, read
+from lorica.data.source import Source, digest, read
 from lorica.errors import DataError, MissingError
 
 ROWS = [{"prompt": "a,b", "completion": 'say "c"\nd'}, {"prompt": "ü\u2028x", "completion": "e"}]
@@ -138,6 +139,105 @@ def test_a_hub_name_is_read_through_datasets(monkeypatch):
     ]
     with pytest.raises(DataError, match="RuntimeError: offline"):
         read(DataConfig(path="owner/none"))
+
+
+@pytest.mark.parametrize(
+    "name", ["json", "text", "csv", "parquet", "arrow", "imagefolder", "squad"]
+)
+def test_a_word_is_a_file_or_nothing(tmp_path, monkeypatch, name):
+    """The library datasets takes such a word for a way to read the working directory's files."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "private.jsonl", '{"text": "not for training"}')
+    write(tmp_path, "private.txt", "not for training")
+    for path in (name, f"{name}:default", f"./{name}", f"{name}/"):
+        with pytest.raises(DataError, match="there is no file"):
+            read(DataConfig(path=path))
+
+
+def test_a_folder_is_never_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner/name").mkdir(parents=True)
+    write(tmp_path / "owner/name", "private.jsonl", '{"text": "not for training"}')
+    for path in ("owner", "owner/name", "owner/name:main", "owner:main", "owner/other"):
+        with pytest.raises(DataError, match=r"is a folder|there is no file"):
+            read(DataConfig(path=path))
+
+
+LONG = [{"n": i, "text": "ü\n" * (i % 700), "more": [{"deep": [1.5, None]}]} for i in range(1_200)]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_longer_than_the_window(tmp_path, indent):
+    rows = read(write(tmp_path, "a.json", json.dumps(LONG, indent=indent, ensure_ascii=False)))
+    assert [row.fields for row in rows] == LONG
+    assert rows[-1].where == "a.json:row 1200"
+
+
+@pytest.mark.parametrize(
+    "element", ['{"a": 1', '{"a": }', "{1}", '{"a": 1}}', '{"a": 1} {', ",", "x"]
+)
+@pytest.mark.parametrize("before", [0, 3, 40_000])
+def test_a_break_in_a_json_list_is_placed_as_json_does(tmp_path, element, before):
+    text = "[" + '{"b": "ü"},\n ' * before + element + "]"
+    with pytest.raises(json.JSONDecodeError) as wanted:
+        json.loads(text)
+    with pytest.raises(DataError, match="is not JSON") as error:
+        read(write(tmp_path, "a.json", text))
+    assert error.value.facts["line"] == wanted.value.lineno
+    assert error.value.facts["column"] == wanted.value.colno
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+@pytest.mark.parametrize("at", [50, 2**20 - 1, 2**20, 3_000_001])
+def test_a_byte_that_is_no_utf8_is_found_anywhere(tmp_path, name, at):
+    text = b'{"a": "\xc3\xbc"}\n' * 250_000
+    data = b"\xef\xbb\xbf" + text[: at - 3] + b"\xc3" + text[at - 3 :]
+    with pytest.raises(UnicodeDecodeError) as wanted:
+        data.decode()
+    with pytest.raises(DataError, match="not UTF-8") as error:
+        read(write(tmp_path, name, data))
+    start = wanted.value.start
+    assert error.value.facts["byte"] == f"0x{data[start]:02x} at offset {start:,}"
+    assert error.value.facts["line"] == data.count(b"\n", 0, start) + 1
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl", "csv", "parquet"])
+def test_a_file_is_not_held_in_memory(tmp_path, name):
+    rows = [{"prompt": "why? " * 100, "completion": f"{i}"} for i in range(6_000)]
+    path = tmp_path / f"a.{name}"
+    if name == "parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+    elif name == "csv":
+        path.write_text(
+            "prompt,completion\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows)
+        )
+    else:
+        text = json.dumps(rows) if name == "json" else "\n".join(map(json.dumps, rows))
+        path.write_text(text)
+    source = Source(DataConfig(path=str(path)))
+    tracemalloc.start()
+    try:
+        count = sum(len(chunk) for chunk in source.chunks(100))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == len(rows) and source.done == source.size > (0 if name == "parquet" else 2**21)
+    assert peak < 2**20 * (2 if name == "parquet" else 1.5)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_stands_twice_is_named(tmp_path, name):
+    rows = ['{"a": 1}', '{"a": 1, "b": 2, "a": 3}', '{"a": [{"x": 1, "x": 2}]}']
+    text = "\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]"
+    source = Source(write(tmp_path, name, text))
+    assert [row.fields for row in source][1:] == [{"a": 3, "b": 2}, {"a": [{"x": 2}]}]
+    places = "a.jsonl:2 ('a'), a.jsonl:3 ('x')"
+    if name == "a.json":
+        places = "a.json:row 2 ('a'), a.json:row 3 ('x')"
+    assert source.notices.lines == [
+        f"2 rows have a key twice in one object, and its last value is taken: {places}"
+    ]
 
 
 def test_digest_is_of_the_bytes(tmp_path):

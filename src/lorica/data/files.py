@@ -1,4 +1,8 @@
-"""The parsers of the file formats: each takes a path and gives (fields, where) pairs.
+"""The parsers of the file formats: each takes a path and yields (fields, where) pairs.
+
+A file is read a row at a time, so memory holds a line, an element or a Parquet batch of it;
+only plain text, and JSON whose rows stand inside an object, are read whole. What is wrong is
+collected, and raised once at the file's end: rows are usable when the reader has come to it.
 
 Text is read as UTF-8, strictly: a byte that is none is an error with its offset, because a
 replacement character in training data is learned like any other.
@@ -7,67 +11,132 @@ replacement character in training data is learned like any other.
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
+from lorica.data.json_list import ListReader, RowDecoder
+from lorica.data.notices import Notices, Places
 from lorica.errors import DataError, MissingError, ResourceError, listed
 
-Pairs = list[tuple[dict[str, Any], str]]
+Pairs = Iterator[tuple[dict[str, Any], str]]
+STEP = 1 << 20  # bytes, of what is looked through in pieces
+BATCH = 1_000  # rows of a Parquet file at a time
 
 
-def text_of(path: Path) -> str:
-    """The file's text without a byte order mark.
+@dataclass
+class Reading:
+    """What is asked of a reader, and what it notes on its way."""
+
+    limit: int | None = None  # only the first rows
+    notices: Notices = field(default_factory=Notices)
+    file: BinaryIO | None = None  # text is read from
+    done: int = 0  # bytes, where there is no such file
+
+    def position(self) -> int:
+        """Bytes of the file that are read."""
+        return self.done if self.file is None or self.file.closed else self.file.tell()
+
+
+@contextmanager
+def opened(path: Path, reading: Reading, newline: str) -> Iterator[TextIO]:
+    """The file as text without a byte order mark. newline: as for `open`.
 
     Raises: DataError with byte offset and line if it is not UTF-8, or is empty.
     """
     try:
-        data = path.read_bytes()
+        with (
+            path.open("rb") as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file,
+        ):
+            reading.file = raw
+            start = file.tell()
+            while (piece := file.read(4_096)) and not piece.strip():
+                pass
+            if not piece:
+                raise DataError(f"{path} is empty.", fix="give a file with at least one row")
+            file.seek(start)
+            yield file
+            reading.done = raw.tell()
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
     except OSError as error:
+        if isinstance(error, ResourceError):
+            raise
         raise ResourceError(
             f"cannot read {path}: {error.strerror}.", fix="check the file's permissions"
         ) from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # With a mark, the offset counts from behind it.
-        at = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
-        raise DataError(
-            f"{path.name} is not UTF-8.",
-            line=data.count(b"\n", 0, at) + 1,
-            byte=f"0x{data[at]:02x} at offset {at:,}",
-            fix=f"save it as UTF-8, e.g. iconv -f latin1 -t utf-8 {path.name}",
-        ) from error
-    if not text.strip():
-        raise DataError(f"{path} is empty.", fix="give a file with at least one row")
-    return text
 
 
-def read_json(path: Path, limit: int | None) -> Pairs:
-    text = text_of(path)
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = error.msg.startswith("Extra data") and text.lstrip().startswith("{")
-        raise DataError(
-            f"{path.name} is not JSON: {error.msg}.",
-            line=error.lineno,
-            column=error.colno,
-            fix="one object a line is JSON Lines: name the file .jsonl"
-            if lines
-            else "mend the file there",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name} is not usable JSON: {error}.", fix="mend the file") from error
-    rows = _one_list(path, whole)
-    _objects(path, [(row, f"{path.name}:row {i}") for i, row in enumerate(rows, 1)])
-    return [(row, f"{path.name}:row {i}") for i, row in enumerate(rows[:limit], 1)]
+def not_utf8(path: Path) -> DataError:
+    """The error that names the first byte which is no UTF-8, by line and offset."""
+    offset, line, rest = 0, 1, b""
+    with path.open("rb") as file:
+        while piece := file.read(STEP):
+            data = rest + piece
+            try:
+                data.decode("utf-8")
+                good = len(data)
+            except UnicodeDecodeError as error:
+                good = error.start
+                if len(data) - good >= 4 or error.reason != "unexpected end of data":
+                    break
+            line += data.count(b"\n", 0, good)
+            offset, rest = offset + good, data[good:]
+        else:
+            data, good = rest, 0
+    if not data:
+        return DataError(f"{path.name} was changed while it was read.", fix="try again")
+    return DataError(
+        f"{path.name} is not UTF-8.",
+        line=line + data.count(b"\n", 0, good),
+        byte=f"0x{data[good]:02x} at offset {offset + good:,}",
+        fix=f"save it as UTF-8, e.g. iconv -f latin1 -t utf-8 {path.name}",
+    )
+
+
+def read_json(path: Path, reading: Reading) -> Pairs:
+    """A list of objects; or one object with a single list in it."""
+    wrong = Places()
+    decoder = RowDecoder(reading.notices)
+    with opened(path, reading, "\n") as file:
+        rows = ListReader(file, decoder)
+        try:
+            elements = rows if rows.is_list else _one_list(path, rows.whole())
+            for number, row in enumerate(elements, 1):
+                if reading.limit is not None and number > reading.limit:
+                    break
+                where = f"{path.name}:row {number}"
+                if not isinstance(row, dict):
+                    wrong.add(f"{where} ({type(row).__name__})")
+                elif not wrong:
+                    decoder.note(where)
+                    yield row, where
+        except json.JSONDecodeError as error:
+            line, column = rows.place(error)
+            lines = error.msg.startswith("Extra data") and not rows.is_list
+            raise DataError(
+                f"{path.name} is not JSON: {error.msg}.",
+                line=line,
+                column=column,
+                fix="one object a line is JSON Lines: name the file .jsonl"
+                if lines
+                else "mend the file there",
+            ) from error
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DataError | UnicodeDecodeError):
+                raise
+            raise DataError(
+                f"{path.name} is not usable JSON: {error}.", fix="mend the file"
+            ) from error
+    if wrong:
+        raise _no_objects(path, wrong)
 
 
 def _one_list(path: Path, whole: Any) -> list[Any]:
-    """The rows: the value itself, or the only list inside an object."""
-    if isinstance(whole, list):
-        return whole
+    """The rows: the only list inside an object."""
     if not isinstance(whole, dict):
         raise DataError(
             f"{path.name} holds a {type(whole).__name__}, not a list of objects.",
@@ -83,81 +152,86 @@ def _one_list(path: Path, whole: Any) -> list[Any]:
     return next(iter(lists.values()))
 
 
-def read_jsonl(path: Path, limit: int | None) -> Pairs:
-    found: Pairs = []
-    broken: list[str] = []
-    text = text_of(path)
-    # Not splitlines: U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        if limit is not None and len(found) + len(broken) >= limit:
-            break
-        try:
-            found.append((json.loads(line), f"{path.name}:{number}"))
-        except json.JSONDecodeError as error:
-            broken.append(f"line {number} column {error.colno} ({error.msg})")
-        except (ValueError, RecursionError) as error:
-            broken.append(f"line {number} ({error})")
+def read_jsonl(path: Path, reading: Reading) -> Pairs:
+    broken, wrong = Places(), Places()
+    decoder = RowDecoder(reading.notices)
+    rows, first, row = 0, "", None
+    # Lines end at "\n" alone: U+2028 and its like may stand inside a JSON string.
+    with opened(path, reading, "\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if reading.limit is not None and rows >= reading.limit:
+                break
+            rows += 1
+            first = first or line[:STEP]
+            where = f"{path.name}:{number}"
+            try:
+                row = decoder.decode(line)
+            except json.JSONDecodeError as error:
+                broken.add(f"line {number} column {error.colno} ({error.msg})")
+                continue
+            except (ValueError, RecursionError) as error:
+                broken.add(f"line {number} ({error})")
+                continue
+            if not isinstance(row, dict):
+                wrong.add(f"{where} ({type(row).__name__})")
+            elif not broken and not wrong:
+                decoder.note(where)
+                yield row, where
     if broken:
-        whole = text.lstrip().startswith(("[", "{\n", "{\r"))
+        whole = first.lstrip().startswith(("[", "{\n", "{\r"))
         raise DataError(
-            f"{path.name} has {len(broken)} lines that are not JSON.",
-            where=listed(broken),
+            f"{path.name} has {broken.count} lines that are not JSON.",
+            where=str(broken),
             fix="this looks like one JSON value over several lines: name the file .json"
             if whole
             else "mend these lines; each must be one whole object",
         )
-    _objects(path, found)
-    return found
-
-
-def _objects(path: Path, found: list[tuple[Any, str]]) -> None:
-    wrong = [f"{where} ({type(row).__name__})" for row, where in found if not isinstance(row, dict)]
     if wrong:
-        whole = (
-            path.suffix.lower() == ".jsonl" and len(found) == 1 and isinstance(found[0][0], list)
-        )
-        raise DataError(
-            f"{path.name} has {len(wrong)} rows that are not objects.",
-            where=listed(wrong),
-            fix="this is one JSON list: name the file .json"
-            if whole
-            else 'write each row as {"column": value, ...}',
-        )
+        raise _no_objects(path, wrong, one_list=rows == 1 and isinstance(row, list))
 
 
-def read_csv(path: Path, limit: int | None) -> Pairs:
-    text = text_of(path)
+def _no_objects(path: Path, wrong: Places, one_list: bool = False) -> DataError:
+    return DataError(
+        f"{path.name} has {wrong.count} rows that are not objects.",
+        where=str(wrong),
+        fix="this is one JSON list: name the file .json"
+        if one_list
+        else 'write each row as {"column": value, ...}',
+    )
+
+
+def read_csv(path: Path, reading: Reading) -> Pairs:
     csv.field_size_limit(2**31 - 1)  # its default of 128 KiB refuses long documents
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found: Pairs = []
-    wrong: list[str] = []
-    start = 1
-    try:
-        header = next(lines)
-        _check_header(path, header)
-        start = lines.line_num + 1
-        for cells in lines:
-            if limit is not None and len(found) >= limit:
-                break
-            if cells and len(cells) != len(header):
-                wrong.append(f"line {start} ({len(cells)})")
-            elif cells:
-                found.append((dict(zip(header, cells, strict=True)), f"{path.name}:{start}"))
+    wrong, rows, start, header = Places(), 0, 1, []
+    with opened(path, reading, "") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            header = next(lines)
+            _check_header(path, header)
             start = lines.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path.name} is not CSV: {error}.", line=start, fix="mend the quotes there"
-        ) from error
+            for cells in lines:
+                if reading.limit is not None and rows >= reading.limit:
+                    break
+                if cells and len(cells) != len(header):
+                    wrong.add(f"line {start} ({len(cells)})")
+                elif cells:
+                    rows += 1
+                    if not wrong:
+                        yield dict(zip(header, cells, strict=True)), f"{path.name}:{start}"
+                start = lines.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"{path.name} is not CSV: {error}.", line=start, fix="mend the quotes there"
+            ) from error
     if wrong:
         raise DataError(
-            f"{path.name} has {len(wrong)} rows with another number of cells than its header.",
+            f"{path.name} has {wrong.count} rows with another number of cells than its header.",
             header=f"{len(header)} cells: {listed(header)}",
-            where=listed(wrong),
+            where=str(wrong),
             fix='mend these rows; a cell with a comma or a line break needs "quotes"',
         )
-    return found
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -171,7 +245,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         )
 
 
-def read_parquet(path: Path, limit: int | None) -> Pairs:
+def read_parquet(path: Path, reading: Reading) -> Pairs:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -179,24 +253,32 @@ def read_parquet(path: Path, limit: int | None) -> Pairs:
         raise MissingError(
             f"reading {path.name} needs the package pyarrow.", fix='pip install "lorica[data]"'
         ) from error
+    size, number = path.stat().st_size, 0
     try:
-        table = pyarrow.parquet.read_table(path)
-        rows = (table if limit is None else table.slice(0, limit)).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as table:
+            total = max(table.metadata.num_rows, 1)
+            for batch in table.iter_batches(batch_size=min(reading.limit or BATCH, BATCH)):
+                for row in batch.to_pylist():
+                    if reading.limit is not None and number >= reading.limit:
+                        return
+                    number += 1
+                    yield row, f"{path.name}:row {number}"
+                reading.done = size * number // total
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path.name} is not a readable Parquet file.",
             reason=str(error).strip().partition("\n")[0],
             fix="write or copy the file again",
         ) from error
-    return [(row, f"{path.name}:row {i}") for i, row in enumerate(rows, 1)]
 
 
-def read_text(path: Path, limit: int | None) -> Pairs:
+def read_text(path: Path, reading: Reading) -> Pairs:
     """A text file is one long row: nothing in it says where a document would end."""
-    return [({"text": text_of(path)}, path.name)]
+    with opened(path, reading, "\n") as file:
+        yield {"text": file.read()}, path.name
 
 
-READERS: dict[str, Callable[[Path, int | None], Pairs]] = {
+READERS: dict[str, Callable[[Path, Reading], Pairs]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".csv": read_csv,

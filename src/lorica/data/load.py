@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorica.data import source
 from lorica.data.config import DataConfig
 from lorica.data.fit import fit, limit_of, policy_of
-from lorica.data.template import Rendered, render
+from lorica.data.shape import columns_of, shape
+from lorica.data.source import Source
+from lorica.data.template import Rendered, Renderer
 from lorica.data.tokenise import Example, tokenise, tokenise_labels, unwritten
 from lorica.errors import DataError, closest, listed
+
+CHUNK = 1_000  # rows at a time
 
 
 @dataclass
@@ -139,14 +142,20 @@ def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows
 
     kind: what the rows must be, when another file has settled that.
     """
-    rows = source.read(config)
-    found = render(rows, config, tokenizer)
-    if kind and (found.kind == "label") != (kind == "label"):
+    source = Source(config)
+    columns = columns_of((), config)
+    for chunk in source.chunks(CHUNK):
+        columns.add(chunk)
+    shaped = shape(columns, config)
+    if kind and (shaped.kind == "label") != (kind == "label"):
         raise DataError(
-            f"{config.path} holds {found.kind} rows, but the training rows are {kind}.",
+            f"{config.path} holds {shaped.kind} rows, but the training rows are {kind}.",
             fix="give validation rows of the same shape",
         )
-    return Rows(config, found.kind, found.rows, found.lines, source.digest(config, rows))
+    renderer = Renderer(shaped, config, tokenizer)
+    rows = [row for chunk in source.chunks(CHUNK) for row in renderer.write(chunk)]
+    lines = [*source.notices.lines, *shaped.lines, *renderer.finish()]
+    return Rows(config, shaped.kind, rows, lines, source.digest())
 
 
 def class_names(files: list[Rows], known: list[str] | None) -> list[str] | None:

@@ -13,7 +13,8 @@ that anybody would see.
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorica.data.config import DataConfig
@@ -35,35 +36,58 @@ ANSWERS = ("answer", "response", "output", "target", "ref", "reference", "comple
 TEXTS = ("sentence", "content", "review", "document", "body")
 
 
+@dataclass
+class Columns:
+    """The columns of all rows, in the order of their appearance; rows are added in chunks."""
+
+    label: str  # the file's name of our column label
+    names: dict[str, None] = field(default_factory=dict)
+    judged: bool = True  # no row has a label but true, false or nothing
+
+    def add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.names.update(dict.fromkeys(row.fields))
+            self.judged &= isinstance(row.fields.get(self.label), bool | type(None))
+
+
 @dataclass(frozen=True)
-class Shaped:
+class Shape:
+    """What the rows of a file are."""
+
     kind: str
-    rows: list[Row]  # fields under our names, only those of the shape
+    columns: dict[str, str]  # our names to those in the file, of the kind's columns
     lines: list[str]
 
+    def apply(self, row: Row) -> Row:
+        """The row's fields under our names, only those of the shape."""
+        fields = row.fields
+        return Row({us: fields[t] for us, t in self.columns.items() if t in fields}, row.where)
 
-def shape(rows: list[Row], config: DataConfig) -> Shaped:
-    """Rename the columns, settle the shape, and leave out what it does not use.
+
+def columns_of(rows: Iterable[Row], config: DataConfig) -> Columns:
+    columns = Columns(config.columns.get("label", "label"))
+    columns.add(rows)
+    return columns
+
+
+def shape(columns: Columns, config: DataConfig) -> Shape:
+    """Settle the shape from the columns, rename them, and leave out what it does not use.
 
     Raises: DataError if no shape fits, or a mapped column is in no row.
     """
-    found = list(dict.fromkeys(key for row in rows for key in row.fields))
+    found = list(columns.names)
     _mapped_columns_exist(config, found)
     back = {theirs: ours for ours, theirs in config.columns.items()}
     shadowed = set(config.columns) - set(back)  # their own column of that name is not meant
     ours = [back.get(name, name) for name in found if name in back or name not in shadowed]
-    kind = config.format if config.format != "auto" else _find(rows, ours, config)
+    kind = config.format if config.format != "auto" else _find(columns.judged, ours, config)
     must, may = SHAPES[kind]
     if missing := [name for name in must if name not in ours]:
         raise _no_shape(config, found, f"{kind} rows need {', '.join(missing)}")
     theirs = {name: config.columns.get(name, name) for name in (*must, *may, "condition")}
-    kept = [
-        Row({us: row.fields[them] for us, them in theirs.items() if them in row.fields}, row.where)
-        for row in rows
-    ]
     unused = [name for name in found if name not in theirs.values()]
     lines = [f"read as {kind} rows; columns not used: {listed(unused, 8)}"]
-    return Shaped(kind, kept, lines if unused else [])
+    return Shape(kind, theirs, lines if unused else [])
 
 
 def _mapped_columns_exist(config: DataConfig, found: list[str]) -> None:
@@ -78,11 +102,8 @@ def _mapped_columns_exist(config: DataConfig, found: list[str]) -> None:
         )
 
 
-def _find(rows: list[Row], ours: list[str], config: DataConfig) -> str:
-    label = config.columns.get("label", "label")
-    judged = "label" in ours and all(
-        isinstance(row.fields.get(label), bool | type(None)) for row in rows
-    )
+def _find(judged: bool, ours: list[str], config: DataConfig) -> str:
+    judged = "label" in ours and judged
     answers = "messages" in ours or "conversations" in ours or {"prompt", "completion"} <= {*ours}
     if {"chosen", "rejected"} <= {*ours} or "kto_tag" in ours or (judged and answers):
         raise DataError(

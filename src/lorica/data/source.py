@@ -2,21 +2,26 @@
 
 Whatever is wrong with a file is said with the file and the line or row, so that it can be
 opened there. A path that exists is a file; `owner/name` that does not exist is looked up on
-the hub, but only if its first part is no folder here (then it is a misspelt file).
+the hub, but only if its first part is no folder here (then it is a misspelt file). A single
+word is never looked up: the library `datasets` takes "json", "text" and their like for a way
+to read whatever files it finds in the working directory.
 """
 
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lorica.data import files
 from lorica.data.config import DataConfig
+from lorica.data.notices import Notices
 from lorica.errors import DataError, MissingError, closest, listed
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -25,24 +30,70 @@ class Row:
     where: str  # "tickets.jsonl:17"
 
 
+class Source:
+    """The rows of `config.path`, or the first `config.limit`, read anew by each loop over them.
+
+    notices: of the last loop, complete at its end. done, size: bytes that were read, and all.
+
+    Raises: DataError if there is no such file; in a loop: DataError with file and line, or if
+        there is no row; MissingError if a package for the format is missing.
+    """
+
+    def __init__(self, config: DataConfig):
+        self.config = config
+        self.path = Path(config.path)
+        self._hub = None
+        self.size = 0
+        if not self.path.exists() and _on_hub(config.path):
+            self._hub = _load_from_hub(config)
+        else:
+            _must_be_file(self.path)
+            self.size = self.path.stat().st_size
+        self._reading = files.Reading(config.limit)
+
+    def __iter__(self) -> Iterator[Row]:
+        self._reading = files.Reading(self.config.limit)
+        if self._hub is None:
+            pairs = files.READERS[self.path.suffix.lower()](self.path, self._reading)
+        else:
+            pairs = _hub_rows(self._hub, self.config.path)
+        empty = True
+        for fields, where in pairs:
+            empty = False
+            yield Row(fields, where)
+        if empty:
+            raise DataError(
+                f"{self.config.path} holds no rows.", fix="give a file with at least one row"
+            )
+
+    def chunks(self, rows: int) -> Iterator[list[Row]]:
+        """The rows in lists of at most so many."""
+        every = iter(self)
+        while chunk := list(islice(every, rows)):
+            yield chunk
+
+    @property
+    def notices(self) -> Notices:
+        return self._reading.notices
+
+    @property
+    def done(self) -> int:
+        return self._reading.position()
+
+    def digest(self) -> str:
+        """sha256 of the file's bytes; of the rows as JSON when there is no file."""
+        return digest(self.config, () if self.path.is_file() else self)
+
+
 def read(config: DataConfig) -> list[Row]:
     """All rows of `config.path`, or the first `config.limit`; at least one.
 
-    Raises: DataError with file and line; MissingError if a package for the format is missing.
+    Raises: what `Source` does.
     """
-    path = Path(config.path)
-    if not path.exists() and _on_hub(config.path):
-        pairs = _hub(config)
-    else:
-        _must_be_file(path)
-        pairs = files.READERS[path.suffix.lower()](path, config.limit)
-    rows = [Row(fields, where) for fields, where in pairs[: config.limit]]
-    if not rows:
-        raise DataError(f"{config.path} holds no rows.", fix="give a file with at least one row")
-    return rows
+    return list(Source(config))
 
 
-def digest(config: DataConfig, rows: list[Row]) -> str:
+def digest(config: DataConfig, rows: Iterable[Row]) -> str:
     """sha256 of the file's bytes; of the rows as JSON when there is no file."""
     path = Path(config.path)
     if path.is_file():
@@ -55,12 +106,11 @@ def digest(config: DataConfig, rows: list[Row]) -> str:
 
 
 def _on_hub(name: str) -> bool:
-    if not HUB_NAME.fullmatch(name) or name.startswith("."):
+    if not HUB_NAME.fullmatch(name):
         return False
-    owner, _, rest = name.partition("/")
     if Path(name).suffix.lower() in files.READERS:
         return False
-    return not (rest and Path(owner).is_dir())
+    return not Path(name.partition("/")[0]).is_dir()
 
 
 def _must_be_file(path: Path) -> None:
@@ -77,7 +127,9 @@ def _must_be_file(path: Path) -> None:
         facts = {"folder": f"{folder} does not exist either"}
         if folder.is_dir():
             facts = {"closest": closest(path.name, (p.name for p in folder.iterdir()))}
-        raise DataError(f"there is no file {path}.", fix="check the path", **facts)
+        word = len(path.parts) == 1 and not path.suffix
+        fix = "check the path; a data set of the hub is named owner/name" if word else None
+        raise DataError(f"there is no file {path}.", fix=fix or "check the path", **facts)
     if path.suffix.lower() not in files.READERS:
         raise DataError(
             f"{path} has a suffix that lorica does not read: {path.suffix or '(none)'}.",
@@ -86,7 +138,8 @@ def _must_be_file(path: Path) -> None:
         )
 
 
-def _hub(config: DataConfig) -> list[tuple[dict[str, Any], str]]:
+def _load_from_hub(config: DataConfig) -> Any:
+    """The data set, memory-mapped, of the rows that are asked for."""
     try:
         import datasets
     except ImportError as error:
@@ -97,7 +150,7 @@ def _hub(config: DataConfig) -> list[tuple[dict[str, Any], str]]:
     name, _, subset = config.path.partition(":")
     try:
         rows = datasets.load_dataset(name, subset or None, split=config.split)
-        rows = rows.select(range(min(config.limit or len(rows), len(rows))))
+        return rows.select(range(min(config.limit or len(rows), len(rows))))
     except Exception as error:  # the library raises a dozen classes, none of them its own
         raise DataError(
             f"{config.path} is no file here, and the hub does not give split {config.split!r} "
@@ -105,10 +158,12 @@ def _hub(config: DataConfig) -> list[tuple[dict[str, Any], str]]:
             reason=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             fix="check the name, the split and the network; a subset is named owner/name:subset",
         ) from error
-    return [
-        (_named_classes(dict(row), rows.features), f"{name}:row {i}")
-        for i, row in enumerate(rows, 1)
-    ]
+
+
+def _hub_rows(rows: Any, path: str) -> files.Pairs:
+    name = path.partition(":")[0]
+    for number, row in enumerate(rows, 1):
+        yield _named_classes(dict(row), rows.features), f"{name}:row {number}"
 
 
 def _named_classes(row: dict[str, Any], features: Any) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorica.data.chat import chat_template
+from lorica.data.chat import ChatTemplate, chat_template
 from lorica.data.config import DataConfig
 from lorica.data.conversation import messages_of, segments, tools_of
-from lorica.data.shape import BadRow, condition_in, shape, text_in
+from lorica.data.notices import Notices, Places
+from lorica.data.shape import BadRow, Shape, columns_of, condition_in, shape, text_in
 from lorica.data.source import Row
-from lorica.errors import DataError, listed
+from lorica.errors import DataError
 
 OPENING = "An instruction describes a task{}. Write a response that fulfils it.\n\n"
 
@@ -66,45 +67,96 @@ class Rendering:
 
 
 def render(rows: list[Row], config: DataConfig, tokenizer: Any) -> Rendering:
-    """Find the rows' shape and write each as text.
+    """Find the rows' shape and write each as text: all of a file at once.
 
     Raises: DataError that names every row which cannot be used (the first few, and how many).
     """
-    shaped = shape(rows, config)
-    lines = list(shaped.lines)
-    if shaped.kind in ("messages", "sharegpt"):
-        return _conversations(shaped.kind, shaped.rows, config, tokenizer, lines)
-    write = _WRITERS[shaped.kind]
-    found = _collect(
-        shaped.rows, lambda row: write(row.fields, row.where, not config.completion_only), config
-    )
-    return Rendering(shaped.kind, found, lines)
+    shaped = shape(columns_of(rows, config), config)
+    renderer = Renderer(shaped, config, tokenizer)
+    found = renderer.write(rows)
+    return Rendering(shaped.kind, found, [*shaped.lines, *renderer.finish()])
 
 
-def _collect(
-    rows: list[Row], write: Callable[[Row], Rendered], config: DataConfig
-) -> list[Rendered]:
-    found, bad, fixes = [], [], []
-    for row in rows:
-        try:
-            found.append(replace(write(row), condition=condition_in(row.fields)))
-        except BadRow as error:
-            bad.append(f"{row.where} {error}")
-            fixes.append(error.fix)
-    if bad:
-        raise DataError(
-            f"{config.path}: {len(bad)} of {len(rows)} rows cannot be used.",
-            rows="; ".join(bad[:3]) + (f"; ... and {len(bad) - 3} more" if len(bad) > 3 else ""),
-            fix=next((fix for fix in fixes if fix), "mend or remove these rows"),
-        )
-    without = [row.where for row in found if row.condition is None]
-    if without and len(without) < len(found):
-        raise DataError(
-            f"{config.path}: {len(without)} of {len(found)} rows have no condition.",
-            rows=listed(without),
-            fix="give one to every row, or to none",
-        )
-    return found
+class Renderer:
+    """Writes rows as text, a chunk of the file at a time, and counts what there is to say.
+
+    A row that cannot be used is left out; `finish` names them all.
+    Raises: DataError if the rows are conversations and the tokenizer has no chat template.
+    """
+
+    def __init__(self, shape: Shape, config: DataConfig, tokenizer: Any):
+        self.kind = shape.kind
+        self.notices = Notices()
+        self._shape, self._config = shape, config
+        self._template = None
+        if shape.kind in ("messages", "sharegpt"):
+            self._template = chat_template(tokenizer)
+        self._bad, self._fix = Places(most=3, between="; "), None
+        self._without = Places()  # rows without a condition
+        self._rows = 0
+
+    @property
+    def failed(self) -> bool:
+        """Some row cannot be used: the others need no tokens."""
+        return bool(self._bad)
+
+    def write(self, rows: list[Row]) -> list[Rendered]:
+        """The text of the rows that can be used, in order."""
+        found: list[Rendered] = []
+        for row in rows:
+            self._rows += 1
+            try:
+                rendered = self._rendered(self._shape.apply(row))
+            except BadRow as error:
+                self._bad.add(f"{row.where} {error}")
+                self._fix = self._fix or error.fix
+                continue
+            if rendered.condition is None:
+                self._without.add(row.where)
+            found.append(rendered)
+        return found
+
+    def finish(self) -> list[str]:
+        """The notices about all rows. Raises: DataError for rows that cannot be used."""
+        path = self._config.path
+        if self._bad:
+            raise DataError(
+                f"{path}: {self._bad.count} of {self._rows} rows cannot be used.",
+                rows=str(self._bad),
+                fix=self._fix or "mend or remove these rows",
+            )
+        if self._without and self._without.count < self._rows:
+            raise DataError(
+                f"{path}: {self._without.count} of {self._rows} rows have no condition.",
+                rows=str(self._without),
+                fix="give one to every row, or to none",
+            )
+        dated = "the chat template prints today's date, so the rows' text changes with it"
+        return self.notices.lines + ([dated] if self._template and self._template.dated else [])
+
+    def _rendered(self, row: Row) -> Rendered:
+        condition = condition_in(row.fields)
+        if self._template:
+            found = self._conversation(self._template, row)
+        else:
+            write = _WRITERS[self.kind]
+            found = write(row.fields, row.where, not self._config.completion_only)
+        return found if condition is None else replace(found, condition=condition)
+
+    def _conversation(self, template: ChatTemplate, row: Row) -> Rendered:
+        messages, tools = messages_of(row.fields), tools_of(row.fields)
+        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        if not answers:
+            text = template.render(messages, tools)[0]
+            return Rendered(self.kind, (Segment(text, False),), True, where=row.where)
+        if answers[-1] + 1 < len(messages):
+            self.notices.add(
+                "{n} conversations go on after their last answer; what follows it is left out",
+                row.where,
+            )
+        upto = messages[: answers[-1] + 1]
+        pieces, end = segments(template, upto, tools, self._config.completion_only)
+        return Rendered(self.kind, tuple(Segment(*p) for p in pieces), True, None, row.where, end)
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:
@@ -150,32 +202,3 @@ _WRITERS: dict[str, Callable[[dict[str, Any], str, bool], Rendered]] = {
     "text": _text,
     "label": _label,
 }
-
-
-def _conversations(
-    kind: str, rows: list[Row], config: DataConfig, tokenizer: Any, lines: list[str]
-) -> Rendering:
-    template = chat_template(tokenizer)
-    trailing: list[str] = []
-
-    def write(row: Row) -> Rendered:
-        messages, tools = messages_of(row.fields), tools_of(row.fields)
-        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        if not answers:
-            text = template.render(messages, tools)[0]
-            return Rendered(kind, (Segment(text, False),), True, where=row.where)
-        if answers[-1] + 1 < len(messages):
-            trailing.append(row.where)
-        upto = messages[: answers[-1] + 1]
-        pieces, end = segments(template, upto, tools, config.completion_only)
-        return Rendered(kind, tuple(Segment(*p) for p in pieces), True, None, row.where, end)
-
-    found = _collect(rows, write, config)
-    if trailing:
-        lines.append(
-            f"{len(trailing)} conversations go on after their last answer; what follows it "
-            f"is left out: {listed(trailing)}"
-        )
-    if template.dated:
-        lines.append("the chat template prints today's date, so the rows' text changes with it")
-    return Rendering(kind, found, lines)
