@@ -78,7 +78,7 @@ def test_how_it_starts():
     assert 0.75 < adapter.e.std().item() < 1.25
     assert adapter.gates.unique().tolist() == [6]
     assert adapter.gates.shape == (3 * 3 + 63,)
-    largest = [t.abs().max().item() * 2 / 3 for t in (adapter.a, adapter.b, adapter.e)]
+    largest = [t.abs().max().item() / bits.EDGE for t in (adapter.a, adapter.b, adapter.e)]
     assert adapter.log_steps.exp().tolist() == pytest.approx(largest)
 
 
@@ -218,7 +218,8 @@ def test_gradients_pass_through_the_rounding():
     model = fresh()
     adapter, x = first(model), X
     with torch.no_grad():
-        adapter.log_steps += 0.5  # nothing is clipped
+        adapter.a *= 5  # past the range that its grid began with
+        adapter.e *= 5
     a, b, e = (t.detach().requires_grad_() for t in adapter.rounded(*adapter.opened(None)))
     weight = torch.randn(8, 20, generator=torch.Generator().manual_seed(1))
     branch = adapter.after(x, torch.zeros(8, 20), nn.Identity())

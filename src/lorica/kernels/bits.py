@@ -5,8 +5,9 @@ section 2. A number is rounded to steps of s2; what that leaves to steps of s2 /
 
     x_q = x2 + z4 (e4 + z8 (e8 + z16 (e16 + z32 e32))),   e_b = s_b round((x - x2 - ... ) / s_b)
 
-Rounding passes gradients as if it were not there. A gate z is hard-concrete: while training it
-is drawn in [0, 1], with weight on both ends; afterwards it is 0 or 1.
+Rounding passes gradients as if it were not there, and nothing is clipped: a number past the range
+that the step was chosen for takes further steps. A gate z is hard-concrete: while training it is
+drawn in [0, 1], with weight on both ends; afterwards it is 0 or 1.
 
     N  gates of a grid: 1 for 4 bits, 2 for 8, 3 for 16, 4 for 32
 """
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 
 FINER = (5, 17, 257, 65537)
 """What a step is divided by for 4, 8, 16 and 32 bits: 2^2 + 1, 2^4 + 1, ..."""
-EDGE = 1.5
-"""Steps s2 from zero to where x is clipped: 2, 4, 8 bits have 3, 15, 255 steps in between."""
-SHORT_OF_EDGE = EDGE - 2**-23  # the float32 before it
+EDGE = 1.4999
+"""Steps s2 from zero to the end of a range: 2, 4, 8 bits have 3, 15, 255 levels in it. Short of
+1.5, which would be rounded up to one level more."""
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1  # temperature, and the ends the draw is stretched to
 SHIFT = BETA * math.log(-GAMMA / ZETA)
 CLOSED = 0.34
@@ -39,10 +40,10 @@ def round_through(x: Tensor) -> Tensor:
 def quantise(x: Tensor, step: Tensor, gates: Sequence[Tensor] | Tensor) -> Tensor:
     """x on the grid that the gates leave open.
 
-    step: s2, positive, broadcastable to x. gates: N of them. x is clipped to EDGE steps, just
-    short of it, so that b bits have 2^b - 1 levels: nothing at the edge is rounded up.
+    step: s2, positive, broadcastable to x. gates: N of them. Within EDGE steps of zero b bits have
+    2^b - 1 levels; beyond, the grid goes on.
     """
-    rest = (x / step).clamp(-SHORT_OF_EDGE, SHORT_OF_EDGE)
+    rest = x / step
     parts, unit = [round_through(rest)], 1
     for finer in FINER[: len(gates)]:
         rest, unit = rest - parts[-1], unit * finer
