@@ -1,14 +1,17 @@
 """Every method on the same task: what it learns, what it forgets, and what it costs.
 
     python -m benchmarks.methods --shared ../shared --jobs 2    the whole table, as JSON
+    python -m benchmarks.methods --shared ../shared --sgd       the rates of SGD, one seed
+    python -m benchmarks.methods --shared ../shared --own       every method at its own rate
     python -m benchmarks.methods --shared ../shared --cost      step time and memory, alone
-    python -m benchmarks.methods --write docs/methods/results.mdthe page, from the JSON
+    python -m benchmarks.methods --write docs/methods/results.md    the page, from the JSON
 
 Base: stories260K (a Llama of 260,032 parameters, trained on TinyStories). Task: tinyshakespeare,
 300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid (longer
 where the best is its last) by held-out loss with one seed; that rate is then run with three
 others. Forgetting is the rise of the loss on TinyStories, the text that the base comes from.
-Every run has one thread.
+--own runs each case with that first seed and no learning rate given, and no warm-up either.
+Every run has one thread. Runs that are done are kept, so that a command that was cut goes on.
 """
 
 import argparse
@@ -26,17 +29,18 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results/methods.json"
 GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BEYOND = (1e-1, 3e-1)
+SGD_GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
 SWEPT, SEEDS = 0, (1, 2, 3)
 STEPS, COST_STEPS = 300, 30
-Run = tuple[str, float, int]
-"""(case, learning rate, seed)."""
+Run = tuple[str, str, float | None, int]
+"""(case, optimizer, learning rate or None: the method's own, seed)."""
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"r": 8}, "lora pissa": {"name": "lora", "r": 8, "init": "pissa"},
     "lora eva": {"name": "lora", "r": 8, "init": "eva"},
     "lora on nf4": {"name": "lora", "r": 8, "quantisation": "nf4"},
     "dora": {"r": 8}, "double_lora": {"r": 8}, "dora_dynamic": {"r": 12}, "adalora": {"r": 12},
     "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"},
-    "alora": {"r": 8, "rounds": 2}, "aflora": {"r": 8}, "blora": {"r": 8},
+    "alora": {"r": 8, "rounds": 2}, "aflora": {"r": 4}, "blora": {"r": 8},
     "hyperlora": {"r": 8}, "mora": {"r": 8},
     "mora type 1": {"name": "mora", "r": 8, "mora_type": 1}, "lora_fa": {"r": 8},
     "vera": {"r": 256}, "ia3": {}, "bottleneck": {}, "llama_adapter": {}, "prefix_tuning": {},
@@ -58,8 +62,9 @@ def texts(shared: Path, folder: Path) -> tuple[Path, Path, Path]:
 
 
 def run(
-    case: str, rate: float, seed: int, *, shared: Path, folder: Path, steps: int
-) -> dict[str, Any]:
+    case: str, optimizer: str, rate: float | None, seed: int, *, shared: Path, folder: Path,
+    steps: int,
+) -> dict[str, Any]:  # fmt: skip
     """Train once and measure. Losses are nats per token."""
     import torch
 
@@ -78,14 +83,15 @@ def run(
     base = str(shared / "data/models/stories260K")
     try:
         result = lorica.train(
-            base=base, method=method, output=str(output), learning_rate=rate, seed=seed,
+            base=base, method=method, output=str(output), seed=seed, optimizer=optimizer,
             data={"path": str(train), "validation": str(test), "max_length": 128,
                   "overlong": "split"},
-            max_steps=steps, warmup_ratio=0.1, micro_batch_size=8, save_steps=steps, show=False,
-            **more,
+            max_steps=steps, micro_batch_size=8, save_steps=steps, show=False,
+            **({} if rate is None else {"learning_rate": rate, "warmup_ratio": 0.1}), **more,
         )  # fmt: skip
     except lorica.LoricaError as error:  # a rate that is too high: the run says so and ends
-        return {"case": case, "rate": rate, "seed": seed, "loss": None, "error": str(error)}
+        return {"case": case, "optimizer": optimizer, "rate": rate, "seed": seed, "loss": None,
+                "error": str(error)}  # fmt: skip
     opened = open_adapter(output)
     config = DataConfig(path=str(stories), max_length=128, validation=0, overlong="split")
     rows = load_rows(config, opened.tokenizer, seed=0, max_length=opened.max_length).train
@@ -94,7 +100,7 @@ def run(
     seconds = spent(output)
     weights = output / "adapter/adapter_model.safetensors"
     return {
-        "case": case, "rate": rate, "seed": seed,
+        "case": case, "optimizer": optimizer, "rate": rate, "seed": seed,
         "loss": result.figures["held_out_loss"]["after"],
         "loss_before": result.figures["held_out_loss"]["before"],
         "stories": mean_loss(opened.model, rows), "stories_before": before,
@@ -122,26 +128,38 @@ def table(shared: Path, jobs: int, cases: list[str], done: Path) -> list[dict[st
 
     done: runs that are there already, a JSON line each; new ones are added as they end.
     """
-    known = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
-    runs = {(r["case"], r["rate"], r["seed"]): r for r in known}
-    measure(shared, jobs, [(c, rate, SWEPT) for c in cases for rate in GRID], runs, done)
+    runs = known_runs(done)
+    measure(shared, jobs, [(c, "adamw", rate, SWEPT) for c in cases for rate in GRID], runs, done)
     for rate in BEYOND:  # where the best is the last one tried, the next is tried as well
         edge = [c for c in cases if best_of(runs, c)["rate"] * 4 > rate]
-        measure(shared, jobs, [(c, rate, SWEPT) for c in edge], runs, done)
-    swept = {c: [r for (case, _, s), r in sorted(runs.items()) if case == c and s == SWEPT]
-             for c in cases}  # fmt: skip
-    best = {c: best_of(runs, c) for c in cases}
-    measure(shared, jobs, [(c, best[c]["rate"], s) for c in cases for s in SEEDS], runs, done)
+        measure(shared, jobs, [(c, "adamw", rate, SWEPT) for c in edge], runs, done)
+    best = {c: best_of(runs, c)["rate"] for c in cases}
+    measure(shared, jobs, [(c, "adamw", best[c], s) for c in cases for s in SEEDS], runs, done)
     return [
-        {"case": c, "rate": best[c]["rate"], "swept": {str(r["rate"]): r["loss"] for r in swept[c]},
-         "runs": [runs[c, best[c]["rate"], seed] for seed in SEEDS]} for c in cases
+        {"case": c, "rate": best[c],
+         "swept": {str(r["rate"]): r["loss"] for r in swept(runs, c, "adamw")},
+         "runs": [runs[c, "adamw", best[c], seed] for seed in SEEDS]} for c in cases
     ]  # fmt: skip
 
 
-def best_of(runs: dict[Run, dict[str, Any]], case: str) -> dict[str, Any]:
+def known_runs(done: Path) -> dict[Run, dict[str, Any]]:
+    """The runs that a file of JSON lines keeps."""
+    lines = done.read_text().splitlines() if done.is_file() else []
+    found = [{"optimizer": "adamw", **json.loads(line)} for line in lines]
+    return {(r["case"], r["optimizer"], r["rate"], r["seed"]): r for r in found}
+
+
+def swept(runs: dict[Run, dict[str, Any]], case: str, optimizer: str) -> list[dict[str, Any]]:
+    """The runs of a case with the first seed and a given rate, smallest first."""
+    found = [r for (c, o, rate, s), r in runs.items()
+             if (c, o, s) == (case, optimizer, SWEPT) and rate is not None]  # fmt: skip
+    return sorted(found, key=lambda r: r["rate"])
+
+
+def best_of(runs: dict[Run, dict[str, Any]], case: str, optimizer: str = "adamw") -> dict[str, Any]:
     """The run of a case with the lowest held-out loss, among those of the first seed."""
-    own = [r for (c, _, s), r in runs.items() if c == case and s == SWEPT]
-    return min((r for r in own if r["loss"] is not None), key=lambda r: r["loss"])
+    found = [r for r in swept(runs, case, optimizer) if r["loss"] is not None]
+    return min(found, key=lambda r: r["loss"])
 
 
 def measure(
@@ -156,6 +174,9 @@ def measure(
             waiting = {pool.submit(one, *key): key for key in wanted if key not in runs}
             for future in as_completed(waiting):
                 runs[waiting[future]] = future.result()
+                print(
+                    {k: future.result()[k] for k in ("case", "optimizer", "rate", "seed", "loss")}
+                )
                 with done.open("a") as file:
                     file.write(json.dumps(future.result()) + "\n")
 
@@ -167,7 +188,7 @@ def costs(shared: Path, rows: list[dict[str, Any]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             one = partial(run, shared=shared, folder=Path(folder), steps=COST_STEPS)
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                done = pool.submit(one, row["case"], row["rate"], 0).result()
+                done = pool.submit(one, row["case"], "adamw", row["rate"], 0).result()
         row["cost"] = {k: done[k] for k in ("step_seconds", "peak_memory_bytes")}
         print(f"{row['case']}: {1e3 * done['step_seconds']:.0f} ms", file=sys.stderr)
 
@@ -236,6 +257,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, help="folder of the models and texts")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
+    parser.add_argument("--sgd", action="store_true", help="sweep the rates of SGD alone")
+    parser.add_argument("--own", action="store_true", help="run the methods' own rates alone")
     parser.add_argument("--cost", action="store_true", help="measure the costs of known rows alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--write", type=Path, help="write the page from the JSON")
@@ -250,6 +273,13 @@ def main() -> None:
     import transformers
 
     rows = {row["case"]: row for row in known["rows"]}
+    if words.sgd or words.own:
+        done = words.out.with_suffix(".jsonl")
+        sgd = [(c, "sgd", rate, SWEPT) for c in words.cases for rate in SGD_GRID]
+        own = [(c, o, None, SWEPT) for c in words.cases for o in ("adamw", "sgd")]
+        wanted = (sgd if words.sgd else []) + (own if words.own else [])
+        measure(words.shared, words.jobs, wanted, known_runs(done), done)
+        return
     if not words.cost:
         found = table(words.shared, words.jobs, words.cases, words.out.with_suffix(".jsonl"))
         rows |= {row["case"]: row for row in found}

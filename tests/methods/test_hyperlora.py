@@ -608,15 +608,18 @@ def test_a_resumed_run_is_the_same_run():
 
 
 def test_the_penalty_by_hand():
+    """The mean over the layers of a type and the tasks, the sum over the types: `up` and `down`."""
     model = move(made(penalty=0.25), size=0.2)
     driver = Driver(model, total=5)
-    each = []
+    by_type: dict[str, list[torch.Tensor]] = {"up": [], "down": []}
     for task in TASKS:
         with given(model, [task]):
-            for adapter in adapters_of(model, "default").values():
+            for site, adapter in adapters_of(model, "default").items():
                 a, b = adapter.factors()
-                each.append(a.square().mean() + (b / adapter.scale).square().mean())
-    torch.testing.assert_close(driver.penalty(), 0.25 * torch.stack(each).mean())
+                size = a.square().mean() + (b / adapter.scale).square().mean()
+                by_type[site.rpartition(".")[2]].append(size)
+    want = 0.25 * sum(torch.stack(sizes).mean() for sizes in by_type.values())
+    torch.testing.assert_close(driver.penalty(), want)
     loss = driver.penalty()
     loss.backward()
     assert all(p.grad is not None for p in network(model).parameters())

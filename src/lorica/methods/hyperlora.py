@@ -62,7 +62,7 @@ class Hyperlora(Method, name="hyperlora"):
     """Numbers that A and B are made from. Parameters for all layers of one name and shape
     together: hidden * r * (I + O)."""
     penalty: float = 1e-3
-    """Weight of the mean squares of A and B, over the known conditions, in the loss."""
+    """Weight in the loss of the mean squares of A and B, added up over the types of layer."""
 
     def __post_init__(self):
         object.__setattr__(self, "conditions", tuple(self.conditions))
@@ -165,11 +165,15 @@ class HyperAdapter(Conditioned):
 
 
 class SmallWeights(Schedule):
-    """The L2 penalty: weight (mean A^2 + mean B^2), the mean over sites and conditions."""
+    """The L2 penalty: weight times the sum over types of layer of mean A^2 + mean B^2.
+
+    The means are over the layers of a type, the conditions and the numbers, as in the source's
+    `generated_w_l2_loss` (sft_trainer.py of SakanaAI/text-to-lora, 8ba7749).
+    """
 
     def __init__(self, adapters: list[HyperAdapter], weight: float):
         self.network, self.known = adapters[0].network, adapters[0].known
-        self.weight, self.sites = weight, len(adapters)
+        self.weight = weight
         self.places: dict[str, list[Place]] = {}  # those that share a head
         for adapter in adapters:
             self.places.setdefault(adapter.place.head, []).append(adapter.place)
@@ -185,5 +189,5 @@ class SmallWeights(Schedule):
         sums = []
         for places in self.places.values():
             a, b = self.network(codes, places)
-            sums.append(len(places) * (a.square().mean() + b.square().mean()))
-        return self.weight / self.sites * torch.stack(sums).sum()
+            sums.append(a.square().mean() + b.square().mean())
+        return self.weight * torch.stack(sums).sum()
