@@ -13,16 +13,12 @@ all grids of
 with q2 of the rank gates for E, and 1 for the others.
 
 The fork declares a clip, learned steps, and bit gates that start at 6, but does not pass these
-settings to its quantizers. As it runs it clips nothing, its steps stay fixed, and its bit gates
-start at 2; its rank gates start at 6. Here the steps are learned and all gates start at
-`gate_start`. A clip at the first range does harm: stories260K reaches 3.061 nats on Shakespeare
-with it and 3.004 without (learning rate 0.01, 150 steps of 8 x 128 tokens). Ours, and not the
-fork's:
+settings to its quantizers: as it runs it clips nothing, its steps are fixed, and bit gates start
+at 2. A clip at the first range does harm (see docs/methods/results.md). Ours, and not the fork's:
 - The base is not rounded here; the paper rounds it, too. Load it in 4 or 8 bits for that.
-- The first range of a tensor ends at its largest absolute number. In it b bits have 2^b - 1 levels;
-  a number that grows past it takes further levels of the same step. The logarithm of a step is
-  trained, so that no rate turns it negative. What A, E and B give is rounded to each token's own
-  range, if at all: no first batch decides.
+- The first range of a tensor ends at its largest number. In it b bits have 2^b - 1 levels; numbers
+  that grow past it take more. Steps are learned as logarithms, so that no rate turns them negative.
+  What A, E and B give is rounded to each token's own range, if at all: no first batch decides.
 - Gates are drawn once an optimizer step, not in each pass, so that micro-batches and
   checkpointing see the same ones; in the first step they are at their medians. The fork's epochs
   of warm-up are left out.
