@@ -82,10 +82,11 @@ def train(model: Any, method: Any, ids: Any, rate: float) -> float:
     from torch.nn import functional as F
 
     from lorica.core.state import adapter_state
+    from lorica.core.rates import rates_of
     from lorica.training.optim import make_optimizer
 
     tensors: Any = adapter_state(model)
-    optimizer = make_optimizer(tensors, method, kind="adamw", rate=rate, decay=0.0)
+    optimizer = make_optimizer(tensors, rates_of(model, rate), kind="adamw", decay=0.0)
     last = 0.0
     for batch in ids:
         optimizer.zero_grad()

@@ -10,8 +10,12 @@ import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.adapter import Adapter, Method
 from lorica.core.port import ports
+from lorica.core.rates import rates_of
 from lorica.core.site import sites_of
+from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
+from lorica.methods.double_lora import DoubleLora
+from lorica.methods.lora_fa import LoraFa
 from tests.laws.bases import CASES, Stack, method, stories
 
 
@@ -190,13 +194,43 @@ def test_the_bias_is_not_scaled_by_dora():
     torch.testing.assert_close(model(torch.ones(3)), want)
 
 
-def test_loraplus_gives_b_its_own_rate():
-    lora = Lora(loraplus_lr_ratio=16)
-    assert lora.learning_rate("a", 1e-4) == 1e-4
-    assert lora.learning_rate("b", 1e-4) == pytest.approx(1.6e-3)
-    assert lora.learning_rate("bias", 1e-4) == pytest.approx(1.6e-3)
-    assert Dora(loraplus_lr_ratio=4).learning_rate("m", 1e-4) == 1e-4
+LORAPLUS = {  # kind of site -> tensors at the rate, and those at `ratio` times the rate
+    "linear": ({"a"}, {"b", "bias", "m"}),
+    "embedding": ({"b"}, {"a", "m"}),
+}
+
+
+@pytest.mark.parametrize("kind", LORAPLUS)
+@pytest.mark.parametrize("method", [Lora, Dora, DoubleLora, LoraFa])
+def test_loraplus_is_fast_where_the_start_is_zero_and_on_vectors(method, kind):
+    if kind not in method.kinds:
+        return
+    base: nn.Module = nn.Linear(6, 8) if kind == "linear" else nn.Embedding(6, 8)
+    bias = {"lora_bias": True} if method is Lora and kind == "linear" else {}
+    model = lorica.adapt(
+        nn.Sequential(base), method(r=2, loraplus_lr_ratio=16, **bias), target_modules="all"
+    )
+    rates, tensors = rates_of(model, 1e-4), adapter_state(model)
+    slow, fast = LORAPLUS[kind]
+    for name, rate in rates.items():
+        role = name.rpartition(".")[2].rstrip("12")
+        assert rate == (1e-4 if role in slow else pytest.approx(1.6e-3)), name
+        assert role in slow | fast
+        if role in ("a", "b"):
+            assert bool(tensors[name].any()) == (role in slow), "the slow factor starts at random"
     assert Lora().learning_rate("b", 1e-4) == Full().learning_rate("weight", 1e-4) == 1e-4
+
+
+def test_layers_that_are_trained_whole_keep_the_runs_rate():
+    model = lorica.adapt(
+        nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}),
+        Lora(r=2, loraplus_lr_ratio=16),
+        target_modules=["a"],
+        modules_to_save=["b"],
+    )
+    assert {k: r for k, r in rates_of(model, 1e-4).items() if k.startswith("b")} == {
+        "b.weight": 1e-4, "b.bias": 1e-4,
+    }  # fmt: skip
 
 
 COUNTS = {

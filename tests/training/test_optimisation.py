@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import lorica
 from lorica.training.optim import load_optimizer_state, make_optimizer, optimizer_state
 from lorica.training.schedule import factor, order
 
@@ -36,10 +35,10 @@ def test_every_row_once_a_pass_and_any_piece_is_the_same_stream():
 def test_groups_by_rate_and_decay():
     tensors = {"x.a": nn.Parameter(torch.ones(2, 2)), "x.b": nn.Parameter(torch.ones(2, 2)),
                "x.m": nn.Parameter(torch.ones(2))}  # fmt: skip
-    method = lorica.Dora(loraplus_lr_ratio=4.0)
-    optimizer = make_optimizer(tensors, method, kind="adamw", rate=0.1, decay=0.5)
+    rates = {"x.a": 0.1, "x.b": 0.4, "x.m": 0.4}
+    optimizer = make_optimizer(tensors, rates, kind="adamw", decay=0.5)
     groups = {(g["peak"], g["weight_decay"]): len(g["params"]) for g in optimizer.param_groups}
-    assert groups == {(0.1, 0.5): 1, (0.4, 0.5): 1, (0.1, 0.0): 1}
+    assert groups == {(0.1, 0.5): 1, (0.4, 0.5): 1, (0.4, 0.0): 1}
 
 
 def test_optimizer_state_comes_back():
@@ -47,7 +46,7 @@ def test_optimizer_state_comes_back():
 
     def make():
         tensors = {"a": nn.Parameter(torch.ones(3, 3)), "b": nn.Parameter(torch.ones(3))}
-        return tensors, make_optimizer(tensors, lorica.Lora(), kind="adamw", rate=0.1, decay=0.1)
+        return tensors, make_optimizer(tensors, {"a": 0.1, "b": 0.1}, kind="adamw", decay=0.1)
 
     def step(tensors, optimizer, seed):
         draw = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.schedule import Schedule
-from lorica.core.site import Site
+from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError, closest
 from lorica.registry import Named
 
@@ -119,6 +119,12 @@ class Method(Named, family="lorica.methods"):
     """The rows of a batch may each have another adapter of it."""
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted model is the base."""
+    adamw: ClassVar[tuple[float, float]] = (7e-3, 2e-4)
+    """Default learning rates with AdamW, on bases of hidden size 64 and 4096; see core.rates."""
+    sgd: ClassVar[float] = 1.0
+    """Default learning rate with SGD."""
+    rate_source: ClassVar[str] = "as lora"
+    """Where the rate for hidden size 4096 is from; that for 64 is measured."""
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """The sites that target_modules=None means, among those of `kinds`."""
@@ -135,8 +141,13 @@ class Method(Named, family="lorica.methods"):
     def build(self, site: Site, shared: Any) -> Adapter:
         raise NotImplementedError  # every method has its own; there is no default update
 
-    def learning_rate(self, parameter: str, base: float) -> float:
-        """The rate of the adapter tensor called `parameter` ("a", "b", ...)."""
+    @property
+    def rate_factor(self) -> float:
+        """What the settings of the method multiply its default learning rates by."""
+        return 1.0
+
+    def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
+        """The rate of the adapter tensor called `parameter` ("a", "b", ...) at a site of `kind`."""
         return base
 
     def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:

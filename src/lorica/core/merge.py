@@ -67,10 +67,14 @@ def merged(site: Site, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | No
     for adapter in standing:
         weight, bias = adapter.merged(weight, bias) or (weight, bias)
     rest = [a for a in adapters if a not in standing]
+    if not rest:
+        return weight, bias
     closed = rest[0].merged(weight, bias) if len(rest) == len(adapters) == 1 else None
-    if closed is not None:
-        return closed
-    return evaluated(site, rest, weight, bias) if rest else (weight, bias)
+    new, shift = closed or evaluated(site, rest, weight, bias)
+    if site.padding_idx is not None:
+        new = new.clone()
+        new[:, site.padding_idx] = weight[:, site.padding_idx]  # no adapter acts on padding
+    return new, shift
 
 
 def evaluated(

@@ -67,6 +67,7 @@ class Port(nn.ModuleDict):
         super().__init__()
         self.site_name = site.name
         self.kind: Kind = site.kind
+        self.padding_idx = site.padding_idx
         self.transposed = site.transposed
         self.in_features, self.out_features = site.in_features, site.out_features
         self.switch = switch
@@ -142,6 +143,13 @@ def _before(module: nn.Module, args: tuple) -> tuple:
 
 def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     port: Port = module.adapters  # type: ignore[assignment]
+    adapted = _adapted(port, module, args, y)
+    if port.padding_idx is None or adapted is y:
+        return adapted
+    return torch.where((args[0] == port.padding_idx).unsqueeze(-1), y, adapted)
+
+
+def _adapted(port: Port, module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     base = module.forward  # .forward skips hooks: the bare base
     if port.switch.rows:
         x = args[0]

@@ -66,6 +66,11 @@ class Site:
         """What an embedding multiplies its rows by: not 1 in Gemma and BART."""
         return float(getattr(self.module, "embed_scale", 1)) if self.kind == "embedding" else 1.0
 
+    @property
+    def padding_idx(self) -> int | None:
+        """The token whose embedding is never updated, as torch.nn.Embedding declares it."""
+        return getattr(self.module, "padding_idx", None) if self.kind == "embedding" else None
+
     @torch.no_grad()
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The layer as float32 (weight (O, I), bias (O,) or None).

@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
 from lorica.core.schedule import Schedule
-from lorica.core.site import Site
+from lorica.core.site import Kind, Site
 from lorica.kernels import bits
 from lorica.kernels.dropout import dropout
 from lorica.kernels.ranking import require, whole
@@ -92,7 +92,7 @@ class Blora(Method, name="blora"):
     def build(self, site: Site, shared: Any) -> "BloraAdapter":
         return (RoundedBlora if self.quantise_activations else BloraAdapter)(site, self)
 
-    def learning_rate(self, parameter: str, base: float) -> float:
+    def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
         return {"gates": self.gate_lr, "log_steps": self.scale_lr}.get(parameter, base)
 
     def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> "Gating":

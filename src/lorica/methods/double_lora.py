@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base
 from lorica.core.schedule import Schedule
-from lorica.core.site import Site
+from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError
 from lorica.kernels.low_rank import low_rank
 from lorica.kernels.ranking import require, whole
@@ -69,8 +69,8 @@ class DoubleLora(Lora, name="double_lora"):
     def build(self, site: Site, shared: Any) -> "DoubleLoraAdapter":  # type: ignore[override]
         return DoubleLoraAdapter(site, self)
 
-    def learning_rate(self, parameter: str, base: float) -> float:
-        rate = super().learning_rate(parameter[0], base)
+    def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
+        rate = super().learning_rate(parameter[0], base, kind)
         return rate * self.second_lr_ratio if parameter.endswith("2") else rate
 
     def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:

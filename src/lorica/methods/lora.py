@@ -2,8 +2,10 @@
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685,
 section 4.1. s = alpha / r, or alpha / sqrt(r) after Kalajdzievski, "A Rank Stabilization
-Scaling Factor", 2023, arXiv:2312.03732. A learning rate of B of its own is LoRA+, Hayou et
-al., 2024, arXiv:2402.12354. Of an embedding, A is read by token id instead of multiplied.
+Scaling Factor", 2023, arXiv:2312.03732. A faster rate for B is LoRA+, Hayou et al., 2024,
+arXiv:2402.12354: vectors (bias, DoRA's m) are fast too, as in its authors' code (lora_plus.py,
+a0c44bf) and PEFT's. Of an embedding, A is read by token id instead of multiplied, and starts at
+zero: there A is the fast one (the authors give embeddings one rate of their own instead, 1e-6).
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r
 """
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method
-from lorica.core.site import Site
+from lorica.core.site import Kind, Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
 from lorica.kernels.low_rank import low_rank, low_rank_parts
@@ -40,7 +42,8 @@ class Lora(Method, name="lora"):
     """How A and B begin: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: a faster one), olora,
     loftq (on a quantised base) or eva (from data; eva_rho_2: at most 2 r at a site)."""
     loraplus_lr_ratio: float = 1.0
-    """Learning rate of B over that of A (LoRA+); at least 1."""
+    """Learning rate of B and of vectors over that of A (LoRA+); at least 1. Of an embedding, that
+    of A over that of B. Where no learning rate is given, the default is divided by its root."""
     lora_bias: bool = False
     """Train a bias beside B as well."""
 
@@ -94,8 +97,13 @@ class Lora(Method, name="lora"):
     def build(self, site: Site, shared: Any) -> "LoraAdapter":
         return LoraAdapter(site, self)
 
-    def learning_rate(self, parameter: str, base: float) -> float:
-        return base * self.loraplus_lr_ratio if parameter in ("b", "bias") else base
+    @property
+    def rate_factor(self) -> float:
+        return self.loraplus_lr_ratio**-0.5
+
+    def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
+        slow = "b" if kind == "embedding" else "a"  # the factor that does not start at zero
+        return base if parameter == slow else base * self.loraplus_lr_ratio
 
 
 class LoraAdapter(Adapter):

@@ -20,6 +20,7 @@ from lorica.base.load import Base
 from lorica.core.attach import trainable_parameters
 from lorica.core.drive import Driver
 from lorica.core.port import spec_of
+from lorica.core.rates import rates_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.errors import Stopped
@@ -94,7 +95,7 @@ class Trainer:
         )  # fmt: skip
         self.driver.schedule.probe = prepare.probe(model, data.train, name)
         self.optimizer = optim.make_optimizer(
-            self.tensors, self.method, kind=config.optimizer, rate=config.learning_rate,
+            self.tensors, rates_of(model, config.learning_rate, name), kind=config.optimizer,
             decay=config.weight_decay, masked=self.driver.schedule.live().keys(),
         )  # fmt: skip
         self.save_steps = config.save_steps or config.eval_steps or max(self.total // 10, 1)

@@ -5,30 +5,29 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Method
 from lorica.errors import ConfigError, FileError, MissingError
 
 
 def make_optimizer(
     tensors: Mapping[str, nn.Parameter],
-    method: Method,
+    rates: Mapping[str, float],
     *,
     kind: str,
-    rate: float,
     decay: float,
     masked: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """AdamW or SGD; one parameter group for each learning rate and kind of decay.
 
-    tensors: trained tensors by name. Weight decay acts on matrices, not on vectors (biases,
-    norms, magnitudes). masked: names of tensors of which a part may be out of use; they decay
-    in `decay_live` instead. Each group keeps its peak rate as group["peak"].
+    tensors: trained tensors by name. rates: their peak learning rates. Weight decay acts on
+    matrices, not on vectors (biases, norms, magnitudes). masked: names of tensors of which a part
+    may be out of use; they decay in `decay_live` instead. Each group keeps its peak rate as
+    group["peak"].
 
     Raises: ConfigError, MissingError if paged_adamw cannot be had here.
     """
     groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
-        peak = method.learning_rate(name.rpartition(".")[2], rate)
+        peak = rates[name]
         wd = decay if tensor.ndim > 1 else 0.0
         key = (peak, 0.0, wd) if name in masked else (peak, wd, 0.0)
         groups.setdefault(key, []).append(tensor)

@@ -1,0 +1,52 @@
+"""Learning rates: what a method declares as its own, and what each trained tensor gets.
+
+The best rate differs by factors of ten to a hundred between methods, and between small and large
+bases. `Method.adamw` is therefore a pair: the rate that did best on a base of hidden size 64
+(stories260K, docs/methods/results.md), and a published one for hidden size 4096, a model of 7B
+(`Method.rate_source` says from where). In between, the rate is a power of the hidden size; beyond
+both ends it stays. tinker-cookbook (hyperparam_utils.py, 9dfcc3a) fits LoRA's best rate for Llamas
+by such a power: 7.4e-3 at hidden size 64 and 2.9e-4 at 4096.
+
+`Method.sgd` is one number, measured at hidden size 64 alone: clipping bounds the length of a step
+of SGD at any size.
+"""
+
+import math
+
+from torch import nn
+
+from lorica.core.adapter import Method
+from lorica.core.port import ports, spec_of
+from lorica.core.whole import TokenRows, Whole
+
+SMALL, LARGE = 64, 4096
+"""The hidden sizes that a method's two rates are for."""
+
+
+def default_rate(method: Method, optimizer: str, hidden_size: int | None) -> float:
+    """The peak rate where none is given, to two digits.
+
+    optimizer: "adamw", "paged_adamw" or "sgd". hidden_size: that of the base; None: not known,
+        taken as a large one, since a rate that is too low does less harm.
+    """
+    small, large = (method.sgd, method.sgd) if optimizer == "sgd" else method.adamw
+    share = math.log((hidden_size or LARGE) / SMALL) / math.log(LARGE / SMALL)
+    rate = small * (large / small) ** min(max(share, 0.0), 1.0)
+    return float(f"{rate * method.rate_factor:.2g}")
+
+
+def rates_of(model: nn.Module, rate: float, name: str = "default") -> dict[str, float]:
+    """The peak rate of every trained tensor of adapter `name`, by its name in adapter_state.
+
+    rate: the run's. What is trained whole beside the method (modules_to_save, token rows) has it.
+    """
+    method = spec_of(model, name).method
+    rates: dict[str, float] = {}
+    for site, _, port in ports(model):
+        if name not in port:
+            continue
+        adapter = port[name]
+        for key, _ in adapter.named_parameters():
+            own = method.learning_rate(key.rpartition(".")[2], rate, port.kind)
+            rates[f"{site}.{key}"] = rate if isinstance(adapter, Whole | TokenRows) else own
+    return rates
