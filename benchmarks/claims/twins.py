@@ -81,8 +81,8 @@ def train(model: Any, method: Any, ids: Any, rate: float) -> float:
     """A plain loop, without clipping. In place. Returns the loss of the last batch."""
     from torch.nn import functional as F
 
-    from lorica.core.state import adapter_state
     from lorica.core.rates import rates_of
+    from lorica.core.state import adapter_state
     from lorica.training.optim import make_optimizer
 
     tensors: Any = adapter_state(model)
