@@ -156,7 +156,7 @@ def test_help_of_train_lists_every_setting(capsys, monkeypatch):
     told = capsys.readouterr().out
     for name in names(TrainConfig):
         assert f"--{name}" in told
-    assert "--method.r" in told and "--resume" in told and "0.0002" in told
+    assert "--method.r" in told and "--resume" in told and "0.03" in told
 
 
 def test_every_setting_has_a_line_of_help():

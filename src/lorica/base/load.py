@@ -152,6 +152,11 @@ def context_length(path: str) -> int | None:
     return getattr(_config(path).get_text_config(), "max_position_embeddings", None)
 
 
+def hidden_size(path: str) -> int | None:
+    """The width of the base at `path`, where its configuration says it."""
+    return getattr(_config(path).get_text_config(), "hidden_size", None)
+
+
 def _config(path: str) -> Any:
     from transformers import AutoConfig
 

@@ -3,11 +3,13 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 import lorica
 from lorica.errors import ConfigError, closest
@@ -29,13 +31,14 @@ class Option:
 class Entry:
     """One method. `about` is the docstring of its file; `facts` what its class declares.
 
-    facts: paper, count, to_lora, on_packed, mixes, starts_as_base, as in core.adapter.Method.
+    facts: paper, count, to_lora, on_packed, mixes, starts_as_base, rates, rate_source, as in
+    core.adapter.Method.
     """
 
     name: str
     about: str
     options: tuple[Option, ...]
-    facts: dict[str, str | bool]
+    facts: dict[str, Any]
 
     @property
     def title(self) -> str:
@@ -83,17 +86,18 @@ def _registered(node: ast.ClassDef) -> str | None:
     return next((str(word) for word in words), None)
 
 
-def _facts(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, str | bool]:
+def _facts(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Any]:
     """The literals of a class's ClassVars, those that it inherits included."""
-    found: dict[str, str | bool] = {}
+    found: dict[str, Any] = {}
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes and base.id != node.name:
             found |= _facts(classes[base.id], classes)
     for here in node.body:
-        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
-            value = here.value
-            if _kind(here.annotation).startswith("ClassVar") and isinstance(value, ast.Constant):
-                found[here.target.id] = value.value  # type: ignore[assignment]
+        if not isinstance(here, ast.AnnAssign) or not isinstance(here.target, ast.Name):
+            continue
+        if _kind(here.annotation).startswith("ClassVar") and here.value is not None:
+            with suppress(ValueError):  # no literal
+                found[here.target.id] = ast.literal_eval(here.value)
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from cyclopts import App
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lorica.cli.catalogue import Entry, method, methods
 from lorica.cli.options import Switch, print_json
@@ -13,9 +13,14 @@ from lorica.cli.options import Switch, print_json
 app = App(name="methods")
 
 
-COLUMNS = ("method", "arXiv", "trained per site", "merge", "LoRA", "4-bit", "mixed", "resume")
+COLUMNS = (
+    "method", "arXiv", "trained per site", "learning rate", "merge", "LoRA", "4-bit", "mixed",
+    "resume",
+)  # fmt: skip
 LEGEND = """\
 trained per site: numbers, of I inputs and O outputs; the other names are settings of the method
+learning rate: the default with AdamW, on bases of hidden size 64 and 4096; between them a power
+        of the hidden size
 merge:  into the base's weights
 LoRA:   by lorica export: exact, or approximate (a truncated SVD, with --rank), or never
 4-bit:  works on a quantised base
@@ -47,13 +52,15 @@ def show(name: str | None = None, /, *, json: Switch = False, markdown: Switch =
         return
     console = Console(highlight=False)
     if not name:
-        table = Table(*COLUMNS, box=None, padding=(0, 1, 0, 0))
+        columns = [Column(c, no_wrap=c == "method", overflow="fold") for c in COLUMNS]
+        table = Table(*columns, box=None, padding=(0, 1, 0, 0))
         for entry in entries:
             table.add_row(*(cell.replace("[", r"\[") for cell in row(entry)))
         console.print(table)
         console.print("\n" + LEGEND, markup=False, soft_wrap=True)
         return
     console.print(entries[0].about, markup=False, soft_wrap=True)
+    console.print("\n" + about_rates(entries[0]), markup=False, soft_wrap=True)
     table = Table("setting", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0))
     for o in entries[0].options:
         table.add_row(
@@ -73,12 +80,23 @@ def row(entry: Entry) -> list[str]:
         entry.name,
         found[1] if found else "-",
         str(says["count"]) or "-",
+        " to ".join(f"{rate:g}" for rate in says["rates"][:2]),
         "no" if to_lora == "never" else "yes",
         {"approximate": "approx."}.get(to_lora, to_lora),
         "yes" if says["on_packed"] else "no",
         "yes" if says["mixes"] else "no",
         "yes",
     ]
+
+
+def about_rates(entry: Entry) -> str:
+    """The default learning rates of a method, and where they are from."""
+    small, large, sgd = entry.facts["rates"]
+    return (
+        f"Default learning rate with AdamW: {small:g} on a base of hidden size 64 (measured: "
+        f"docs/methods/results.md), {large:g} at 4096 ({entry.facts['rate_source']}), and a power "
+        f"of the hidden size between them. With SGD: {sgd:g} (measured at 64)."
+    )
 
 
 def markdown_rows(entries: list[Entry]) -> Iterator[str]:

@@ -18,6 +18,8 @@ from lorica.errors import ConfigError, closest
 from lorica.registry import Named
 
 Base = Callable[[Tensor], Tensor]
+Rates = tuple[float, float, float]
+"""Default learning rates: AdamW on bases of hidden size 64 and 4096, and SGD; see core.rates."""
 
 
 class Adapter(nn.Module):
@@ -119,12 +121,10 @@ class Method(Named, family="lorica.methods"):
     """The rows of a batch may each have another adapter of it."""
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted model is the base."""
-    adamw: ClassVar[tuple[float, float]] = (7e-3, 2e-4)
-    """Default learning rates with AdamW, on bases of hidden size 64 and 4096; see core.rates."""
-    sgd: ClassVar[float] = 1.0
-    """Default learning rate with SGD."""
+    rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
+    """Default learning rates; a method that declares none has those of lora."""
     rate_source: ClassVar[str] = "as lora"
-    """Where the rate for hidden size 4096 is from; that for 64 is measured."""
+    """Where the rate for hidden size 4096 is from; the others are measured."""
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """The sites that target_modules=None means, among those of `kinds`."""

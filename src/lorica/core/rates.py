@@ -1,13 +1,13 @@
 """Learning rates: what a method declares as its own, and what each trained tensor gets.
 
 The best rate differs by factors of ten to a hundred between methods, and between small and large
-bases. `Method.adamw` is therefore a pair: the rate that did best on a base of hidden size 64
+bases. For AdamW `Method.rates` therefore has two: the one that did best on a base of hidden size 64
 (stories260K, docs/methods/results.md), and a published one for hidden size 4096, a model of 7B
 (`Method.rate_source` says from where). In between, the rate is a power of the hidden size; beyond
 both ends it stays. tinker-cookbook (hyperparam_utils.py, 9dfcc3a) fits LoRA's best rate for Llamas
 by such a power: 7.4e-3 at hidden size 64 and 2.9e-4 at 4096.
 
-`Method.sgd` is one number, measured at hidden size 64 alone: clipping bounds the length of a step
+For SGD there is one number, measured at hidden size 64 alone: clipping bounds the length of a step
 of SGD at any size.
 """
 
@@ -29,7 +29,9 @@ def default_rate(method: Method, optimizer: str, hidden_size: int | None) -> flo
     optimizer: "adamw", "paged_adamw" or "sgd". hidden_size: that of the base; None: not known,
         taken as a large one, since a rate that is too low does less harm.
     """
-    small, large = (method.sgd, method.sgd) if optimizer == "sgd" else method.adamw
+    small, large, sgd = method.rates
+    if optimizer == "sgd":
+        small = large = sgd
     share = math.log((hidden_size or LARGE) / SMALL) / math.log(LARGE / SMALL)
     rate = small * (large / small) ** min(max(share, 0.0), 1.0)
     return float(f"{rate * method.rate_factor:.2g}")

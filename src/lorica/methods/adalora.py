@@ -1,13 +1,12 @@
 """AdaLoRA: y = W x + s B diag(e) A x, and the least important components of B diag(e) A go.
 
 Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023,
-arXiv:2303.10512. Component i is a row of A, e_i and a column of B. A and B start as
-N(0, 0.02^2), e at zero; a penalty keeps the rows of A and the columns of B orthonormal.
-s = alpha / (r + 1e-5) with the start rank r: the authors' code and PEFT divide so, and their
-files mean that scale. A component scores the importance (section 3.2) of e_i plus the mean
-ones of its row and its column, with weights after the step and gradients before it, as in
-their code. The lowest over all sites get e_i = 0, down to a total rank that falls with
-(1 - (t - tinit) / (T - tfinal - tinit))^3; equation 14 prints this with a slip. Before step
+arXiv:2303.10512. Component i is a row of A, e_i and a column of B. A and B start as N(0, 0.02^2), e
+at zero; a penalty keeps the rows of A and the columns of B orthonormal. As in the authors' code and
+PEFT's, s = alpha / (r + 1e-5) with the start rank r. A component scores the importance (section
+3.2) of e_i plus the mean ones of its row and its column, with weights after the step and gradients
+before it, as in their code. The lowest over all sites get e_i = 0, down to a total rank that falls
+with (1 - (t - tinit) / (T - tfinal - tinit))^3; equation 14 prints this with a slip. Before step
 T - tfinal they may come back; from it on they stay out.
 
 mode="increase" grows instead, after IncreLoRA: Zhang et al., 2023, arXiv:2308.12043. Sites
@@ -24,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.site import Site
 from lorica.kernels import ranking
 from lorica.kernels.low_rank import low_rank
@@ -38,6 +37,8 @@ class Adalora(Method, name="adalora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
     count: ClassVar[str] = "r * (I + O + 1)"
+    rates: ClassVar[Rates] = (0.015, 0.0005, 1.0)
+    rate_source: ClassVar[str] = "Zhang et al. 2023, table 8 (MNLI)"
     r: int = 12
     """Rank of every site at the start; mode=increase: the most that a site may reach."""
     target_r: int | None = None

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -43,6 +43,8 @@ class Aflora(Method, name="aflora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2403.13269"
     count: ClassVar[str] = "(I != O or not freeze_square) * r * (I + O) + r + O"
+    rates: ClassVar[Rates] = (0.05, 0.003, 1.0)
+    rate_source: ClassVar[str] = "Liu et al. 2024: 1e-2 at hidden size 768"
     r: int = 4
     """Rows of A. Parameters per layer: r * (I + O) + r + O, of which r + O train to the end."""
     dropout: float = 0.0

@@ -2,29 +2,24 @@
 
 Meo et al., "Bayesian-LoRA: LoRA based Parameter Efficient Fine-Tuning using Optimal Quantization
 levels and Rank Values trough Differentiable Bayesian Gates", 2024, arXiv:2406.13046; the formulas
-are those of its authors' fork of PEFT (KseniaSycheva/peft, 6548bad), whose results we have not
-checked. A and B begin as N(0, 0.02^2), E as N(0, 1): the adapted model does not start as the base.
-Q rounds to 2 ... n_bits bits (lorica.kernels.bits), on one grid a tensor, and clips nothing;
-z = 1, g1, g1 g2, ... keeps a prefix of the ranks. The loss gets penalty * R, R being the sum over
-all grids of
+are those of its authors' fork of PEFT (KseniaSycheva/peft, 6548bad). A and B begin as N(0, 0.02^2),
+E as N(0, 1): the adapted model does not start as the base. Q rounds to 2 ... n_bits bits, on one
+grid a tensor (lorica.kernels.bits), and clips nothing; z = 1, g1, g1 g2, ... keeps a prefix of the
+ranks. The loss gets penalty * R, R being the sum over all grids of
 
     mean(q2) (c(2) + c(4) q4 + c(8) q4 q8 + ...)     q: probability that a gate is not 0
 
-with q2 of the rank gates for E, and 1 for the others.
-
-The fork declares a clip, learned steps, and bit gates that start at 6, but does not pass these
-settings to its quantizers: as it runs it clips nothing, its steps are fixed, and bit gates start
-at 2. A clip at the first range does harm (see docs/methods/results.md). Ours, and not the fork's:
+with q2 of the rank gates for E, and 1 for the others. The fork does not pass its settings to its
+quantizers: as it runs it clips nothing, its steps are fixed and its bit gates start at 2. A clip
+does harm (docs/methods/results.md). Ours, and not the fork's:
 - The base is not rounded here; the paper rounds it, too. Load it in 4 or 8 bits for that.
 - The first range of a tensor ends at its largest number. In it b bits have 2^b - 1 levels; numbers
-  that grow past it take more. Steps are learned as logarithms, so that no rate turns them negative.
-  What A, E and B give is rounded to each token's own range, if at all: no first batch decides.
-- Gates are drawn once an optimizer step, not in each pass, so that micro-batches and
-  checkpointing see the same ones; in the first step they are at their medians. The fork's epochs
-  of warm-up are left out.
+  that grow past it take more. Steps are learned as logarithms: none turns negative. What A, E and B
+  give is rounded to each token's own range, if at all.
+- Gates are drawn once an optimizer step, so that micro-batches and checkpointing see the same ones;
+  in the first step they are at their medians. The fork's epochs of warm-up are left out.
 
-The file keeps A, B and E in float32, on no grid. Merging, export and evaluation use the final
-gates; on a bfloat16 base the products round what is finer than 8 bits.
+Files keep A, B and E in float32. Merging, export and evaluation use the final gates.
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r   Q  grids   N  gates of each
 """
@@ -38,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.kernels import bits
@@ -51,6 +46,7 @@ class Blora(Method, name="blora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Meo et al. 2024, arXiv:2406.13046"
     count: ClassVar[str] = "r * (I + O + 2) + 11"  # with E, of 16 bits
+    rates: ClassVar[Rates] = (0.01, 0.0002, 1.0)
     starts_as_base: ClassVar[bool] = False
     r: int = 8
     """Largest rank."""

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError, closest, listed
@@ -39,6 +39,8 @@ class Bottleneck(Method, name="bottleneck"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751"
     count: ClassVar[str] = "2 * r * O + r + O"
+    rates: ClassVar[Rates] = (0.02, 0.0003, 1.0)
+    rate_source: ClassVar[str] = "google-research/adapter-bert, README"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
     r: int = 64
     """Width m of the bottleneck. Parameters per layer: 2 r O + r + O."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Base
+from lorica.core.adapter import Base, Rates
 from lorica.core.kept import Kept
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -26,6 +26,8 @@ TINY = 1e-12  # a row of zeros has no direction: its norm is taken as this, its 
 class Dora(Lora, name="dora"):
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     count: ClassVar[str] = "r * (I + O) + O"
+    rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
+    rate_source: ClassVar[str] = "Liu et al. 2024, the authors' scripts for LLaMA-7B"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     detach_norm: bool = True
     """Hold the norm constant in the backward pass, as the paper does; false: differentiate it."""

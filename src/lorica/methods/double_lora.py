@@ -35,6 +35,7 @@ STARTS = ("kaiming", "gaussian")
 class DoubleLora(Lora, name="double_lora"):
     paper: ClassVar[str] = ""
     count: ClassVar[str] = "r * (I + O)"
+    rate_source: ClassVar[str] = "as lora"
     second_r: int | None = None
     """Rank of the second pair, less than r, which counts both; null: half of r, rounded down."""
     second_scale_ratio: float = 1.0

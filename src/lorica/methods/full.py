@@ -7,7 +7,7 @@ be used beside them, and comes back exactly. Tensors that the base ties stay tie
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lorica.core.adapter import Method
+from lorica.core.adapter import Method, Rates
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules, Whole
 
@@ -16,6 +16,8 @@ from lorica.core.whole import SavedModules, Whole
 class Full(Method, name="full"):
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "other")
     count: ClassVar[str] = "parameters of the layer"
+    rates: ClassVar[Rates] = (0.003, 2e-5, 1.0)
+    rate_source: ClassVar[str] = "Lit-LLaMA (3e-5) and PEFT's method comparison (1e-5)"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     on_packed: ClassVar[bool] = False
     mixes: ClassVar[bool] = False

@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.condition import Conditioned
 from lorica.core.encode import KINDS, Kind, Texts, encoder, settled
 from lorica.core.hypernetwork import Network, Place
@@ -41,6 +41,8 @@ class Hyperlora(Method, name="hyperlora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Charakorn et al. 2025, arXiv:2506.06105"
     count: ClassVar[str] = "(hidden + 1) * r * (I + O)"  # at most: layers of a type share hidden
+    rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
+    rate_source: ClassVar[str] = "as lora"
     mixes: ClassVar[bool] = False
     """The rows of a batch differ by their conditions instead."""
     r: int = 8

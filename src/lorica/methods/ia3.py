@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.site import Site
 from lorica.core.targets import block_of
 from lorica.errors import TargetError, closest, listed
@@ -40,6 +40,8 @@ class Ia3(Method, name="ia3"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
     count: ClassVar[str] = "O"  # I at the output layer of the MLP
+    rates: ClassVar[Rates] = (0.1, 0.003, 1.0)
+    rate_source: ClassVar[str] = "Liu et al. 2022, section 3"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     feedforward_modules: Sequence[str] | None = None
     """Name endings of target layers that are scaled at their input; null: the output layers of the

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.attention import ELSEWHERE, alone, listening, made
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
@@ -35,6 +35,8 @@ class LlamaAdapter(Method, name="llama_adapter"):
     kinds: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     count: ClassVar[str] = "adapter_len * features + heads"
+    rates: ClassVar[Rates] = (0.2, 0.005, 1.0)
+    rate_source: ClassVar[str] = "PEFT's method comparison"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
     adapter_len: int = 10
     """Prompts of each adapted layer."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.site import Kind, Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
@@ -30,6 +30,8 @@ from lorica.kernels.low_rank import low_rank, low_rank_parts
 class Lora(Method, name="lora"):
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     count: ClassVar[str] = "r * (I + O)"
+    rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
+    rate_source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314 (7B and 13B)"
     r: int = 8
     """Columns of B. Parameters per layer: r * (I + O)."""
     alpha: float | None = None

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lorica.core.adapter import Adapter
+from lorica.core.adapter import Adapter, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -29,6 +29,8 @@ class LoraFa(Lora, name="lora_fa"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # the A of an embedding is zero: nothing learns
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2308.03303"
     count: ClassVar[str] = "r * O"
+    rates: ClassVar[Rates] = (0.01, 0.0002, 1.0)
+    rate_source: ClassVar[str] = "as lora"
     precondition: bool = False
     """Multiply the gradient of B by (A A^T + delta)^-1 / s^2. Needs a smaller learning rate."""
     delta: float = 1e-8

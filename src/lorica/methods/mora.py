@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -55,6 +55,8 @@ class Mora(Method, name="mora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Jiang et al. 2024, arXiv:2405.12130"
     count: ClassVar[str] = "(int((r * (I + O)) ** 0.5 + 0.5) // 2 * 2) ** 2"  # 1 to 4: may be odd
+    rates: ClassVar[Rates] = (0.005, 0.0003, 1.0)
+    rate_source: ClassVar[str] = "Jiang et al. 2024"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     r: int = 8
     """Rank of the LoRA that has as many numbers."""

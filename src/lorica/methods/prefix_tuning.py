@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter
+from lorica.core.adapter import Adapter, Rates
 from lorica.core.front import Front, in_front, reads_left_to_right, shown
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -36,6 +36,8 @@ Start = Literal["vocabulary", "text", "random", "zero"]
 class PrefixTuning(Virtual, name="prefix_tuning"):
     paper: ClassVar[str] = "Li and Liang 2021, arXiv:2101.00190"
     count: ClassVar[str] = "num_virtual_tokens * key and value features of all layers"
+    rates: ClassVar[Rates] = (0.3, 0.005, 1.0)
+    rate_source: ClassVar[str] = "PEFT's method comparison"
     starts: ClassVar[tuple[str, ...]] = get_args(Start)
     init: Start | None = None
     """What the base makes of tokens drawn at random, or of init_ids; N(0, 1); or zeros; None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Method
+from lorica.core.adapter import Adapter, Method, Rates
 from lorica.core.attention import alone
 from lorica.core.front import check_prepending, embedded, embedding_of, heard, in_front, kept
 from lorica.core.site import Site
@@ -69,6 +69,10 @@ class Virtual(Method):
                 fix="give both, or neither",
             )
 
+    @property
+    def rate_factor(self) -> float:
+        return 0.1 if self.reparametrisation else 1.0  # the network moves all of it at once
+
     def choose(self, sites: list[Site]) -> list[Site]:
         if not sites:
             raise TargetError(
@@ -113,6 +117,8 @@ def _natural(value: object) -> bool:
 class PromptTuning(Virtual, name="prompt_tuning"):
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     count: ClassVar[str] = "num_virtual_tokens * features"
+    rates: ClassVar[Rates] = (0.3, 0.001, 1.0)
+    rate_source: ClassVar[str] = "PEFT's method comparison"
     init: Start = "vocabulary"
     """Embeddings of tokens drawn at random, those of init_ids, or N(0, 1) times their spread."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, Base, Method, Rates
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels.dropout import dropout
@@ -34,6 +34,8 @@ class Vera(Method, name="vera"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     count: ClassVar[str] = "r + O"
+    rates: ClassVar[Rates] = (0.07, 0.002, 1.0)
+    rate_source: ClassVar[str] = "Kopiczko et al. 2023: ten times that of LoRA"
     r: int = 256
     """Rows of A and columns of B. Parameters per layer: r + O; far more than LoRA's r is usual."""
     d_initial: float = 0.1

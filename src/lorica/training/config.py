@@ -117,8 +117,10 @@ class TrainConfig(BaseModel):
         "adamw",
         "AdamW (betas 0.9, 0.999), the same with its state paged (CUDA), or SGD without momentum",
     )
-    learning_rate: float = setting(
-        "optimisation", 2e-4, "peak learning rate per optimizer step", gt=0
+    learning_rate: Annotated[float, Field(gt=0)] | None = setting(
+        "optimisation",
+        None,
+        "peak learning rate per optimizer step; null: the method's own, for the base's hidden size",
     )
     weight_decay: float = setting(
         "optimisation",

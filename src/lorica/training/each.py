@@ -22,7 +22,7 @@ from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, list
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
 from lorica.training.loop import Result, Trainer
-from lorica.training.prepare import base_for, load_rows
+from lorica.training.prepare import base_for, load_rows, with_learning_rate
 from lorica.training.run import CONFIG, Run
 from lorica.training.signals import Signals
 from lorica.training.step import Stepper
@@ -47,8 +47,9 @@ def train_each(
         base, or if a method's tokens cannot be told apart in a line. When all others have ended:
         TrainingError if a watch stopped some; Stopped on a signal.
     """
-    runs = [_asked(config) for config in configs]
-    _check_alike([config for config, _ in runs])
+    asked = [_asked(config) for config in configs]
+    _check_alike([config for config, _ in asked])
+    runs = [(*with_learning_rate(config), new) for config, new in asked]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.num_processes > 1:
         raise ConfigError("several runs are trained at once by one process, not by several.")
@@ -57,7 +58,7 @@ def train_each(
     with torch.random.fork_rng(), ExitStack() as locks:
         with ExitStack() as begun:
             places = []
-            for config, new in runs:
+            for config, _, new in runs:
                 places.append(run := Run(Path(config.output)))
                 if new:
                     begun.enter_context(run.beginning(resolved(config)))
@@ -65,8 +66,8 @@ def train_each(
             base, _ = base_for(runs[0][0], None)
             trainers = [
                 Trainer(config, load_rows(config), run, accelerator, show=show, base=base,
-                        name=f"run_{i}")
-                for i, ((config, _), run) in enumerate(zip(runs, places, strict=True))
+                        name=f"run_{i}", notices=notices)
+                for i, ((config, notices, _), run) in enumerate(zip(runs, places, strict=True))
             ]  # fmt: skip
             for trainer in trainers:
                 _check_fits(trainer)

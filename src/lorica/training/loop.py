@@ -8,6 +8,7 @@ A method's schedule is driven here, and nowhere else: see lorica.core.schedule.
 import math
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,14 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, data: Data, run: Run, accelerator: Accelerator, *,
         show: bool, base: Base | None = None, name: str = "default",
+        notices: Sequence[str] = (),
     ):  # fmt: skip
-        """base: one that other runs train on as well, with adapters of other names."""
+        """base: one that other runs train on as well, with adapters of other names.
+
+        notices: what is known of the run before it begins; the learning rate is chosen.
+        """
+        assert config.learning_rate is not None, "prepare.with_learning_rate chooses it"
+        self.rate = config.learning_rate
         self.config, self.run, self.accelerator, self.name = config, run, accelerator, name
         self.main, self.alone = accelerator.is_main_process, base is None
         self.data = data
@@ -78,7 +85,7 @@ class Trainer:
         }
         reason = prepare.why_padded(self.base)
         self.packed = reason is None
-        self.lines = [*self.base.lines, *told, *data.lines]
+        self.lines = [*notices, *self.base.lines, *told, *data.lines]
         self.lines += [f"batches are padded: {reason}"] if reason else []
         self.shares = self.packed and prepare.why_not_shared(self.base, config, name) is None
         self.stepper = stepper_for([self])
@@ -95,7 +102,7 @@ class Trainer:
         )  # fmt: skip
         self.driver.schedule.probe = prepare.probe(model, data.train, name)
         self.optimizer = optim.make_optimizer(
-            self.tensors, rates_of(model, config.learning_rate, name), kind=config.optimizer,
+            self.tensors, rates_of(model, self.rate, name), kind=config.optimizer,
             decay=config.weight_decay, masked=self.driver.schedule.live().keys(),
         )  # fmt: skip
         self.save_steps = config.save_steps or config.eval_steps or max(self.total // 10, 1)
@@ -165,7 +172,7 @@ class Trainer:
         progress.tokens += done.tokens
         progress.seconds += spent
         self.log(
-            "step", step=progress.step, loss=done.loss, lr=config.learning_rate * self.share,
+            "step", step=progress.step, loss=done.loss, lr=self.rate * self.share,
             **({"penalty": done.penalty} if self.driver.scheduled else {}), grad_norm=done.norm,
             tokens=progress.tokens, tokens_per_second=done.tokens / spent, memory=peak_memory(),
             **({"sent_bytes": self.device.taken()} if self.device else {}),

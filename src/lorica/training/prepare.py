@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorica.base import packing
-from lorica.base.load import DTYPES, Base, context_length, load_tokenizer
+from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import keep_unpacked
 from lorica.core.attach import adapt, use
 from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of
+from lorica.core.rates import default_rate
 from lorica.core.schedule import Schedule
 from lorica.core.site import output_head
 from lorica.data.batch import pad
@@ -27,6 +28,7 @@ from lorica.training.init_from import start_from
 from lorica.training.split.device import Device, connect
 from lorica.training.split.revive import KillAndRevive
 
+OPTIMIZERS = {"adamw": "AdamW", "paged_adamw": "AdamW", "sgd": "SGD"}
 PROBED = 32
 SEEN, SEEN_AT_ONCE = 512, 8
 """Rows that a start which needs data is shown at most, and how many of them at a time."""
@@ -44,6 +46,24 @@ def load_rows(config: TrainConfig) -> Data:
         seed=config.seed,
         max_length=None if (most := context_length(config.base)) is None else most - taken,
     )
+
+
+def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The settings with a learning rate: where none is given, the method's own.
+
+    Returns: a notice on what was chosen and why as well. Raises: what reading the base's
+        configuration raises.
+    """
+    if config.learning_rate is not None:
+        return config, []
+    method, width = config.build_method(), hidden_size(config.base)
+    rate = default_rate(method, config.optimizer, width)
+    notice = (
+        f"learning rate {rate:g}: the default of {method.name} with "
+        f"{OPTIMIZERS[config.optimizer]} at hidden size {width or 'unknown'} (lorica methods "
+        f"{method.name}); --learning_rate changes it"
+    )
+    return config.model_copy(update={"learning_rate": rate}), [notice]
 
 
 def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Device | None]:

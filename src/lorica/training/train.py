@@ -12,7 +12,7 @@ from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
 from lorica.training.loop import Result, Trainer
-from lorica.training.prepare import load_rows
+from lorica.training.prepare import load_rows, with_learning_rate
 from lorica.training.run import CONFIG, Run
 from lorica.training.split.cloud import serve
 
@@ -47,6 +47,7 @@ def train(
     if config.split == "cloud":
         serve(config, str(config.peer))
         return Result(Path(), {}, ["the device has ended its run"])
+    config, chosen = with_learning_rate(config)
     run = Run(Path(resume or config.output))
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
@@ -63,5 +64,7 @@ def train(
             if main:
                 stack.enter_context(run.lock())
             accelerator.wait_for_everyone()
-            trainer = Trainer(config, load_rows(config), run, accelerator, show=show)
+            trainer = Trainer(
+                config, load_rows(config), run, accelerator, show=show, notices=chosen
+            )
         return trainer.run_to_end()
