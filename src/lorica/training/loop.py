@@ -57,12 +57,8 @@ class Trainer:
         show: bool, base: Base | None = None, name: str = "default",
         notices: Sequence[str] = (),
     ):  # fmt: skip
-        """base: one that other runs train on as well, with adapters of other names.
-
-        notices: what is known of the run before it begins; the learning rate is chosen.
-        """
-        assert config.learning_rate is not None, "prepare.with_learning_rate chooses it"
-        self.rate = config.learning_rate
+        """config: with a learning rate. base: one that other runs train on too, by other names."""
+        self.rate = config.learning_rate or 0.0  # prepare.with_learning_rate has chosen one
         self.config, self.run, self.accelerator, self.name = config, run, accelerator, name
         self.main, self.alone = accelerator.is_main_process, base is None
         self.data = data
