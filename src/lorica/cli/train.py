@@ -12,7 +12,7 @@ from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read
 
 if TYPE_CHECKING:
-    from lorica.training.loop import Result
+    from lorica.training.run import Result
 
 app = App(
     name="train", usage="Usage: lorica train [RECIPE] [--SETTING VALUE]... [OPTIONS]",

@@ -21,9 +21,9 @@ from lorica.core.site import output_head
 from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, listed
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
-from lorica.training.loop import Result, Trainer
+from lorica.training.loop import Trainer
 from lorica.training.prepare import base_for, load_rows, with_learning_rate
-from lorica.training.run import CONFIG, Run
+from lorica.training.run import CONFIG, Result, Run
 from lorica.training.signals import Signals
 from lorica.training.step import Stepper
 from lorica.training.together import step_of, stepper_for

@@ -9,9 +9,6 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -33,20 +30,11 @@ from lorica.training.figures import figures, peak_memory
 from lorica.training.log import Log, Silent
 from lorica.training.pictures import RANKS, draw, draw_ranks
 from lorica.training.progress import Show
-from lorica.training.run import RESULTS, Run
+from lorica.training.run import RESULTS, Result, Run
 from lorica.training.schedule import factor, order
 from lorica.training.signals import Signals
 from lorica.training.step import Outcome, Part
 from lorica.training.together import agreed, step_of, stepper_for
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to: its folder, its figures (results.json) and its named lines."""
-
-    folder: Path
-    figures: dict[str, Any]
-    lines: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -192,7 +180,7 @@ class Trainer:
         evaluates = ended or _due(progress.step, self.config.eval_steps)
         stop = self._stopping()
         if evaluates or stop or _due(progress.step, self.save_steps):
-            watch.check_weights(self.tensors, progress, self.config.learning_rate * self.share)
+            watch.check_weights(self.tensors, progress, self.rate * self.share)
         if evaluates:
             self._evaluate()
         if stop or not self.goes_on or _due(progress.step, self.save_steps):

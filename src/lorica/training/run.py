@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
 NAMES = (CONFIG, EVENTS, RESULTS, ".lock", "checkpoints", "adapter", "loss.png", "ranks.png",
          "tensorboard", "wandb")  # fmt: skip
 """What a run folder holds. Each is a plain file or folder, never a link to one elsewhere."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to: its folder, its figures (results.json) and its notices."""
+
+    folder: Path
+    figures: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
 
 
 class Run:

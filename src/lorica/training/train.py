@@ -11,9 +11,9 @@ from lorica import plain_files
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
-from lorica.training.loop import Result, Trainer
+from lorica.training.loop import Trainer
 from lorica.training.prepare import load_rows, with_learning_rate
-from lorica.training.run import CONFIG, Run
+from lorica.training.run import CONFIG, Result, Run
 from lorica.training.split.cloud import serve
 
 
