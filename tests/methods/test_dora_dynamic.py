@@ -89,6 +89,13 @@ def test_the_last_pruning_is_met_in_every_run(total):
     assert schedule.last == int(total * 7 / 20 + 1e-9)
 
 
+def test_no_run_length_loses_a_step_to_rounding():
+    """The authors' int() does at 34 lengths: 0.35 T is whole there, and floats fall short of it."""
+    short = [t for t in range(1, 3000) if int(t * (1 - 0.15 - 0.5)) != t * 7 // 20]
+    assert (len(short), short[:3]) == (34, [180, 340, 360])
+    assert all(scheduled(1, t).last == t * 7 // 20 for t in short)
+
+
 def test_the_score_by_hand():
     _, adapter = one()
     put(adapter.a, [[3.0, 0], [0, 4]])

@@ -86,7 +86,8 @@ def calibrate(
     batches: the keyword arguments of one forward call each, on the model's device: the model is
         run as ``model(**batch)``, as the bare base and in eval mode. Where `attention_mask`
         (B, T) is among them, positions with 0 are padding and are left out; rows laid end to end
-        have none. Once every site is settled no further batch is asked for. Under several
+        have none. Where `labels` (B, T) are, only label tokens count (not -100), as in PEFT, and
+        the model is not given them. Once every site is settled no further batch is asked for. Under several
         processes each must be given the same batches.
 
     The adapters at the sites become new modules of the ranks found, and the adapter's Spec
@@ -105,7 +106,7 @@ def calibrate(
     with resting(model), use(model), watch.over([site for site, _, _ in places]):
         for batch in batches:
             watch.mask = mask_of(batch)
-            model(**batch)
+            model(**{key: value for key, value in batch.items() if key != "labels"})
             if watch.settled():
                 break
     found = watch.spectra
@@ -235,8 +236,11 @@ def counted(x: Tensor, mask: Tensor | None, site: str) -> Tensor:
 
 
 def mask_of(batch: Mapping[str, Any]) -> Tensor | None:
-    """The tokens of a batch that are real, (B, T) bool; None: all are."""
-    mask = batch.get("attention_mask")
+    """The tokens of a batch that count, (B, T) bool; None: all do."""
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if labels is not None:
+        learned = labels != -100
+        mask = learned if mask is None else learned & mask.bool()
     if mask is None:
         return None
     if mask.ndim != 2:

@@ -10,7 +10,9 @@ least one goes. Until (1 - end_ratio) T they may come back; from then on they st
 then a penalty (DEM) holds down the variance within rows of A and columns of B.
 
 Our own: none goes if target_r is r; ties never take more than the number asked for; `interval`
-follows the run's length where it is not given; a row of one number has no variance.
+follows the run's length where it is not given; a row of one number has no variance. The authors'
+int(T (1 - start_ratio - end_ratio)) is one step short where the product is a whole number that
+floats miss (at 34 run lengths under 3,000 with their ratios: 180, 340, 360, ...); ours is not.
 """
 
 import math

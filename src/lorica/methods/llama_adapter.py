@@ -8,7 +8,8 @@ rotated, not masked, and never in the key-value cache. p ~ N(0, 1) and g = 0, on
 so that the start is the base, and only g has a gradient at the first step. The authors' own code
 takes tanh(g) and PEFT one gate for all heads; the paper and its other implementations take g.
 `v2` is Gao et al., 2023, arXiv:2304.15010, for text alone: every norm is trained as well, and of
-every linear layer but the head a scale s and a bias b: y = s (W x + b0 + b).
+every linear layer but the head a scale s and a bias b: y = s (W x + b0 + b). That is Lit-LLaMA's
+form; the authors' code (llama_adapter_v2_chat65b at 521a09d) scales the input: W (s x) + b.
 
     B  rows   H  heads   K  key heads   T  tokens   D  head size   n  adapter_len   C  features
 """

@@ -4,10 +4,11 @@ Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language 
 2023, arXiv:2308.03303. As A has no gradient, the backward pass keeps A x (R numbers a token)
 and not x (I numbers). The first SGD step is LoRA's, whose A has no gradient there either.
 
-`precondition` is that of PEFT's LoRA-FA optimizer, not of the paper (read in its code): the
-gradient of B is multiplied by (A A^T + delta)^-1 / s^2 before the optimizer sees it, which makes
-the step in s B A the nearest one to the gradient of W. It acts on the clipped gradient. The
-paper's result tables are unverified here.
+`precondition` is in version 2 of the paper (2026), which derives it, and in PEFT's LoRA-FA
+optimizer, after whose code ours is written: the gradient of B is multiplied by
+(A A^T + delta)^-1 / s^2 before the optimizer sees it, which makes the step in s B A the nearest
+one to the gradient of W. It acts on the clipped gradient. The paper's result tables are unverified
+here.
 """
 
 from collections.abc import Mapping
