@@ -6,13 +6,14 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Lora
+from lorica.core.merge import merged
 from lorica.core.port import ports
 from lorica.errors import ConfigError
 from tests.laws.bases import IDS, Stack, stories, stories_nf4
 
 
 def corrected(**settings) -> nn.Module:
-    return lorica.adapt(stories_nf4(), Lora(init="loftq", **settings))
+    return lorica.adapt(stories_nf4(), Lora(**{"init": "loftq", **settings}))
 
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": 3}, {"use_rslora": True}], ids=str)
@@ -52,3 +53,83 @@ def test_loftq_needs_a_quantised_base_and_its_original():
     assert error.value.fix
     with pytest.raises(ConfigError, match=r"original weight of layers\.0\.up"):
         lorica.adapt(Stack(packed=True), Lora(r=4, init="loftq"))
+
+
+# -- several rounds -----------------------------------------------------------------------------
+
+TWO, FIVE = {"init": "loftq_iters_2"}, {"init": "loftq_iters_5"}
+
+
+def errors(model: nn.Module) -> torch.Tensor:
+    """||W - W'|| / ||W|| of every adapted layer, W' being what it computes with."""
+    found = []
+    for name, module, port in ports(model):
+        site = port.site(name, module)
+        original, now = site.original(), merged(site, port.acting())[0]
+        found.append((original - now).norm() / original.norm())
+    return torch.stack(found)
+
+
+def test_every_round_brings_the_weights_nearer():
+    found = [errors(corrected(r=8, **init)) for init in ({}, TWO, FIVE)]
+    one, two, five = (error.mean().item() for error in found)
+    assert one > two > five
+    assert five < 0.95 * one
+    assert (found[2] < found[0]).all()
+
+
+def test_the_base_is_not_written_to_and_comes_back():
+    base = stories_nf4()
+    codes = {k: t.clone() for k, t in base.named_buffers()}
+    with torch.no_grad():
+        bare = base(IDS).logits
+        model = lorica.adapt(base, Lora(r=4, **FIVE))
+        adapted = model(IDS).logits
+        assert not torch.equal(adapted, bare)
+        with lorica.use(model):
+            assert torch.equal(model(IDS).logits, bare)
+        assert torch.equal(model(IDS).logits, adapted)
+        lorica.detach(model)
+        assert torch.equal(model(IDS).logits, bare)
+    assert all(torch.equal(t, dict(base.named_buffers())[k]) for k, t in codes.items())
+
+
+def test_gradients_go_through_the_codes_that_the_layer_computed_with():
+    model = lorica.adapt(stories_nf4(), Lora(r=4, **FIVE), target_modules=["gate_proj"])
+    (name, layer, port), *_ = ports(model)
+    weight = merged(port.site(name, layer), port.acting())[0]
+    x = torch.randn(3, layer.in_features, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, -1), atol=1e-5, rtol=1e-4)
+
+
+def test_it_is_saved_loaded_and_merged(tmp_path):
+    model = lorica.adapt(stories_nf4(), Lora(r=4, **FIVE))
+    with torch.no_grad():
+        for _, _, port in ports(model):
+            port["default"].b.add_(0.01)
+        want = model(IDS).logits
+        lorica.save(model, tmp_path / "adapter")
+        other = stories_nf4()
+        lorica.load(other, tmp_path / "adapter")
+        torch.testing.assert_close(other(IDS).logits, want, atol=1e-5, rtol=1e-5)
+        lorica.merge(other)
+        torch.testing.assert_close(other(IDS).logits, want, atol=1e-4, rtol=1e-4)
+
+
+def test_what_several_rounds_cannot_do_is_refused(tmp_path):
+    model = lorica.adapt(stories_nf4(), Lora(r=4, **TWO))
+    with pytest.raises(ConfigError, match="rows of a batch"), lorica.mixed(model, ["default"]):
+        pass
+    with pytest.raises(ConfigError, match="one round"):
+        Dora(r=4, **TWO)
+    with pytest.raises(ConfigError, match="whole number, at least 1"):
+        Lora(init="loftq_iters_0")
+    lorica.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter/adapter_config.json").exists(), "PEFT would read it wrongly"
+    for _, layer, _ in ports(model):
+        del layer.original_weight
+    lorica.detach(model)
+    lorica.load(model, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="float weights"):
+        model(IDS)

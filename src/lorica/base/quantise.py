@@ -103,6 +103,17 @@ class QuantisedLinear(nn.Module):
             y = F.linear(x, self.weight_as(x.dtype))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    def requantised(self, weight: Tensor) -> "QuantisedLinear":
+        """Another weight (O, I) packed as this layer's is; see inits.loftq."""
+        with torch.device(weight.device):
+            dense = nn.Linear(self.in_features, self.out_features, bias=False)
+        dense.weight = nn.Parameter(weight.float(), requires_grad=False)
+        packed = quantise(dense, self.kind, double=self.double_quantisation)
+        packed.like = self.like
+        if self.kept is not None:
+            packed.keep()
+        return packed
+
     def keep(self) -> None:
         """Unpack the weight in `like.dtype`, once for all passes in this dtype."""
         self.kept = None
@@ -171,7 +182,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:  # type: ignore[override]
-        ctx.layer = layer
+        # As it is now: an adapter may put other codes in place for this call alone.
+        ctx.layer = now = object.__new__(QuantisedLinear)
+        now.__dict__ = {**layer.__dict__, "_buffers": dict(layer._buffers)}
         return F.linear(x, layer.weight_as(x.dtype))
 
     @staticmethod

@@ -54,7 +54,7 @@ class Adapter(nn.Module):
         return None
 
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Tensors that stand in for those of `layer` during the call, by parameter name.
+        """Tensors that stand in for those of `layer` during the call, by their names there.
 
         An adapter that gives any has a closed form in `merged`.
         """
@@ -140,6 +140,11 @@ class Method(Named, family="lorica.methods"):
 
     def build(self, site: Site, shared: Any) -> Adapter:
         raise NotImplementedError  # every method has its own; there is no default update
+
+    @property
+    def stands_in(self) -> bool:
+        """Its adapters give tensors in place of the layer's, so that rows cannot be mixed."""
+        return False
 
     @property
     def rate_factor(self) -> float:

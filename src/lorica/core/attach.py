@@ -245,7 +245,7 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     """
     for name in {name for name in names if name is not None}:
         method = spec_of(model, name).method
-        if not method.mixes:
+        if not method.mixes or method.stands_in:
             raise ConfigError(
                 f"adapter {name!r} is a {method.name}, which acts on all rows of a batch alike.",
                 fix="run its rows in a batch of their own",

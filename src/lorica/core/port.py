@@ -6,6 +6,7 @@ checkpointed and sharded like any other.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +135,9 @@ def _before(module: nn.Module, args: tuple) -> tuple:
         return (before_along(port.switch.line, port, args[0]), *args[1:])
     for adapter in port.acting():
         for key, tensor in adapter.weights(module).items():  # until _restore
-            port.own.setdefault(key, module._parameters[key])  # type: ignore[arg-type]
-            module._parameters[key] = tensor  # type: ignore[assignment]
+            tensors = _tensors(module, key)
+            port.own.setdefault(key, tensors[key])
+            tensors[key] = tensor
         if acts(adapter, "before"):
             args = (adapter.before(args[0]), *args[1:])
     return args
@@ -178,8 +180,14 @@ def _restore(module: nn.Module, args: tuple, y: object) -> None:
     """Put the layer's own tensors back; runs also when the layer raised."""
     port: Port = module.adapters  # type: ignore[assignment]
     for key, tensor in port.own.items():
-        module._parameters[key] = tensor  # type: ignore[assignment]
+        _tensors(module, key)[key] = tensor
     port.own.clear()
+
+
+def _tensors(module: nn.Module, key: str) -> dict[str, Any]:
+    """Where the layer keeps its tensor `key`: among its parameters, or the codes of packed layers
+    among its buffers."""
+    return module._parameters if key in module._parameters else module._buffers
 
 
 @torch.no_grad()

@@ -99,6 +99,11 @@ class Site:
         return None if read is None else read().to(self.like.device, torch.float32)
 
     @torch.no_grad()
+    def requantised(self, weight: Tensor) -> Tensor:
+        """What `weight` (O, I) becomes when it is packed as this quantised layer's is, float32."""
+        return self.module.requantised(weight).unpacked()[0]  # type: ignore[operator]
+
+    @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
         """Put (O, I) float32 `weight` and `bias` into the dense layer, in its own layout. In place.
 

@@ -38,6 +38,15 @@ class Start(Named, family="lorica.inits"):
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted layer is the base, to rounding."""
 
+    @property
+    def repacks(self) -> bool:
+        """It goes with other codes than the quantised layer's: those of W - s B1 A1."""
+        return False
+
+    def pair_of_codes(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        """(a1 (R, I), b1 (O, R)) of a start that repacks."""
+        raise NotImplementedError
+
     def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         """(a (R, I), b (O, R)) float32. Draws come from the global random state."""
         raise NotImplementedError

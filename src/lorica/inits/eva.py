@@ -87,8 +87,8 @@ def calibrate(
         run as ``model(**batch)``, as the bare base and in eval mode. Where `attention_mask`
         (B, T) is among them, positions with 0 are padding and are left out; rows laid end to end
         have none. Where `labels` (B, T) are, only label tokens count (not -100), as in PEFT, and
-        the model is not given them. Once every site is settled no further batch is asked for. Under several
-        processes each must be given the same batches.
+        the model is not given them. Once every site is settled no further batch is asked for.
+        Under several processes each must be given the same batches.
 
     The adapters at the sites become new modules of the ranks found, and the adapter's Spec
     (rank_pattern, alpha_pattern) says so. Returns: the rank at each site. Raises: ConfigError if

@@ -36,6 +36,8 @@ class Dora(Lora, name="dora"):
         super().__post_init__()
         if self.lora_bias:
             raise ConfigError("dora.lora_bias is not defined.", fix="leave it out, or use lora")
+        if self.start.repacks:
+            raise ConfigError("dora knows one round of loftq.", fix="use init=loftq, or lora")
 
     def build(self, site: Site, shared: Any) -> "DoraAdapter":
         return DoraAdapter(site, self)

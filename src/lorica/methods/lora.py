@@ -42,7 +42,8 @@ class Lora(Method, name="lora"):
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     init: str = "kaiming"
     """How A and B begin: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: a faster one), olora,
-    loftq (on a quantised base) or eva (from data; eva_rho_2: at most 2 r at a site)."""
+    loftq (on a quantised base; loftq_iters_5: five rounds) or eva (from data; eva_rho_2: at most
+    2 r at a site)."""
     loraplus_lr_ratio: float = 1.0
     """Learning rate of B and of vectors over that of A (LoRA+); at least 1. Of an embedding, that
     of A over that of B. Where no learning rate is given, the default is divided by its root."""
@@ -96,6 +97,10 @@ class Lora(Method, name="lora"):
         """Its start is complete only after lorica.inits.eva.calibrate."""
         return self.start.needs_data
 
+    @property
+    def stands_in(self) -> bool:
+        return self.start.repacks
+
     def build(self, site: Site, shared: Any) -> "LoraAdapter":
         return LoraAdapter(site, self)
 
@@ -111,11 +116,15 @@ class Lora(Method, name="lora"):
 class LoraAdapter(Adapter):
     """a0, b0: frozen copies of a start that is taken out again; None for other starts.
 
+    a1, b1: of a start that repacks: the layer's codes are those of W - s B1 A1, in a layer of
+        their own beside the base's, which stays as it is. None for other starts.
     waits: its start needs data, and has not seen any.
     """
 
     a0: Tensor | None
     b0: Tensor | None
+    a1: Tensor | None
+    b1: Tensor | None
 
     def __init__(self, site: Site, method: Lora):
         super().__init__()
@@ -132,6 +141,10 @@ class LoraAdapter(Adapter):
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("a0", a.clone() if start.takes_out else None)
         self.register_buffer("b0", b.clone() if start.takes_out else None)
+        pair = start.pair_of_codes(site, method.r, method.scale) if start.repacks else (None, None)
+        self.register_buffer("a1", pair[0])
+        self.register_buffer("b1", pair[1])
+        self.repacked: tuple[Any, Any] = (None, None)  # what it follows from, and the layer
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
         self.waits = start.needs_data and not skipped()
 
@@ -170,13 +183,42 @@ class LoraAdapter(Adapter):
         a = torch.cat([self.a - self.a0, self.a0])
         return a, torch.cat([self.b, self.b - self.b0], dim=1)
 
+    def weights(self, layer: nn.Module) -> dict[str, Tensor]:
+        if self.a1 is None or self.b1 is None:
+            return {}
+        version = [(t._version, t.data_ptr()) for t in (self.a1, self.b1)]
+        if self.repacked[0] != version:
+            near = repacked(layer, self.a1, self.scale * self.b1)
+            self.repacked = version, near
+        return {k: t for k, t in self.repacked[1]._buffers.items() if t is not None}
+
     def factors(self) -> tuple[Tensor, Tensor] | None:
+        if self.a1 is not None:
+            return None  # from the base's codes to others the way is of full rank
         a, b = self.pair()
         return a, self.scale * b
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.a1 is not None:  # `weights` comes before it
+            weight = self.repacked[1].unpacked()[0]
         if self.bias is not None:
             shift = self.scale * self.bias
             bias = shift if bias is None else bias + shift
         a, b = self.pair()
         return torch.addmm(weight, b, a, alpha=self.scale), bias
+
+
+@torch.no_grad()
+def repacked(layer: Any, a: Tensor, b: Tensor) -> nn.Module:
+    """A quantised layer like `layer`, of its original weight less b a.
+
+    Raises: ConfigError if the original weight is not known.
+    """
+    read = getattr(layer, "original_weight", None)
+    if read is None:
+        raise ConfigError(
+            "this adapter goes with codes of its own (loftq_iters), which are made from the "
+            "base's float weights, and only quantised ones are known.",
+            fix="load the base from its float files with quantisation",
+        )
+    return layer.requantised(read().to(b) - b @ a)

@@ -116,7 +116,7 @@ def _check_fits(trainer: Trainer) -> None:
     head = output_head(model)
     sites = [name for name, module, port in ports(model)
              if trainer.name in port and (module is head or port.kind in INSIDE)]  # fmt: skip
-    if whole or sites or not spec.method.mixes:
+    if whole or sites or not spec.method.mixes or spec.method.stands_in:
         raise ConfigError(
             f"{where}: what it trains acts on the tokens of all runs.",
             method=spec.method.name,

@@ -39,7 +39,8 @@ class LoraLayout(Layout):
     }  # fmt: skip
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
-        return type(spec.method) in (Lora, Dora)  # not what extends them: it is another method
+        # Not what extends them: it is another method. Nor what goes with codes of its own.
+        return type(spec.method) in (Lora, Dora) and not spec.method.stands_in
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         method = spec_of(model, name).method
