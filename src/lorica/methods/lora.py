@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.repacked import Repacked
 from lorica.core.site import Kind, Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
 from lorica.kernels.low_rank import low_rank, low_rank_parts
+from lorica.kernels.ranking import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,30 +53,21 @@ class Lora(Method, name="lora"):
     """Train a bias beside B as well."""
 
     def __post_init__(self):
-        name = self.name
-        if not isinstance(self.r, int) or self.r < 1:
-            raise ConfigError(
-                f"{name}.r is {self.r}; it must be a whole number, at least 1.", fix="try r=8"
-            )
+        fits = isinstance(self.r, int) and self.r >= 1
+        require(self, "r", fits, "a whole number, at least 1", "try r=8")
         try:
             start_of(self.init)
         except ConfigError as error:
             raise ConfigError(
-                f"{name}.init is {self.init!r}: {error.what}",
+                f"{self.name}.init is {self.init!r}: {error.what}",
                 fix=error.fix or "name one of these",
                 **error.facts,
             ) from None
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(
-                f"{name}.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05"
-            )
-        if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ConfigError(f"{name}.alpha is {self.alpha}; it must be positive.", fix="try 2 r")
-        if not self.loraplus_lr_ratio >= 1:
-            raise ConfigError(
-                f"{name}.loraplus_lr_ratio is {self.loraplus_lr_ratio}; it must be at least 1.",
-                fix="try 4, with a lower learning rate",
-            )
+        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)", "try 0.05")
+        fits = self.alpha is None or 0 < self.alpha < math.inf
+        require(self, "alpha", fits, "positive", "try 2 r")
+        fits = 1 <= self.loraplus_lr_ratio < math.inf
+        require(self, "loraplus_lr_ratio", fits, "at least 1", "try 4")
 
     @property
     def numerator(self) -> float:
@@ -144,7 +137,7 @@ class LoraAdapter(Adapter):
         pair = start.pair_of_codes(site, method.r, method.scale) if start.repacks else (None, None)
         self.register_buffer("a1", pair[0])
         self.register_buffer("b1", pair[1])
-        self.repacked: tuple[Any, Any] = (None, None)  # what it follows from, and the layer
+        self.repacked = Repacked()
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
         self.waits = start.needs_data and not skipped()
 
@@ -186,11 +179,8 @@ class LoraAdapter(Adapter):
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
         if self.a1 is None or self.b1 is None:
             return {}
-        version = [(t._version, t.data_ptr()) for t in (self.a1, self.b1)]
-        if self.repacked[0] != version:
-            near = repacked(layer, self.a1, self.scale * self.b1)
-            self.repacked = version, near
-        return {k: t for k, t in self.repacked[1]._buffers.items() if t is not None}
+        near = self.repacked.of(layer, self.a1, self.b1, self.scale)
+        return {k: t for k, t in near._buffers.items() if t is not None}
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         if self.a1 is not None:
@@ -200,25 +190,9 @@ class LoraAdapter(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.a1 is not None:  # `weights` comes before it
-            weight = self.repacked[1].unpacked()[0]
+            weight = self.repacked.layer.unpacked()[0]
         if self.bias is not None:
             shift = self.scale * self.bias
             bias = shift if bias is None else bias + shift
         a, b = self.pair()
         return torch.addmm(weight, b, a, alpha=self.scale), bias
-
-
-@torch.no_grad()
-def repacked(layer: Any, a: Tensor, b: Tensor) -> nn.Module:
-    """A quantised layer like `layer`, of its original weight less b a.
-
-    Raises: ConfigError if the original weight is not known.
-    """
-    read = getattr(layer, "original_weight", None)
-    if read is None:
-        raise ConfigError(
-            "this adapter goes with codes of its own (loftq_iters), which are made from the "
-            "base's float weights, and only quantised ones are known.",
-            fix="load the base from its float files with quantisation",
-        )
-    return layer.requantised(read().to(b) - b @ a)
