@@ -1,10 +1,13 @@
-"""What a base is, in a few hashes: enough to say later whether it is the same one.
+"""What a base is: enough to say later whether it is the same one, and if not, what differs.
 
-Weights are sampled (64 values of each tensor, at even distances) and rounded to bfloat16
-before hashing, so that a base loaded in float32 and in bfloat16 is the same base. Linear
-layers are hashed apart from the rest, because quantisation packs them and leaves the rest. Of a
-layer that was packed here the weight that it was made from is hashed, so that a base is the same
-one in any quantisation; how it is quantised stands beside it.
+Every number of every tensor is hashed, rounded to bfloat16, so that a base loaded in float32 and
+in bfloat16 is the same base. Of a layer that was packed here the weight that it was made from is
+hashed, so that a base is the same one in any quantisation; how it is quantised stands beside it.
+The fields of the config that decide what is computed stand there as they are. A run that goes on
+compares the exact bits instead.
+
+Adapters of earlier versions have samples alone: 64 values of each tensor, rounded to bfloat16;
+linear layers apart from the rest. They are still written and compared where there is no more.
 """
 
 import hashlib
@@ -15,13 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lorica.base.digest import digests, tokenizer_parts
 from lorica.base.quantise import QuantisedLinear, quantisation_of
-from lorica.core.site import Site, output_head, sites_of
+from lorica.base.settings import Value, changed, computing, in_training_only
+from lorica.core.site import PORT, Site, output_head, site_of, sites_of
+from lorica.errors import listed
 
 SAMPLE = 64
 CODES = "codes:"
 """Before a hash of linear layers whose codes were read, because their weights are not known."""
 Grade = Literal["same", "same but quantised", "same shapes", "different"]
+Hashing = Literal["rounded", "exact"]
 
 
 @dataclass(frozen=True)
@@ -37,24 +44,31 @@ class Fingerprint:
     double_quantisation: bool = False
     tokenizer: str | None = None
     chat_template: str | None = None
+    config: dict[str, Value] | None = None
+    """Fields of the config that decide what is computed, nested ones with dots."""
+    weights: dict[str, str] | None = None
+    """A digest of each tensor, by its name."""
+    hashing: Hashing = "rounded"
+    """Of the numbers in bfloat16, or of the bits as they are held."""
+    tokenizer_parts: dict[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module, *, path: str = "", tokenizer: Any = None) -> Fingerprint:
+def fingerprint(
+    model: nn.Module, *, path: str = "", tokenizer: Any = None, hashing: Hashing | None = "rounded"
+) -> Fingerprint:
     """The fingerprint of the base under any adapters; a fresh classifier head is left out.
 
     A model that stands for one whose weights lie elsewhere says so in `stands_for`.
+    hashing: see Fingerprint; None leaves the weights out.
     """
-    if isinstance(known := getattr(model, "stands_for", None), Fingerprint):
-        return known if tokenizer is None else replace(
-            known, tokenizer=_sha(_vocabulary(tokenizer)), chat_template=_template(tokenizer)
-        )  # fmt: skip
-    head = output_head(model)
-    ask = getattr(model, "get_output_embeddings", None)
-    fresh = None if callable(ask) and ask() is not None else head
+    known = getattr(model, "stands_for", None)
+    if isinstance(known, dict):
+        return replace(known[hashing], **_text(tokenizer))
+    fresh = fresh_head(model)
     shapes: list[str] = []
     linear, rest = hashlib.sha256(), hashlib.sha256()
     known = True
@@ -88,22 +102,106 @@ def fingerprint(model: nn.Module, *, path: str = "", tokenizer: Any = None) -> F
         rest=rest.hexdigest(),
         quantisation=quantisation,
         double_quantisation=double,
-        tokenizer=None if tokenizer is None else _sha(_vocabulary(tokenizer)),
-        chat_template=_template(tokenizer),
+        config=computing(model),
+        weights=None if hashing is None else weight_digests(model, hashing),
+        hashing=hashing or "rounded",
+        **_text(tokenizer),
     )
 
 
-def grade(trained_on: Fingerprint, now: Fingerprint) -> Grade:
-    """How far the base that is here is the one that the adapter was trained on."""
-    if trained_on.shapes != now.shapes:
+def fresh_head(model: nn.Module) -> nn.Module | None:
+    """The head of a sequence classifier, which is no part of its base."""
+    ask = getattr(model, "get_output_embeddings", None)
+    return None if callable(ask) and ask() is not None else output_head(model)
+
+
+def weight_digests(model: nn.Module, hashing: Hashing) -> dict[str, str]:
+    """A digest of every parameter and every buffer that a checkpoint would hold, by its name.
+
+    A packed layer has one for what it was made from; where that is not known, or the exact bits
+    are asked for, for each of its buffers, marked as codes.
+    """
+    fresh, found, packed = fresh_head(model), dict[str, Tensor](), dict[str, str]()
+    codes: set[str] = set()
+    for name, module in model.named_modules():
+        if PORT in name.split(".") or module is fresh:
+            continue
+        made_from = getattr(module, "original_digest", None)
+        is_packed = isinstance(module, QuantisedLinear) or not _is_plain(name, module)
+        if is_packed and made_from is not None and hashing == "rounded":
+            packed[f"{name}.weight"] = made_from
+        else:
+            kept = {f"{name}.{k}": b for k, b in module._buffers.items()
+                    if b is not None and k not in module._non_persistent_buffers_set}  # fmt: skip
+            found |= kept
+            codes |= kept.keys() if is_packed else set()
+        own = {f"{name}.{k}": p for k, p in module._parameters.items() if p is not None}
+        found |= own
+        codes |= {f"{name}.weight"} & own.keys() if is_packed else set()
+    done = digests({str(id(t)): t for t in found.values()}, rounded=hashing == "rounded")
+    every = {name: done[str(id(tensor))] for name, tensor in found.items()} | packed
+    return {name: CODES + d if name in codes else d for name, d in sorted(every.items())}
+
+
+def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
+    """What differs between two bases of the same shapes, in words, by its kind.
+
+    weights, config, tokenizer, chat_template; training: fields of the config that act in training
+    alone. What one side does not know is not compared; quantisation is not looked at.
+    """
+    found: dict[str, str] = {}
+    if then.weights is not None and now.weights is not None and then.hashing == now.hashing:
+        found["weights"] = listed(_other_tensors(then, now))
+    else:
+        found["weights"] = listed(_other_samples(then, now))
+    fields = changed(then.config or {}, now.config or {}) if then.config and now.config else {}
+    for kind, wanted in (("config", False), ("training", True)):
+        found[kind] = listed((f"{name} {values}" for name, values in fields.items()
+                              if in_training_only(name) == wanted), 12)  # fmt: skip
+    parts = [f.tokenizer_parts or {} for f in (then, now)]
+    if all(parts):
+        one, two = parts
+        names = sorted(one.keys() | two.keys())
+        found["tokenizer"] = listed([k for k in names if one.get(k) != two.get(k)])
+    if now.tokenizer is not None and then.tokenizer is not None:
+        other = then.chat_template != now.chat_template
+        found["chat_template"] = "another one" if other else "none"
+    return {kind: what for kind, what in found.items() if what != "none"}
+
+
+def _other_tensors(then: Fingerprint, now: Fingerprint) -> list[str]:
+    one, two = then.weights or {}, now.weights or {}
+    other = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
+    if _quantised_as(then) == _quantised_as(now):
+        return other
+    # Codes say nothing of floats, and nothing of other codes.
+    layers = {name.rpartition(".")[0] for side in (one, two) for name, d in side.items()
+              if d.startswith(CODES)}  # fmt: skip
+    biases = {f"{layer}.bias" for layer in layers}
+    return [n for n in other if n.rpartition(".")[0] not in layers or n in biases]
+
+
+def _other_samples(then: Fingerprint, now: Fingerprint) -> list[str]:
+    codes = any(f.linear.startswith(CODES) for f in (then, now))
+    apart = codes and _quantised_as(then) != _quantised_as(now)
+    found = ["linear layers"] if then.linear != now.linear and not apart else []
+    return found + (["embeddings, norms and others"] if then.rest != now.rest else [])
+
+
+def grade(then: Fingerprint, now: Fingerprint) -> Grade:
+    """How far the base that is here is the one that the adapter was trained on.
+
+    Another chat template, and what acts in training alone, do not count.
+    """
+    if then.shapes != now.shapes:
         return "different"
-    if trained_on.rest != now.rest:
+    if differences(then, now).keys() & {"weights", "config", "tokenizer"}:
         return "same shapes"
-    then, here = ((f.quantisation, f.double_quantisation) for f in (trained_on, now))
-    codes = any(f.linear.startswith(CODES) for f in (trained_on, now))
-    if trained_on.linear != now.linear and not (codes and then != here):
-        return "same shapes"
-    return "same" if then == here else "same but quantised"
+    return "same" if _quantised_as(then) == _quantised_as(now) else "same but quantised"
+
+
+def _quantised_as(base: Fingerprint) -> tuple[str | None, bool]:
+    return base.quantisation, base.double_quantisation
 
 
 def _packed(site: Site) -> list[bytes]:
@@ -130,6 +228,23 @@ def places(n: int) -> Tensor:
     return torch.arange(many) * (n - 1) // max(many - 1, 1)
 
 
+def _is_plain(name: str, module: nn.Module) -> bool:
+    """Not a packed linear layer of another library."""
+    site = site_of(name, module)
+    return site is None or site.kind != "linear" or site.is_dense
+
+
+def _text(tokenizer: Any) -> dict[str, Any]:
+    """The fields of a Fingerprint that the tokenizer decides."""
+    if tokenizer is None:
+        return {}
+    return {
+        "tokenizer": _sha(_vocabulary(tokenizer)),
+        "chat_template": _template(tokenizer),
+        "tokenizer_parts": tokenizer_parts(tokenizer),
+    }
+
+
 def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -141,7 +256,7 @@ def _vocabulary(tokenizer: Any) -> bytes:
 
 
 def _template(tokenizer: Any) -> str | None:
-    template = None if tokenizer is None else tokenizer.chat_template
+    template = tokenizer.chat_template
     return _sha(json.dumps(template).encode()) if template else None
 
 

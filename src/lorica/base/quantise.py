@@ -47,6 +47,7 @@ class QuantisedLinear(nn.Module):
     kept: the weight (O, I) unpacked in some dtype, where the memory is there for it; see `keep`.
     original_weight: reads the weight that was quantised, (O, I); absent when it is not known.
     original_sample: a few of its values, for the fingerprint; None when it is not known.
+    original_digest: of all its values, rounded to bfloat16; None when it is not known.
     """
 
     codes: Tensor
@@ -79,6 +80,7 @@ class QuantisedLinear(nn.Module):
         self.bias = kept
         self.transposed = False
         self.original_sample: bytes | None = None
+        self.original_digest: str | None = None
 
     @property
     def double_quantisation(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base import original
+from lorica.base.digest import digest
 from lorica.base.fingerprint import sampled
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise, taken_over
 from lorica.core.site import PORT, Site, output_head, sites_of, tied
@@ -50,6 +51,7 @@ def pack(
         weight = site.module._parameters["weight"]
         assert weight is not None
         layer.original_sample = sampled(weight)
+        layer.original_digest = digest(weight, rounded=True)
         key = original.key_of(site.name, keys, prefix)
         # A loader may turn what a file holds: then it is not what was packed.
         if key is not None and original.sample(keys[key], key) == layer.original_sample:

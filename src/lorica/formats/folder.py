@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from lorica import plain_files
-from lorica.base.fingerprint import Fingerprint, fingerprint, grade
+from lorica.base.fingerprint import Fingerprint, differences, fingerprint, grade
 from lorica.core.adapter import Method
 from lorica.core.attach import activate, attach, detach
 from lorica.core.drive import check_driven
@@ -226,21 +226,36 @@ def check_base(
     except (TypeError, ValueError) as error:
         raise FileError("the manifest's base fingerprint is damaged.", why=error) from None
     now = fingerprint(model, tokenizer=tokenizer)
-    verdict = grade(then, now)
+    verdict, other = grade(then, now), differences(then, now)
+    kinds = {k: what for k, what in other.items() if k not in ("training", "chat_template")}
     lines = []
     if verdict != "same":
-        lines.append(f"base: {verdict} (trained on {then.path}, {then.quantisation or 'float'})")
-    allowed = {"same", "same but quantised", allow_base}
-    allowed |= {"same shapes"} if allow_base == "different" else set()
-    if verdict not in allowed:
+        trained = f"trained on {then.path}, {then.quantisation or 'float'}"
+        words = "".join(f"; other {kind}: {what}" for kind, what in kinds.items())
+        lines.append(f"base: {verdict} ({trained}){words}")
+    if verdict not in allowed(allow_base):
         raise BaseError(
             f"this is not the base that the adapter was trained on: {verdict}.",
             trained_on=f"{then.path} ({then.architecture}, {then.parameters:,} parameters)",
             here=f"{now.path} ({now.architecture}, {now.parameters:,} parameters)",
+            **({f"other_{k}": what for k, what in kinds.items()} if verdict != "different" else {}),
             fix=f'load that base, or pass allow_base="{verdict}" if it is meant',
         )
-    for what in ("tokenizer", "chat_template"):
-        before, here = getattr(then, what), getattr(now, what)
-        if tokenizer is not None and before is not None and before != here:
-            lines.append(f"the {what.replace('_', ' ')} is not the one of training")
+    if then.weights is None:
+        lines.append(
+            "the adapter is of an earlier lorica: of its base samples of the weights are compared, "
+            "and not the config; save it again to have all compared"
+        )
+        if tokenizer is not None and then.tokenizer not in (None, now.tokenizer):
+            lines.append("the tokenizer is not the one of training")
+    if "training" in other:
+        lines.append(f"the base's config differs in what acts in training: {other['training']}")
+    if "chat_template" in other:
+        lines.append("the chat template is not the one of training")
     return lines
+
+
+def allowed(allow_base: str | None) -> set[str | None]:
+    """The grades of a base that are accepted."""
+    more = {"same shapes"} if allow_base == "different" else set()
+    return {"same", "same but quantised", allow_base} | more

@@ -1,12 +1,12 @@
 """The cloud's side of the split: the frozen base, for one device at a time."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lorica.base.fingerprint import fingerprint
+from lorica.base.fingerprint import Hashing, fingerprint
 from lorica.base.load import load
 from lorica.base.packing import packed
 from lorica.core.site import sites_of
@@ -40,7 +40,10 @@ def serve(config: TrainConfig, peer: str) -> None:
         raise ConfigError("a split run needs a causal language model.", fix="choose another base")
     wire = Wire(CLOUD, peer)
     try:
-        wire.send("base", fingerprint(base.model, path=config.base).as_dict())
+        wire.send("base", {
+            kind: fingerprint(base.model, path=config.base, hashing=kind).as_dict()
+            for kind in get_args(Hashing)
+        })  # fmt: skip
         Blocks(base.model, wire).serve()
     finally:
         wire.close()

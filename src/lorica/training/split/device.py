@@ -177,12 +177,13 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
         tokenizer.pad_token = tokenizer.eos_token
     wire = Wire(DEVICE, peer)
     _, said, _ = wire.receive()
-    theirs, mine = Fingerprint(**said), fingerprint(model)
+    stands_for = {kind: Fingerprint(**one) for kind, one in said.items()}
+    theirs, mine = stands_for["rounded"], fingerprint(model, hashing=None)
     if theirs.shapes != mine.shapes:
         wire.send("end")
         raise BaseError(f"the cloud's base, {theirs.path}, has other shapes than {path}.",
                         fix="name the same base on both sides")  # fmt: skip
-    model.stands_for = theirs
+    model.stands_for = stands_for
     base = Base(model.eval(), tokenizer, path)
     base.lines.append("split run: hidden states leave this machine, and words can be read from "
                       "them; rows, labels, adapters and their gradients do not")  # fmt: skip

@@ -1,0 +1,82 @@
+"""Digests of every number of a model's weights, and of what its tokenizer does.
+
+Tensors are hashed with sha256 in threads, a few million numbers at a time: hashlib releases the
+interpreter's lock, and no copy of a model is made. A file's own digest would be as fast, but a
+model that came from Python has no file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 22
+"""Numbers that are hashed at a time, which is what a thread copies at most."""
+DIGITS = 16
+"""Hexadecimal digits that are kept: two different tensors agree once in 10^19."""
+PROBE = (
+    "Hello world! It's 10,234.5 km,  twice\tas far.\n\n    def f(x): return x**2  # naïve\n"
+    "Größe ÄÖÜ, ¿qué?, Москва, 東京都, 한국어, مرحبا, 🙂👍🏽, ﬁ, e\u0301"
+)
+"""A text that shows what a tokenizer does to case, spaces, digits, accents and scripts."""
+
+
+def digests(tensors: Mapping[str, Tensor], *, rounded: bool) -> dict[str, str]:
+    """A digest of each tensor, by its name. rounded: of the numbers as bfloat16 holds them."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(
+            zip(tensors, pool.map(partial(digest, rounded=rounded), tensors.values()), strict=True)
+        )
+
+
+@torch.no_grad()
+def digest(tensor: Tensor, *, rounded: bool) -> str:
+    """A digest of all numbers of a tensor in their order.
+
+    rounded: round floats to bfloat16 first, so that a base loaded in float32 and in bfloat16 has
+        one digest. Otherwise the bits are hashed as they are held.
+    """
+    sha = hashlib.sha256()
+    for part in tensor.detach().reshape(-1).split(CHUNK):
+        if rounded and part.is_floating_point():
+            part = part.to(torch.bfloat16)
+        sha.update(part.cpu().contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return sha.hexdigest()[:DIGITS]
+
+
+def tokenizer_parts(tokenizer: Any) -> dict[str, str]:
+    """A digest of each part of a tokenizer, by the part's name in tokenizer.json.
+
+    `probe` is of the ids of a fixed text: it shows what is set outside of these parts. The pad
+    token is left out, because padding is masked.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        parts: dict[str, Any] = {"vocabulary": sorted(tokenizer.get_vocab().items())}
+    else:
+        parts = json.loads(backend.to_str())
+        for state in ("version", "truncation", "padding"):  # of the last call, not of the tokenizer
+            parts.pop(state, None)
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
+    parts["special_tokens"] = special
+    text = PROBE + " ".join(special.values())
+    parts["probe"] = list(tokenizer(text)["input_ids"])
+    return {key: _sha(_plain(value)) for key, value in parts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Without settings that are off: a newer library writes more of them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None and v is not False}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _sha(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
