@@ -30,7 +30,7 @@ from lorica.training.figures import figures, peak_memory
 from lorica.training.log import Log, Silent
 from lorica.training.pictures import RANKS, draw, draw_ranks
 from lorica.training.progress import Show
-from lorica.training.run import RESULTS, Result, Run
+from lorica.training.run import RESULTS, Result, Run, losses_of
 from lorica.training.schedule import factor, order
 from lorica.training.signals import Signals
 from lorica.training.step import Outcome, Part
@@ -240,6 +240,10 @@ class Trainer:
         trained = {name: self.tensors[name] for name in self.start}
         self.lines += watch.check_moved(self.start, trained, self.driver.schedule.live())
         self.lines += watch.notices_of_rise(progress) if self.best is None else []
+        self.lines += watch.notices_of_standstill(
+            losses_of(self.run.folder), optim.persistence(self.optimizer), self.rate,
+            prepare.own_rate(self.config),
+        )  # fmt: skip
         self.lines += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
             load_adapter_state(model, self.best, self.name, source="the best checkpoint")

@@ -78,6 +78,24 @@ def decay_live(
                 tensor.mul_(1 - group["lr"] * group["live_decay"] * live[name].to(tensor))
 
 
+@torch.no_grad()
+def persistence(optimizer: torch.optim.Optimizer) -> float | None:
+    """How much the gradients of the last steps agree: sum m^2 / sum v of AdamW's moments.
+
+    About 0.05 for gradients that are all noise, as after a run that has learned what it can; 1 for
+    a gradient that does not change. None: the optimizer keeps no moments.
+    """
+    mean = square = 0.0
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            state = optimizer.state.get(tensor, {})
+            if "exp_avg" in state and "exp_avg_sq" in state:
+                (slow, fast), t = group["betas"], float(state["step"])
+                mean += state["exp_avg"].square().sum().item() / (1 - slow**t) ** 2
+                square += state["exp_avg_sq"].sum().item() / (1 - fast**t)
+    return mean / square if square else None
+
+
 def forget(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, nn.Parameter],

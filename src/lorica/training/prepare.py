@@ -48,6 +48,11 @@ def load_rows(config: TrainConfig) -> Data:
     )
 
 
+def own_rate(config: TrainConfig) -> float:
+    """The default learning rate of a run's method on its base."""
+    return default_rate(config.build_method(), config.optimizer, hidden_size(config.base))
+
+
 def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The settings with a learning rate: where none is given, the method's own.
 
@@ -56,12 +61,11 @@ def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """
     if config.learning_rate is not None:
         return config, []
-    method, width = config.build_method(), hidden_size(config.base)
-    rate = default_rate(method, config.optimizer, width)
+    rate, name = own_rate(config), config.method["name"]
     notice = (
-        f"learning rate {rate:g}: the default of {method.name} with "
-        f"{OPTIMIZERS[config.optimizer]} at hidden size {width or 'unknown'} (lorica methods "
-        f"{method.name}); --learning_rate changes it"
+        f"learning rate {rate:g}: the default of {name} with {OPTIMIZERS[config.optimizer]} at "
+        f"hidden size {hidden_size(config.base) or 'unknown'} (lorica methods {name}); "
+        "--learning_rate changes it"
     )
     return config.model_copy(update={"learning_rate": rate}), [notice]
 

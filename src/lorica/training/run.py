@@ -117,6 +117,12 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
+def losses_of(folder: Path) -> list[float]:
+    """The training loss of every step of a run, those before a resume too; none without a log."""
+    known = plain_files.is_file(folder / EVENTS)
+    return by_step(read_events(folder), "step", "loss")[1] if known else []
+
+
 def by_step(events: list[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one figure; of a step that was done twice, the later value."""
     found = {

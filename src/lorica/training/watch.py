@@ -1,7 +1,9 @@
 """Watches: a run that is wrong stops and says so, before the wrong number is kept."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from lorica.errors import TrainingError, listed
 from lorica.training.checkpoint import Progress
 
 SMOOTHING = 0.9  # of the training loss: about the last ten steps
+HARDLY = 0.02  # of the first training loss: a smaller fall is hardly one
+PERSISTENT = 0.2  # agreement of gradients (optim.persistence) from which a rate is too low
 
 
 def check_connected(loss: Tensor) -> None:
@@ -89,6 +93,31 @@ def notices_of_rise(progress: Progress) -> list[str]:
         return []
     rose = f"the validation loss rose from {before:.4f} to {after:.4f}"
     return [f"{rose}: the adapter is worse than the base; lower learning_rate"]
+
+
+def notices_of_standstill(
+    losses: Sequence[float], persistence: float | None, rate: float, default: float
+) -> list[str]:
+    """A notice if the training loss hardly moved though there was more to learn.
+
+    losses: of every step of the run. persistence: see optim. rate, default: the learning rate,
+        and the method's own. The means of the first and the last tenth of the steps are compared:
+        a fall of less than HARDLY of the first, or within two standard errors, is hardly one. On a
+        base that knows the rows the gradients of the last steps are noise, and nothing is said.
+    """
+    steps = len(losses)
+    part = max(steps // 10, 5)
+    if steps < 4 * part:
+        return []
+    first, last = statistics.fmean(losses[:part]), statistics.fmean(losses[-part:])
+    noise = statistics.stdev(b - a for a, b in pairwise(losses)) / math.sqrt(part)
+    fell = first - last
+    done = persistence < PERSISTENT if persistence is not None else rate > default / 3
+    if done or not -2 * noise < fell < max(HARDLY * first, 2 * noise):
+        return []
+    moved = f"the training loss hardly moved: {first:.3f} to {last:.3f} in {steps} steps"
+    own = f"the method's own is {default:g} here"
+    return [f"{moved}; raise learning_rate, now {rate:g} ({own}), or max_steps"]
 
 
 @torch.no_grad()
