@@ -13,10 +13,10 @@ from lorica.errors import BaseError, FileError, LoricaError, memory_full
 T = TypeVar("T")
 
 
-def explained(path: str, load: Callable[[], T], *, file: str | None = None) -> T:
+def explained(path: str, load: Callable[[], T], *, what: str = "base") -> T:
     """`load()`, whose errors become a BaseError or FileError that names `path` and the fix.
 
-    file: the file that is read, where it is one.
+    what: what is loaded from `path`, for the message.
     """
     try:
         return load()
@@ -26,10 +26,10 @@ def explained(path: str, load: Callable[[], T], *, file: str | None = None) -> T
         foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"  # Rust's
         if memory_full(error) or not foreign:
             raise
-        raise reason_of(path, error, file) from None
+        raise reason_of(path, error, what) from None
 
 
-def reason_of(path: str, error: BaseException, file: str | None = None) -> LoricaError:
+def reason_of(path: str, error: BaseException, what: str = "base") -> LoricaError:
     """The error to raise for what a library raised while it read the base at `path`."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -52,17 +52,16 @@ def reason_of(path: str, error: BaseException, file: str | None = None) -> Loric
     for words, why, fix in _KNOWN:
         if words in text:
             return BaseError(
-                f"the base {path!r} cannot be loaded.", why=why or _short(text), fix=fix
+                f"the {what} {path!r} cannot be loaded.", why=why or _short(text), fix=fix
             )
     if isinstance(error, KeyError):
         text = f"{text} is missing in its files"
     return BaseError(
-        f"the base {path!r} cannot be loaded.",
+        f"the {what} {path!r} cannot be loaded.",
         why=_short(text) or type(error).__name__,
-        fix=f"check {file}, or download it again" if file else
-        "name a folder or a hub id of a model that the installed transformers "
-        f"({version('transformers')}) knows, or download it again if its files are damaged",
-    )  # fmt: skip
+        fix=f"download it again if its files are damaged; it must be one that the installed "
+        f"transformers ({version('transformers')}) knows",
+    )
 
 
 _KNOWN = [

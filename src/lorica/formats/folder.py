@@ -27,6 +27,7 @@ from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
 from lorica.formats import commit
+from lorica.formats.peft.beside import unwrapped
 from lorica.formats.peft.kinds import layout_for, layout_of
 from lorica.formats.peft.layout import config_of
 from lorica.recipe.versions import versions
@@ -115,6 +116,7 @@ def load(
             config = commit.read_json(path / CONFIG)
             layout = layout_of(config, str(path))
     else:
+        file = unwrapped(file)
         config = commit.read_json(path / CONFIG)
         layout = layout_of(config, str(path))
         spec = layout.spec(config, file, str(path))

@@ -11,6 +11,7 @@ from lorica.base.quantise import KINDS
 from lorica.errors import BaseError, FileError
 from lorica.formats import commit
 from lorica.formats.folder import CONFIG, MANIFEST, find, load
+from lorica.formats.vocabulary import take_vocabulary
 
 CLASSIFIER = "ForSequenceClassification"
 HEADS = ("score", "classifier")
@@ -71,6 +72,7 @@ def open_adapter(
         base, dtype=dtype, labels=labels, quantisation=kind,
         double_quantisation=double_quantisation,
     )  # fmt: skip
+    loaded.lines += take_vocabulary(loaded, folder, find(folder))
     loaded.lines += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
     return loaded
 

@@ -17,6 +17,7 @@ from lorica.errors import FileError
 
 ROWS = "token_adapter.trainable_tokens_delta"
 BASE = ".base_layer.weight"
+WRAPPED, UNTRAINED = ".modules_to_save.", ".original_module."
 
 
 def give(model: nn.Module, name: str, prefix: str) -> dict[str, Tensor]:
@@ -55,6 +56,17 @@ def take(
             state[names.get(key, key)] = tensor
     _untie(kept, state)
     return state
+
+
+def unwrapped(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`file` without what PEFT's wrapper of a whole layer leaves in it beside resized embeddings.
+
+    The wrapper's own tensors stand there under the plain name as well, and the weights that the
+    layer had before training are no part of the adapter.
+    """
+    plain = {key.replace(WRAPPED, "."): key for key in file if WRAPPED in key}
+    own = {key: t for key, t in file.items() if WRAPPED not in key and UNTRAINED not in key}
+    return {**{name: file[key] for name, key in plain.items()}, **own}
 
 
 def _untie(kept: dict[str, Adapter], state: dict[str, Tensor]) -> None:
