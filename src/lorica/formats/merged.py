@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorica.base.load import DTYPES, Base, load_tokenizer
+from lorica.base.load import DTYPES, Base
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import checkpoint_of, layers
 from lorica.base.unpack import TARGETS, check_target, merged_into
@@ -38,7 +38,8 @@ from lorica.core.attach import use
 from lorica.core.condition import hold
 from lorica.errors import ConfigError, DataError, MergeError, ResourceError
 from lorica.formats import commit
-from lorica.formats.open import open_adapter
+from lorica.formats.open import adapter_folder, open_adapter
+from lorica.formats.side_files import carry_files
 
 NOTE = "merge.json"
 LIMIT = 0.05
@@ -128,6 +129,7 @@ def merge_to(
         lines = [*opened.lines, *merged_into(opened.model, target)]
         where, labels = opened.path, opened.labels
         _write(opened, staging, dtype)
+        carry_files(opened.path, adapter_folder(path), staging)
         del opened
         gc.collect()  # or two whole models are in memory at once
         written = logits_of(load_base(str(staging), dtype="float32", labels=labels), rows)
@@ -176,7 +178,6 @@ def _write(merged: Base, folder: Path, dtype: str) -> None:
         model.save_pretrained(folder, state_dict=state)
     except SafetensorError as error:  # the library wraps what the disk said
         raise ResourceError(f"cannot write {folder}: {error}.", fix="check the disk") from error
-    load_tokenizer(merged.path).save_pretrained(folder)  # as it came: load() may add a pad token
     for file in folder.glob("*.safetensors"):  # safetensors makes it 0600
         file.chmod((folder / "config.json").stat().st_mode)
 
