@@ -16,6 +16,7 @@ import lorica
 from lorica import Lora
 from lorica.base.fingerprint import fingerprint, grade
 from lorica.base.load import load
+from lorica.base.packed_by_others import taken_over
 from lorica.base.quantise import KINDS
 from lorica.base.quantised_model import footprint, keep_unpacked, layers, outside, pack, said
 from lorica.base.unpack import check_target
@@ -254,7 +255,10 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(packed)
-    torch.testing.assert_close(logits(theirs), logits(base.model), atol=1e-4, rtol=1e-4)
+    for name, layer in layers(base.model).items():  # what it computes depends on the processor
+        other = taken_over(theirs.get_submodule(name))
+        assert other is not None
+        assert same_bits(bits(other), bits(layer))
     path = save(move(lorica.adapt(base.model, Lora(r=2))), tmp_path / "a", base_path=str(packed))
     assert open_adapter(path).lines == base.lines
 

@@ -9,31 +9,35 @@ Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv:23
 3; int8 after Dettmers et al., "LLM.int8()", 2022, arXiv:2208.07339, weights only. The paper
 writes FP8 for the second level; bitsandbytes takes its signed 8-bit dynamic map, and so do we.
 
-bitsandbytes packs and unpacks; its layers are not used. In eval mode on a CPU with AVX512-BF16
-its Linear4bit rewrites the codes in place, rounds the scales to bfloat16, and refuses heights
-that are no multiple of 32. Its Linear8bitLt rounds activations too, in eval mode only (on the
-CPU), through float16, where a large one becomes NaN; what it keeps beside its parameters stays
-behind when the model moves. Pickle loses both their parameter classes. Here the bits are plain
-buffers, and training and evaluation compute the same product (on a GPU with another rounding),
-so that merging stays exact.
+base/codebook.py packs. It also unpacks, where no kernel of bitsandbytes is shown to be correct:
+see base/bitsandbytes_kernels.py. The layers of bitsandbytes are not used. In eval mode on a CPU
+with AVX512-BF16 its Linear4bit rewrites the codes in place, rounds the scales to bfloat16, and
+refuses heights that are no multiple of 32. Its Linear8bitLt rounds activations too, in eval mode
+only (on the CPU), through float16, where a large one becomes NaN; what it keeps beside its
+parameters stays behind when the model moves. Pickle loses both their parameter classes. Here the
+bits are plain buffers, and training and evaluation compute the same product (on a GPU with another
+rounding), so that merging stays exact.
 
     I  in_features   O  out_features
 """
 
 from collections.abc import Callable
-from functools import cache
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.base import bitsandbytes_kernels as kernels
+from lorica.base import codebook
+from lorica.base.bitsandbytes_kernels import require
+from lorica.base.codebook import BLOCK, SECOND_BLOCK
 from lorica.core.site import site_of
-from lorica.errors import ConfigError, MissingError
+from lorica.errors import ConfigError
 
 Kind = Literal["nf4", "fp4", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
-BLOCK, SECOND_BLOCK = 64, 256
 PARTS = ("codes", "scales", "second", "offset", "table")
 
 
@@ -48,6 +52,7 @@ class QuantisedLinear(nn.Module):
     original_weight: reads the weight that was quantised, (O, I); absent when it is not known.
     original_sample: a few of its values, for the fingerprint; None when it is not known.
     original_digest: of all its values, rounded to bfloat16; None when it is not known.
+    checked: (kernel, device, dtype) -> whether bitsandbytes' kernel agrees with the codebook.
     """
 
     codes: Tensor
@@ -81,6 +86,7 @@ class QuantisedLinear(nn.Module):
         self.transposed = False
         self.original_sample: bytes | None = None
         self.original_digest: str | None = None
+        self.checked: dict[tuple[str, str, torch.dtype], bool] = {}
 
     @property
     def double_quantisation(self) -> bool:
@@ -95,10 +101,9 @@ class QuantisedLinear(nn.Module):
         return 8 * used / (self.in_features * self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        four_bits = self.kind != "int8" and self.in_features % BLOCK == 0
         if torch.is_grad_enabled() and x.requires_grad:
             y = _Product.apply(x, self)
-        elif x.is_cuda and four_bits and x.dtype != torch.float64:
+        elif x.is_cuda and self.multiplies_by_kernel(x.dtype):
             # One kernel unpacks and multiplies: for a single token it takes a third of the time.
             y = require().matmul_4bit(x, self.codes, self.state(x.dtype))
         else:
@@ -136,10 +141,48 @@ class QuantisedLinear(nn.Module):
             scale = self.scales.view(torch.float32).unsqueeze(1) / 127
             return (self.codes.float() * scale).to(dtype)
         near = torch.float32 if dtype == torch.float64 else dtype
-        weight = require().functional.dequantize_4bit(self.codes, self.state(near)).to(dtype)
-        if self.in_features % 2 == 0:
-            return weight
-        return weight.view(-1)[: self.out_features * self.in_features].view(self.out_features, -1)
+        if self.unpacks_by_kernel(near):
+            weight = self._by_kernel(near)
+        else:
+            n = self.out_features * self.in_features
+            weight = codebook.unpack(self.codes, self._scales_by(codebook), self.kind, n, near)
+        return weight.view(self.out_features, self.in_features).to(dtype)
+
+    def _by_kernel(self, dtype: torch.dtype) -> Tensor:
+        scales = self._scales_by(kernels)
+        return kernels.unpack_rows(self.codes, scales, self.kind, self.in_features, dtype)
+
+    def _scales_by(self, module: ModuleType) -> Tensor:
+        """(blocks,) float32: the scales of a 4-bit layer, by the codebook or by bitsandbytes."""
+        if self.second is None or self.offset is None or self.table is None:
+            return self.scales.view(torch.float32)
+        parts = (part.view(torch.float32) for part in (self.second, self.offset, self.table))
+        return module.unpack_scales(self.scales, *parts)
+
+    def unpacks_by_kernel(self, dtype: torch.dtype) -> bool:
+        """bitsandbytes unpacks these codes to `dtype` correctly on their device. Checked once."""
+        if self.kind == "int8" or (self.out_features * self.in_features) % BLOCK:
+            return False
+        key = ("unpack", self.codes.device.type, dtype)
+        if key not in self.checked:
+            self.checked[key] = kernels.unpacks_correctly(
+                lambda: self._by_kernel(dtype), self.codes, self._scales_by(codebook), self.kind,
+                dtype,
+            )  # fmt: skip
+        return self.checked[key]
+
+    def multiplies_by_kernel(self, dtype: torch.dtype) -> bool:
+        """bitsandbytes multiplies one row by these codes correctly, on a GPU. Checked once."""
+        if self.kind == "int8" or self.in_features % BLOCK or dtype == torch.float64:
+            return False
+        key = ("multiply", self.codes.device.type, dtype)
+        if key not in self.checked:
+            weight = self.weight_as(dtype)
+            self.checked[key] = kernels.multiplies_correctly(self.codes, self.state(dtype), weight)
+        return self.checked[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checked": {}}  # a copy may be used on another processor
 
     def unpacked(self) -> tuple[Tensor, Tensor | None]:
         """(weight (O, I), bias (O,) or None) as float32, with what `like.dtype` rounds off gone:
@@ -148,16 +191,9 @@ class QuantisedLinear(nn.Module):
         return self.weight_as(self.like.dtype).float(), bias
 
     def state(self, dtype: torch.dtype) -> Any:
-        """What bitsandbytes keeps beside 4-bit codes.
-
-        Rows of an odd length are given to it end to end, as one: for them it would start a
-        compiler.
-        """
+        """What bitsandbytes keeps beside 4-bit codes."""
         functional = require().functional
         scales, second = self.scales, None
-        shape = (self.out_features, self.in_features)
-        if self.in_features % 2:
-            shape = (1, 2 * self.codes.numel())
         if self.second is not None and self.table is not None:
             second = functional.QuantState(
                 absmax=self.second.view(torch.float32), code=self.table.view(torch.float32),
@@ -166,10 +202,10 @@ class QuantisedLinear(nn.Module):
         else:
             scales = scales.view(torch.float32)
         return functional.QuantState(
-            absmax=scales, shape=torch.Size(shape),
-            code=_table(self.kind, self.codes.device), blocksize=BLOCK, quant_type=self.kind,
-            dtype=dtype, offset=None if self.offset is None else self.offset.view(torch.float32),
-            state2=second,
+            absmax=scales, shape=torch.Size((self.out_features, self.in_features)),
+            code=codebook.values(self.kind, self.codes.device), blocksize=BLOCK,
+            quant_type=self.kind, dtype=dtype, state2=second,
+            offset=None if self.offset is None else self.offset.view(torch.float32),
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -199,46 +235,28 @@ def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLi
     """A dense linear layer (or Conv1D) in fewer bits.
 
     double: quantise the scales too; without meaning for int8.
-    Raises: ConfigError for another kind; MissingError without bitsandbytes.
+    Raises: ConfigError for another kind; MissingError without bitsandbytes; BaseError for weights
+        that are not finite.
     """
     check_kind(kind)
+    require()
     site = site_of("", layer)
-    assert site is not None and site.kind == "linear"
-    weight, bias = site.dense()
-    dtype, shape = site.like.dtype, (site.in_features, site.out_features)
-    functional = require().functional
+    assert site is not None and site.kind == "linear" and site.is_dense
+    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
+    assert weight is not None
+    parts: dict[str, Tensor | None]
+    laid = weight.detach().T if site.transposed else weight.detach()
     if kind == "int8":
-        codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        codes, scales = codebook.pack_int8(laid)
         parts = {"codes": codes, "scales": scales}
     else:
-        codes, state = functional.quantize_4bit(
-            weight.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type=kind
-        )
-        parts = _parts(codes, state)
-    packed = QuantisedLinear(kind, *shape, bias, dtype, **parts)
+        codes, scales = codebook.pack(laid, kind)
+        parts = {"codes": codes, **(kernels.pack_scales(scales) if double else {"scales": scales})}
+    packed = QuantisedLinear(
+        kind, site.in_features, site.out_features, bias, site.like.dtype, **parts
+    )
     packed.transposed = site.transposed
     return packed
-
-
-def taken_over(layer: Any) -> QuantisedLinear | None:
-    """A quantised layer of bitsandbytes as one of ours, with its bits; None: it is none."""
-    nn_ = require().nn
-    if not isinstance(layer, nn_.Linear4bit | nn_.Linear8bitLt):
-        return None
-    shape, bias = (layer.in_features, layer.out_features), layer.bias
-    dtype = torch.float32 if bias is None else bias.dtype
-    if isinstance(layer, nn_.Linear8bitLt):
-        scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-        codes = layer.weight.data
-        return QuantisedLinear("int8", *shape, bias, dtype, codes=codes, scales=scales)
-    state = layer.weight.quant_state
-    if state.blocksize != BLOCK or (state.nested and state.state2.blocksize != SECOND_BLOCK):
-        raise ConfigError(
-            f"a quantised layer has blocks of {state.blocksize}; blocks of {BLOCK} are read.",
-            fix="load the base that it was made from, and quantise that",
-        )
-    parts = _parts(layer.weight.data, state)
-    return QuantisedLinear(state.quant_type, *shape, bias, dtype, **parts)
 
 
 def quantisation_of(settings: Any) -> tuple[str | None, bool]:
@@ -259,32 +277,3 @@ def check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ConfigError(f"quantisation is {kind!r}.", known=", ".join([*KINDS, "none"]),
                           fix="try nf4")  # fmt: skip
-
-
-def require() -> Any:
-    """bitsandbytes. Raises: MissingError if it is not installed."""
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise MissingError(
-            "quantised bases need bitsandbytes, which is not installed.", why=error,
-            fix='pip install "lorica[quantisation]"',
-        ) from None  # fmt: skip
-    return bitsandbytes
-
-
-def _parts(codes: Tensor, state: Any) -> dict[str, Tensor | None]:
-    """What bitsandbytes gives for 4-bit codes, under our names."""
-    second = state.state2 if state.nested else None
-    return {
-        "codes": codes.detach().contiguous().view(torch.uint8).reshape(-1),
-        "scales": state.absmax,
-        "second": second and second.absmax,
-        "offset": state.offset if second else None,
-        "table": second and second.code,
-    }
-
-
-@cache
-def _table(kind: str, device: torch.device) -> Tensor:
-    return require().functional.get_4bit_type(kind, device=device)

@@ -3,7 +3,8 @@
 Layers are packed one after another, on the CPU, from the numbers of the checkpoint, whatever the
 run's dtype and device are: the codes of a base are the same in each of its runs. (Packed on a GPU,
 2 of 8 million bytes of a layer came out otherwise, and one in 500 scales.) The float weights are
-read through the memory map of their files, so that they are never in memory as a whole.
+read through the memory map of their files. The pages of each are let go once it is packed, so that
+one float weight at a time is in memory.
 
 Embeddings, norms, the output head and every other layer outside of the decoder (the head of a
 classifier) stay as they are.
@@ -17,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base import original
+from lorica.base.codebook import BLOCK
 from lorica.base.digest import digest
 from lorica.base.fingerprint import sampled
-from lorica.base.quantise import PARTS, QuantisedLinear, quantise, taken_over
+from lorica.base.packed_by_others import taken_over
+from lorica.base.pages import let_pages_go, mapped_weights
+from lorica.base.quantise import PARTS, QuantisedLinear, quantise
 from lorica.core.site import PORT, Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
 
@@ -46,10 +50,14 @@ def pack(
     Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to pack.
     """
     keys, prefix = original.keys_of(path), str(getattr(model, "base_model_prefix", ""))
+    ranges = mapped_weights()
     for site in _to_pack(model):
-        layer = quantise(site.module, kind, double=double_quantisation)
         weight = site.module._parameters["weight"]
         assert weight is not None
+        try:
+            layer = quantise(site.module, kind, double=double_quantisation)
+        except BaseError as error:
+            raise BaseError(f"{site.name} of {path}: {error.what}", fix=error.fix) from None
         layer.original_sample = sampled(weight)
         layer.original_digest = digest(weight, rounded=True)
         key = original.key_of(site.name, keys, prefix)
@@ -57,6 +65,7 @@ def pack(
         if key is not None and original.sample(keys[key], key) == layer.original_sample:
             layer.original_weight = partial(original.read, keys[key], key, site.transposed)
         model.set_submodule(site.name, layer)
+        let_pages_go(weight, ranges)
     if not layers(model):
         raise BaseError(
             f"{path} has no linear layer that can be packed.", fix="load it without quantisation"
@@ -203,7 +212,24 @@ def said(model: nn.Module) -> list[str]:
         f"{found.bytes_in_bfloat16:,}"
     )
     lost = [f"the original weights of {unknown} packed layers are not known"] if unknown else []
-    return [packed, held, *lost]
+    return [packed, held, *lost, *wrong_kernels(model)]
+
+
+def wrong_kernels(model: nn.Module) -> list[str]:
+    """Compare the kernels of bitsandbytes with the codebook on each layer; notices of faults."""
+    packed = layers(model)
+    faulty = [
+        name for name, layer in packed.items()
+        if layer.kind != "int8" and not (layer.in_features * layer.out_features) % BLOCK
+        and not layer.unpacks_by_kernel(layer.like.dtype)
+    ]  # fmt: skip
+    if not faulty:
+        return []
+    notice = (
+        f"bitsandbytes unpacks {len(faulty)} of {len(packed)} layers incorrectly on this "
+        f"processor, so lorica unpacks them itself, more slowly: {listed(faulty)}"
+    )
+    return [notice]
 
 
 def checkpoint_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

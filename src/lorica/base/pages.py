@@ -1,0 +1,46 @@
+"""Let go of the memory of weights that were read through the memory map of their file.
+
+transformers maps a safetensors file as a whole. A page of it that was read counts as memory of the
+process until the map is closed, which is when the last tensor of the file is gone. On Linux the
+pages of one tensor can be let go before; they are read from the file again if they are needed.
+"""
+
+import ctypes
+import mmap
+from pathlib import Path
+
+from torch import Tensor
+
+MAPS = Path("/proc/self/maps")
+DONTNEED = 4  # of madvise(2), on Linux
+
+
+def mapped_weights() -> list[tuple[int, int]]:
+    """(start, end) of each address range that maps a safetensors file; none outside of Linux.
+
+    A file of the hub's cache is a link to a blob, so that its name is a hash.
+    """
+    try:
+        lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        parts = line.split(maxsplit=5)
+        if len(parts) == 6 and (parts[5].endswith(".safetensors") or "/blobs/" in parts[5]):
+            start, end = parts[0].split("-")
+            found.append((int(start, 16), int(end, 16)))
+    return found
+
+
+def let_pages_go(weight: Tensor, ranges: list[tuple[int, int]]) -> None:
+    """Let go of the pages that hold `weight` alone, if they are of one of the mapped ranges."""
+    storage = weight.untyped_storage()
+    start = storage.data_ptr() + int(weight.storage_offset()) * weight.element_size()
+    end = start + weight.nbytes
+    if weight.device.type != "cpu" or not any(a <= start and end <= b for a, b in ranges):
+        return
+    size = mmap.PAGESIZE
+    start, end = -(-start // size) * size, end // size * size
+    if end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
