@@ -69,7 +69,7 @@ class Trainer:
         }
         reason = prepare.why_padded(self.base)
         self.packed = reason is None
-        self.lines = [*notices, *self.base.lines, *told, *data.lines]
+        self.lines = [*run.notices, *notices, *self.base.lines, *told, *data.lines]
         self.lines += [f"batches are padded: {reason}"] if reason else []
         self.shares = self.packed and prepare.why_not_shared(self.base, config, name) is None
         self.stepper = stepper_for([self])

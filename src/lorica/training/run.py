@@ -41,9 +41,20 @@ class Run:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.adapter = folder / "adapter"
+        self.notices: list[str] = []
 
     def create(self, config: str) -> None:
-        """Make the folder. Raises: ConfigError if a run, or anything else, is there."""
+        """Make the folder. A run that failed before its first checkpoint gives way.
+
+        Raises: ConfigError if another run, or anything else, is there; ResourceError if a process
+            is training in it.
+        """
+        if self._is_failed_start():
+            with self.lock():
+                commit.remove(self.folder)
+            self.notices.append(
+                f"{self.folder} held a run that had not come to a checkpoint; it was replaced"
+            )
         if self.folder.is_dir() and any(self.folder.iterdir()):
             resume = f", or go on with it: lorica train --resume {self.folder}"
             raise ConfigError(
@@ -53,6 +64,14 @@ class Run:
         with commit.folder(self.folder) as staging:  # so no run is without its settings
             (staging / self.checkpoints.name).mkdir()
             commit.write_text(staging / CONFIG, config)
+
+    def _is_failed_start(self) -> bool:
+        """Whether a run is there that has nothing to go on from, and nothing but what runs make."""
+        if not self.folder.is_dir() or self.folder.is_symlink() or not self.is_run:
+            return False
+        inside = set(plain_files.names_in(self.folder))
+        nothing_yet = not plain_files.names_in(self.checkpoints)
+        return nothing_yet and inside <= {CONFIG, EVENTS, ".lock", self.checkpoints.name}
 
     @contextmanager
     def beginning(self, config: str) -> Iterator[None]:
