@@ -3,7 +3,7 @@
 import pytest
 
 from lorica.data.config import DataConfig
-from lorica.data.conversation import messages_of
+from lorica.data.conversation import conversation_of
 from lorica.data.shape import BadRow
 from lorica.data.source import Row
 from lorica.data.template import render
@@ -138,11 +138,10 @@ def test_a_template_without_a_mask_is_refused_with_the_fix():
     (row,) = talk(thinks, TALK, completion_only=False).rows
     assert [s.learned for s in row.segments] == [True]
 
-    forgets = (
-        "{% for m in messages %}{% if loop.revindex < 4 %}{{ m.content }}{% endif %}{% endfor %}"
-    )
-    with pytest.raises(DataError, match="once others follow"):
-        talk(forgets, TALK)
+    numbers = "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
+    with pytest.raises(DataError, match="once others follow") as error:
+        talk(numbers, TALK)
+    assert "data.split_turns: true" in error.value.fix
 
 
 def test_everything_learned_keeps_the_answers_apart(shared):
@@ -205,12 +204,11 @@ def test_tool_calls_reach_the_template(shared):
     assert last == "3.<|im_end|>"
 
 
-def test_openai_arguments_become_an_object():
+def test_a_call_without_content_has_an_empty_one():
     call = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     row = {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
-    (message,) = messages_of(row)
-    assert message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
-    assert message["content"] == ""
+    (message,) = conversation_of(row).messages
+    assert message["content"] == "" and message["tool_calls"] == [call]
 
 
 @pytest.mark.parametrize(
@@ -228,9 +226,10 @@ def test_openai_arguments_become_an_object():
 )
 def test_bad_messages_say_which(messages, why):
     with pytest.raises(BadRow, match=why):
-        messages_of({"messages": messages})
+        conversation_of({"messages": messages})
 
 
 def test_text_parts_are_joined():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert messages_of({"messages": [{"role": "user", "content": parts}]})[0]["content"] == "ab"
+    (message,) = conversation_of({"messages": [{"role": "user", "content": parts}]}).messages
+    assert message["content"] == "ab"

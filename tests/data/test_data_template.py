@@ -2,7 +2,9 @@
 
 import pytest
 
+from lorica.data import worker
 from lorica.data.config import DataConfig
+from lorica.data.prompts import ALPACA
 from lorica.data.source import Row
 from lorica.data.template import render
 from lorica.errors import DataError
@@ -33,18 +35,96 @@ def test_shapes_are_found_from_the_columns(kind, fields, want):
     assert rendering.lines == []
 
 
-def test_alpaca_has_the_layout_of_the_field():
+PUBLISHED = {  # tatsu-lab/stanford_alpaca, train.py
+    True: "Below is an instruction that describes a task, paired with an input that provides "
+    "further context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:",
+    False: "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\nSay hi.\n\n### Response:",
+}
+
+
+def test_alpaca_has_the_published_text():
     with_input, plain = rendered(
         [
             {"instruction": "Add.", "input": "1 2", "output": "3"},
             {"instruction": "Say hi.", "input": None, "output": "hi"},
         ]
     ).rows
-    assert with_input.prompt.endswith(
-        "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+    assert (with_input.prompt, with_input.reference) == (PUBLISHED[True], "3")
+    assert (plain.prompt, plain.reference) == (PUBLISHED[False], "hi")
+
+
+ALPACA_ROWS = [
+    {"instruction": "a", "input": given, "system": system, "history": history}
+    for given in ("", "b") for system in ("", "c") for history in ([], [["d", "e"], ["f", "g"]])
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ALPACA_ROWS, ids=str)
+def test_the_recorded_template_writes_the_default_text(row):
+    rows = [row | {"output": "x"}]
+    default = rendered(rows)
+    assert rendered(rows, prompt_template=ALPACA).rows == default.rows
+    text = default.rows[0].prompt
+    assert all(word in text for word in (row["input"], row["system"]))
+    assert [text.count(f"### Response:{a}\n") for _, a in row["history"]] == [1, 1][
+        : len(row["history"])
+    ]
+
+
+def test_history_is_read_and_said_so():
+    row = {"instruction": "And June?", "output": "Warm.", "history": [["May?", "Mild."]]}
+    rendering = rendered(row)
+    assert "### Instruction:\nMay?\n\n### Response:Mild.\n\n" in rendering.rows[0].prompt
+    (line,) = rendering.lines
+    assert line == "the answers in the history of 1 rows are read, not learned: a.jsonl:1"
+    with pytest.raises(DataError, match="history is no list"):
+        rendered(row | {"history": [["May?"]]})
+
+
+def test_a_prompt_template_stands_before_the_answer():
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    (row,) = rendered(alpaca, prompt_template="Q: {{ instruction }} {{ input }}\nA: ").rows
+    assert pieces(rendered(alpaca, prompt_template="{{ instruction }}{{ input }}"))[1] == (
+        "3",
+        True,
     )
-    assert plain.prompt.endswith("### Instruction:\nSay hi.\n\n### Response:\n")
-    assert "Input" not in plain.prompt and plain.reference == "hi"
+    assert (row.prompt, row.reference) == ("Q: Add. 1 2\nA: ", "3")
+    (row,) = rendered({"prompt": "a", "completion": "b"}, prompt_template="<{{ prompt }}>").rows
+    assert (row.prompt, row.reference) == ("<a>", "b")
+
+
+@pytest.mark.parametrize(
+    "template, match",
+    [
+        ("{{ instruction }}", "does not write its input"),
+        ("{{ instruction + 3 }}", "refuses it"),
+        ("{% for %}", "cannot be read"),
+        ("{% for a in range(90000) %}{% for a in range(90000) %}{% endfor %}{% endfor %}", None),
+    ],
+)
+def test_a_prompt_template_that_drops_or_fails_is_refused(template, match, monkeypatch):
+    if match is None:
+        monkeypatch.setattr(worker, "_worker", worker.Worker(seconds=0))
+        match = "does not come to an end"
+    with pytest.raises(DataError, match=match):
+        rendered({"instruction": "Add.", "input": "1", "output": "3"}, prompt_template=template)
+
+
+def test_a_template_of_text_rows_is_refused():
+    with pytest.raises(DataError, match="alpaca and prompt rows"):
+        rendered({"text": "a"}, prompt_template="{{ prompt }}")
+
+
+def test_templates_are_read_from_files(tmp_path):
+    file = tmp_path / "alpaca.jinja"
+    file.write_text("{{ instruction }}")
+    config = DataConfig(path="a.jsonl", prompt_template=str(file), chat_template=str(file))
+    assert config.prompt_template == config.chat_template == "{{ instruction }}"
+    for value in (str(tmp_path / "missing.jinja"), "no field"):
+        with pytest.raises(ValueError, match=r"no file|neither a file"):
+            DataConfig(path="a.jsonl", prompt_template=value)
 
 
 def test_learning_everything_keeps_prompt_and_reference():

@@ -1,188 +1,281 @@
-"""The tokenizer's chat template as a function: messages to text, and which of it is learned.
+"""A chat template as a function of messages, with what no template says of itself.
 
-A template says nowhere what the assistant wrote. Two ways find it:
-
-1. the template marks it itself, with `{% generation %}`;
-2. the text of `messages[:i]` with the prompt for generation is a prefix of the text of
-   `messages[:i + 1]`: what follows the prefix is turn i, exactly as generation will see it.
-
-Where neither holds, there is no mask, and that is an error: a mask that is guessed (say, by
-looking for the content in the text) would train on another prompt than generation gives.
-Learned is a turn's text with its end-of-turn, without white space behind that.
+Templates differ in what they expect and do not say so: content as text or as a list of parts,
+what ends a turn, whether there is a prompt for generation. A few conversations of words that
+stand nowhere else tell: they are rendered once, when the template is opened. Every row is
+checked on its own text as well (`contents.py`, `mask.py`), whatever was found here.
 """
 
+import json
 import re
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
-import jinja2
-
-from lorica.data.sandbox import MARK_END, MARK_START, Budget, Overrun, Sandbox, raise_exception
+from lorica.data.conversation import Conversation
+from lorica.data.sandbox import common_length
 from lorica.data.shape import BadRow
-from lorica.errors import DataError
+from lorica.data.worker import Compiled, Overrun, Refused, compile_template, render_all
+from lorica.errors import DataError, closest, listed
 
-WHOLE = "data.completion_only: false learns the whole conversation"
-MARKS = re.compile(f"{MARK_START}|{MARK_END}")
+MEND = "mend chat_template.jinja (or chat_template in tokenizer_config.json), or pass another: "
+MEND += "data.chat_template: FILE"
+HEADER = re.compile(r"[^\w\s]*\b(user|human|system|tool|observation)\b", re.IGNORECASE)
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+WORDS = {"user": "Qvexalu", "assistant": "Zorbimat", "system": "Wudrinop", "tool": "Kyfestra"}
+CALL = {"type": "function", "function": {"name": "Xuplendi", "arguments": {}}}
+# Roles whose content is given as a list of parts, in the order in which they are tried.
+PARTS: tuple[frozenset[str], ...] = (
+    frozenset(), frozenset({"user", "assistant"}), frozenset({"user"}), frozenset({"assistant"}),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Turn:
-    start: int  # characters of the conversation's text
-    end: int
+class Cut:
+    """The text of the first messages, held against the text of all of them."""
+
+    length: int  # characters
+    common: int  # of them, how many the whole text begins with
+    near: str  # the text around the first difference
+
+    @property
+    def is_prefix(self) -> bool:
+        return self.common == self.length
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the template makes of one conversation.
+
+    marked: (start, end) of what the template's {% generation %} blocks enclose.
+    before, through: of each learned answer, the text that generation is given, and the text
+        that ends with the answer; empty for a template that marks its answers itself.
+    """
+
+    text: str
+    marked: list[tuple[int, int]]
+    before: list[Cut] = field(default_factory=list)
+    through: list[Cut] = field(default_factory=list)
+    dated: bool = False  # it holds today's date
 
 
 class ChatTemplate:
-    """One tokenizer's template, compiled once."""
+    """One template, compiled and probed.
 
-    def __init__(self, source: str, special: dict[str, str]):
-        self.marks = bool(re.search(r"\{%[-+]?\s*generation\b", source))
-        self.dated = False
-        self._special = special
-        self._sandbox = Sandbox()
-        self._sandbox.globals |= {"raise_exception": raise_exception, "strftime_now": self._now}
+    parts: the roles whose content it takes as a list of parts.
+    end: what it writes behind every answer; None where that could not be found out.
+    opens: whether it has a prompt for generation.
+    """
+
+    def __init__(self, source: str, special: dict[str, str], kwargs: dict[str, Any] | None = None):
+        self._source = source
+        self._shared = {**special, **(kwargs or {}), "documents": None}
         try:
-            self._template = self._sandbox.from_string(source)
+            self.compiled: Compiled = compile_template(source)
         except Overrun as error:
             raise _endless(error) from None
-        except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError) as error:
+        except Refused as error:
             raise DataError(
                 "the tokenizer's chat template cannot be read.",
-                reason=str(error).strip().partition("\n")[0],
-                line=getattr(error, "lineno", None) or "unknown",
-                fix="mend chat_template.jinja (or chat_template in tokenizer_config.json)",
-            ) from error
+                reason=str(error),
+                line=error.line or "unknown",
+                fix=MEND,
+            ) from None
+        _known(kwargs or {}, self.compiled)
+        self.parts: frozenset[str] = frozenset()
+        self.end: str | None = None
+        self.opens = True
+        self._probe()
 
-    def render(
-        self, messages: list[dict[str, Any]], tools: list[Any] | None, prompt: bool = False
-    ) -> tuple[str, list[Turn]]:
-        """The text of the messages, and the turns that the template itself marks.
+    @property
+    def marks(self) -> bool:
+        return self.compiled.marks
 
-        prompt: end with the opening of the assistant's next turn.
+    def replies(self, talks: Sequence[Conversation]) -> list[Reply | BadRow]:
+        """What the template makes of each conversation; a BadRow where it refuses one.
+
+        Raises: DataError if the template does not end.
+        """
+        jobs = [self._job(talk, [] if self.marks else _cuts(talk)) for talk in talks]
+        return [_reply(answer) for answer in self._render(jobs)]
+
+    def prompt(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
+        """The text of the messages, up to where the assistant begins to speak.
+
         Raises: BadRow if the template refuses the messages; DataError if it does not end.
         """
-        self._sandbox.budget = Budget()
+        job = self._job(Conversation(messages, [False] * len(messages), tools), [])
+        job["given"]["add_generation_prompt"] = True
+        (reply,) = map(_reply, self._render([job]))
+        if isinstance(reply, BadRow):
+            raise reply
+        return reply.text
+
+    def _job(
+        self, talk: Conversation, cuts: list[tuple[int, bool]], parts: frozenset[str] | None = None
+    ) -> dict[str, Any]:
+        parts = self.parts if parts is None else parts
+        messages = [_in_parts(m) if m["role"] in parts else m for m in talk.messages]
+        given = {**talk.kwargs, "messages": messages, "tools": talk.tools,
+                 "add_generation_prompt": False}  # fmt: skip
+        return {"given": given, "cuts": cuts}
+
+    def _render(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         try:
-            text = self._template.render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._special,
-            )
-        except (Overrun, RecursionError, MemoryError) as error:
+            return render_all(self._source, self._shared, jobs)
+        except Overrun as error:
             raise _endless(error) from None
-        except Exception as error:  # a program that we did not write may raise anything
-            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-            raise BadRow(f"the chat template refuses it ({kind}{error})") from error
-        return _without_marks(text) if self.marks else (text, [])
+        except (ValueError, RecursionError) as error:  # one of them is no JSON
+            if len(jobs) == 1:
+                return [{"refused": f"{type(error).__name__}: {error}"}]
+            return [answer for job in jobs for answer in self._render([job])]
 
-    def _now(self, form: str) -> str:
-        self.dated = True
-        return datetime.now().strftime(form)
-
-
-def _endless(error: BaseException) -> DataError:
-    reason = str(error) if isinstance(error, Overrun) else f"it ends in a {type(error).__name__}"
-    return DataError(
-        "the tokenizer's chat template does not come to an end, and was stopped.",
-        reason=reason,
-        fix="mend chat_template.jinja (or chat_template in tokenizer_config.json); "
-        "a template from a stranger may mean harm; a conversation of megabytes must be cut",
-    )
-
-
-def _without_marks(text: str) -> tuple[str, list[Turn]]:
-    pieces, turns, length, last, start = [], [], 0, 0, 0
-    for mark in MARKS.finditer(text):
-        pieces.append(text[last : mark.start()])
-        length += len(pieces[-1])
-        last = mark.end()
-        if mark.group() == MARK_START:
-            start = length
+    def _probe(self) -> None:
+        """Find out how the template takes content, and what it writes around an answer."""
+        turn = [_word("user"), _word("assistant")]
+        for parts in PARTS:
+            reply = self._try(turn, parts, [(1, True), (1, False)])
+            if reply and all(WORDS[m["role"]] in reply.text for m in turn) and _plain(reply.text):
+                self.parts = parts
+                break
         else:
-            turns.append(Turn(start, length))
-    return "".join([*pieces, text[last:]]), turns
+            return
+        opened, closed = reply.before[0], reply.through[0]
+        self.opens = opened.length > closed.length
+        again = self._try([*turn, *turn], self.parts, [])
+        if again and WORDS["assistant"] in again.text:
+            self.end = _common_end(reply.text, again.text)
+        call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        for role, talk in (("system", [_word("system"), *turn]),
+                           ("tool", [turn[0], call, _word("tool"), turn[1]])):  # fmt: skip
+            for parts in (self.parts, self.parts ^ {role}):
+                found = self._try(talk, parts, [])
+                if found and WORDS[role] in found.text and _plain(found.text):
+                    self.parts = parts
+                    break
+
+    def _try(
+        self, messages: list[dict[str, Any]], parts: frozenset[str], cuts: list[tuple[int, bool]]
+    ) -> Reply | None:
+        talk = Conversation(messages, [False] * len(messages))
+        reply = _reply(self._render([self._job(talk, cuts, parts)])[0])
+        return None if isinstance(reply, BadRow) else reply
 
 
-def chat_template(tokenizer: Any) -> ChatTemplate:
-    """The template of the tokenizer; of several, the one named default.
+class ChatTemplates:
+    """The templates of a tokenizer: the one for rows with tools, and the one for all others."""
 
-    Raises: DataError if it has none.
+    def __init__(self, sources: str | dict[str, str], special: dict[str, str],
+                 kwargs: dict[str, Any] | None = None):  # fmt: skip
+        self._sources = {"default": sources} if isinstance(sources, str) else sources
+        self._special, self._kwargs = special, kwargs or {}
+
+    def for_tools(self, tools: list[Any] | None) -> ChatTemplate:
+        """Raises: DataError if none of several is named default."""
+        names = ("tool_use", "default") if tools else ("default",)
+        source = next((self._sources[n] for n in names if n in self._sources), None)
+        if source is None and len(self._sources) == 1:
+            (source,) = self._sources.values()
+        if source is None:
+            known = list(self._sources)
+            raise DataError(
+                "the tokenizer has several chat templates, and none is named default.",
+                known=listed(known, 12),
+                fix=f"data.chat_template: {known[0]}",
+            )
+        return _opened(source, json.dumps(self._special), json.dumps(self._kwargs, default=str))
+
+
+@lru_cache(maxsize=32)
+def _opened(source: str, special: str, kwargs: str) -> ChatTemplate:
+    return ChatTemplate(source, json.loads(special), json.loads(kwargs))
+
+
+def chat_templates(
+    tokenizer: Any, override: str | None = None, kwargs: dict[str, Any] | None = None
+) -> ChatTemplates:
+    """The tokenizer's templates, or `override`: a template, or the name of one of them.
+
+    Raises: DataError if there is none.
     """
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default")
-    if not source:
+    sources = tokenizer.chat_template
+    if isinstance(sources, dict) and override in sources:
+        sources = sources[override]
+    elif override is not None:
+        if "{" not in override:
+            known = list(sources) if isinstance(sources, dict) else []
+            raise DataError(
+                f"data.chat_template is {override!r}, and the base has no template of that name.",
+                known=listed(known, 12),
+                fix="name a file, or give the Jinja text itself",
+            )
+        sources = override
+    if not sources:
         raise DataError(
             "the rows are conversations, but the base's tokenizer has no chat template.",
-            fix="choose a base with one, or save one as chat_template.jinja beside its "
-            "tokenizer.json, or write the rows as prompt and completion",
+            fix="choose a base with one, or pass one with data.chat_template: FILE, or save one "
+            "as chat_template.jinja beside the base's tokenizer.json, or write the rows as "
+            "prompt and completion",
         )
     special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    return ChatTemplate(source, special)
+    return ChatTemplates(sources, special, kwargs)
 
 
-def masked(
-    template: ChatTemplate, messages: list[dict[str, Any]], tools: list[Any] | None
-) -> tuple[str, list[Turn]]:
-    """The conversation's text, and the turns in it that are learned: the assistant's.
-
-    Raises: BadRow if the template refuses the messages, or no mask can be found.
-    """
-    text, turns = template.render(messages, tools)
-    if not template.marks:
-        turns = _by_prefix(template, messages, tools, text)
-    elif not turns:
-        raise BadRow("the chat template's {% generation %} blocks mark nothing in it", fix=WHOLE)
-    said = [m for m in messages if m["role"] == "assistant"]
-    contents = [str(m.get("content") or "") for m in said]
-    if len(contents) != len(turns):  # blocks of the template's own making
-        contents = [""] * len(turns)
-    ends = [_end(text, turn, content) for turn, content in zip(turns, contents, strict=True)]
-    return text, [Turn(turn.start, end) for turn, end in zip(turns, ends, strict=True)]
+def _known(kwargs: dict[str, Any], compiled: Compiled) -> None:
+    """Raises: DataError for variables that the template does not read, or that are the row's."""
+    wrong = [name for name in kwargs if name in RESERVED or name not in compiled.variables]
+    if wrong:
+        known = sorted(compiled.variables - {*RESERVED, "raise_exception", "strftime_now"})
+        raise DataError(
+            f"data.chat_template_kwargs sets {listed(map(repr, wrong))}, which the chat template "
+            "does not read.",
+            closest="; ".join(closest(name, known) for name in wrong),
+            known=listed(known, 12),
+            fix="correct the name, or leave it out",
+        )
 
 
-def _by_prefix(
-    template: ChatTemplate, messages: list[dict[str, Any]], tools: list[Any] | None, text: str
-) -> list[Turn]:
-    turns = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, _ = template.render(messages[:i], tools, prompt=True)
-        whole = i + 1 == len(messages)
-        through = text if whole else template.render(messages[: i + 1], tools)[0]
-        if not through.startswith(before):
-            both = enumerate(zip(before, through, strict=False))
-            at = next((at for at, (one, other) in both if one != other), len(through))
-            start = max(at - 16, 0)
-            raise BadRow(
-                f"message {i + 1}: what the chat template gives for generation "
-                f"({before[start : at + 16]!r}) is not how it writes the same conversation with "
-                f"the answer ({through[start : at + 16]!r}), so no loss mask can be found",
-                fix=WHOLE,
-            )
-        if not text.startswith(through):
-            raise BadRow(
-                f"message {i + 1}: the chat template writes it differently once others follow, "
-                "so no loss mask can be found",
-                fix=WHOLE + "; or keep one answer a row",
-            )
-        turns.append(Turn(len(before), len(through)))
-    return turns
+def _word(role: str) -> dict[str, Any]:
+    return {"role": role, "content": WORDS[role]}
 
 
-def _end(text: str, turn: Turn, content: str) -> int:
-    """Where the turn's learned part ends: behind its end-of-turn, and all of its content."""
-    part = text[turn.start : turn.end]
-    at = part.rfind(content) if content else -1
-    behind = at + len(content) if at >= 0 else 0
-    return turn.start + max(len(part.rstrip()), behind)
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return message | {"content": [{"type": "text", "text": message["content"]}]}
 
 
-def ending(text: str, turn: Turn, content: str) -> str:
-    """The template's end-of-turn behind `content`, or nothing where that cannot be told."""
-    part, content = text[turn.start : turn.end], content.strip()
-    at = part.rfind(content) if content else -1
-    return part[at + len(content) :].strip() if at >= 0 else ""
+def _plain(text: str) -> bool:
+    """A list of parts was not printed as Python shows it."""
+    return "'type': 'text'" not in text and '"type": "text"' not in text
+
+
+def _cuts(talk: Conversation) -> list[tuple[int, bool]]:
+    return [cut for i in talk.answers for cut in ((i, True), (i + 1, False))]
+
+
+def _reply(answer: dict[str, Any]) -> Reply | BadRow:
+    if "refused" in answer:
+        return BadRow(f"the chat template refuses it ({answer['refused']})")
+    cuts = [Cut(*cut) for cut in answer["cuts"]]
+    marked = [(start, end) for start, end in answer["turns"]]
+    return Reply(answer["text"], marked, cuts[::2], cuts[1::2], answer["dated"])
+
+
+def _common_end(single: str, double: str) -> str:
+    """What stands behind an answer in both texts, whatever follows: the end of turn."""
+    word = WORDS["assistant"]
+    one, two = single.rpartition(word)[2], double.partition(word)[2]
+    head = one[: common_length(one, two)]
+    if head not in (one, two):  # "<|end|>\n<|" reaches into a token that differs
+        head = re.match(r"(.*[\s>\]])?", head, re.DOTALL).group()  # type: ignore[union-attr]
+    header = HEADER.search(head)  # of a next turn that the template opens at once
+    return (head[: header.start()] if header else head).strip()
+
+
+def _endless(error: Overrun) -> DataError:
+    return DataError(
+        "the tokenizer's chat template does not come to an end, and was stopped.",
+        reason=str(error),
+        fix=f"{MEND}; a template from a stranger may mean harm; a conversation of megabytes must "
+        "be cut",
+    )

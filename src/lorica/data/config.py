@@ -5,6 +5,7 @@ stay quick. The docstring under a field is its line in `--help`.
 """
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -12,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Format = Literal["auto", "alpaca", "prompt", "messages", "sharegpt", "text", "label"]
 Overlong = Literal["raise", "drop", "truncate", "split"]
 
+LARGEST_TEMPLATE = 1_000_000
 # Every column that a row shape knows. `columns` maps these to the names in the file.
 COLUMNS = (
     "instruction", "input", "output", "prompt", "completion",
-    "messages", "conversations", "system", "tools", "text", "label", "condition",
+    "messages", "conversations", "system", "tools", "chat_template_kwargs", "history",
+    "text", "label", "condition",
 )  # fmt: skip
 
 
@@ -37,6 +40,19 @@ class DataConfig(BaseModel):
     """Share of the rows that is kept for evaluation, or another file; 0 keeps none."""
     completion_only: bool = True
     """Learn the answers only; false learns the prompts as well."""
+    chat_template: str | None = None
+    """Chat template in place of the base's: its Jinja text, a file, or the name of one of the
+    base's templates."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template, for example {enable_thinking: false}; a row may set its own
+    in a column of this name."""
+    prompt_template: str | None = None
+    """Text before the answer of an alpaca or prompt row, Jinja or a file of it, with
+    {{ instruction }}, {{ input }}, {{ system }} and {{ history }}, or with {{ prompt }}. By default
+    Alpaca's published text, or the prompt as it is."""
+    split_turns: bool = False
+    """Make one row of each answer of a conversation, with what stands before it: for templates
+    that write earlier answers otherwise once others follow (thinking)."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest row, in tokens; by default what the base can take."""
     overlong: Overlong | None = None
@@ -54,6 +70,19 @@ class DataConfig(BaseModel):
     def _named(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("the path is empty; name a file or a data set of the hub")
+        return value
+
+    @field_validator("chat_template", "prompt_template")
+    @classmethod
+    def _template_text(cls, value: str | None) -> str | None:
+        """The text of a template that is named by its file, so that a run records the text."""
+        return value if value is None or "{" in value else _read_template(value)
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _with_fields(cls, value: str | None) -> str | None:
+        if value is not None and "{" not in value:
+            raise ValueError(f"it is neither a file nor Jinja text with a field in it: {value!r}")
         return value
 
     @field_validator("validation", mode="before")
@@ -82,3 +111,18 @@ class DataConfig(BaseModel):
         if twice:
             raise ValueError(f"two of our columns name the same one of the file: {sorted(twice)}")
         return value
+
+
+def _read_template(name: str) -> str:
+    """The text of the file `name`; `name` itself if it can be no file's name."""
+    path = Path(name)
+    if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise ValueError(f"there is no file {name}; name one, or give the Jinja text itself")
+        return name
+    if path.stat().st_size > LARGEST_TEMPLATE:
+        raise ValueError(f"{name} is larger than {LARGEST_TEMPLATE:,} bytes, and no template")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8; convert it, or name another file") from None

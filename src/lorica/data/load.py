@@ -13,9 +13,10 @@ from typing import Any
 
 from lorica.data.config import DataConfig
 from lorica.data.fit import fit, limit_of, policy_of
+from lorica.data.rendered import Rendered
 from lorica.data.shape import columns_of, shape
 from lorica.data.source import Source
-from lorica.data.template import Rendered, Renderer
+from lorica.data.template import Renderer
 from lorica.data.tokenise import Example, tokenise, tokenise_labels, unwritten
 from lorica.errors import DataError, closest, listed
 
@@ -199,7 +200,9 @@ def part(examples: list[Example], share: float, seed: int) -> tuple[list[Example
         return examples, []
     groups: dict[str, list[int]] = {}  # equal rows have equal keys, and stay together
     for number, example in units.items():
-        text = _content(example.source) if by_row and example.source else str(example.ids)
+        source = example.source
+        # Rows made from one conversation begin alike, and stay together.
+        text = (source.group or _content(source)) if by_row and source else str(example.ids)
         key = hashlib.sha256(f"{seed}\0{text}".encode()).hexdigest()
         groups.setdefault(key, []).append(number)
     want = min(max(1, round(share * len(units))), len(units) - 1)

@@ -28,33 +28,47 @@ class Places:
 
 
 @dataclass
+class Tally:
+    """How many rows a sentence is about, the first of them, and the last."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    last: str = ""
+
+
+@dataclass
 class Notices:
-    """Sentences, and of each how many rows it is about and the first of them.
+    """Sentences, and the rows that each is about.
 
     A sentence holds {n} where the count belongs; the places follow it.
     """
 
-    rows: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    about: dict[str, Tally] = field(default_factory=dict)
 
-    def add(self, sentence: str, *places: str) -> None:
-        count, first = self.rows.get(sentence, (0, []))
-        first = [*first, *places][:SHOWN]
-        self.rows[sentence] = count + len(places), first
+    def add(self, sentence: str, place: str = "") -> None:
+        """place: of the row; none for what is not about a row. A row counts once."""
+        tally = self.about.setdefault(sentence, Tally())
+        if place and place != tally.last:
+            tally.count += 1
+            tally.first = [*tally.first, place][:SHOWN]
+            tally.last = place
 
     def merge(self, later: "Notices") -> None:
         """Add those of rows that stand behind these. In place."""
-        for sentence, (count, places) in later.rows.items():
-            before, first = self.rows.get(sentence, (0, []))
-            self.rows[sentence] = before + count, [*first, *places][:SHOWN]
+        for sentence, told in later.about.items():
+            tally = self.about.setdefault(sentence, Tally())
+            tally.count += told.count
+            tally.first = [*tally.first, *told.first][:SHOWN]
+            tally.last = told.last
 
     @property
     def lines(self) -> list[str]:
-        return [_line(sentence, *told) for sentence, told in self.rows.items()]
+        return [_line(sentence, tally) for sentence, tally in self.about.items()]
 
 
-def _line(sentence: str, count: int, places: list[str]) -> str:
-    text = sentence.replace("{n}", f"{count:,}")
-    if not count:
+def _line(sentence: str, tally: Tally) -> str:
+    text = sentence.replace("{n}", f"{tally.count:,}")
+    if not tally.count:
         return text
-    more = f" ... and {count - len(places):,} more" if count > len(places) else ""
-    return f"{text}: {', '.join(places)}{more}"
+    left = tally.count - len(tally.first)
+    return f"{text}: {', '.join(tally.first)}" + (f" ... and {left:,} more" if left else "")

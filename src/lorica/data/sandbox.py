@@ -1,85 +1,49 @@
-"""Jinja for chat templates, in a sandbox whose work and memory are bounded.
+"""Jinja templates from strangers, in a process of their own with a limit on time and memory.
 
-A chat template comes with a downloaded base and is a program. Jinja's immutable sandbox keeps
-it from Python's insides, but lets it loop for hours or fill the memory. Here every turn of a
-loop, call, filter and operator pays from a budget of steps, and whatever can make a text
-longer (`*`, `+`, `~`, join, replace, format, printing a list) is measured before it is done.
-Filters are a list of those that chat templates use; methods that pad a text are closed.
+A chat template comes with a downloaded base and is a program. Jinja's sandbox keeps it from
+Python's insides, but not from comparing nested lists for hours or filling the memory, and no
+check inside of the same process can: one `==` is one call that no signal interrupts. So this
+file is also a script: `data/worker.py` starts it with plain Python (it imports jinja2 alone),
+sends requests as lines of JSON, and kills it when it overruns. The kernel ends it as well,
+after SECONDS of processor time in one rendering or beyond MEMORY bytes.
 
-A trace function (sys.settrace) would bound the loops too, but not one `'a' * 10**10`, and it
-would shut out debuggers. Time is only the second line: it differs from machine to machine.
+Requests and answers, a line each:
+
+    {"compile": source}                       {"template": n, "variables": [...], ...}
+    {"template": n, "shared": {}, "jobs": []} one line a job: {"text": ..., "turns": [], "cuts": []}
+
+An answer may be {"refused": why} or {"overrun": why}; an empty line says "still at work".
 """
 
 import json
 import re
+import resource
+import secrets
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, BinaryIO
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
-STEPS = 400_000  # a conversation of 1,000 turns needs some 10,000
-SECONDS = 5.0  # of this thread's processor time, for steps that are slow each
-SIZE = 4_000_000  # characters of one text
-TOTAL = 64 * SIZE  # characters of all texts together, those between as well
-FILTERS = """
-    abs attr batch capitalize count d default dictsort e escape first float format groupby indent
-    int items join last length list lower map max min reject rejectattr replace reverse safe
-    select selectattr sort string sum title tojson trim truncate unique upper
-""".split()  # noqa: SIM905
-PADDING = frozenset({"center", "encode", "expandtabs", "ljust", "rjust", "translate", "zfill"})
-# Private characters around what {% generation %} encloses.
-MARK_START, MARK_END = "\ue0f0\ue0f1", "\ue0f1\ue0f0"
-
-
-class Overrun(Exception):
-    """The template used up its steps, its time or its characters."""
-
-
-class Budget:
-    def __init__(self) -> None:
-        self.steps = self.total = 0
-        self.until = time.thread_time() + SECONDS
-
-    def spend(self, steps: int = 1) -> None:
-        before, self.steps = self.steps, self.steps + steps
-        if self.steps > STEPS:
-            raise Overrun(f"it takes more than {STEPS:,} steps for one conversation")
-        if before >> 4 != self.steps >> 4 and time.thread_time() > self.until:
-            raise Overrun(f"it takes more than {SECONDS:g} s for one conversation")
-
-    def made(self, characters: int) -> None:
-        """Count a text that was made; all of them might be kept."""
-        self.total += characters
-        if self.total > TOTAL:
-            raise Overrun(f"it makes texts of more than {TOTAL:,} characters together")
-
-    def measure(self, value: Any, times: int = 1) -> int:
-        """Pay for `value` printed `times` times, before it is; its characters, about."""
-        left, todo = SIZE // max(times, 1), [value]
-        while todo:
-            item = todo.pop()
-            self.spend()
-            left -= len(item) if isinstance(item, str) else 4
-            if isinstance(item, Mapping):
-                todo += [*item.keys(), *item.values()]
-            elif isinstance(item, list | tuple | set):
-                self.spend(len(item) >> 4)
-                todo += item
-            if left < 0:
-                raise Overrun(f"it makes a text of more than {SIZE:,} characters")
-        return SIZE // max(times, 1) - left
+SECONDS = 5  # of processor time for one rendering
+MEMORY = 1 << 30  # bytes of address space, the interpreter's 30 MB included
+LARGEST = 32_000_000  # characters of one text
+AROUND = 16  # characters shown on either side of a difference
+# What {% generation %} encloses is marked with characters that no row can know.
+_NONCE = secrets.token_hex(8)
+MARK_START, MARK_END = f"\ue0f0{_NONCE}\ue0f1", f"\ue0f1{_NONCE}\ue0f0"
+MARKS = re.compile(f"{MARK_START}|{MARK_END}")
 
 
 class Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: what the assistant says, marked in the text."""
+    """`{% generation %}...{% endgeneration %}`: what the assistant writes, marked in the text."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -93,197 +57,222 @@ class Generation(Extension):
         return MARK_START + caller() + MARK_END
 
 
-class _Paid(NodeTransformer):
-    """Has every turn of a loop paid for, and what `~` joins and a slice copies."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        self.generic_visit(node)
-        pay = nodes.Filter(nodes.Const(True), "_pay", [], [], None, None)
-        node.body = [nodes.ExprStmt(pay), *node.body]
-        if node.test is not None:
-            node.test = nodes.And(pay, node.test)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
-        self.generic_visit(node)
-        return nodes.Filter(nodes.List(node.nodes), "_concat", [], [], None, None)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            return nodes.Filter(node, "_made", [], [], None, None)
-        return node
-
-
 class Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    """The environment in which transformers renders chat templates, without random text."""
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            optimized=False,
-            extensions=[loopcontrols, Generation],
-            finalize=self._printed,
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
         )
-        self.budget = Budget()
-        self.filters = {name: self._guarded(name, self.filters[name]) for name in FILTERS}
-        self.filters["tojson"] = self._tojson
-        self.filters["_pay"] = self._pay
-        self.filters["_concat"] = self._concat
-        self.filters["_made"] = self._made
-        self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace")}
+        self.filters["tojson"] = _tojson
+        del self.filters["random"], self.globals["lipsum"]
+        self.globals |= {"raise_exception": _raise, "strftime_now": self._now}
+        self.dated = False
 
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Paid().visit(super()._parse(source, name, filename))
-
-    # What joins the pieces of a template, of a macro and of a block that is set.
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
-        kept, left = [], SIZE
-        for piece in pieces:
-            left -= len(piece)
-            if left < 0:
-                raise Overrun(f"it makes a text of more than {SIZE:,} characters")
-            kept.append(piece)
-        return "".join(kept)
-
-    def _printed(self, value: Any) -> Any:
-        self.budget.made(self.budget.measure(value))
-        return value
-
-    def _made(self, value: Any) -> Any:
-        self.budget.spend()
-        if isinstance(value, str | list | tuple):
-            self.budget.made(len(value))
-        return value
-
-    def _pay(self, value: Any) -> Any:
-        self.budget.spend()
-        return value
-
-    def _concat(self, items: list[Any]) -> str:
-        self.budget.made(self.budget.measure(items))
-        return "".join(str(item) for item in items)
-
-    def _tojson(
-        self,
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        """JSON as it stands, without jinja's escapes for HTML."""
-        if isinstance(indent, int) and not 0 <= indent <= 16:
-            raise Overrun(f"it indents JSON by {indent}")
-        self.budget.measure(value, times=8)
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    def _guarded(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, with what it is given paid for, and what it yields, item by item."""
-        lead = 1 if hasattr(filter_, "jinja_pass_arg") else 0
-
-        @wraps(filter_)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            given = list(args[lead:])
-            if given and hasattr(given[0], "__next__"):
-                given[0] = [self._pay(item) for item in given[0]]
-            self.budget.measure([given[0], *kwargs.values()] if given else [])
-            self._growth(name, given, kwargs)
-            result = self._made(filter_(*args[:lead], *given, **kwargs))
-            return map(self._pay, result) if hasattr(result, "__next__") else result
-
-        return guarded
-
-    def _growth(self, name: str, given: list[Any], kwargs: dict[str, Any]) -> None:
-        """Measure what join, replace, indent, batch and format would make, before they do."""
-        rest = [*given[1:], *kwargs.values()]
-        if name == "join" and given:
-            between = next((x for x in rest if isinstance(x, str)), "")
-            self.budget.measure(between, times=len(given[0]))
-        elif name == "replace" and rest and isinstance(given[0], str):
-            self._replaced(given[0], rest)
-        elif name == "indent" and rest:
-            width = rest[0] if isinstance(rest[0], int) else len(str(rest[0]))
-            self.budget.measure(" ", times=width * (1 + str(given[0]).count("\n")))
-        elif name == "batch" and rest and isinstance(rest[0], int):
-            self.budget.measure(" ", times=rest[0] * 16)
-        elif name == "format" and given and isinstance(given[0], str):
-            self._filled(given[0], rest, "%")
-
-    def _replaced(self, text: str, rest: list[Any]) -> None:
-        old, new = str(rest[0]), str(rest[1]) if len(rest) > 1 else ""
-        self.budget.spend(len(text) >> 10)
-        self.budget.measure(new, times=text.count(old))
-
-    def _filled(self, pattern: str, values: Any, sign: str) -> None:
-        if re.search(r"\d{5}|%[^%a-zA-Z]*\*|\{[^{}]*\{", pattern):
-            raise Overrun("it pads a text to a width of five digits, or one that it computes")
-        self.budget.measure(values, times=pattern.count(sign))
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        padding = isinstance(obj, str) and attr in PADDING
-        if padding or isinstance(obj, int | float | bytes):
-            return False
-        return super().is_safe_attribute(obj, attr, value)
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        inner = super().wrap_str_format(value)
-        if inner is None:
-            return None
-
-        def measured(*args: Any, **kwargs: Any) -> str:
-            self._filled(value.__self__, [*args, kwargs], "{")
-            return inner(*args, **kwargs)
-
-        return measured
-
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        self.budget.spend()
-        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(owner, str):
-            self.budget.measure([owner, *args])
-            if name == "join" and args:
-                args = ([self._pay(item) for item in args[0]],)
-                self.budget.measure(owner, times=len(args[0]))
-            elif name == "replace" and len(args) > 1:
-                self._replaced(owner, list(args))
-        return self._made(super().call(context, obj, *args, **kwargs))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        texts = str | list | tuple
-        if operator == "+" and isinstance(left, texts):
-            self.budget.measure(
-                " ", times=len(left) + (len(right) if isinstance(right, texts) else 0)
-            )
-        elif operator == "*":
-            for one, other in ((left, right), (right, left)):
-                if isinstance(one, texts) and isinstance(other, int):
-                    self.budget.measure(" ", times=max(other, 0) * len(one))
-            _small(left, right)
-        elif operator == "**":
-            _small(left, right)
-            if (
-                isinstance(left, int)
-                and isinstance(right, int)
-                and left.bit_length() * right > 4096
-            ):
-                raise Overrun("it computes a number of more than 4,096 bits")
-        elif operator == "%" and isinstance(left, str):
-            self._filled(left, right, "%")
-        return self._made(super().call_binop(context, operator, left, right))
+    def _now(self, form: str) -> str:
+        self.dated = True
+        return datetime.now().strftime(form)
 
 
-def _small(*values: Any) -> None:
-    if sum(v.bit_length() for v in values if isinstance(v, int)) > 4096:
-        raise Overrun("it computes a number of more than 4,096 bits")
+class JsonDict(dict):
+    """A mapping that a template prints as JSON, whether it asks for an object or for its text.
+
+    Some templates write `arguments | tojson`, others `arguments` or `'...' + arguments`.
+    """
+
+    def __init__(self, items: dict[str, Any], text: str | None = None):
+        super().__init__(items)
+        self._text = text
+
+    def __str__(self) -> str:
+        return _tojson(self) if self._text is None else self._text
+
+    __repr__ = __str__
+
+    def __add__(self, other: str) -> str:
+        return str(self) + other
+
+    def __radd__(self, other: str) -> str:
+        return other + str(self)
 
 
-def raise_exception(message: str) -> None:
+class JsonList(list):
+    def __str__(self) -> str:
+        return _tojson(self)
+
+    __repr__ = __str__
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """JSON as it stands, without jinja's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)  # fmt: skip
+
+
+def _raise(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
+
+
+def printed_as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return JsonDict({key: printed_as_json(item) for key, item in value.items()})
+    return JsonList(map(printed_as_json, value)) if isinstance(value, list) else value
+
+
+def _call(call: Any) -> Any:
+    """A tool call whose arguments serve as an object and as text, however the row gave them."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return JsonDict(call | {"function": _call(call["function"])})
+    arguments, text = call.get("arguments"), None
+    if isinstance(arguments, str):
+        try:
+            arguments, text = json.loads(arguments), arguments
+        except (ValueError, RecursionError):
+            return JsonDict(call)
+    if isinstance(arguments, dict):
+        items = {key: printed_as_json(item) for key, item in arguments.items()}
+        return JsonDict(call | {"arguments": JsonDict(items, text)})
+    return JsonDict(call)
+
+
+def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    return message | {"tool_calls": JsonList(map(_call, calls))} if calls else message
+
+
+def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text, and what the template marks as written by the assistant: (start, end)."""
+    pieces, turns, length, last, start = [], [], 0, 0, 0
+    for mark in MARKS.finditer(text):
+        pieces.append(text[last : mark.start()])
+        length += len(pieces[-1])
+        last = mark.end()
+        if mark.group() == MARK_START:
+            start = length
+        else:
+            turns.append((start, length))
+    return "".join([*pieces, text[last:]]), turns
+
+
+def common_length(one: str, other: str) -> int:
+    """How many characters the two begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class Server:
+    """The worker's side of the pipes."""
+
+    def __init__(self, answers: BinaryIO, seconds: int):
+        self._sandbox, self._answers, self._seconds = Sandbox(), answers, seconds
+        self._templates: list[jinja2.Template] = []
+        self._last = time.monotonic()
+        self._until = 0
+
+    def serve(self, requests: BinaryIO) -> None:
+        for line in requests:
+            self._limit()
+            request = json.loads(line)
+            if "compile" in request:
+                self._answer(self._guarded(self._compile, request["compile"]))
+                continue
+            template = self._templates[request["template"]]
+            for job in request["jobs"]:
+                self._answer(self._guarded(self._job, template, request["shared"], job))
+
+    def _guarded(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+        try:
+            return work(*given)
+        except (RecursionError, MemoryError) as error:
+            return {"overrun": f"it ends in a {type(error).__name__}"}
+        except Exception as error:  # a program that we did not write may raise anything
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            why = f"{kind}{error}".strip().partition("\n")[0][:500]
+            return {"refused": why, "line": getattr(error, "lineno", None)}
+
+    def _compile(self, source: str) -> dict[str, Any]:
+        tree = self._sandbox.parse(source)
+        self._templates.append(self._sandbox.from_string(source))
+        words = {c.value for c in tree.find_all(nodes.Const) if isinstance(c.value, str)}
+        return {
+            "template": len(self._templates) - 1,
+            "marks": bool(re.search(r"\{%[-+]?\s*generation\b", source)),
+            "variables": sorted(meta.find_undeclared_variables(tree)),
+            "words": sorted(word for word in words if len(word) < 40),
+        }
+
+    def _job(
+        self, template: jinja2.Template, shared: dict[str, Any], job: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Render the job's variables; and of each cut, how far its text is that of the whole.
+
+        A cut is (number of messages, whether the prompt for generation follows), and becomes
+        (its length, characters in common with the whole text, its text around the difference).
+        """
+        given = shared | job["given"]
+        if "messages" in given:
+            given["messages"] = [_with_calls(message) for message in given["messages"]]
+        self._sandbox.dated = False
+        text, turns = self._render(template, given)
+        cuts = []
+        for upto, prompt in job.get("cuts", ()):
+            part = {"messages": given["messages"][:upto], "add_generation_prompt": prompt}
+            other, _ = self._render(template, given | part)
+            common = common_length(text, other)
+            near = other[max(common - AROUND, 0) : common + AROUND]
+            cuts.append((len(other), common, near if common < len(other) else ""))
+        return {"text": text, "turns": turns, "cuts": cuts, "dated": self._sandbox.dated}
+
+    def _render(
+        self, template: jinja2.Template, given: dict[str, Any]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        self._limit()
+        text = template.render(given)
+        if len(text) > LARGEST:
+            raise MemoryError
+        return _without_marks(text)
+
+    def _limit(self) -> None:
+        """Let the kernel end this process if what follows takes too much processor time."""
+        until = int(time.process_time()) + self._seconds + 1
+        if until != self._until:
+            self._until = until
+            _limit_to(resource.RLIMIT_CPU, until)
+        if time.monotonic() > self._last + 1:  # the parent's patience begins anew
+            self._write(b"")
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        self._write(json.dumps(answer).encode())
+
+    def _write(self, line: bytes) -> None:
+        self._answers.write(line + b"\n")
+        self._answers.flush()
+        self._last = time.monotonic()
+
+
+def _limit_to(kind: int, value: int) -> None:
+    """Lower the soft limit of this process; the hard one stays as the system has it."""
+    _, hard = resource.getrlimit(kind)
+    with suppress(ValueError, OSError):  # a system without this limit; its parent has a clock
+        resource.setrlimit(kind, (value if hard < 0 else min(value, hard), hard))
+
+
+def main(seconds: int, memory: int) -> None:
+    _limit_to(resource.RLIMIT_AS, memory)
+    _limit_to(resource.RLIMIT_CORE, 0)
+    Server(sys.stdout.buffer, seconds).serve(sys.stdin.buffer)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,8 +1,11 @@
 """Which shape the rows have, found from their columns; and their columns under our names.
 
-    messages   messages [system, tools]         alpaca  instruction output [input]
-    sharegpt   conversations [system, tools]    prompt  prompt completion
-    label      text label                       text    text
+    messages   messages [system tools chat_template_kwargs]
+    sharegpt   conversations [system tools chat_template_kwargs]
+    alpaca     instruction output [input system history]
+    prompt     prompt completion [tools chat_template_kwargs], both texts or lists of messages
+    label      text label
+    text       text
 
 A column `condition` may stand beside any of them: what the row is conditioned on.
 
@@ -23,10 +26,10 @@ from lorica.errors import DataError, closest, listed
 
 # kind: (columns it must have, columns it may have); auto takes the first that fits.
 SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "messages": (("messages",), ("system", "tools")),
-    "sharegpt": (("conversations",), ("system", "tools")),
-    "alpaca": (("instruction", "output"), ("input",)),
-    "prompt": (("prompt", "completion"), ()),
+    "messages": (("messages",), ("system", "tools", "chat_template_kwargs")),
+    "sharegpt": (("conversations",), ("system", "tools", "chat_template_kwargs")),
+    "alpaca": (("instruction", "output"), ("input", "system", "history")),
+    "prompt": (("prompt", "completion"), ("tools", "chat_template_kwargs")),
     "label": (("text", "label"), ()),
     "text": (("text",), ()),
 }

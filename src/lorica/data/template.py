@@ -1,66 +1,33 @@
-"""Rows become text: segments in order, each learned or only read.
+"""Rows become text: each row's shape is found, and written as segments, learned or only read.
 
-The instruction layout is the field's (`### Instruction:`, `### Input:`, `### Response:`), under
-a sentence of our own. A row that cannot be used does not stop at the first: all are collected
-and raised once, with their places.
+A row that cannot be used does not stop at the first: all are collected and raised once, with
+their places. Every row is written alone, so that rows may come in chunks; what is noticed is
+counted, and merged over chunks (`Notices`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorica.data.chat import ChatTemplate, chat_template
+from lorica.data.chat import chat_templates
+from lorica.data.chat_rows import conversations
 from lorica.data.config import DataConfig
-from lorica.data.conversation import messages_of, segments, tools_of
+from lorica.data.conversation import is_conversation
 from lorica.data.notices import Notices, Places
+from lorica.data.prompts import alpaca_fields, default_prompt, prompts
+from lorica.data.rendered import Rendered, Segment
 from lorica.data.shape import BadRow, Shape, columns_of, condition_in, shape, text_in
 from lorica.data.source import Row
 from lorica.errors import DataError
 
-OPENING = "An instruction describes a task{}. Write a response that fulfils it.\n\n"
-
-
-@dataclass(frozen=True)
-class Segment:
-    text: str
-    learned: bool
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One row as text."""
-
-    kind: str
-    segments: tuple[Segment, ...]
-    special: bool  # the text carries BOS and its like already (chat template)
-    label: str | None = None
-    where: str = ""
-    ending: str = ""  # the chat template's end-of-turn, at the end of the last learned segment
-    condition: str | None = None
-
-    @property
-    def prompt(self) -> str:
-        """What generation is given: the text before the last learned segment."""
-        return "".join(segment.text for segment in self.segments[: self._last])
-
-    @property
-    def reference(self) -> str:
-        """What generation should answer: the last learned segment, without end-of-turn."""
-        last = self.segments[self._last].text if self._last < len(self.segments) else ""
-        return last.rstrip().removesuffix(self.ending) if self.ending else last
-
-    @property
-    def text(self) -> str:
-        return "".join(segment.text for segment in self.segments)
-
-    @property
-    def _last(self) -> int:
-        learned = (i for i, segment in enumerate(self.segments) if segment.learned)
-        return max(learned, default=len(self.segments))
+CONVERSATIONS, PROMPTED = ("messages", "sharegpt"), ("alpaca", "prompt")
+Outcome = list[Rendered] | BadRow
 
 
 @dataclass(frozen=True)
 class Rendering:
+    """All rows as text, in order; one row of the file gives several under data.split_turns."""
+
     kind: str
     rows: list[Rendered]
     lines: list[str]
@@ -87,13 +54,18 @@ class Renderer:
     def __init__(self, shape: Shape, config: DataConfig, tokenizer: Any):
         self.kind = shape.kind
         self.notices = Notices()
-        self._shape, self._config = shape, config
-        self._template = None
-        if shape.kind in ("messages", "sharegpt"):
-            self._template = chat_template(tokenizer)
+        self._shape, self._config, self._tokenizer = shape, config, tokenizer
         self._bad, self._fix = Places(most=3, between="; "), None
         self._without = Places()  # rows without a condition
         self._rows = 0
+        if self.kind in CONVERSATIONS:
+            chat_templates(tokenizer, config.chat_template)
+        if config.prompt_template is not None and self.kind not in PROMPTED:
+            raise DataError(
+                f"data.prompt_template is for alpaca and prompt rows, but {config.path} holds "
+                f"{self.kind} rows.",
+                fix="leave it out",
+            )
 
     @property
     def failed(self) -> bool:
@@ -101,19 +73,24 @@ class Renderer:
         return bool(self._bad)
 
     def write(self, rows: list[Row]) -> list[Rendered]:
-        """The text of the rows that can be used, in order."""
+        """The texts of the rows that can be used, in order."""
+        rows = [self._shape.apply(row) for row in rows]
         found: list[Rendered] = []
-        for row in rows:
+        for row, outcome in zip(rows, self._outcomes(rows), strict=True):
             self._rows += 1
             try:
-                rendered = self._rendered(self._shape.apply(row))
+                if isinstance(outcome, BadRow):
+                    raise outcome
+                condition = condition_in(row.fields)
             except BadRow as error:
                 self._bad.add(f"{row.where} {error}")
                 self._fix = self._fix or error.fix
                 continue
-            if rendered.condition is None:
+            if condition is None:
                 self._without.add(row.where)
-            found.append(rendered)
+                found += outcome
+            else:
+                found += [replace(text, condition=condition) for text in outcome]
         return found
 
     def finish(self) -> list[str]:
@@ -131,74 +108,86 @@ class Renderer:
                 rows=str(self._without),
                 fix="give one to every row, or to none",
             )
-        dated = "the chat template prints today's date, so the rows' text changes with it"
-        return self.notices.lines + ([dated] if self._template and self._template.dated else [])
+        return self.notices.lines
 
-    def _rendered(self, row: Row) -> Rendered:
-        condition = condition_in(row.fields)
-        if self._template:
-            found = self._conversation(self._template, row)
-        else:
-            write = _WRITERS[self.kind]
-            found = write(row.fields, row.where, not self._config.completion_only)
-        return found if condition is None else replace(found, condition=condition)
-
-    def _conversation(self, template: ChatTemplate, row: Row) -> Rendered:
-        messages, tools = messages_of(row.fields), tools_of(row.fields)
-        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        if not answers:
-            text = template.render(messages, tools)[0]
-            return Rendered(self.kind, (Segment(text, False),), True, where=row.where)
-        if answers[-1] + 1 < len(messages):
-            self.notices.add(
-                "{n} conversations go on after their last answer; what follows it is left out",
-                row.where,
-            )
-        upto = messages[: answers[-1] + 1]
-        pieces, end = segments(template, upto, tools, self._config.completion_only)
-        return Rendered(self.kind, tuple(Segment(*p) for p in pieces), True, None, row.where, end)
+    def _outcomes(self, rows: list[Row]) -> list[Outcome]:
+        """Of each row its texts, or why it cannot be used."""
+        kind, config = self.kind, self._config
+        if kind not in PROMPTED and kind not in CONVERSATIONS:
+            return [_attempted(_WRITERS[kind], row) for row in rows]
+        talks = [kind in CONVERSATIONS or is_conversation(row.fields) for row in rows]
+        asked = [row for row, talk in zip(rows, talks, strict=True) if talk]
+        plain = [row for row, talk in zip(rows, talks, strict=True) if not talk]
+        told = iter(conversations(kind, asked, config, self._tokenizer, self.notices)
+                    if asked else [])  # fmt: skip
+        answered = iter(_prompted(kind, plain, config, self.notices) if plain else [])
+        return [next(told if talk else answered) for talk in talks]
 
 
-def alpaca_prompt(instruction: str, given: str = "") -> str:
-    """The text that an Alpaca row's answer follows."""
-    opening = OPENING.format(", an input gives its context" if given else "")
-    middle = f"### Input:\n{given}\n\n" if given else ""
-    return f"{opening}### Instruction:\n{instruction}\n\n{middle}### Response:\n"
+def _attempted(write: Callable[..., Any], *given: Any) -> Any:
+    try:
+        return write(*given)
+    except BadRow as error:
+        return error
 
 
-def _alpaca(fields: dict[str, Any], where: str, all_learned: bool) -> Rendered:
-    given = "" if fields.get("input") is None else text_in(fields, "input")
-    prompt = alpaca_prompt(text_in(fields, "instruction"), given)
-    return _answered("alpaca", prompt, text_in(fields, "output"), where, all_learned)
+def _prompted(
+    kind: str, rows: Sequence[Row], config: DataConfig, notices: Notices
+) -> list[Outcome]:
+    """Rows of a prompt's fields and an answer."""
+    read = {"alpaca": _alpaca, "prompt": _prompt}[kind]
+    asked: list[dict[str, Any] | BadRow] = [_attempted(read, row, notices) for row in rows]
+    good = [fields for fields in asked if not isinstance(fields, BadRow)]
+    if config.prompt_template is not None:
+        texts = prompts(config.prompt_template, good)
+    else:
+        texts = [default_prompt(kind, fields) for fields in good]
+    outcomes: list[Outcome] = []
+    ready = iter(texts)
+    answer = "output" if kind == "alpaca" else "completion"
+    for row, fields in zip(rows, asked, strict=True):
+        prompt = fields if isinstance(fields, BadRow) else next(ready)
+        outcomes.append(
+            prompt if isinstance(prompt, BadRow)
+            else _attempted(_answered, kind, prompt, row, answer, config)
+        )  # fmt: skip
+    return outcomes
 
 
-def _prompt(fields: dict[str, Any], where: str, all_learned: bool) -> Rendered:
-    prompt, completion = text_in(fields, "prompt"), text_in(fields, "completion")
-    return _answered("prompt", prompt, completion, where, all_learned)
+def _alpaca(row: Row, notices: Notices) -> dict[str, Any]:
+    fields = alpaca_fields(row.fields)
+    if fields["history"]:
+        notices.add("the answers in the history of {n} rows are read, not learned", row.where)
+    return fields
 
 
-def _answered(kind: str, prompt: str, answer: str, where: str, all_learned: bool) -> Rendered:
+def _prompt(row: Row, notices: Notices) -> dict[str, Any]:
+    for name in ("tools", "chat_template_kwargs"):
+        if row.fields.get(name):
+            notices.add(f"the column {name} of {{n}} rows is not used: their prompts are plain "
+                        "text, no messages", row.where)  # fmt: skip
+    return {"prompt": text_in(row.fields, "prompt")}
+
+
+def _answered(kind: str, prompt: str, row: Row, answer: str, config: DataConfig) -> list[Rendered]:
     """An empty answer is not learned: it would teach the model to say nothing."""
-    pieces = [Segment(prompt, all_learned), Segment(answer, bool(answer.strip()))]
-    return Rendered(kind, tuple(piece for piece in pieces if piece.text), False, where=where)
+    text = text_in(row.fields, answer)
+    pieces = [Segment(prompt, not config.completion_only), Segment(text, bool(text.strip()))]
+    kept = tuple(piece for piece in pieces if piece.text)
+    return [Rendered(kind, kept, False, where=row.where)]
 
 
-def _text(fields: dict[str, Any], where: str, all_learned: bool) -> Rendered:
-    text = text_in(fields, "text")
-    return Rendered("text", (Segment(text, bool(text.strip())),), False, where=where)
+def _text(row: Row) -> list[Rendered]:
+    text = text_in(row.fields, "text")
+    return [Rendered("text", (Segment(text, bool(text.strip())),), False, where=row.where)]
 
 
-def _label(fields: dict[str, Any], where: str, all_learned: bool) -> Rendered:
-    text, label = text_in(fields, "text"), fields.get("label")
+def _label(row: Row) -> list[Rendered]:
+    text, label = text_in(row.fields, "text"), row.fields.get("label")
     if not isinstance(label, str | int) or label == "":
         shown = "empty" if label == "" else repr(label)
         raise BadRow(f"label is {shown}, which names no class")
-    return Rendered("label", (Segment(text, False),), False, label=str(label), where=where)
+    return [Rendered("label", (Segment(text, False),), False, label=str(label), where=row.where)]
 
 
-_WRITERS: dict[str, Callable[[dict[str, Any], str, bool], Rendered]] = {
-    "alpaca": _alpaca,
-    "prompt": _prompt,
-    "text": _text,
-    "label": _label,
-}
+_WRITERS: dict[str, Callable[[Row], list[Rendered]]] = {"text": _text, "label": _label}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from lorica.data.template import Rendered
+from lorica.data.rendered import Rendered
 from lorica.errors import DataError, listed
 
 CHUNK = 2_000  # texts a call of the tokenizer: bounds the memory of its result

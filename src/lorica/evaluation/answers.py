@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lorica.base.load import Base
 from lorica.core.condition import conditioned
-from lorica.data.template import Rendered
+from lorica.data.rendered import Rendered
 from lorica.data.tokenise import Example, Texts, prompt_ids
 from lorica.errors import listed
 from lorica.evaluation.generate import Sampling, continue_ids, stop_tokens

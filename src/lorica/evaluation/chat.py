@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorica.base.load import Base
-from lorica.data.template import Rendered, Segment
+from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import DataError
 from lorica.evaluation.generate import (

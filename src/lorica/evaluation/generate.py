@@ -18,10 +18,9 @@ import torch
 
 from lorica.base.load import Base
 from lorica.core.condition import describe, given
-from lorica.data.chat import chat_template
-from lorica.data.conversation import segments
+from lorica.data.chat import chat_templates
+from lorica.data.rendered import Rendered, Segment
 from lorica.data.shape import BadRow
-from lorica.data.template import Rendered, Segment
 from lorica.data.tokenise import Texts, prompt_ids
 from lorica.errors import ConfigError, DataError, listed
 from lorica.evaluation.conditions import one_each
@@ -107,7 +106,7 @@ def conversation(base: Base, messages: list[dict[str, Any]]) -> Rendered:
     Raises: DataError if there is no template, or it refuses the messages.
     """
     try:
-        text, _ = chat_template(base.tokenizer).render(messages, None, prompt=True)
+        text = chat_templates(base.tokenizer).for_tools(None).prompt(messages)
     except BadRow as error:
         raise DataError(f"the messages cannot be used: {error}.", fix=error.fix) from None
     return Rendered("messages", (Segment(text, False),), special=True)
@@ -115,11 +114,7 @@ def conversation(base: Base, messages: list[dict[str, Any]]) -> Rendered:
 
 def end_of_turn(base: Base) -> str:
     """What the chat template writes behind an answer; nothing where that cannot be told."""
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        return segments(chat_template(base.tokenizer), probe, None, True)[1]
-    except BadRow:
-        return ""
+    return chat_templates(base.tokenizer).for_tools(None).end or ""
 
 
 def stop_tokens(base: Base, end: str = "") -> list[int]:
