@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from lorica.data.encoding import encodings
 from lorica.data.json_list import ListReader, RowDecoder
 from lorica.data.notices import Notices, Places
 from lorica.errors import DataError, MissingError, ResourceError, listed
@@ -89,11 +90,18 @@ def not_utf8(path: Path) -> DataError:
             data, good = rest, 0
     if not data:
         return DataError(f"{path.name} was changed while it was read.", fix="try again")
+    with path.open("rb") as file:
+        begin = data.rfind(b"\n", 0, good) + 1 if offset else 0
+        file.seek(offset + begin)
+        read_as = encodings(file.read(STEP), good - begin)
+    likely = next(iter(read_as), "ENCODING")
     return DataError(
         f"{path.name} is not UTF-8.",
         line=line + data.count(b"\n", 0, good),
         byte=f"0x{data[good]:02x} at offset {offset + good:,}",
-        fix=f"save it as UTF-8, e.g. iconv -f latin1 -t utf-8 {path.name}",
+        **{f"as {name}": repr(text) for name, text in read_as.items()},
+        fix=f"save it as UTF-8 from the encoding that reads right: iconv -f {likely} -t utf-8 "
+        f"{path.name} > {path.stem}-utf8{path.suffix}",
     )
 
 
