@@ -1,8 +1,8 @@
 """Every method on the same task: what it learns, what it forgets, and what it costs.
 
     python -m benchmarks.methods --shared ../shared --jobs 2    the whole table, as JSON
-    python -m benchmarks.methods --shared ../shared --sgd       the rates of SGD, one seed
-    python -m benchmarks.methods --shared ../shared --own       every method at its own rate
+    python -m benchmarks.methods --shared ../shared --own       methods at their default rates
+    python -m benchmarks.methods --shared ../shared --sgd       a sweep with SGD, of 100 steps
     python -m benchmarks.methods --shared ../shared --cost      step time and memory, alone
     python -m benchmarks.methods --write docs/methods/results.md    the page, from the JSON
 
@@ -10,8 +10,8 @@ Base: stories260K (a Llama of 260,032 parameters, trained on TinyStories). Task:
 300 steps of 8 x 128 tokens. The learning rate of each method is the best of one grid (longer
 where the best is its last) by held-out loss with one seed; that rate is then run with three
 others. Forgetting is the rise of the loss on TinyStories, the text that the base comes from.
---own runs each case with that first seed and no learning rate given, and no warm-up either.
-Every run has one thread. Runs that are done are kept, so that a command that was cut goes on.
+--own runs each case with that first seed, no learning rate and no warm-up given. Every run has one
+thread. Runs that are done are kept, so that a command that was cut goes on.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BEYOND = (1e-1, 3e-1)
 SGD_GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
 SWEPT, SEEDS = 0, (1, 2, 3)
-STEPS, COST_STEPS = 300, 30
+STEPS, SGD_STEPS, COST_STEPS = 300, 100, 30
 Run = tuple[str, str, float | None, int]
 """(case, optimizer, learning rate or None: the method's own, seed)."""
 CASES: dict[str, dict[str, Any]] = {
@@ -163,13 +163,14 @@ def best_of(runs: dict[Run, dict[str, Any]], case: str, optimizer: str = "adamw"
 
 
 def measure(
-    shared: Path, jobs: int, wanted: list[Run], runs: dict[Run, dict[str, Any]], done: Path
-) -> None:
+    shared: Path, jobs: int, wanted: list[Run], runs: dict[Run, dict[str, Any]], done: Path,
+    steps: int = STEPS,
+) -> None:  # fmt: skip
     """Do those of `wanted` that are not in `runs` yet, and add them to it. In place."""
     context = multiprocessing.get_context("spawn")
     done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        one = partial(run, shared=shared, folder=Path(folder), steps=STEPS)
+        one = partial(run, shared=shared, folder=Path(folder), steps=steps)
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             waiting = {pool.submit(one, *key): key for key in wanted if key not in runs}
             for future in as_completed(waiting):
@@ -201,55 +202,6 @@ def processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    first = results["rows"][0]["runs"][0]
-    opening = (
-        f"Before training the held-out loss on tinyshakespeare is {first['loss_before']:.3f}, and "
-        f"the loss on TinyStories {first['stories_before']:.3f} nats per token. ± is the standard "
-        "deviation over three seeds, order of the data included. Forgotten is the rise of the "
-        "loss on TinyStories. Step time (8 x 128 tokens, one thread) and the peak memory of the "
-        f"process were measured one run at a time on: {results['machine']}."
-    )
-    columns = ["method", "learning rate", "trained", "held-out loss", "TinyStories after",
-               "forgotten", "ms a step", "peak MiB", "file KiB"]  # fmt: skip
-    lines = [
-        "# What the methods learn, forget and cost",
-        "",
-        "Made by `python -m benchmarks.methods`; its docstring says how. Do not edit by hand.",
-        "",
-        opening,
-        "",
-        f"| {' | '.join(columns)} |",
-        "|---|" + "---:|" * (len(columns) - 1),
-    ]
-    for row in sorted(results["rows"], key=lambda r: mean(r, "loss")):
-        one, cost = row["runs"][0], row.get("cost", row["runs"][0])
-        lines.append(
-            f"| {row['case']} | {row['rate']:g} | {one['trained']:,} | {spread(row, 'loss')} | "
-            f"{mean(row, 'stories'):.3f} | {mean(row, 'stories') - one['stories_before']:+.3f} | "
-            f"{1e3 * cost['step_seconds']:.0f} | {cost['peak_memory_bytes'] / 2**20:,.0f} | "
-            f"{one['file_bytes'] / 1024:,.0f} |"
-        )
-    words = {case: ", ".join(f"{k}={v}" for k, v in settings.items() if k != "name")
-             for case, settings in CASES.items()}  # fmt: skip
-    said = "; ".join(f"{case}: {text or 'defaults'}" for case, text in words.items())
-    rates = ", ".join(f"{rate:g}" for rate in GRID)
-    rates += ", and on to " + " and ".join(f"{rate:g}" for rate in BEYOND)
-    rates += " where the best was the last"
-    lines += ["", f"Settings: {said}.", "", f"Rates tried: {rates}. {results['versions']}."]
-    return "\n".join(lines) + "\n"
-
-
-def mean(row: dict[str, Any], key: str) -> float:
-    return statistics.fmean(run[key] for run in row["runs"] if run["loss"] is not None)
-
-
-def spread(row: dict[str, Any], key: str) -> str:
-    values = [run[key] for run in row["runs"] if run["loss"] is not None]
-    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -267,21 +219,26 @@ def main() -> None:
         json.loads(words.out.read_text()) if words.out.is_file() else {"rows": []}
     )
     if words.write:
-        words.write.write_text(page(known))
+        from benchmarks.methods_page import default_rates, page
+
+        runs = known_runs(words.out.with_suffix(".jsonl"))
+        words.write.write_text("\n".join([*page(known), *default_rates(runs)]) + "\n")
         return
     import torch
     import transformers
 
     rows = {row["case"]: row for row in known["rows"]}
-    if words.sgd or words.own:
-        done = words.out.with_suffix(".jsonl")
+    done = words.out.with_suffix(".jsonl")
+    if words.own:
+        own = [(c, "adamw", None, SWEPT) for c in words.cases]
+        measure(words.shared, words.jobs, own, known_runs(done), done)
+        return
+    if words.sgd:
         sgd = [(c, "sgd", rate, SWEPT) for c in words.cases for rate in SGD_GRID]
-        own = [(c, o, None, SWEPT) for c in words.cases for o in ("adamw", "sgd")]
-        wanted = (sgd if words.sgd else []) + (own if words.own else [])
-        measure(words.shared, words.jobs, wanted, known_runs(done), done)
+        measure(words.shared, words.jobs, sgd, known_runs(done), done, SGD_STEPS)
         return
     if not words.cost:
-        found = table(words.shared, words.jobs, words.cases, words.out.with_suffix(".jsonl"))
+        found = table(words.shared, words.jobs, words.cases, done)
         rows |= {row["case"]: row for row in found}
     chosen = [rows[case] for case in CASES if case in rows]
     if words.cost:

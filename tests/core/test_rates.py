@@ -5,7 +5,9 @@ import pytest
 import lorica
 from lorica.core.adapter import Method
 from lorica.core.rates import LARGE, SMALL, default_rate
+from lorica.core.state import adapter_state
 from lorica.methods.prefix_tuning import PrefixTuning
+from tests.laws.bases import stories
 
 WIDTHS = (16, 64, 128, 256, 768, 2048, 4096, 8192)
 
@@ -38,3 +40,14 @@ def test_settings_that_call_for_another_rate():
     assert default_rate(plus, "adamw", LARGE) == pytest.approx(2e-4 / 4)
     network = PrefixTuning(reparametrisation=32)
     assert default_rate(network, "adamw", SMALL) == pytest.approx(0.1 * PrefixTuning().rates[0])
+
+
+def test_a_loop_of_ones_own_gets_them_from_the_driver():
+    model = lorica.adapt(stories(), lorica.Lora(r=2, loraplus_lr_ratio=4))
+    driver = lorica.Driver(model, total=3)
+    rates = driver.learning_rates()
+    assert set(rates) == {k for k, t in adapter_state(model).items() if t.requires_grad}
+    assert {(k[-1], r) for k, r in rates.items()} == {("a", 0.0035), ("b", 4 * 0.0035)}
+    assert {*driver.learning_rates(1e-3).values()} == {1e-3, 4e-3}
+    sgd = lorica.Lora().rates[2] / 2  # the ratio's root
+    assert {*driver.learning_rates(optimizer="sgd").values()} == {sgd, 4 * sgd}

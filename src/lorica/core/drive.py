@@ -3,6 +3,8 @@
 The trainer does; in a loop of your own:
 
     driver = lorica.Driver(model, total=1000)
+    rates, tensors = driver.learning_rates(), lorica.core.state.adapter_state(model)
+    optimizer = AdamW([{"params": [tensors[key]], "lr": rate} for key, rate in rates.items()])
     driver.schedule.probe = loss_on_a_fixed_batch      # a function without arguments; for alora
     loss = model(...).loss + driver.penalty()
     loss.backward(); clip
@@ -22,7 +24,9 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
 from lorica.core.port import ports, spec_of, sums, switch_of
+from lorica.core.rates import default_rate, rates_of
 from lorica.core.schedule import Schedule
+from lorica.core.site import hidden_size_of
 from lorica.core.whole import TokenRows, Whole
 from lorica.errors import ConfigError, FileError
 
@@ -43,10 +47,22 @@ class Driver:
         schedule: Schedule | None = None,
     ):  # fmt: skip
         self.total, self.t, self._name, self._switch = total, 0, name, switch_of(model)
+        self._model = model
         method = spec_of(model, name).method
         found = schedule or method.schedule(adapters_of(model, name), total, max(epoch, 1))
         self.scheduled = found is not None
         self.schedule = found or Schedule()
+
+    def learning_rates(
+        self, rate: float | None = None, *, optimizer: str = "adamw"
+    ) -> dict[str, float]:
+        """The peak learning rate of every trained tensor, by its name in adapter_state.
+
+        rate: that of the run; None: the method's own for `optimizer` and the model's hidden size.
+        """
+        method = spec_of(self._model, self._name).method
+        own = default_rate(method, optimizer, hidden_size_of(self._model))
+        return rates_of(self._model, own if rate is None else rate, self._name)
 
     def penalty(self) -> Tensor | float:
         """What is added to the loss of the step that comes."""

@@ -133,6 +133,13 @@ def action(
     return torch.cat(rows).T.contiguous(), shift
 
 
+def hidden_size_of(model: nn.Module) -> int | None:
+    """The width that a transformers model's configuration says; None: it says none."""
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", None)
+    return getattr(text() if callable(text) else config, "hidden_size", None)
+
+
 def site_of(name: str, module: nn.Module) -> Site | None:
     """`module` as a layer with tensors; None when it has nothing of its own to adapt."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):

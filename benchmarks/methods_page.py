@@ -1,0 +1,105 @@
+"""The page of benchmarks.methods, from its runs."""
+
+import statistics
+from typing import Any
+
+from benchmarks.methods import (
+    BEYOND,
+    CASES,
+    GRID,
+    SGD_STEPS,
+    SWEPT,
+    Run,
+    best_of,
+    swept,
+)
+
+
+def page(results: dict[str, Any]) -> list[str]:
+    """What the methods learn, forget and cost, as lines of Markdown."""
+    first = results["rows"][0]["runs"][0]
+    opening = (
+        f"Before training the held-out loss on tinyshakespeare is {first['loss_before']:.3f}, and "
+        f"the loss on TinyStories {first['stories_before']:.3f} nats per token. ± is the standard "
+        "deviation over three seeds, order of the data included. Forgotten is the rise of the "
+        "loss on TinyStories. Step time (8 x 128 tokens, one thread) and the peak memory of the "
+        f"process were measured one run at a time on: {results['machine']}."
+    )
+    columns = ["method", "learning rate", "trained", "held-out loss", "TinyStories after",
+               "forgotten", "ms a step", "peak MiB", "file KiB"]  # fmt: skip
+    lines = [
+        "# What the methods learn, forget and cost",
+        "",
+        "Made by `python -m benchmarks.methods`; its docstring says how. Do not edit by hand.",
+        "",
+        opening,
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---|" + "---:|" * (len(columns) - 1),
+    ]
+    for row in sorted(results["rows"], key=lambda r: mean(r, "loss")):
+        one, cost = row["runs"][0], row.get("cost", row["runs"][0])
+        lines.append(
+            f"| {row['case']} | {row['rate']:g} | {one['trained']:,} | {spread(row, 'loss')} | "
+            f"{mean(row, 'stories'):.3f} | {mean(row, 'stories') - one['stories_before']:+.3f} | "
+            f"{1e3 * cost['step_seconds']:.0f} | {cost['peak_memory_bytes'] / 2**20:,.0f} | "
+            f"{one['file_bytes'] / 1024:,.0f} |"
+        )
+    words = {case: ", ".join(f"{k}={v}" for k, v in settings.items() if k != "name")
+             for case, settings in CASES.items()}  # fmt: skip
+    said = "; ".join(f"{case}: {text or 'defaults'}" for case, text in words.items())
+    rates = ", ".join(f"{rate:g}" for rate in GRID)
+    rates += ", and on to " + " and ".join(f"{rate:g}" for rate in BEYOND)
+    rates += " where the best was the last"
+    return [*lines, "", f"Settings: {said}.", "", f"Rates tried: {rates}. {results['versions']}."]
+
+
+def default_rates(runs: dict[Run, dict[str, Any]]) -> list[str]:
+    """The methods at their default learning rates beside the best of their sweeps, as Markdown."""
+    import lorica
+    from lorica.core.rates import SMALL, default_rate
+
+    opening = (
+        "Each method with no learning rate given, against the best rate of its sweep: held-out "
+        "loss after 300 steps of AdamW, one seed, the same for both. Beside it the sweeps of SGD "
+        f"without momentum, gradients clipped to norm 1, {SGD_STEPS} steps; the best is bold."
+    )
+    lines = [
+        "",
+        "## Default learning rates",
+        "",
+        opening,
+        "",
+        "| method | default | loss | best rate | loss | difference | SGD, loss by rate |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for case, settings in CASES.items():
+        own = runs.get((case, "adamw", None, SWEPT))
+        if own is None or own["loss"] is None:
+            continue
+        method = {k: v for k, v in settings.items() if k not in ("name", "quantisation")}
+        rate = default_rate(lorica.method(settings.get("name", case), **method), "adamw", SMALL)
+        best = best_of(runs, case)
+        lines.append(
+            f"| {case} | {rate:g} | {own['loss']:.3f} | {best['rate']:g} | {best['loss']:.3f} | "
+            f"{own['loss'] - best['loss']:+.3f} | {by_rate(swept(runs, case, 'sgd'))} |"
+        )
+    return lines
+
+
+def by_rate(found: list[dict[str, Any]]) -> str:
+    """Rates and their losses, the best one bold."""
+    losses = {r["rate"]: r["loss"] for r in found if r["loss"] is not None}
+    best = min(losses, key=losses.__getitem__, default=None)
+    words = [f"{rate:g}: {loss:.3f}" for rate, loss in losses.items()]
+    marked = [f"**{w}**" if rate == best else w for rate, w in zip(losses, words, strict=True)]
+    return ", ".join(marked)
+
+
+def mean(row: dict[str, Any], key: str) -> float:
+    return statistics.fmean(run[key] for run in row["runs"] if run["loss"] is not None)
+
+
+def spread(row: dict[str, Any], key: str) -> str:
+    values = [run[key] for run in row["runs"] if run["loss"] is not None]
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
