@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorica.data.batch import pack, pad
+from lorica.data.batch import labels_of, pack, pad
 from lorica.data.tokenise import Example
 
 
@@ -38,6 +38,16 @@ def told(batch):
         start = int(at - positions[at])
         found.append((int(row), tuple(ids[start : at + 1].tolist()), int(target)))
     return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_stand_at_their_own_places(seed):
+    rows = examples(seed)
+    found = labels_of(pad(rows, pad_id=0))
+    width = max(len(e.ids) for e in rows)
+    want = [[i if learned else -100 for i, learned in zip(e.ids, e.learned, strict=True)]
+            + [-100] * (width - len(e.ids)) for e in rows]  # fmt: skip
+    assert found.tolist() == want
 
 
 @pytest.mark.parametrize("seed", range(5))

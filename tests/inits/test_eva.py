@@ -326,6 +326,21 @@ def test_a_mask_that_says_nothing_is_refused():
         calibrate(model, [{"input_ids": TEXT[:1], "attention_mask": torch.ones(1, 1, 40, 40)}])
 
 
+def test_only_label_tokens_count_where_there_are_labels():
+    """As in PEFT (use_label_mask): what stands at -100 is as if it were padding."""
+    labels = TEXT.clone()
+    labels[:, :25] = -100
+    asked = lorica.adapt(stories(), Lora(r=4, init="eva_tau_1"))
+    calibrate(asked, [{"input_ids": TEXT, "labels": labels}])
+    seen = {
+        k: rows.view(6, 40, -1)[:, 25:].flatten(0, 1) for k, rows in inputs(asked, TEXT).items()
+    }
+    for site, adapter in places(asked).items():
+        top = torch.linalg.svd(seen[site], full_matrices=False)[2][: len(adapter.a)]
+        torch.testing.assert_close((top * adapter.a).sum(1).abs(), torch.ones(len(top)), atol=1e-3,
+                                   rtol=0)  # fmt: skip
+
+
 class Keyed(nn.Module):
     """A stack that takes its input, and a mask that it does not use, by name."""
 

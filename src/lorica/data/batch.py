@@ -42,6 +42,13 @@ class Batch:
         return replace(self, **moved)
 
 
+def labels_of(batch: Batch) -> Tensor:
+    """The label tokens at their own places, (B, T), and -100 elsewhere."""
+    labels = torch.full_like(batch.input_ids, -100)
+    labels.view(-1)[batch.predict + 1] = batch.targets
+    return labels
+
+
 def pack(examples: Sequence[Example], *, share: bool = False) -> Batch:
     """Rows laid end to end in one line, positions from 0 in each.
 

@@ -5,8 +5,11 @@ an incremental decomposition; B is zero. The ranks of all sites are then dealt o
 components that explain most of their own site's inputs win, at most rho r at a site; the sum of
 all ranks stays, and so does every site's scale. Paischer et al., "One Initialization to Rule them
 All: Fine-tuning via Explained Variance Adaptation", 2024, arXiv:2410.07170 (its result tables are
-unverified here). PEFT's code centres the inputs; the text decomposes them as they are, and so do
-we. Ours: every site keeps rank 1 at least, and twice the components that can win are carried from
+unverified here). The authors' code (ml-jku/EVA, a5ac24b) and PEFT's center the inputs; the text
+decomposes them as they are, and so do we, which gives most sites other ranks. On stories260K and
+Shakespeare (150 steps, rates 0.003 and 0.01) the loss is 3.047 and 3.058 with ours, 3.061 and
+3.078 centered, 3.111 and 3.137 from kaiming. Training looks at label tokens alone, as PEFT does.
+Ours: every site keeps rank 1 at least, and twice the components that can win are carried from
 batch to batch, as a truncated decomposition loses a little at each.
 
     N  tokens   I  in_features   R  rank of a site   K  components carried along

@@ -17,7 +17,7 @@ from lorica.core.port import spec_of
 from lorica.core.rates import default_rate
 from lorica.core.schedule import Schedule
 from lorica.core.site import output_head
-from lorica.data.batch import pad
+from lorica.data.batch import labels_of, pad
 from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
@@ -32,6 +32,8 @@ OPTIMIZERS = {"adamw": "AdamW", "paged_adamw": "AdamW", "sgd": "SGD"}
 PROBED = 32
 SEEN, SEEN_AT_ONCE = 512, 8
 """Rows that a start which needs data is shown at most, and how many of them at a time."""
+LEAST_LABELS = 512
+"""Label tokens in these rows from which they alone are looked at; fewer span few directions."""
 
 
 def load_rows(config: TrainConfig) -> Data:
@@ -181,6 +183,8 @@ def _start_from_rows(
     seen = [pad(rows[i : i + SEEN_AT_ONCE], base.tokenizer.pad_token_id or 0).to(device)
             for i in range(0, min(len(rows), SEEN), SEEN_AT_ONCE)]  # fmt: skip
     given = [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in seen]
+    if sum(len(b.targets) for b in seen) >= LEAST_LABELS:
+        given = [{**g, "labels": labels_of(b)} for g, b in zip(given, seen, strict=True)]
     calibrate(base.model, given, name=name)
 
 
