@@ -14,9 +14,10 @@ from benchmarks.methods import (
     swept,
 )
 
-CLIPPED = """\
-blora clips nothing. With a clip at the first range of every tensor (commit 61b600c) the best of the \
-same sweep was 2.968 (rate 0.003); numbers that grew past the range got no gradient."""
+CLIPPED = (
+    "blora clips nothing. With a clip at the first range of every tensor (commit 61b600c) the best "
+    "of the same sweep was 2.968 (rate 0.003): numbers that grew past it got no gradient."
+)
 
 
 def page(results: dict[str, Any]) -> list[str]:
