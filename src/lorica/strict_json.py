@@ -16,15 +16,15 @@ MAX_DEPTH = 32
 MAX_DIGITS = 40
 
 
-def parse(text: str | bytes, *, finite: bool = True) -> Any:
+def parse(text: str | bytes, *, finite: bool = True, unique: bool = True) -> Any:
     """A JSON value, of UTF-8 without a mark. Raises: ValueError that says what is wrong with it.
 
-    finite: NaN and Infinity are refused; other writers' files hold them.
+    finite: NaN and Infinity are refused. unique: a key that is there twice is.
     """
     try:
         value = json.loads(
             text.decode() if isinstance(text, bytes) else text,
-            object_pairs_hook=_unique, parse_int=_integer,
+            object_pairs_hook=_unique if unique else None, parse_int=_integer,
             parse_constant=_no_constant if finite else None,
         )  # fmt: skip
     except RecursionError:
@@ -33,13 +33,15 @@ def parse(text: str | bytes, *, finite: bool = True) -> Any:
     return value
 
 
-def read(path: Path, *, finite: bool = True) -> dict[str, Any]:
-    """A JSON object from a plain file.
+def read(
+    path: Path, *, finite: bool = True, unique: bool = True, follow: bool = False
+) -> dict[str, Any]:
+    """A JSON object from a plain file. finite, unique: see `parse`; follow: see `open_file`.
 
     Raises: FileError if the file is missing, no plain file, cut short, or no JSON object.
     """
     try:
-        value = parse(plain_files.read_bytes(path), finite=finite)
+        value = parse(plain_files.read_bytes(path, follow=follow), finite=finite, unique=unique)
     except FileError:
         raise
     except ValueError as error:

@@ -112,7 +112,7 @@ BROKEN = {
     empty_weights: (FileError, "damaged"),
     a_tensor_is_missing: (FileError, "up_proj"),
     a_tensor_of_another_shape: (FileError, "norm"),
-    broken_config: (BaseError, "cannot be loaded"),
+    broken_config: (FileError, "config.json cannot be read"),
     unknown_architecture: (BaseError, "llaama|architecture"),
     code_of_its_own: (BaseError, "code"),
 }

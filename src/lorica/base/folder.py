@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lorica.base.contents import INDEX, check_contents, named_in
 from lorica.errors import BaseError, FileError, closest, listed
 
-INDEX = "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 POINTER = b"version https://git-lfs"
 """What a Git LFS pointer begins with: a text of three lines in the place of a file."""
@@ -37,6 +37,7 @@ def check_folder(folder: Path) -> None:
     _check_leftovers(folder, names)
     _check_weights(folder, names)
     _check_tokenizer(folder, names)
+    check_contents(folder)
 
 
 def _not_there(folder: Path) -> BaseError:
@@ -102,7 +103,7 @@ def _check_leftovers(folder: Path, names: list[str]) -> None:
 
 
 def _check_weights(folder: Path, names: list[str]) -> None:
-    shards = _shards(folder / INDEX)
+    shards = set(named_in(folder / INDEX)) if INDEX in names else set()
     lost = sorted(shards - set(names))
     if lost:
         raise FileError(
@@ -123,18 +124,6 @@ def _check_weights(folder: Path, names: list[str]) -> None:
         f"{folder} has no weights: no .safetensors file is in it.", holds=listed(names, 8),
         fix="download the model's .safetensors files",
     )  # fmt: skip
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that an index of weights names; none without an index."""
-    if not index.is_file():
-        return set()
-    weights = _read(index).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
-        raise FileError(
-            f"{index} has no weight_map from tensors to files.", fix="download it again"
-        )
-    return set(weights.values())
 
 
 def _check_tokenizer(folder: Path, names: list[str]) -> None:

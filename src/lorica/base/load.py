@@ -4,6 +4,7 @@ Weights come from safetensors only, and no code of the model's author is run.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from lorica.base.hub import reachable_or_cached
 from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
 from lorica.base.reasons import check_kind_of_model, explained, quantised_elsewhere
 from lorica.base.slow import why_slow
+from lorica.base.trial import (
+    MAX_POSITIONS,
+    check_runs,
+    check_token_ids,
+    check_weights,
+    checked_tokenizer,
+)
 from lorica.core.draws import drawing
 from lorica.core.port import switch_of
 from lorica.errors import BaseError, ConfigError, FileError, listed
@@ -94,6 +102,7 @@ def load(
     elif pack is not None:
         require()
         options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
+    check_weights(path, folder, kind, options)
     try:
         model, info = explained(path, lambda: _read(folder, kind, options))
     except BaseError as error:
@@ -111,6 +120,8 @@ def load(
     text = load_tokenizer(path)
     device = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(device or "cpu")
+    check_token_ids(path, model)
+    check_runs(path, model)
     base = Base(model.eval().requires_grad_(False), text, path, labels)
     base.lines += [*lines, *quantised_model.said(model)]
     if device is None and (slow := why_slow(DTYPES[dtype])):
@@ -142,14 +153,20 @@ def load_tokenizer(path: str) -> Any:
     """The tokenizer of the base at `path`."""
     from transformers import AutoTokenizer
 
-    return explained(
-        path, lambda: AutoTokenizer.from_pretrained(where(path), trust_remote_code=False)
-    )
+    folder = where(path)
+    load = partial(AutoTokenizer.from_pretrained, folder, trust_remote_code=False)
+    return checked_tokenizer(path, explained(path, load))
 
 
 def context_length(path: str) -> int | None:
     """The longest row in tokens that the base at `path` was made for; its weights stay unread."""
-    return getattr(_config(path).get_text_config(), "max_position_embeddings", None)
+    most = getattr(_config(path).get_text_config(), "max_position_embeddings", None)
+    if most is None or (type(most) is int and 0 < most <= MAX_POSITIONS):
+        return most
+    raise BaseError(
+        f"config.json of {path} has max_position_embeddings {most!r:.80}, which is no length.",
+        fix="correct that value, or download the model's config.json again",
+    )
 
 
 def hidden_size(path: str) -> int | None:

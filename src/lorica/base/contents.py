@@ -1,0 +1,153 @@
+"""Check the files of a base as input that someone else made, before transformers opens them.
+
+transformers follows links, reads whatever an index names (pickles and absolute paths too), and
+makes room for every size that config.json states before it looks for the weights. So each file
+must be a regular file of the folder, an index may name safetensors files of the folder alone, and
+the sizes in config.json must be those of weights that are there.
+"""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorica import plain_files, strict_json
+from lorica.errors import BaseError, FileError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json",
+           "special_tokens_map.json", "added_tokens.json", "processor_config.json",
+           "preprocessor_config.json")  # fmt: skip
+SUFFIXES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
+"""Files that transformers may open."""
+MAX_JSON = 128 * 2**20
+"""Bytes of a JSON file: the largest tokenizers have 35 MB."""
+MAX_HEADER = 100 * 2**20
+"""Bytes of the header of a safetensors file, by its format."""
+PACKED = 16
+"""Values that one byte of a checkpoint stands for at most, also where it is quantised."""
+SPARE = 10**8
+"""Values that a model may have beyond its checkpoint: tied and new heads, buffers."""
+COUNT = re.compile(r"(num|n)_.*(layer|block|expert|stage)s?$|depths?$")
+"""Names of settings that say how many modules are built."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the weight files of a base hold: the number of their tensors, and of their bytes."""
+
+    tensors: int
+    bytes: int
+
+
+def check_contents(folder: Path) -> None:
+    """Raises: FileError, BaseError if a file of a base is not what its name says."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in SUFFIXES:
+            _check_regular(path)
+    for name in CONFIGS:
+        if (folder / name).exists():
+            _json(folder / name)
+    held = held_by(folder)
+    _check_counts(folder, _json(folder / "config.json"), held)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON file of another writer, who may write a key twice, and Infinity."""
+    return strict_json.read(path, finite=False, unique=False, follow=True)
+
+
+def _check_regular(path: Path) -> None:
+    """A link may lead to a file of the same kind, as people link weights to another disk.
+
+    A file of another kind (a key, a log) would be read as a template or a vocabulary, and its text
+    would be in what is written later.
+    """
+    if path.is_symlink():
+        target = path.resolve()
+        if target.suffix != path.suffix or not target.is_file():
+            plain_files.is_file(path)
+    elif not plain_files.is_file(path):
+        raise FileError(f"{path} is a folder, not a file.", fix="download the model again")
+    if path.suffix != ".safetensors" and path.stat().st_size > MAX_JSON:
+        raise FileError(f"{path} is larger than {MAX_JSON:,} bytes.", fix="download it again")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a base's weights are in, as its index names them.
+
+    Raises: FileError if the index names anything but safetensors files of the folder.
+    """
+    names = named_in(folder / INDEX) if (folder / INDEX).exists() else []
+    if names and not (folder / SINGLE).is_file():
+        return [folder / name for name in names]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def named_in(index: Path) -> list[str]:
+    """The files that an index of weights names, sorted. Raises: as `weight_files`."""
+    names = _json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise FileError(f"{index} has no weight_map from tensors to files.",
+                        fix="download it again")  # fmt: skip
+    for name in sorted(set(names.values())):
+        plain_files.is_file(index.with_name(plain_files.check_name(name, index)))
+        if not name.endswith(".safetensors"):
+            raise FileError(
+                f"{index} names {name:.200}, which is no safetensors file; pickles are not read.",
+                fix="convert the model to safetensors where running its code is safe: "
+                "model.save_pretrained(folder)",
+            )
+    return sorted(set(names.values()))
+
+
+def held_by(folder: Path) -> Held:
+    """What the weight files hold, from their headers. Raises: FileError if one is damaged."""
+    tensors = size = 0
+    for file in weight_files(folder):
+        if file.exists():  # a lost one is named by the check of the folder
+            tensors += len(_header(file))
+            size += file.stat().st_size
+    return Held(tensors, size)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with plain_files.open_file(file, follow=True) as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        data = stream.read(length) if 0 <= length <= MAX_HEADER else b""
+    try:
+        header = json.loads(data)
+        assert isinstance(header, dict)
+        return header
+    except (ValueError, RecursionError, AssertionError):
+        raise FileError(f"{file} is damaged: it has no header of a safetensors file.",
+                        fix="download it again") from None  # fmt: skip
+
+
+def _check_counts(folder: Path, config: dict[str, Any], held: Held) -> None:
+    """Raises: BaseError if config.json asks for more modules than there are tensors for them."""
+    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        for key, value in part.items():
+            most = max(held.tensors, 4096 if "expert" in key else 64)
+            if type(value) is int and value > most and COUNT.match(key):
+                raise BaseError(
+                    f"config.json of {folder} has {key} {value:,}, and its weights are "
+                    f"{held.tensors:,} tensors.",
+                    fix="download config.json and the weights again",
+                )
+
+
+def check_size(path: str, values: int, held: Held) -> None:
+    """Raises: BaseError if a model has far more values than its weight files can hold.
+
+    values: of the model that config.json describes. held: what its files hold.
+    """
+    if values > PACKED * held.bytes + SPARE:
+        raise BaseError(
+            f"config.json of {path} describes a model of {values:,} values, and its weights have "
+            f"{held.bytes:,} bytes.",
+            fix="download config.json and the weights again",
+        )
