@@ -239,7 +239,7 @@ PLACES = [
     Case("resume of no run", do.nothing, "train --resume nowhere", 2,
          ("nowhere", "no run folder", "fix")),
     Case("resume with other settings", do.nothing, "train --resume stopped --seed 3", 2,
-         ("keeps its settings", "--seed", "lorica train --resume stopped")),
+         ("keeps its settings", "seed", "lorica train --resume stopped")),
     Case("resume of a damaged checkpoint", do.cut(do.newest("optimizer.safetensors"), -8),
          "train --resume stopped", 6,
          ("the checkpoint stopped/checkpoints/step-00000004 is damaged", "why", "delete")),

@@ -128,7 +128,7 @@ def test_the_log_holds_every_step_once_more_after_a_resume(stories, tmp_path, mo
 
 def test_resume_takes_no_other_settings(stories, tmp_path):
     with pytest.raises(LoricaError, match="keeps its settings"):
-        lorica.train(resume=tmp_path, max_steps=3)
+        lorica.train("recipe.yaml", resume=tmp_path)
     with pytest.raises(LoricaError, match="no run folder"):
         lorica.train(resume=tmp_path)
 

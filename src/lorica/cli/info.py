@@ -85,7 +85,8 @@ def _adapter(folder: Path) -> dict[str, Any]:
         keys = ("method", "targets", "labels", "seed", "base", "versions")
         found |= {key: manifest[key] for key in keys if manifest.get(key) is not None}
         for kind in ("weights", "tokenizer_parts"):  # digests say nothing to a reader
-            found.get("base", {}).pop(kind, None)
+            if isinstance(found.get("base"), dict):
+                found["base"].pop(kind, None)
         changed = [
             n for n, noted in manifest.get("files", {}).items() if not _same(folder / n, noted)
         ]

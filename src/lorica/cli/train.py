@@ -32,7 +32,9 @@ def train(
     Parameters
     ----------
     resume
-        A run folder to go on with, from its newest checkpoint; its settings stay as they are.
+        A run folder to go on with, from its newest checkpoint; its settings stay as they are. Only
+        --max_steps or --epochs (a longer run), --save_steps, --keep_checkpoints, --report_to,
+        --loss_limit and paths to the same content may be given.
     each
         Train several runs at once over one base: name a recipe for each, or a run folder to go on
         with. Flags are settings of them all.
@@ -44,17 +46,17 @@ def train(
         _train_each(plain, flags, resume, json)
         return
     recipe = one(plain, "recipe")
-    if resume and (recipe or flags):
+    if resume and recipe:
         raise ConfigError(
             "a resumed run keeps its settings.",
-            given=", ".join([*plain, *(f"--{flag}" for flag in flags)]),
+            given=recipe,
             fix=f"lorica train --resume {resume}",
         )
     config = None if resume else read(Path(recipe) if recipe else None, flags)
 
     from lorica.training.train import train  # torch, from here on
 
-    result = train(config, resume=resume, show=not json)
+    result = train(config, resume=resume, show=not json, **(flags if resume else {}))
     if os.environ.get("RANK", "0") != "0":
         return  # one process of several speaks
     if not result.figures:

@@ -5,20 +5,30 @@
                                 schedule.safetensors  (scores and the like of a method's schedule)
 
 There is no random state to save: every draw of a step follows from (seed, step, process).
+
+state.json holds a digest of itself, the digests of the other files, and what the run began with:
+its settings, rows, base, length and number of processes. What was edited is refused; see
+lorica.training.resume for what may change.
 """
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from lorica import plain_files
-from lorica.base.fingerprint import Fingerprint, grade
-from lorica.errors import BaseError, DataError, FileError
+from lorica.base.fingerprint import Fingerprint
+from lorica.errors import FileError, listed
 from lorica.formats import commit
 
 STEP = "step-"
+STATE = "state.json"
+FORMAT = 2
+SELF = "digest"
 
 
 @dataclass
@@ -44,6 +54,24 @@ class Progress:
     last_eval: float | None = None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a run began with, beside its tensors.
+
+    settings: plain, as in config.yaml. data: digest of the rows. base: exact, with its tokenizer.
+    total, warmup: optimizer steps of the run, and of its warm-up. processes: how many train.
+    versions: of the libraries that wrote the checkpoint.
+    """
+
+    settings: dict[str, Any]
+    data: str
+    base: Fingerprint
+    total: int
+    warmup: int
+    processes: int
+    versions: dict[str, str]
+
+
 @dataclass
 class Checkpoint:
     progress: Progress
@@ -51,10 +79,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     schedule: dict[str, Tensor]
     best: dict[str, Tensor] | None
-    data: str
-    """Digest of the rows: a run goes on with the rows that it began with."""
-    base: Fingerprint
-    """And on the base that it began with."""
+    origin: Origin
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -66,16 +91,22 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         commit.write_tensors(staging / "schedule.safetensors", checkpoint.schedule)
         if checkpoint.best is not None:
             commit.write_tensors(staging / "best.safetensors", checkpoint.best)
-        files = {file.name: commit.digest(file) for file in staging.iterdir()}
-        commit.write_json(staging / "state.json", {
+        state: dict[str, Any] = {
+            "format": FORMAT,
             "progress": asdict(checkpoint.progress),
-            "data": checkpoint.data,
-            "base": checkpoint.base.as_dict(),
-            "files": files,
-        })  # fmt: skip
+            "origin": asdict(checkpoint.origin),
+            "files": {file.name: commit.digest(file) for file in staging.iterdir()},
+        }
+        commit.write_json(staging / STATE, {**state, SELF: _digest(state)})
     for old in steps(folder)[:-keep]:
         commit.remove(old)
     return path
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """The sha256 of everything in state.json but this digest."""
+    rest = {key: value for key, value in state.items() if key != SELF}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def steps(folder: Path) -> list[Path]:
@@ -95,19 +126,19 @@ def load_newest(folder: Path) -> Checkpoint | None:
     path = found[-1]
     plain_files.is_folder(path)
     try:
-        state: dict[str, Any] = commit.read_json(path / "state.json")
-        commit.check_digests(path, state["files"])
+        state: dict[str, Any] = commit.read_json(path / STATE)
+        _check_state(state, path)
         best = path / "best.safetensors"
+        origin = state["origin"]
         return Checkpoint(
-            progress=Progress(**state["progress"]),
+            progress=TypeAdapter(Progress).validate_python(state["progress"]),
             adapter=commit.read_tensors(path / "adapter.safetensors"),
             optimizer=commit.read_tensors(path / "optimizer.safetensors"),
             schedule=commit.read_tensors(path / "schedule.safetensors"),
-            best=commit.read_tensors(best) if plain_files.is_file(best) else None,
-            data=state["data"],
-            base=Fingerprint(**state["base"]),
+            best=commit.read_tensors(best) if best.name in state["files"] else None,
+            origin=Origin(**{**origin, "base": Fingerprint(**origin["base"])}),
         )
-    except (FileError, KeyError, TypeError) as error:
+    except (FileError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"the checkpoint {path} is damaged.",
             why=_why(error),
@@ -122,16 +153,18 @@ def _why(error: Exception) -> str:
     return "; ".join([error.what, *(f"{k}: {v}" for k, v in error.facts.items())])
 
 
-def check_same(checkpoint: Checkpoint, *, data: str, base: Fingerprint, run: Path) -> None:
-    """Raises: DataError, BaseError if the rows or the base are not those the run began with."""
-    if checkpoint.data != data:
-        raise DataError(
-            f"the rows are not those that {run} began with.",
-            fix="put the data back as it was, or start a new run",
+def _check_state(state: dict[str, Any], path: Path) -> None:
+    """Raises: FileError if state.json, or a file that it names, is not what was written."""
+    if state.get("format") != FORMAT:
+        raise FileError(
+            f"{STATE} has format {state.get('format', 1)}, and this lorica goes on with {FORMAT}",
+            fix="end the run with the lorica that began it",
         )
-    verdict = grade(checkpoint.base, base)
-    if verdict != "same":
-        raise BaseError(
-            f"{base.path or 'this'} is not the base that {run} began with: {verdict}.",
-            fix="put the base back as it was, or start a new run",
-        )
+    if state.get(SELF) != _digest(state):
+        raise FileError(f"{STATE} was edited: its digest is another one")
+    commit.check_digests(path, state["files"])
+    name = f"{STEP}{state['progress']['step']:08d}"
+    if path.name != name:
+        raise FileError(f"it was saved as {name}")
+    if extra := set(plain_files.names_in(path)) - {STATE, *state["files"]}:
+        raise FileError(f"it holds files that were not saved: {listed(sorted(extra))}")

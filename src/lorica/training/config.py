@@ -280,5 +280,9 @@ def _judged_method(settings: Settings) -> "tuple[Method | None, list[Mistake]]":
 
 def resolved(config: TrainConfig) -> str:
     """All settings as YAML, with the versions that run them; `read` gives the same config."""
-    data = config.model_dump(mode="json") | {"method": plain_method(config.build_method())}
-    return text_of({**data, "versions": versions()})
+    return text_of({**plain_settings(config), "versions": versions()})
+
+
+def plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """All settings as plain data, the method's own defaults among them."""
+    return config.model_dump(mode="json") | {"method": plain_method(config.build_method())}

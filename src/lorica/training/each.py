@@ -22,7 +22,7 @@ from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, list
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
 from lorica.training.loop import Trainer
-from lorica.training.prepare import base_for, load_rows, with_learning_rate
+from lorica.training.prepare import base_for, identity_of, load_rows, with_learning_rate
 from lorica.training.run import CONFIG, Result, Run
 from lorica.training.signals import Signals
 from lorica.training.step import Stepper
@@ -64,9 +64,10 @@ def train_each(
                     begun.enter_context(run.beginning(resolved(config)))
                 locks.enter_context(run.lock())
             base, _ = base_for(runs[0][0], None)
+            identity = identity_of(base, runs[0][0])
             trainers = [
                 Trainer(config, load_rows(config), run, accelerator, show=show, base=base,
-                        name=f"run_{i}", notices=notices)
+                        name=f"run_{i}", notices=notices, identity=identity)
                 for i, ((config, notices, _), run) in enumerate(zip(runs, places, strict=True))
             ]  # fmt: skip
             for trainer in trainers:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lorica.base.fingerprint import fingerprint
+from lorica.base.fingerprint import Fingerprint
 from lorica.base.load import Base
 from lorica.core.attach import trainable_parameters
 from lorica.core.drive import Driver
@@ -43,7 +43,7 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, data: Data, run: Run, accelerator: Accelerator, *,
         show: bool, base: Base | None = None, name: str = "default",
-        notices: Sequence[str] = (),
+        notices: Sequence[str] = (), identity: Fingerprint | None = None,
     ):  # fmt: skip
         """config: with a learning rate. base: one that other runs train on too, by other names."""
         self.rate = config.learning_rate or 0.0  # prepare.with_learning_rate has chosen one
@@ -55,7 +55,7 @@ class Trainer:
         if self.device:
             self.device.take_up()
         model = self.base.model
-        self.identity = fingerprint(model, path=config.base)
+        self.identity = identity or prepare.identity_of(self.base, config)
         found = ckpt.load_newest(run.checkpoints)
         told += prepare.complete_start(
             self.base, config, data.train, None if found is None else found.adapter, name
@@ -94,7 +94,7 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.signals = Signals()
         if found is not None:
-            resume.continue_from(self, found)
+            self.lines += resume.continue_from(self, found)
         seen = Show(self.total, "" if self.alone else run.folder.name) if show else None
         self.log = Log(run, seen, config) if self.main else Silent()
 
@@ -220,7 +220,7 @@ class Trainer:
         state = ckpt.Checkpoint(
             self.progress, adapter_state(self.base.model, self.name),
             optim.optimizer_state(self.optimizer, self.tensors), self.driver.state(), self.best,
-            self.data.digest, self.identity,
+            resume.origin_of(self),
         )  # fmt: skip
         path = ckpt.save(self.run.checkpoints, state, keep=self.config.keep_checkpoints)
         self.log("checkpoint", step=self.progress.step, path=path.name)

@@ -1,11 +1,14 @@
 """The optimizer over adapter tensors, and its state as plain tensors for a checkpoint."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lorica.errors import ConfigError, FileError, MissingError
+from lorica.errors import ConfigError, FileError, MissingError, listed
+
+ADAMW = ("step", "exp_avg", "exp_avg_sq")
+"""What torch's AdamW keeps of each tensor."""
 
 
 def make_optimizer(
@@ -118,14 +121,59 @@ def optimizer_state(
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, nn.Parameter], state: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, nn.Parameter],
+    state: dict[str, Tensor],
+    *,
+    step: int,
+    complete: bool,
 ) -> None:
-    """Put a saved state back. In place. Raises: FileError if it is of other tensors."""
-    wrong = {key.partition("/")[0] for key in state} - tensors.keys()
-    if wrong:
-        raise FileError(f"the optimizer state is of other tensors: {sorted(wrong)[:3]}.")
+    """Put a saved state back. In place.
+
+    step: optimizer steps done. complete: every trained tensor must have its moments: no method
+        froze tensors or let them begin anew.
+
+    Raises: FileError, before anything is put back, unless names, shapes and dtypes are those that
+        this optimizer keeps, and every number is finite. A misshapen moment would be read past its
+        end.
+    """
+    if wrong := list(_unfit(optimizer, tensors, state, step, complete)):
+        raise FileError(
+            "the checkpoint's optimizer state does not fit the run.",
+            wrong=listed(wrong),
+            fix="delete the checkpoint to go on from the one before it",
+        )
     for key, value in state.items():
         name, _, moment = key.rpartition("/")
         tensor = tensors[name]
         place = value if moment == "step" else value.to(tensor.device)
         optimizer.state[tensor][moment] = place
+
+
+def _unfit(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, nn.Parameter],
+    state: Mapping[str, Tensor],
+    step: int,
+    complete: bool,
+) -> Iterator[str]:
+    """What is wrong with a saved state, in words."""
+    moments = {torch.optim.AdamW: ADAMW, torch.optim.SGD: ()}.get(type(optimizer))  # None: paged
+    for key, value in state.items():
+        name, _, moment = key.rpartition("/")
+        if name not in tensors:
+            yield f"{key}: the run trains no such tensor"
+        elif moments is not None and moment not in moments:
+            yield f"{key}: the optimizer keeps no such moment"
+        elif moment == "step":
+            if value.shape != () or value.dtype != torch.float32 or not 1 <= value.item() <= step:
+                yield f"{key}: no number of steps up to {step}"
+        elif value.shape != tensors[name].shape or value.dtype != tensors[name].dtype:
+            yield f"{key}: {value.dtype} {tuple(value.shape)}, not {tuple(tensors[name].shape)}"
+        elif not value.isfinite().all() or (moment == "exp_avg_sq" and (value < 0).any()):
+            yield f"{key}: numbers that are not finite, or squares below 0"
+    for name, tensor in tensors.items():
+        have = [moment for moment in moments or () if f"{name}/{moment}" in state]
+        needed = complete and step > 0 and tensor.requires_grad
+        if len(have) != len(moments or ()) and (have or needed):
+            yield f"{name}: has {listed(have)} of {listed(moments or ())}"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorica.base import packing
+from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import keep_unpacked
@@ -90,6 +91,11 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return base, None
+
+
+def identity_of(base: Base, config: TrainConfig) -> Fingerprint:
+    """What a run that goes on must find again: every bit of the base, and its tokenizer."""
+    return fingerprint(base.model, path=config.base, tokenizer=base.tokenizer, hashing="exact")
 
 
 def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[str]:

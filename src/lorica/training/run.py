@@ -73,6 +73,10 @@ class Run:
         nothing_yet = not plain_files.names_in(self.checkpoints)
         return nothing_yet and inside <= {CONFIG, EVENTS, ".lock", self.checkpoints.name}
 
+    def rewrite(self, config: str) -> None:
+        """Keep these settings from now on: those of a run that was resumed with other ones."""
+        commit.write_text(self.folder / CONFIG, config)
+
     @contextmanager
     def beginning(self, config: str) -> Iterator[None]:
         """Make the folder for what the block prepares; if that fails it is gone again.

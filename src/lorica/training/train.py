@@ -13,6 +13,7 @@ from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
 from lorica.training.loop import Trainer
 from lorica.training.prepare import load_rows, with_learning_rate
+from lorica.training.resume import check_flags
 from lorica.training.run import CONFIG, Result, Run
 from lorica.training.split.cloud import serve
 
@@ -27,7 +28,8 @@ def train(
     """Train an adapter, and keep everything about it in a run folder.
 
     config: settings, or the path of a recipe; settings given by keyword stand over a recipe's.
-    resume: a run folder to go on with, instead of a config.
+    resume: a run folder to go on with, instead of a config. Of its settings those may be given
+        that cannot reach the adapter, and a new length; see lorica.training.resume.
 
     With split="cloud" no run is made here: the base is served until the device's run has ended.
 
@@ -35,11 +37,15 @@ def train(
         anything is trained; TrainingError when a watch stops the run; Stopped on a signal.
     """
     if resume is not None:
-        if config is not None or settings:
+        if config is not None:
             raise ConfigError("a resumed run keeps its settings.", fix="pass resume alone")
         if not plain_files.is_file(Path(resume) / CONFIG):
             raise ConfigError(f"{resume} is no run folder: it has no {CONFIG}.", fix="check it")
         config = read(Path(resume) / CONFIG)
+        if settings:
+            changed = read(Path(resume) / CONFIG, settings)
+            check_flags(config, changed, Path(resume))
+            config = changed
     elif not isinstance(config, TrainConfig):
         config = read(Path(config) if config else None, settings)
     elif settings:
@@ -67,4 +73,6 @@ def train(
             trainer = Trainer(
                 config, load_rows(config), run, accelerator, show=show, notices=chosen
             )
+            if main and resume is not None and settings:
+                run.rewrite(resolved(config))
         return trainer.run_to_end()
