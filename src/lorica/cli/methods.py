@@ -95,7 +95,7 @@ def about_rates(entry: Entry) -> str:
     return (
         f"Default learning rate with AdamW: {small:g} on a base of hidden size 64 (measured: "
         f"docs/methods/results.md), {large:g} at 4096 ({entry.facts['rate_source']}), and a power "
-        f"of the hidden size between them. With SGD: {sgd:g} (measured at 64)."
+        f"of the hidden size between them. With SGD: {sgd:g} (short runs at 64)."
     )
 
 

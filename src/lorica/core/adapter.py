@@ -124,7 +124,7 @@ class Method(Named, family="lorica.methods"):
     rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
     """Default learning rates; a method that declares none has those of lora."""
     rate_source: ClassVar[str] = "as lora"
-    """Where the rate for hidden size 4096 is from; the others are measured."""
+    """Where the rate for hidden size 4096 is from; that for 64 is measured."""
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """The sites that target_modules=None means, among those of `kinds`."""

@@ -7,8 +7,9 @@ bases. For AdamW `Method.rates` therefore has two: the one that did best on a ba
 both ends it stays. tinker-cookbook (hyperparam_utils.py, 9dfcc3a) fits LoRA's best rate for Llamas
 by such a power: 7.4e-3 at hidden size 64 and 2.9e-4 at 4096.
 
-For SGD there is one number, measured at hidden size 64 alone: clipping bounds the length of a step
-of SGD at any size.
+For SGD there is one number, from short runs at hidden size 64 alone: clipping bounds the length of
+a step of SGD at any size. It is about what makes SGD's steps as long as AdamW's, the rate times the
+root of the numbers that are trained; where gradients are shorter than the bound, more.
 """
 
 import math

@@ -43,7 +43,7 @@ class Aflora(Method, name="aflora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2403.13269"
     count: ClassVar[str] = "(I != O or not freeze_square) * r * (I + O) + r + O"
-    rates: ClassVar[Rates] = (0.05, 0.003, 1.0)
+    rates: ClassVar[Rates] = (0.05, 0.003, 5.0)
     rate_source: ClassVar[str] = "Liu et al. 2024: 1e-2 at hidden size 768"
     r: int = 4
     """Rows of A. Parameters per layer: r * (I + O) + r + O, of which r + O train to the end."""

@@ -37,7 +37,7 @@ class DoraDynamic(Method, name="dora_dynamic"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Mao et al. 2024, arXiv:2405.17357"
     count: ClassVar[str] = "r * (I + O + 1)"
-    rates: ClassVar[Rates] = (0.02, 0.0002, 1.0)
+    rates: ClassVar[Rates] = (0.02, 0.0002, 2.0)
     rate_source: ClassVar[str] = "Mao et al. 2024, the authors' configuration"
     r: int = 12
     """Rank of every site at the start; the paper's is 1.5 times target_r."""

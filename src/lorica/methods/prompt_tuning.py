@@ -117,7 +117,7 @@ def _natural(value: object) -> bool:
 class PromptTuning(Virtual, name="prompt_tuning"):
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     count: ClassVar[str] = "num_virtual_tokens * features"
-    rates: ClassVar[Rates] = (0.3, 0.001, 1.0)
+    rates: ClassVar[Rates] = (0.3, 0.001, 50.0)
     rate_source: ClassVar[str] = "PEFT's method comparison"
     init: Start = "vocabulary"
     """Embeddings of tokens drawn at random, those of init_ids, or N(0, 1) times their spread."""

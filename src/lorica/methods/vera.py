@@ -34,7 +34,7 @@ class Vera(Method, name="vera"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     count: ClassVar[str] = "r + O"
-    rates: ClassVar[Rates] = (0.07, 0.002, 1.0)
+    rates: ClassVar[Rates] = (0.07, 0.002, 10.0)
     rate_source: ClassVar[str] = "Kopiczko et al. 2023: ten times that of LoRA"
     r: int = 256
     """Rows of A and columns of B. Parameters per layer: r + O; far more than LoRA's r is usual."""
