@@ -58,10 +58,11 @@ def test_gradients_of_noise_agree_little_and_constant_ones_wholly():
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
-def test_a_real_run_at_a_tiny_rate(stories, tmp_path, method):
+def test_a_real_run_at_a_tiny_rate(stories, tmp_path, method, capsys):
     """Its notice names the rate to take; a resumed run counts from its real beginning."""
     changed = {"method": method, "max_steps": 24, "learning_rate": 1e-6, "warmup_ratio": 0.0}
-    result = lorica.train(**settings(stories, tmp_path, **changed), show=False)
+    result = lorica.train(**settings(stories, tmp_path, **changed))
+    assert "the training loss hardly moved" in capsys.readouterr().err, "it is printed"
     own = lorica.method(method).rates[0]
     assert any("hardly moved" in n and f"own is {own:g}" in n for n in result.lines), result.lines
     assert result.figures["lines"] == result.lines

@@ -237,7 +237,7 @@ class Trainer:
 
     def finish(self) -> Result:
         model, progress = self.base.model.eval(), self.progress
-        trained = {name: self.tensors[name] for name in self.start}
+        trained, printed = {name: self.tensors[name] for name in self.start}, len(self.lines)
         self.lines += watch.check_moved(self.start, trained, self.driver.schedule.live())
         self.lines += watch.notices_of_rise(progress) if self.best is None else []
         self.lines += watch.notices_of_standstill(
@@ -250,6 +250,8 @@ class Trainer:
             self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")
         kept = progress.best_step if self.best is not None else progress.step
         self.lines += self.driver.unfinished(kept)
+        for line in self.lines[printed:]:
+            self.log("line", text=line)
         results = figures(
             progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines,
             trained=self.count.trainable, schedule=self.driver.schedule,
