@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorica.core.drive import Driver
     from lorica.core.merge import merge
     from lorica.errors import LoricaError
+    from lorica.evaluation.predict import predict
     from lorica.evaluation.report import evaluate
     from lorica.formats.export import export_lora
     from lorica.formats.folder import load, save
@@ -38,6 +39,7 @@ __all__ = [
     "merge",
     "method",
     "mixed",
+    "predict",
     "save",
     "train",
     "train_each",
@@ -60,6 +62,7 @@ _HOMES = {
     "merge": "core.merge",
     "method": "core.adapter",
     "mixed": "core.attach",
+    "predict": "evaluation.predict",
     "save": "formats.folder",
     "train": "training.train",
     "train_each": "training.each",

@@ -168,7 +168,7 @@ def test_classes_are_numbered_in_order(write, tokenizer):
         get(write(rows[:1]), tokenizer)
     known = get(write(rows, validation=0), tokenizer, labels=["10", "2"])
     assert [e.label for e in known.train] == [0, 1, 0]
-    with pytest.raises(DataError, match="not those that the adapter knows"):
+    with pytest.raises(DataError, match="not those that the model knows"):
         get(write(rows), tokenizer, labels=["2", "3"])
 
 

@@ -206,10 +206,10 @@ def test_a_classifier_is_measured_by_its_own_classes(stories, rows, tmp_path):
         tmp_path / "adapter",
         rows([{"text": t, "label": g} for t, g in zip(texts, guess, strict=True)]),
     )
-    assert [m.name for m in report.measures] == ["loss", "accuracy"]
+    assert [m.name for m in report.measures] == ["loss", "accuracy", "macro_f1"]
     assert report["accuracy"].adapter.value == 1
     assert report["accuracy"].adapter.low < 1
-    with pytest.raises(DataError, match="not those that the adapter knows"):
+    with pytest.raises(DataError, match="not those that the model knows"):
         evaluate(tmp_path / "adapter", rows([{"text": "a", "label": "odd"}]))
     with pytest.raises(DataError, match="without classes"):
         evaluate(tmp_path / "adapter", rows([{"text": "a"}]))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorica.evaluation.stats import Interval, bootstrap, newcombe, wilson
+from lorica.evaluation.stats import Interval, jackknife, newcombe, ratios, student, wilson
 
 
 @pytest.mark.parametrize(
@@ -60,51 +60,133 @@ def test_newcombe_holds_the_truth_in_95_of_100():
     assert held / 400 > 0.92
 
 
-def test_bootstrap_of_a_mean_agrees_with_the_normal_interval():
-    generator = np.random.default_rng(1)
-    values = generator.normal(3.0, 2.0, 2000)
-    found = bootstrap(values, np.ones(2000)).interval(0)
-    half = 1.96 * values.std(ddof=1) / math.sqrt(2000)
+@pytest.mark.parametrize(
+    ("df", "value"),
+    [(1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (10, 2.2281), (15, 2.1314),
+     (30, 2.0423), (120, 1.9799), (10**6, 1.9600)],
+)  # fmt: skip
+def test_students_t_has_the_published_points(df, value):
+    assert student(df) == pytest.approx(value, abs=6e-5)
+
+
+def test_students_t_falls_between_whole_degrees_of_freedom():
+    points = [student(df) for df in np.linspace(1, 12, 100)]
+    assert points == sorted(points, reverse=True)
+
+
+def test_a_mean_has_students_interval():
+    values = np.random.default_rng(1).normal(3.0, 2.0, 20)
+    found = ratios([np.zeros(20), values], np.ones(20)).difference(0, 1)
+    half = 2.0930 * values.std(ddof=1) / math.sqrt(20)
     assert found.value == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - half, abs=0.01)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=1e-4
+    )
+
+
+N = (5, 10, 30, 100)
+# (rows, distribution) to the least share of 1,000 samples whose interval must hold the truth.
+LOSSES = {
+    "normal": (lambda g, n: (g.normal(3, 1, n), np.ones(n), 3.0), (0.94, 0.94, 0.94, 0.94)),
+    "uniform": (lambda g, n: (g.uniform(0, 1, n), np.ones(n), 0.5), (0.92, 0.93, 0.94, 0.94)),
+    "exponential": (lambda g, n: (g.exponential(1, n), np.ones(n), 1.0), (0.91, 0.91, 0.92, 0.93)),
+    "log-normal": (lambda g, n: (np.exp(g.normal(0, 1, n)), np.ones(n), math.exp(0.5)),
+                   (0.87, 0.87, 0.88, 0.90)),
+    "unequal rows": (lambda g, n: rows_with(g, g.integers(3, 40, n)), (0.93, 0.92, 0.93, 0.93)),
+    "very unequal": (lambda g, n: rows_with(g, np.exp(g.normal(3, 1, n)).astype(int) + 1),
+                     (0.94, 0.92, 0.92, 0.93)),
+}  # fmt: skip
+
+
+def rows_with(generator, lengths):
+    losses = generator.gamma(4, 0.5, len(lengths))
+    return losses * lengths, lengths, 2.0
+
+
+def coverage(draw, interval, n):
+    generator, held = np.random.default_rng(n), 0
+    for _ in range(1000):
+        sums, weights, truth = draw(generator, n)
+        found = interval(sums, weights)
+        held += found.low <= truth <= found.high
+    return held / 1000
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_intervals_of_a_loss_hold_what_they_promise(name):
+    draw, least = LOSSES[name]
+    for n, wanted in zip(N, least, strict=True):
+        assert coverage(draw, lambda s, w: ratios(s, w).positive(0), n) >= wanted
+
+
+@pytest.mark.parametrize("truth", [0.5, 2 / 3, 40 / 41])
+def test_intervals_of_token_accuracy_hold_what_they_promise(truth):
+    """Rows differ, so that tokens of one row are not independent."""
+
+    def draw(generator, n):
+        lengths = generator.integers(3, 40, n)
+        chances = generator.beta(9 * truth / (1 - truth) ** 0.5, 9 * (1 - truth) ** 0.5, n)
+        return generator.binomial(lengths, chances), lengths, truth
+
+    for n in N:
+        assert coverage(draw, lambda s, w: ratios(s, w).share(0), n) >= 0.93
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_intervals_of_a_difference_hold_what_they_promise(spread):
+    """Two systems on the same rows, whose difference is skewed."""
+
+    def draw(generator, n):
+        lengths, base = generator.integers(3, 40, n), generator.gamma(4, 0.5, n)
+        moved = generator.gamma(2, spread, n) - 2.5 * spread
+        return [base * lengths, (base + moved) * lengths], lengths, -0.5 * spread
+
+    for n, wanted in zip(N, (0.90, 0.90, 0.91, 0.93), strict=True):
+        assert coverage(draw, lambda s, w: ratios(s, w).difference(0, 1), n) >= wanted
 
 
 def test_pairing_sees_what_two_intervals_do_not():
     """Rows differ far more among each other than the systems do on each row."""
     generator = np.random.default_rng(2)
     base = generator.uniform(0, 100, 200)
-    draws = bootstrap([base, base - generator.uniform(0.1, 0.3, 200)], np.full(200, 10.0))
-    assert draws.interval(0).low < draws.interval(1).value < draws.interval(0).high
-    assert draws.difference(0, 1).side == -1
+    both = ratios([base, base - generator.uniform(0.1, 0.3, 200)], np.full(200, 10.0))
+    assert both.positive(0).low < both.positive(1).value < both.positive(0).high
+    assert both.difference(0, 1).side == -1
 
 
-def test_bootstrap_weighs_rows_by_tokens_and_follows_the_seed():
-    sums, weights = [10.0, 1.0, 3.0], [10, 1, 1]
-    one, again, other = (bootstrap(sums, weights, seed=s) for s in (0, 0, 1))
-    assert one.interval(0).value == pytest.approx(14 / 12)
-    assert np.array_equal(one.draws, again.draws)
-    assert not np.array_equal(one.draws, other.draws)
+def test_rows_weigh_by_tokens_and_those_without_count_for_nothing():
+    found = ratios([10.0, 1.0, 3.0], [10, 1, 1])
+    assert found.positive(0).value == pytest.approx(14 / 12)
+    assert ratios([10.0, 1.0, 0.0, 3.0], [10, 1, 0, 1]).positive(0) == found.positive(0)
 
 
-def test_chunks_do_not_change_the_draws(monkeypatch):
-    sums, weights = np.arange(50.0), np.ones(50)
-    whole = bootstrap(sums, weights).draws
-    monkeypatch.setattr("lorica.evaluation.stats.CHUNK", 500)
-    assert np.array_equal(bootstrap(sums, weights).draws, whole)
+def test_a_perplexity_has_the_bounds_of_its_loss():
+    both = ratios([[2.0, 3.0, 4.0], [1.0, 2.0, 2.5]], [1, 1, 1])
+    loss, perplexity = both.positive(0), both.positive(0, np.exp)
+    for name in ("value", "low", "high"):
+        assert getattr(perplexity, name) == pytest.approx(math.exp(getattr(loss, name)))
+    found = both.difference(0, 1, np.exp)
+    assert found.value == pytest.approx(math.exp(5.5 / 3) - math.exp(3))
 
 
-def test_perplexity_is_transformed_inside_the_bootstrap():
-    draws = bootstrap([[2.0, 3.0, 4.0], [1.0, 2.0, 3.0]], [1, 1, 1])
-    assert draws.interval(0, np.exp).value == pytest.approx(math.exp(3))
-    assert draws.difference(0, 1, np.exp).value == pytest.approx(math.exp(2) - math.exp(3))
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_row_and_two_have_no_interval(rows):
+    both = ratios(np.ones((2, rows)), np.full(rows, 2))
+    for found in (both.positive(0), both.share(0), both.difference(0, 1),
+                  both.share_difference(0, 1), jackknife(0.5, np.ones(rows))):  # fmt: skip
+        assert found.side == 0
+        assert found.as_dict()["low"] is found.as_dict()["high"] is None
+    assert both.positive(0).value == 0.5
 
 
-def test_one_row_has_no_interval():
-    found = bootstrap([2.0], [4]).interval(0)
-    assert found.value == 0.5
-    assert found.side == 0
-    assert found.as_dict() == {"value": 0.5, "low": None, "high": None}
+def test_what_never_varied_is_still_not_certain():
+    """All tokens right in five rows: the sixth may be wrong."""
+    both = ratios([[4.0] * 5, [4.0] * 5], [4] * 5)
+    assert both.share(0).value == both.share(0).high == 1
+    assert 0.3 < both.share(0).low < 0.7
+    apart = both.share_difference(0, 1)
+    assert apart.low < -0.3
+    assert apart.high > 0.3
 
 
 def test_the_side_of_an_interval():

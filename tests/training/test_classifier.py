@@ -1,11 +1,17 @@
 """Sequence classification: the head is new, is trained, is saved, and comes back."""
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
+import transformers as tf
 
 import lorica
+from lorica.core.draws import drawing
+from lorica.errors import DataError
 from lorica.formats.open import open_adapter
+from tests.base.classifiers import BERT, save
 
 
 def rows(shared, path, count=48):
@@ -35,3 +41,74 @@ def test_classifier_learns_saves_and_reloads(shared, stories, tmp_path):
         bare = first.model(ids).logits
     assert not torch.allclose(bare, second.model(ids).logits)
     assert result.figures["train_loss"] < 0.72
+
+
+def write(path: Path, labels: list) -> str:
+    """Rows whose label tells which of two words stands in them."""
+    rows = [{"text": ["the cat sat", "a dog ran"][i % 2], "label": labels[i % len(labels)]}
+            for i in range(12)]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def base_of(folder: Path, names: list[str]) -> str:
+    with drawing(2):
+        config = tf.BertConfig(**BERT, id2label=dict(enumerate(names)))
+        return save(folder, tf.BertForSequenceClassification(config))
+
+
+def trained(base: str, rows: str, folder: Path, **changed):
+    settings = {"max_steps": 1, "learning_rate": 1e-6, "validation": 0} | changed
+    data = {"path": rows, "validation": settings.pop("validation")}
+    return lorica.train(base=base, data=data, output=str(folder), show=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "labels", [["zebra", "ant"], ["Zebra", "ANT"], [0, 1], ["0 ", " 1"], [" zebra", "ant\t"]]
+)
+def test_the_base_has_the_same_figures_alone_and_beside_its_run(labels, tmp_path):
+    base = base_of(tmp_path / "base", ["zebra", "ant"])  # no alphabet's order
+    rows = write(tmp_path / "rows.jsonl", labels)
+    alone = lorica.evaluate(base, rows)
+    result = trained(base, rows, tmp_path / "run")
+    beside = lorica.evaluate(result.folder, rows)
+    assert open_adapter(result.folder).labels == ["zebra", "ant"]
+    for name in ("accuracy", "loss"):
+        assert beside[name].base == alone[name].base
+    assert not any("new, trained" in line for line in result.lines)
+    plain = all(str(label).strip() in ("zebra", "ant") for label in labels)
+    assert any("labels are read as" in line for line in result.lines) is not plain
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["neg", "pos"], ["neg", "pos"]),
+        (["b", "a", "c"], ["a", "b", "c"]),
+        ([10, 9], ["9", "10"]),
+        (["Zebra", "zebra", "ant"], ["Zebra", "ant", "zebra"]),
+        ([0, 1, 2], ["0", "1", "2"]),
+        ([0, "zebra"], ["0", "zebra"]),
+    ],
+)
+def test_other_classes_are_a_fresh_head_by_notice(labels, classes, tmp_path):
+    base = base_of(tmp_path / "base", ["zebra", "ant"])
+    rows = write(tmp_path / "rows.jsonl", labels)
+    result = trained(base, rows, tmp_path / "run")
+    assert open_adapter(result.folder).labels == classes
+    assert any("not those of the rows" in line for line in result.lines)
+    with pytest.raises(DataError, match="not those that the model knows"):
+        lorica.evaluate(base, rows)
+
+
+def test_two_classes_by_number_are_no_classes_of_a_base_with_five(tmp_path):
+    base = base_of(tmp_path / "base", ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"])
+    result = trained(base, write(tmp_path / "rows.jsonl", [0, 1]), tmp_path / "run")
+    assert open_adapter(result.folder).labels == ["0", "1"]
+
+
+def test_labels_that_differ_in_blanks_are_one_class(tmp_path):
+    base = base_of(tmp_path / "base", ["x", "y", "z"])
+    rows = write(tmp_path / "rows.jsonl", ["cat", "dog", "cat ", "\u00a0dog\n"])
+    result = trained(base, rows, tmp_path / "run")
+    assert open_adapter(result.folder).labels == ["cat", "dog"]

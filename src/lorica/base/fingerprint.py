@@ -12,6 +12,7 @@ linear layers apart from the rest. They are still written and compared where the
 
 import hashlib
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lorica.base.digest import digests, tokenizer_parts
 from lorica.base.quantise import QuantisedLinear, quantisation_of
 from lorica.base.settings import Value, changed, computing, in_training_only
 from lorica.core.site import PORT, Site, output_head, site_of, sites_of
+from lorica.core.targets import lies_in
 from lorica.errors import listed
 
 SAMPLE = 64
@@ -58,9 +60,13 @@ class Fingerprint:
 
 @torch.no_grad()
 def fingerprint(
-    model: nn.Module, *, path: str = "", tokenizer: Any = None, hashing: Hashing | None = "rounded"
-) -> Fingerprint:
-    """The fingerprint of the base under any adapters; a fresh classifier head is left out.
+    model: nn.Module, *, path: str = "", tokenizer: Any = None, whole: Sequence[str] = (),
+    hashing: Hashing | None = "rounded",
+) -> Fingerprint:  # fmt: skip
+    """The fingerprint of the base under any adapters; the head of a classifier is left out.
+
+    whole: modules_to_save of the adapter, which replaces these layers. Of a classifier they are
+        left out as well: they are fresh as a rule, and hold random numbers.
 
     A model that stands for one whose weights lie elsewhere says so in `stands_for`.
     hashing: see Fingerprint; None leaves the weights out.
@@ -68,13 +74,13 @@ def fingerprint(
     known = getattr(model, "stands_for", None)
     if isinstance(known, dict):
         return replace(known[hashing], **_text(tokenizer))
-    fresh = fresh_head(model)
+    left_out = head_layers(model, whole)
     shapes: list[str] = []
     linear, rest = hashlib.sha256(), hashlib.sha256()
     known = True
     sizes: dict[int, int] = {}  # by tensor: a tied one counts once
     for site in sites_of(model, ("linear", "embedding", "other")):
-        if site.module is fresh:
+        if site.name in left_out:
             continue
         if site.kind == "linear":
             shapes.append(f"{site.name} {site.out_features} {site.in_features}")
@@ -103,28 +109,37 @@ def fingerprint(
         quantisation=quantisation,
         double_quantisation=double,
         config=computing(model),
-        weights=None if hashing is None else weight_digests(model, hashing),
+        weights=None if hashing is None else weight_digests(model, hashing, left_out),
         hashing=hashing or "rounded",
         **_text(tokenizer),
     )
 
 
-def fresh_head(model: nn.Module) -> nn.Module | None:
-    """The head of a sequence classifier, which is no part of its base."""
+def head_layers(model: nn.Module, whole: Sequence[str] = ()) -> set[str]:
+    """The names of a sequence classifier's layers that are no part of its base.
+
+    Its head, and what an adapter with modules_to_save `whole` replaces.
+    """
     ask = getattr(model, "get_output_embeddings", None)
-    return None if callable(ask) and ask() is not None else output_head(model)
+    if callable(ask) and ask() is not None:
+        return set()
+    head = output_head(model)
+    tops = [*whole, *(name for name, module in model.named_modules() if module is head and name)]
+    return {name for name, _ in model.named_modules() if any(lies_in(name, top) for top in tops)}
 
 
-def weight_digests(model: nn.Module, hashing: Hashing) -> dict[str, str]:
+def weight_digests(
+    model: nn.Module, hashing: Hashing, left_out: Collection[str] = ()
+) -> dict[str, str]:
     """A digest of every parameter and every buffer that a checkpoint would hold, by its name.
 
     A packed layer has one for what it was made from; where that is not known, or the exact bits
     are asked for, for each of its buffers, marked as codes.
     """
-    fresh, found, packed = fresh_head(model), dict[str, Tensor](), dict[str, str]()
+    found, packed = dict[str, Tensor](), dict[str, str]()
     codes: set[str] = set()
     for name, module in model.named_modules():
-        if PORT in name.split(".") or module is fresh:
+        if PORT in name.split(".") or name in left_out:
             continue
         made_from = getattr(module, "original_digest", None)
         is_packed = isinstance(module, QuantisedLinear) or not _is_plain(name, module)

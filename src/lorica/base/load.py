@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorica.base import quantised_model
+from lorica.base import classifier, quantised_model
 from lorica.base.bundled import FOLDER, NAME
+from lorica.base.classifier import Head
 from lorica.base.folder import check_folder
 from lorica.base.hub import reachable_or_cached
 from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
@@ -39,6 +40,7 @@ class Base:
     path: what was asked for: a folder, a hub id, or "bundled".
     labels: the classes of a sequence classifier; None for a language model.
     lines: named lines on what the loader noticed.
+    head: what is fresh of a classifier's head, and what of it is trained whole.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Base:
     path: str
     labels: list[str] | None = None
     lines: list[str] = field(default_factory=list)
+    head: Head = field(default_factory=Head)
 
     @property
     def max_length(self) -> int | None:
@@ -68,7 +71,7 @@ def load(
 
     dtype: "float32" or "bfloat16": of what is computed, and of the layers that are not packed.
     labels: classes; with them the base is loaded as a sequence classifier, whose head starts
-        from seed 0 where the checkpoint has none.
+        from seed 0 where the checkpoint has none for these classes in this order.
     quantisation: "nf4", "fp4" or "int8": pack the linear layers, all but heads. None: load it
         as it is, which may be packed already; "none": refuse it if it is.
     double_quantisation: pack the scales of 4-bit blocks too.
@@ -110,19 +113,24 @@ def load(
             raise
         raise quantised_elsewhere(path, there, error) from None
     _check_alone(path, model)
-    lines = _check_loaded(path, model, info, labels)
+    head, lines = _check_loaded(path, model, info, labels)
     if skeleton is not None:
         quantised_model.take_over(model, DTYPES[dtype], skeleton)
     elif pack is not None:
         quantised_model.pack(
-            model, folder, DTYPES[dtype], pack, double_quantisation=double_quantisation
+            model,
+            folder,
+            DTYPES[dtype],
+            pack,
+            double_quantisation=double_quantisation,
+            whole=head.whole,
         )
     text = load_tokenizer(path)
     device = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(device or "cpu")
     check_token_ids(path, model)
     check_runs(path, model)
-    base = Base(model.eval().requires_grad_(False), text, path, labels)
+    base = Base(model.eval().requires_grad_(False), text, path, labels, head=head)
     base.lines += [*lines, *quantised_model.said(model)]
     if device is None and (slow := why_slow(DTYPES[dtype])):
         base.lines.append(slow)
@@ -216,22 +224,35 @@ def where(path: str) -> str:
     return reachable_or_cached(path)
 
 
-def _check_loaded(path: str, model: nn.Module, info: Any, labels: list[str] | None) -> list[str]:
-    """Named lines for tensors that the checkpoint has too many; missing ones are an error."""
-    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    misshaped = sorted(str(item) for item in info.get("mismatched_keys", ()))
-    head = [k for k in missing if k.split(".")[0] in ("score", "classifier", "pooler")]
-    lost = [k for k in missing if labels is None or k not in head]
-    if lost or misshaped:
+def own_classes(path: str) -> list[str] | None:
+    """The classes of the base at `path`, if it is a sequence classifier; weights stay unread."""
+    return classifier.own_classes(_config(path))
+
+
+def _check_loaded(
+    path: str, model: nn.Module, info: Any, labels: list[str] | None
+) -> tuple[Head, list[str]]:
+    """Refuse a checkpoint that is not whole. Returns: the head of a classifier, and notices.
+
+    In place: weights of a classification layer for other classes than `labels` start anew.
+    """
+    if labels is None:
+        misshaped = sorted(map(str, info["mismatched_keys"]))
+        head, notices = Head(lost=sorted(info["missing_keys"]), misshaped=misshaped), []
+    else:
+        config = _config(path)
+        head = classifier.inspect(model, config, info, labels)
+        notices = classifier.head_notices(classifier.own_classes(config), labels, head.fresh)
+    if head.lost or head.misshaped:
         raise FileError(
             f"the weights of {path} are not whole.",
-            missing=listed(lost),
-            misshaped=listed(misshaped),
+            missing=listed(head.lost),
+            misshaped=listed(head.misshaped),
             fix="download the model anew",
         )
-    lines = (
-        [f"the checkpoint has tensors that the model leaves out: {listed(extra)}"] if extra else []
-    )
-    if head:
-        lines.append(f"new, and trained with the adapter: {listed(head)}")
-    return lines
+    if extra := sorted(info["unexpected_keys"]):
+        notices = [
+            f"the checkpoint has tensors that the model leaves out: {listed(extra)}",
+            *notices,
+        ]
+    return head, notices

@@ -10,6 +10,7 @@ Embeddings, norms, the output head and every other layer outside of the decoder 
 classifier) stay as they are.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -41,17 +42,22 @@ def outside(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def pack(
-    model: nn.Module, path: str, dtype: torch.dtype, kind: str, *, double_quantisation: bool
-) -> None:
+    model: nn.Module, path: str, dtype: torch.dtype, kind: str, *, double_quantisation: bool,
+    whole: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Pack the linear layers of a float base, and make the rest `dtype`. In place.
 
     path: its folder or hub id, from which original weights can be read again.
+    whole: layers that stay in floats, with all below them, because they will be trained whole.
 
     Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to pack.
     """
     keys, prefix = original.keys_of(path), str(getattr(model, "base_model_prefix", ""))
     ranges = mapped_weights()
+    inside = tuple(f"{name}." for name in whole)
     for site in _to_pack(model):
+        if f"{site.name}.".startswith(inside):
+            continue
         weight = site.module._parameters["weight"]
         assert weight is not None
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+from lorica.base.classifier import own_classes
 from lorica.errors import BaseError, FileError, LoricaError, memory_full
 
 T = TypeVar("T")
@@ -85,7 +86,12 @@ _KNOWN = [
 
 
 def check_kind_of_model(path: str, config: Any, *, classifier: bool) -> None:
-    """Raises: BaseError for an encoder-decoder model that is to be a causal language model."""
+    """Raises: BaseError for a model that is no causal language model, and is to be one."""
+    if not classifier and own_classes(config) is not None:
+        raise BaseError(
+            f"{path} is a classifier, not a causal language model.",
+            fix="give rows of text and label, or use the language model that it was made from",
+        )
     if not classifier and getattr(config, "is_encoder_decoder", False):
         raise BaseError(
             f"{path} is an encoder-decoder model ({config.model_type}), not a causal language "

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Fine-tune a base on your rows: lorica train RECIPE, or with --flags alone.",
     "check": "Show what would be trained on: lengths, truncation, duplicates, the loss mask.",
     "eval": "Measure an adapter beside its base on held-out rows.",
+    "predict": "Give the classes of new rows, with probabilities, by a classifier.",
     "generate": "Complete prompts with an adapter, or with a base.",
     "chat": "Talk with an adapter, or with a base, in the terminal.",
     "merge": "Write base and adapter as one plain transformers model.",

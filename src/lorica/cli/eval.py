@@ -40,13 +40,13 @@ def evaluate(
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
-    seed: int = 0,
+    predictions: Path | None = None,
     json: Switch = False,
 ) -> None:
     """Measure an adapter beside its base on held-out rows; or a base alone.
 
     Settings of the rows are those of the run, where a run is measured; flags stand over them.
-    What is measured of a run is kept in its results.json.
+    What is measured of a run is kept in its results.json, and every row in its predictions.jsonl.
 
     Parameters
     ----------
@@ -64,30 +64,42 @@ def evaluate(
         Accept a base that is not the one of training.
     quantisation
         Pack the base's linear layers, or not; by default as in training.
-    seed
-        Of the resampling behind the intervals.
+    predictions
+        A new file for what became of every row, as JSON lines; of a run, its predictions.jsonl.
     json
         Print one JSON object.
     """
     plain, flags = split(words)
     path = Path(str(one(plain, "run, adapter or base", needed=True)))
     data = rows_of(path, flags)
+    if predictions is not None:
+        check_new(predictions)
 
     from rich.console import Console
 
+    from lorica.evaluation.predictions import write
     from lorica.evaluation.report import evaluate, record, show
 
     report = evaluate(
         path, data=data, base=base, dtype=dtype, exact_match=exact_match, limit=limit,
-        max_new_tokens=max_new_tokens, allow_base=allow_base, seed=seed,
+        max_new_tokens=max_new_tokens, allow_base=allow_base,
         quantisation=quantisation,
     )  # fmt: skip
     if plain_files.is_file(path / "results.json"):
         record(report, path)
+    if predictions is not None:
+        write(predictions, report.predictions)
     if json:
         print_json(report.as_dict())
     else:
         show(report, Console(highlight=False))
+
+
+def check_new(path: Path) -> None:
+    """Raises: ConfigError if `path` is there: it may be the rows themselves."""
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} is there already, and is not overwritten.",
+                          fix="name a new file")  # fmt: skip
 
 
 def rows_of(path: Path, flags: dict[str, str]) -> DataConfig:

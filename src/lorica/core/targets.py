@@ -127,11 +127,16 @@ def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:
     every = sites_of(model, ("linear", "embedding", "other"))
     found: dict[str, Site] = {}
     for entry in entries:
-        hits = [s for s in every if re.fullmatch(rf"(.*\.)?{re.escape(entry)}(\..*)?", s.name)]
+        hits = [s for s in every if lies_in(s.name, entry)]
         if not hits:
             raise _selects_nothing(model, every, [("modules_to_save", entry)])
         found.update({s.name: s for s in hits})
     return list(found.values())
+
+
+def lies_in(site: str, entry: str) -> bool:
+    """A layer is one that an entry of modules_to_save names, or lies below one."""
+    return re.fullmatch(rf"(.*\.)?{re.escape(entry)}(\..*)?", site) is not None
 
 
 def names(pattern: str, site: str) -> bool:

@@ -18,7 +18,7 @@ LARGEST_TEMPLATE = 1_000_000
 COLUMNS = (
     "instruction", "input", "output", "prompt", "completion",
     "messages", "conversations", "system", "tools", "chat_template_kwargs", "history",
-    "text", "label", "condition",
+    "text", "label", "condition", "references",
 )  # fmt: skip
 
 

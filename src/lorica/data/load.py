@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorica.data.classes import in_order, mapping_notice, match, unknown_classes
 from lorica.data.config import DataConfig
 from lorica.data.fit import fit, limit_of, policy_of
 from lorica.data.rendered import Rendered
@@ -18,7 +19,7 @@ from lorica.data.shape import columns_of, shape
 from lorica.data.source import Source
 from lorica.data.template import Renderer
 from lorica.data.tokenise import Example, tokenise, tokenise_labels, unwritten
-from lorica.errors import DataError, closest, listed
+from lorica.errors import DataError, listed
 
 CHUNK = 1_000  # rows at a time
 
@@ -59,19 +60,25 @@ def load(
     seed: int,
     max_length: int | None,
     labels: list[str] | None = None,
+    new_classes: bool = False,
 ) -> Data:
     """All that training needs of `config`.
 
     max_length: what the base takes, in tokens; None knows no limit.
-    labels: the classes that an adapter knows already; by default those in the rows.
+    labels: the classes that a model knows already; by default those in the rows.
+    new_classes: rows whose labels are not `labels` have classes of their own.
 
     Raises: DataError for whatever keeps the rows from being trained on.
     """
     limit = limit_of(config, max_length)
-    return assemble(gather(config, tokenizer, labels), tokenizer, seed=seed, limit=limit)
+    files = gather(config, tokenizer, labels, new_classes=new_classes)
+    return assemble(files, tokenizer, seed=seed, limit=limit)
 
 
-def gather(config: DataConfig, tokenizer: Any, labels: list[str] | None = None) -> Files:
+def gather(
+    config: DataConfig, tokenizer: Any, labels: list[str] | None = None, *,
+    new_classes: bool = False,
+) -> Files:  # fmt: skip
     """Read, render and tokenise the files, and leave out nothing.
 
     Raises: DataError if rows cannot be read, or not be written as text.
@@ -84,14 +91,16 @@ def gather(config: DataConfig, tokenizer: Any, labels: list[str] | None = None) 
         )
         files.append(rows_of(other, tokenizer, kind=files[0].kind))
         _both_conditioned(files)
-    names = class_names(files, labels)
+    names, class_of = class_names(files, labels, new_classes)
     examples, said = [], []
     for rows in files:
         if names is None:
             found, lines = tokenise(rows.rows, tokenizer)
         else:
+            named = [replace(row, label=class_of[row.label or ""]) for row in rows.rows]
+            rows = replace(rows, rows=named)
             found = tokenise_labels(rows.rows, tokenizer, names)
-            lines = unwritten(rows.rows, tokenizer)
+            lines = [*mapping_notice(class_of), *unwritten(rows.rows, tokenizer)]
         examples.append(found)
         said.append(replace(rows, lines=[*rows.lines, *_duplicates(rows), *lines]))
     return Files(said, examples, names)
@@ -159,32 +168,25 @@ def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows
     return Rows(config, shaped.kind, rows, lines, source.digest())
 
 
-def class_names(files: list[Rows], known: list[str] | None) -> list[str] | None:
-    """The names of the classes in order; numbers sort as numbers. None without classes.
+def class_names(
+    files: list[Rows], known: list[str] | None, new_classes: bool = False
+) -> tuple[list[str] | None, dict[str, str]]:
+    """(the classes in order, or None without; each label of the rows -> its class).
+
+    known: classes that the model has already, whose order and names are kept where the labels
+        name them. new_classes: labels that do not name them are classes of their own.
 
     Raises: DataError for a class that is not `known`, and for a single class.
     """
     if files[0].kind != "label":
-        return None
+        return None, {}
     found = {row.label or "" for file in files for row in file.rows}
     if known is not None:
-        strange = sorted(found - set(known))
-        if strange:
-            raise DataError(
-                f"{len(strange)} classes in the rows are not those that the adapter knows.",
-                unknown=listed(strange),
-                known=listed(known, 12),
-                closest=closest(strange[0], known),
-                fix="rename them in the file",
-            )
-        return known
-    if len(found) < 2:
-        raise DataError(
-            f"all rows have the class {listed(found)}; there is nothing to tell apart.",
-            fix="give rows of two classes at least",
-        )
-    numbers = all(name.lstrip("-").isdecimal() for name in found)
-    return sorted(found, key=lambda name: (int(name), name) if numbers else (0, name))
+        if (classes := match(found, known, all_numbers=new_classes)) is not None:
+            return known, classes
+        if not new_classes:
+            raise unknown_classes(found, known)
+    return in_order(found), {label: label for label in found}
 
 
 def part(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -15,6 +15,7 @@ class Rendered:
 
     group: what rows made from one row of the file share (data.split_turns); they stay on one
         side of the split. Empty for a row of its own.
+    references: other right answers beside `reference`; they are compared with, and not learned.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class Rendered:
     ending: str = ""  # the chat template's end-of-turn, at the end of the last learned segment
     condition: str | None = None
     group: str = ""
+    references: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:

@@ -2,12 +2,15 @@
 
     messages   messages [system tools chat_template_kwargs]
     sharegpt   conversations [system tools chat_template_kwargs]
-    alpaca     instruction output [input system history]
-    prompt     prompt completion [tools chat_template_kwargs], both texts or lists of messages
+    alpaca     instruction output [input system history references]
+    prompt     prompt completion [tools chat_template_kwargs], both texts or lists of messages;
+               texts [references]
     label      text label
     text       text
 
-A column `condition` may stand beside any of them: what the row is conditioned on.
+An answer may be a list of texts, and `references` has more of them: the first is learned, and each
+is right in an evaluation. A column `condition` may stand beside any of them: what the row is
+conditioned on.
 
 Rows of preference training (chosen/rejected, or messages with a true/false label) look much
 like these. They are refused rather than half used: learning a rejected answer is no error
@@ -28,8 +31,8 @@ from lorica.errors import DataError, closest, listed
 SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("system", "tools", "chat_template_kwargs")),
     "sharegpt": (("conversations",), ("system", "tools", "chat_template_kwargs")),
-    "alpaca": (("instruction", "output"), ("input", "system", "history")),
-    "prompt": (("prompt", "completion"), ("tools", "chat_template_kwargs")),
+    "alpaca": (("instruction", "output"), ("input", "system", "history", "references")),
+    "prompt": (("prompt", "completion"), ("tools", "chat_template_kwargs", "references")),
     "label": (("text", "label"), ()),
     "text": (("text",), ()),
 }
@@ -162,6 +165,21 @@ def text_in(fields: dict[str, Any], name: str) -> str:
     except UnicodeEncodeError as error:  # "\ud800" is legal JSON, and no character
         raise BadRow(f"{name} has half a surrogate pair at character {error.start}") from error
     return value
+
+
+def answers_in(fields: dict[str, Any], name: str) -> list[str]:
+    """The answers of a row, the one to learn first: a text or a list of them, and `references`.
+
+    Raises: BadRow if one is no text, or there is none.
+    """
+    value = fields.get(name)
+    texts = list(value) if isinstance(value, list) else [text_in(fields, name)]
+    more = fields.get("references")
+    texts += more if isinstance(more, list) else [] if more is None else [more]
+    if not texts:
+        raise BadRow(f"{name} is an empty list")
+    first, *others = (text_in({name: text}, name) for text in texts)
+    return list(dict.fromkeys([first, *others]))
 
 
 def condition_in(fields: dict[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from lorica.data.conversation import is_conversation
 from lorica.data.notices import Notices, Places
 from lorica.data.prompts import alpaca_fields, default_prompt, prompts
 from lorica.data.rendered import Rendered, Segment
-from lorica.data.shape import BadRow, Shape, columns_of, condition_in, shape, text_in
+from lorica.data.shape import BadRow, Shape, answers_in, columns_of, condition_in, shape, text_in
 from lorica.data.source import Row
 from lorica.errors import DataError
 
@@ -149,7 +149,7 @@ def _prompted(
         prompt = fields if isinstance(fields, BadRow) else next(ready)
         outcomes.append(
             prompt if isinstance(prompt, BadRow)
-            else _attempted(_answered, kind, prompt, row, answer, config)
+            else _attempted(_answered, kind, prompt, row, answer, config, notices)
         )  # fmt: skip
     return outcomes
 
@@ -169,12 +169,17 @@ def _prompt(row: Row, notices: Notices) -> dict[str, Any]:
     return {"prompt": text_in(row.fields, "prompt")}
 
 
-def _answered(kind: str, prompt: str, row: Row, answer: str, config: DataConfig) -> list[Rendered]:
+def _answered(
+    kind: str, prompt: str, row: Row, answer: str, config: DataConfig, notices: Notices
+) -> list[Rendered]:
     """An empty answer is not learned: it would teach the model to say nothing."""
-    text = text_in(row.fields, answer)
+    text, *others = answers_in(row.fields, answer)
     pieces = [Segment(prompt, not config.completion_only), Segment(text, bool(text.strip()))]
     kept = tuple(piece for piece in pieces if piece.text)
-    return [Rendered(kind, kept, False, where=row.where)]
+    if others:
+        notices.add("the first answer of {n} rows is learned; their others count in exact match",
+                    row.where)  # fmt: skip
+    return [Rendered(kind, kept, False, where=row.where, references=tuple(others))]
 
 
 def _text(row: Row) -> list[Rendered]:
@@ -184,10 +189,11 @@ def _text(row: Row) -> list[Rendered]:
 
 def _label(row: Row) -> list[Rendered]:
     text, label = text_in(row.fields, "text"), row.fields.get("label")
-    if not isinstance(label, str | int) or label == "":
-        shown = "empty" if label == "" else repr(label)
+    name = str(label).strip()  # blanks around it make no other class
+    if not isinstance(label, str | int) or not name:
+        shown = repr(label) if name else "empty"
         raise BadRow(f"label is {shown}, which names no class")
-    return [Rendered("label", (Segment(text, False),), False, label=str(label), where=row.where)]
+    return [Rendered("label", (Segment(text, False),), False, label=name, where=row.where)]
 
 
 _WRITERS: dict[str, Callable[[Row], list[Rendered]]] = {"text": _text, "label": _label}

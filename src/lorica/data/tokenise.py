@@ -138,7 +138,7 @@ def _framed(
 def tokenise_labels(
     rows: list[Rendered], tokenizer: Any, labels: list[str], max_length: int | None = None
 ) -> list[Example]:
-    """Rows for a classifier, with the tokenizer's own special tokens.
+    """Rows for a classifier, with the tokenizer's own special tokens; a row may have no label.
 
     max_length: cut longer texts so that the special tokens stay; None cuts nothing.
     """
@@ -151,7 +151,7 @@ def tokenise_labels(
             [row.text for row in part], return_attention_mask=False, verbose=False, **cut
         )["input_ids"]
         for i, (row, one) in enumerate(zip(part, ids, strict=True), start):
-            label = number_of[row.label or ""]
+            label = None if row.label is None else number_of[row.label]
             found.append(Example(one, [False] * len(one), row.where, label, row, i, row.condition))
     return found
 

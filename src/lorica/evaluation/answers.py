@@ -1,6 +1,7 @@
 """Exact match: rows with a prompt and an answer, the answer written by the model itself.
 
-An answer is right if it is the reference, but for white space at its ends. The prompt is
+An answer is right if it is the reference, or one of several, but for white space at its ends. The
+prompt is
 tokenised as in training, and the template's end-of-turn is cut from both sides.
 """
 
@@ -28,6 +29,14 @@ class Question:
     @property
     def wanted(self) -> str:
         return self.row.reference.strip()
+
+    @property
+    def references(self) -> list[str]:
+        """All answers that are right; the first is `wanted`."""
+        return [self.wanted, *(text.strip() for text in self.row.references)]
+
+    def is_right(self, answer: str) -> bool:
+        return answer in self.references
 
     def answer(self, text: str) -> str:
         """The generated text, as it is compared."""

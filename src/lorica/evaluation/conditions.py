@@ -14,7 +14,7 @@ from lorica.core.condition import conditioned, describe, swapped, unused
 from lorica.data.tokenise import Example
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.loss import Scores, score
-from lorica.evaluation.stats import bootstrap
+from lorica.evaluation.stats import ratios
 
 
 def ready(base: Base, examples: Sequence[Example]) -> list[str]:
@@ -45,7 +45,7 @@ def one_each(base: Base, conditions: Sequence[str] | None, rows: int) -> list[st
 
 
 def swap(
-    model: nn.Module, examples: Sequence[Example], right: Scores, *, batch_size: int, seed: int
+    model: nn.Module, examples: Sequence[Example], right: Scores, *, batch_size: int
 ) -> list[str]:
     """A named line: how much worse the loss is under the conditions of other rows.
 
@@ -57,7 +57,7 @@ def swap(
         return []
     others = [replace(e, condition=c) for e, c in zip(examples, swapped(told), strict=True)]
     wrong = score(model, others, batch=batch_size)
-    rise = bootstrap([right.nll, wrong.nll], right.tokens, seed=seed).difference(0, 1)
+    rise = ratios([right.nll, wrong.nll], right.tokens).difference(0, 1)
     says = "the condition is used" if rise.side > 0 else "that the condition is used is not shown"
     line = f"with the conditions of other rows the loss is {wrong.loss:.3f}, {rise.value:+.3f} "
     return [f"{line}[{rise.low:+.3f}, {rise.high:+.3f}]: {says}"]

@@ -9,7 +9,7 @@ Letters: B rows, T tokens, N label tokens, V vocabulary, C classes.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -37,11 +37,13 @@ class Scores:
     nll: (rows,) summed negative log-likelihood of the row's labels, in nats.
     tokens: (rows,) label tokens; 1 for a row with a class.
     correct: (rows,) labels that are the model's first choice.
+    probabilities: (rows, C) of a classifier; (rows, 0) of a language model.
     """
 
     nll: NDArray[np.float64]
     tokens: NDArray[np.int64]
     correct: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
 
     @property
     def loss(self) -> float:
@@ -61,10 +63,15 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
     """
     rows = len(examples)
     nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
+    probabilities = np.zeros((rows, 0), np.float32)
     for picked, logits, made in label_logits(model, examples, batch=batch):
         where = torch.arange(len(picked)) if made.labels is not None else made.row.cpu()
         targets = made.labels if made.labels is not None else made.targets
         losses, hits = _judge(logits, targets)
+        if made.labels is not None:
+            if not probabilities.size:
+                probabilities = np.zeros((rows, logits.shape[-1]), np.float32)
+            probabilities[picked] = logits.float().softmax(-1).cpu().numpy()
         place = np.asarray(picked)[where.numpy()]
         np.add.at(nll, place, losses.double().cpu().numpy())
         np.add.at(correct, place, hits.cpu().numpy())
@@ -81,7 +88,18 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
             rows=listed(wrong),
             fix="load the base in float32, or train with a lower learning rate",
         )
-    return Scores(nll, tokens, correct)
+    return Scores(nll, tokens, correct, probabilities)
+
+
+def class_probabilities(
+    model: nn.Module, examples: Sequence[Example], *, batch: int = 16
+) -> NDArray[np.float32]:
+    """(rows, C) of a classifier. Labels are not looked at, and need not be there."""
+    unlabelled = [replace(example, label=0) for example in examples]  # any class: a row has one
+    found: dict[int, NDArray[np.float32]] = {}
+    for picked, logits, _ in label_logits(model, unlabelled, batch=batch):
+        found |= zip(picked, logits.float().softmax(-1).cpu().numpy(), strict=True)
+    return np.stack([found[i] for i in range(len(examples))])
 
 
 def mean_loss(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> float:

@@ -14,18 +14,20 @@ from rich.text import Text
 
 from lorica import plain_files
 from lorica.base.bundled import NAME
-from lorica.base.load import Base
+from lorica.base.load import Base, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
 from lorica.errors import ConfigError, DataError
+from lorica.evaluation.class_tables import show_classes
 from lorica.evaluation.measure import Measure, Report, evaluate_loaded
+from lorica.evaluation.predictions import write
 from lorica.evaluation.stats import Interval
 from lorica.formats import commit
 from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
 from lorica.formats.open import adapter_folder, open_adapter
 
-SHARES = ("token_accuracy", "exact_match", "accuracy")
+SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
 SHOWN = 300  # characters of a prompt or an answer
 
 
@@ -40,7 +42,6 @@ def evaluate(
     limit: int | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 16,
-    seed: int = 0,
     quantisation: str | None = None,
 ) -> Report:
     """Measure the adapter at `path` beside its base, on all rows of `data`.
@@ -48,7 +49,6 @@ def evaluate(
     path: a run folder, an adapter folder, or a base alone (folder, hub id, "bundled").
     base: another place to load the base from; None: where the adapter says it was.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
-    seed: of the resampling behind the intervals.
     quantisation: of the base; None: as in training; "none": the float base.
 
     Raises: TrainingError if the adapter does nothing; BaseError, FileError, DataError,
@@ -58,10 +58,10 @@ def evaluate(
         raise ConfigError("batch_size and max_new_tokens must be at least 1.",
                           batch_size=batch_size, max_new_tokens=max_new_tokens)  # fmt: skip
     began = time.perf_counter()
-    config = _config(data, limit)
-    opened, adapted = _open(path, base, dtype, allow_base, quantisation)
+    config = data_settings(data, limit)
+    opened, adapted = open_measured(path, base, dtype, allow_base, quantisation)
     rows = load_data(
-        config, opened.tokenizer, seed=seed, max_length=opened.max_length, labels=opened.labels
+        config, opened.tokenizer, seed=0, max_length=opened.max_length, labels=opened.labels
     )
     if (rows.labels is None) != (opened.labels is None):
         kinds = ("a language model", "a classifier")
@@ -72,7 +72,7 @@ def evaluate(
         )
     report = evaluate_loaded(
         opened, rows.train, adapted=adapted, exact_match=exact_match,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
+        max_new_tokens=max_new_tokens, batch_size=batch_size,
     )  # fmt: skip
     return replace(
         report, path=str(path), base=opened.path, data=config.path,
@@ -81,16 +81,20 @@ def evaluate(
 
 
 def record(report: Report, run: Path) -> None:
-    """Put what was measured into a run's results.json, beside what training left there."""
+    """Put what was measured into a run's results.json, beside what training left there.
+
+    The rows are in its predictions.jsonl.
+    """
     results = commit.read_json(run / "results.json")
     results["evaluation"] = report.as_dict()
     for measure in report.measures:
         if measure.adapter is not None:
             results[measure.name] = {"base": measure.base.value, "tuned": measure.adapter.value}
+    write(run / "predictions.jsonl", report.predictions)
     commit.write_json(run / "results.json", results)
 
 
-def _config(data: DataConfig | str | dict[str, Any], limit: int | None) -> DataConfig:
+def data_settings(data: DataConfig | str | dict[str, Any], limit: int | None) -> DataConfig:
     """The rows' settings, with every row kept for measuring."""
     try:
         config = data if isinstance(data, DataConfig) else DataConfig.model_validate(data)
@@ -101,11 +105,11 @@ def _config(data: DataConfig | str | dict[str, Any], limit: int | None) -> DataC
         raise ConfigError("the data settings are wrong.", **wrong) from None
 
 
-def _open(
+def open_measured(
     path: str | Path, base: str | None, dtype: str, allow_base: str | None,
     quantisation: str | None,
 ) -> tuple[Base, bool]:  # fmt: skip
-    """(model, it carries an adapter)."""
+    """(a run, an adapter or a base as a model, it carries an adapter)."""
     folder = adapter_folder(path)
     if is_adapter(folder) or any(plain_files.is_file(folder / name) for name in (WEIGHTS, PICKLED)):
         opened = open_adapter(
@@ -117,19 +121,8 @@ def _open(
     if base is not None:
         raise ConfigError(f"{path} is a base, and base={base!r} names another.",
                           fix="leave base out, or name an adapter")  # fmt: skip
-    labels = _classes_of(folder)
+    labels = own_classes(str(path))
     return load_base(str(path), dtype=dtype, labels=labels, quantisation=quantisation), False
-
-
-def _classes_of(folder: Path) -> list[str] | None:
-    """The classes of a model folder that holds a sequence classifier."""
-    if not (folder / "config.json").is_file():
-        return None
-    config = commit.read_json(folder / "config.json")
-    if not any("SequenceClassification" in name for name in config.get("architectures") or ()):
-        return None
-    names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' default
-    return [names[key] for key in sorted(names, key=int)]
 
 
 def show(report: Report, console: Console) -> None:
@@ -147,6 +140,8 @@ def show(report: Report, console: Console) -> None:
         table.add_row(*_cells(measure, adapted))
     console.print(table)
     console.print("in brackets: 95 % intervals", markup=False)
+    if report.classes:
+        show_classes(report.classes, console)
     for sample in report.samples:
         console.print(f"\n{sample.where}", markup=False)
         parts = {"prompt": sample.prompt, "wanted": sample.wanted, "base": sample.base}

@@ -3,8 +3,13 @@
 Shares of rows (exact match, the accuracy of a classifier) get intervals that hold for few rows
 and at 0 % and 100 %, where the textbook interval has no width: Wilson's for one system,
 Newcombe's for two on the same rows. Means over tokens (loss, token accuracy) are sums over rows
-divided by sums over rows; rows are drawn again with replacement, both systems with the same
-draws, because tokens of one row are not independent and rows are.
+divided by sums over rows, and rows are what is independent: each row is left out in turn (the
+jackknife), and Student's t takes the place of the normal distribution. A bootstrap of 5 rows
+covers 74 to 87 % in place of 95 %.
+
+What they reach by simulation (tests/evaluation/test_stats.py; 5, 10, 30 and 100 rows): 93 to 97 %
+for losses and token accuracies of rows of unequal length; 88 to 92 % where a few rows are far
+worse than all others (a log-normal with sigma 1), which no method can know from 5 rows.
 """
 
 import math
@@ -15,10 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z = 1.959963984540054  # 97.5 % point of the normal distribution
-RESAMPLES = 2000
-CHUNK = 4_000_000  # row numbers drawn at a time: 32 MB
+T = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
+"""97.5 % points of Student's t with 1 to 9 degrees of freedom."""
+LEAST = 3
+"""Rows from which there is an interval of a ratio."""
 
-Transform = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Transform = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,7 @@ def wilson(hits: int, n: int) -> Interval:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference",
         1927, JASA 22:209-212.
     """
-    p, z2 = hits / n, Z * Z
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low = 0.0 if hits == 0 else middle - half
-    return Interval(p, low, 1.0 if hits == n else middle + half)
+    return _wilson(hits / n, n, Z)
 
 
 def newcombe(first: ArrayLike, second: ArrayLike) -> Interval:
@@ -78,63 +82,132 @@ def newcombe(first: ArrayLike, second: ArrayLike) -> Interval:
     return Interval(value, max(value - down, -1.0), min(value + up, 1.0))
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Ratios of sums over resampled rows, for several systems under the same draws.
+def student(df: float) -> float:
+    """The 97.5 % point of Student's t.
 
-    values: (systems,) on the rows themselves.
-    draws: (systems, resamples).
+    df: degrees of freedom, at least 1; between whole numbers below 10 it is interpolated in 1/df.
+    Source: Abramowitz & Stegun, "Handbook of Mathematical Functions", 1964, 26.7.5; the error
+        from 10 degrees of freedom on is below 2e-5.
+    """
+    if df < 10:
+        below, above = int(df), int(df) + 1
+        share = (1 / below - 1 / df) / (1 / below - 1 / above)
+        return _whole(below) * (1 - share) + _whole(above) * share
+    z = Z
+    return z + sum((
+        (z**3 + z) / (4 * df),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3),
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * df**4),
+    ))  # fmt: skip
+
+
+def _whole(df: int) -> float:
+    return T[df - 1] if df < 10 else student(df)
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Ratios of sums over rows, of several systems on the same rows.
+
+    values: (systems,). left_out: (systems, rows): without each row in turn.
+    effective: rows of equal weight that would say as much: 1 / sum of squared shares of weight.
     """
 
-    values: NDArray[np.float64]
-    draws: NDArray[np.float64]
-    rows: int
+    values: Floats
+    left_out: Floats
+    effective: float
 
-    def interval(self, system: int, transform: Transform | None = None) -> Interval:
-        """System `system`; `transform` (exp for a perplexity) is applied to value and draws."""
-        f = transform or _same
-        return self._interval(f(self.values)[system], f(self.draws)[system])
+    def positive(self, system: int, transform: Transform | None = None) -> Interval:
+        """Of a ratio that is never below 0 (a loss), on the scale of its logarithm.
+
+        transform: applied to value and bounds (exp for a perplexity).
+        """
+        f, value = transform or _same, self.values[system]
+        if not self._known or value <= 0:
+            bound = math.nan if not self._known else f(value)
+            return Interval(float(f(value)), float(bound), float(bound))
+        spread = math.exp(min(self._t * self._error(_same, system) / value, 700))
+        return Interval(*(float(f(v)) for v in (value, value / spread, value * spread)))
+
+    def share(self, system: int) -> Interval:
+        """Of a share between 0 and 1, by Wilson's interval on as many rows as it is sure of."""
+        p = float(self.values[system])
+        if not self._known:
+            return Interval(p, math.nan, math.nan)
+        error = self._error(_same, system)
+        rows = p * (1 - p) / error**2 if error > 0 else self.effective
+        return _wilson(p, rows, self._t)
 
     def difference(self, first: int, second: int, transform: Transform | None = None) -> Interval:
-        """second - first, row for row on the same draws."""
+        """second - first, row for row. transform: applied to both before."""
         f = transform or _same
-        values, draws = f(self.values), f(self.draws)
-        return self._interval(values[second] - values[first], draws[second] - draws[first])
+        value = float(f(self.values)[second] - f(self.values)[first])
+        if not self._known:
+            return Interval(value, math.nan, math.nan)
+        half = self._t * self._error(f, second, first)
+        return Interval(value, value - half, value + half)
 
-    def _interval(self, value: float, draws: NDArray[np.float64]) -> Interval:
-        if self.rows < 2:  # one row drawn again is the same row: that is no certainty
-            return Interval(float(value), math.nan, math.nan)
-        low, high = np.quantile(draws, (0.025, 0.975))
-        return Interval(float(value), float(low), float(high))
+    def share_difference(self, first: int, second: int) -> Interval:
+        """second - first of two shares. Where no row differs, what so few rows can still hide."""
+        found = self.difference(first, second)
+        if found.value == found.low == found.high == 0:
+            most = _wilson(0.0, self.effective, self._t).high
+            return Interval(0.0, -most, most)
+        return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0))
+
+    @property
+    def _known(self) -> bool:
+        return self.left_out.shape[1] >= LEAST
+
+    @property
+    def _t(self) -> float:
+        return student(max(self.effective - 1, 1))
+
+    def _error(self, f: Transform, system: int, minus: int | None = None) -> float:
+        """The jackknife's standard error of a system, or of what it has more than `minus`."""
+        whole, without = f(self.values), f(self.left_out)
+        moved = whole[system] - without[system]
+        if minus is not None:
+            moved = moved - (whole[minus] - without[minus])
+        rows = len(moved)
+        return math.sqrt(float((moved**2).sum()) * (rows - 1) / rows)
 
 
-def bootstrap(
-    sums: ArrayLike, weights: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Draws:
-    """Draw rows with replacement and take sum(sums) / sum(weights) each time.
+def ratios(sums: ArrayLike, weights: ArrayLike) -> Ratios:
+    """sum(sums) / sum(weights), and what it is without each row.
 
     sums: (rows,) or (systems, rows): what each row adds (its summed loss, its correct tokens).
-    weights: (rows,): what each row counts for (its label tokens), the same for all systems.
-    seed: the draws follow from it; two calls with the same seed and rows draw the same rows.
+    weights: (rows,): what each row counts for (its label tokens), the same for all systems; rows
+        without weight are left out.
 
-    Percentile intervals. Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993,
-    ch. 13; paired between systems: Koehn, "Statistical Significance Tests for Machine
-    Translation Evaluation", 2004, EMNLP.
+    Source: Miller, "The jackknife - a review", 1974, Biometrika 61:1-15; degrees of freedom from
+        the effective number of rows: Kish, "Survey Sampling", 1965, 11.7.
     """
-    table = np.vstack([np.atleast_2d(np.asarray(sums, float)), np.asarray(weights, float)])
-    rows = table.shape[1]
-    generator = np.random.default_rng(seed)
-    totals = np.empty((len(table), resamples))
-    step = max(1, CHUNK // max(rows, 1))
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        drawn = generator.integers(rows, size=(stop - start, rows))
-        for total, column in zip(totals, table, strict=True):
-            total[start:stop] = column[drawn].sum(axis=1)
-    whole = table.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw of rows without any label
-        return Draws(whole[:-1] / whole[-1], totals[:-1] / totals[-1], rows)
+    weight = np.asarray(weights, float)
+    table = np.atleast_2d(np.asarray(sums, float))[:, weight > 0]
+    weight = weight[weight > 0]
+    total, mass = table.sum(axis=1, keepdims=True), weight.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):  # a single row leaves nothing
+        left_out = (total - table) / (mass - weight)
+    return Ratios(total[:, 0] / mass, left_out, float(mass**2 / (weight**2).sum()))
 
 
-def _same(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def jackknife(value: float, left_out: Floats) -> Interval:
+    """Any smooth figure of rows. left_out: (rows,): the figure without each row."""
+    rows = len(left_out)
+    if rows < LEAST:
+        return Interval(value, math.nan, math.nan)
+    half = student(rows - 1) * math.sqrt(float(((value - left_out) ** 2).sum()) * (rows - 1) / rows)
+    return Interval(value, value - half, value + half)
+
+
+def _wilson(p: float, rows: float, z: float) -> Interval:
+    """Wilson's interval for a share of `rows`, which need not be a whole number."""
+    middle = (p + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(p * (1 - p) / rows + z * z / (4 * rows * rows))
+    return Interval(p, 0.0 if p <= 0 else middle - half, 1.0 if p >= 1 else middle + half)
+
+
+def _same(values: Floats) -> Floats:
     return values

@@ -60,7 +60,8 @@ def save(
     path, spec = Path(path), spec_of(model, name)
     check_driven(model, name)
     check_finite(model, path, name)
-    base = fingerprint(model, path=base_path or "", tokenizer=tokenizer)
+    whole = spec.targets.modules_to_save
+    base = fingerprint(model, path=base_path or "", tokenizer=tokenizer, whole=whole)
     with commit.folder(path, replace=is_all_adapter(path)) as staging:
         layout = layout_for(model, name)
         if layout is None:
@@ -107,7 +108,7 @@ def load(
     if manifest is not None:
         check_format(manifest, path)
         commit.check_digests(path, manifest["files"])
-        lines += check_base(manifest, model, tokenizer, allow_base)
+        lines += check_base(manifest, spec_from(manifest, path), model, tokenizer, allow_base)
     file = commit.read_tensors(source)
     layout, config = None, {}
     if manifest is not None:
@@ -216,7 +217,7 @@ def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
 
 
 def check_base(
-    manifest: dict[str, Any], model: nn.Module, tokenizer: Any, allow_base: str | None
+    manifest: dict[str, Any], spec: Spec, model: nn.Module, tokenizer: Any, allow_base: str | None
 ) -> list[str]:
     """Compare the base here with the one in the manifest.
 
@@ -227,7 +228,7 @@ def check_base(
         then = TypeAdapter(Fingerprint).validate_python(vars(then))
     except (TypeError, ValueError) as error:
         raise FileError("the manifest's base fingerprint is damaged.", why=error) from None
-    now = fingerprint(model, tokenizer=tokenizer)
+    now = fingerprint(model, tokenizer=tokenizer, whole=spec.targets.modules_to_save)
     verdict, other = grade(then, now), differences(then, now)
     kinds = {k: what for k, what in other.items() if k not in ("training", "chat_template")}
     lines = []

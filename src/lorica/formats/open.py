@@ -8,7 +8,9 @@ from lorica import plain_files
 from lorica.base.load import Base, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
-from lorica.errors import BaseError, FileError
+from lorica.core.port import ports
+from lorica.core.whole import Whole
+from lorica.errors import BaseError, FileError, listed
 from lorica.formats import commit
 from lorica.formats.folder import CONFIG, MANIFEST, find, load
 from lorica.formats.vocabulary import take_vocabulary
@@ -74,7 +76,20 @@ def open_adapter(
     )  # fmt: skip
     loaded.lines += take_vocabulary(loaded, folder, find(folder))
     loaded.lines += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
+    loaded.lines += not_replaced(loaded)
     return loaded
+
+
+def not_replaced(base: Base) -> list[str]:
+    """A notice on fresh weights of a classifier that the adapter does not bring."""
+    whole = {site for site, _, port in ports(base.model) for a in port.values()
+             if isinstance(a, Whole)}  # fmt: skip
+    left = [key for key in base.head.fresh if key.rpartition(".")[0] not in whole]
+    line = (
+        f"the answers are wrong: neither the base nor the adapter holds {listed(left)}, so they "
+        "are random numbers; save the adapter with them, modules_to_save=[...]"
+    )
+    return [line] if left else []
 
 
 def classes(folder: Path, base: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lorica.base import packing
 from lorica.base.fingerprint import Fingerprint, fingerprint
-from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer
+from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer, own_classes
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import keep_unpacked
 from lorica.core.attach import adapt, use
@@ -17,7 +17,6 @@ from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of
 from lorica.core.rates import default_rate
 from lorica.core.schedule import Schedule
-from lorica.core.site import output_head
 from lorica.data.batch import labels_of, pad
 from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
@@ -48,6 +47,8 @@ def load_rows(config: TrainConfig) -> Data:
         load_tokenizer(config.base),
         seed=config.seed,
         max_length=None if (most := context_length(config.base)) is None else most - taken,
+        labels=own_classes(config.base),
+        new_classes=True,
     )
 
 
@@ -99,15 +100,12 @@ def identity_of(base: Base, config: TrainConfig) -> Fingerprint:
 
 
 def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[str]:
-    """Put a run's adapter on its base; a classifier's fresh head is always trained with it.
+    """Put a run's adapter on its base; a classifier's head is always trained whole with it.
 
     In place; the adapter is the only active one afterwards. Returns: named lines.
     """
-    told, whole = conditions(data.train), list(config.modules_to_save)
-    head = output_head(base.model) if data.labels is not None else None
-    site = next((n for n, m in base.model.named_modules() if m is head), None)
-    if site is not None and config.method["name"] != "full" and site not in whole:
-        whole.append(site)
+    told = conditions(data.train)
+    whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole]))
     adapt(
         base.model,
         informed(config.build_method(), base.model, told),

@@ -1,0 +1,63 @@
+"""New rows for a classifier: their texts as tokens. A label is taken along, and not looked at."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorica.data.config import DataConfig
+from lorica.data.fit import fit, limit_of, policy_of
+from lorica.data.notices import Places
+from lorica.data.rendered import Rendered, Segment
+from lorica.data.shape import BadRow, columns_of, text_in
+from lorica.data.source import Row, Source
+from lorica.data.tokenise import Example, tokenise_labels, unwritten
+from lorica.errors import DataError, closest, listed
+
+
+def load_texts(
+    config: DataConfig, tokenizer: Any, max_length: int | None
+) -> tuple[list[Example], list[str | None], list[str]]:
+    """(the rows, the label that each brings, notices) of the file or data set of `config`.
+
+    max_length: what the base takes, in tokens; None knows no limit.
+    Raises: DataError if rows have no text, or are too long under data.overlong: raise.
+    """
+    if Path(config.path).suffix.lower() == ".txt":
+        raise DataError(f"{config.path} is one text, and no rows.",
+                        fix='give a .jsonl file of {"text": ...}, or a .csv file')  # fmt: skip
+    source, limit = Source(config), limit_of(config, max_length)
+    rows = list(source)
+    column = config.columns.get("text", "text")
+    found = list(columns_of(rows, config).names)
+    if column not in found:
+        raise DataError(
+            f"{config.path} has no column {column}, the text to predict from.",
+            found=listed(found, 12), closest=closest(column, found),
+            fix="name the column: --data.columns '{text: review}'",
+        )  # fmt: skip
+    named = config.columns.get("label", "label")
+    texts = _texts(rows, column, config.path)
+    labels = {row.where: row.fields.get(named) for row in rows}
+    examples = tokenise_labels(texts, tokenizer, [])
+    fitted = fit(examples, "label", config, limit)
+    if fitted.overlong and policy_of(config) == "truncate":
+        # The tokenizer cuts, so that special tokens at the end stay.
+        fitted = replace(fitted, examples=tokenise_labels(texts, tokenizer, [], limit))
+    told = [labels[example.where] for example in fitted.examples]
+    notices = [*source.notices.lines, *fitted.lines, *unwritten(texts, tokenizer)]
+    return fitted.examples, [None if one is None else str(one).strip() for one in told], notices
+
+
+def _texts(rows: list[Row], column: str, path: str) -> list[Rendered]:
+    """Raises: DataError that names the rows without a text."""
+    texts, bad = [], Places(most=3, between="; ")
+    for row in rows:
+        try:
+            text = text_in(row.fields, column)
+            texts.append(Rendered("label", (Segment(text, False),), False, where=row.where))
+        except BadRow as error:
+            bad.add(f"{row.where} {error}")
+    if bad:
+        raise DataError(f"{path}: {bad.count} of {len(rows)} rows cannot be used.", rows=str(bad),
+                        fix="give each a text, or remove it")  # fmt: skip
+    return texts

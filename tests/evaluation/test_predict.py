@@ -1,0 +1,196 @@
+"""`lorica predict`: classes and probabilities for new rows; and what eval says of classes."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from rich.console import Console
+
+import lorica
+from lorica.cli import run
+from lorica.core.draws import drawing
+from lorica.errors import ConfigError, DataError
+from lorica.evaluation.classes import Classes, confusion, macro_f1
+from lorica.evaluation.report import show
+from tests.base.classifiers import BERT, save
+
+NAMES = ["zebra", "ant", "owl"]
+TEXTS = ["the cat sat", "a dog ran very", "not good", "the film was bad", "a cat", "good dog"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on a classifier with three classes, and its rows."""
+    folder = tmp_path_factory.mktemp("classes")
+    with drawing(2):
+        config = tf.BertConfig(**BERT, id2label=dict(enumerate(NAMES)))
+        base = save(folder / "base", tf.BertForSequenceClassification(config))
+    rows = folder / "rows.jsonl"
+    labelled = [{"text": TEXTS[i % 6], "label": NAMES[i % 3]} for i in range(24)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    lorica.train(base=base, data={"path": str(rows), "validation": 0.25}, max_steps=4,
+                 learning_rate=1e-2, output=str(folder / "run"), show=False)  # fmt: skip
+    return folder
+
+
+def new_rows(folder, rows):
+    path = folder / "new.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_new_rows_get_the_classes_that_the_model_gives(trained, tmp_path):
+    from lorica.formats.open import open_adapter
+
+    done = lorica.predict(trained / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
+    opened = open_adapter(trained / "run")
+    assert done.labels == NAMES
+    for text, row in zip(TEXTS, done.rows, strict=True):
+        ids = torch.tensor([opened.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            want = opened.model(input_ids=ids).logits.softmax(-1)[0]
+        assert row["text"] == text
+        assert row["label"] == NAMES[want.argmax()]
+        assert row["probability"] == pytest.approx(want.max().item(), abs=1e-5)
+        assert list(row["probabilities"].values()) == pytest.approx(want.tolist(), abs=1e-5)
+        assert "wanted" not in row
+
+
+def test_labels_in_new_rows_are_taken_along_and_not_looked_at(trained, tmp_path):
+    path = new_rows(tmp_path, [{"text": "a cat", "label": "unheard of"}, {"text": "a dog"},
+                               {"text": "a film", "label": None}])  # fmt: skip
+    rows = lorica.predict(trained / "run", path).rows
+    assert [row.get("wanted") for row in rows] == ["unheard of", None, None]
+
+
+def test_the_command_writes_every_row_and_overwrites_nothing(trained, tmp_path, capsys):
+    path = new_rows(tmp_path, [{"review": t} for t in TEXTS])
+    output = tmp_path / "out.jsonl"
+    words = ["predict", str(trained / "run"), "--data", path, "--data.columns", "{text: review}"]
+    assert run([*words, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "6 rows" in shown
+    assert all(text in shown for text in TEXTS)
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in written] == TEXTS
+    assert run([*words, "--output", str(output)]) == 2
+    assert run([*words, "--output", path]) == 2
+    assert json.loads((tmp_path / "new.jsonl").read_text().splitlines()[0])["review"] == TEXTS[0]
+    capsys.readouterr()
+    assert run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == written
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([{"review": "a"}], "no column text"),
+        ([{"text": "a"}, {"text": None}, {"text": 7}], "2 of 3 rows"),
+        ([{"text": "cat " * 40}], "longer than"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(rows, fault, trained, tmp_path):
+    with pytest.raises(DataError, match=fault):
+        lorica.predict(trained / "run", new_rows(tmp_path, rows))
+
+
+def test_a_text_file_is_no_rows(trained, tmp_path):
+    (tmp_path / "new.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match="is one text"):
+        lorica.predict(trained / "run", str(tmp_path / "new.txt"))
+
+
+def test_a_language_model_gives_no_classes(tmp_path):
+    with pytest.raises(ConfigError, match="language model") as error:
+        lorica.predict("bundled", new_rows(tmp_path, [{"text": "a"}]))
+    assert "lorica generate" in str(error.value)
+
+
+def test_long_texts_are_cut_by_the_tokenizer_if_asked(trained, tmp_path):
+    path = new_rows(tmp_path, [{"text": "cat " * 40}, {"text": "a cat"}])
+    done = lorica.predict(trained / "run", {"path": path, "overlong": "truncate"})
+    assert len(done.rows) == 2
+    assert any("lose their ends" in line for line in done.lines)
+
+
+# What eval says of classes
+
+
+def f1(hits, wrongly, missed):
+    return 2 * hits / (2 * hits + wrongly + missed)
+
+
+def test_f1_and_confusion_are_the_definitions():
+    wanted = np.array([0, 0, 0, 1, 1, 2])
+    chosen = np.array([0, 1, 0, 1, 1, 0])
+    table = confusion(wanted, chosen, 4)
+    assert table.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    classes = Classes(["a", "b", "c", "d"], [table])
+    values = [f1(2, 1, 1), f1(2, 1, 0), f1(0, 0, 1)]
+    for i, value in enumerate(values):
+        found = classes.f1(0, i)
+        assert found.value == pytest.approx(value)
+        assert found.low <= value <= found.high
+    assert classes.f1(0, 3) is None
+    (macro,) = macro_f1(wanted, [chosen], 4)
+    assert macro.value == pytest.approx(np.mean(values))
+
+
+def test_macro_f1_without_each_row_is_what_it_is_without_it():
+    """The jackknife's short cut against its definition, through the standard error."""
+    generator = np.random.default_rng(0)
+    wanted, chosen = generator.integers(0, 3, 30), generator.integers(0, 3, 30)
+    (found,) = macro_f1(wanted, [chosen], 3)
+
+    def value(keep):
+        w, c = wanted[keep], chosen[keep]
+        return np.mean([f1(((w == k) & (c == k)).sum(), ((w != k) & (c == k)).sum(),
+                           ((w == k) & (c != k)).sum()) for k in range(3)])  # fmt: skip
+
+    rows = np.arange(30)
+    without = np.array([value(rows != i) for i in rows])
+    error = np.sqrt(((value(rows >= 0) - without) ** 2).sum() * 29 / 30)
+    assert found.high - found.value == pytest.approx(2.04523 * error, rel=1e-4)
+
+
+def test_eval_has_f1_the_confusion_and_every_row(trained, capsys):
+    assert run(["eval", str(trained / "run"), "--data", str(trained / "rows.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    for word in ("macro f1", "F1 of class", "as zebra", "adapter: class"):
+        assert word in shown
+    results = json.loads((trained / "run/results.json").read_text())["evaluation"]
+    assert results["classes"]["labels"] == NAMES
+    assert np.sum(results["classes"]["confusion"]["adapter"]) == 24
+    assert results["classes"]["f1"]["ant"]["rows"] == 8
+    lines = (trained / "run/predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    accuracy = results["measures"]["accuracy"]
+    for system in ("base", "adapter"):
+        right = [row[system]["label"] == row["wanted"] for row in rows]
+        assert [row[system]["right"] for row in rows] == right
+        assert np.mean(right) == pytest.approx(accuracy[system]["value"])
+        losses = [row[system]["loss"] for row in rows]
+        loss = results["measures"]["loss"][system]["value"]
+        assert np.mean(losses) == pytest.approx(loss, abs=1e-5)
+
+
+def test_accuracy_is_told_while_it_trains(trained):
+    events = [json.loads(line) for line in (trained / "run/events.jsonl").open()]
+    told = [event["accuracy"] for event in events if event["event"] == "eval"]
+    assert told
+    assert all(0 <= share <= 1 for share in told)
+    results = json.loads((trained / "run/results.json").read_text())
+    assert results["held_out_accuracy"] == {"before": told[0], "after": told[-1]}
+
+
+def test_many_classes_are_shown_by_their_worst_confusions():
+    labels = [f"class{i}" for i in range(15)]
+    table = np.diag(np.full(15, 3))
+    table[2, 7] = 5
+    report = lorica.evaluation.measure.Report([], 50, 50, classes=Classes(labels, [table]))
+    out = io.StringIO()
+    show(report, Console(file=out, width=120))
+    assert "5 rows of class2 are taken for class7" in out.getvalue()
