@@ -60,7 +60,9 @@ def test_check(capsys, run_folder, stories):
 
 def test_eval_takes_the_columns_of_the_run(capsys, run_folder):
     rows = run_folder.parent / "rows.jsonl"
-    told = run_json(capsys, "eval", run_folder, "--data", rows, "--limit", 4, "--no-exact-match")
+    told = run_json(
+        capsys, "eval", run_folder, "--data", rows, "--data.limit", 4, "--no-exact-match"
+    )
     assert told["path"] == str(run_folder) and told["data"] == str(rows)
     assert set(told["measures"]) >= {"loss", "perplexity"}
 

@@ -74,7 +74,7 @@ def test_a_base_takes_none(stories, capsys):
 
 
 def test_eval_reads_the_column_as_training_did(job, capsys):
-    told = run_json(capsys, "eval", job / "run", "--data", job / "rows.jsonl", "--limit", 9,
+    told = run_json(capsys, "eval", job / "run", "--data", job / "rows.jsonl", "--data.limit", 9,
                     "--max-new-tokens", 3)  # fmt: skip
     assert any("conditions of other rows" in line for line in told["lines"])
     assert told["measures"]["loss"]["verdict"] == "better"

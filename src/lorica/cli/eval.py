@@ -35,7 +35,6 @@ def evaluate(
     *words: Words,
     base: str | None = None,
     exact_match: Annotated[bool, Parameter(show_default=False)] = True,
-    limit: int | None = None,
     max_new_tokens: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
@@ -54,8 +53,6 @@ def evaluate(
         Another place of the base: folder, hub id, or bundled.
     exact_match
         Let both write an answer to every prompt, and count those that equal the reference.
-    limit
-        Measure on the first rows only, this many.
     max_new_tokens
         Most tokens of an answer; by default as many as the longest reference needs.
     dtype
@@ -81,7 +78,7 @@ def evaluate(
     from lorica.evaluation.report import evaluate, record, show
 
     report = evaluate(
-        path, data=data, base=base, dtype=dtype, exact_match=exact_match, limit=limit,
+        path, data=data, base=base, dtype=dtype, exact_match=exact_match,
         max_new_tokens=max_new_tokens, allow_base=allow_base,
         quantisation=quantisation,
     )  # fmt: skip

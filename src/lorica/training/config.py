@@ -72,18 +72,18 @@ class TrainConfig(BaseModel):
     unpacked_gib: float = setting(
         "run", 0.0, "GiB for weights of a quantised base that are kept unpacked, to save time", ge=0
     )
+    init_from: str | None = setting(
+        "run",
+        None,
+        "run or adapter whose trained tensors the new adapter starts from",
+        min_length=1,
+    )
     data: DataConfig = Field(
         description="short for data.path",
         json_schema_extra={"group": "data"},
     )
     method: dict[str, Any] = setting(
         "method", {"name": "lora"}, "name of the method; its own settings as method.NAME"
-    )
-    init_from: str | None = setting(
-        "method",
-        None,
-        "run or adapter whose trained tensors the new adapter starts from",
-        min_length=1,
     )
 
     target_modules: list[str] | str | None = setting(
