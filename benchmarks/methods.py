@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora on nf4": {"name": "lora", "r": 8, "quantisation": "nf4"},
     "dora": {"r": 8}, "double_lora": {"r": 8}, "dora_dynamic": {"r": 12}, "adalora": {"r": 12},
     "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"},
-    "alora": {"r": 8, "rounds": 2}, "aflora": {"r": 4}, "blora": {"r": 8},
+    "alora": {"r": 8, "rounds": 2}, "aflora": {"r": 8}, "blora": {"r": 8},
     "hyperlora": {"r": 8}, "mora": {"r": 8},
     "mora type 1": {"name": "mora", "r": 8, "mora_type": 1}, "lora_fa": {"r": 8},
     "vera": {"r": 256}, "ia3": {}, "bottleneck": {}, "llama_adapter": {}, "prefix_tuning": {},
