@@ -27,7 +27,8 @@ def page(results: dict[str, Any]) -> list[str]:
         f"the loss on TinyStories {first['stories_before']:.3f} nats per token. ± is the standard "
         "deviation over three seeds, order of the data included; a row without it is of one seed. "
         "Forgotten is the rise of the loss on TinyStories. Step time (8 x 128 tokens, one thread) "
-        f"and the peak memory of the process were measured one run at a time on: {results['machine']}."
+        "and the peak memory of the process were measured one run at a time on: "
+        f"{results['machine']}."
     )
     columns = ["method", "learning rate", "trained", "held-out loss", "TinyStories after",
                "forgotten", "ms a step", "peak MiB", "file KiB"]  # fmt: skip
