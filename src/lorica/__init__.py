@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from lorica.methods.lora import Lora
     from lorica.training.each import train_each
     from lorica.training.train import train
+    from lorica.training.trainer_callback import AdapterCallback
 
 __version__ = version("lorica")
 __all__ = [
+    "AdapterCallback",
     "Dora",
     "Driver",
     "Full",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdapterCallback": "training.trainer_callback",
     "Dora": "methods.dora",
     "Driver": "core.drive",
     "Full": "methods.full",

@@ -61,7 +61,7 @@ class LastBlock:
     def _open(self, attention: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
         """A call of the block begins, with positions or without."""
         self.inside.clear()
-        self.asked, self.line = options.get(ASKED), self.switch.line
+        self.asked, self.line = options.get(ASKED), self.switch.segments
         self.shape = (args[0] if args else options["hidden_states"]).shape[:2]
         return args, {key: value for key, value in options.items() if key != ASKED}
 
@@ -69,14 +69,16 @@ class LastBlock:
         if self.asked is None or args[0].shape[:2] != self.shape:
             return None  # the latter: an adapter asks for something of its own
         self.inside.add(part)
-        self.switch.line = shorter(self.line, self.asked)
+        if self.line:
+            self.switch.line = shorter(self.line, self.asked)
         return (args[0].flatten(0, 1).index_select(0, self.asked).unsqueeze(0), *args[1:])
 
     def _lay(self, part: nn.Module, args: tuple, y: Any) -> Any:
         if part not in self.inside:
             return None
         self.inside.remove(part)
-        self.switch.line = self.line
+        if self.line:
+            self.switch.line = self.line
         if isinstance(y, tuple):  # experts: with what their router said
             return (self._laid(y[0]), *y[1:])
         return self._laid(y)

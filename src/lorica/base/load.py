@@ -59,7 +59,7 @@ class Base:
         config: Any = self.model.config
         most = getattr(config, "max_position_embeddings", None)
         switch = switch_of(self.model)
-        taken = sum(switch.specs[name].method.positions() for name in switch.active)
+        taken = sum(switch.specs[name].method.positions() for name in switch.acting)
         return None if most is None else most - taken
 
 

@@ -18,9 +18,11 @@ from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
+from lorica.core.blocks import Choice, choosing, innermost
 from lorica.core.draws import Seed, drawing
 from lorica.core.line import Line
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
+from lorica.core.saved_whole import give_back, warn_when_saved
 from lorica.core.site import PORT, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, Whole, token_sites
@@ -64,6 +66,7 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
     if not switch.specs:
         switch.frozen = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         model.requires_grad_(False)
+        warn_when_saved(model)
     if switch.attention is None and any(s.kind in INSIDE for s, _ in built):
         switch.attention = attention.install(model)
     switch.specs[name] = spec
@@ -120,6 +123,10 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     switch = switch_of(model)
     gone = list(switch.specs) if name is None else [name]
+    if used := [n for n in gone if n in (switch.rows or ())]:
+        raise ConfigError(
+            f"adapter {listed(used)} acts in a block of mixed().", fix="detach it after the block"
+        )
     for one in gone:
         spec_of(model, one)
         del switch.specs[one]
@@ -138,16 +145,23 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         attention.uninstall(model, switch.attention)
         switch.attention = None
     if not switch.specs:
+        give_back(model)
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or parameter_name in switch.frozen)
     return model
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Train exactly `names` from now on; the other adapters keep still and are not updated."""
+    """Train exactly `names` from now on; the other adapters keep still and are not updated.
+
+    Inside a block of `use` or `mixed` they act at once, and the block's own choice no longer.
+    """
     for name in names:
         spec_of(model, name)
-    switch_of(model).active = tuple(dict.fromkeys(names))
+    switch = switch_of(model)
+    switch.active = tuple(dict.fromkeys(names))
+    if (block := innermost(switch)) is not None:
+        block.choice = None
     for _, _, port in ports(model):
         for name, adapter in port.items():
             for key, parameter in adapter.named_parameters():
@@ -186,19 +200,14 @@ def seeded(model: nn.Module, seeds: Mapping[str | None, Seed]) -> Iterator[None]
 def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     """Run with exactly `names` (none: the base model) inside the block, without gradients.
 
-    No gradients, because activation checkpointing runs the forward pass again during the
-    backward pass, after the block, and would then meet the wrong adapters without a word.
+    The innermost block wins, and a block is seen by the thread and task that opened it alone. No
+    gradients, because activation checkpointing runs the forward pass again during the backward
+    pass, after the block, and would then meet the wrong adapters without a word.
     """
     for name in names:
         spec_of(model, name)
-    switch = switch_of(model)
-    saved = switch.active, switch.line
-    switch.active, switch.line = tuple(dict.fromkeys(names)), ()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        switch.active, switch.line = saved
+    with choosing(switch_of(model), Choice(tuple(dict.fromkeys(names)))), torch.no_grad():
+        yield model
 
 
 @dataclass(frozen=True)
@@ -243,6 +252,10 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     Without gradients, as `use`. Raises: ConfigError if an adapter is not there, or is of a method
     whose rows cannot be told apart; inside, if a batch has another number of rows.
     """
+    if not names:
+        raise ConfigError(
+            "mixed() names no row.", fix="name an adapter, or None for the base, for each row"
+        )
     for name in {name for name in names if name is not None}:
         method = spec_of(model, name).method
         if not method.mixes or method.stands_in:
@@ -257,10 +270,5 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
                 "rows of a batch would share.",
                 fix="run its rows in a batch of their own",
             )
-    switch = switch_of(model)
-    before, switch.rows = switch.rows, tuple(names)
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        switch.rows = before
+    with choosing(switch_of(model), Choice(rows=tuple(names))), torch.no_grad():
+        yield model

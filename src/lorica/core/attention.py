@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.core.blocks import Choice, choosing
 from lorica.core.site import PORT
 from lorica.errors import LoricaError, TargetError
 
@@ -229,12 +230,9 @@ def alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
     if port is None or not port.switch.rows:
         yield
         return
-    rows = port.switch.rows
-    port.switch.rows = tuple(name for name, one in port.items() if one is adapter)
-    try:
+    rows = tuple(name for name, one in port.items() if one is adapter)
+    with choosing(port.switch, Choice(rows=rows)):
         yield
-    finally:
-        port.switch.rows = rows
 
 
 def named(decoder: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ JSON ("[0.1, -2.3]"), or a description in words. What is set stays set until the
 because activation checkpointing runs the forward pass again during the backward pass.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import use
 from lorica.core.port import ports
 from lorica.errors import ConfigError, DataError, listed
+
+_GIVING = threading.RLock()
 
 
 class Conditioned(Adapter):
@@ -52,12 +55,16 @@ def set_conditions(
 def given(
     model: nn.Module, conditions: Sequence[str] | None, lengths: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Inside the block the conditions are set; none are afterwards. Not for training."""
-    set_conditions(model, conditions, lengths)
-    try:
-        yield
-    finally:
-        set_conditions(model, None)
+    """Inside the block the conditions are set; none are afterwards. Not for training.
+
+    Adapters keep what they are conditioned on: one thread at a time has such a block.
+    """
+    with _GIVING if conditioned(model) else nullcontext():
+        set_conditions(model, conditions, lengths)
+        try:
+            yield
+        finally:
+            set_conditions(model, None)
 
 
 def conditioned(model: nn.Module) -> bool:

@@ -32,11 +32,11 @@ def merge(model: nn.Module) -> list[str]:
     """
     switch = switch_of(model)
     lines = [f"adapter {n!r} was not active and is dropped" for n in switch.specs
-             if n not in switch.active]  # fmt: skip
+             if n not in switch.acting]  # fmt: skip
     adapted = [(port.site(n, m), port) for n, m, port in ports(model) if port.acting()]
     if not adapted:
         raise MergeError("no adapter is active: there is nothing to merge.", fix="activate() one")
-    for name in switch.active:
+    for name in switch.acting:
         if broken := not_finite(adapter_state(model, name)):
             raise MergeError(
                 f"adapter {name!r} has NaN or infinite numbers, and is not merged.",

@@ -4,6 +4,7 @@ The hooks are module-level functions, so adapted models can be deep-copied, comp
 checkpointed and sharded like any other.
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Base, Method, acts
+from lorica.core.blocks import Choice, innermost
 from lorica.core.draws import Seed, at_site, drawing
 from lorica.core.line import Line, after_along, before_along
 from lorica.core.mixed import by_row, enter_by_row, inputs_of
@@ -22,6 +24,7 @@ from lorica.errors import ConfigError, closest
 
 INSIDE = ("attention", "decoder")
 """Kinds of site that act through the model's attention."""
+_SWAPPING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Spec:
 
 @dataclass(eq=False)
 class Switch:
-    """Which adapters act, shared by all sites of a model.
+    """Which adapters act, shared by all sites of a model. Inside a block another choice does, in
+    the thread that opened it; see core.blocks.
 
     active: names, applied in this order.
-    rows: a name (or None: the base) for each row of a batch, in place of `active`; see core.mixed.
     line: (name, tokens) of each part of rows that lie end to end, in place of `active`; see
         core.line.
     seeds: of what an adapter draws, by name; without one it draws from torch's generators as they
@@ -51,7 +54,6 @@ class Switch:
     """
 
     active: tuple[str, ...] = ()
-    rows: tuple[str | None, ...] | None = None
     line: Line = ()
     seeds: dict[str, Seed] = field(default_factory=dict)
     specs: dict[str, Spec] = field(default_factory=dict)
@@ -59,6 +61,29 @@ class Switch:
     attention: str | None = None
     driven: set[str] = field(default_factory=set)
     start: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> Choice | None:
+        """What the innermost block has chosen, in this thread; None: no block has."""
+        block = innermost(self)
+        return None if block is None else block.choice
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Names of the adapters that act on all rows of a batch, here and now."""
+        choice = self.choice
+        return self.active if choice is None else choice.names
+
+    @property
+    def rows(self) -> tuple[str | None, ...] | None:
+        """The adapter of each row of a batch, here and now; None: they have none of their own."""
+        choice = self.choice
+        return None if choice is None else choice.rows
+
+    @property
+    def segments(self) -> Line:
+        """`line`, where no block is open."""
+        return self.line if self.choice is None else ()
 
 
 class Port(nn.ModuleDict):
@@ -74,9 +99,25 @@ class Port(nn.ModuleDict):
         self.switch = switch
         self.handles: tuple = ()
         self.own: dict[str, Tensor] = {}
+        self.holder: int | None = None  # the thread whose call has put tensors in the layer's place
+
+    def hold(self) -> None:
+        """Let no other thread call this layer until `release`, if adapters stand in its tensors'
+        place during a call."""
+        if torch.compiler.is_compiling() or self.holder == threading.get_ident():
+            return
+        adapters: list[Adapter] = list(self.values())  # type: ignore[arg-type]
+        if any(type(adapter).weights is not Adapter.weights for adapter in adapters):
+            _SWAPPING.acquire()
+            self.holder = threading.get_ident()
+
+    def release(self) -> None:
+        if not torch.compiler.is_compiling() and self.holder == threading.get_ident():
+            self.holder = None
+            _SWAPPING.release()
 
     def acting(self) -> list[Adapter]:
-        return [self[name] for name in self.switch.active if name in self]  # type: ignore[misc]
+        return [self[name] for name in self.switch.acting if name in self]  # type: ignore[misc]
 
     def after_of(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor:
         """`Adapter.after` of one adapter, drawing from its own seed if it has one."""
@@ -128,11 +169,12 @@ def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
 
 def _before(module: nn.Module, args: tuple) -> tuple:
     port: Port = module.adapters  # type: ignore[assignment]
+    port.hold()
     if port.switch.rows:
         x = args[0]
         return (by_row(port.parts(x), x, lambda adapter, rows: adapter.before(x[rows])), *args[1:])
-    if port.switch.line:
-        return (before_along(port.switch.line, port, args[0]), *args[1:])
+    if line := port.switch.segments:
+        return (before_along(line, port, args[0]), *args[1:])
     for adapter in port.acting():
         for key, tensor in adapter.weights(module).items():  # until _restore
             tensors = _tensors(module, key)
@@ -156,9 +198,9 @@ def _adapted(port: Port, module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     if port.switch.rows:
         x = args[0]
         return by_row(port.parts(x), y, lambda a, rows: a.after(x[rows], y[rows], base))
-    if port.switch.line:
-        return after_along(port.switch.line, port, args[0], y, base)
-    for name in port.switch.active:
+    if line := port.switch.segments:
+        return after_along(line, port, args[0], y, base)
+    for name in port.switch.acting:
         if name in port and acts(port[name], "after"):  # type: ignore[arg-type]
             y = port.after_of(name, args[0], y, base)
     return y
@@ -182,6 +224,7 @@ def _restore(module: nn.Module, args: tuple, y: object) -> None:
     for key, tensor in port.own.items():
         _tensors(module, key)[key] = tensor
     port.own.clear()
+    port.release()
 
 
 def _tensors(module: nn.Module, key: str) -> dict[str, Any]:

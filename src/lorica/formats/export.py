@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lorica.base.load import Base
 from lorica.core.attach import detach, use
+from lorica.core.blocks import Choice, choosing
 from lorica.core.condition import hold, set_conditions
 from lorica.core.port import spec_of, switch_of
 from lorica.errors import ConfigError, DataError, MergeError
@@ -137,9 +138,9 @@ def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     learns = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
-    switch.active = (name,)
     try:
-        yield
+        with choosing(switch, Choice((name,))):
+            yield
     finally:
         set_conditions(model, None)
         for extra in switch.specs.keys() - there:

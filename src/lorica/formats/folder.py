@@ -20,6 +20,7 @@ from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, differences, fingerprint, grade
 from lorica.core.adapter import Method
 from lorica.core.attach import activate, attach, detach
+from lorica.core.blocks import innermost
 from lorica.core.drive import check_driven
 from lorica.core.port import Spec, spec_of, switch_of
 from lorica.core.start import skip_starts
@@ -125,7 +126,8 @@ def load(
         spec, lines = replace(spec, targets=targets), lines + passed_over
         lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
         lines += layout.notes(model)
-    acting = switch_of(model).active
+    acting, block = switch_of(model).active, innermost(switch_of(model))
+    chosen = block and block.choice
     with skip_starts() if manifest is not None else nullcontext():
         attach(model, spec, name)
     try:
@@ -135,6 +137,8 @@ def load(
     except BaseException:
         detach(model, name)
         activate(model, *acting)
+        if block is not None:
+            block.choice = chosen
         raise
     switch_of(model).driven.add(name)
     return lines
