@@ -178,7 +178,8 @@ def test_eval_has_f1_the_confusion_and_every_row(trained, capsys):
 
 
 def test_accuracy_is_told_while_it_trains(trained):
-    events = [json.loads(line) for line in (trained / "run/events.jsonl").open()]
+    lines = (trained / "run/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
     told = [event["accuracy"] for event in events if event["event"] == "eval"]
     assert told
     assert all(0 <= share <= 1 for share in told)

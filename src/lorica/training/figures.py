@@ -2,25 +2,29 @@
 
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lorica import plain_files
 from lorica.base.quantised_model import footprint
 from lorica.core.attach import Count
 from lorica.core.schedule import Schedule
 from lorica.data.load import Data
 from lorica.training.checkpoint import Progress
+from lorica.training.run import EVENTS, by_step, read_events
 
 
 def figures(
     progress: Progress, data: Data, model: nn.Module, *, method: str, kept: int, lines: list[str],
-    trained: int, schedule: Schedule,
+    trained: int, schedule: Schedule, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a finished run; losses are nats per label token (per row for classes).
 
     kept: the step whose adapter is kept. trained: numbers that learned at the first step.
+    folder: of the run, whose event log has the accuracy of a classifier.
     """
     base = footprint(model)
     count = Count(trained, base.parameters)  # packed ones as well
@@ -32,6 +36,7 @@ def figures(
         "rows": {"train": len(data.train), "validation": len(data.validation)},
         "train_loss": progress.smooth,
         "held_out_loss": {"before": progress.first_eval, "after": after},
+        **_accuracy(folder, kept),
         "seconds": round(progress.seconds, 3),
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
@@ -42,6 +47,16 @@ def figures(
         **({"schedule": facts} if (facts := schedule.facts()) else {}),
         "lines": lines,
     }
+
+
+def _accuracy(folder: Path, kept: int) -> dict[str, Any]:
+    """Of a classifier on its held-out rows, before training and at step `kept`."""
+    known = plain_files.is_file(folder / EVENTS)
+    steps, shares = by_step(read_events(folder), "eval", "accuracy") if known else ([], [])
+    if not steps:
+        return {}
+    after = shares[steps.index(kept)] if kept in steps else shares[-1]
+    return {"held_out_accuracy": {"before": shares[0], "after": after}}
 
 
 def peak_memory() -> int:

@@ -196,9 +196,10 @@ class Trainer:
                 prepare.loss_of(self.base.model, some, self.name)
             return
         began = time.perf_counter()
-        loss = 0.0
+        loss = accuracy = 0.0
         if self.main:
-            loss = prepare.loss_of(self.base.model, self.data.validation, self.name)
+            scores = prepare.scores_of(self.base.model, self.data.validation, self.name)
+            loss, accuracy = scores.loss, scores.accuracy
         loss = agreed(self.accelerator, loss)
         progress = self.progress
         progress.seconds += time.perf_counter() - began
@@ -212,7 +213,9 @@ class Trainer:
                 self.best = {k: t.detach().cpu().clone() for k, t in state.items()}
         else:
             progress.waited += 1
-        self.log("eval", step=progress.step, loss=loss, perplexity=math.exp(min(loss, 700)))
+        classes = {"accuracy": accuracy} if self.data.labels else {}
+        self.log("eval", step=progress.step, loss=loss, perplexity=math.exp(min(loss, 700)),
+                 **classes)  # fmt: skip
 
     def _save(self) -> None:
         if not self.main:
@@ -254,7 +257,7 @@ class Trainer:
             self.log("line", text=line)
         results = figures(
             progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines,
-            trained=self.count.trainable, schedule=self.driver.schedule,
+            trained=self.count.trainable, schedule=self.driver.schedule, folder=self.run.folder,
         )  # fmt: skip
         if self.main:
             folder.save(

@@ -21,7 +21,7 @@ from lorica.data.batch import labels_of, pad
 from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
-from lorica.evaluation.loss import mean_loss
+from lorica.evaluation.loss import Scores, score
 from lorica.methods.lora import Lora
 from lorica.training.config import TrainConfig
 from lorica.training.init_from import start_from
@@ -205,5 +205,10 @@ def probe(model: nn.Module, rows: Sequence[Example], name: str) -> Callable[[], 
 
 def loss_of(model: nn.Module, rows: Sequence[Example], name: str) -> float:
     """The mean loss with adapter `name` alone."""
+    return scores_of(model, rows, name).loss
+
+
+def scores_of(model: nn.Module, rows: Sequence[Example], name: str) -> Scores:
+    """What adapter `name` alone makes of `rows`."""
     with use(model, name):
-        return mean_loss(model, rows)
+        return score(model, rows)

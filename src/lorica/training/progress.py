@@ -28,7 +28,9 @@ class Show:
         if kind == "step":
             self._step(event)
         elif kind == "eval":
-            self.line(f"step {event['step']}: held-out loss {event['loss']:.4f}")
+            accuracy = event.get("accuracy")
+            told = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+            self.line(f"step {event['step']}: held-out loss {event['loss']:.4f}{told}")
         elif kind in ("line", "checkpoint", "stop"):
             self.line(event.get("text", ""))
 
