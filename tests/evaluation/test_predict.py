@@ -195,3 +195,12 @@ def test_many_classes_are_shown_by_their_worst_confusions():
     out = io.StringIO()
     show(report, Console(file=out, width=120))
     assert "5 rows of class2 are taken for class7" in out.getvalue()
+
+
+def test_a_report_shows_itself_in_a_notebook(trained):
+    page = lorica.evaluate(trained / "run", str(trained / "rows.jsonl"))._repr_html_()
+    for word in ("<table>", "macro f1", "difference", "F1 of class", "zebra", "95 %"):
+        assert word in page
+    out = lorica.evaluation.measure.Report([], 1, 1, path="<script>", data="a&b")._repr_html_()
+    assert "<script>" not in out
+    assert "a&amp;b" in out

@@ -55,7 +55,7 @@ def test_settings_come_back(tmp_path):
 
 def test_what_peft_has_no_place_for_is_not_said_to_be_pefts(tmp_path):
     path = lorica.save(move(lorica.adapt(Stack(), Full())), tmp_path / "adapter")
-    assert sorted(p.name for p in path.iterdir()) == [WEIGHTS, "manifest.json"]
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", WEIGHTS, "manifest.json"]
 
 
 def test_saving_again_gives_the_same_bytes(tmp_path):

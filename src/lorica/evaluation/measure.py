@@ -93,6 +93,12 @@ class Report:
     def __getitem__(self, name: str) -> Measure:
         return next(measure for measure in self.measures if measure.name == name)
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        from lorica.evaluation.html import report_html
+
+        return report_html(self.as_dict())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, without the predictions."""
         return {

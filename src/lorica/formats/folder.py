@@ -3,11 +3,13 @@
     adapter_model.safetensors   the trained tensors
     adapter_config.json         PEFT's own keys only
     manifest.json               method, targets, base fingerprint, digests, versions
+    README.md                   a model card
 
 Loading is strict: a tensor missing, left over or misshaped, a changed byte, or another base
 is an error that names it, and leaves the model as it was.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import Targets, without_dead
 from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
 from lorica.formats import commit
+from lorica.formats.card import CARD, card, kept_card
 from lorica.formats.peft.beside import unwrapped
 from lorica.formats.peft.kinds import layout_for, layout_of
 from lorica.formats.peft.layout import config_of
@@ -46,12 +49,14 @@ def save(
     tokenizer: Any = None,
     base_path: str | None = None,
     labels: list[str] | None = None,
+    trained: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write adapter `name` as a folder, whole or not at all.
 
     tokenizer: its vocabulary and chat template enter the fingerprint when it is given.
     base_path: where the base comes from; None: what the model says of itself.
     labels: class names of a sequence classifier, in the order of its outputs.
+    trained: what the model card says of the data, the settings and the figures.
 
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
     else, or cannot be written; ConfigError if the adapter was trained without its schedule;
@@ -82,6 +87,11 @@ def save(
             "files": files,
             "versions": versions(),
         })  # fmt: skip
+        text = kept_card(path) or card(
+            spec, base, labels, peft=layout is not None, trained=trained or {},
+            numbers=sum(tensor.numel() for tensor in state.values()),
+        )  # fmt: skip
+        commit.write_text(staging / CARD, text)
     return path
 
 
@@ -162,7 +172,7 @@ def is_adapter(path: Path) -> bool:
 def is_all_adapter(path: Path) -> bool:
     """`path` is an adapter folder with nothing in it that a new adapter does not replace."""
     inside = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    return is_adapter(path) and inside <= {WEIGHTS, CONFIG, MANIFEST}
+    return is_adapter(path) and inside <= {WEIGHTS, CONFIG, MANIFEST, CARD}
 
 
 def find(path: Path) -> Path:

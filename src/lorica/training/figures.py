@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lorica.core.attach import Count
 from lorica.core.schedule import Schedule
 from lorica.data.load import Data
 from lorica.training.checkpoint import Progress
+from lorica.training.config import TrainConfig
 from lorica.training.run import EVENTS, by_step, read_events
 
 
@@ -47,6 +49,26 @@ def figures(
         **({"schedule": facts} if (facts := schedule.facts()) else {}),
         "lines": lines,
     }
+
+
+def card_rows(
+    config: TrainConfig, data: Data, results: Mapping[str, Any], rate: float
+) -> dict[str, str]:
+    """What the model card says of a run. rate: the learning rate that was used."""
+    rows, loss = results["rows"], results["held_out_loss"]
+    told = {
+        "data": f"{Path(config.data.path).name}, sha256 {data.digest}",
+        "rows": f"{rows['train']:,} trained on, {rows['validation']:,} held out",
+        "settings": f"{results['steps']:,} steps of {config.micro_batch_size} x "
+        f"{config.gradient_accumulation_steps} rows, {config.optimizer}, learning rate {rate:g}, "
+        f"{config.dtype}, seed {config.seed}",
+        "training loss": f"{results['train_loss']:.4f} nats a label",
+    }
+    if loss["before"] is not None and loss["after"] is not None:
+        told["held-out loss"] = f"{loss['before']:.4f} before, {loss['after']:.4f} after"
+    if (shares := results.get("held_out_accuracy")) is not None:
+        told["held-out accuracy"] = f"{shares['before']:.1%} before, {shares['after']:.1%} after"
+    return told
 
 
 def _accuracy(folder: Path, kept: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lorica.formats import commit, folder
 from lorica.training import checkpoint as ckpt
 from lorica.training import optim, prepare, resume, watch
 from lorica.training.config import TrainConfig
-from lorica.training.figures import figures, peak_memory
+from lorica.training.figures import card_rows, figures, peak_memory
 from lorica.training.log import Log, Silent
 from lorica.training.pictures import RANKS, draw, draw_ranks
 from lorica.training.progress import Show
@@ -263,6 +263,7 @@ class Trainer:
             folder.save(
                 model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
                 base_path=prepare.lasting(self.config.base), labels=self.data.labels,
+                trained=card_rows(self.config, self.data, results, self.rate),
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
             self.log("end", step=progress.step)

@@ -17,11 +17,12 @@ from typing import Any
 
 from lorica import plain_files, strict_json
 from lorica.errors import ConfigError, FileError, ResourceError, writing
+from lorica.evaluation.html import result_html
 from lorica.formats import commit
 
 CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
-NAMES = (CONFIG, EVENTS, RESULTS, ".lock", "checkpoints", "adapter", "loss.png", "ranks.png",
-         "tensorboard", "wandb")  # fmt: skip
+NAMES = (CONFIG, EVENTS, RESULTS, "predictions.jsonl", ".lock", "checkpoints", "adapter",
+         "loss.png", "ranks.png", "tensorboard", "wandb")  # fmt: skip
 """What a run folder holds. Each is a plain file or folder, never a link to one elsewhere."""
 
 
@@ -32,6 +33,10 @@ class Result:
     folder: Path
     figures: dict[str, Any]
     lines: list[str] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return result_html(str(self.folder), self.figures, self.lines)
 
 
 class Run:

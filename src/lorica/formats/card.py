@@ -1,0 +1,96 @@
+"""The model card beside an adapter: README.md, with the front matter that the hub reads.
+
+What stands in it is what the manifest and the run know. A card that a person has taken over, by
+removing its last line, is kept when the adapter is saved again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorica import plain_files
+from lorica.base.bundled import NAME
+from lorica.base.fingerprint import Fingerprint
+from lorica.core.port import Spec
+
+CARD = "README.md"
+MARK = "<!-- lorica writes this card at each save; remove this line to keep your own text -->"
+LARGEST = 1_000_000
+
+
+def card(
+    spec: Spec, base: Fingerprint, labels: list[str] | None, *, peft: bool, numbers: int,
+    trained: Mapping[str, Any],
+) -> str:  # fmt: skip
+    """The card as Markdown.
+
+    peft: PEFT reads the folder. numbers: that the adapter has. trained: rows of the table on how
+        it came about (data, settings, figures); empty where that is not known here.
+    """
+    name = Path(base.path).name or "its base"
+    # Not a local folder: the hub knows models by owner/name.
+    on_hub = (
+        base.path.count("/") == 1 and not Path(base.path).exists() and base.path[0] not in "./~"
+    )
+    front = {
+        **({"base_model": base.path, "base_model_relation": "adapter"} if on_hub else {}),
+        "library_name": "peft" if peft else "lorica",
+        "pipeline_tag": "text-classification" if labels else "text-generation",
+        "tags": ["lorica", spec.method.name],
+    }
+    method = {k: v for k, v in asdict(spec.method).items() if v is not None}
+    rows: dict[str, Any] = {
+        "base": f"{name} ({base.architecture}, {base.parameters:,} parameters, "
+        f"{base.quantisation or 'not quantised'})",
+        "method": f"{spec.method.name}: " + ", ".join(f"{k} {v}" for k, v in method.items()),
+        "numbers": f"{numbers:,}",
+        **({"classes": ", ".join(labels)} if labels else {}),
+        **trained,
+        "seed": spec.seed,
+        "written by": f"lorica {version('lorica')}",
+    }
+    table = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
+        f"# A {spec.method.name} adapter for {_cell(name)}\n",
+        "\n".join(["| | |", "|---|---|", *table]) + "\n",
+        "## How to load it\n",
+        _code(base.path if on_hub or base.path == NAME else "path/to/base", labels, peft),
+        MARK,
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def kept_card(folder: Path) -> str | None:
+    """The card in an adapter folder that a person has taken over, if it is there."""
+    path = folder / CARD
+    if not plain_files.is_file(path):
+        return None
+    text = plain_files.read_bytes(path, LARGEST).decode("utf-8", "replace")
+    return None if MARK in text else text
+
+
+def _code(base: str, labels: list[str] | None, peft: bool) -> str:
+    kind = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
+    more = f", num_labels={len(labels)}" if labels else ""
+    use = "predict PATH --data rows.jsonl" if labels else 'generate PATH --prompt "..."'
+    lines = [
+        "```python", f"from transformers import {kind}", "",
+        f'model = {kind}.from_pretrained("{base}"{more})', "",
+        "import lorica", 'lorica.load(model, "PATH")',
+    ]  # fmt: skip
+    if peft:
+        lines += ["", "# or, without lorica", "from peft import PeftModel",
+                  'model = PeftModel.from_pretrained(model, "PATH")']  # fmt: skip
+    lines += ["```", "", f"On the command line: `lorica {use}`, with PATH this folder.", ""]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    """On one line, and no end of the cell."""
+    text = " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return text if len(text) <= 500 else f"{text[:497]}..."
