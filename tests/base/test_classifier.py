@@ -156,3 +156,15 @@ def test_a_fresh_pooler_is_not_packed(tmp_path):
     assert (
         type(base.model.get_submodule("bert.encoder.layer.0.output.dense")) is not torch.nn.Linear
     )
+
+
+@pytest.mark.parametrize("name", ["bart", "xlnet", "roberta", "llama"])
+def test_the_classes_of_a_folder_of_pefts_are_counted_at_its_head(name, tmp_path):
+    """Without a manifest only the head's tensors tell how many there are, whatever its name."""
+    path = save(tmp_path / "base", model(name))
+    folder = adapted(load(path, labels=CLASSES), tmp_path / "adapter")
+    want = logits(open_adapter(folder).model)
+    (folder / "manifest.json").unlink()
+    opened = open_adapter(folder)
+    assert opened.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert torch.equal(logits(opened.model), want)

@@ -229,6 +229,13 @@ def own_classes(path: str) -> list[str] | None:
     return classifier.own_classes(_config(path))
 
 
+def class_weights(path: str) -> list[str]:
+    """The keys of the weights that give classes, of a classifier on the base at `path`."""
+    from transformers import AutoModelForSequenceClassification
+
+    return list(classifier.class_axes(_skeleton(path, AutoModelForSequenceClassification)))
+
+
 def _check_loaded(
     path: str, model: nn.Module, info: Any, labels: list[str] | None
 ) -> tuple[Head, list[str]]:

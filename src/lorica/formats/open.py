@@ -1,11 +1,12 @@
 """Open an adapter or a run as one ready model: base, tokenizer, adapter attached."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 
 from lorica import plain_files
-from lorica.base.load import Base, where
+from lorica.base.load import Base, class_weights, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.port import ports
@@ -16,7 +17,6 @@ from lorica.formats.folder import CONFIG, MANIFEST, find, load
 from lorica.formats.vocabulary import take_vocabulary
 
 CLASSIFIER = "ForSequenceClassification"
-HEADS = ("score", "classifier")
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -104,7 +104,7 @@ def classes(folder: Path, base: str) -> list[str]:
         config = AutoConfig.from_pretrained(where(base), trust_remote_code=False)
     except (OSError, ValueError):  # the loader of the base says what is wrong with it
         config = None
-    heads = [n for n in (rows_of(find(folder), head) for head in HEADS) if n is not None]
+    heads = [] if config is None else rows_of(find(folder), class_weights(base))
     own = config is not None and any(CLASSIFIER in a for a in config.architectures or ())
     if not heads and not own:
         raise FileError(
@@ -118,10 +118,9 @@ def classes(folder: Path, base: str) -> list[str]:
     return names if len(names) == n else [f"LABEL_{i}" for i in range(n)]
 
 
-def rows_of(file: Path, head: str) -> int | None:
-    """Rows of the weight of layer `head`, or of its last part; None if `file` has none."""
+def rows_of(file: Path, keys: Sequence[str]) -> list[int]:
+    """Rows of those weights and biases of `keys` that `file` holds."""
+    ends = tuple(f".{key}" for key in keys)
     with safe_open(file, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118
-            if f".{key}".endswith((f".{head}.weight", f".{head}.out_proj.weight")):
-                return tensors.get_slice(key).get_shape()[0]
-    return None
+        names = [key for key in tensors.keys() if f".{key}".endswith(ends)]  # noqa: SIM118
+        return [tensors.get_slice(name).get_shape()[0] for name in names]
