@@ -198,8 +198,7 @@ class Trainer:
         began = time.perf_counter()
         loss = accuracy = 0.0
         if self.main:
-            scores = prepare.scores_of(self.base.model, self.data.validation, self.name)
-            loss, accuracy = scores.loss, scores.accuracy
+            loss, accuracy = prepare.held_out(self.base.model, self.data.validation, self.name)
         loss = agreed(self.accelerator, loss)
         progress = self.progress
         progress.seconds += time.perf_counter() - began
@@ -213,9 +212,8 @@ class Trainer:
                 self.best = {k: t.detach().cpu().clone() for k, t in state.items()}
         else:
             progress.waited += 1
-        classes = {"accuracy": accuracy} if self.data.labels else {}
         self.log("eval", step=progress.step, loss=loss, perplexity=math.exp(min(loss, 700)),
-                 **classes)  # fmt: skip
+                 **({"accuracy": accuracy} if self.data.labels else {}))  # fmt: skip
 
     def _save(self) -> None:
         if not self.main:

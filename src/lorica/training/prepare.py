@@ -21,7 +21,7 @@ from lorica.data.batch import labels_of, pad
 from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
-from lorica.evaluation.loss import Scores, score
+from lorica.evaluation.loss import score
 from lorica.methods.lora import Lora
 from lorica.training.config import TrainConfig
 from lorica.training.init_from import start_from
@@ -205,10 +205,11 @@ def probe(model: nn.Module, rows: Sequence[Example], name: str) -> Callable[[], 
 
 def loss_of(model: nn.Module, rows: Sequence[Example], name: str) -> float:
     """The mean loss with adapter `name` alone."""
-    return scores_of(model, rows, name).loss
+    return held_out(model, rows, name)[0]
 
 
-def scores_of(model: nn.Module, rows: Sequence[Example], name: str) -> Scores:
-    """What adapter `name` alone makes of `rows`."""
+def held_out(model: nn.Module, rows: Sequence[Example], name: str) -> tuple[float, float]:
+    """(mean loss, share of labels that are the first choice) with adapter `name` alone."""
     with use(model, name):
-        return score(model, rows)
+        scores = score(model, rows)
+    return scores.loss, scores.accuracy
