@@ -8,13 +8,12 @@ import lorica
 from lorica.base.load import Base
 from lorica.base.load import load as load_base
 from lorica.errors import ConfigError, DataError
+from lorica.evaluation.asking import end_of_turn, stop_tokens
 from lorica.evaluation.chat import Chat, Teller
 from lorica.evaluation.generate import (
     Sampling,
     continue_ids,
-    end_of_turn,
     generate,
-    stop_tokens,
     text_after,
 )
 from lorica.formats.folder import load as load_adapter

@@ -28,6 +28,7 @@ from lorica.base.trial import (
 )
 from lorica.core.draws import drawing
 from lorica.core.port import switch_of
+from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,6 +42,7 @@ class Base:
     labels: the classes of a sequence classifier; None for a language model.
     lines: named lines on what the loader noticed.
     head: what is fresh of a classifier's head, and what of it is trained whole.
+    prompt_format: how the rows of its adapter were put into words; None: not recorded.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Base:
     labels: list[str] | None = None
     lines: list[str] = field(default_factory=list)
     head: Head = field(default_factory=Head)
+    prompt_format: PromptFormat | None = None
 
     @property
     def max_length(self) -> int | None:

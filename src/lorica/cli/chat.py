@@ -69,7 +69,7 @@ def chat(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
     talk = Chat(model, system=system, sampling=sampling, condition=condition)
-    _aside([*model.lines, HELP])
+    _aside([*model.lines, *talk.lines, HELP])
     while (said := _ask()) not in (None, "/quit", "/exit"):
         if said == "/reset":
             talk = Chat(model, system=system, sampling=sampling, condition=condition)

@@ -41,7 +41,8 @@ def generate(
     base
         Another place of the base, or the base to use alone: folder, hub id, or bundled.
     chat
-        Put the base's chat template around each prompt.
+        Ask as the adapter was trained: its chat template or Alpaca's text around each prompt;
+        without a record of that, the base's chat template.
     max_new_tokens
         Most tokens that are written.
     temperature

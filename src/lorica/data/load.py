@@ -14,6 +14,7 @@ from typing import Any
 from lorica.data.classes import in_order, mapping_notice, match, unknown_classes
 from lorica.data.config import DataConfig
 from lorica.data.fit import fit, limit_of, policy_of
+from lorica.data.prompt_format import PromptFormat
 from lorica.data.rendered import Rendered
 from lorica.data.shape import columns_of, shape
 from lorica.data.source import Source
@@ -31,6 +32,7 @@ class Data:
     labels: list[str] | None  # names of the classes, when the rows have one
     lines: list[str]
     digest: str  # sha256 of the files' bytes, or of the rows
+    prompt_format: PromptFormat | None = None  # of the training file; None for classes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Rows:
     rows: list[Rendered]
     lines: list[str]
     digest: str
+    prompt_format: PromptFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> D
     digest = digests[0]
     if len(digests) > 1:
         digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    return Data(train, held, files.labels, lines, digest)
+    return Data(train, held, files.labels, lines, digest, files.rows[0].prompt_format)
 
 
 def conditions(examples: list[Example]) -> list[str] | None:
@@ -165,7 +168,8 @@ def rows_of(config: DataConfig, tokenizer: Any, kind: str | None = None) -> Rows
     renderer = Renderer(shaped, config, tokenizer)
     rows = [row for chunk in source.chunks(CHUNK) for row in renderer.write(chunk)]
     lines = [*source.notices.lines, *shaped.lines, *renderer.finish()]
-    return Rows(config, shaped.kind, rows, lines, source.digest())
+    form = renderer.prompt_format()
+    return Rows(config, shaped.kind, rows, lines, source.digest(), form)
 
 
 def class_names(

@@ -14,6 +14,7 @@ from lorica.data.chat_rows import conversations
 from lorica.data.config import DataConfig
 from lorica.data.conversation import is_conversation
 from lorica.data.notices import Notices, Places
+from lorica.data.prompt_format import PromptFormat, format_of
 from lorica.data.prompts import alpaca_fields, default_prompt, prompts
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.shape import BadRow, Shape, answers_in, columns_of, condition_in, shape, text_in
@@ -58,6 +59,7 @@ class Renderer:
         self._bad, self._fix = Places(most=3, between="; "), None
         self._without = Places()  # rows without a condition
         self._rows = 0
+        self._talks = self.kind in CONVERSATIONS
         if self.kind in CONVERSATIONS:
             chat_templates(tokenizer, config.chat_template)
         if config.prompt_template is not None and self.kind not in PROMPTED:
@@ -110,12 +112,17 @@ class Renderer:
             )
         return self.notices.lines
 
+    def prompt_format(self) -> PromptFormat | None:
+        """How the rows that were written are put into words; None for rows with classes."""
+        return format_of(self.kind, self._talks, self._config, self._tokenizer)
+
     def _outcomes(self, rows: list[Row]) -> list[Outcome]:
         """Of each row its texts, or why it cannot be used."""
         kind, config = self.kind, self._config
         if kind not in PROMPTED and kind not in CONVERSATIONS:
             return [_attempted(_WRITERS[kind], row) for row in rows]
         talks = [kind in CONVERSATIONS or is_conversation(row.fields) for row in rows]
+        self._talks |= any(talks)
         asked = [row for row, talk in zip(rows, talks, strict=True) if talk]
         plain = [row for row, talk in zip(rows, talks, strict=True) if not talk]
         told = iter(conversations(kind, asked, config, self._tokenizer, self.notices)

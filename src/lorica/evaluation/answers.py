@@ -13,7 +13,8 @@ from lorica.core.condition import conditioned
 from lorica.data.rendered import Rendered
 from lorica.data.tokenise import Example, Texts, prompt_ids
 from lorica.errors import listed
-from lorica.evaluation.generate import Sampling, continue_ids, stop_tokens
+from lorica.evaluation.asking import stop_tokens
+from lorica.evaluation.generate import Sampling, continue_ids
 
 KINDS = ("alpaca", "prompt", "messages", "sharegpt")
 SPARE = 16  # tokens that an answer may be longer than the longest reference

@@ -1,9 +1,9 @@
 """A conversation in the terminal: messages kept, answers told token by token.
 
 When the context is full, the oldest exchange is forgotten, and said so; the system message
-stays. A base without a chat template is given each message as a prompt by itself. What cannot
-be helped that way (one message longer than the context) is an error, and leaves the
-conversation as it was.
+stays. A model that was not trained on conversations is given each message by itself, in the
+words of its training. What cannot be helped that way (one message longer than the context) is an
+error, and leaves the conversation as it was.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from lorica.base.load import Base
-from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import DataError
-from lorica.evaluation.generate import (
-    Sampling,
-    continue_ids,
-    conversation,
-    end_of_turn,
-    stop_tokens,
-    text_after,
-)
+from lorica.evaluation.asking import ask, end_of_turn, how_asked, stop_tokens
+from lorica.evaluation.generate import Sampling, continue_ids, text_after
 
 OnText = Callable[[str], object]
 
@@ -40,15 +33,10 @@ class Chat:
         self.base, self.sampling = base, sampling or Sampling(max_new_tokens=512)
         self._conditions = None if condition is None else [condition]
         self.messages: list[dict[str, Any]] = []
-        self.lines: list[str] = []
+        self.lines: list[str] = how_asked(base, system=bool(system))
         self._system = [{"role": "system", "content": system}] if system else []
         self._forgotten = 0
-        self._templated = bool(base.tokenizer.chat_template)
-        if not self._templated:
-            self.lines.append("the base has no chat template: each message is a prompt by itself")
-            if system:
-                self.lines.append("and the system message is not used")
-        self._stops = stop_tokens(base, end_of_turn(base) if self._templated else "")
+        self._stops = stop_tokens(base, end_of_turn(base))
 
     def say(self, text: str, on_text: OnText | None = None) -> str:
         """Answer `text`; `on_text` is given each piece of the answer as soon as it is known.
@@ -95,10 +83,7 @@ class Chat:
             first += 2  # a question and its answer
 
     def _ids(self, messages: list[dict[str, Any]]) -> list[int]:
-        if self._templated:
-            rendered = conversation(self.base, [*self._system, *messages])
-        else:
-            rendered = Rendered("prompt", (Segment(messages[-1]["content"], False),), False)
+        rendered = ask(self.base, [*self._system, *messages])
         return prompt_ids([rendered], self.base.tokenizer)[0]
 
 

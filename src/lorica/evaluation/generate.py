@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from lorica.base.load import Base
 from lorica.core.condition import describe, given
 from lorica.data.chat import chat_templates
 from lorica.data.rendered import Rendered, Segment
-from lorica.data.shape import BadRow
-from lorica.data.tokenise import Texts, prompt_ids
+from lorica.data.tokenise import prompt_ids
 from lorica.errors import ConfigError, DataError, listed
+from lorica.evaluation.asking import ask, end_of_turn, how_asked, not_asked, stop_tokens
 from lorica.evaluation.conditions import one_each
 from lorica.evaluation.loss import check_logits, still
 
@@ -78,7 +78,8 @@ def generate(
 ) -> Generation:
     """What the model writes after each of `prompts`.
 
-    chat: each prompt is a user's message, and the base's chat template is put around it.
+    chat: each prompt is a user's message: what the adapter was trained with is put around it
+        (chat template, Alpaca's text), or else the base's chat template.
     conditions: what a conditioned adapter is asked for: one of each prompt, or one for all.
     seed: sampled texts follow from it, given the same prompts and batch_size.
 
@@ -88,45 +89,19 @@ def generate(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    end = ""
+    if chat and base.prompt_format is None:
+        chat_templates(base.tokenizer)  # nothing is recorded: it must have one
     if chat:
-        rows = [conversation(base, [{"role": "user", "content": p}]) for p in prompts]
-        end = end_of_turn(base)
+        rows = [ask(base, [{"role": "user", "content": p}]) for p in prompts]
+        lines = how_asked(base)
     else:
         rows = [Rendered("prompt", (Segment(p, False),), False) for p in prompts]
+        lines = not_asked(base)
     ids = prompt_ids(rows, base.tokenizer)
-    stops = stop_tokens(base, end)
-    return continue_ids(base, ids, sampling, stops=stops, batch_size=batch_size,
+    stops = stop_tokens(base, end_of_turn(base) if chat else "")
+    done = continue_ids(base, ids, sampling, stops=stops, batch_size=batch_size,
                         conditions=conditions)  # fmt: skip
-
-
-def conversation(base: Base, messages: list[dict[str, Any]]) -> Rendered:
-    """The messages in the base's chat template, up to where the assistant begins to speak.
-
-    Raises: DataError if there is no template, or it refuses the messages.
-    """
-    try:
-        text = chat_templates(base.tokenizer).for_tools(None).prompt(messages)
-    except BadRow as error:
-        raise DataError(f"the messages cannot be used: {error}.", fix=error.fix) from None
-    return Rendered("messages", (Segment(text, False),), special=True)
-
-
-def end_of_turn(base: Base) -> str:
-    """What the chat template writes behind an answer; nothing where that cannot be told."""
-    return chat_templates(base.tokenizer).for_tools(None).end or ""
-
-
-def stop_tokens(base: Base, end: str = "") -> list[int]:
-    """The tokens that end a text: EOS, the base's own, and `end` if it is one special token."""
-    model: Any = base.model
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {base.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    if end:
-        (ids,) = Texts(base.tokenizer).ids([end])
-        if len(ids) == 1 and ids[0] in base.tokenizer.added_tokens_decoder:
-            found.add(ids[0])
-    return sorted(found - {None})
+    return replace(done, lines=[*lines, *done.lines])
 
 
 def continue_ids(

@@ -18,6 +18,7 @@ from lorica.base.load import Base, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
+from lorica.data.prompt_format import as_trained, differences
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.class_tables import show_classes
 from lorica.evaluation.measure import Measure, Report, evaluate_loaded
@@ -60,6 +61,7 @@ def evaluate(
     began = time.perf_counter()
     config = data_settings(data, limit)
     opened, adapted = open_measured(path, base, dtype, allow_base, quantisation)
+    config = as_trained(opened.prompt_format, config)
     rows = load_data(
         config, opened.tokenizer, seed=0, max_length=opened.max_length, labels=opened.labels
     )
@@ -70,13 +72,15 @@ def evaluate(
             f"is {kinds[opened.labels is not None]}.",
             fix="give rows of the kind that it was trained on",
         )
+    told = differences(opened.prompt_format, rows.prompt_format, opened.tokenizer)
     report = evaluate_loaded(
         opened, rows.train, adapted=adapted, exact_match=exact_match,
         max_new_tokens=max_new_tokens, batch_size=batch_size,
     )  # fmt: skip
     return replace(
         report, path=str(path), base=opened.path, data=config.path,
-        lines=[*opened.lines, *rows.lines, *report.lines], seconds=time.perf_counter() - began,
+        lines=[*opened.lines, *told, *rows.lines, *report.lines],
+        seconds=time.perf_counter() - began,
     )  # fmt: skip
 
 

@@ -105,7 +105,8 @@ def export_lora(
                 bare = logits_of(opened, rows)
             attach_lora(opened.model, name, found, WRITTEN)
             save(opened.model, staging, WRITTEN, tokenizer=opened.tokenizer,
-                 base_path=opened.path, labels=opened.labels)  # fmt: skip
+                 base_path=opened.path, labels=opened.labels,
+                 prompt_format=opened.prompt_format)  # fmt: skip
             detach(opened.model, WRITTEN)
             load(opened.model, staging, READ, tokenizer=opened.tokenizer)
             with use(opened.model, READ):

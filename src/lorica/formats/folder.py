@@ -28,6 +28,7 @@ from lorica.core.port import Spec, spec_of, switch_of
 from lorica.core.start import skip_starts
 from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import Targets, without_dead
+from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
 from lorica.formats import commit
 from lorica.formats.card import CARD, card, kept_card
@@ -50,6 +51,7 @@ def save(
     base_path: str | None = None,
     labels: list[str] | None = None,
     trained: Mapping[str, Any] | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Path:
     """Write adapter `name` as a folder, whole or not at all.
 
@@ -57,6 +59,7 @@ def save(
     base_path: where the base comes from; None: what the model says of itself.
     labels: class names of a sequence classifier, in the order of its outputs.
     trained: what the model card says of the data, the settings and the figures.
+    prompt_format: how its rows were put into words; chat, generate and eval take it from here.
 
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
     else, or cannot be written; ConfigError if the adapter was trained without its schedule;
@@ -84,6 +87,7 @@ def save(
             "seed": spec.seed,
             "base": base.as_dict(),
             "labels": labels,
+            "prompt_format": prompt_format and prompt_format.as_dict(),
             "files": files,
             "versions": versions(),
         })  # fmt: skip

@@ -11,6 +11,7 @@ from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.port import ports
 from lorica.core.whole import Whole
+from lorica.data.prompt_format import from_dict
 from lorica.errors import BaseError, FileError, listed
 from lorica.formats import commit
 from lorica.formats.folder import CONFIG, MANIFEST, find, load
@@ -45,12 +46,13 @@ def open_adapter(
     """
     folder = adapter_folder(path)
     find(folder)
-    labels, trained = None, {}
+    labels, trained, form = None, {}, None
     if plain_files.is_file(folder / MANIFEST):
         manifest = commit.read_json(folder / MANIFEST)
         trained = manifest.get("base", {})
         base = base or trained.get("path")
         labels = manifest.get("labels")
+        form = from_dict(manifest.get("prompt_format"), str(folder / MANIFEST))
         task = "SEQ_CLS" if CLASSIFIER in str(trained.get("architecture")) else "CAUSAL_LM"
     else:
         config = commit.read_json(folder / CONFIG)
@@ -77,6 +79,11 @@ def open_adapter(
     loaded.lines += take_vocabulary(loaded, folder, find(folder))
     loaded.lines += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
     loaded.lines += not_replaced(loaded)
+    loaded.prompt_format = form
+    if form is not None and form.kind == "chat" and form.template != loaded.tokenizer.chat_template:
+        loaded.tokenizer.chat_template = form.template
+        loaded.lines.append("the chat template that the adapter was trained with is used, "
+                            "not the base's")  # fmt: skip
     return loaded
 
 

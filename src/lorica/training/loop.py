@@ -262,6 +262,7 @@ class Trainer:
                 model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
                 base_path=prepare.lasting(self.config.base), labels=self.data.labels,
                 trained=card_rows(self.config, self.data, results, self.rate),
+                prompt_format=self.data.prompt_format,
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
             self.log("end", step=progress.step)
