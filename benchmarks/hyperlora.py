@@ -151,7 +151,7 @@ class Arena:
 
     def _rows(self, base: Base, conditions: Sequence[str]) -> list[Example]:
         config = DataConfig(path=str(self.folder / "test.jsonl"), validation=0)
-        rows = load(config, base.tokenizer, seed=0, max_length=base.max_length).train
+        rows = load(config, base.tokenizer, seed=0, max_length=base.max_length, texts=True).train
         return [row for row in rows if row.condition in conditions]
 
     def _measured(self, opened: list[tuple[Base, list[str]]], name: str, began: float) -> Found:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
@@ -96,6 +97,6 @@ def test_broken_rows_still_raise(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 10, 11, 100], [0, 3]])
 def test_the_histogram_has_every_row_in_one_bin(lengths):
-    bins = histogram(lengths)
+    bins = histogram(np.array(lengths))
     assert sum(rows for _, _, rows in bins) == len(lengths)
     assert all(rows == sum(start <= max(n, 1) <= end for n in lengths) for start, end, rows in bins)

@@ -32,7 +32,7 @@ def asks(n):
 
 
 def get(config, tokenizer, seed=0, max_length=None, **rest):
-    return load(config, tokenizer, seed=seed, max_length=max_length, **rest)
+    return load(config, tokenizer, seed=seed, max_length=max_length, texts=True, **rest)
 
 
 MIXED = [*asks(4), {"prompt": "Long?\n", "completion": "yes " * 100}]

@@ -4,9 +4,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from lorica.data.config import DataConfig
+from lorica.data.examples import Examples
 from lorica.data.source import Row
+from lorica.data.store import Writer
 from lorica.data.template import Rendered, Segment, render
-from lorica.data.tokenise import prompt_ids, tokenise, tokenise_labels
+from lorica.data.tokenise import ClassTokeniser, Tokeniser, class_cut, prompt_ids
 from lorica.errors import DataError
 
 BASES = ["models/stories260K", "models/tinystories-656k", "tokenizers/gpt2"]
@@ -25,6 +27,13 @@ def tokenizer(request, shared):
 @pytest.fixture
 def gpt2(shared):
     return AutoTokenizer.from_pretrained(shared / "data/tokenizers/gpt2")
+
+
+def tokenise(rows, tokenizer):
+    """(examples as a store gives them, notices)."""
+    tokeniser, writer = Tokeniser(tokenizer), Writer("int32", seed=0)
+    writer.add(rows, tokeniser.tokens(rows))
+    return list(Examples.whole(writer.store({"kind": "prompt"}))), tokeniser.lines()
 
 
 def row(*pieces, special=False, kind="prompt"):
@@ -131,11 +140,20 @@ def test_no_end_token_is_an_error(shared):
 def test_rows_for_a_classifier_keep_their_special_tokens(shared):
     bert = AutoTokenizer.from_pretrained(shared / "data/tokenizers/bert-base-uncased")
     rows = [Rendered("label", (Segment("good film", False),), False, label="b", where="a:1")]
-    (example,) = tokenise_labels(rows, bert, ["a", "b"])
-    assert example.ids == bert("good film")["input_ids"] and example.label == 1
-    assert not any(example.learned)
-    (cut,) = tokenise_labels(rows, bert, ["a", "b"], max_length=3)
-    assert cut.ids == [example.ids[0], example.ids[1], example.ids[-1]]
+    (tokens,) = ClassTokeniser(bert).tokens(rows)
+    assert tokens.ids == bert("good film")["input_ids"] and tokens.runs == []
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_of_a_classifier_are_cut_as_the_tokenizer_cuts(shared, side):
+    for name in ("tokenizers/bert-base-uncased", "models/stories260K", "tokenizers/gpt2"):
+        tokenizer = AutoTokenizer.from_pretrained(shared / "data" / name, truncation_side=side)
+        for text in ("a film that is good beyond words", "bad"):
+            for limit in range(3, 12):
+                ids = tokenizer(text)["input_ids"]
+                want = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+                if len(ids) > limit:
+                    assert class_cut(ids, limit, tokenizer) == want
 
 
 def test_characters_that_are_lost_are_named(shared):

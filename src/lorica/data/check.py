@@ -4,19 +4,22 @@ The report goes through the same steps as `load`, but stops at nothing that it c
 would stop a training is listed under `problems`.
 """
 
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lorica.data.config import DataConfig
+from lorica.data.examples import Examples
 from lorica.data.fit import limit_of, policy_of
-from lorica.data.load import Data, assemble, duplicates, gather
+from lorica.data.load import assemble, gather, notices
+from lorica.data.split import repeated
+from lorica.data.store import Store
 from lorica.data.tokenise import Example
 from lorica.errors import DataError, listed
 
@@ -74,54 +77,66 @@ def check(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | No
     Raises: DataError if the rows cannot be read, or not be written as text.
     """
     limit = limit_of(config, max_length)
-    files = gather(config, tokenizer)
-    (rows, *_), (examples, *_) = files.rows, files.examples
+    files = gather(config, tokenizer, seed=seed)
+    store, classes = files.stores[0], files.classes[0]
+    examples = Examples.whole(store)
     problems: list[str] = []
     try:
         data = assemble(files, tokenizer, seed=seed, limit=limit)
+        train, validation, lines = len(data.train), len(data.validation), data.lines
     except DataError as error:
         problems.append(str(error))
+        train = validation = 0
         lines = [
-            f"{Path(part.config.path).name}: {line}" for part in files.rows for line in part.lines
+            f"{Path(config.path).name}: {line}"
+            for config, store in zip(files.configs, files.stores, strict=True)
+            for line in notices(store)
         ]
-        data = Data([], [], files.labels, lines, rows.digest)
     policy = policy_of(config)
-    lengths = sorted(len(e.ids) for e in examples)
-    overlong = sum(limit is not None and n > limit for n in lengths)
-    labels = sum(sum(e.learned) for e in examples)
+    lengths, labels = examples.lengths, examples.labels
+    overlong = 0 if limit is None else int((lengths > limit).sum())
+    tokens, learned = int(lengths.sum()), int(labels.sum())
+    samples = replace(examples, classes=classes)[:SAMPLES]
     return Report(
         path=config.path,
-        rows=len(rows.rows),
-        kinds=dict(Counter(row.kind for row in rows.rows)),
-        classes=dict(Counter(row.label for row in rows.rows if row.label is not None)),
-        conditions=dict(Counter(row.condition for row in rows.rows if row.condition is not None)),
-        train=len(data.train),
-        validation=len(data.validation),
-        tokens=sum(lengths),
-        label_tokens=labels,
-        label_share=labels / max(sum(lengths), 1),
-        shortest=lengths[0],
-        median=lengths[len(lengths) // 2],
-        longest=lengths[-1],
+        rows=len(store),
+        kinds={store.kind: len(store)},
+        classes=_counts(store, "label", "labels"),
+        conditions=_counts(store, "condition", "conditions"),
+        train=train,
+        validation=validation,
+        tokens=tokens,
+        label_tokens=learned,
+        label_share=learned / max(tokens, 1),
+        shortest=int(lengths.min()),
+        median=int(np.sort(lengths)[len(lengths) // 2]),
+        longest=int(lengths.max()),
         histogram=histogram(lengths),
         max_length=limit,
         policy=policy,
         overlong=overlong,
         truncated=overlong if policy == "truncate" else 0,
         dropped=overlong if policy == "drop" else 0,
-        unlearned=0 if rows.kind == "label" else sum(not any(e.learned) for e in examples),
-        duplicates=duplicates(rows.rows),
-        samples=[sample(e, tokenizer, files.labels) for e in examples[:SAMPLES]],
-        lines=data.lines,
+        unlearned=0 if store.kind == "label" else int((labels == 0).sum()),
+        duplicates=repeated(store),
+        samples=[sample(example, tokenizer, files.labels) for example in samples],
+        lines=lines,
         problems=problems,
     )
 
 
-def histogram(lengths: list[int]) -> list[tuple[int, int, int]]:
+def _counts(store: Store, column: str, names: str) -> dict[str, int]:
+    """How many rows have each label, or each condition."""
+    values = store.arrays[column]
+    counts = np.bincount(values[values >= 0], minlength=len(store.meta[names]))
+    return dict(zip(store.meta[names], counts.tolist(), strict=True))
+
+
+def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     """(from, to, rows) in bins of equal width from 0 to the longest; `to` belongs to the bin."""
-    width = max(1, -(-max(lengths) // BINS))
-    count = Counter(max(n - 1, 0) // width for n in lengths)
-    return [(i * width + 1, (i + 1) * width, count[i]) for i in range(max(count) + 1)]
+    width = max(1, -(-int(lengths.max()) // BINS))
+    counts = np.bincount(np.maximum(lengths - 1, 0) // width).tolist()
+    return [(i * width + 1, (i + 1) * width, count) for i, count in enumerate(counts)]
 
 
 def sample(example: Example, tokenizer: Any, labels: list[str] | None) -> Sample:

@@ -1,16 +1,18 @@
-"""Rows and the longest length: raise, drop, truncate or split, each counted in a named line."""
+"""Rows and the longest length: raise, drop, truncate or split, each counted in a notice."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lorica.data.config import DataConfig, Overlong
-from lorica.data.tokenise import Example
-from lorica.errors import ConfigError, DataError, listed
+from lorica.data.examples import Examples
+from lorica.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class Fitted:
-    examples: list[Example]
+    examples: Examples
     overlong: int  # rows that were longer than the limit
     unlearned: int  # rows without a label token, and so dropped
     lines: list[str]
@@ -34,18 +36,12 @@ def policy_of(config: DataConfig) -> Overlong:
     return "split" if Path(config.path).suffix.lower() == ".txt" else "raise"
 
 
-def fit(
-    examples: list[Example],
-    kind: str,
-    config: DataConfig,
-    limit: int | None,
-    policy: Overlong | None = None,
-) -> Fitted:
+def fit(examples: Examples, config: DataConfig, limit: int | None) -> Fitted:
     """The examples that are trained on: none longer than `limit`, each with a label.
 
     Raises: DataError for overlong rows under `raise`, and if no row has a label token.
     """
-    policy = policy or policy_of(config)
+    policy, kind = policy_of(config), examples.store.kind
     if policy == "split" and kind != "text":
         raise ConfigError(
             f"data.overlong is split, but the rows are {kind}; only plain text has no rows to "
@@ -56,66 +52,63 @@ def fit(
         raise ConfigError(
             "data.overlong is split, but no length is given.", fix="set data.max_length"
         )
-    long = [e for e in examples if limit is not None and len(e.ids) > limit]
-    lines = []
-    if long and limit is not None:
-        examples, line = _apply(policy, examples, long, config, limit)
-        lines.append(line)
-    return _with_labels(examples, kind, config, len(long), lines)
+    lines, overlong = [], 0
+    if limit is not None:
+        long = examples.lengths > limit
+        overlong = int(long.sum())
+        if overlong:
+            examples, line = _apply(policy, examples, long, config, limit)
+            lines.append(line)
+    return _with_labels(examples, config, overlong, lines)
 
 
 def _apply(
-    policy: Overlong, examples: list[Example], long: list[Example], config: DataConfig, limit: int
-) -> tuple[list[Example], str]:
-    longest = max(long, key=lambda e: len(e.ids))
+    policy: Overlong, examples: Examples, overlong: np.ndarray, config: DataConfig, limit: int
+) -> tuple[Examples, str]:
+    """overlong: (N,) which of the examples are longer than `limit`."""
+    long = examples.pick(overlong)
     facts = f"{len(long)} of {len(examples)} rows are longer than {limit} tokens"
     if policy == "drop":
-        kept = [e for e in examples if len(e.ids) <= limit]
-        return kept, f"{facts} and are dropped: {listed(e.where for e in long)}"
+        return examples.pick(~overlong), f"{facts} and are dropped: {long.places()}"
     if policy == "truncate":
-        kept = [replace(e, ids=e.ids[:limit], learned=e.learned[:limit]) for e in examples]
-        return kept, f"{facts} and lose their ends: {listed(e.where for e in long)}"
+        cut = replace(examples, stops=np.minimum(examples.stops, limit))
+        return cut, f"{facts} and lose their ends: {long.places()}"
     if policy == "split":
-        kept = [block for e in examples for block in _blocks(e, limit)]
-        return kept, f"{facts} and are split: {len(kept)} rows in all"
+        blocks = _blocks(examples, limit)
+        return blocks, f"{facts} and are split: {len(blocks)} rows in all"
+    most = int(np.argmax(long.lengths))
+    longest = int(long.lengths[most])
     raise DataError(
         f"{config.path}: {facts}.",
-        rows=listed(f"{e.where} ({len(e.ids)})" for e in long),
-        longest=f"{len(longest.ids)} tokens, {longest.where}",
-        fix=f"data.max_length: {len(longest.ids)} if the base takes it; or data.overlong: "
-        "drop or truncate",
+        rows=long.places(long.lengths),
+        longest=f"{longest} tokens, {long[most].where}",
+        fix=f"data.max_length: {longest} if the base takes it; or data.overlong: drop or truncate",
     )
 
 
-def _blocks(example: Example, limit: int) -> list[Example]:
+def _blocks(examples: Examples, limit: int) -> Examples:
     """Consecutive stretches of `limit` tokens; the first token of each is only read."""
-    blocks = []
-    for start in range(0, len(example.ids), limit):
-        end = min(start + limit, len(example.ids))
-        learned = [False, *example.learned[start + 1 : end]]
-        where = (
-            example.where
-            if start == 0 and end == len(example.ids)
-            else (f"{example.where} tokens {start}-{end - 1}")
-        )
-        blocks.append(replace(example, ids=example.ids[start:end], learned=learned, where=where))
-    return blocks
+    counts = -(-examples.lengths // limit)
+    rows, stops = np.repeat(examples.rows, counts), np.repeat(examples.stops, counts)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(examples.starts, counts) + number * limit
+    return replace(
+        examples, rows=rows, starts=starts, stops=np.minimum(starts + limit, stops), blocks=True
+    )
 
 
-def _with_labels(
-    examples: list[Example], kind: str, config: DataConfig, overlong: int, lines: list[str]
-) -> Fitted:
-    if kind == "label":
+def _with_labels(examples: Examples, config: DataConfig, overlong: int, lines: list[str]) -> Fitted:
+    if examples.store.kind == "label":
         return Fitted(examples, overlong, 0, lines)
-    kept = [e for e in examples if any(e.learned)]
-    empty = [e for e in examples if not any(e.learned)]
-    if not kept:
+    learns = examples.labels > 0
+    if learns.all() and len(examples):
+        return Fitted(examples, overlong, 0, lines)
+    kept, empty = examples.pick(learns), examples.pick(~learns)
+    if not len(kept):
         raise DataError(
             f"{config.path}: no row has a token to learn; all labels are masked.",
-            rows=listed(e.where for e in empty),
+            rows=empty.places(),
             fix="give rows with an answer; if answers were cut off, raise data.max_length",
         )
-    if empty:
-        places = listed(e.where for e in empty)
-        lines = [*lines, f"{len(empty)} rows have nothing to learn and are dropped: {places}"]
+    lines = [*lines, f"{len(empty)} rows have nothing to learn and are dropped: {empty.places()}"]
     return Fitted(kept, overlong, len(empty), lines)

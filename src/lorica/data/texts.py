@@ -1,22 +1,27 @@
 """New rows for a classifier: their texts as tokens. A label is taken along, and not looked at."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorica.data.config import DataConfig
-from lorica.data.fit import fit, limit_of, policy_of
+from lorica.data.examples import Examples
+from lorica.data.fit import fit, limit_of
 from lorica.data.notices import Places
 from lorica.data.rendered import Rendered, Segment
+from lorica.data.rows import CHUNK
 from lorica.data.shape import BadRow, columns_of, text_in
 from lorica.data.source import Row, Source
-from lorica.data.tokenise import Example, tokenise_labels, unwritten
+from lorica.data.store import Writer
+from lorica.data.tokenise import ClassTokeniser, Example, class_cut
 from lorica.errors import DataError, closest, listed
 
 
 def load_texts(
     config: DataConfig, tokenizer: Any, max_length: int | None
-) -> tuple[list[Example], list[str | None], list[str]]:
+) -> tuple[Sequence[Example], list[str | None], list[str]]:
     """(the rows, the label that each brings, notices) of the file or data set of `config`.
 
     max_length: what the base takes, in tokens; None knows no limit.
@@ -38,13 +43,14 @@ def load_texts(
     named = config.columns.get("label", "label")
     texts = _texts(rows, column, config.path)
     labels = {row.where: row.fields.get(named) for row in rows}
-    examples = tokenise_labels(texts, tokenizer, [])
-    fitted = fit(examples, "label", config, limit)
-    if fitted.overlong and policy_of(config) == "truncate":
-        # The tokenizer cuts, so that special tokens at the end stay.
-        fitted = replace(fitted, examples=tokenise_labels(texts, tokenizer, [], limit))
+    tokeniser, writer = ClassTokeniser(tokenizer), Writer("int32", 0, texts=True)
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        writer.add(chunk, tokeniser.tokens(chunk))
+    whole = Examples.whole(writer.store({"kind": "label"}))
+    fitted = fit(replace(whole, cut=partial(class_cut, tokenizer=tokenizer)), config, limit)
     told = [labels[example.where] for example in fitted.examples]
-    notices = [*source.notices.lines, *fitted.lines, *unwritten(texts, tokenizer)]
+    notices = [*source.notices.lines, *fitted.lines, *tokeniser.lines()]
     return fitted.examples, [None if one is None else str(one).strip() for one in told], notices
 
 

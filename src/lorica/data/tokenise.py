@@ -7,15 +7,17 @@ and counted. Tokens in front (BOS) are the tokenizer's own, unless the text brin
 stands at the end of every row and is learned, unless the last answer ends in it already.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
+from lorica.data.notices import Places
 from lorica.data.rendered import Rendered
-from lorica.errors import DataError, listed
+from lorica.errors import DataError
 
 CHUNK = 2_000  # texts a call of the tokenizer: bounds the memory of its result
+TRIED = 100  # texts on which two ways to call it must agree
 
 
 @dataclass(frozen=True)
@@ -41,119 +43,155 @@ class Example:
         return self.ids[:end]
 
 
-def tokenise(rows: list[Rendered], tokenizer: Any) -> tuple[list[Example], list[str]]:
-    """Rows of text for a language model: one example each, in order, and named lines.
+@dataclass(frozen=True)
+class Tokens:
+    """A row's ids, and the runs of them that are learned: (first, last + 1), never token 0."""
+
+    ids: list[int]
+    runs: list[tuple[int, int]]
+
+
+class Tokeniser:
+    """Tokenises rows for a language model, a chunk at a time, and counts what there is to say.
 
     Raises: DataError if the tokenizer has no end-of-sequence token.
     """
-    eos = end_token(tokenizer)
-    texts = Texts(tokenizer)
-    whole = texts.ids(row.text for row in rows)
-    # For each border between two segments: the ids of all the text before it.
-    borders = [list(accumulate(s.text for s in row.segments))[:-1] for row in rows]
-    before = iter(texts.ids(text for border in borders for text in border))
-    found, apart, twice = [], [], []
-    for number, (row, ids, border) in enumerate(zip(rows, whole, borders, strict=True)):
-        ends = [next(before) for _ in border]
+
+    def __init__(self, tokenizer: Any):
+        self._eos, self._bos = end_token(tokenizer), tokenizer.bos_token_id
+        self._texts = Texts(tokenizer)
+        self._apart, self._spaces, self._twice = Places(), 0, Places()
+        self._unwritten = Unwritten(tokenizer)
+
+    def tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
+        """The tokens of each row, in order."""
+        # For each border between two segments: the ids of all the text before it.
+        borders = [list(accumulate(s.text for s in row.segments))[:-1] for row in rows]
+        whole = [row.text for row in rows]
+        ids = self._texts.ids([*whole, *chain.from_iterable(borders)])
+        before = iter(ids[len(rows) :])
+        self._unwritten.add(rows, whole)
+        return [
+            self._row(row, ids[i], [next(before) for _ in borders[i]]) for i, row in enumerate(rows)
+        ]
+
+    def lines(self) -> list[str]:
+        """Notices about all rows."""
+        lines = []
+        if self._apart:
+            usual = f"{self._spaces} of these prompts end in a space, better left out"
+            lines.append(
+                f"{self._apart.count} rows are tokenised segment by segment, because a token would "
+                f"reach over the border of prompt and answer: {self._apart}"
+                + (f"; {usual}" if self._spaces else "")
+            )
+        if self._twice:
+            lines.append(
+                f"{self._twice.count} rows began with BOS twice; once is kept: {self._twice}"
+            )
+        return lines + self._unwritten.lines()
+
+    def _row(self, row: Rendered, ids: list[int], ends: list[list[int]]) -> Tokens:
         if all(ids[: len(end)] == end for end in ends):
-            cuts = [0, *(len(end) for end in ends), len(ids)]
+            cuts = [0, *map(len, ends), len(ids)]
         else:
-            pieces = texts.piecewise([segment.text for segment in row.segments])
+            pieces = self._texts.piecewise([segment.text for segment in row.segments])
             ids, cuts = [i for p in pieces for i in p], [0, *accumulate(map(len, pieces))]
-            apart.append(row)
-        learned = [False] * len(ids)
+            self._apart.add(row.where)
+            self._spaces += row.segments[0].text.endswith(" ")
+        runs: list[tuple[int, int]] = []
         for segment, start, end in zip(row.segments, cuts, cuts[1:], strict=False):
-            learned[start:end] = [segment.learned] * (end - start)
-        example, doubled = _framed(
-            row,
-            number,
-            ids,
-            learned,
-            [] if row.special else texts.front,
-            eos,
-            tokenizer.bos_token_id,
-        )
-        found.append(example)
+            if segment.learned and end > start:
+                if runs and runs[-1][1] == start:
+                    start = runs.pop()[0]
+                runs.append((start, end))
+        return self._framed(row, ids, runs)
+
+    def _framed(self, row: Rendered, ids: list[int], runs: list[tuple[int, int]]) -> Tokens:
+        """The row with BOS once in front and, if anything is learned, EOS at its end."""
+        front = [] if row.special else self._texts.front
+        shift = 0
+        if front and ids[: len(front)] != front:
+            ids, shift = front + ids, len(front)
+        doubled, bos = 0, self._bos
+        while bos is not None and bos != self._eos and ids[doubled : doubled + 2] == [bos, bos]:
+            doubled += 1
         if doubled:
-            twice.append(row.where)
-    return found, _lines(apart, twice) + unwritten(rows, tokenizer)
+            ids, shift = ids[doubled:], shift - doubled
+            self._twice.add(row.where)
+        # The first token is no label: nothing stands before it.
+        runs = [(max(a + shift, 1), b + shift) for a, b in runs if b + shift > 0]
+        if runs and not (runs[-1][1] == len(ids) and ids[-1] == self._eos):
+            ids = [*ids, self._eos]
+            if runs[-1][1] == len(ids) - 1:
+                runs[-1] = runs[-1][0], len(ids)
+            else:
+                runs.append((len(ids) - 1, len(ids)))
+        return Tokens(ids, [(a, b) for a, b in runs if b > a])
 
 
-def _lines(apart: list[Rendered], twice: list[str]) -> list[str]:
-    lines = []
-    if apart:
-        spaces = sum(row.segments[0].text.endswith(" ") for row in apart)
-        usual = f"; {spaces} of these prompts end in a space, better left out" if spaces else ""
-        lines.append(
-            f"{len(apart)} rows are tokenised segment by segment, because a token would reach "
-            f"over the border of prompt and answer: {listed(row.where for row in apart)}{usual}"
-        )
-    if twice:
-        lines.append(f"{len(twice)} rows began with BOS twice; once is kept: {listed(twice)}")
-    return lines
+class ClassTokeniser:
+    """Tokenises rows for a classifier, with the tokenizer's own special tokens."""
+
+    def __init__(self, tokenizer: Any):
+        self._texts = Texts(tokenizer)
+        self._unwritten = Unwritten(tokenizer)
+
+    def tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
+        texts = [row.text for row in rows]
+        self._unwritten.add(rows, texts)
+        return [Tokens(ids, []) for ids in self._texts.ids(texts, special=True)]
+
+    def lines(self) -> list[str]:
+        return self._unwritten.lines()
 
 
-def unwritten(rows: list[Rendered], tokenizer: Any) -> list[str]:
-    """A line on the characters of the rows that the tokenizer has no tokens for.
+class Unwritten:
+    """Counts rows with characters that the tokenizer has no tokens for.
 
     It drops them, or reads them as unknown, without a word: arithmetic without "=" and "/".
     """
-    characters = sorted({c for row in rows for c in set(row.text)} - set(" \t\n\r"))
-    lost = set()
-    for character, ids in zip(characters, Texts(tokenizer).ids(characters), strict=True):
-        unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
-        if not character.isspace() and (unknown or not tokenizer.decode(ids).strip()):
-            lost.add(character)
-    if not lost:
-        return []
-    hit = [row.where for row in rows if not lost.isdisjoint(row.text)]
-    shown = " ".join(sorted(lost)[:12]) + (" ..." if len(lost) > 12 else "")
-    what = "characters that the tokenizer cannot write, so they are lost or unknown"
-    return [f"{len(hit)} rows hold {what}: {shown} ({listed(hit)})"]
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._known = set(" \t\n\r")
+        self._lost: set[str] = set()
+        self._rows = Places()
+
+    def add(self, rows: Sequence[Rendered], texts: Sequence[str]) -> None:
+        present = set().union(*map(set, texts))
+        if new := sorted(present - self._known):
+            self._known.update(new)
+            self._lost.update(self._unwritten(new))
+        if lost := present & self._lost:
+            for row, text in zip(rows, texts, strict=True):
+                if not lost.isdisjoint(text):
+                    self._rows.add(row.where)
+
+    def lines(self) -> list[str]:
+        if not self._lost:
+            return []
+        shown = " ".join(sorted(self._lost)[:12]) + (" ..." if len(self._lost) > 12 else "")
+        what = "characters that the tokenizer cannot write, so they are lost or unknown"
+        return [f"{self._rows.count} rows hold {what}: {shown} ({self._rows})"]
+
+    def _unwritten(self, characters: list[str]) -> list[str]:
+        unknown, lost = self._tokenizer.unk_token_id, []
+        for character, ids in zip(characters, Texts(self._tokenizer).ids(characters), strict=True):
+            is_unknown = unknown is not None and unknown in ids
+            if not character.isspace() and (is_unknown or not self._tokenizer.decode(ids).strip()):
+                lost.append(character)
+        return lost
 
 
-def _framed(
-    row: Rendered,
-    number: int,
-    ids: list[int],
-    learned: list[bool],
-    front: list[int],
-    eos: int,
-    bos: int | None,
-) -> tuple[Example, bool]:
-    """The row with BOS once in front and, if anything is learned, EOS at its end."""
-    doubled = False
-    if front and ids[: len(front)] != front:
-        ids, learned = front + ids, [False] * len(front) + learned
-    while bos is not None and bos != eos and ids[:2] == [bos, bos]:
-        ids, learned, doubled = ids[1:], learned[1:], True
-    if any(learned) and not (learned[-1] and ids[-1] == eos):
-        ids, learned = [*ids, eos], [*learned, True]
-    if learned:
-        learned[0] = False
-    example = Example(ids, learned, row.where, source=row, row=number, condition=row.condition)
-    return example, doubled
-
-
-def tokenise_labels(
-    rows: list[Rendered], tokenizer: Any, labels: list[str], max_length: int | None = None
-) -> list[Example]:
-    """Rows for a classifier, with the tokenizer's own special tokens; a row may have no label.
-
-    max_length: cut longer texts so that the special tokens stay; None cuts nothing.
-    """
-    number_of = {name: i for i, name in enumerate(labels)}
-    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    found: list[Example] = []
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        ids = tokenizer(
-            [row.text for row in part], return_attention_mask=False, verbose=False, **cut
-        )["input_ids"]
-        for i, (row, one) in enumerate(zip(part, ids, strict=True), start):
-            label = None if row.label is None else number_of[row.label]
-            found.append(Example(one, [False] * len(one), row.where, label, row, i, row.condition))
-    return found
+def class_cut(ids: list[int], limit: int, tokenizer: Any) -> list[int]:
+    """A text of a classifier, cut as the tokenizer cuts it: its special tokens stay."""
+    front, back = Texts(tokenizer).frame
+    head, tail = (ids[: len(front)], ids[len(ids) - len(back) :])
+    inside = ids[len(front) : len(ids) - len(back)]
+    room = max(limit - len(front) - len(back), 0)
+    left = getattr(tokenizer, "truncation_side", "right") == "left"
+    return [*head, *(inside[len(inside) - room :] if left else inside[:room]), *tail]
 
 
 def prompt_ids(rows: list[Rendered], tokenizer: Any) -> list[list[int]]:
@@ -181,24 +219,40 @@ def end_token(tokenizer: Any) -> int:
 
 
 class Texts:
-    """A tokenizer without its special tokens, and those it puts in front."""
+    """A tokenizer without its special tokens, and those it puts around a text.
+
+    front: those before it that a language model sees as well; frame: (before, behind).
+    """
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         framed = tokenizer("a")["input_ids"]
         at = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
         self.front: list[int] = framed[:at]
+        self.frame: tuple[list[int], list[int]] = framed[:at], framed[at + len(plain) :]
+        self._quick: dict[bool, bool] = {}  # special: the library's own call gives the same
 
-    def ids(self, texts: Iterable[str]) -> list[list[int]]:
+    def ids(self, texts: Iterable[str], *, special: bool = False) -> list[list[int]]:
         every, found = list(texts), []
         for start in range(0, len(every), CHUNK):
-            found += self._tokenizer(
-                every[start : start + CHUNK],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                verbose=False,
-            )["input_ids"]
+            found += self._encoded(every[start : start + CHUNK], special)
+        return found
+
+    def _encoded(self, texts: list[str], special: bool) -> list[list[int]]:
+        """By the library below transformers, without what that adds, once both gave the same."""
+        encode = getattr(self._backend, "encode_batch_fast", None)
+        if encode is not None and self._quick.get(special):
+            return [e.ids for e in encode(texts, add_special_tokens=special)]
+        found = self._tokenizer(
+            texts, add_special_tokens=special, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        if special not in self._quick and len(texts) > 1:
+            few = texts[:TRIED]
+            self._quick[special] = encode is not None and found[:TRIED] == [
+                e.ids for e in encode(few, add_special_tokens=special)
+            ]
         return found
 
     def piecewise(self, pieces: list[str]) -> list[list[int]]:

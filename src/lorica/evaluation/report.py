@@ -63,8 +63,9 @@ def evaluate(
     opened, adapted = open_measured(path, base, dtype, allow_base, quantisation)
     config = as_trained(opened.prompt_format, config)
     rows = load_data(
-        config, opened.tokenizer, seed=0, max_length=opened.max_length, labels=opened.labels
-    )
+        config, opened.tokenizer, seed=0, max_length=opened.max_length, labels=opened.labels,
+        texts=True,
+    )  # fmt: skip
     if (rows.labels is None) != (opened.labels is None):
         kinds = ("a language model", "a classifier")
         raise DataError(

@@ -119,7 +119,7 @@ def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[
         modules_to_save=whole,
         trainable_token_indices=config.trainable_token_indices,
     )
-    every = conditions([*data.train, *data.validation])
+    every = conditions(data.train, data.validation)
     return unused(base.model, told) + describe(base.model, base.tokenizer, every)
 
 
