@@ -20,6 +20,7 @@ from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
 from lorica.core.blocks import Choice, choosing, innermost
 from lorica.core.draws import Seed, drawing
+from lorica.core.limits import check_sizes
 from lorica.core.line import Line
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
 from lorica.core.saved_whole import give_back, warn_when_saved
@@ -93,11 +94,15 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
             raise ConfigError(f"{method.name} has no setting {key!r} for a pattern to change.")
     built: list[tuple[Site, Adapter]] = []
     with drawing(spec.seed):
+        for site in sites:
+            check_sizes(method, site)
         shared = method.share(sites)
         for site in sites:
             r, alpha = (first(p, site.name) for p in (targets.rank_pattern, targets.alpha_pattern))
             changed = {k: v for k, v in (("r", r), ("alpha", alpha)) if v is not None}
-            built.append((site, method.for_site(**changed).build(site, shared)))
+            own_method = method.for_site(**changed)
+            check_sizes(own_method, site)
+            built.append((site, own_method.build(site, shared)))
     whole = SavedModules()
     built += [(s, whole.at(s)) for s in saved_sites(model, targets.modules_to_save)]
     if targets.trainable_token_indices:

@@ -44,16 +44,24 @@ def load_adapter_state(
     have = adapter_state(model, name)
     wrong = sorted(k for k in have.keys() & state.keys() if have[k].shape != state[k].shape)
     shapes = [f"{k} {tuple(state[k].shape)} -> {tuple(have[k].shape)}" for k in wrong]
-    broken = not_finite(state)
+    odd = sorted(k for k in have.keys() & state.keys() if not _same_kind(have[k], state[k]))
+    broken = [] if odd else not_finite(state)
     missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
-    if missing or extra or shapes or broken:
+    if missing or extra or shapes or odd or broken:
         raise FileError(
             f"{source} does not fit adapter {name!r} ({len(have)} tensors).",
             missing=listed(missing),
             extra=listed(extra),
             shapes=listed(shapes),
             not_finite=listed(broken),
+            **({"of_another_type": listed(f"{k} {state[k].dtype}" for k in odd)} if odd else {}),
             fix="use the folder as it was saved, on the model that it was saved from",
         )
     for key, tensor in have.items():
         tensor.copy_(state[key])
+
+
+def _same_kind(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether both are floats of at least 16 bits, or of the same dtype."""
+    wide = theirs.dtype.is_floating_point and theirs.element_size() > 1
+    return wide if ours.dtype.is_floating_point else ours.dtype == theirs.dtype

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
+from lorica.core.patterns import check_pattern
 from lorica.core.site import Site, sites_of
 from lorica.errors import TargetError, closest, listed
 
@@ -116,7 +117,7 @@ def _search(
         chosen = [s for s in chosen if block_of(s.name) in targets.layers_to_transform]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(targets, key):
-            _compiled(key, pattern)
+            check_pattern(key, pattern, [s.name for s in chosen])
             if not any(names(pattern, s.name) for s in chosen):
                 wrong.append((key, pattern))
     return sites, chosen, wrong
@@ -173,23 +174,14 @@ def _matching(
     if isinstance(entries, str) and re.fullmatch(r"[\w.]+", entries):
         entries = [entries]
     if isinstance(entries, str):
-        patterns = {entries: _compiled(key, entries)}
+        check_pattern(key, entries, [s.name for s in sites])
+        patterns = {entries: re.compile(entries)}
     else:
         patterns = {e: re.compile(rf"(.*\.)?{re.escape(e)}") for e in entries}
     found = {e: [s for s in sites if p.fullmatch(s.name)] for e, p in patterns.items()}
     wrong += [(key, entry) for entry, hits in found.items() if not hits]
     chosen = {s.name for hits in found.values() for s in hits}
     return [s for s in sites if s.name in chosen]
-
-
-def _compiled(key: str, expression: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise TargetError(
-            f"{key} has {expression!r}, which is no regular expression: {error}.",
-            fix="write a list of names, or mend the expression",
-        ) from None
 
 
 def _selects_nothing(

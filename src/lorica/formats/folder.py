@@ -20,26 +20,32 @@ from torch import nn
 
 from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, differences, fingerprint, grade
-from lorica.core.adapter import Method
 from lorica.core.attach import activate, attach, detach
 from lorica.core.blocks import innermost
 from lorica.core.drive import check_driven
 from lorica.core.port import Spec, spec_of, switch_of
 from lorica.core.start import skip_starts
 from lorica.core.state import adapter_state, load_adapter_state, not_finite
-from lorica.core.targets import Targets, without_dead
+from lorica.core.targets import without_dead
 from lorica.data.prompt_format import PromptFormat
-from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
+from lorica.errors import BaseError, FileError, TrainingError, listed
 from lorica.formats import commit
 from lorica.formats.card import CARD, card, kept_card
+from lorica.formats.manifest import (
+    FORMAT,
+    MANIFEST,
+    WEIGHTS,
+    check_agrees,
+    check_floats,
+    check_format,
+    spec_from,
+)
 from lorica.formats.peft.beside import unwrapped
 from lorica.formats.peft.kinds import layout_for, layout_of
 from lorica.formats.peft.layout import config_of
 from lorica.recipe.versions import versions
 
-WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
-PICKLED = "adapter_model.bin"
-FORMAT = 1
+CONFIG, PICKLED = "adapter_config.json", "adapter_model.bin"
 
 
 def save(
@@ -126,11 +132,14 @@ def load(
         lines += check_base(manifest, spec_from(manifest, path), model, tokenizer, allow_base)
     file = commit.read_tensors(source)
     layout, config = None, {}
+    if manifest is None or CONFIG in manifest["files"]:
+        check_floats(file, source)
     if manifest is not None:
         spec = spec_from(manifest, path)
         if CONFIG in manifest["files"]:
             config = commit.read_json(path / CONFIG)
             layout = layout_of(config, str(path))
+            layout.refuse(config, str(path))
     else:
         file = unwrapped(file)
         config = commit.read_json(path / CONFIG)
@@ -146,6 +155,8 @@ def load(
         attach(model, spec, name)
     try:
         if layout is not None:
+            if manifest is not None:
+                check_agrees(config, config_of(layout, model, name, ""), path)
             file = layout.read(model, name, file, config, str(source))
         load_adapter_state(model, file, name, source=str(source))
     except BaseException:
@@ -200,38 +211,6 @@ def find(path: Path) -> Path:
         **({"adapters_inside": ", ".join(inside)} if inside else {}),
         fix="name the folder that holds these files",
     )
-
-
-def check_format(manifest: dict[str, Any], path: Path) -> None:
-    if manifest.get("format", FORMAT) != FORMAT:
-        raise FileError(
-            f"{path / MANIFEST} has format {manifest['format']}; this lorica reads {FORMAT}.",
-            fix="install the release that wrote it",
-            versions=manifest.get("versions"),
-        )
-    parts = ("method", "targets", "base", "files")
-    wrong = [part for part in parts if not isinstance(manifest.get(part), dict)]
-    if wrong or "format" not in manifest:
-        raise FileError(
-            f"{path / MANIFEST} lacks {', '.join(wrong) or 'format'}.", fix="copy the folder anew"
-        )
-    bad = [n for n, note in manifest["files"].items() if not isinstance(note, dict)]
-    if bad or WEIGHTS not in manifest["files"]:
-        raise FileError(
-            f"{path / MANIFEST} has no digest of {listed(bad or [WEIGHTS])}.",
-            fix="copy the folder anew",
-        )
-
-
-def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
-    """The Spec that a manifest holds. Raises: FileError if it is not one of ours."""
-    try:
-        settings = dict(manifest["method"])
-        method = TypeAdapter(Method.named(settings.pop("name"))).validate_python(settings)
-        targets = TypeAdapter(Targets).validate_python(manifest["targets"])
-        return Spec(method, targets, int(manifest.get("seed", 0)))
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path / MANIFEST} is damaged.", why=error) from None
 
 
 def check_base(
