@@ -4,7 +4,7 @@ LoricaError        1  a run failed
   ConfigError      2  a setting is unknown, of the wrong type, or out of range
   TargetError      2  a target selected no layer, or the wrong kind of layer
   BaseError        2  the base is not the one that the adapter was trained on
-  MergeError       2  an adapter has no dense equivalent, or merging lost too much
+  MergeError       1  an adapter has no dense equivalent, or merging lost too much
   DataError        3  the rows cannot be read, or cannot be trained on
   ResourceError    4  disk, memory or permission
   MissingError     5  an optional package is not installed
@@ -53,7 +53,7 @@ class BaseError(LoricaError, ValueError):
 
 
 class MergeError(LoricaError, ValueError):
-    exit_code = 2
+    exit_code = 1
 
 
 class DataError(LoricaError, ValueError):
@@ -118,4 +118,10 @@ def memory_full(error: BaseException) -> bool:
     """Whether memory, of the machine or of its GPU, was asked for that is not there."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "can't allocate memory" in str(error)
+    text = str(error)
+    return any(words in text for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "not enough memory",
+              "cannot allocate memory", "Cannot allocate memory")  # fmt: skip
+"""What torch, numpy and the system say when they cannot have the memory that they ask for."""

@@ -12,7 +12,7 @@ import pytest
 
 from lorica import cli
 from lorica.cli import failures, methods
-from lorica.errors import ConfigError, DataError, FileError, MissingError, Stopped
+from lorica.errors import ConfigError, DataError, FileError, MergeError, MissingError, Stopped
 
 BUG = "this is a bug in lorica, run with --debug: "
 
@@ -40,7 +40,8 @@ CASES = [
     (PermissionError(errno.EACCES, "Permission denied", "x"), 4, "fix  choose a folder"),
     (ModuleNotFoundError("x", name="datasets"), 5, "pip install 'lorica[data]'"),
     (BrokenPipeError(), 141, ""),
-    (SystemExit(143), 143, ""),
+    (SystemExit(143), 143, "Stopped: ended by SIGTERM"),
+    (MergeError("lost too much."), 1, "MergeError: lost too much."),
     (SystemExit(None), 0, ""),
     (ModuleNotFoundError("No module named 'zzz'", name="zzz"), 70, f"{BUG}ModuleNotFoundError: No"),
     (KeyError("x"), 70, f"{BUG}KeyError: 'x' (test_exit_status.py:"),

@@ -13,6 +13,9 @@ from cyclopts import App, CycloptsError
 
 from lorica import __version__
 from lorica.cli import failures
+from lorica.errors import Stopped
+
+TERMINATED = 128 + signal.SIGTERM
 
 COMMANDS = {
     "train": "Fine-tune a base on your rows: lorica train RECIPE, or with --flags alone.",
@@ -57,6 +60,12 @@ def run(words: Sequence[str]) -> int:
     except CycloptsError as error:
         return failures.tell(failures.usage(error, words, COMMANDS), as_json=as_json, debug=debug)
     except SystemExit as error:
+        if error.code == TERMINATED:
+            ended = Stopped(
+                "ended by SIGTERM; what was begun and not yet whole is removed.", signal=15,
+                fix="run it again; a training that has a checkpoint: lorica train --resume RUN",
+            )  # fmt: skip
+            return failures.tell(ended, as_json=as_json, debug=debug)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
         return failures.tell(error, as_json=as_json, debug=debug)
@@ -64,4 +73,4 @@ def run(words: Sequence[str]) -> int:
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise SystemExit(TERMINATED)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from lorica.cli.options import Grade, Quantisation, open_model
+from lorica.cli.options import Grade, Quantisation, Seed, open_model
 from lorica.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def chat(
     max_new_tokens: int = 256,
     temperature: float = 0.7,
     top_p: float = 0.95,
-    seed: int = 0,
+    seed: Seed = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,

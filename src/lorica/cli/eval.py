@@ -10,7 +10,7 @@ from lorica import plain_files
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
 from lorica.data.config import DataConfig
-from lorica.errors import ConfigError
+from lorica.errors import ConfigError, ResourceError
 from lorica.recipe.flags import over
 from lorica.recipe.judge import judged
 from lorica.recipe.settings import Settings, refuse
@@ -83,7 +83,10 @@ def evaluate(
         quantisation=quantisation,
     )  # fmt: skip
     if plain_files.is_file(path / "results.json"):
-        record(report, path)
+        try:
+            record(report, path)
+        except ResourceError as error:  # a run of someone else's, or on a read-only disk
+            report.lines.append(f"these figures are not kept in the run: {error.what}")
     if predictions is not None:
         write(predictions, report.predictions)
     if json:

@@ -1,6 +1,6 @@
 """Any exception as one clear message and one exit status.
 
-    0 done    1 a run failed    2 usage    3 data    4 resource    5 missing package
+    0 done    1 a run or a merge failed    2 usage    3 data    4 resource    5 missing package
     6 damaged file    70 a bug in lorica    130 Ctrl-C    141 closed pipe    143 SIGTERM
 
 What lorica raises itself is already clear. Of what others raise, the known cases (disk,

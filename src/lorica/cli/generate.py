@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from lorica.cli.options import Grade, Quantisation, Switch, open_model, print_json
+from lorica.cli.options import Grade, Quantisation, Seed, Switch, open_model, print_json
 from lorica.errors import ConfigError
 
 app = App(name="generate")
@@ -23,7 +23,7 @@ def generate(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: Seed = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,

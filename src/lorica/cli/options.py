@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from lorica import plain_files
 from lorica.errors import ConfigError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 """An option without a value."""
+
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
+"""What random draws follow from."""
 
 Words = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 """The words that cyclopts leaves alone: settings as flags, in any depth."""

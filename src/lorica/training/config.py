@@ -160,7 +160,11 @@ class TrainConfig(BaseModel):
         "optimisation", False, "compute activations again in the backward pass, to save memory"
     )
     seed: int = setting(
-        "run", 0, "every random choice follows from it, the adapter's start included", ge=0
+        "run",
+        0,
+        "every random choice follows from it, the adapter's start included",
+        ge=0,
+        lt=2**32,
     )
 
     split: Literal["cloud", "device"] | None = setting(

@@ -77,7 +77,7 @@ class Trainer:
         self.rows_per_step = (
             config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         )
-        rows = len(self.data.train)
+        rows = prepare.rows_for(self.rows_per_step, len(self.data.train))
         self.total = config.max_steps or math.ceil((config.epochs or 1) * rows / self.rows_per_step)
         self.warmup = config.warmup_steps or int(config.warmup_ratio * self.total)
         self.driver = Driver(

@@ -21,6 +21,7 @@ from lorica.data.batch import labels_of, pad
 from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
+from lorica.errors import ConfigError
 from lorica.evaluation.loss import score
 from lorica.methods.lora import Lora
 from lorica.training.config import TrainConfig
@@ -30,6 +31,8 @@ from lorica.training.split.revive import KillAndRevive
 
 OPTIMIZERS = {"adamw": "AdamW", "paged_adamw": "AdamW", "sgd": "SGD"}
 PROBED = 32
+MOST_PASSES = 1000
+"""Passes over the rows that one optimizer step may make."""
 SEEN, SEEN_AT_ONCE = 512, 8
 """Rows that a start which needs data is shown at most, and how many of them at a time."""
 LEAST_LABELS = 512
@@ -190,6 +193,16 @@ def _start_from_rows(
     if sum(len(b.targets) for b in seen) >= LEAST_LABELS:
         given = [{**g, "labels": labels_of(b)} for g, b in zip(given, seen, strict=True)]
     calibrate(base.model, given, name=name)
+
+
+def rows_for(rows_per_step: int, rows: int) -> int:
+    """`rows`. Raises: ConfigError if an optimizer step would pass over them again and again."""
+    if rows_per_step > MOST_PASSES * rows:
+        raise ConfigError(
+            f"one optimizer step would take {rows_per_step:,} rows, and there are {rows:,}.",
+            fix="lower gradient_accumulation_steps or micro_batch_size",
+        )
+    return rows
 
 
 def lasting(base: str) -> str:
