@@ -347,9 +347,8 @@ def test_prompt_and_completion_may_be_messages():
     mixed = [Row(fields, "a:1"), Row({"prompt": "x", "completion": "y"}, "a:2")]
     one, two = render(mixed, DataConfig(path="a"), Tokenizer(chatml())).rows
     assert (one.special, two.special, two.prompt) == (True, False, "x")
-    assert "completion is list, not text" in refused(
-        chatml(), {"prompt": "x", "completion": [TALK[1]]}
-    )
+    text = refused(chatml(), {"prompt": "x", "completion": [TALK[1]]})
+    assert "completion is dict, not text" in text
 
 
 def test_answers_must_stand_in_their_own_turn():
