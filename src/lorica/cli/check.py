@@ -35,10 +35,11 @@ def check(*words: Words, json: Switch = False) -> None:
     from rich.console import Console
 
     from lorica.base.load import context_length, load_tokenizer
+    from lorica.base.tokens import with_tokens
     from lorica.data.check import check, show
 
     report = check(
-        config.data, load_tokenizer(config.base),
+        config.data, with_tokens(load_tokenizer(config.base), config.data.add_tokens),
         seed=config.seed, max_length=context_length(config.base),
     )  # fmt: skip
     if json:

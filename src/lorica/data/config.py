@@ -57,6 +57,9 @@ class DataConfig(BaseModel):
     """Longest row, in tokens; by default what the base can take."""
     overlong: Overlong | None = None
     """What happens to a longer row. By default split for .txt, else raise."""
+    add_tokens: list[str] = Field(default_factory=list)
+    """Texts that become one token each: they get rows in the embedding and the head, which are
+    trained, and the adapter brings its tokenizer."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows of the file, this many."""
 
@@ -70,6 +73,13 @@ class DataConfig(BaseModel):
     def _named(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("the path is empty; name a file or a data set of the hub")
+        return value
+
+    @field_validator("add_tokens")
+    @classmethod
+    def _tokens(cls, value: list[str]) -> list[str]:
+        if any(not token.strip() for token in value) or len(set(value)) < len(value):
+            raise ValueError("each token must be a text of its own")
         return value
 
     @field_validator("chat_template", "prompt_template")

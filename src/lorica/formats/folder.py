@@ -58,6 +58,7 @@ def save(
     labels: list[str] | None = None,
     trained: Mapping[str, Any] | None = None,
     prompt_format: PromptFormat | None = None,
+    with_tokenizer: bool = False,
 ) -> Path:
     """Write adapter `name` as a folder, whole or not at all.
 
@@ -66,6 +67,7 @@ def save(
     labels: class names of a sequence classifier, in the order of its outputs.
     trained: what the model card says of the data, the settings and the figures.
     prompt_format: how its rows were put into words; chat, generate and eval take it from here.
+    with_tokenizer: write `tokenizer` into the folder, because it is not the base's own.
 
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
     else, or cannot be written; ConfigError if the adapter was trained without its schedule;
@@ -85,6 +87,8 @@ def save(
             state = layout.write(model, name)
             commit.write_json(staging / CONFIG, config_of(layout, model, name, base.path))
         commit.write_tensors(staging / WEIGHTS, state)
+        if with_tokenizer:
+            tokenizer.save_pretrained(staging)
         files = {file.name: commit.digest(file) for file in sorted(staging.iterdir())}
         commit.write_json(staging / MANIFEST, {
             "format": FORMAT,
@@ -187,7 +191,10 @@ def is_adapter(path: Path) -> bool:
 def is_all_adapter(path: Path) -> bool:
     """`path` is an adapter folder with nothing in it that a new adapter does not replace."""
     inside = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    return is_adapter(path) and inside <= {WEIGHTS, CONFIG, MANIFEST, CARD}
+    if not is_adapter(path) or inside <= {WEIGHTS, CONFIG, MANIFEST, CARD}:
+        return is_adapter(path)
+    files = commit.read_json(path / MANIFEST).get("files") if MANIFEST in inside else None
+    return isinstance(files, dict) and inside <= {WEIGHTS, CONFIG, MANIFEST, CARD, *files}
 
 
 def find(path: Path) -> Path:

@@ -12,7 +12,10 @@ from safetensors import safe_open
 from lorica import plain_files
 from lorica.base.load import Base
 from lorica.base.reasons import explained
+from lorica.base.tokens import grow
 from lorica.errors import FileError, listed
+from lorica.formats import commit
+from lorica.formats.peft.beside import token_ids
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TEMPLATE = "chat_template.jinja"
@@ -28,6 +31,7 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
         cannot be read.
     """
     notices: list[str] = []
+    before = base.tokenizer
     if any(plain_files.is_file(folder / name) for name in TOKENIZERS):
         notices = _take_tokenizer(base, folder)
     elif plain_files.is_file(folder / TEMPLATE):
@@ -35,7 +39,7 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
         if text != base.tokenizer.chat_template:
             base.tokenizer.chat_template = text
             notices = [f"the chat template is the adapter's, {folder / TEMPLATE}"]
-    return notices + _add_rows(base.model, base.tokenizer, weights)
+    return notices + _add_rows(base, before, weights, _trained_rows(folder))
 
 
 def _take_tokenizer(base: Base, folder: Path) -> list[str]:
@@ -63,13 +67,18 @@ def _take_tokenizer(base: Base, folder: Path) -> list[str]:
     return notices
 
 
-def _add_rows(model: Any, tokenizer: Any, weights: Path) -> list[str]:
-    """Resize the embedding and head to the rows that the adapter was saved with. In place."""
+def _add_rows(base: Base, before: Any, weights: Path, trained: set[int]) -> list[str]:
+    """Resize the embedding and head to the rows that the adapter was saved with. In place.
+
+    before: the base's own tokenizer. trained: ids whose rows the adapter brings.
+    """
+    model: Any = base.model
+    tokenizer = base.tokenizer
     table = model.get_input_embeddings()
     have, need = len(table.weight), 1 + max(tokenizer.get_vocab().values(), default=0)
     name = next(name for name, module in model.named_modules() if module is table)
     saved = _saved_rows(weights, name)
-    wanted = saved or have
+    wanted = saved or (need if trained >= set(range(have, need)) else have)
     if need > wanted:
         raise FileError(
             f"the adapter's tokenizer has token {need - 1}, and there is no row for it.",
@@ -79,9 +88,19 @@ def _add_rows(model: Any, tokenizer: Any, weights: Path) -> list[str]:
         )
     if wanted == have:
         return []
-    model.resize_token_embeddings(wanted, mean_resizing=False)
-    model.requires_grad_(False)
+    grow(model, before, tokenizer, wanted)
     return [f"the embedding has {wanted:,} rows, as the adapter was trained; the base had {have:,}"]
+
+
+def _trained_rows(folder: Path) -> set[int]:
+    """The ids of trainable_token_indices, by the manifest or by PEFT's config."""
+    if plain_files.is_file(folder / "manifest.json"):
+        found = commit.read_json(folder / "manifest.json").get("targets")
+        found = found.get("trainable_token_indices") if isinstance(found, dict) else None
+    else:
+        found = commit.read_json(folder / "adapter_config.json").get("trainable_token_indices")
+    ids = token_ids(found)
+    return {i for i in ids if type(i) is int}
 
 
 def _saved_rows(weights: Path, embedding: str) -> int | None:

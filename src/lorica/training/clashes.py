@@ -63,7 +63,7 @@ def clashes(c: "TrainConfig") -> list[tuple[str, str]]:
             "gradient_checkpointing would ask the device for every update twice; leave it out",
         ),
         (
-            c.split and (c.modules_to_save or c.trainable_token_indices),
+            c.split and (c.modules_to_save or c.trainable_token_indices or c.data.add_tokens),
             "split",
             "split trains adapters of linear layers alone: no modules_to_save, no token rows",
         ),

@@ -66,6 +66,9 @@ def card_rows(
     }
     if loss["before"] is not None and loss["after"] is not None:
         told["held-out loss"] = f"{loss['before']:.4f} before, {loss['after']:.4f} after"
+    if tokens := config.data.add_tokens:
+        told["added tokens"] = (f"{', '.join(tokens)}; for PEFT resize the embedding to the "
+                                "tokenizer in this folder first")  # fmt: skip
     if (shares := results.get("held_out_accuracy")) is not None:
         told["held-out accuracy"] = f"{shares['before']:.1%} before, {shares['after']:.1%} after"
     return told

@@ -260,9 +260,9 @@ class Trainer:
         if self.main:
             folder.save(
                 model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
-                base_path=prepare.lasting(self.config.base), labels=self.data.labels,
+                base_path=prepare.lasting(self.config.base), prompt_format=self.data.prompt_format,
+                labels=self.data.labels, with_tokenizer=bool(self.config.data.add_tokens),
                 trained=card_rows(self.config, self.data, results, self.rate),
-                prompt_format=self.data.prompt_format,
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
             self.log("end", step=progress.step)

@@ -12,6 +12,7 @@ from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer, own_classes
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import keep_unpacked
+from lorica.base.tokens import grow, trained_with, with_tokens
 from lorica.core.attach import adapt, use
 from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of
@@ -47,7 +48,7 @@ def load_rows(config: TrainConfig) -> Data:
     taken = config.build_method().positions()
     return load_data(
         config.data,
-        load_tokenizer(config.base),
+        with_tokens(load_tokenizer(config.base), config.data.add_tokens),
         seed=config.seed,
         max_length=None if (most := context_length(config.base)) is None else most - taken,
         labels=own_classes(config.base),
@@ -88,6 +89,11 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
         config.base, dtype=config.dtype, labels=labels, quantisation=config.quantisation,
         double_quantisation=config.double_quantisation,
     )  # fmt: skip
+    if tokens := config.data.add_tokens:
+        before = load_tokenizer(config.base)
+        with_tokens(base.tokenizer, tokens)
+        if (rows := len(base.tokenizer)) > len(base.model.get_input_embeddings().weight):  # type: ignore[operator, union-attr]
+            grow(base.model, before, base.tokenizer, rows)
     if config.unpacked_gib:
         base.lines.append(keep_unpacked(base.model, int(config.unpacked_gib * 2**30)))
     if config.gradient_checkpointing:
@@ -108,7 +114,8 @@ def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[
     In place; the adapter is the only active one afterwards. Returns: named lines.
     """
     told = conditions(data.train)
-    whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole]))
+    layers, ids = trained_with(base.model, base.tokenizer, config.data.add_tokens)
+    whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole, *layers]))
     adapt(
         base.model,
         informed(config.build_method(), base.model, told),
@@ -120,7 +127,7 @@ def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[
         rank_pattern=config.rank_pattern,
         alpha_pattern=config.alpha_pattern,
         modules_to_save=whole,
-        trainable_token_indices=config.trainable_token_indices,
+        trainable_token_indices=[*dict.fromkeys([*config.trainable_token_indices, *ids])],
     )
     every = conditions(data.train, data.validation)
     return unused(base.model, told) + describe(base.model, base.tokenizer, every)
