@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import lorica
 from lorica.errors import ConfigError, LoricaError
 from lorica.formats import commit
+from lorica.recipe.versions import versions
 from lorica.training import checkpoint as ckpt
 from lorica.training.checkpoint import steps
 from tests.training.rows import adapter, same, settings, tiny_base
@@ -443,3 +444,12 @@ def test_flags_that_reach_the_adapter_are_refused_before_anything_is_read(cut, t
     with pytest.raises(ConfigError, match="keeps its settings") as caught:
         lorica.train(resume=run, learning_rate=1.0, seed=3, show=False)
     assert "learning_rate" in str(caught.value) and "seed" in str(caught.value)
+
+
+def test_another_machine_or_library_is_a_notice(cut, tmp_path, monkeypatch):
+    run = resumed(cut[0], tmp_path / "copy", nothing)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr("lorica.training.resume.versions", lambda: {**versions(), "torch": "9"})
+    result = lorica.train(resume=run, show=False)
+    (line,) = [line for line in result.lines if "may round otherwise" in line]
+    assert "threads" in line and "torch" in line

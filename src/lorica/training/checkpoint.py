@@ -60,7 +60,7 @@ class Origin:
 
     settings: plain, as in config.yaml. data: digest of the rows. base: exact, with its tokenizer.
     total, warmup: optimizer steps of the run, and of its warm-up. processes: how many train.
-    versions: of the libraries that wrote the checkpoint.
+    versions: of the libraries that wrote the checkpoint, and the machine that they ran on.
     """
 
     settings: dict[str, Any]

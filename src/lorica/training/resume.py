@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lorica.base.fingerprint import differences
 from lorica.core.state import load_adapter_state
 from lorica.errors import BaseError, ConfigError, DataError, FileError, LoricaError, listed
@@ -35,7 +37,7 @@ def continue_from(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
         run, before anything is changed.
     """
     check_same(trainer, found)
-    notices = _length(trainer, found) + _versions(found)
+    notices = _length(trainer, found) + _versions(trainer, found)
     _check_schedule(trainer, found)
     load_adapter_state(trainer.base.model, found.adapter, trainer.name, source="the checkpoint")
     optim.load_optimizer_state(
@@ -55,8 +57,19 @@ def origin_of(trainer: "Trainer") -> ckpt.Origin:
         total=trainer.total,
         warmup=trainer.warmup,
         processes=trainer.accelerator.num_processes,
-        versions=versions(),
+        versions={**versions(), **machine(trainer)},
     )
+
+
+def machine(trainer: "Trainer") -> dict[str, str]:
+    """What else decides how sums are rounded: the device, and on a CPU its threads and vectors."""
+    kind = trainer.accelerator.device.type
+    if kind != "cpu":
+        return {"device": torch.get_device_module(kind).get_device_name()}
+    return {
+        "device": f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -122,7 +135,7 @@ def _refuse_settings(
 ) -> None:
     if settings:
         raise ConfigError(
-            f"a resumed run keeps its settings, and {len(settings)} of {run} are other ones.",
+            f"a resumed run keeps its settings; {len(settings)} of {run} have changed.",
             **settings,
             may_change=", ".join([*FREE, *LENGTH, *PATHS]),
             fix=fix,
@@ -167,13 +180,13 @@ def _length(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
     return [notice]
 
 
-def _versions(found: ckpt.Checkpoint) -> list[str]:
-    """A notice if other libraries go on with the run: they may round otherwise."""
-    now, then = versions(), found.origin.versions
+def _versions(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
+    """A notice if the libraries or the machine are other ones: they may round otherwise."""
+    now, then = {**versions(), **machine(trainer)}, found.origin.versions
     other = [f"{k} {then[k]} -> {now.get(k)}" for k in then if then[k] != now.get(k)]
-    return [f"other versions go on with the run, and may round otherwise: {listed(other)}"] * bool(
-        other
-    )
+    if not other:
+        return []
+    return [f"the run goes on with {listed(other)}, which may round otherwise than it began"]
 
 
 def _check_schedule(trainer: "Trainer", found: ckpt.Checkpoint) -> None:
