@@ -253,12 +253,12 @@ PLACES = [
          ("no file rows.jsonl", "fix")),
     Case("resume on another base", do.tensors(lambda s: [t.mul_(1.01) for t in s.values()],
          "base/model.safetensors"), "train --resume stopped", 2,
-         ("base", "not the base", "stopped", "fix")),
+         ("base", "the base is not the one that stopped", "stopped", "fix")),
     Case("resume without its base", do.remove("base/model.safetensors"), "train --resume stopped",
          6,
          ("base", "safetensors", "fix")),
-    Case("resume with a setting changed by hand", do.rank_edited, "train --resume stopped", 6,
-         ("checkpoint", "(2, 64) -> (4, 64)")),
+    Case("resume with a setting changed by hand", do.rank_edited, "train --resume stopped", 2,
+         ("keeps its settings", "method.r", "2 -> 4", "fix")),
 ]  # fmt: skip
 
 CASES = [*SETTINGS, *BASES, *ADAPTERS, *DATA, *PLACES]
