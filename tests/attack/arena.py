@@ -50,6 +50,8 @@ class Arena:
         (self.outside / "step-00000001").mkdir(parents=True)
         (self.outside / "file").write_text("kept")
         (self.outside / "step-00000001/state.json").write_text("{}")
+        self.statuses: list[int] = []
+        """Exit statuses of the command lines that ended, in the order of their ends."""
         self._before = _listing(self.outside)
         _import_all()
 
@@ -102,7 +104,8 @@ class Arena:
             yield f"it did not end within {SECONDS} s"
             return
         code = os.waitstatus_to_exitcode(status)
-        error = (child.folder / ".stderr").read_text(errors="replace")
+        self.statuses.append(code)
+        error = (child.folder / ".stderr").read_text(encoding="utf-8", errors="replace")
         if log := os.environ.get("ATTACK_LOG"):  # to read every message
             with Path(log).open("a") as file:
                 note = f"{time.monotonic() - child.began:.1f} s, {usage.ru_maxrss >> 10} MiB"
