@@ -141,3 +141,39 @@ def test_sizes_that_no_layer_has(settings):
         lorica.adapt(Stack(), lorica.Lora(**settings))
     with pytest.raises(LoricaError):
         lorica.adapt(Stack(), lorica.Lora(r=2), rank_pattern={".*": settings["r"] * 10**6})
+
+
+@pytest.mark.parametrize("base", [
+    "x", 1e300, [], None, {"path": 1}, {"path": "b", "quantisation": []},
+    {"path": "b", "double_quantisation": "no"},
+], ids=str)  # fmt: skip
+def test_commands_read_no_base_of_another_form(folder, base):
+    """They look at the manifest before there is a model to load into."""
+    from lorica.formats.open import open_adapter
+
+    document = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**document, "base": base}))
+    with pytest.raises(FileError, match=r"manifest\.json"):
+        open_adapter(folder)
+
+
+@pytest.mark.parametrize("changes", [{"base_model_name_or_path": 1}, {"task_type": []}], ids=str)
+def test_commands_read_no_config_of_another_form(folder, changes):
+    from lorica.formats.open import open_adapter
+
+    (folder / "manifest.json").unlink()
+    rewrite(folder, "adapter_config.json", **changes)
+    with pytest.raises(FileError, match=next(iter(changes))):
+        open_adapter(folder)
+
+
+@pytest.mark.parametrize("files", [
+    [], {"/dev/zero": {}}, {"../x": {"sha256": ""}}, {"a": 1},
+], ids=str)  # fmt: skip
+def test_info_opens_no_file_elsewhere(folder, files):
+    from lorica.cli.info import describe
+
+    document = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**document, "files": files}))
+    with pytest.raises(FileError, match=r"manifest\.json"):
+        describe(str(folder))

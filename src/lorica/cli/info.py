@@ -59,7 +59,8 @@ def _run(folder: Path) -> dict[str, Any]:
     from lorica.recipe.text import load
 
     settings = load(folder / "config.yaml").data
-    steps = [event.get("step", 0) for event in _events(folder / "events.jsonl")]
+    steps = [event["step"] for event in _events(folder / "events.jsonl")
+             if type(event.get("step")) is int]  # fmt: skip
     ended = plain_files.is_file(folder / "results.json")
     checkpoints = [n for n in plain_files.names_in(folder / "checkpoints") if n[0] != "."]
     state = "finished" if ended else f"not finished; go on with: lorica train --resume {folder}"
@@ -87,9 +88,14 @@ def _adapter(folder: Path) -> dict[str, Any]:
         for kind in ("weights", "tokenizer_parts"):  # digests say nothing to a reader
             if isinstance(found.get("base"), dict):
                 found["base"].pop(kind, None)
+        files = manifest.get("files", {})
+        if not isinstance(files, dict) or not all(isinstance(v, dict) for v in files.values()):
+            raise FileError(f"{folder / MANIFEST} has no digests of its files.",
+                            fix="copy the folder anew")  # fmt: skip
         changed = [
-            n for n, noted in manifest.get("files", {}).items() if not _same(folder / n, noted)
-        ]
+            n for n, noted in files.items()
+            if not _same(folder / plain_files.check_name(n, folder / MANIFEST), noted)
+        ]  # fmt: skip
         found["files"] = f"not as saved: {listed(changed)}" if changed else "as they were saved"
     else:
         settings = _json(folder / PEFT)
@@ -106,7 +112,9 @@ def _base(folder: Path) -> dict[str, Any]:
     keys = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
             "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
     found: dict[str, Any] = {"what": "base", "folder": str(folder)}
-    found["architecture"] = listed(config.get("architectures") or [])
+    found["architecture"] = listed(
+        names if isinstance(names := config.get("architectures"), list) else []
+    )
     found |= {key: config[key] for key in keys if key in config}
     tokenizer = folder / "tokenizer_config.json"
     templates = plain_files.is_file(tokenizer) and "chat_template" in _json(tokenizer)

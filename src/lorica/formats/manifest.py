@@ -26,6 +26,7 @@ PARTS: dict[str, Any] = {
     "versions": dict[str, str],
 }
 """Parts of a manifest and their types. Only the first four must be there."""
+BASE = {"path": str, "architecture": str, "quantisation": str | None, "double_quantisation": bool}
 NOTE = {"bytes": Annotated[int, Field(ge=0)], "sha256": str}
 
 
@@ -47,6 +48,10 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
             f"{file} lacks {', '.join(wrong) or 'format'}, or has it in another form.",
             fix="copy the folder anew",
         )
+    base = manifest["base"]
+    if odd := [key for key, kind in BASE.items() if key in base and not fits(kind, base[key])]:
+        raise FileError(f"{file} has a base whose {listed(odd)} is of another type.",
+                        fix="copy the folder anew")  # fmt: skip
     files = manifest["files"]
     bad = [name for name, note in files.items()
            if not all(fits(kind, note.get(key)) for key, kind in NOTE.items())]  # fmt: skip

@@ -15,6 +15,8 @@ from lorica.data.prompt_format import from_dict
 from lorica.errors import BaseError, FileError, listed
 from lorica.formats import commit
 from lorica.formats.folder import CONFIG, MANIFEST, find, load
+from lorica.formats.manifest import check_format
+from lorica.formats.peft.types import check_types
 from lorica.formats.vocabulary import take_vocabulary
 
 CLASSIFIER = "ForSequenceClassification"
@@ -49,13 +51,15 @@ def open_adapter(
     labels, trained, form = None, {}, None
     if plain_files.is_file(folder / MANIFEST):
         manifest = commit.read_json(folder / MANIFEST)
-        trained = manifest.get("base", {})
+        check_format(manifest, folder)
+        trained = manifest["base"]
         base = base or trained.get("path")
         labels = manifest.get("labels")
         form = from_dict(manifest.get("prompt_format"), str(folder / MANIFEST))
         task = "SEQ_CLS" if CLASSIFIER in str(trained.get("architecture")) else "CAUSAL_LM"
     else:
         config = commit.read_json(folder / CONFIG)
+        check_types(config, str(folder))
         base = base or config.get("base_model_name_or_path")
         task = config.get("task_type") or "CAUSAL_LM"
     if not base:

@@ -18,7 +18,7 @@ from lorica.core.targets import Targets, leaf_names
 from lorica.core.whole import Whole
 from lorica.errors import FileError, listed
 from lorica.formats.peft import beside
-from lorica.formats.peft.types import wrong_types
+from lorica.formats.peft.types import check_types
 
 COMMON = {
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
@@ -109,12 +109,7 @@ class Layout:
 
         A value of another type than PEFT writes is refused first, all of them at once.
         """
-        if wrong := wrong_types(config):
-            raise FileError(
-                f"{source}: {len(wrong)} values of adapter_config.json are not of their type.",
-                settings=listed(wrong, 8),
-                fix="copy the folder anew; true, false and numbers stand without quotes",
-            )
+        check_types(config, source)
         unknown = [
             f"{key} {value!r}"
             for key, value in config.items()

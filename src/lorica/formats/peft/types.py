@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from lorica.errors import FileError, listed
 from lorica.recipe.values import fits
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
@@ -43,10 +44,16 @@ TYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def wrong_types(config: Mapping[str, Any]) -> list[str]:
-    """A problem for each key that has a value of another type than PEFT writes."""
-    return [
+def check_types(config: Mapping[str, Any], source: str) -> None:
+    """Raises: FileError with every key that has a value of another type than PEFT writes."""
+    wrong = [
         f"{key} is {value!r:.80}"
         for key, value in config.items()
         if key in TYPES and not fits(TYPES[key], value)
     ]
+    if wrong:
+        raise FileError(
+            f"{source}: {len(wrong)} values of adapter_config.json are not of their type.",
+            settings=listed(wrong, 8),
+            fix="copy the folder anew; true, false and numbers stand without quotes",
+        )
