@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Timer
 from types import TracebackType
 
 AFTER = 2.0  # seconds before a plain line about work that goes on; shorter work needs none
 EVERY = 10.0  # seconds between plain lines
 LIVE = 0.2  # seconds between updates of a live line
+SOON = 1.0  # seconds until a command that goes on says what it is
+WIDTH = 160  # characters of it
 _reports: ContextVar[bool] = ContextVar("reports", default=False)
 
 
@@ -31,6 +34,22 @@ def announce(text: str) -> None:
     """One plain line: what begins now."""
     if _reports.get():
         print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def first_word(command: str) -> Iterator[None]:
+    """Repeat a command that has not ended soon: libraries and bases take seconds to load."""
+    if not _reports.get():
+        yield
+        return
+    text = command if len(command) <= WIDTH else f"{command[: WIDTH - 3]}..."
+    timer = Timer(SOON, print, [f"{text}: starting"], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Progress:

@@ -11,8 +11,9 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from lorica import __version__
+from lorica import __version__, progress
 from lorica.cli import failures
+from lorica.cli.noise import hush
 from lorica.errors import Stopped
 
 TERMINATED = 128 + signal.SIGTERM
@@ -45,7 +46,11 @@ for _name, _help in COMMANDS.items():
 def main() -> NoReturn:
     """The entry point: runs the words of the command line, and exits."""
     signal.signal(signal.SIGTERM, _terminated)
-    code = run(sys.argv[1:])
+    words = sys.argv[1:]
+    hush()
+    command = " ".join(["lorica", *words])
+    with progress.reporting("--json" not in words), progress.first_word(command):
+        code = run(words)
     failures.flush()
     sys.exit(code)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +18,7 @@ from lorica.base.bundled import NAME
 from lorica.base.load import Base, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
+from lorica.data.examples import Examples
 from lorica.data.load import load as load_data
 from lorica.data.prompt_format import as_trained, differences
 from lorica.errors import ConfigError, DataError
@@ -29,6 +31,7 @@ from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
 from lorica.formats.open import adapter_folder, open_adapter
 
 SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
+MOST_ROWS = 1 << 33  # bytes of a run's digests of rows
 SHOWN = 300  # characters of a prompt or an answer
 
 
@@ -73,7 +76,8 @@ def evaluate(
             f"is {kinds[opened.labels is not None]}.",
             fix="give rows of the kind that it was trained on",
         )
-    told = differences(opened.prompt_format, rows.prompt_format, opened.tokenizer)
+    told = seen_in_training(Path(path), rows.train)
+    told += differences(opened.prompt_format, rows.prompt_format, opened.tokenizer)
     report = evaluate_loaded(
         opened, rows.train, adapted=adapted, exact_match=exact_match,
         max_new_tokens=max_new_tokens, batch_size=batch_size,
@@ -83,6 +87,18 @@ def evaluate(
         lines=[*opened.lines, *told, *rows.lines, *report.lines],
         seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def seen_in_training(run: Path, rows: Examples) -> list[str]:
+    """A notice on rows that the run was trained on. Nothing where `run` is no run folder."""
+    if not plain_files.is_file(run / "rows.sha"):
+        return []
+    trained = np.frombuffer(plain_files.read_bytes(run / "rows.sha", MOST_ROWS), "S8")
+    seen = np.isin(rows.contents.astype("S8"), trained)
+    if not seen.any():
+        return []
+    count = f"{int(seen.sum()):,} of {len(seen):,} rows"
+    return [f"{count} are rows that the run was trained on: they say little about new ones"]
 
 
 def record(report: Report, run: Path) -> None:

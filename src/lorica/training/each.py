@@ -72,6 +72,7 @@ def train_each(
             ]  # fmt: skip
             for trainer in trainers:
                 _check_fits(trainer)
+                trainer.run.note_rows(trainer.data.train.contents)
             activate(base.model, *(trainer.name for trainer in trainers))
         return _run_to_end(trainers)
 

@@ -148,6 +148,7 @@ class Trainer:
         config, progress, began = self.config, self.progress, time.perf_counter()
         if progress.step == 0:
             watch.check_gradients(self.tensors)
+            self.say(*watch.notices_of_first_loss(done.loss, prepare.vocabulary(self.base)))
         watch.check_finite(done.loss, done.norm, done.where, self.tensors)
         self._update()
         spent += time.perf_counter() - began
@@ -272,12 +273,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return Result(self.run.folder, results, self.lines)
 
-    # -- small things -----------------------------------------------------------------------
-
-    def say(self, line: str) -> None:
+    def say(self, *lines: str) -> None:
         """A named line that belongs to the step, and to the results."""
-        self.lines.append(line)
-        self.log("line", text=line)
+        self.lines += lines
+        for line in lines:
+            self.log("line", text=line)
 
     def _waited_enough(self) -> bool:
         patience = self.config.early_stopping_patience

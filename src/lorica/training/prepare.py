@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorica import progress
 from lorica.base import packing
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer, own_classes
@@ -40,13 +41,23 @@ LEAST_LABELS = 512
 """Label tokens in these rows from which they alone are looked at; fewer span few directions."""
 
 
+def check_base_named(config: TrainConfig) -> None:
+    """Raises: ConfigError if nobody named the base of a new run: the default is a toy."""
+    if "base" not in config.model_fields_set:
+        raise ConfigError(
+            "no base was named.",
+            fix="--base with a folder or a hub id; --base bundled is the small model of this "
+            "package, to try things out",
+        )
+
+
 def load_rows(config: TrainConfig) -> Data:
     """The rows of a run, tokenised for its base, whose weights stay unread.
 
     Positions of the context that the method takes for itself are not there for the rows.
     """
     taken = config.build_method().positions()
-    return load_data(
+    data = load_data(
         config.data,
         with_tokens(load_tokenizer(config.base), config.data.add_tokens),
         seed=config.seed,
@@ -54,6 +65,8 @@ def load_rows(config: TrainConfig) -> Data:
         labels=own_classes(config.base),
         new_classes=True,
     )
+    progress.announce(summary(config, data))
+    return data
 
 
 def own_rate(config: TrainConfig) -> float:
@@ -83,6 +96,7 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
 
     Returns: the device's side of a split run as well, connected to its cloud.
     """
+    progress.announce(f"loading the base {config.base}")
     if config.split == "device":
         return connect(config.base, DTYPES[config.dtype], str(config.peer))
     base = load_base(
@@ -141,6 +155,26 @@ def kill_and_revive(config: TrainConfig, device: Device | None) -> Schedule | No
         device.adapters, device.active, share=config.active_share, interval=config.active_steps,
         seed=config.seed,
     )  # fmt: skip
+
+
+def summary(config: TrainConfig, data: Data) -> str:
+    """What a run does, in one line: method, base, rows, and what of them is learned."""
+    if data.labels is not None:
+        learns = f"{len(data.labels)} classes"
+    else:
+        tokens, labels = int(data.train.lengths.sum()), int(data.train.labels.sum())
+        learns = f"{labels:,} of {tokens:,} tokens are learned"
+    held = f" and {len(data.validation):,} validation" if len(data.validation) else ""
+    return (
+        f"{config.method['name']} on {config.base}: {len(data.train):,} training{held} rows of "
+        f"{config.data.path}; {learns}"
+    )
+
+
+def vocabulary(base: Base) -> int | None:
+    """How many tokens a language model chooses among; None: it is a classifier."""
+    config: Any = base.model.config
+    return None if base.labels is not None else config.get_text_config().vocab_size
 
 
 def why_padded(base: Base) -> str | None:

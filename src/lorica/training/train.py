@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from lorica import plain_files
+from lorica import plain_files, progress
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
 from lorica.training.loop import Trainer
-from lorica.training.prepare import load_rows, with_learning_rate
+from lorica.training.prepare import check_base_named, load_rows, with_learning_rate
 from lorica.training.resume import check_flags
 from lorica.training.run import CONFIG, Result, Run
 from lorica.training.split.cloud import serve
@@ -53,6 +53,8 @@ def train(
     if config.split == "cloud":
         serve(config, str(config.peer))
         return Result(Path(), {}, ["the device has ended its run"])
+    if resume is None:
+        check_base_named(config)
     config, chosen = with_learning_rate(config)
     run = Run(Path(resume or config.output))
     on_cpu = not torch.accelerator.is_available()
@@ -64,7 +66,7 @@ def train(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     main = accelerator.is_main_process
-    with torch.random.fork_rng(), ExitStack() as stack:
+    with torch.random.fork_rng(), ExitStack() as stack, progress.reporting(show and main):
         new = main and resume is None
         with run.beginning(resolved(config)) if new else nullcontext():
             if main:
@@ -73,6 +75,8 @@ def train(
             trainer = Trainer(
                 config, load_rows(config), run, accelerator, show=show, notices=chosen
             )
+            if main and resume is None:
+                run.note_rows(trainer.data.train.contents)
             if main and resume is not None and settings:
                 run.rewrite(resolved(config))
         return trainer.run_to_end()

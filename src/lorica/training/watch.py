@@ -26,6 +26,19 @@ def check_connected(loss: Tensor) -> None:
         )
 
 
+def notices_of_first_loss(loss: float, vocabulary: int | None) -> list[str]:
+    """A notice if a model predicts worse than one that knows nothing.
+
+    loss: nats per label token, before anything is learned. vocabulary: tokens; None: a classifier.
+    """
+    if vocabulary is None or loss <= math.log(vocabulary):
+        return []
+    guess = f"{math.log(vocabulary):.2f}, that of a guess among all {vocabulary:,} tokens"
+    return [
+        f"the first loss, {loss:.2f}, is above {guess}: do tokenizer, base and rows fit together?"
+    ]
+
+
 def check_gradients(tensors: Mapping[str, nn.Parameter]) -> None:
     """After the first backward pass every trained tensor must have a gradient.
 

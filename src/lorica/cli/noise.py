@@ -1,0 +1,25 @@
+"""What other libraries print that no user of lorica can act on: named here, and not shown."""
+
+import logging
+import warnings
+from functools import partial
+
+LIBRARIES = r"(torch|transformers|accelerate|bitsandbytes|huggingface_hub|datasets|tokenizers)"
+MESSAGES = {
+    "bitsandbytes": ("Failed to load CPU gemm_4bit_forward",),  # its slower path is as right
+}
+
+
+def hush() -> None:
+    """For the rest of this process. Warnings that are not named here are shown as before."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=LIBRARIES)
+    # Methods freeze tensors in some steps: every step is searched, and that is meant.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    for name, messages in MESSAGES.items():
+        for handler in (logging.lastResort, *logging.getLogger(name).handlers):
+            if handler is not None:
+                handler.addFilter(partial(_is_shown, messages))
+
+
+def _is_shown(messages: tuple[str, ...], record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(messages)
