@@ -24,6 +24,18 @@ def format_of(base: Base) -> PromptFormat:
     return PromptFormat(kind="chat" if template else "prompt", template=template or None)
 
 
+def check_can_ask(base: Base) -> None:
+    """Raises: DataError if there is nothing to put around a prompt, here or in training."""
+    if format_of(base).template is None and not base.tokenizer.chat_template:
+        form = base.prompt_format
+        trained = "" if form is None else f", and its adapter was trained with {form.name}"
+        raise DataError(
+            f"the base has no chat template to put around prompts{trained}.",
+            fix="leave --chat (chat=True) out, or save a template as chat_template.jinja beside "
+            "the base's tokenizer.json",
+        )
+
+
 def ask(base: Base, messages: list[dict[str, Any]]) -> Rendered:
     """What the model is given: the messages, up to where its answer begins.
 

@@ -18,11 +18,17 @@ import torch
 
 from lorica.base.load import Base
 from lorica.core.condition import describe, given
-from lorica.data.chat import chat_templates
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import ConfigError, DataError, listed
-from lorica.evaluation.asking import ask, end_of_turn, how_asked, not_asked, stop_tokens
+from lorica.evaluation.asking import (
+    ask,
+    check_can_ask,
+    end_of_turn,
+    how_asked,
+    not_asked,
+    stop_tokens,
+)
 from lorica.evaluation.conditions import one_each
 from lorica.evaluation.loss import check_logits, still
 
@@ -89,9 +95,8 @@ def generate(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    if chat and base.prompt_format is None:
-        chat_templates(base.tokenizer)  # nothing is recorded: it must have one
     if chat:
+        check_can_ask(base)
         rows = [ask(base, [{"role": "user", "content": p}]) for p in prompts]
         lines = how_asked(base)
     else:
