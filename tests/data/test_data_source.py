@@ -1,6 +1,7 @@
 """Reading: every format gives the same rows, and every broken file names the place."""
 
 import json
+import os
 import sys
 import tracemalloc
 
@@ -8,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from lorica.data.config import DataConfig
-from lorica.data.source import Source, digest, read
+from lorica.data.source import Source, _must_be_file, digest, read
 from lorica.errors import DataError, MissingError
 
 ROWS = [{"prompt": "a,b", "completion": 'say "c"\nd'}, {"prompt": "ü\u2028x", "completion": "e"}]
@@ -261,3 +262,12 @@ def test_the_settings_are_strict():
     with pytest.raises(ValidationError, match="name the same one"):
         DataConfig(path="a", columns={"prompt": "x", "completion": "x"})
     assert all(f.description for f in DataConfig.model_fields.values())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_no_file_of_rows(tmp_path, kind):
+    """Opening a pipe that nobody writes to would wait for ever."""
+    path = tmp_path / "rows.jsonl"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        _must_be_file(path)
