@@ -65,7 +65,7 @@ def test_from_check_to_merge(job, tmp_path, monkeypatch, capsys):
     assert " # " in lines and " = " in lines  # of "####" and of 48/2 = 24, say
     assert f"are longer than 512 tokens and {job.overlong}" in lines
 
-    measured = said(capsys, "eval", "run", "--data", job.measured, "--limit", 6,
+    measured = said(capsys, "eval", "run", "--data", job.measured, "--data.limit", 6,
                     "--max-new-tokens", 8)  # fmt: skip
     assert measured["rows"] == 6
     found = {measure["name"]: measure for measure in _measures(measured)}
@@ -97,7 +97,7 @@ def test_what_a_person_reads(job, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "of 656,000 parameters are trained" in err and "step 4/4" in err
     assert "the run is in run, its adapter in run/adapter" in out
-    words = ["eval", "run", "--data", job.measured, "--limit", "6", "--max-new-tokens", "4"]
+    words = ["eval", "run", "--data", job.measured, "--data.limit", "6", "--max-new-tokens", "4"]
     assert cli.run(words) == 0
     out, _ = capsys.readouterr()
     assert "perplexity" in out and "6 rows are few" in out
