@@ -43,7 +43,7 @@ def test_it_counts(config, tokenizer):
     assert report.kinds == {"prompt": 23}
     assert (report.rows, report.duplicates, report.unlearned) == (23, 1, 1)
     assert (report.overlong, report.truncated, report.dropped) == (1, 1, 0)
-    assert sum(rows for _, _, rows in report.histogram) == 23
+    assert sum(rows for _, _, rows in report.histogram) == 22  # as trained on
     assert 0 < report.label_share < 1
     assert report.lines == data.lines and report.problems == []
     assert json.loads(json.dumps(report.as_dict()))["rows"] == 23
@@ -60,8 +60,37 @@ def test_it_does_not_stop_when_nothing_is_learned(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": ""}\n')
     report = check(DataConfig(path=str(path)), tokenizer, seed=0, max_length=60)
-    assert "all labels are masked" in report.problems[0]
+    assert "no row has an answer" in report.problems[0]
     assert report.label_share == 0 and printed(report)
+
+
+def test_a_long_prompt_does_not_hide_the_answer(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    row = {"prompt": "first " + "why " * 2000 + "last\n", "completion": "It is so."}
+    path.write_text(json.dumps(row) + "\n")
+    report = check(DataConfig(path=str(path), validation=0), tokenizer, seed=0, max_length=None)
+    text = " ".join(printed(report).split())
+    assert "first" in text and "last" in text and "tokens ...]" in text
+    assert "It is so." in text and len(text) < 2500
+
+
+def test_a_long_conversation_shows_its_first_and_last_turns(tokenizer):
+    from lorica.data.check import PIECES, sample
+    from lorica.data.tokenise import Example
+
+    ids = tokenizer("red ball " * 40)["input_ids"]
+    learned = [(i // 2) % 2 == 1 for i in range(len(ids))]
+    shown = sample(Example(ids, learned, "a.jsonl:1"), tokenizer, None)
+    assert len(shown.pieces) == PIECES + 1
+    assert "more pieces" in shown.pieces[PIECES // 2][0]
+
+
+def test_the_histogram_is_of_the_rows_that_are_trained_on(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    path.write_text("red ball " * 500)
+    config = DataConfig(path=str(path), overlong="split", validation=0)
+    report = check(config, tokenizer, seed=0, max_length=50)
+    assert report.histogram[-1][1] <= 60 and sum(n for _, _, n in report.histogram) > 5
 
 
 def test_the_mask_is_seen_with_and_without_colour(config, tokenizer):

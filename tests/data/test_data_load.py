@@ -95,8 +95,10 @@ def test_all_labels_masked_is_an_error(write, tokenizer):
     with pytest.raises(DataError, match="no row has a token to learn"):
         get(write(empty), tokenizer)
     rows = [{"prompt": "why " * 100 + "\n", "completion": "So."}]
-    with pytest.raises(DataError, match="all labels are masked"):
+    with pytest.raises(DataError, match="truncating cut the answers off"):
         get(write(rows, overlong="truncate"), tokenizer, max_length=20)
+    with pytest.raises(DataError, match="all 1 rows are longer than 20 tokens"):
+        get(write(rows, overlong="drop"), tokenizer, max_length=20)
 
 
 def test_empty_answers_are_dropped_and_counted(write, tokenizer):

@@ -169,10 +169,10 @@ PLAIN = {"prompt": "Tom has a", "completion": " red ball."}
 
 DATA = [
     Case("no answers", do.write("rows.jsonl", ANSWERLESS), TRAIN, 3,
-         ("rows.jsonl", "all labels are masked", "rows.jsonl:1", "fix")),
+         ("rows.jsonl", "no row has an answer", "rows.jsonl:1", "fix")),
     Case("all answers cut off", do.nothing,
          f"{TRAIN} --data.max_length 4 --data.overlong truncate", 3,
-         ("all labels are masked", "raise data.max_length")),
+         ("truncating cut the answers off", "raise data.max_length")),
     Case("no end of sequence", do.no_end, TRAIN, 3,
          ("no end-of-sequence token", "eos_token", "fix")),
     Case("an empty file", do.write("rows.jsonl", ""), TRAIN, 3, ("rows.jsonl is empty", "fix")),

@@ -25,7 +25,8 @@ from lorica.errors import DataError, listed
 
 BINS = 10
 SAMPLES = 3
-SHOWN = 400  # tokens of a sample that are printed
+HEAD, TAIL = 120, 60  # tokens of each learned or unlearned piece that are printed
+PIECES = 12  # of a sample; of a longer conversation the first and the last ones
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Report:
     shortest: int  # tokens
     median: int
     longest: int
-    histogram: list[tuple[int, int, int]]  # from, to (inclusive, tokens), rows
+    histogram: list[tuple[int, int, int]]  # from, to (inclusive, tokens), rows as trained on
     max_length: int | None
     policy: str
     overlong: int
@@ -84,9 +85,11 @@ def check(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | No
     try:
         data = assemble(files, tokenizer, seed=seed, limit=limit)
         train, validation, lines = len(data.train), len(data.validation), data.lines
+        trained = np.concatenate([side.lengths for side in (data.train, data.validation)])
     except DataError as error:
         problems.append(str(error))
         train = validation = 0
+        trained = examples.lengths
         lines = [
             f"{Path(config.path).name}: {line}"
             for config, store in zip(files.configs, files.stores, strict=True)
@@ -111,7 +114,7 @@ def check(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | No
         shortest=int(lengths.min()),
         median=int(np.sort(lengths)[len(lengths) // 2]),
         longest=int(lengths.max()),
-        histogram=histogram(lengths),
+        histogram=histogram(trained),
         max_length=limit,
         policy=policy,
         overlong=overlong,
@@ -141,13 +144,24 @@ def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
 
 def sample(example: Example, tokenizer: Any, labels: list[str] | None) -> Sample:
     """The example's text in pieces, read back from its ids: what is lost there is lost."""
-    pairs = list(zip(example.learned[:SHOWN], example.ids, strict=False))
-    pieces = [
-        (tokenizer.decode([i for _, i in run]), learned)
-        for learned, run in groupby(pairs, key=lambda pair: pair[0])
+    pairs = zip(example.learned, example.ids, strict=True)
+    runs = [
+        (learned, [i for _, i in run]) for learned, run in groupby(pairs, key=lambda pair: pair[0])
     ]
+    pieces = [(_shortened(ids, tokenizer), learned) for learned, ids in runs]
+    if len(pieces) > PIECES:
+        left = f"\n[... {len(pieces) - PIECES} more pieces ...]\n"
+        pieces = [*pieces[: PIECES // 2], (left, False), *pieces[-PIECES // 2 :]]
     label = None if example.label is None or labels is None else labels[example.label]
     return Sample(example.where, pieces, len(example.ids), label)
+
+
+def _shortened(ids: list[int], tokenizer: Any) -> str:
+    """The text of `ids`; of a long one its two ends, so that a long prompt hides no answer."""
+    if len(ids) <= HEAD + TAIL:
+        return tokenizer.decode(ids)
+    left = f" [... {len(ids) - HEAD - TAIL:,} tokens ...] "
+    return tokenizer.decode(ids[:HEAD]) + left + tokenizer.decode(ids[-TAIL:])
 
 
 def show(report: Report, console: Console) -> None:
@@ -202,6 +216,4 @@ def _row(one: Sample) -> Text:
     text.append("\n")
     for piece, learned in one.pieces:
         text.append(f"«{piece}»" if learned else piece, style="green" if learned else "dim")
-    if one.tokens > SHOWN:
-        text.append(f" ... and {one.tokens - SHOWN} more tokens", style="dim")
     return text

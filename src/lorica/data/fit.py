@@ -68,6 +68,14 @@ def _apply(
     """overlong: (N,) which of the examples are longer than `limit`."""
     long = examples.pick(overlong)
     facts = f"{len(long)} of {len(examples)} rows are longer than {limit} tokens"
+    if policy == "drop" and overlong.all():
+        raise DataError(
+            f"{config.path}: all {len(examples)} rows are longer than {limit} tokens, and "
+            "data.overlong: drop leaves none.",
+            rows=long.places(long.lengths),
+            fix=f"data.max_length: {int(long.lengths.min())} keeps the shortest, if the base takes "
+            "it; or data.overlong: truncate",
+        )
     if policy == "drop":
         return examples.pick(~overlong), f"{facts} and are dropped: {long.places()}"
     if policy == "truncate":
@@ -105,10 +113,12 @@ def _with_labels(examples: Examples, config: DataConfig, overlong: int, lines: l
         return Fitted(examples, overlong, 0, lines)
     kept, empty = examples.pick(learns), examples.pick(~learns)
     if not len(kept):
+        cut = overlong > 0 and policy_of(config) == "truncate"
         raise DataError(
-            f"{config.path}: no row has a token to learn; all labels are masked.",
+            f"{config.path}: no row has a token to learn: "
+            + ("truncating cut the answers off." if cut else "no row has an answer."),
             rows=empty.places(),
-            fix="give rows with an answer; if answers were cut off, raise data.max_length",
+            fix="raise data.max_length" if cut else "give rows with an answer",
         )
     lines = [*lines, f"{len(empty)} rows have nothing to learn and are dropped: {empty.places()}"]
     return Fitted(kept, overlong, len(empty), lines)
