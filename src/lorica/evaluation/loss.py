@@ -23,6 +23,7 @@ from lorica.core.condition import given
 from lorica.data.batch import Batch, pad
 from lorica.data.tokenise import Example
 from lorica.errors import DataError, TrainingError, listed
+from lorica.progress import Progress
 
 LOGITS = 1 << 27
 """Numbers of one batch's logits: 512 MB in float32. A single row may need more."""
@@ -64,18 +65,20 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
     rows = len(examples)
     nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
     probabilities = np.zeros((rows, 0), np.float32)
-    for picked, logits, made in label_logits(model, examples, batch=batch):
-        where = torch.arange(len(picked)) if made.labels is not None else made.row.cpu()
-        targets = made.labels if made.labels is not None else made.targets
-        losses, hits = _judge(logits, targets)
-        if made.labels is not None:
-            if not probabilities.size:
-                probabilities = np.zeros((rows, logits.shape[-1]), np.float32)
-            probabilities[picked] = logits.float().softmax(-1).cpu().numpy()
-        place = np.asarray(picked)[where.numpy()]
-        np.add.at(nll, place, losses.double().cpu().numpy())
-        np.add.at(correct, place, hits.cpu().numpy())
-        np.add.at(tokens, place, 1)
+    with Progress("evaluating", rows) as bar:
+        for picked, logits, made in label_logits(model, examples, batch=batch):
+            where = torch.arange(len(picked)) if made.labels is not None else made.row.cpu()
+            targets = made.labels if made.labels is not None else made.targets
+            losses, hits = _judge(logits, targets)
+            if made.labels is not None:
+                if not probabilities.size:
+                    probabilities = np.zeros((rows, logits.shape[-1]), np.float32)
+                probabilities[picked] = logits.float().softmax(-1).cpu().numpy()
+            place = np.asarray(picked)[where.numpy()]
+            np.add.at(nll, place, losses.double().cpu().numpy())
+            np.add.at(correct, place, hits.cpu().numpy())
+            np.add.at(tokens, place, 1)
+            bar.advance(len(picked))
     if not tokens.sum():
         raise DataError(
             f"none of the {rows} rows has a label: there is nothing to measure.",
