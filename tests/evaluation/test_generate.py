@@ -17,6 +17,8 @@ from lorica.evaluation.generate import (
     text_after,
 )
 from lorica.formats.folder import load as load_adapter
+from tests.base.classifiers import model as tiny_model
+from tests.base.classifiers import save as save_base
 
 PROMPTS = ["Once upon a time", "Lily and her mom went to the big park. They", "Tom", "The cat"]
 TEMPLATE = (
@@ -210,3 +212,18 @@ def test_half_a_character_is_not_told(talking):
     teller.end()
     assert "".join(pieces) == text_after(talking, prompt, tokens, [2])
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_generation_settings_of_the_base_that_are_not_used_are_named(tmp_path):
+    def notices():
+        lines = generate(load_base(path), ["the cat"], max_new_tokens=2).lines
+        return [line for line in lines if "generation settings" in line]
+
+    made = tiny_model("llama")
+    path = save_base(tmp_path, made)
+    assert notices() == []
+    made.generation_config.update(do_sample=True, temperature=0.6, stop_strings=["###"])
+    made.save_pretrained(tmp_path)
+    (notice,) = notices()
+    for word in ("do_sample True", "temperature 0.6", "stop_strings ['###']", "--temperature"):
+        assert word in notice

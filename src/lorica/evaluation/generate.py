@@ -32,6 +32,13 @@ from lorica.evaluation.asking import (
 from lorica.evaluation.conditions import one_each
 from lorica.evaluation.loss import check_logits, still
 
+CHOOSING = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams",
+    "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "bad_words_ids",
+    "suppress_tokens", "begin_suppress_tokens", "stop_strings",
+)  # fmt: skip
+"""Keys of a generation config that change which tokens are chosen, or where a text ends."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -106,7 +113,19 @@ def generate(
     stops = stop_tokens(base, end_of_turn(base) if chat else "")
     done = continue_ids(base, ids, sampling, stops=stops, batch_size=batch_size,
                         conditions=conditions)  # fmt: skip
-    return replace(done, lines=[*lines, *done.lines])
+    return replace(done, lines=[*lines, *own_settings(base), *done.lines])
+
+
+def own_settings(base: Base) -> list[str]:
+    """A notice on what the base's generation_config.json asks for, and generation does not use."""
+    config: Any = getattr(base.model, "generation_config", None)
+    asked = {} if config is None else config.to_diff_dict()
+    told = [f"{key} {asked[key]}" for key in CHOOSING if asked.get(key) not in (None, False)]
+    line = (
+        "of the base's generation settings its stop tokens alone are used, not "
+        f"{listed(told, 8)}; --temperature and --top_p set how tokens are chosen"
+    )
+    return [line] if told else []
 
 
 def continue_ids(
