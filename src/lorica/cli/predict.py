@@ -20,7 +20,6 @@ def predict(
     *words: Words,
     output: Path | None = None,
     base: str | None = None,
-    limit: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
@@ -36,8 +35,6 @@ def predict(
         A new file for all rows, as JSON lines: label, probability, and that of every class.
     base
         Another place of the base: folder, hub id, or bundled.
-    limit
-        Take the first rows only, this many.
     dtype
         Data type of the weights.
     allow_base
@@ -58,7 +55,7 @@ def predict(
     from lorica.evaluation.predict import predict, show_predictions
     from lorica.evaluation.predictions import write
 
-    done = predict(path, data, base=base, dtype=dtype, allow_base=allow_base, limit=limit,
+    done = predict(path, data, base=base, dtype=dtype, allow_base=allow_base,
                    quantisation=quantisation)  # fmt: skip
     if output is not None:
         write(output, done.rows)
