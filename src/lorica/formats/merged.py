@@ -159,7 +159,10 @@ def logits_of(base: Base, rows: list[list[int]]) -> Tensor:
 
 def _probe_ids(base: Base, texts: list[str]) -> list[list[int]]:
     """Token ids of the probe texts, cut at what the base takes. Raises: DataError if none."""
-    rows = [base.tokenizer(text)["input_ids"][: base.max_length] for text in texts]
+    cut: dict[str, Any] = {}
+    if base.max_length is not None:  # special tokens at the end stay: BART's classifier reads one
+        cut = {"truncation": True, "max_length": base.max_length}
+    rows = [base.tokenizer(text, **cut)["input_ids"] for text in texts]
     rows = [row for row in rows if row]
     if not rows:
         raise DataError("the base's tokenizer makes no token of any probe text.",
