@@ -130,7 +130,7 @@ def _in_child(attack: Attack, folder: Path) -> int:
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     attack.prepare()
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = mapped + 2 * BYTES  # address space, of which threads and maps take more than memory
+    limit = mapped + 16 * BYTES  # address space: maps and threads take far more than memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     from lorica import cli
 
