@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from lorica.base import bitsandbytes_kernels as kernels
 from lorica.base import codebook
+from lorica.base import quantise as quantise_file
+from lorica.base.codebook import BLOCK, SECOND_BLOCK
 from lorica.base.load import load
 from lorica.base.quantise import QuantisedLinear, quantise
 from lorica.base.quantised_model import layers, pack, wrong_kernels
@@ -61,7 +63,9 @@ def test_packed_weights_are_those_of_the_definition_whatever_shape_kind_and_dtyp
             assert torch.equal(layer.codes, nf4.packed(codes, kind)), where
             assert double or torch.equal(layer.scales.view(torch.float32), absmax), where
         for asked in DTYPES:
-            assert torch.equal(layer.weight_as(asked), defined(layer, asked)), (where, asked)
+            want = defined(layer, asked)
+            assert torch.equal(layer.weight_as(asked), want), (where, asked)
+            assert torch.equal(layer.weight_for_product(asked), want), (where, asked)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -108,6 +112,19 @@ def test_int8_takes_weights_that_float16_does_not_hold():
     dense.weight = nn.Parameter(torch.tensor([[1e6] + [5e5] * 7, [0.0] * 8]))
     back = quantise(dense, "int8").weight_as(torch.float32)
     torch.testing.assert_close(back, dense.weight.detach(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_buffer_of_products_is_one_and_holds_the_weight_asked_for(kind, monkeypatch):
+    monkeypatch.setattr(quantise_file, "PART", BLOCK * SECOND_BLOCK)
+    one, two = (layer_of(192, height, kind, True, torch.float32)[1] for height in (300, 201))
+    for dtype in DTYPES:
+        first = one.weight_for_product(dtype)
+        assert torch.equal(first, defined(one, dtype))
+        second = two.weight_for_product(dtype)
+        assert torch.equal(second, defined(two, dtype))
+        assert first.data_ptr() == second.data_ptr()
+        assert one.weight_as(dtype).data_ptr() != two.weight_as(dtype).data_ptr()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

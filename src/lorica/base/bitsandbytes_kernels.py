@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorica.base.codebook import BLOCK, SECOND_BLOCK, unpack
+from lorica.base.codebook import BLOCK, SECOND_BLOCK
 from lorica.errors import MissingError
 
-SAMPLE = 4096
-"""Blocks per layer that are compared; smaller layers are compared whole."""
+SAMPLE, SAMPLES = BLOCK * SECOND_BLOCK, 16
+"""Weights that are compared at a time, and how often; smaller layers are compared whole."""
 
 
 def require() -> Any:
@@ -43,8 +43,9 @@ def unpack_rows(codes: Tensor, scales: Tensor, kind: str, width: int, dtype: tor
     width: of the matrix. The kernel is fastest on its own rows, if they hold whole blocks.
     """
     require()
-    columns = BLOCK if width % BLOCK else width
-    shape = (2 * len(codes) // columns, columns)
+    n = 2 * len(codes)
+    columns = width if width % BLOCK == 0 and n % width == 0 else BLOCK
+    shape = (n // columns, columns)
     return torch.ops.bitsandbytes.dequantize_4bit.default(codes, scales, BLOCK, kind, shape, dtype)
 
 
@@ -67,20 +68,24 @@ def pack_scales(scales: Tensor) -> dict[str, Tensor | None]:
 
 @torch.no_grad()
 def unpacks_correctly(
-    kernel: Callable[[], Tensor], codes: Tensor, scales: Tensor, kind: str, dtype: torch.dtype
+    calls: list[Callable[[], Tensor]], wanted: Callable[[int, int], Tensor]
 ) -> bool:
-    """Compare what `kernel` gives for these codes with the codebook, up to one rounding."""
+    """Compare what each call of a kernel gives (O, I) with the codebook, up to one rounding.
 
-    def compare() -> bool:
-        weights = kernel().view(-1, BLOCK)
-        blocks = len(scales)
-        few = min(blocks, SAMPLE)
-        picked = torch.linspace(0, blocks - 1, few, dtype=torch.float64).long().to(codes.device)
-        some = codes.view(blocks, BLOCK // 2)[picked].view(-1)
-        wanted = unpack(some, scales[picked], kind, few * BLOCK, dtype)
-        return _close(weights[picked].view(-1), wanted, torch.finfo(dtype).eps)
+    wanted: the weights (end - start,) by the codebook.
+    """
 
-    return _holds(compare)
+    def compare(call: Callable[[], Tensor]) -> bool:
+        weight = call().view(-1)
+        last = (len(weight) - 1) // SAMPLE
+        starts = sorted({i * last // (SAMPLES - 1) * SAMPLE for i in range(SAMPLES)})
+        ends = [min(start + SAMPLE, len(weight)) for start in starts]
+        return all(
+            _close(weight[start:end], wanted(start, end))
+            for start, end in zip(starts, ends, strict=True)
+        )
+
+    return all(_holds(lambda call=call: compare(call)) for call in calls)
 
 
 @torch.no_grad()
@@ -110,7 +115,6 @@ def _holds(compare: Callable[[], bool]) -> bool:
         return False
 
 
-def _close(x: Tensor, wanted: Tensor, eps: float) -> bool:
-    x, wanted = x.float(), wanted.float()
+def _close(x: Tensor, wanted: Tensor) -> bool:
     tiny = torch.finfo(torch.float32).tiny  # a kernel may round what is below to zero
-    return torch.allclose(x, wanted, rtol=eps, atol=tiny)
+    return torch.allclose(x.float(), wanted.float(), rtol=torch.finfo(x.dtype).eps, atol=tiny)

@@ -16,7 +16,8 @@ from lorica.base.bundled import FOLDER, NAME
 from lorica.base.classifier import Head
 from lorica.base.folder import check_folder
 from lorica.base.hub import reachable_or_cached
-from lorica.base.quantise import KINDS, check_kind, quantisation_of, require
+from lorica.base.packed_by_others import quantisation_of
+from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.reasons import check_kind_of_model, explained, quantised_elsewhere
 from lorica.base.slow import why_slow
 from lorica.base.trial import (

@@ -46,3 +46,17 @@ def _parts(codes: Tensor, state: Any) -> dict[str, Tensor | None]:
         "offset": state.offset if second else None,
         "table": second and second.code,
     }
+
+
+def quantisation_of(settings: Any) -> tuple[str | None, bool]:
+    """(quantisation, double quantisation) that a transformers quantization_config says."""
+    if settings is None:
+        return None, False
+    said = settings if isinstance(settings, dict) else settings.to_dict()
+    if said.get("load_in_8bit"):
+        return "int8", False
+    if said.get("load_in_4bit"):
+        double = bool(said.get("bnb_4bit_use_double_quant"))
+        return str(said.get("bnb_4bit_quant_type", "fp4")), double
+    method = said.get("quant_method") or "unknown"
+    return str(getattr(method, "value", method)), False

@@ -22,7 +22,6 @@ rounding), so that merging stays exact.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,11 +32,14 @@ from lorica.base import bitsandbytes_kernels as kernels
 from lorica.base import codebook
 from lorica.base.bitsandbytes_kernels import require
 from lorica.base.codebook import BLOCK, SECOND_BLOCK
+from lorica.base.workspace import buffer
 from lorica.core.site import site_of
 from lorica.errors import ConfigError
 
 Kind = Literal["nf4", "fp4", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
+PART = 2**18
+"""Weights that are unpacked at a time into a buffer: whole blocks of both levels of scales."""
 PARTS = ("codes", "scales", "second", "offset", "table")
 
 
@@ -107,7 +109,7 @@ class QuantisedLinear(nn.Module):
             # One kernel unpacks and multiplies: for a single token it takes a third of the time.
             y = require().matmul_4bit(x, self.codes, self.state(x.dtype))
         else:
-            y = F.linear(x, self.weight_as(x.dtype))
+            y = F.linear(x, self.weight_for_product(x.dtype))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def requantised(self, weight: Tensor) -> "QuantisedLinear":
@@ -137,27 +139,49 @@ class QuantisedLinear(nn.Module):
         """The weight that the codes stand for, (O, I), computed in float32, rounded to `dtype`."""
         if self.kept is not None and self.kept.dtype == dtype:
             return self.kept
-        if self.kind == "int8":
-            scale = self.scales.view(torch.float32).unsqueeze(1) / 127
-            return (self.codes.float() * scale).to(dtype)
         near = torch.float32 if dtype == torch.float64 else dtype
-        if self.unpacks_by_kernel(near):
-            weight = self._by_kernel(near)
-        else:
-            n = self.out_features * self.in_features
-            weight = codebook.unpack(self.codes, self._scales_by(codebook), self.kind, n, near)
-        return weight.view(self.out_features, self.in_features).to(dtype)
+        return self._unpack(near, self.unpacks_by_kernel(near)).to(dtype)
 
-    def _by_kernel(self, dtype: torch.dtype) -> Tensor:
-        scales = self._scales_by(kernels)
-        return kernels.unpack_rows(self.codes, scales, self.kind, self.in_features, dtype)
+    def weight_for_product(self, dtype: torch.dtype) -> Tensor:
+        """The same weight, in memory that the next call takes again; see base/workspace.py."""
+        kept = self.kept is not None and self.kept.dtype == dtype
+        if kept or self.codes.device.type != "cpu" or dtype == torch.float64:
+            return self.weight_as(dtype)
+        out = buffer(self.out_features, self.in_features, dtype)
+        return self._unpack_into(out, self.unpacks_by_kernel(dtype))
 
-    def _scales_by(self, module: ModuleType) -> Tensor:
-        """(blocks,) float32: the scales of a 4-bit layer, by the codebook or by bitsandbytes."""
+    def _unpack(self, dtype: torch.dtype, by_kernel: bool) -> Tensor:
+        n = self.out_features * self.in_features
+        return self._unpack_part(0, n, dtype, by_kernel).view(self.out_features, self.in_features)
+
+    def _unpack_into(self, out: Tensor, by_kernel: bool) -> Tensor:
+        """Unpack in parts that fit the cache. In place. Returns: out (O, I)."""
+        flat, n = out.view(-1), out.numel()
+        size = PART if self.kind != "int8" else max(PART // self.in_features, 1) * self.in_features
+        for start in range(0, n, size):
+            end = min(start + size, n)
+            flat[start:end] = self._unpack_part(start, end, out.dtype, by_kernel)
+        return out
+
+    def _unpack_part(self, start: int, end: int, dtype: torch.dtype, by_kernel: bool) -> Tensor:
+        """(end - start,) weights in row-major order, from a multiple of PART, or of I for int8."""
+        if self.kind == "int8":
+            rows = slice(start // self.in_features, end // self.in_features)
+            scales = self.scales.view(torch.float32)[rows].unsqueeze(1) / 127
+            return (self.codes[rows].float() * scales).to(dtype).view(-1)
+        module = kernels if by_kernel else codebook
+        scales = self.scales[start // BLOCK : -(-end // BLOCK)]
         if self.second is None or self.offset is None or self.table is None:
-            return self.scales.view(torch.float32)
-        parts = (part.view(torch.float32) for part in (self.second, self.offset, self.table))
-        return module.unpack_scales(self.scales, *parts)
+            scales = scales.view(torch.float32)
+        else:
+            second = self.second.view(torch.float32)[start // (BLOCK * SECOND_BLOCK) :]
+            second = second[: -(-len(scales) // SECOND_BLOCK)]
+            offset, table = self.offset.view(torch.float32), self.table.view(torch.float32)
+            scales = module.unpack_scales(scales, second, offset, table)
+        codes = self.codes[start // 2 : -(-end // 2)]
+        if by_kernel:
+            return kernels.unpack_rows(codes, scales, self.kind, self.in_features, dtype).view(-1)
+        return codebook.unpack(codes, scales, self.kind, end - start, dtype)
 
     def unpacks_by_kernel(self, dtype: torch.dtype) -> bool:
         """bitsandbytes unpacks these codes to `dtype` correctly on their device. Checked once."""
@@ -165,10 +189,13 @@ class QuantisedLinear(nn.Module):
             return False
         key = ("unpack", self.codes.device.type, dtype)
         if key not in self.checked:
+            calls = [lambda: self._unpack(dtype, True)]
+            if self.codes.device.type == "cpu":
+                out = buffer(self.out_features, self.in_features, dtype)
+                calls.append(lambda: self._unpack_into(out, True))
             self.checked[key] = kernels.unpacks_correctly(
-                lambda: self._by_kernel(dtype), self.codes, self._scales_by(codebook), self.kind,
-                dtype,
-            )  # fmt: skip
+                calls, lambda start, end: self._unpack_part(start, end, dtype, False)
+            )
         return self.checked[key]
 
     def multiplies_by_kernel(self, dtype: torch.dtype) -> bool:
@@ -223,11 +250,11 @@ class _Product(torch.autograd.Function):
         # As it is now: an adapter may put other codes in place for this call alone.
         ctx.layer = now = object.__new__(QuantisedLinear)
         now.__dict__ = {**layer.__dict__, "_buffers": dict(layer._buffers)}
-        return F.linear(x, layer.weight_as(x.dtype))
+        return F.linear(x, layer.weight_for_product(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad @ ctx.layer.weight_as(grad.dtype), None
+        return grad @ ctx.layer.weight_for_product(grad.dtype), None
 
 
 @torch.no_grad()
@@ -257,20 +284,6 @@ def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLi
     )
     packed.transposed = site.transposed
     return packed
-
-
-def quantisation_of(settings: Any) -> tuple[str | None, bool]:
-    """(quantisation, double quantisation) that a transformers quantization_config says."""
-    if settings is None:
-        return None, False
-    said = settings if isinstance(settings, dict) else settings.to_dict()
-    if said.get("load_in_8bit"):
-        return "int8", False
-    if said.get("load_in_4bit"):
-        double = bool(said.get("bnb_4bit_use_double_quant"))
-        return str(said.get("bnb_4bit_quant_type", "fp4")), double
-    method = said.get("quant_method") or "unknown"
-    return str(getattr(method, "value", method)), False
 
 
 def check_kind(kind: str) -> None:
