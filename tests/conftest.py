@@ -1,11 +1,13 @@
 """Fixtures that every area shares: where the real data is, and one thread a test."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tests run side by side; more threads would only fight
+# Tests run side by side: more threads would only fight, unless they are asked for.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,10 @@ asks for one tensor at a time, and gets it from the safetensors of the base.
 """
 
 import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from torch import Tensor
 from lorica.base.fingerprint import places, sampled
 from lorica.errors import FileError
 
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -48,6 +54,37 @@ def keys_of(folder: str) -> dict[str, str]:
     names: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     files = {name: _here(folder, name) for name in sorted(set(names.values()))}
     return {key: file for key, name in names.items() if (file := files[name]) is not None}
+
+
+def dtype_of(keys: dict[str, str]) -> str | None:
+    """The dtype of most floats of a base, as torch names it; None: it has none, or no files."""
+    sizes: Counter[str] = Counter()
+    for part in _tensors(keys):
+        if (name := FLOATS.get(part.get_dtype())) is not None:
+            sizes[name] += math.prod(part.get_shape())
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def largest_file(keys: dict[str, str]) -> int | None:
+    """Bytes of tensors in the largest of several files; None: there are not several."""
+    sizes: Counter[str] = Counter()
+    for (_, file), part in zip(sorted(keys.items(), key=_by_file), _tensors(keys), strict=True):
+        sizes[file] += math.prod(part.get_shape()) * BYTES.get(part.get_dtype(), 1)
+    return max(sizes.values()) if len(sizes) > 1 else None
+
+
+def _tensors(keys: dict[str, str]) -> Iterator[Any]:
+    """Slices of all tensors, file by file; their numbers stay unread."""
+    from safetensors import safe_open
+
+    for file, members in groupby(sorted(keys.items(), key=_by_file), key=lambda item: item[1]):
+        with safe_open(file, framework="pt") as tensors:
+            for key, _ in members:
+                yield tensors.get_slice(key)
+
+
+def _by_file(item: tuple[str, str]) -> tuple[str, str]:
+    return item[1], item[0]
 
 
 def key_of(layer: str, keys: dict[str, str], prefix: str) -> str | None:

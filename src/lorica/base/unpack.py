@@ -13,10 +13,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lorica.base.pages import let_pages_go, mapped_weights
 from lorica.base.quantise import QuantisedLinear, quantise
 from lorica.base.quantised_model import layers
 from lorica.core.merge import merge
-from lorica.core.site import Site, site_of
+from lorica.core.site import Site, site_of, sites_of
 from lorica.errors import ConfigError, MergeError, listed
 
 Target = Literal["dequant", "original", "requant"]
@@ -40,26 +41,44 @@ def check_target(target: str | None, model: nn.Module, path: str) -> None:
 
 
 @torch.no_grad()
-def merged_into(model: nn.Module, target: str | None) -> list[str]:
+def merged_into(
+    model: nn.Module, target: str | None, dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Fold the active adapters into the base, and every packed layer into `target`. In place.
 
-    target: None is "dequant". Layers without an adapter are treated alike, one at a time;
-        "requant" leaves the codes of those as they are.
+    target: None is "dequant". Layers without an adapter are treated alike; "requant" leaves the
+        codes of those as they are. dtype: of the floats that packed layers become.
 
+    One layer at a time is computed in float32, and what it replaces is let go.
     Returns: named lines. Raises: MergeError.
     """
-    packed = layers(model)
-    lines = merge(model)
-    for name, layer in packed.items():
-        now = site_of(name, model.get_submodule(name))
-        assert now is not None
-        if target != "requant":
-            model.set_submodule(name, _dense(layer, now, target))
-        elif now.module is not layer:
-            again = quantise(now.module, layer.kind, double=layer.double_quantisation)
-            again.transposed = layer.transposed
-            model.set_submodule(name, again)
+    packed, ranges = layers(model), mapped_weights()
+    weights = {site.name: site.module._parameters.get("weight") for site in sites_of(model)}
+
+    def finish(name: str) -> None:
+        if (layer := packed.pop(name, None)) is not None:
+            model.set_submodule(name, _float_or_packed(model, name, layer, target, dtype))
+        elif (weight := weights.get(name)) is not None:
+            let_pages_go(weight, ranges)
+
+    lines = merge(model, after=finish)
+    if target != "requant":
+        for name in list(packed):
+            finish(name)
     return lines
+
+
+def _float_or_packed(
+    model: nn.Module, name: str, layer: QuantisedLinear, target: str | None, dtype: torch.dtype
+) -> nn.Module:
+    """The layer that takes the place of `layer`, from what merging has left there."""
+    now = site_of(name, model.get_submodule(name))
+    assert now is not None
+    if target != "requant":
+        return _dense(layer, now, target).to(dtype)
+    again = quantise(now.module, layer.kind, double=layer.double_quantisation)
+    again.transposed = layer.transposed
+    return again
 
 
 def _dense(layer: QuantisedLinear, now: Site, target: str | None) -> nn.Module:

@@ -28,7 +28,7 @@ def chat(
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: Seed = 0,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     condition: str | None = None,
@@ -52,7 +52,7 @@ def chat(
     seed
         Of the sampling; each answer draws from the next one.
     dtype
-        Numbers the base is held in.
+        Data type of the weights and of the computation; by default as in training.
     allow_base
         Accept a base that is not the one of training.
     quantisation

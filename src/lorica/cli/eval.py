@@ -36,7 +36,7 @@ def evaluate(
     base: str | None = None,
     exact_match: Annotated[bool, Parameter(show_default=False)] = True,
     max_new_tokens: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     predictions: Path | None = None,
@@ -56,7 +56,7 @@ def evaluate(
     max_new_tokens
         Most tokens of an answer; by default as many as the longest reference needs.
     dtype
-        Numbers the base is held in.
+        Data type of the weights and of the computation; by default as in training.
     allow_base
         Accept a base that is not the one of training.
     quantisation

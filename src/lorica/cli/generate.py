@@ -24,7 +24,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: Seed = 0,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     condition: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -52,7 +52,7 @@ def generate(
     seed
         Of the sampling.
     dtype
-        Numbers the base is held in.
+        Data type of the weights and of the computation; by default as in training.
     allow_base
         Accept a base that is not the one of training.
     quantisation

@@ -17,7 +17,7 @@ def merge(
     *,
     output: Path,
     base: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     limit: float = 0.05,
     probe: Annotated[list[str] | None, Parameter(negative=())] = None,
     allow_base: Grade | None = None,
@@ -37,7 +37,8 @@ def merge(
     base
         Another place of the base: folder, hub id, or bundled.
     dtype
-        Numbers that are written; the merge is computed in float32.
+        Data type of the written weights; by default that of the base's files. The merge is
+        computed in float32.
     limit
         Largest share of the adapter's effect that merging may lose; above it nothing is written.
     probe

@@ -78,12 +78,13 @@ Quantisation = Literal["nf4", "fp4", "int8", "none"]
 
 
 def open_model(
-    path: Path | None, base: str | None, dtype: str, allow_base: Grade | None,
+    path: Path | None, base: str | None, dtype: str | None, allow_base: Grade | None,
     quantisation: Quantisation | None = None,
 ) -> "Base":  # fmt: skip
     """The model that a command works on: an adapter on its base, or a base alone.
 
     path: a run, an adapter, or a base; None: `base` alone.
+    dtype: None: as in training; float32 for a base alone.
     quantisation: None: as in training; a base alone as it is.
     Raises: ConfigError if neither is named.
     """
@@ -101,7 +102,7 @@ def open_model(
         raise ConfigError(f"{path} is a base, and --base {base} names another.",
                           fix="leave --base out, or name an adapter")  # fmt: skip
     if alone:
-        return load(str(path or base), dtype=dtype, quantisation=quantisation)
+        return load(str(path or base), dtype=dtype or "float32", quantisation=quantisation)
     return open_adapter(
         str(path), base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
     )

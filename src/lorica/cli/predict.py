@@ -20,7 +20,7 @@ def predict(
     *words: Words,
     output: Path | None = None,
     base: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     json: Switch = False,

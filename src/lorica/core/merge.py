@@ -5,7 +5,7 @@ supply a merge of its own; those with a cheap closed form may. All is computed i
 rounded once, to the base's dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from lorica.errors import MergeError, listed
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> list[str]:
+def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None) -> list[str]:
     """Fold the active adapters into the base's weights and remove every adapter. In place.
 
     Layers keep their type; packed layers become nn.Linear. Tensors that were tied and are
     merged to different values are untied.
+
+    after: called with the name of each layer that is merged, before the next one is.
 
     Returns: named lines on what was untied or left out.
     Raises: MergeError, before anything is written, if an adapter is not affine or not
@@ -46,7 +48,12 @@ def merge(model: nn.Module) -> list[str]:
     for site, port in adapted:
         _check(site, port.acting())
     groups = tied(model)
-    if grown := [site.name for site, port in adapted if _write(model, site, port)]:
+    grown = []
+    for site, port in adapted:
+        if _write(model, site, port):
+            grown.append(site.name)
+        after(site.name)
+    if grown:
         lines.append(
             f"{listed(grown)} had no bias and has one now: a loader that builds the model "
             "from its config leaves such tensors out"

@@ -49,7 +49,7 @@ def predict(
     data: DataConfig | str | dict[str, Any],
     *,
     base: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     allow_base: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,

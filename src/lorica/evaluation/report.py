@@ -40,7 +40,7 @@ def evaluate(
     data: DataConfig | str | dict[str, Any],
     *,
     base: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     allow_base: str | None = None,
     exact_match: bool = True,
     limit: int | None = None,
@@ -52,6 +52,7 @@ def evaluate(
 
     path: a run folder, an adapter folder, or a base alone (folder, hub id, "bundled").
     base: another place to load the base from; None: where the adapter says it was.
+    dtype: "float32" or "bfloat16"; None: as in training, and float32 for a base alone.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
     quantisation: of the base; None: as in training; "none": the float base.
 
@@ -127,7 +128,7 @@ def data_settings(data: DataConfig | str | dict[str, Any], limit: int | None) ->
 
 
 def open_measured(
-    path: str | Path, base: str | None, dtype: str, allow_base: str | None,
+    path: str | Path, base: str | None, dtype: str | None, allow_base: str | None,
     quantisation: str | None,
 ) -> tuple[Base, bool]:  # fmt: skip
     """(a run, an adapter or a base as a model, it carries an adapter)."""
@@ -143,7 +144,9 @@ def open_measured(
         raise ConfigError(f"{path} is a base, and base={base!r} names another.",
                           fix="leave base out, or name an adapter")  # fmt: skip
     labels = own_classes(str(path))
-    return load_base(str(path), dtype=dtype, labels=labels, quantisation=quantisation), False
+    return load_base(
+        str(path), dtype=dtype or "float32", labels=labels, quantisation=quantisation
+    ), False
 
 
 def show(report: Report, console: Console) -> None:

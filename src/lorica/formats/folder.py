@@ -24,6 +24,7 @@ from lorica.core.attach import activate, attach, detach
 from lorica.core.blocks import innermost
 from lorica.core.drive import check_driven
 from lorica.core.port import Spec, spec_of, switch_of
+from lorica.core.site import PORT
 from lorica.core.start import skip_starts
 from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import without_dead
@@ -96,6 +97,7 @@ def save(
             "targets": asdict(spec.targets),
             "seed": spec.seed,
             "base": base.as_dict(),
+            "dtype": dtype_of(model),
             "labels": labels,
             "prompt_format": prompt_format and prompt_format.as_dict(),
             "files": files,
@@ -182,6 +184,14 @@ def check_finite(model: nn.Module, path: Path, name: str) -> None:
             tensors=listed(broken),
             fix="train it again with a lower learning rate, or load an earlier checkpoint",
         )
+
+
+def dtype_of(model: nn.Module) -> str | None:
+    """The dtype that the base computes in: of its first floating-point matrix."""
+    for name, tensor in model.named_parameters():
+        if PORT not in name.split(".") and tensor.is_floating_point() and tensor.ndim > 1:
+            return str(tensor.dtype).removeprefix("torch.")
+    return None
 
 
 def is_adapter(path: Path) -> bool:

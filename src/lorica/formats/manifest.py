@@ -22,6 +22,7 @@ PARTS: dict[str, Any] = {
     "base": dict[str, Any],
     "files": dict[str, dict[str, Any]],
     "seed": Annotated[int, Field(ge=0, lt=2**62)],
+    "dtype": str | None,
     "labels": list[str] | None,
     "versions": dict[str, str],
 }

@@ -30,18 +30,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorica.base.load import DTYPES, Base
+from lorica.base import original
+from lorica.base.load import DTYPES, Base, where
 from lorica.base.load import load as load_base
+from lorica.base.precise import computed_in_float32
 from lorica.base.quantised_model import checkpoint_of, layers
 from lorica.base.unpack import TARGETS, check_target, merged_into
 from lorica.core.attach import use
 from lorica.core.condition import hold
 from lorica.errors import ConfigError, DataError, MergeError, ResourceError
 from lorica.formats import commit
-from lorica.formats.open import adapter_folder, open_adapter
+from lorica.formats.open import adapter_folder, base_of, open_adapter
 from lorica.formats.side_files import carry_files
 
 NOTE = "merge.json"
+WRITTEN = {**DTYPES, "float16": torch.float16}
 LIMIT = 0.05
 UNSEEN = 1e-8
 """Nats per token under which a KL is float32's own noise."""
@@ -87,7 +90,7 @@ def merge_to(
     output: str | Path,
     *,
     base: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     allow_base: str | None = None,
     limit: float = LIMIT,
     probe: list[str] | None = None,
@@ -98,7 +101,8 @@ def merge_to(
     """Write base and adapter as one model folder, whole or not at all.
 
     path: a run or adapter folder. base: another place of its base.
-    dtype: what the weights are written in, "float32" or "bfloat16".
+    dtype: what the weights are written in, "float32", "bfloat16" or "float16"; None: the dtype
+        of the base's files. The files are as large as those of the base.
     limit: the largest `lost` that is accepted.
     probe: texts to measure on, beside the built-in ones; best some of your own rows.
     quantisation: of the base; None: as in training; "none": merge on the float base.
@@ -109,32 +113,39 @@ def merge_to(
         `limit` of it is lost, or `target` cannot be had; ResourceError if `output` is there or
         cannot be written.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}.", known=", ".join(DTYPES))
+    if dtype not in (None, *WRITTEN):
+        raise ConfigError(f"dtype is {dtype!r}.", known=", ".join(WRITTEN))
     if target not in (None, *TARGETS):
         raise ConfigError(f"target is {target!r}.", known=", ".join(TARGETS))
     if not limit > 0:
         raise ConfigError(f"limit is {limit}; it is a share above 0.", fix=f"try {LIMIT}")
     output = Path(output)
     with commit.folder(output) as staging:
-        opened = open_adapter(path, base=base, dtype="float32", allow_base=allow_base,
+        keys = original.keys_of(where(base_of(adapter_folder(path), base)))
+        on_disk = original.dtype_of(keys) or "float32"
+        dtype = dtype or on_disk
+        exact = "bfloat16" if dtype == on_disk == "bfloat16" else "float32"
+        opened = open_adapter(path, base=base, dtype=exact, allow_base=allow_base,
                               quantisation=quantisation)  # fmt: skip
         opened.lines += hold(opened.model, opened.tokenizer, condition)
         packed = next((layer.kind for layer in layers(opened.model).values()), None)
         check_target(target, opened.model, opened.path)
+        for layer in layers(opened.model).values():
+            layer.like = layer.like.float()  # what bfloat16 would round off is merged
         rows = _probe_ids(opened, [*PROBE, *(probe or [])])
         adapted = logits_of(opened, rows)
         with use(opened.model):
             bare = logits_of(opened, rows)
-        lines = [*opened.lines, *merged_into(opened.model, target)]
-        where, labels = opened.path, opened.labels
-        _write(opened, staging, dtype)
+        lines = [*opened.lines, *merged_into(opened.model, target, WRITTEN[dtype])]
+        name, labels = opened.path, opened.labels
+        _write(opened, staging, WRITTEN[dtype], original.largest_file(keys))
         carry_files(opened.path, adapter_folder(path), staging)
         del opened
         gc.collect()  # or two whole models are in memory at once
-        written = logits_of(load_base(str(staging), dtype="float32", labels=labels), rows)
+        again = load_base(str(staging), dtype=exact, labels=labels)
+        written = logits_of(again, rows)
         report = MergeReport(
-            folder=output, adapter=str(path), base=where, dtype=dtype,
+            folder=output, adapter=str(path), base=name, dtype=dtype,
             **_compare(adapted, bare, written), tokens=len(adapted), quantisation=packed,
             target=packed and (target or "dequant"),
         )  # fmt: skip
@@ -148,12 +159,16 @@ def merge_to(
 
 @torch.no_grad()
 def logits_of(base: Base, rows: list[list[int]]) -> Tensor:
-    """Logits at every position of each row (N, V), or of each row (N, C), float32 on the CPU."""
+    """Logits at every position of each row (N, V), or of each row (N, C), float32 on the CPU.
+
+    They are computed in float32, whatever dtype the weights have.
+    """
     device = next(base.model.parameters()).device
     found = []
-    for row in rows:
-        logits = base.model(input_ids=torch.tensor([row], device=device)).logits
-        found.append(logits.float().cpu().flatten(0, -2))
+    with computed_in_float32(base.model):
+        for row in rows:
+            logits = base.model(input_ids=torch.tensor([row], device=device)).logits
+            found.append(logits.float().cpu().flatten(0, -2))
     return torch.cat(found)
 
 
@@ -170,15 +185,19 @@ def _probe_ids(base: Base, texts: list[str]) -> list[list[int]]:
     return rows
 
 
-def _write(merged: Base, folder: Path, dtype: str) -> None:
-    """The model in `dtype` with its tokenizer and generation settings. In place."""
+def _write(merged: Base, folder: Path, dtype: torch.dtype, size: int | None) -> None:
+    """The model in `dtype` with its tokenizer and generation settings. In place.
+
+    size: bytes of the largest file; None: one file.
+    """
     model: Any = merged.model
-    model.to(DTYPES[dtype])
+    model.to(dtype)
     state = None
     if layers(model):
         state, model.config.quantization_config = checkpoint_of(model)
     try:
-        model.save_pretrained(folder, state_dict=state)
+        sizes = {} if size is None else {"max_shard_size": size}
+        model.save_pretrained(folder, state_dict=state, **sizes)
     except SafetensorError as error:  # the library wraps what the disk said
         raise ResourceError(f"cannot write {folder}: {error}.", fix="check the disk") from error
     for file in folder.glob("*.safetensors"):  # safetensors makes it 0600

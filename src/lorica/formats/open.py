@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from lorica import plain_files
-from lorica.base.load import Base, class_weights, where
+from lorica.base.load import DTYPES, Base, class_weights, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.port import ports
@@ -34,13 +34,14 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def open_adapter(
-    path: str | Path, *, base: str | None = None, dtype: str = "float32",
+    path: str | Path, *, base: str | None = None, dtype: str | None = None,
     allow_base: str | None = None, quantisation: str | None = None,
     double_quantisation: bool | None = None,
 ) -> Base:  # fmt: skip
     """The base that the adapter was trained on, with the adapter active.
 
     base: another place to load the base from; None: where the adapter says it was.
+    dtype: "float32" or "bfloat16"; None: as in training, or float32 where that is not known.
     quantisation: "nf4", "fp4" or "int8", or "none": the float base; None: as in training.
     double_quantisation: None: as in training, or with it.
 
@@ -49,21 +50,19 @@ def open_adapter(
     folder = adapter_folder(path)
     find(folder)
     labels, trained, form = None, {}, None
+    base = base_of(folder, base)
     if plain_files.is_file(folder / MANIFEST):
         manifest = commit.read_json(folder / MANIFEST)
         check_format(manifest, folder)
         trained = manifest["base"]
-        base = base or trained.get("path")
         labels = manifest.get("labels")
         form = from_dict(manifest.get("prompt_format"), str(folder / MANIFEST))
+        dtype = dtype or (manifest.get("dtype") if manifest.get("dtype") in DTYPES else None)
         task = "SEQ_CLS" if CLASSIFIER in str(trained.get("architecture")) else "CAUSAL_LM"
     else:
         config = commit.read_json(folder / CONFIG)
         check_types(config, str(folder))
-        base = base or config.get("base_model_name_or_path")
         task = config.get("task_type") or "CAUSAL_LM"
-    if not base:
-        raise BaseError(f"{folder} does not say what base it was trained on.", fix="pass --base")
     if labels is None and task == "SEQ_CLS":
         labels = classes(folder, base)
     elif task not in ("CAUSAL_LM", "SEQ_CLS"):
@@ -77,7 +76,7 @@ def open_adapter(
     if double_quantisation is None:
         double_quantisation = bool(trained.get("double_quantisation")) if kind == then else True
     loaded = load_base(
-        base, dtype=dtype, labels=labels, quantisation=kind,
+        base, dtype=dtype or "float32", labels=labels, quantisation=kind,
         double_quantisation=double_quantisation,
     )  # fmt: skip
     loaded.lines += take_vocabulary(loaded, folder, find(folder))
@@ -101,6 +100,24 @@ def not_replaced(base: Base) -> list[str]:
         "are random numbers; save the adapter with them, modules_to_save=[...]"
     )
     return [line] if left else []
+
+
+def base_of(folder: Path, base: str | None) -> str:
+    """The base of an adapter folder; `base` is taken before the one that the folder names.
+
+    Raises: BaseError if neither names one.
+    """
+    if not base and plain_files.is_file(folder / MANIFEST):
+        manifest = commit.read_json(folder / MANIFEST)
+        check_format(manifest, folder)
+        base = manifest["base"].get("path")
+    elif not base:
+        config = commit.read_json(folder / CONFIG)
+        check_types(config, str(folder))
+        base = config.get("base_model_name_or_path")
+    if not base:
+        raise BaseError(f"{folder} does not say what base it was trained on.", fix="pass --base")
+    return base
 
 
 def classes(folder: Path, base: str) -> list[str]:
