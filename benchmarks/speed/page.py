@@ -61,6 +61,8 @@ def section(found: dict[str, Any]) -> list[str]:
         lines += ["", "The gates:", "", *(f"- {line}" for line in found["gates"])]
     if found["missing"]:
         lines += ["", f"Not installed, and so left out: {'; '.join(found['missing'])}."]
+    if found.get("failed"):
+        lines += ["", f"Failed here, and so left out: {'; '.join(found['failed'])}."]
     return [*lines, "", where(found)]
 
 

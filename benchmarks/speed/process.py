@@ -13,6 +13,10 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**6
 which is a part of its time that is large, noisy, and no library's own."""
 
 
+class SideError(Exception):
+    """A side that cannot be built or measured here, and why."""
+
+
 class Process:
     """Asked in JSON, it answers in JSON."""
 
@@ -35,7 +39,10 @@ class Process:
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit(f"{self.side.name}: its process ended ({self.process.wait()})")
-        return json.loads(answer)
+        found = json.loads(answer)
+        if "error" in found:
+            raise SideError(f"{self.side.name}: {found['error']}")
+        return found
 
     def close(self) -> None:
         assert self.process.stdin

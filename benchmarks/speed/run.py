@@ -12,7 +12,7 @@ from typing import Any
 
 import benchmarks.speed as package
 from benchmarks.speed import page
-from benchmarks.speed.process import Process
+from benchmarks.speed.process import Process, SideError
 from benchmarks.speed.sections import SECTIONS, Section
 
 RESULTS = Path(__file__).parents[1] / "results/speed.json"
@@ -25,6 +25,7 @@ def measured(section: Section, rounds: int) -> dict[str, Any]:
     missing = section.missing()
     for name in missing:
         print(f"{name} is left out: not installed (see benchmarks/speed/peers)", file=sys.stderr)
+    failed: list[str] = []
     processes: dict[str, Process] = {}
     found: dict[str, Any] = {}
     try:
@@ -32,8 +33,15 @@ def measured(section: Section, rounds: int) -> dict[str, Any]:
             if side.name not in missing:
                 first = next(iter(processes.values()), None) if section.together else None
                 process = Process(side, beside=first, keeps_heap=section.together)
+                try:
+                    built = process("build", side=side.as_dict())
+                except SideError as error:
+                    failed.append(str(error))
+                    print(f"left out: {error}", file=sys.stderr)
+                    if first is None:
+                        process.close()
+                    continue
                 processes[side.name] = process
-                built = process("build", side=side.as_dict())
                 found[side.name] = {"kind": side.kind, "rounds": [], **built}
         gates = gated(processes)
         if section.together:
@@ -51,7 +59,8 @@ def measured(section: Section, rounds: int) -> dict[str, Any]:
     finally:
         for process in processes.values():
             process.close()
-    return {"machine": machine(), "sides": found, "gates": gates, "missing": missing}
+    return {"machine": machine(), "sides": found, "gates": gates, "missing": missing,
+            "failed": failed}  # fmt: skip
 
 
 def gated(processes: dict[str, Process]) -> list[str]:

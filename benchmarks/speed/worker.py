@@ -7,11 +7,14 @@
 {"do": "steps", "of": NAME, "warm": BOOL}   -> {"seconds": of the process, "wall": ...,
                                                 "tokens": real}
 {"do": "memory", "of": NAME}                -> {"bytes": most that a step takes over the base}
+
+What fails gives {"error": what}, and the process goes on: other sides may be in it.
 """
 
 import json
 import sys
 import time
+import traceback
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,7 +107,11 @@ def main() -> None:
     sys.stdout = sys.stderr  # what a library prints is no answer
     for line in sys.stdin:
         words = json.loads(line)
-        answer = getattr(worker, words.pop("do"))(**words)
+        try:
+            answer = getattr(worker, words.pop("do"))(**words)
+        except Exception as error:  # of whatever library the side is
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=out, flush=True)
 
 

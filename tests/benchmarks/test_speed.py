@@ -1,11 +1,13 @@
 """The figures of the speed benchmark, from rounds that are made up."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.speed import figures, page
+from benchmarks.speed import figures, page, run
+from benchmarks.speed.process import SideError
 from benchmarks.speed.run import apart
 from benchmarks.speed.sections import EACH, SCALING, SECTIONS, SHIPPED, SOLO
 
@@ -69,3 +71,34 @@ def test_the_page_has_every_section_and_says_what_was_left_out(tmp_path):
 def test_no_two_sides_of_a_section_have_one_name():
     for section in SECTIONS.values():
         assert len({side.name for side in section.sides}) == len(section.sides)
+
+
+class FakeProcess:
+    """Answers as a worker does; the side "broken" cannot be built."""
+
+    def __init__(self, side, **_):
+        self.side = side
+
+    def __call__(self, do: str, **_):
+        if do == "build" and self.side.name == "broken":
+            raise SideError("broken: KeyError: 'lora_'")
+        return {"build": {"first_step": 1.0, "versions": {}}, "memory": {"bytes": 1}}.get(
+            do, {"seconds": 1.0, "wall": 1.0, "tokens": 1}
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_side_that_cannot_be_built_is_left_out_by_name(monkeypatch):
+    names = ["broken", "whole", "other"]
+    sides = [SimpleNamespace(name=n, kind="peft", gate="", as_dict=dict) for n in names]
+    section = SimpleNamespace(sides=sides, together=True, missing=list)
+    monkeypatch.setattr(run, "Process", FakeProcess)
+    out = run.measured(section, 2)  # type: ignore[arg-type]
+    assert list(out["sides"]) == ["whole", "other"]
+    assert all(len(side["rounds"]) == 2 for side in out["sides"].values())
+    assert out["failed"] == ["broken: KeyError: 'lora_'"]
+    sides_of_page = {s.name: side([1.0, 2.0]) for s in SHIPPED.sides if s.peer != "trl"}
+    text = page.section({**found("as shipped", sides_of_page), "failed": out["failed"]})
+    assert "Failed here, and so left out: broken: KeyError: 'lora_'." in text
