@@ -38,7 +38,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
     if type(form) is not int or form != FORMAT:
         raise FileError(
             f"{file} has format {form!r:.80}; this lorica reads {FORMAT}.",
-            fix="install the lorica that wrote it",
+            fix="install the release that wrote it",
             versions=str(manifest.get("versions"))[:200],
         )
     needed = list(PARTS)[:4]

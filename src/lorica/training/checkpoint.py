@@ -158,7 +158,7 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
     if state.get("format") != FORMAT:
         raise FileError(
             f"{STATE} has format {state.get('format', 1)}, and this lorica goes on with {FORMAT}",
-            fix="end the run with the lorica that began it",
+            fix="end the run with the release of lorica that began it",
         )
     if state.get(SELF) != _digest(state):
         raise FileError(f"{STATE} was edited: its digest is another one")
