@@ -67,6 +67,19 @@ def test_an_exact_export_is_measured_in_float32(halved, tmp_path):
     assert export_lora(adapter, tmp_path / "out").exact
 
 
+def test_rows_of_an_embedding_beyond_the_tokenizer_stay(stories, tmp_path):
+    """Many bases round their vocabulary up: Qwen, Phi."""
+    base = load_base(str(stories))
+    base.model.resize_token_embeddings(576)  # type: ignore[operator]
+    base.model.save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    for file in stories.glob("token*"):
+        shutil.copy(file, tmp_path / "base")
+    base = load_base(str(tmp_path / "base"))
+    lorica.adapt(base.model, lorica.Lora(r=2))
+    path = save(base.model, tmp_path / "a", base_path=str(tmp_path / "base"))
+    assert len(open_adapter(path).model.get_parameter("model.embed_tokens.weight")) == 576
+
+
 def test_what_is_on_disk(halved, stories):
     keys = keys_of(str(halved[0]))
     assert (dtype_of(keys), dtype_of(keys_of(str(stories)))) == ("bfloat16", "float32")

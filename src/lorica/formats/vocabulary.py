@@ -78,7 +78,7 @@ def _add_rows(base: Base, before: Any, weights: Path, trained: set[int]) -> list
     have, need = len(table.weight), 1 + max(tokenizer.get_vocab().values(), default=0)
     name = next(name for name, module in model.named_modules() if module is table)
     saved = _saved_rows(weights, name)
-    wanted = saved or (need if trained >= set(range(have, need)) else have)
+    wanted = saved or (max(need, have) if trained >= set(range(have, need)) else have)
     if need > wanted:
         raise FileError(
             f"the adapter's tokenizer has token {need - 1}, and there is no row for it.",
