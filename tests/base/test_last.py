@@ -16,6 +16,7 @@ from lorica.core.port import switch_of
 from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.training.step import MOST, Objective
+from tests.base.architectures import tiny as architecture
 from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
 from tests.laws.bases import SIZES, move
 from tests.training.test_same_work import exact
@@ -249,6 +250,22 @@ def test_coarse_bases_are_taken(kind):
                 setattr(parent, leaf, quantise(getattr(parent, leaf), kind))
     for by_row in (False, True):
         assert last_of(model, decoder_of(model), by_row=by_row) is not None
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_part_of_a_block_sees_the_positions_of_the_batch_before(checkpointing):
+    """Gemma 3n calls layers of a block before its attention; a recomputation meets them again."""
+    model = lorica.adapt(architecture("gemma3n"), lorica.Lora(r=2), target_modules=["q_proj"])
+    move(model, size=0.05)
+    objective, whole = (Objective(model, packed=True, whole=whole) for whole in (False, True))
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    with packed(model):
+        for batch in (pack(rows()[:3]), pack(rows()[3:]), pack(rows())):
+            loss = objective(batch)
+            loss.backward()
+            torch.testing.assert_close(loss, whole(batch), atol=1e-5, rtol=1e-5)
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

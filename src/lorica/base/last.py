@@ -35,8 +35,9 @@ QUERIES = ("q_proj", "query", "wq")  # names of layers that make the query, and 
 class LastBlock:
     """Hooks that let `parts` of a block see the positions in ASKED alone; adapters come first.
 
-    attention: that of the block. It is called before the feed-forward layer, and told what the
-        block is: not the block itself, whose own hooks a recomputation may leave out.
+    attention: that of the block. It is called before every one of `parts`, in a recomputation too,
+        and told what the block is: not the block itself, whose own hooks a recomputation may leave
+        out. A part that is called before it would act on the positions of the batch before.
     switch: of the model.
     """
 
@@ -97,10 +98,12 @@ def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock 
     found = _parts(decoder)
     if found is None:
         return None
-    last, mode = LastBlock(*found, switch_of(model)), model.training
+    attention, parts = found
+    last, mode = None, model.training
     model.eval()
     try:
         with use(model), packed(model) if by_row else nullcontext():
+            last = LastBlock(attention, _after(decoder, attention, parts, by_row), switch_of(model))
             same = _same(decoder, by_row)
     except Exception:  # an unknown architecture may refuse in any way at all
         same = False
@@ -108,8 +111,30 @@ def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock 
         model.train(mode)
     if same:
         return last
-    last.remove()
+    if last is not None:
+        last.remove()
     return None
+
+
+def _after(
+    decoder: nn.Module, attention: nn.Module, parts: list[nn.Module], by_row: bool
+) -> list[nn.Module]:
+    """Those of `parts` that a forward pass calls once, and inside or after `attention`."""
+    calls: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, *_: calls.append(module))
+        for module in (attention, *parts)
+    ]
+    try:
+        with torch.no_grad():
+            _hidden(decoder, _inputs(decoder, by_row), by_row)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if calls.count(attention) != 1:
+        return []
+    begun = calls.index(attention)
+    return [part for part in parts if calls.count(part) == 1 and calls.index(part) > begun]
 
 
 def _parts(decoder: nn.Module) -> tuple[nn.Module, list[nn.Module]] | None:
@@ -133,23 +158,35 @@ def _mixes_features(module: nn.Module) -> bool:
     return bool(sites_of(module)) or any(p.ndim > 1 for p in module.parameters())
 
 
-@torch.enable_grad()
-def _same(decoder: Any, by_row: bool) -> bool:
-    """With and without ASKED: hidden states that are read, and their gradients at the input."""
+def _inputs(decoder: Any, by_row: bool) -> Tensor:
+    """Embeddings of 12 tokens, in one packed row or in two rows."""
     table = decoder.get_input_embeddings()
-    device = table.weight.device
-    ids = (torch.arange(12, device=device) * 7 + 3).remainder(table.weight.shape[0])
-    options: dict[str, Any] = {"use_cache": False}
+    ids = (torch.arange(12, device=table.weight.device) * 7 + 3).remainder(table.weight.shape[0])
+    return table(ids.view((1, 12) if by_row else (2, 6))).detach()
+
+
+def _hidden(decoder: Any, inputs: Tensor, by_row: bool, **more: Any) -> Tensor:
+    """Hidden states (12, C)."""
+    options: dict[str, Any] = {"use_cache": False, **more}
     if by_row:
-        places = torch.cat([torch.arange(5), torch.arange(7)]).to(device).unsqueeze(0)
+        places = torch.cat([torch.arange(5), torch.arange(7)]).to(inputs.device).unsqueeze(0)
         options |= {"position_ids": places, "row_lengths": [5, 7]}
-    inputs = table(ids.view((1, 12) if by_row else (2, 6))).detach().requires_grad_()
-    asked = torch.tensor([1, 4, 7, 10], device=device)
+    return decoder(inputs_embeds=inputs, **options).last_hidden_state.flatten(0, 1)
+
+
+@torch.enable_grad()
+def _same(decoder: nn.Module, by_row: bool) -> bool:
+    """With and without ASKED: hidden states that are read, and their gradients at the input.
+
+    The positions are asked for first, so that a part that still has those of a call before shows.
+    """
+    inputs = _inputs(decoder, by_row).requires_grad_()
+    asked = torch.tensor([1, 4, 7, 10], device=inputs.device)
     found = []
-    for more in ({}, {ASKED: asked}):
-        hidden = decoder(inputs_embeds=inputs, **options, **more).last_hidden_state
-        read = hidden.flatten(0, 1)[asked].double()
-        weights = torch.arange(read.numel(), device=device).cos().view_as(read)
+    for more in ({ASKED: asked}, {}, {ASKED: asked}):
+        read = _hidden(decoder, inputs, by_row, **more)[asked].double()
+        weights = torch.arange(read.numel(), device=read.device).cos().view_as(read)
         found.append([read, *torch.autograd.grad((read * weights).sum(), inputs)])
     close = 1e-4 if inputs.dtype.itemsize >= 4 else 5e-2
-    return all((a - b).abs().max() <= close * a.abs().max() for a, b in zip(*found, strict=True))
+    pairs = [*zip(found[0], found[1], strict=True), *zip(found[1], found[2], strict=True)]
+    return all((a - b).abs().max() <= close * b.abs().max() for a, b in pairs)

@@ -13,13 +13,16 @@ from torch import nn
 
 from lorica.base import classifier, quantised_model
 from lorica.base.bundled import FOLDER, NAME
+from lorica.base.causal import check_causal
 from lorica.base.classifier import Head
 from lorica.base.folder import check_folder
 from lorica.base.hub import reachable_or_cached
+from lorica.base.limits import config_positions, fit_padding, has_rope, positions_of
 from lorica.base.packed_by_others import quantisation_of
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.reasons import check_kind_of_model, explained, quantised_elsewhere
 from lorica.base.slow import why_slow
+from lorica.base.thresholds import forget_lengths
 from lorica.base.trial import (
     MAX_POSITIONS,
     check_runs,
@@ -60,8 +63,7 @@ class Base:
 
         Positions that an active adapter takes for itself are not there for the rows.
         """
-        config: Any = self.model.config
-        most = getattr(config, "max_position_embeddings", None)
+        most = positions_of(self.model.config, self.model)
         switch = switch_of(self.model)
         taken = sum(switch.specs[name].method.positions() for name in switch.acting)
         return None if most is None else most - taken
@@ -134,14 +136,18 @@ def load(
     model = model.to(device or "cpu")
     check_token_ids(path, model)
     check_runs(path, model)
+    forget_lengths(model)
     base = Base(model.eval().requires_grad_(False), text, path, labels, head=head)
     base.lines += [*lines, *quantised_model.said(model)]
     if device is None and (slow := why_slow(DTYPES[dtype])):
         base.lines.append(slow)
     if text.pad_token_id is None:
         text.pad_token = text.eos_token
+    base.lines += fit_padding(model, text)
     if labels is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = text.pad_token_id
+    if labels is None:
+        check_causal(model, path)
     return base
 
 
@@ -172,13 +178,24 @@ def load_tokenizer(path: str) -> Any:
 
 def context_length(path: str) -> int | None:
     """The longest row in tokens that the base at `path` was made for; its weights stay unread."""
-    most = getattr(_config(path).get_text_config(), "max_position_embeddings", None)
-    if most is None or (type(most) is int and 0 < most <= MAX_POSITIONS):
-        return most
-    raise BaseError(
-        f"config.json of {path} has max_position_embeddings {most!r:.80}, which is no length.",
-        fix="correct that value, or download the model's config.json again",
-    )
+    from transformers import AutoModel
+
+    config = _config(path)
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if stated not in (None, -1) and not (type(stated) is int and 0 < stated <= MAX_POSITIONS):
+        raise BaseError(
+            f"config.json of {path} has max_position_embeddings {stated!r:.80}, which is no "
+            "length.",
+            fix="correct that value, or download the model's config.json again",
+        )
+    if (most := config_positions(config)) is None or has_rope(config):
+        return most  # there is no table of positions whose rows could be fewer
+    return positions_of(config, _skeleton(path, AutoModel))
+
+
+def vocabulary(path: str) -> int | None:
+    """How many tokens the base at `path` has embeddings of, where its configuration says it."""
+    return getattr(_config(path).get_text_config(), "vocab_size", None)
 
 
 def hidden_size(path: str) -> int | None:

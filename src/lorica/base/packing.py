@@ -1,9 +1,8 @@
-"""Padding-free batches through any transformers model whose attention can carry them.
+"""Padding-free (packed) batches through any transformers model whose attention can carry them.
 
-The attention function is put into transformers' registry under a name of ours; rows lie end
-to end, and their lengths travel as a keyword of the forward call. Whether an architecture
-carries this is not looked up but tried: two rows laid end to end must give what each gives
-alone.
+The attention function is put into transformers' registry under a name of ours; rows are
+concatenated to one sequence, and their lengths travel as a keyword of the forward call. Whether an
+architecture carries this is not looked up but tried, see base.batching.
 """
 
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.base.batching import Batching, batching_of
 from lorica.core.attention import through
 from lorica.kernels.attention import Shared, attention_by_row
 
@@ -62,34 +62,28 @@ def packed(model: nn.Module) -> Iterator[None]:
         foreign.set_attn_implementation(before)
 
 
-@torch.no_grad()
+def packing_of(model: nn.Module) -> Batching:
+    """How rows may be packed; see base.batching."""
+    return batching_of(model, "packed", packed_rows)
+
+
 def why_not_packed(model: nn.Module) -> str | None:
-    """None if rows laid end to end give what they give alone; else the reason, in words."""
+    """None if packed rows give what they give alone; else the reason, in words."""
+    return packing_of(model).refused
+
+
+@torch.no_grad()
+def packed_rows(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
+    """The logits (T, V) of each row, all of them packed."""
     foreign: Any = model
-    size = int(foreign.config.get_text_config().vocab_size)
-    device = next(model.parameters()).device
-    ids = (torch.arange(12, device=device) * 7 + 3).remainder(size).unsqueeze(0)
-    rows = [5, 7]
-    mode = model.training
-    model.eval()
-    try:
-        alone = torch.cat([foreign(input_ids=part).logits for part in ids.split(rows, 1)], 1)
-        places = torch.cat([torch.arange(n, device=device) for n in rows]).unsqueeze(0)
-        with packed(model):
-            together = foreign(
-                input_ids=ids, position_ids=places, row_lengths=rows, use_cache=False
-            ).logits
-    except Exception as error:  # an unknown architecture may refuse in any way at all
-        return (
-            f"{type(model).__name__} refuses rows laid end to end ({type(error).__name__}: {error})"
-        )
-    finally:
-        model.train(mode)
-    off = (alone - together).abs().max() / alone.abs().max().clamp_min(1e-6)
-    close = 1e-3 if alone.dtype == torch.float32 else 5e-2
-    if off <= close:
-        return None
-    return f"{type(model).__name__} mixes rows that are laid end to end (difference {off:.2g})"
+    lengths = [len(row) for row in rows]
+    places = torch.cat([torch.arange(n, device=rows[0].device) for n in lengths]).unsqueeze(0)
+    with packed(model):
+        logits = foreign(
+            input_ids=torch.cat(rows).unsqueeze(0), position_ids=places, row_lengths=lengths,
+            use_cache=False,
+        ).logits  # fmt: skip
+    return list(logits[0].split(lengths))
 
 
 @torch.no_grad()

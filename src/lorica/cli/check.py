@@ -1,5 +1,6 @@
 """lorica check: what a training would be given, before anything is trained."""
 
+from functools import partial
 from pathlib import Path
 
 from cyclopts import App
@@ -34,13 +35,18 @@ def check(*words: Words, json: Switch = False) -> None:
 
     from rich.console import Console
 
+    from lorica.base.limits import check_tokens
     from lorica.base.load import context_length, load_tokenizer
+    from lorica.base.load import vocabulary as embedded
     from lorica.base.tokens import with_tokens
     from lorica.data.check import check, show
 
+    tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
+    rows = None if config.data.add_tokens else embedded(config.base)
     report = check(
-        config.data, with_tokens(load_tokenizer(config.base), config.data.add_tokens),
+        config.data, tokenizer,
         seed=config.seed, max_length=context_length(config.base),
+        usable=partial(check_tokens, tokenizer=tokenizer, rows=rows),
     )  # fmt: skip
     if json:
         print_json(report.as_dict())

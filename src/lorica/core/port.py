@@ -4,6 +4,7 @@ The hooks are module-level functions, so adapted models can be deep-copied, comp
 checkpointed and sharded like any other.
 """
 
+import inspect
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -167,14 +168,17 @@ def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
     return y
 
 
-def _before(module: nn.Module, args: tuple) -> tuple:
+def _before(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
     port: Port = module.adapters  # type: ignore[assignment]
     port.hold()
+    if not args and port.kind in ("linear", "embedding"):
+        args, options = _by_position(module, options)
     if port.switch.rows:
         x = args[0]
-        return (by_row(port.parts(x), x, lambda adapter, rows: adapter.before(x[rows])), *args[1:])
+        x = by_row(port.parts(x), x, lambda adapter, rows: adapter.before(args[0][rows]))
+        return (x, *args[1:]), options
     if line := port.switch.segments:
-        return (before_along(line, port, args[0]), *args[1:])
+        return (before_along(line, port, args[0]), *args[1:]), options
     for adapter in port.acting():
         for key, tensor in adapter.weights(module).items():  # until _restore
             tensors = _tensors(module, key)
@@ -182,7 +186,15 @@ def _before(module: nn.Module, args: tuple) -> tuple:
             tensors[key] = tensor
         if acts(adapter, "before"):
             args = (adapter.before(args[0]), *args[1:])
-    return args
+    return args, options
+
+
+def _by_position(module: nn.Module, options: dict) -> tuple[tuple, dict]:
+    """A call by keywords alone, with its first argument by position: the hooks read it there."""
+    first = next(iter(inspect.signature(module.forward).parameters), None)
+    if first not in options:
+        return (), options
+    return (options[first],), {key: value for key, value in options.items() if key != first}
 
 
 def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
@@ -247,7 +259,7 @@ def hooked(site: Site) -> tuple:
     if site.kind == "decoder":
         return (module.register_forward_pre_hook(_enter, with_kwargs=True),)
     return (
-        module.register_forward_pre_hook(_before),
+        module.register_forward_pre_hook(_before, with_kwargs=True),
         module.register_forward_hook(_after),
         module.register_forward_hook(_restore, always_call=True),
     )

@@ -13,9 +13,12 @@ from torch import nn
 
 from lorica.core.patterns import check_pattern
 from lorica.core.site import Site, sites_of
+from lorica.core.unadapted import not_plain, refuse_named, what_it_is
 from lorica.errors import TargetError, closest, listed
 
 Value = TypeVar("Value")
+EVERY = (None, "all-linear", "all")
+"""Values of target_modules that name no layer: what cannot be adapted is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,28 @@ def select(
     return chosen
 
 
+def left_out(
+    model: nn.Module, targets: Targets, kinds: tuple[str, ...], choose: Choose
+) -> str | None:
+    """A named line on layers that "all-linear" and its like leave out; None: there are none."""
+    if targets.target_modules not in EVERY:
+        return None
+    odd = _odd(choose(sites_of(model, kinds)), kinds)
+    if not odd:
+        return None
+    return (
+        f"{len(odd)} layers are not adapted: {listed((f'{n} {why}' for n, why in odd.items()), 2)}"
+    )
+
+
+def also_excluded(exclude: str | Sequence[str] | None, names: list[str]) -> str | list[str]:
+    """exclude_modules with the layers of these whole names as well."""
+    if isinstance(exclude, str) and not re.fullmatch(r"[\w.]+", exclude):
+        return "|".join([f"(?:{exclude})", *map(re.escape, names)])
+    before = [exclude] if isinstance(exclude, str) else exclude or []
+    return [*before, *names]
+
+
 def without_dead(
     model: nn.Module, targets: Targets, kinds: tuple[str, ...]
 ) -> tuple[Targets, list[str]]:
@@ -109,6 +134,10 @@ def _search(
     if targets.exclude_modules is not None:
         out = _matching(chosen, "exclude_modules", targets.exclude_modules, wrong)
         chosen = [s for s in chosen if s not in out]
+    odd = _odd(chosen, kinds)
+    if targets.target_modules not in EVERY:
+        refuse_named(odd)
+    chosen = [s for s in chosen if s.name not in odd]
     if targets.layers_to_transform is not None:
         known = {block_of(s.name) for s in chosen}
         wrong += [
@@ -121,6 +150,12 @@ def _search(
             if not any(names(pattern, s.name) for s in chosen):
                 wrong.append((key, pattern))
     return sites, chosen, wrong
+
+
+def _odd(sites: list[Site], kinds: tuple[str, ...]) -> dict[str, str]:
+    """Layers that are no targets, and why. A method that trains layers of any kind as they are
+    does not go through their calls."""
+    return {} if "other" in kinds else not_plain(sites)
 
 
 def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:
@@ -192,6 +227,8 @@ def _selects_nothing(
     what = ", ".join(f"{k} {e!r}" for k, e in wrong)
     blocks = sorted({b for s in sites if (b := block_of(s.name)) is not None})
     facts = {"closest": closest(entry, leaves), "known": listed(leaves, 12)}
+    if (why := what_it_is(model, entry)) is not None:
+        facts = {"why": f"{why}, and no layer that is adapted", **facts}
     if key == "layers_to_transform":
         facts = {"blocks": f"{blocks[0]} to {blocks[-1]}" if blocks else "none are numbered"}
     return TargetError(

@@ -4,6 +4,7 @@ The report goes through the same steps as `load`, but stops at nothing that it c
 would stop a training is listed under `problems`.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -72,8 +73,13 @@ class Report:
         return asdict(self)
 
 
-def check(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | None) -> Report:
+def check(
+    config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | None,
+    usable: Callable[[Iterable[Example]], None] = lambda examples: None,
+) -> Report:  # fmt: skip
     """Count what `load` would give, and say what would keep it from training.
+
+    usable: raises DataError for rows that the base cannot take.
 
     Raises: DataError if the rows cannot be read, or not be written as text.
     """
@@ -84,6 +90,8 @@ def check(config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | No
     problems: list[str] = []
     try:
         data = assemble(files, tokenizer, seed=seed, limit=limit)
+        for part in (data.train, data.validation):
+            usable(part)
         train, validation, lines = len(data.train), len(data.validation), data.lines
         trained = np.concatenate([side.lengths for side in (data.train, data.validation)])
     except DataError as error:

@@ -2,15 +2,13 @@
 
 Prompts of like length share a left-padded batch with a key-value cache, and come back in the
 order they were given. Nothing of the base's own generation settings enters but its stop tokens:
-a repetition penalty that a model's author chose would make two systems incomparable. A row that
-the context cuts short shares a batch only with rows of its length, so that a batch never
-changes what a row says.
+a repetition penalty that a model's author chose would make two systems incomparable. A batch never
+changes what a row says: see evaluation.prompts.
 """
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +18,7 @@ from lorica.base.load import Base
 from lorica.core.condition import describe, given
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
-from lorica.errors import ConfigError, DataError, listed
+from lorica.errors import ConfigError, listed
 from lorica.evaluation.asking import (
     ask,
     check_can_ask,
@@ -31,6 +29,14 @@ from lorica.evaluation.asking import (
 )
 from lorica.evaluation.conditions import one_each
 from lorica.evaluation.loss import check_logits, still
+from lorica.evaluation.prompts import (
+    batches,
+    batching_for,
+    generating,
+    left_notices,
+    pad_left,
+    room_of,
+)  # fmt: skip
 
 CHOOSING = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams",
@@ -144,9 +150,11 @@ def continue_ids(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
-    room = _room(base, prompts, sampling.max_new_tokens)
+    room = room_of(base, prompts, sampling.max_new_tokens)
+    size, batching = batching_for(base, prompts, batch_size)
     told = one_each(base, conditions, len(prompts))
     lines = describe(base.model, base.tokenizer, told)
+    lines += left_notices(size, batching, prompts, room)
     device = next(base.model.parameters()).device
     tokens: list[list[int]] = [[] for _ in prompts]
     if device.type == "cuda":
@@ -155,7 +163,7 @@ def continue_ids(
     devices = [device] if device.type == "cuda" else []
     with still(base.model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(sampling.seed)
-        for picked in _batches(prompts, room, sampling.max_new_tokens, batch_size):
+        for picked in batches(prompts, room, size, batching):
             some = [prompts[i] for i in picked]
             with given(base.model, told and [told[i] for i in picked]):
                 new = _run(base, some, sampling, room[picked[0]], stops, streamer)
@@ -191,87 +199,26 @@ def peak_memory(device: torch.device) -> int | None:
     return used if sys.platform == "darwin" else used * 1024
 
 
-def _room(base: Base, prompts: Sequence[list[int]], most: int) -> list[int]:
-    """How many tokens each row may get. Raises: ConfigError, DataError if one may get none."""
-    if base.labels is not None:
-        raise ConfigError("this base is a classifier: it writes no text.",
-                          fix="measure it with lorica eval")  # fmt: skip
-    limit = base.max_length
-    empty = [i + 1 for i, ids in enumerate(prompts) if not ids]
-    if empty:
-        raise DataError(f"prompt {listed(empty)} is empty.", fix="give at least one word")
-    if limit is None:
-        return [most] * len(prompts)
-    room = [min(most, limit - len(ids)) for ids in prompts]
-    long = [i for i, free in enumerate(room) if free < 1]
-    if long:
-        raise DataError(
-            f"{len(long)} of {len(prompts)} prompts leave no room for an answer: "
-            f"the base's context is {limit} tokens.",
-            prompts=listed(f"number {i + 1}: {len(prompts[i])} tokens" for i in long),
-            fix="shorten them",
-        )
-    return room
-
-
-def _batches(
-    prompts: Sequence[list[int]], room: list[int], most: int, size: int
-) -> Iterator[list[int]]:
-    """Row numbers, longest first; a batch has one room, which for cut rows is one length."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) == size or room[i] != room[batch[0]]):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def _run(
     base: Base, prompts: list[list[int]], sampling: Sampling, room: int, stops: list[int],
     streamer: Any,
 ) -> list[list[int]]:  # fmt: skip
     """New token ids of one batch, each up to its stop token."""
     model: Any = base.model
-    width = max(map(len, prompts))
     filler = base.tokenizer.pad_token_id
     filler = filler if filler is not None else (stops[0] if stops else 0)
-    ids = torch.full((len(prompts), width), filler, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    device = next(model.parameters()).device
-    with _settings(model, sampling, room, stops, filler):
+    ids, mask = pad_left(prompts, filler)
+    width, device = ids.shape[1], next(model.parameters()).device
+    choice: dict[str, Any] = {}
+    if sampling.temperature > 0:
+        choice = {"do_sample": True, "temperature": sampling.temperature,
+                  "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
+    with generating(model, room, stops, filler, **choice):
         out = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), streamer=streamer,
             logits_processor=[check_logits],
         )  # fmt: skip
     return [_until_stop(row, stops) for row in out[:, width:].tolist()]
-
-
-@contextmanager
-def _settings(
-    model: Any, sampling: Sampling, room: int, stops: list[int], filler: int
-) -> Iterator[None]:
-    """Inside the block the model generates by these settings alone, not by its author's."""
-    from transformers import GenerationConfig
-
-    choice: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        choice = {"do_sample": True, "temperature": sampling.temperature,
-                  "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
-    own = model.generation_config
-    model.generation_config = GenerationConfig(
-        max_new_tokens=room, eos_token_id=stops or None, pad_token_id=filler,
-        use_cache=True, **choice,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _until_stop(row: list[int], stops: list[int]) -> list[int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.base.batching import padding_of
 from lorica.core.condition import given
 from lorica.data.batch import Batch, pad
 from lorica.data.tokenise import Example
@@ -119,8 +120,10 @@ def label_logits(
     keeps = "logits_to_keep" in signature(foreign.forward).parameters
     size = getattr(foreign.config.get_text_config(), "vocab_size", None) or 1
     pad_id = max(getattr(foreign.config, "pad_token_id", None) or 0, 0)
+    batching = padding_of(model)
+    rows = 1 if batching.refused else batch
     with still(model):
-        for picked in _batches(examples, batch, LOGITS // size):
+        for picked in _batches(examples, rows, LOGITS // size, batching.shared):
             made = pad([examples[i] for i in picked], pad_id).to(device)
             with given(model, made.conditions):
                 logits = _forward(foreign, made, keeps)
@@ -153,14 +156,21 @@ def still(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _batches(examples: Sequence[Example], rows: int, tokens: int) -> Iterator[list[int]]:
-    """Row numbers of like length, longest first, so that what does not fit fails at once."""
+def _batches(
+    examples: Sequence[Example], rows: int, tokens: int, shared: int | None
+) -> Iterator[list[int]]:
+    """Row numbers of like length, longest first, so that what does not fit fails at once.
+
+    shared: longer rows are a batch each; see base.batching.
+    """
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
     start = 0
     while start < len(order):
-        fitting = max(1, tokens // max(len(examples[order[start]].ids), 1))
-        yield order[start : start + min(rows, fitting)]
-        start += min(rows, fitting)
+        longest = max(len(examples[order[start]].ids), 1)
+        many = min(rows, max(1, tokens // longest))
+        many = 1 if shared is not None and longest > shared else many
+        yield order[start : start + many]
+        start += many
 
 
 def _forward(model: Any, batch: Batch, keeps: bool) -> Tensor:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lorica import plain_files
 from lorica.base.bundled import NAME
+from lorica.base.limits import check_tokens, embedding_rows
 from lorica.base.load import Base, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
@@ -70,6 +71,7 @@ def evaluate(
         config, opened.tokenizer, seed=0, max_length=opened.max_length, labels=opened.labels,
         texts=True,
     )  # fmt: skip
+    check_tokens(rows.train, opened.tokenizer, embedding_rows(opened.model))
     if (rows.labels is None) != (opened.labels is None):
         kinds = ("a language model", "a classifier")
         raise DataError(

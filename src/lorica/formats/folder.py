@@ -9,6 +9,7 @@ Loading is strict: a tensor missing, left over or misshaped, a changed byte, or 
 is an error that names it, and leaves the model as it was.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -42,11 +43,15 @@ from lorica.formats.manifest import (
     spec_from,
 )
 from lorica.formats.peft.beside import unwrapped
-from lorica.formats.peft.kinds import layout_for, layout_of
+from lorica.formats.peft.kinds import layout_for, layout_of, peft_notices
 from lorica.formats.peft.layout import config_of
 from lorica.recipe.versions import versions
 
 CONFIG, PICKLED = "adapter_config.json", "adapter_model.bin"
+
+
+class PeftWarning(UserWarning):
+    """PEFT would not adapt the layers that an adapter is on; lorica reads it all the same."""
 
 
 def save(
@@ -60,6 +65,7 @@ def save(
     trained: Mapping[str, Any] | None = None,
     prompt_format: PromptFormat | None = None,
     with_tokenizer: bool = False,
+    warn: bool = True,
 ) -> Path:
     """Write adapter `name` as a folder, whole or not at all.
 
@@ -73,7 +79,7 @@ def save(
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
     else, or cannot be written; ConfigError if the adapter was trained without its schedule;
     TrainingError if a tensor has a NaN or an infinity in it. A folder that is there stays as it
-    was when it raises.
+    was when it raises. Warns, unless it is not to: PEFT would not read the adapter as it is.
     """
     path, spec = Path(path), spec_of(model, name)
     check_driven(model, name)
@@ -108,6 +114,8 @@ def save(
             numbers=sum(tensor.numel() for tensor in state.values()),
         )  # fmt: skip
         commit.write_text(staging / CARD, text)
+    for notice in peft_notices(model, name) if warn else ():
+        warnings.warn(notice, PeftWarning, stacklevel=2)
     return path
 
 

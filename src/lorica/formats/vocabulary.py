@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from lorica import plain_files
+from lorica.base.limits import fit_padding
 from lorica.base.load import Base
 from lorica.base.reasons import explained
 from lorica.base.tokens import grow
@@ -32,6 +33,7 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
     """
     notices: list[str] = []
     before = base.tokenizer
+    own = base.tokenizer.get_vocab()
     if any(plain_files.is_file(folder / name) for name in TOKENIZERS):
         notices = _take_tokenizer(base, folder)
     elif plain_files.is_file(folder / TEMPLATE):
@@ -39,7 +41,8 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
         if text != base.tokenizer.chat_template:
             base.tokenizer.chat_template = text
             notices = [f"the chat template is the adapter's, {folder / TEMPLATE}"]
-    return notices + _add_rows(base, before, weights, _trained_rows(folder))
+    notices += _add_rows(base, before, weights, _trained_rows(folder), own)
+    return notices + [n for n in fit_padding(base.model, base.tokenizer) if n not in base.lines]
 
 
 def _take_tokenizer(base: Base, folder: Path) -> list[str]:
@@ -67,15 +70,20 @@ def _take_tokenizer(base: Base, folder: Path) -> list[str]:
     return notices
 
 
-def _add_rows(base: Base, before: Any, weights: Path, trained: set[int]) -> list[str]:
+def _add_rows(
+    base: Base, before: Any, weights: Path, trained: set[int], own: dict[str, int]
+) -> list[str]:
     """Resize the embedding and head to the rows that the adapter was saved with. In place.
 
-    before: the base's own tokenizer. trained: ids whose rows the adapter brings.
+    before: the base's own tokenizer. trained: ids whose rows the adapter brings. own: the
+    vocabulary of the base's tokenizer; a row that it lacks is the base's own matter.
     """
     model: Any = base.model
     tokenizer = base.tokenizer
     table = model.get_input_embeddings()
-    have, need = len(table.weight), 1 + max(tokenizer.get_vocab().values(), default=0)
+    new = (i for token, i in tokenizer.get_vocab().items() if own.get(token) != i)
+    have = len(table.weight)
+    need = max(have, 1 + max(new, default=-1))
     name = next(name for name, module in model.named_modules() if module is table)
     saved = _saved_rows(weights, name)
     wanted = saved or (max(need, have) if trained >= set(range(have, need)) else have)

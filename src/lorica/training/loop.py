@@ -23,11 +23,13 @@ from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.errors import Stopped
 from lorica.formats import commit, folder
+from lorica.formats.peft.kinds import peft_notices
 from lorica.training import checkpoint as ckpt
 from lorica.training import optim, prepare, resume, watch
 from lorica.training.config import TrainConfig
 from lorica.training.figures import card_rows, figures, peak_memory
 from lorica.training.log import Log, Silent
+from lorica.training.passes import batching_of
 from lorica.training.pictures import RANKS, draw, draw_ranks
 from lorica.training.progress import Show
 from lorica.training.run import RESULTS, Result, Run, losses_of
@@ -67,10 +69,8 @@ class Trainer:
         self.start = {
             k: t.detach().cpu().clone() for k, t in self.tensors.items() if t.requires_grad
         }
-        reason = prepare.why_padded(self.base)
-        self.packed = reason is None
-        self.lines = [*run.notices, *notices, *self.base.lines, *told, *data.lines]
-        self.lines += [f"batches are padded: {reason}"] if reason else []
+        self.packed, self.batching, lines = batching_of(self.base, data, config)
+        self.lines = [*run.notices, *notices, *self.base.lines, *told, *data.lines, *lines]
         self.shares = self.packed and prepare.why_not_shared(self.base, config, name) is None
         self.stepper = stepper_for([self])
         self.lines += self.stepper.said(data.train[: config.micro_batch_size])
@@ -251,7 +251,7 @@ class Trainer:
             load_adapter_state(model, self.best, self.name, source="the best checkpoint")
             self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")
         kept = progress.best_step if self.best is not None else progress.step
-        self.lines += self.driver.unfinished(kept)
+        self.lines += [*self.driver.unfinished(kept), *peft_notices(model, self.name)]
         for line in self.lines[printed:]:
             self.log("line", text=line)
         results = figures(
@@ -263,7 +263,7 @@ class Trainer:
                 model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
                 base_path=prepare.lasting(self.config.base), prompt_format=self.data.prompt_format,
                 labels=self.data.labels, with_tokenizer=bool(self.config.data.add_tokens),
-                trained=card_rows(self.config, self.data, results, self.rate),
+                trained=card_rows(self.config, self.data, results, self.rate), warn=False,
             )  # fmt: skip
             commit.write_json(self.run.folder / RESULTS, results)
             self.log("end", step=progress.step)

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from lorica import progress
 from lorica.base import packing
 from lorica.base.fingerprint import Fingerprint, fingerprint
-from lorica.base.load import DTYPES, Base, context_length, hidden_size, load_tokenizer, own_classes
+from lorica.base.limits import check_tokens
+from lorica.base.load import (
+    DTYPES,
+    Base,
+    context_length,
+    hidden_size,
+    load_tokenizer,
+    own_classes,
+)  # fmt: skip
 from lorica.base.load import load as load_base
+from lorica.base.load import vocabulary as embedded
 from lorica.base.quantised_model import keep_unpacked
 from lorica.base.tokens import grow, trained_with, with_tokens
 from lorica.core.attach import adapt, use
@@ -19,6 +28,7 @@ from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of
 from lorica.core.rates import default_rate
 from lorica.core.schedule import Schedule
+from lorica.core.unadapted import fused_experts
 from lorica.data.batch import labels_of, pad
 from lorica.data.load import Data, conditions
 from lorica.data.load import load as load_data
@@ -27,6 +37,7 @@ from lorica.errors import ConfigError
 from lorica.evaluation.loss import score
 from lorica.methods.lora import Lora
 from lorica.training.config import TrainConfig
+from lorica.training.idle import without_idle
 from lorica.training.init_from import start_from
 from lorica.training.split.device import Device, connect
 from lorica.training.split.revive import KillAndRevive
@@ -57,14 +68,18 @@ def load_rows(config: TrainConfig) -> Data:
     Positions of the context that the method takes for itself are not there for the rows.
     """
     taken = config.build_method().positions()
+    tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
     data = load_data(
         config.data,
-        with_tokens(load_tokenizer(config.base), config.data.add_tokens),
+        tokenizer,
         seed=config.seed,
         max_length=None if (most := context_length(config.base)) is None else most - taken,
         labels=own_classes(config.base),
         new_classes=True,
     )
+    if not config.data.add_tokens:
+        for part in (data.train, data.validation):
+            check_tokens(part, tokenizer, embedded(config.base))
     progress.announce(summary(config, data))
     return data
 
@@ -130,13 +145,15 @@ def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[
     told = conditions(data.train)
     layers, ids = trained_with(base.model, base.tokenizer, config.data.add_tokens)
     whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole, *layers]))
+    method = informed(config.build_method(), base.model, told)
+    exclude, lines = without_idle(base, config, method, whole)
     adapt(
         base.model,
-        informed(config.build_method(), base.model, told),
+        method,
         name=name,
         seed=config.seed,
         target_modules=config.target_modules,
-        exclude_modules=config.exclude_modules,
+        exclude_modules=exclude,
         layers_to_transform=config.layers_to_transform,
         rank_pattern=config.rank_pattern,
         alpha_pattern=config.alpha_pattern,
@@ -144,7 +161,8 @@ def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[
         trainable_token_indices=[*dict.fromkeys([*config.trainable_token_indices, *ids])],
     )
     every = conditions(data.train, data.validation)
-    return unused(base.model, told) + describe(base.model, base.tokenizer, every)
+    lines += unused(base.model, told) + describe(base.model, base.tokenizer, every)
+    return lines + fused_experts(base.model)
 
 
 def kill_and_revive(config: TrainConfig, device: Device | None) -> Schedule | None:
@@ -175,14 +193,6 @@ def vocabulary(base: Base) -> int | None:
     """How many tokens a language model chooses among; None: it is a classifier."""
     config: Any = base.model.config
     return None if base.labels is not None else config.get_text_config().vocab_size
-
-
-def why_padded(base: Base) -> str | None:
-    """Why rows must be padded instead of laid end to end; None: they need not be."""
-    if base.labels is not None:
-        return "a classifier reads each row on its own"
-    with use(base.model):  # an adapter may ask for conditions, which are not at hand here
-        return packing.why_not_packed(base.model)
 
 
 def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:

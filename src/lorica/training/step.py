@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorica.base.batching import Batching
 from lorica.base.last import ASKED, last_of
 from lorica.base.tail import tail_of
 from lorica.core.attach import in_line, seeded
@@ -131,6 +132,7 @@ class Stepper:
     """Forward and backward over the rows of a step, on whatever accelerate has set up.
 
     shared: tokens with which several rows of a micro-batch begin are computed once.
+    batching: which rows may be in a micro-batch together.
     halves: whether a step for which there is not the memory may be taken again, in smaller
         micro-batches. One process among several cannot: the others wait for its part.
     whole: the last block sees every position; see Objective.
@@ -138,12 +140,12 @@ class Stepper:
 
     def __init__(
         self, accelerator: Any, model: nn.Module, *, packed: bool, shared: bool, pad_id: int,
-        halves: bool = True, whole: bool = False,
+        batching: Batching | None = None, halves: bool = True, whole: bool = False,
     ):  # fmt: skip
         self.accelerator, self.packed, self.shared, self.pad_id = (
             accelerator, packed, shared, pad_id,
         )  # fmt: skip
-        self.model = model
+        self.model, self.batching = model, batching or Batching()
         self.halves, self.times = halves and accelerator.num_processes == 1, 1
         objective = Objective(model, packed=packed, whole=whole)
         self.tail = objective.tail
@@ -210,19 +212,26 @@ class Stepper:
         names = [part.adapter for part in parts if part.adapter is not None]
         if not names:
             return [self.objective(batches[0].to(self.accelerator.device))]
+        if not self.batching.joins([n for b in batches for n in b.lengths]):
+            line = [((n, b.input_ids.shape[1]),) for n, b in zip(names, batches, strict=True)]
+            passes = zip(batches, line, strict=True)
+            return [self.objective(b.to(self.accelerator.device), at, [len(b.targets)]).squeeze(0)
+                    for b, at in passes]  # fmt: skip
         line = tuple((n, b.input_ids.shape[1]) for n, b in zip(names, batches, strict=True))
         whole, labels = join(batches).to(self.accelerator.device), [len(b.targets) for b in batches]
         return list(self.objective(whole, line, labels).unbind())
 
     def _batches(self, part: Part) -> list[Batch]:
         """The micro-batches of this process."""
-        acc, size = self.accelerator, self.micro(part)
+        acc = self.accelerator
+        size = 1 if self.batching.refused else self.micro(part)
         mine = list(part.rows)[acc.process_index :: acc.num_processes]
-        return [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        groups = self.batching.groups([len(row.ids) for row in mine], size)
+        return [self._batch([mine[i] for i in group]) for group in groups]
 
     def said(self, rows: Sequence[Example]) -> list[str]:
         """Named lines on what is computed, and what a micro-batch of `rows` leaves out."""
-        batch = self._batch(list(rows))
+        batch = self._batches(Part(rows, len(rows), {}))[0]
         lines = []
         if batch.labels is None and self.tail is None:
             lines.append("this architecture cannot be taken apart at its decoder: the output head "

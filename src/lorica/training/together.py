@@ -20,7 +20,7 @@ def stepper_for(trainers: "Sequence[Trainer]") -> Stepper:
     first = trainers[0]
     split = first.config.split is not None
     return Stepper(
-        first.accelerator, first.base.model, packed=first.packed,
+        first.accelerator, first.base.model, packed=first.packed, batching=first.batching,
         shared=all(trainer.shares for trainer in trainers),
         pad_id=first.base.tokenizer.pad_token_id or 0, halves=not split,
         whole=split,

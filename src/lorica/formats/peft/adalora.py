@@ -47,7 +47,7 @@ class AdaloraLayout(Layout):
             "target_r": adapter.target,
             "lora_alpha": number(2.0 * method.r if method.alpha is None else method.alpha),
             "lora_dropout": method.dropout,
-            **places(model, name),
+            **places(model, name, self.kind),
             "bias": "none",
             "tinit": tinit,
             "tfinal": tfinal,

@@ -29,8 +29,9 @@ class Ia3Layout(Layout):
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         scaled = {s: a.feedforward for s, a in adapters_of(model, name).items()
                   if isinstance(a, Ia3Adapter)}  # fmt: skip
-        config = {**places(model, name), "feedforward_modules": endings(scaled)}
-        if not set(config["feedforward_modules"]) <= set(config["target_modules"]):
+        config = {**places(model, name, self.kind), "feedforward_modules": endings(scaled)}
+        named = config["target_modules"]
+        if isinstance(named, str) or not set(config["feedforward_modules"]) <= set(named):
             config["target_modules"] = list(scaled)  # PEFT holds the entries against each other
             config["feedforward_modules"] = [site for site, yes in scaled.items() if yes]
         return config

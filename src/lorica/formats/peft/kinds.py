@@ -28,6 +28,13 @@ def layout_for(model: nn.Module, name: str) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.holds(spec, adapters)), None)
 
 
+def peft_notices(model: nn.Module, name: str) -> list[str]:
+    """Named lines on why PEFT would not read adapter `name` as it is."""
+    layout = layout_for(model, name)
+    problems = [] if layout is None else layout.unread(model, name)
+    return [f"PEFT cannot read this adapter as it is: {problem}" for problem in problems]
+
+
 def layout_of(config: Mapping[str, Any], source: str) -> Layout:
     """The layout of a folder. Raises: FileError if its peft_type is not read."""
     kind = config.get("peft_type")

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter
 from lorica.core.drive import adapters_of
 from lorica.core.port import Spec, ports, spec_of
-from lorica.core.site import Site, sites_of
-from lorica.core.targets import Targets, leaf_names
+from lorica.core.site import Site
+from lorica.core.targets import Targets
 from lorica.core.whole import Whole
 from lorica.errors import FileError, listed
 from lorica.formats.peft import beside
+from lorica.formats.peft.matching import places_for
 from lorica.formats.peft.types import check_types
 
 COMMON = {
@@ -68,6 +69,12 @@ class Layout:
     def notes(self, model: nn.Module) -> list[str]:
         """Named lines on what PEFT would do otherwise with a file of its own."""
         return []
+
+    def unread(self, model: nn.Module, name: str) -> list[str]:
+        """Why PEFT would not adapt the layers that adapter `name` is on; []: it reads it."""
+        if not self.targeted:
+            return []
+        return places_for(model, own_sites(model, name), self.kind).problems
 
     def write(self, model: nn.Module, name: str) -> dict[str, Tensor]:
         """Every tensor of adapter `name` under PEFT's names."""
@@ -158,14 +165,23 @@ def config_of(layout: Layout, model: nn.Module, name: str, base_path: str) -> di
     return config
 
 
-def places(model: nn.Module, name: str) -> dict[str, Any]:
-    """The keys that say where the method's own adapters are."""
-    own = [site for site, _ in sites(model, name) if site.name in adapters_of(model, name)]
-    every = sites_of(model, ("linear", "embedding", "other"))
-    return {
-        "target_modules": leaf_names(own, every),
+def places(model: nn.Module, name: str, kind: str, *, parameters: bool = False) -> dict[str, Any]:
+    """The keys that say where the method's own adapters are.
+
+    kind: the peft_type. parameters: see `places_for`.
+    """
+    own = own_sites(model, name)
+    found = places_for(model, own, kind, parameters=parameters)
+    config: dict[str, Any] = {
+        "target_modules": found.modules,
         "fan_in_fan_out": any(s.transposed and s.kind == "linear" for s in own),
     }
+    return config | ({"target_parameters": found.parameters} if found.parameters else {})
+
+
+def own_sites(model: nn.Module, name: str) -> list[Site]:
+    """The sites of the method's own adapters."""
+    return [site for site, _ in sites(model, name) if site.name in adapters_of(model, name)]
 
 
 def sites(model: nn.Module, name: str) -> list[tuple[Site, Adapter]]:

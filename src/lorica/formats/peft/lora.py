@@ -21,7 +21,8 @@ from lorica.core.port import Spec, spec_of
 from lorica.core.site import Site
 from lorica.core.targets import Targets
 from lorica.errors import FileError, listed
-from lorica.formats.peft.layout import Layout, number, places, sites
+from lorica.formats.peft.layout import Layout, number, own_sites, places, sites
+from lorica.formats.peft.matching import parameter_patterns, places_for
 from lorica.methods.dora import Dora
 from lorica.methods.lora import Lora, LoraAdapter
 
@@ -51,23 +52,33 @@ class LoraLayout(Layout):
         loras = {s: a for s, a in adapters_of(model, name).items() if isinstance(a, LoraAdapter)}
         ranks = {site: wider * a.r for site, a in loras.items()}
         alphas = {site: grown * a.numerator for site, a in loras.items()}
+        where = places(model, name, self.kind, parameters=_on_weights(model, name))
+        weights = where.get("target_parameters", [])
+        patterns = ({site: one for site, one in ranks.items() if one != r},
+                    {s: number(one) for s, one in alphas.items() if one != alpha})  # fmt: skip
+        ranked, scaled = (parameter_patterns(pattern, weights) for pattern in patterns)
         config: dict[str, Any] = {
             "r": r,
             "lora_alpha": number(alpha),
-            "lora_dropout": method.dropout,
-            **places(model, name),
+            "lora_dropout": 0.0 if weights else method.dropout,  # PEFT has none on weights
+            **where,
             "bias": "none",
             "use_rslora": method.use_rslora,
             "use_dora": isinstance(method, Dora),
-            "rank_pattern": {site: one for site, one in ranks.items() if one != r},
-            "alpha_pattern": {s: number(one) for s, one in alphas.items() if one != alpha},
+            "rank_pattern": ranked,
+            "alpha_pattern": scaled,
         }
         if method.lora_bias:
             config["lora_bias"] = True
         return config
 
+    def unread(self, model: nn.Module, name: str) -> list[str]:
+        on_weights = _on_weights(model, name)
+        found = places_for(model, own_sites(model, name), self.kind, parameters=on_weights)
+        return found.problems
+
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
-        problems = []
+        config, problems = _by_layers(config)
         start = config.get("init_lora_weights", True)
         if start not in STARTS:
             problems.append(f"init_lora_weights {start!r} (it changed the base's weights)")
@@ -120,6 +131,28 @@ class LoraLayout(Layout):
             state["a"].tensor_split([adapter.r]), state["b"].tensor_split([adapter.r], dim=1)
         )  # fmt: skip
         return {**state, "b0": -b0}
+
+
+def _on_weights(model: nn.Module, name: str) -> bool:
+    """PEFT can put the adapter on weights in place of layers: a plain LoRA on plain layers."""
+    method, own = spec_of(model, name).method, own_sites(model, name)
+    plain = type(method) is Lora and not method.lora_bias
+    return plain and all(s.kind == "linear" and s.is_dense and not s.transposed for s in own)
+
+
+def _by_layers(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The config with weights of target_parameters as layers; and the parameters that are none."""
+    weights = config.get("target_parameters") or []
+    odd = [key for key in weights if not key.endswith(".weight")]
+    modules = config.get("target_modules") or []
+    if weights and isinstance(modules, str):
+        odd = list(weights)
+    if odd or not weights:
+        return dict(config), [f"target_parameters {listed(odd)}"] if odd else []
+    patterns = {key: {k.removesuffix(".weight"): v for k, v in (config.get(key) or {}).items()}
+                for key in ("rank_pattern", "alpha_pattern")}  # fmt: skip
+    modules = [*modules, *(key.removesuffix(".weight") for key in weights)]
+    return {**config, **patterns, "target_modules": modules, "target_parameters": None}, []
 
 
 def _names(adapter: LoraAdapter) -> dict[str, str]:

@@ -42,7 +42,7 @@ class VeraLayout(Layout):
             "r": method.r,
             "d_initial": method.d_initial,
             "vera_dropout": method.dropout,
-            **places(model, name),
+            **places(model, name, self.kind),
             "bias": "none",
             "projection_prng_key": spec.seed,
             "save_projection": method.save_projection,

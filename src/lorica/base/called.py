@@ -1,0 +1,54 @@
+"""Layers that text goes through in training, and layers that it does not.
+
+A model of text and images has a tower that text never enters; some blocks take a layer's weight and
+never call the layer (Mamba's dt_proj, Gemma 3n in training). An adapter there would learn nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorica.base.batching import probe_ids
+from lorica.core.attach import use
+from lorica.core.draws import drawing
+
+
+@torch.no_grad()
+def uncalled(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of the layers `names` that a training pass over text does not call.
+
+    Experts that no token chose count as called. None are found where the pass fails.
+    """
+    foreign: Any = model
+    called: set[nn.Module] = set()
+    every = dict(model.named_modules())
+    handles = [
+        module.register_forward_pre_hook(lambda module, *_: called.add(module))
+        for module in every.values()
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        with use(model), drawing(0):
+            foreign(input_ids=probe_ids(model, 6, 0).unsqueeze(0))
+    except Exception:  # what keeps it from running is named when it is trained
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    idle = [name for name in names if every[name] not in called]
+    return [name for name in idle if not _chosen_among(name, every, called)]
+
+
+def _chosen_among(name: str, every: dict[str, nn.Module], called: set[nn.Module]) -> bool:
+    """The largest uncalled part of the model that the layer is in is one of several in a list."""
+    parts = name.split(".")
+    for i in range(1, len(parts) + 1):
+        part = ".".join(parts[:i])
+        if not any(module in called for module in every[part].modules()):
+            return parts[i - 1].isdigit()
+    return False

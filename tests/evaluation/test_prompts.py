@@ -1,0 +1,69 @@
+"""A batch of prompts writes what each prompt writes alone, on every kind of base."""
+
+import pytest
+import torch
+
+from lorica.base.batching import Batching
+from lorica.base.load import Base
+from lorica.base.thresholds import forget_lengths
+from lorica.evaluation.generate import Sampling, continue_ids
+from lorica.evaluation.prompts import batches, batching_for, left_notices
+from tests.base.architectures import BASES, tiny, tokenizer
+
+QUICK = ("phi3_longrope", "llama_dynamic", "rwkv", "jamba", "mamba2", "gpt2", "llama4_temperature")
+EXACT = ("llama", "gpt2", "gemma3", "qwen3", "opt")  # share batches whatever their lengths
+
+
+def base(name: str) -> Base:
+    model = tiny(name)
+    forget_lengths(model)
+    return Base(model, tokenizer(), name)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randint(5, 290, (n,), generator=draw).tolist() for n in lengths]
+
+
+def write(base: Base, some: list[list[int]], size: int):
+    return continue_ids(base, some, Sampling(max_new_tokens=9), stops=[], batch_size=size)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in BASES]
+)
+def test_a_batch_writes_what_each_prompt_writes_alone(name):
+    """Prompts below a threshold, past it, and such that pass it while they are continued."""
+    one, some = base(name), prompts(4, 11, 13, 20, 30, 11)
+    some = [p for p in some if name != "llama_dynamic" or len(p) < 15]
+    together = write(one, some, 6)
+    assert together.tokens == write(base(name), some, 1).tokens
+    assert together.tokens == [write(base(name), [p], 1).tokens[0] for p in some]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_prompts_of_any_length_share_a_batch_where_it_changes_nothing(name):
+    one, some = base(name), prompts(4, 11, 13)
+    size, found = batching_for(one, some, 3)
+    assert (size, found.refused, found.shared) == (3, None, None)
+    assert [len(b) for b in batches(some, [9] * 3, size, found)] == [3]
+    assert not any("one length" in line for line in write(one, some, 3).lines)
+
+
+def test_a_base_whose_batches_mix_rows_says_so():
+    """transformers' RWKV adds up the states of a batch's rows."""
+    for lengths in ((4, 11, 11), (11, 11)):
+        said = write(base("rwkv"), prompts(*lengths), 3).lines
+        assert any("one by one: RwkvForCausalLM mixes batched rows" in line for line in said)
+    mixed = Batching(refused="It mixes left-padded rows")
+    assert left_notices(3, mixed, prompts(4, 9), [9, 9]) == [
+        "a batch has prompts of one length: It mixes left-padded rows"
+    ]
+    assert [len(b) for b in batches(prompts(4, 9, 9), [9] * 3, 3, mixed)] == [2, 1]
+
+
+def test_texts_that_pass_a_threshold_are_said():
+    done = write(base("phi3_longrope"), prompts(4, 20), 2)
+    assert any("where texts pass 24 tokens (original_max_position_embeddings)" in line
+               for line in done.lines)  # fmt: skip
+    assert len(write(base("phi3_longrope"), prompts(4, 9), 2).lines) == 2
