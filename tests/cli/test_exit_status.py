@@ -86,7 +86,7 @@ def test_debug_brings_the_traceback(monkeypatch, capsys):
     [
         (["trian"], "closest  train"),
         (["train", "--resume"], "--resume"),
-        (["train", "--resume", "runs/x", "--seed", "1"], "a resumed run keeps its settings"),
+        (["train", "--resume", "runs/x", "--seed", "1"], "runs/x is no run folder"),
         (["train", "-x"], "-x is not an option"),
         (["train", "a.yaml", "b.yaml"], "one recipe is taken, and 2 were given"),
         (["train"], "data was not given"),

@@ -1,6 +1,7 @@
 """What other libraries print that no user of lorica can act on: named here, and not shown."""
 
 import logging
+import os
 import warnings
 from functools import partial
 
@@ -13,8 +14,9 @@ MESSAGES = {
 def hush() -> None:
     """For the rest of this process. Warnings that are not named here are shown as before."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=LIBRARIES)
-    # Methods freeze tensors in some steps: every step is searched, and that is meant.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    # Methods freeze tensors in some steps: every step is searched, and that is meant. torch says
+    # so from C++, which reads this variable when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name, messages in MESSAGES.items():
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
             if handler is not None:
