@@ -9,7 +9,7 @@ and B alone, and mean a base without B0 A0; the start is remade from the base's 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -72,13 +72,18 @@ class LoraLayout(Layout):
             config["lora_bias"] = True
         return config
 
+    def refuse(
+        self, config: Mapping[str, Any], source: str, problems: Collection[str] = ()
+    ) -> None:
+        super().refuse(_by_layers(config), source, problems)
+
     def unread(self, model: nn.Module, name: str) -> list[str]:
         on_weights = _on_weights(model, name)
         found = places_for(model, own_sites(model, name), self.kind, parameters=on_weights)
         return found.problems
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
-        config, problems = _by_layers(config)
+        config, problems = _by_layers(config), []
         start = config.get("init_lora_weights", True)
         if start not in STARTS:
             problems.append(f"init_lora_weights {start!r} (it changed the base's weights)")
@@ -140,19 +145,17 @@ def _on_weights(model: nn.Module, name: str) -> bool:
     return plain and all(s.kind == "linear" and s.is_dense and not s.transposed for s in own)
 
 
-def _by_layers(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The config with weights of target_parameters as layers; and the parameters that are none."""
-    weights = config.get("target_parameters") or []
-    odd = [key for key in weights if not key.endswith(".weight")]
-    modules = config.get("target_modules") or []
-    if weights and isinstance(modules, str):
-        odd = list(weights)
-    if odd or not weights:
-        return dict(config), [f"target_parameters {listed(odd)}"] if odd else []
+def _by_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with weights of target_parameters as layers; others stay, and are refused."""
+    weights, modules = config.get("target_parameters"), config.get("target_modules") or []
+    if not isinstance(weights, list) or not isinstance(modules, list):
+        return dict(config)
+    if not all(str(key).endswith(".weight") for key in weights):
+        return dict(config)
     patterns = {key: {k.removesuffix(".weight"): v for k, v in (config.get(key) or {}).items()}
                 for key in ("rank_pattern", "alpha_pattern")}  # fmt: skip
     modules = [*modules, *(key.removesuffix(".weight") for key in weights)]
-    return {**config, **patterns, "target_modules": modules, "target_parameters": None}, []
+    return {**config, **patterns, "target_modules": modules, "target_parameters": None}
 
 
 def _names(adapter: LoraAdapter) -> dict[str, str]:
