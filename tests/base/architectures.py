@@ -101,7 +101,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("Qwen3Next", {**HEADS, **EXPERTS, **LINEAR,
         "shared_expert_intermediate_size": 16}),
     "mixtral": ("Mixtral", {**GROUPED, **LOCAL}),
-    "phimoe": ("Phimoe", {**GROUPED, **LOCAL}),
+    "phimoe": ("Phimoe", {**GROUPED, **LOCAL, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0}),
     "olmo2": ("Olmo2", GROUPED),
     "olmoe": ("Olmoe", {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2}),
     "deepseek_v2": ("DeepseekV2", DEEPSEEK),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.base.called import uncalled
+from lorica.base.called import draws_in_training, uncalled
 from lorica.core.site import sites_of
 from lorica.core.targets import also_excluded
 from lorica.errors import TrainingError
@@ -56,3 +56,19 @@ def test_exclusions_are_added_to_those_of_the_user():
     assert also_excluded("v_proj", ["a.b"]) == ["v_proj", "a.b"]
     assert also_excluded(["v_proj"], ["a.b"]) == ["v_proj", "a.b"]
     assert also_excluded(r".*\.v_proj", ["a.b"]) == r"(?:.*\.v_proj)|a\.b"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_base_that_draws_at_random_in_training_is_said(dropout, tmp_path):
+    model = tiny("llama", attention_dropout=dropout)
+    before = torch.random.get_rng_state()
+    assert draws_in_training(model) is (dropout > 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not model.training
+    if dropout:
+        write(tmp_path / "base", "llama", attention_dropout=dropout)
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "the cat", "completion": " sat"}\n' * 2)
+        data = {"path": str(tmp_path / "rows.jsonl"), "validation": 0}
+        done = lorica.train(base=str(tmp_path / "base"), data=data, max_steps=1, show=False,
+                            output=str(tmp_path / "run"))  # fmt: skip
+        assert any("draws at random in training" in line for line in done.lines)

@@ -52,3 +52,24 @@ def _chosen_among(name: str, every: dict[str, nn.Module], called: set[nn.Module]
         if not any(module in called for module in every[part].modules()):
             return parts[i - 1].isdigit()
     return False
+
+
+@torch.no_grad()
+def draws_in_training(model: nn.Module) -> bool:
+    """Whether the base itself draws at random in training: dropout, or noise at a router."""
+    foreign: Any = model
+    ids = probe_ids(model, 6, 0).unsqueeze(0)
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        with use(model):
+            found = []
+            for seed in (0, 1):
+                with drawing(seed, ids.device):
+                    found.append(foreign(input_ids=ids).logits)
+    except Exception:  # what keeps it from running is named where it runs
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    return not torch.equal(*found)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lorica.base import packing
 from lorica.base.batching import Batching, padding_of
+from lorica.base.called import draws_in_training
 from lorica.base.load import Base
 from lorica.core.attach import use
 from lorica.data.load import Data
@@ -30,8 +31,11 @@ def batching_of(base: Base, data: Data, config: TrainConfig) -> tuple[bool, Batc
     """Whether rows are packed, which of them share a pass, and named lines about it."""
     lengths, micro = data.train.lengths.tolist(), config.micro_batch_size
     found, lines = packing_of(base, lengths), []
+    if config.split is None and draws_in_training(base.model):
+        lines.append("the base itself draws at random in training (dropout or noise in its "
+                     "config): micro-batches of another size draw something else")  # fmt: skip
     if packed := found.refused is None:
-        return packed, found, found.notices(lengths, micro)
+        return packed, found, lines + found.notices(lengths, micro)
     lines.append(f"batches are padded: {found.refused}")
     with use(base.model):
         found = padding_of(base.model)
