@@ -43,7 +43,7 @@ def test_json(saved, capsys):
 
 
 def test_full_rank_needs_a_rank(saved, capsys):
-    assert run("export", saved / "dora", "--output", saved / "out") == 2
+    assert run("export", saved / "dora", "--output", saved / "out") == 1
     told = capsys.readouterr().err
     assert "lorica merge" in told and "--rank R" in told
     assert not (saved / "out").exists()

@@ -1,5 +1,7 @@
 """Every setting, written wrong in every way: the message names the place, the key, the mend."""
 
+import re
+
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -78,9 +80,11 @@ def bounded() -> list[tuple[str, object]]:
     found = []
     for key in SETTINGS:
         text = repr(type_of(key))
-        for limit, outside in ((Ge, -1), (Gt, 0), (Lt, 1), (Le, 10**9)):
-            if f"{limit.__name__}({limit.__name__.lower()}=" in text:
-                value = outside
+        for limit, outside in ((Ge, -1), (Gt, 0), (Lt, 0), (Le, 1)):
+            name = limit.__name__
+            if found_limit := re.search(rf"{name}\({name.lower()}=(\d+)", text):
+                above = limit in (Lt, Le)
+                value = outside = int(found_limit[1]) + outside if above else outside
                 if "dict[" in text:
                     value = {"q": outside}
                 elif "list[" in text:

@@ -68,7 +68,7 @@ def taught(stories, examples=None, **settings):
 
 def examples_of(path, base):
     config = DataConfig(path=path, validation=0)
-    return load_data(config, base.tokenizer, seed=0, max_length=None).train
+    return load_data(config, base.tokenizer, seed=0, max_length=None, texts=True).train
 
 
 def test_a_report_on_rows_that_need_their_condition(stories, rows):

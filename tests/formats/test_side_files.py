@@ -2,6 +2,8 @@
 
 from lorica.formats.side_files import carry_files
 
+EMPTY = "\x02" + "\0" * 7 + "{}"  # a safetensors file without tensors
+
 
 def folder(path, **files):
     path.mkdir()
@@ -17,9 +19,9 @@ def contents(path):
 
 
 BASE = {
-    "config_DOT_json": "{}", "model_DOT_safetensors": "", "pytorch_model_DOT_bin": "",
-    "tokenizer_DOT_json": "t", "tokenizer_config_DOT_json": "c", "tokenizer_DOT_model": "m",
-    "preprocessor_config_DOT_json": "p", "additional_chat_templates__tools_DOT_jinja": "x",
+    "config_DOT_json": "{}", "model_DOT_safetensors": EMPTY, "pytorch_model_DOT_bin": "",
+    "tokenizer_DOT_json": "{}", "tokenizer_config_DOT_json": "{}", "tokenizer_DOT_model": "m",
+    "preprocessor_config_DOT_json": "{}", "additional_chat_templates__tools_DOT_jinja": "x",
     "chat_template_DOT_jinja": "j", "LICENSE": "l", "README_DOT_md": "r", "notes_DOT_py": "n",
 }  # fmt: skip
 CARRIED = {
@@ -40,23 +42,24 @@ def test_files_of_the_base_are_carried_and_nothing_else(tmp_path):
 
 def test_a_tokenizer_of_the_adapter_replaces_the_whole_of_the_base_s(tmp_path):
     base = folder(tmp_path / "b", **BASE)
-    adapter = folder(tmp_path / "a", tokenizer_DOT_json="own", adapter_config_DOT_json="{}")
+    adapter = folder(tmp_path / "a", tokenizer_DOT_json='{"own": 1}', adapter_config_DOT_json="{}")
     out = folder(tmp_path / "out")
     carry_files(str(base), adapter, out)
     got = contents(out)
-    assert got["tokenizer.json"] == "own"
+    assert got["tokenizer.json"] == '{"own": 1}'
     assert "tokenizer.model" not in got and "tokenizer_config.json" not in got
-    assert got["chat_template.jinja"] == "j" and got["preprocessor_config.json"] == "p"
+    assert got["chat_template.jinja"] == "j" and got["preprocessor_config.json"] == "{}"
     assert "adapter_config.json" not in got
 
 
 def test_links_of_a_hub_cache_are_followed_and_those_of_an_adapter_are_not_files(tmp_path):
-    blobs = folder(tmp_path / "blobs", one="t")
+    (tmp_path / "models--owner--name").mkdir()
+    blobs = folder(tmp_path / "models--owner--name/blobs", one="{}")
     base, adapter = folder(tmp_path / "b"), folder(tmp_path / "a")
     (base / "config.json").write_text("{}")
-    (base / "model.safetensors").write_text("")
+    (base / "model.safetensors").write_text(EMPTY)
     (base / "tokenizer.json").symlink_to(blobs / "one")
     out = folder(tmp_path / "out")
     carry_files(str(base), adapter, out)
-    assert contents(out) == {"tokenizer.json": "t"}
+    assert contents(out) == {"tokenizer.json": "{}"}
     assert not (out / "tokenizer.json").is_symlink()

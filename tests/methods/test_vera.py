@@ -124,10 +124,16 @@ def test_without_projections_the_file_is_small_and_the_seed_brings_them_back(tmp
 def test_with_projections_another_seed_does_not_matter(tmp_path):
     import json
 
+    from lorica.formats.commit import digest
+
     model = move(lorica.adapt(stories(), Vera(r=16), seed=5))
     folder = lorica.save(model, tmp_path / "whole")
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"seed": 6}))
+    config = folder / "adapter_config.json"
+    told = json.loads(config.read_text()) | {"projection_prng_key": 6}
+    config.write_text(json.dumps(told))
+    files = manifest["files"] | {config.name: digest(config)}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"seed": 6, "files": files}))
     fresh = stories()
     lorica.load(fresh, folder)
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,7 +138,10 @@ def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
 
 def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
-    monkeypatch.setattr("lorica.training.prepare.mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr(
+        "lorica.training.prepare.score",
+        lambda *_: SimpleNamespace(loss=next(losses), accuracy=0.0),
+    )
     seen = {}
     own = Trainer._evaluate
 

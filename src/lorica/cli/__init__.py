@@ -49,7 +49,8 @@ def main() -> NoReturn:
     words = sys.argv[1:]
     hush()
     command = " ".join(["lorica", *words])
-    with progress.reporting("--json" not in words), progress.first_word(command):
+    quiet = not {"--json", "--help", "-h", "--version"}.isdisjoint(words)
+    with progress.reporting(not quiet), progress.first_word(command):
         code = run(words)
     failures.flush()
     sys.exit(code)

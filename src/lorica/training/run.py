@@ -81,7 +81,7 @@ class Run:
             return False
         inside = set(plain_files.names_in(self.folder))
         nothing_yet = not plain_files.names_in(self.checkpoints)
-        return nothing_yet and inside <= {CONFIG, EVENTS, ".lock", self.checkpoints.name}
+        return nothing_yet and inside <= {CONFIG, EVENTS, ROWS, ".lock", self.checkpoints.name}
 
     def rewrite(self, config: str) -> None:
         """Keep these settings from now on: those of a run that was resumed with other ones."""
