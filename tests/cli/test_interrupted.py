@@ -52,7 +52,7 @@ def test_sigterm_outside_of_the_loop(place, moment):
         cwd=place, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 143, done.stderr
-    assert done.stderr.startswith("Stopped: ended by SIGTERM"), done.stderr
+    assert "\nStopped: ended by SIGTERM" in f"\n{done.stderr}", done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in place.iterdir()) == before
 
@@ -93,5 +93,5 @@ def test_settings_out_of_bounds_are_usage_errors(place, monkeypatch, capsys, wor
                        "--output", "out"]}  # fmt: skip
     assert cli.run([command, *rest, *given[command]]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(("ConfigError", "TargetError"))
+    assert "\nConfigError" in f"\n{told}" or "\nTargetError" in f"\n{told}"
     assert not (place / "out").exists()

@@ -7,7 +7,7 @@ set. With the base's tokenizer such an adapter reads other ids than it was train
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lorica import plain_files
 from lorica.base.limits import fit_padding
@@ -114,8 +114,11 @@ def _trained_rows(folder: Path) -> set[int]:
 def _saved_rows(weights: Path, embedding: str) -> int | None:
     """Rows of the input embedding that the adapter's file holds whole; None: it holds none."""
     leaf = f"{embedding}.weight"
-    with safe_open(weights, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118
-            if key == leaf or key.endswith(f".{leaf}"):
-                return tensors.get_slice(key).get_shape()[0]
+    try:
+        with safe_open(weights, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                if key == leaf or key.endswith(f".{leaf}"):
+                    return tensors.get_slice(key).get_shape()[0]
+    except SafetensorError:
+        return None  # loading the adapter says what is wrong with the file
     return None
