@@ -118,7 +118,7 @@ def test_a_model_may_be_larger_than_its_files_within_reason(good):
         check_size("base", 10**8 + 16 * held.bytes + 1, held)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2**40, True])
+@pytest.mark.parametrize("value", [0, 2**40, True])
 def test_a_context_that_is_no_length(base, value):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": value}))

@@ -125,7 +125,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, stories, shared, number)
     words = ["train", "--base", stories, "--data", text, "--data.max_length", "64",
              "--max_steps", "100000", "--output", tmp_path / "run"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "lorica.cli", *map(str, words)],
+        [sys.executable, "-m", "lorica", *map(str, words)],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     log = tmp_path / "run" / "events.jsonl"

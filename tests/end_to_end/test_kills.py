@@ -60,7 +60,7 @@ def moments(seed: int) -> list[Moment]:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "lorica.cli", "train", *map(str, words)]
+    return [sys.executable, "-m", "lorica", "train", *map(str, words)]
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen[str]:

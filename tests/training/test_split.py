@@ -160,7 +160,7 @@ def test_settings_that_do_not_go_together(flags, word):
 def test_a_run_from_the_command_line(stories, shared, tmp_path):
     peer = free_port()
     text = str(shared / "data/text/tinyshakespeare/input.txt")
-    words = [sys.executable, "-m", "lorica.cli", "train", "--base", str(stories), "--data", text]
+    words = [sys.executable, "-m", "lorica", "train", "--base", str(stories), "--data", text]
     settings = {
         "data.max_length": 32, "data.validation": 0.002, "max_steps": 3, "eval_steps": 3,
         "micro_batch_size": 2, "learning_rate": 5e-3, "target_modules": "q_proj",

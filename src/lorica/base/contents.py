@@ -131,7 +131,7 @@ def _check_counts(folder: Path, config: dict[str, Any], held: Held) -> None:
     """Raises: BaseError if config.json asks for more modules than there are tensors for them."""
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         for key, value in part.items():
-            most = max(held.tensors, 4096 if "expert" in key else 64)
+            most = max(held.tensors, 65_536 if "expert" in key else 64)
             if type(value) is int and value > most and COUNT.match(key):
                 raise BaseError(
                     f"config.json of {folder} has {key} {value:,}, and its weights are "
