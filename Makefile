@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench venv base
+.PHONY: demo test test-slow attack check bench venv base
 
 demo: venv
 	rm -rf runs/demo
@@ -18,7 +18,10 @@ test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --ignore tests/attack
+
+attack: venv  # hostile and damaged files, settings and rows: some 2,000 inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/attack --timeout 1200
 
 check: venv
 	$(BIN)/ruff format --check .
