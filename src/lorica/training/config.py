@@ -5,6 +5,7 @@ The method stays plain data until `build_method`, because methods import torch a
 `lorica train --help` must not.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -288,5 +289,6 @@ def resolved(config: TrainConfig) -> str:
 
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
-    """All settings as plain data, the method's own defaults among them."""
-    return config.model_dump(mode="json") | {"method": plain_method(config.build_method())}
+    """All settings as JSON keeps them, the method's own defaults among them."""
+    settings = config.model_dump(mode="json") | {"method": plain_method(config.build_method())}
+    return json.loads(json.dumps(settings))  # tuples are lists there
