@@ -9,8 +9,7 @@ batch, buffers of positions end. Each such threshold of the config is reached by
 tried: where it lies far, it is lowered to LOWERED tokens meanwhile.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from lorica.base.thresholds import Threshold, lowered, thresholds
 from lorica.core.attach import use
+from lorica.core.modes import in_mode
 
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference of logits, as a share of the largest logit; LOW in other dtypes."""
@@ -99,7 +99,7 @@ def batching_of(
     if way not in known:
         limits = ("total", "longest", "shared") if way == "packed" else ("shared",)
         limits = limits if len(set(lengths)) > 1 else ()
-        with use(model), evaluating(model):
+        with use(model), in_mode(model, training=False):
             known[way] = _Trial(model, way, forward, truth or alone).batching(lengths, limits)
     return known[way]
 
@@ -223,18 +223,6 @@ def difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     pairs = zip(one, other, strict=True)
     offs = [((a - b).abs().max() / a.abs().max().clamp_min(1e-6)).item() for a, b in pairs]
     return max(float("inf") if off != off else off for off in offs)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block nothing is dropped; every module's mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _named(error: Exception) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from lorica.base.batching import probe_ids
 from lorica.core.attach import use
 from lorica.core.draws import drawing
+from lorica.core.modes import in_mode
 
 
 @torch.no_grad()
@@ -28,18 +29,14 @@ def uncalled(model: nn.Module, names: Sequence[str]) -> list[str]:
         module.register_forward_pre_hook(lambda module, *_: called.add(module))
         for module in every.values()
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
     try:
-        with use(model), drawing(0):
+        with use(model), in_mode(model, training=True), drawing(0):
             foreign(input_ids=probe_ids(model, 6, 0).unsqueeze(0))
     except Exception:  # what keeps it from running is named when it is trained
         return []
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     idle = [name for name in names if every[name] not in called]
     return [name for name in idle if not _chosen_among(name, every, called)]
 
@@ -59,17 +56,12 @@ def draws_in_training(model: nn.Module) -> bool:
     """Whether the base itself draws at random in training: dropout, or noise at a router."""
     foreign: Any = model
     ids = probe_ids(model, 6, 0).unsqueeze(0)
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
     try:
-        with use(model):
+        with use(model), in_mode(model, training=True):
             found = []
             for seed in (0, 1):
                 with drawing(seed, ids.device):
                     found.append(foreign(input_ids=ids).logits)
     except Exception:  # what keeps it from running is named where it runs
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
     return not torch.equal(*found)

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from lorica.base.batching import alone, difference, dtype_of, evaluating, probe_ids
+from lorica.base.batching import alone, difference, dtype_of, probe_ids
+from lorica.core.modes import in_mode
 from lorica.errors import BaseError
 
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}
@@ -17,7 +18,7 @@ def check_causal(model: nn.Module, path: str) -> None:
     row = probe_ids(model, LENGTH, 0)
     other = torch.cat([row[:-CHANGED], probe_ids(model, CHANGED, 1)])
     try:
-        with evaluating(model):
+        with in_mode(model, training=False):
             found = [logits[:-CHANGED] for logits in alone(model, [row, other])]
             off = difference(found[:1], found[1:])
     except Exception:  # what keeps it from running is named where it runs

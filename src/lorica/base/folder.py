@@ -5,10 +5,9 @@ pointer as broken JSON, a SentencePiece file as a missing package. An adapter th
 folder would even be attached to the base without a word.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
+from lorica import strict_json
 from lorica.base.contents import INDEX, check_contents, named_in
 from lorica.errors import BaseError, FileError, closest, listed
 
@@ -62,7 +61,9 @@ def _no_config(folder: Path, names: list[str]) -> BaseError:
     fix = "name the folder of a transformers model"
     what = f"{folder} has no config.json, so it is not a model folder."
     if "adapter_config.json" in names:
-        base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = strict_json.read(folder / "adapter_config.json", finite=False, follow=True).get(
+            "base_model_name_or_path"
+        )
         what = f"{folder} is an adapter, not a base."
         fix = f"pass --base {base}" if base else "name the base that it was trained on"
     elif "params.json" in names or "consolidated.safetensors" in names:
@@ -149,19 +150,3 @@ def _sentencepiece() -> bool:
     from importlib.util import find_spec
 
     return find_spec("sentencepiece") is not None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object on disk. Raises: FileError if it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not readable JSON.", why=_first_line(error),
-                        fix="download it again") from None  # fmt: skip
-    if not isinstance(value, dict):
-        raise FileError(f"{path} is not a JSON object.", fix="download it again")
-    return value
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

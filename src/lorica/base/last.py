@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lorica.base.packing import packed
 from lorica.core.attach import use
 from lorica.core.line import Line, shorter
+from lorica.core.modes import in_mode
 from lorica.core.port import Switch, switch_of
 from lorica.core.site import PORT, sites_of
 from lorica.methods.bottleneck import INPUT
@@ -99,16 +100,13 @@ def last_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> LastBlock 
     if found is None:
         return None
     attention, parts = found
-    last, mode = None, model.training
-    model.eval()
+    last, rows = None, packed(model) if by_row else nullcontext()
     try:
-        with use(model), packed(model) if by_row else nullcontext():
+        with use(model), in_mode(model, training=False), rows:
             last = LastBlock(attention, _after(decoder, attention, parts, by_row), switch_of(model))
             same = _same(decoder, by_row)
     except Exception:  # an unknown architecture may refuse in any way at all
         same = False
-    finally:
-        model.train(mode)
     if same:
         return last
     if last is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorica.base.batching import Batching, batching_of
 from lorica.core.attention import through
+from lorica.core.modes import in_mode
 from lorica.kernels.attention import Shared, attention_by_row
 
 NAME = "lorica_rows"
@@ -98,10 +99,8 @@ def why_not_shared(model: nn.Module) -> str | None:
     row = torch.cat([ids[:, :begins], ids[:, first:]], 1)
     places = torch.arange(16, device=device)
     places[first:] -= first - begins
-    mode = model.training
-    model.train()
     try:
-        with packed(model):
+        with packed(model), in_mode(model, training=True):
             alone = foreign(input_ids=row, row_lengths=[row.shape[1]], use_cache=False).logits
             together = foreign(
                 input_ids=ids, position_ids=places.unsqueeze(0), use_cache=False,
@@ -109,8 +108,6 @@ def why_not_shared(model: nn.Module) -> str | None:
             ).logits  # fmt: skip
     except Exception as error:  # a short context, or an architecture that trains otherwise
         return f"{type(model).__name__} refuses it ({type(error).__name__}: {error})"
-    finally:
-        model.train(mode)
     off = (alone[:, begins:] - together[:, first:]).abs().max() / alone.abs().max().clamp_min(1e-6)
     if off <= (1e-3 if alone.dtype == torch.float32 else 5e-2):
         return None

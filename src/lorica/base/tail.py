@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.attach import use
+from lorica.core.modes import in_mode
 from lorica.core.site import decoder_of
 
 
@@ -70,18 +71,16 @@ def tail_of(model: nn.Module) -> Tail | None:
     name = next((n for n, m in model.named_children() if m is decoder), None)
     if name is None:
         return None
-    mode, foreign = model.training, model.eval()
+    foreign: Any = model
     ids = torch.arange(3, 10, device=next(model.parameters()).device).unsqueeze(0)
     try:
-        with use(model):
+        with use(model), in_mode(model, training=False):
             tail = Tail(model, name)
             ids = ids % tail.vocabulary
             whole = foreign(input_ids=ids, use_cache=False).logits[0]
             parts = tail(tail.decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
     except Exception:  # an unknown architecture may refuse in any way at all
         return None
-    finally:
-        model.train(mode)
     close = 1e-4 if whole.dtype == torch.float32 else 2e-2
     same = parts.shape == whole.shape and (parts - whole).abs().max() <= close * whole.abs().max()
     return tail if same else None

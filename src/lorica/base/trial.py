@@ -13,6 +13,7 @@ from torch import nn
 from lorica.base import contents
 from lorica.base.reasons import explained
 from lorica.core.draws import drawing
+from lorica.core.modes import in_mode
 from lorica.errors import BaseError
 
 MAX_POSITIONS = 2**31
@@ -55,15 +56,14 @@ def check_runs(path: str, model: Any) -> None:
     """Run the model on four tokens, as it trains. Raises: BaseError unless it gives logits."""
     device = next(model.parameters()).device
     size = getattr(model.config.get_text_config(), "vocab_size", None) or 1
-    training = model.training
 
     def run() -> Any:
         ids = torch.tensor([[i % size for i in range(1, 5)]], device=device)
-        with drawing(0, device):  # dropout of the base takes nothing from the run's own seed
-            return model.train()(input_ids=ids)
+        # The base's dropout takes nothing from the run's own seed.
+        with drawing(0, device), in_mode(model, training=True):
+            return model(input_ids=ids)
 
     result = explained(path, run)
-    model.train(training)
     if not isinstance(getattr(result, "logits", None), torch.Tensor):
         raise BaseError(f"the base {path!r} gives no logits.",
                         fix="use a causal language model, or a sequence classifier")  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import use
+from lorica.core.modes import in_mode
 from lorica.core.port import ports
 from lorica.errors import ConfigError, DataError, listed
 
@@ -107,14 +108,8 @@ def describe(
     wanted = dict.fromkeys(t for a in adapters for t in a.undescribed(tuple(conditions or ())))
     if not wanted:
         return []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with use(model):
-            vectors = {text: _vector(model, tokenizer, text) for text in wanted}
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with use(model), in_mode(model, training=False):
+        vectors = {text: _vector(model, tokenizer, text) for text in wanted}
     new = dict.fromkeys(text for a in adapters for text in a.describe(vectors))
     return [f"not trained on, and taken by their words alone: {listed(new)}"] if new else []
 

@@ -1,8 +1,7 @@
 """Exact match: rows with a prompt and an answer, the answer written by the model itself.
 
 An answer is right if it is the reference, or one of several, but for white space at its ends. The
-prompt is
-tokenised as in training, and the template's end-of-turn is cut from both sides.
+prompt is tokenised as in training, and the template's end-of-turn is cut from both sides.
 """
 
 from collections.abc import Sequence

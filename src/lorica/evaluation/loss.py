@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lorica.base.batching import padding_of
 from lorica.core.condition import given
+from lorica.core.modes import in_mode
 from lorica.data.batch import Batch, pad
 from lorica.data.tokenise import Example
 from lorica.errors import DataError, TrainingError, listed
@@ -146,14 +147,8 @@ def check_logits(ids: Tensor, scores: Tensor) -> Tensor:
 @contextmanager
 def still(model: nn.Module) -> Iterator[None]:
     """Inside the block nothing is random and nothing learns; every module's mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_mode(model, training=False), torch.no_grad():
+        yield
 
 
 def _batches(

@@ -19,6 +19,7 @@ from lorica.base.load import Base
 from lorica.core.attach import detach, use
 from lorica.core.blocks import Choice, choosing
 from lorica.core.condition import hold, set_conditions
+from lorica.core.modes import in_mode
 from lorica.core.port import spec_of, switch_of
 from lorica.errors import ConfigError, DataError, MergeError
 from lorica.formats import commit
@@ -136,11 +137,9 @@ def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
     spec_of(model, name)
     switch = switch_of(model)
     there, acting = set(switch.specs), switch.active
-    modes = [(module, module.training) for module in model.modules()]
     learns = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
     try:
-        with choosing(switch, Choice((name,))):
+        with in_mode(model, training=False), choosing(switch, Choice((name,))):
             yield
     finally:
         set_conditions(model, None)
@@ -149,8 +148,6 @@ def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
         switch.active = acting
         for parameter, learned in learns:
             parameter.requires_grad_(learned)
-        for module, mode in modes:
-            module.training = mode
 
 
 def _rows(base: Base, texts: list[str]) -> list[list[int]]:

@@ -48,6 +48,7 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
 def _take_tokenizer(base: Base, folder: Path) -> list[str]:
     from transformers import AutoTokenizer
 
+    plain_files.check(folder, *plain_files.names_in(folder))  # it opens what it finds there
     own = explained(
         str(folder),
         lambda: AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False),

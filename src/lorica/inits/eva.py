@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.attach import use
+from lorica.core.modes import in_mode
 from lorica.core.port import Port, ports, spec_of, switch_of
 from lorica.core.site import Site
 from lorica.core.start import Start, skip_starts
@@ -108,7 +109,7 @@ def calibrate(
     most = {site.name: min(int(start.rho * a.r), site.in_features) for site, _, a in places}
     budget = sum(adapter.r for _, _, adapter in places)
     watch = Watch(most, start.tau)
-    with resting(model), use(model), watch.over([site for site, _, _ in places]):
+    with in_mode(model, training=False), use(model), watch.over([site for site, _, _ in places]):
         for batch in batches:
             watch.mask = mask_of(batch)
             model(**{key: value for key, value in batch.items() if key != "labels"})
@@ -254,18 +255,6 @@ def mask_of(batch: Mapping[str, Any]) -> Tensor | None:
             fix="give it the mask of the tokens",
         )
     return None if mask.bool().all() else mask.bool()
-
-
-@contextmanager
-def resting(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _method_of(model: nn.Module, name: str) -> Lora:

@@ -22,7 +22,13 @@ from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, list
 from lorica.training.config import TrainConfig, read, resolved
 from lorica.training.heap import keep
 from lorica.training.loop import Trainer
-from lorica.training.prepare import base_for, identity_of, load_rows, with_learning_rate
+from lorica.training.prepare import (
+    base_for,
+    check_base_named,
+    identity_of,
+    load_rows,
+    with_learning_rate,
+)
 from lorica.training.run import CONFIG, Result, Run
 from lorica.training.signals import Signals
 from lorica.training.step import Stepper
@@ -49,6 +55,9 @@ def train_each(
     """
     asked = [_asked(config) for config in configs]
     _check_alike([config for config, _ in asked])
+    for config, new in asked:
+        if new:
+            check_base_named(config)
     runs = [(*with_learning_rate(config), new) for config, new in asked]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.num_processes > 1:
