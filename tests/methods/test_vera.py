@@ -140,14 +140,22 @@ def test_with_projections_another_seed_does_not_matter(tmp_path):
 
 
 def test_the_projections_are_those_of_peft():
-    """Drawn from PEFT's projection_prng_key, its two random matrices come out bit for bit."""
+    """Drawn from PEFT's projection_prng_key, its two random matrices come out to a rounding.
+
+    uniform_ scales what it draws: with a fused multiply-add on some processors, without on others.
+    """
     path = SHARED / "referee/peft-reference/vera/adapter_model.safetensors"
     if not path.is_file():
         pytest.skip(f"{path} is not here: this test compares with a file that PEFT wrote")
     theirs = load_file(path)
     model = lorica.adapt(stories(), Vera(r=16), seed=0, target_modules=["q_proj", "o_proj"])
-    assert torch.equal(adapter_of_first(model).a, theirs["base_model.vera_A"])
-    assert torch.equal(adapter_of_first(model).b, theirs["base_model.vera_B"])
+    for drawn, name in (
+        (adapter_of_first(model).a, "vera_A"),
+        (adapter_of_first(model).b, "vera_B"),
+    ):
+        want = theirs[f"base_model.{name}"]
+        rounding = torch.finfo(want.dtype).eps * want.abs().max().item()
+        torch.testing.assert_close(drawn, want, atol=rounding, rtol=0)
 
 
 def test_a_site_may_have_a_smaller_r():

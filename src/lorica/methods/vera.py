@@ -9,8 +9,8 @@ LoRA's. The paper's result tables are unverified here.
 
 On disk A and B stand once, under the first site, as projections.a and projections.b: they are
 PEFT's base_model.vera_A and base_model.vera_B, whole. Without them (save_projection false) they
-are drawn again from the adapter's seed, as PEFT draws them from its projection_prng_key; other
-versions of torch may draw other numbers.
+are drawn again from the adapter's seed, as PEFT draws them from its projection_prng_key; another
+processor may draw them a rounding apart, and another version of torch may draw others.
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r
 """
