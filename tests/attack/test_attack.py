@@ -51,7 +51,8 @@ def hold(arena: Arena, attacks: Iterator[Attack] | list[Attack], least: int) -> 
     """Fails with every input that breaks the contract, and if there are fewer than `least`."""
     attacks = list(attacks)
     assert len(attacks) >= least
-    assert not arena.violations(attacks)
+    found = arena.violations(attacks)
+    assert not found, "\n".join(found)
 
 
 def test_the_good_files_are_good(arena):

@@ -110,6 +110,14 @@ def test_sizes_that_the_weights_do_not_have(base, key, value):
         load(str(base))
 
 
+@pytest.mark.parametrize("value", [64, 4.9, "LlamaForCausalLM", [1], {"x": 1}, True])
+def test_architectures_that_are_no_list_of_names(base, value):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"architectures": value}))
+    with pytest.raises(BaseError, match="architectures"):
+        load(str(base))
+
+
 def test_a_model_may_be_larger_than_its_files_within_reason(good):
     held = held_by(good)
     assert held.tensors >= 20

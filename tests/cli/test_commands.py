@@ -58,6 +58,14 @@ def test_check(capsys, run_folder, stories):
     assert cli.run(["check", "--base", str(stories), "--data", "nowhere.jsonl"]) == 3
 
 
+def test_signs_that_no_encoding_has_are_printed_as_escapes(capfd, tmp_path):
+    """Half a surrogate pair in a column's name: it is not of the text that is learned."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b", "\\ud800": "c"}\n' * 4, encoding="utf-8")
+    assert cli.run(["check", "--base", "bundled", "--data", str(rows)]) == 0
+    assert "\\ud800" in capfd.readouterr().out
+
+
 def test_eval_takes_the_columns_of_the_run(capsys, run_folder):
     rows = run_folder.parent / "rows.jsonl"
     told = run_json(

@@ -103,6 +103,16 @@ def test_a_template_alone_is_taken(base, tmp_path):
     assert opened.tokenizer.chat_template == "{{ messages[0]['content'] }}"
 
 
+@pytest.mark.parametrize("value", [10**12, 4.9, "x", True, [None], {"embed_tokens": 3}])
+def test_token_ids_of_another_type_are_named(base, tmp_path, value):
+    with_new_tokens(base, tmp_path / "adapter", trainable_token_indices=[3])
+    path = tmp_path / "adapter/adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"trainable_token_indices": value}))
+    with pytest.raises(FileError, match="trainable_token_indices"):
+        open_adapter(str(tmp_path / "adapter"), base=str(base))
+
+
 def test_a_tokenizer_that_cannot_be_read_is_named(base, tmp_path):
     with_new_tokens(base, tmp_path / "a")
     (tmp_path / "a" / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE3"}}))

@@ -50,8 +50,9 @@ def check_contents(folder: Path) -> None:
     for name in CONFIGS:
         if (folder / name).exists():
             _json(folder / name)
-    held = held_by(folder)
-    _check_counts(folder, _json(folder / "config.json"), held)
+    config, held = _json(folder / "config.json"), held_by(folder)
+    _check_names(folder, config)
+    _check_counts(folder, config, held)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -125,6 +126,16 @@ def _header(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, AssertionError):
         raise FileError(f"{file} is damaged: it has no header of a safetensors file.",
                         fix="download it again") from None  # fmt: skip
+
+
+def _check_names(folder: Path, config: dict[str, Any]) -> None:
+    """Raises: BaseError if config.json names its class by anything but a list of texts."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BaseError(
+            f"config.json of {folder} has architectures {names!r:.60}, not a list of names.",
+            fix="download config.json again",
+        )
 
 
 def _check_counts(folder: Path, config: dict[str, Any], held: Held) -> None:

@@ -29,6 +29,9 @@ PROBE = (
 
 def digests(tensors: Mapping[str, Tensor], *, rounded: bool) -> dict[str, str]:
     """A digest of each tensor, by its name. rounded: of the numbers as bfloat16 holds them."""
+    # In a forked process torch makes its thread pool anew at first use; two threads that do so at
+    # once find none. Setting the number of threads, to what it is, makes the pool here.
+    torch.set_num_threads(torch.get_num_threads())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(
             zip(tensors, pool.map(partial(digest, rounded=rounded), tensors.values()), strict=True)

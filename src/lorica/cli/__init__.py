@@ -7,6 +7,7 @@ imports torch, so that help and most mistakes are answered at once.
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 from cyclopts import App, CycloptsError
@@ -59,6 +60,9 @@ def main() -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Run one command line. Returns its exit status; errors are told, not raised."""
     debug, as_json = "--debug" in words, "--json" in words
+    for stream in (sys.stdout, sys.stderr):  # rows hold signs that a terminal's encoding lacks
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = [word for word in words if word != "--debug"]
     try:
         failures.check_text(words)

@@ -108,7 +108,7 @@ def _trained_rows(folder: Path) -> set[int]:
         found = found.get("trainable_token_indices") if isinstance(found, dict) else None
     else:
         found = commit.read_json(folder / "adapter_config.json").get("trainable_token_indices")
-    ids = token_ids(found)
+    ids = token_ids(found) if isinstance(found, list | dict) else []
     return {i for i in ids if type(i) is int}
 
 
