@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 import transformers
 
 import lorica
+from lorica import cli
 from lorica.base.causal import check_causal
 from lorica.base.limits import check_tokens, config_positions, fit_padding, positions_of
 from lorica.base.load import context_length, load
@@ -106,7 +105,7 @@ def rows(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_token_beyond_the_embedding_is_named_before_training(tmp_path):
+def test_a_token_beyond_the_embedding_is_named_before_training(tmp_path, capsys):
     base, data = base_of(tmp_path / "base"), rows(tmp_path / "rows.jsonl", " sat <new>")
     run = {"base": str(base), "data": {"path": data, "validation": 0}, "max_steps": 1,
            "output": str(tmp_path / "run"), "show": False}  # fmt: skip
@@ -116,11 +115,8 @@ def test_a_token_beyond_the_embedding_is_named_before_training(tmp_path):
         with pytest.raises(DataError, match="tokens that the base has no embedding of") as error:
             work()
         assert f"'<new>' ({OWN})" in str(error.value)
-    checked = subprocess.run(
-        [sys.executable, "-m", "lorica", "check", "--base", str(base), "--data", data],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert checked.returncode == 3 and f"'<new>' ({OWN})" in checked.stdout
+    assert cli.run(["check", "--base", str(base), "--data", data]) == 3
+    assert f"'<new>' ({OWN})" in capsys.readouterr().out
 
 
 def test_a_padding_token_beyond_the_embedding_is_replaced_and_said(tmp_path):

@@ -43,7 +43,10 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [m if m == "tokenise" else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS],
+)
 def test_sigterm_outside_of_the_loop(place, moment):
     module, name, words = MOMENTS[moment]
     before = sorted(p.name for p in place.iterdir())

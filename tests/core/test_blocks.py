@@ -174,6 +174,7 @@ def test_one_seed_gives_one_start_in_every_thread():
             assert all(torch.equal(state[key], want[key]) for key in want)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_sees_the_blocks():
     model = two()
     want = outputs(model)

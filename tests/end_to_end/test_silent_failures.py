@@ -76,6 +76,7 @@ def test_broken_input(case: Case, inputs, shared, capsys):
     assert not [p for p in inputs.rglob("*") if p.name.startswith((".staging-", ".replaced-"))]
 
 
+@pytest.mark.slow
 def test_what_is_whole_is_not_refused(inputs, capsys):
     """Without the damage the same command lines go through: it is the damage that is refused."""
     damaged = {case.words for case in CASES if case.status and case.prepare is not nothing}

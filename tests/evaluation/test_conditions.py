@@ -71,6 +71,7 @@ def examples_of(path, base):
     return load_data(config, base.tokenizer, seed=0, max_length=None, texts=True).train
 
 
+@pytest.mark.slow
 def test_a_report_on_rows_that_need_their_condition(stories, rows):
     path = rows(told())
     base = taught(stories, examples_of(path, load_base(str(stories))))

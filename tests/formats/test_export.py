@@ -314,6 +314,7 @@ def test_a_lower_rank_than_the_factors_have_is_cut_too():
     assert reduced(port.site(site, module), port["default"], 9).r == 4
 
 
+@pytest.mark.slow
 def test_each_condition_is_a_lora_of_its_own(tmp_path):
     model = stories()
     lorica.adapt(model, Hyperlora(r=3, conditions=("a", "b")), target_modules=["q_proj", "v_proj"])

@@ -61,6 +61,7 @@ def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
     assert report.lost == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_shows_its_rounding_and_a_strict_limit_refuses_it(reference, stories, tmp_path):
     report = merge_to(reference / "lora", tmp_path / "out", base=str(stories), dtype="bfloat16")
     assert 1e-3 < report.lost < 0.05
@@ -73,6 +74,7 @@ def test_bfloat16_shows_its_rounding_and_a_strict_limit_refuses_it(reference, st
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_faint_adapter_that_rounding_would_swallow_is_refused(stories, tmp_path):
     """bfloat16 keeps 8 bits of a weight; this adapter moves them by less."""
     base = load_base(str(stories))
@@ -212,6 +214,7 @@ def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     assert torch.equal(packed[name].codes, codes[name].codes), "no adapter, the same codes"
 
 
+@pytest.mark.slow
 def test_a_target_that_loses_too_much_is_refused_with_its_figures(stories, tmp_path):
     path = quantised_adapter(tmp_path / "a", stories, "fp4", METHODS["lora"])
     for target in ("original", "requant"):

@@ -138,6 +138,7 @@ def test_layers_that_read_one_tensor_share_their_directions():
         assert torch.equal(q[:n], v[:n])
 
 
+@pytest.mark.slow
 def test_no_batch_is_asked_for_once_all_is_settled():
     asked = 0
 

@@ -29,12 +29,8 @@ CASES = {
 }
 
 
-QUICK = ("eva",)
-
-
-@pytest.mark.parametrize(
-    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
     changed = {"save_steps": 2, "max_steps": 5, **CASES[case]}
     whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
@@ -54,6 +50,7 @@ def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
     assert resumed.figures["held_out_loss"] == whole.figures["held_out_loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(stories, tmp_path):
     run = lorica.train(
         **settings(stories, tmp_path, max_steps=3, method={"name": "lora", "r": 4, "init": "eva"}),

@@ -42,7 +42,7 @@ def run(*words, **changed):
 
 @pytest.mark.parametrize(
     "kind",
-    ["task", "text", *(pytest.param(k, marks=pytest.mark.slow) for k in ("pair", "embedding"))],
+    ["task", *(pytest.param(k, marks=pytest.mark.slow) for k in ("text", "pair", "embedding"))],
 )
 def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
     result = run(stories, tmp_path / "a", kind, learning_rate=2e-2)
@@ -67,6 +67,7 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
         assert farthest(whole, adapter(parts.folder)) < 1e-6
 
 
+@pytest.mark.slow
 def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch):
     changed = {"learning_rate": 2e-4, "max_steps": 3}
     plain = adapter(run(stories, tmp_path / "a", **changed).folder)

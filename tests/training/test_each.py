@@ -89,6 +89,7 @@ def test_checkpointing_keeps_the_tokens_of_each_apart(stories, tmp_path):
         assert rounding_apart(adapter(alone.folder), adapter(result.folder), run)
 
 
+@pytest.mark.slow
 def test_a_run_on_plain_text_draws_as_it_does_alone(stories, tmp_path):
     """Almost every position of it is a label, so its last block sees them all; the other's not."""
     runs = runs_of(stories, tmp_path, DRAWING[:2])
@@ -112,6 +113,7 @@ def test_a_run_that_a_watch_stops_leaves_the_others_going(stories, tmp_path):
     assert rounding_apart(adapter(alone.folder), adapter(Path(good["output"])), good)
 
 
+@pytest.mark.slow
 def test_stopped_runs_go_on_together_or_alone(stories, tmp_path, monkeypatch):
     """And end as if they had never been stopped."""
     runs = runs_of(stories, tmp_path, METHODS[:2])

@@ -16,6 +16,7 @@ from tests.training.rows import settings
 BASE = Path("bundled")
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_after_a_run_that_failed_at_once(tmp_path):
     with pytest.raises(TrainingError):
         lorica.train(**settings(BASE, tmp_path, learning_rate=1e38, max_steps=3), show=False)

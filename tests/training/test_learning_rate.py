@@ -38,6 +38,7 @@ def test_a_rate_that_is_given_is_kept_and_not_explained(stories, tmp_path):
     assert not any("learning rate" in line for line in run.lines)
 
 
+@pytest.mark.slow
 def test_runs_at_once_take_their_own(stories, tmp_path):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     results = lorica.train_each(

@@ -43,6 +43,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, mon
     assert said in (halved.folder / "events.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_as_for_the_micro_batch_that_fits(stories, tmp_path, small):
     changed = {"method": {"name": "lora", "dropout": 0.2}}
     halved = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)

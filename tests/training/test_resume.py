@@ -62,6 +62,7 @@ def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
     assert {k: result.figures[k] for k in keep} == {k: whole.figures[k] for k in keep}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_again(stories, tmp_path, monkeypatch):
     whole = lorica.train(**settings(stories, tmp_path / "a"), show=False)
     cut = settings(stories, tmp_path / "b", save_steps=4)

@@ -64,6 +64,7 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path, method):
         assert farthest(whole, parts) < 2e-5
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(stories, tmp_path):
     plain = run(stories, tmp_path / "a")
     assert farthest(plain, run(stories, tmp_path / "b", gradient_checkpointing=True)) < 1e-6
@@ -267,6 +268,7 @@ def test_lora_plus_moves_b_faster(stories, tmp_path):
             torch.testing.assert_close(plus[key], 4 * plain[key], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_seed_decides_everything(stories, tmp_path):
     first = run(stories, tmp_path / "a", seed=1)
     torch.manual_seed(99)

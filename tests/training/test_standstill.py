@@ -57,6 +57,7 @@ def test_gradients_of_noise_agree_little_and_constant_ones_wholly():
     assert 0.08 < PERSISTENT < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
 def test_a_real_run_at_a_tiny_rate(stories, tmp_path, method, capsys):
     """Its notice names the rate to take; a resumed run counts from its real beginning."""

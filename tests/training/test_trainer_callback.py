@@ -94,6 +94,7 @@ def test_without_it_the_model_says_what_is_lost(tmp_path):
     assert torch.allclose(logits(merged), logits(run.model), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_unbroken_one(tmp_path):
     whole = trainer(tmp_path / "whole", steps=6)
     whole.train()

@@ -109,6 +109,7 @@ def test_a_read_only_place_is_named(stories, tmp_path):
         lorica.train(**settings(stories, tmp_path, output=str(tmp_path / "locked/run")), show=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
     """The second checkpoint fails; the first stays whole, and the run goes on from it."""
     import errno
@@ -174,6 +175,7 @@ def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypat
     assert "the tracker is away" in log
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_figures(stories, tmp_path):
     pytest.importorskip("tensorboard")
     result = lorica.train(**settings(stories, tmp_path, report_to=["tensorboard"]), show=False)
