@@ -127,7 +127,7 @@ SHAPES: list[object] = [
     {"messages": [{"role": LONE, "content": ""}]}, {"conversations": [{"from": 1}]},
     {"messages": [{"role": "user", "content": mutations.DEEP}]},
     {"instruction": "x", "output": None}, {"text": "x", "text2": mutations.DEEP},
-    {"instruction": "x", "output": "y", "input": mutations.DEEP}, {"text": "x" * 2_000_000},
+    {"instruction": "x", "output": "y", "input": mutations.DEEP}, {"text": "x" * 400_000},
     {"x" * 100_000: "y"}, {"prompt": [], "completion": []}, {"text": {"a": 1}},
     {"prompt": "a" * 300_000, "completion": "b"},
 ]  # fmt: skip
@@ -180,7 +180,8 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "integers": lambda t: t.long(), "complex": lambda t: t.to(torch.complex64),
     "bytes": lambda t: t.to(torch.uint8), "float8": lambda t: t.to(torch.float8_e4m3fn),
     "NaN": lambda t: t * float("nan"), "infinite": lambda t: t + float("inf"),
-    "empty": lambda t: t[:0], "one more": lambda t: torch.cat([t, t]), "scalar": lambda t: t.sum(),
+    "empty": lambda t: t.reshape(-1)[:0], "one more": lambda t: torch.stack([t, t]),
+    "scalar": lambda t: t.sum(),
     "huge": lambda t: t * 1e30 + 1e30, "flat": lambda t: t.flatten(), "zero": lambda t: t * 0,
 }  # fmt: skip
 

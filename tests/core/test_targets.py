@@ -31,6 +31,7 @@ REFUSED = {
     "a regex that finds nothing": ({"target_modules": r".*\.q_prj"}, "q_prj"),
     "a regex on half of the name": ({"target_modules": "[qv]_proj"}, "'[qv]_proj'"),
     "no regex": ({"target_modules": "(q_proj"}, "no regular expression"),
+    "a list in a list": ({"exclude_modules": "[[1]]"}, "no regular expression"),
     "a norm": ({"target_modules": ["input_layernorm"]}, "input_layernorm"),
     "an exclusion of nothing": ({"exclude_modules": ["q_prj"]}, "exclude_modules 'q_prj'"),
     "an exclusion of what is not chosen": (

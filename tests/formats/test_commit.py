@@ -111,6 +111,14 @@ def test_without_the_word_nothing_is_replaced(tmp_path):
     assert (tmp_path / "out" / "file").read_text() == "mine"
 
 
+def test_a_path_that_can_be_no_folder_is_named(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for path in (tmp_path / "x\0y", tmp_path / "a/new", tmp_path / ("long" * 100)):
+        with pytest.raises(ResourceError), commit.folder(path):
+            pass
+
+
 def test_where_folders_cannot_be_exchanged_a_lost_one_comes_back(tmp_path, monkeypatch):
     """Without an exchange in one step, a kill between two renames leaves the old one aside."""
     monkeypatch.setattr(commit, "_exchange", lambda new, old: False)

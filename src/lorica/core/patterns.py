@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lorica.errors import TargetError
@@ -37,9 +38,11 @@ def check_pattern(setting: str, pattern: str, names: Sequence[str]) -> None:
                           fix="write a list of names")  # fmt: skip
     anchored = rf"(.*\.)?({pattern})$"
     try:
-        re.compile(pattern)
-        re.compile(anchored)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():  # [[ is to mean something else in Python to come
+            warnings.simplefilter("error", FutureWarning)
+            re.compile(pattern)
+            re.compile(anchored)
+    except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         raise TargetError(
             f"{setting} has {pattern!r:.200}, which is no regular expression: {error}.",
             fix="write a list of names, or correct the expression",
