@@ -59,6 +59,15 @@ def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[k] - other[k]).abs().max()) for k in one)
 
 
+ROUNDING = 2e-4 * 6 / 20
+"""How far apart runs of six steps at 2e-4 may come that differ in the shapes of their batches.
+
+Products of other shapes round otherwise, each processor in its way, and AdamW divides a gradient
+by its own size: an entry whose gradient is mostly rounding moves by up to the rate a step. This is
+a twentieth of what an entry may move; a wrong mask or mean moves some entry by more.
+"""
+
+
 def tiny_base(folder: Path, **config: Any) -> Path:
     """A random Llama of two layers with the bundled base's tokenizer; `config` stands over ours."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -10,7 +10,7 @@ from lorica.errors import ConfigError, DataError
 from lorica.evaluation.generate import generate
 from lorica.formats.open import open_adapter
 from lorica.training.loop import Trainer
-from tests.training.rows import WORDS, adapter, farthest, same, settings
+from tests.training.rows import ROUNDING, WORDS, adapter, farthest, same, settings
 
 SMALL = {"name": "hyperlora", "r": 2, "latent": 16, "hidden": 4}
 TOLD = {
@@ -64,7 +64,7 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
     for name, micro, steps in (("b", 4, 2), ("c", 1, 8)):
         parts = run(stories, tmp_path / name, micro_batch_size=micro,
                     gradient_accumulation_steps=steps, **changed)  # fmt: skip
-        assert farthest(whole, adapter(parts.folder)) < 1e-6
+        assert farthest(whole, adapter(parts.folder)) < ROUNDING
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
     padded = run(stories, tmp_path / "c", **changed)
     assert any("padded" in line for line in padded.lines)
-    assert farthest(plain, adapter(padded.folder)) < 1e-5
+    assert farthest(plain, adapter(padded.folder)) < ROUNDING
 
 
 class Cut(Exception):
