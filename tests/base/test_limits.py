@@ -127,6 +127,7 @@ def test_a_padding_token_beyond_the_embedding_is_replaced_and_said(tmp_path):
     assert any(f"the padding token '<pad>' is number {OWN + 1}" in line for line in done.lines)
     report = lorica.evaluate(str(tmp_path / "run"), {"path": data}, exact_match=False)
     assert report["loss"].base.value > 0
+    assert not any("<pad>" in line and "cannot be used" in line for line in report.lines)
     found = load(str(base))
     assert found.tokenizer.pad_token_id < OWN
 

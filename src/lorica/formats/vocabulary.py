@@ -42,6 +42,8 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
             base.tokenizer.chat_template = text
             notices = [f"the chat template is the adapter's, {folder / TEMPLATE}"]
     notices += _add_rows(base, before, weights, _trained_rows(folder), own)
+    if base.tokenizer is before:
+        return notices
     return notices + [n for n in fit_padding(base.model, base.tokenizer) if n not in base.lines]
 
 
