@@ -40,7 +40,9 @@ def check(*words: Words, json: Switch = False) -> None:
     from lorica.base.load import vocabulary as embedded
     from lorica.base.tokens import with_tokens
     from lorica.data.check import check, show
+    from lorica.training.prepare import check_base_named
 
+    check_base_named(config)
     tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
     rows = None if config.data.add_tokens else embedded(config.base)
     report = check(

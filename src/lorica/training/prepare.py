@@ -53,7 +53,7 @@ LEAST_LABELS = 512
 
 
 def check_base_named(config: TrainConfig) -> None:
-    """Raises: ConfigError if nobody named the base of a new run: the default is a toy."""
+    """Raises: ConfigError if nobody named the base: the default is a toy."""
     if "base" not in config.model_fields_set:
         raise ConfigError(
             "no base was named.",
