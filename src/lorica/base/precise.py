@@ -12,19 +12,28 @@ from torch import Tensor, nn
 def computed_in_float32(model: nn.Module) -> Iterator[None]:
     """Give every layer float32 copies of its parameters while its forward pass runs.
 
-    Embeddings then give float32 activations, and the layers after them compute in float32.
+    Embeddings then give float32 activations, and the layers after them compute in float32. A linear
+    layer, whose output is never part of its weights, leaves its copy to the next one as large:
+    clearing new memory takes longer than the copy.
     """
     held: dict[nn.Parameter, Tensor] = {}
+    buffers: dict[tuple[int, torch.device], Tensor] = {}
 
     def widen(module: nn.Module, _: Any) -> None:
         for parameter in module._parameters.values():
             if parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16):
                 held[parameter] = parameter.data
-                parameter.data = parameter.data.float()
+                size = parameter.numel(), parameter.device
+                if isinstance(module, nn.Linear) and (wide := buffers.pop(size, None)) is not None:
+                    parameter.data = wide.view(parameter.shape).copy_(parameter.data)
+                else:
+                    parameter.data = parameter.data.float()
 
     def restore(module: nn.Module, *_: Any) -> None:
         for parameter in module._parameters.values():
             if parameter is not None and parameter in held:
+                if isinstance(module, nn.Linear):
+                    buffers[parameter.numel(), parameter.device] = parameter.data.view(-1)
                 parameter.data = held.pop(parameter)
 
     handles = []
