@@ -36,8 +36,9 @@ class DataConfig(BaseModel):
     """The shape of a row. auto finds it from the columns."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column name to the one in the file, for example {prompt: question}."""
-    validation: Annotated[float, Field(ge=0, lt=1)] | str = 0.05
-    """Share of the rows that is kept for evaluation, or another file; 0 keeps none."""
+    validation: Annotated[float, Field(ge=0, lt=1)] | str | None = None
+    """Share of the rows that is kept for evaluation, or another file; 0 keeps none. By default a
+    twentieth, at most 256 rows: they are evaluated before the first step as well."""
     completion_only: bool = True
     """Learn the answers only; false learns the prompts as well."""
     chat_template: str | None = None

@@ -107,8 +107,9 @@ def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> D
         sides.append(fitted.examples)
         found = [*notices(store), *files.lines, *fitted.lines]
         lines += [f"{Path(config.path).name}: {line}" for line in found]
-    if len(sides) == 1:
-        sides = [*part(sides[0], float(files.configs[0].validation), seed)]
+    share = files.configs[0].validation
+    if not isinstance(share, str):
+        sides = [*part(sides[0], share, seed)]
     train, held = sides
     lines += unmatched(train, held, files.labels)
     digests = [store.meta["digest"] for store in files.stores]

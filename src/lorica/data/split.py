@@ -13,12 +13,15 @@ from lorica.data.examples import Examples
 from lorica.data.store import Store
 from lorica.errors import listed
 
+SHARE, MOST = 0.05, 256
+"""What is kept for evaluation by default: a share of the rows, and at most so many."""
 
-def part(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+
+def part(examples: Examples, share: float | None, seed: int) -> tuple[Examples, Examples]:
     """Train and validation examples, both in the file's order.
 
     What is parted is the rows of the file; of a file that is one row, its blocks.
-    At least one goes to each side when `share` > 0 and there are two.
+    At least one goes to each side when `share` > 0 and there are two. share: None is the default.
     """
     rows, unit_of = np.unique(examples.rows, return_inverse=True)
     if len(rows) > 1:
@@ -28,9 +31,10 @@ def part(examples: Examples, share: float, seed: int) -> tuple[Examples, Example
         texts = (f"{seed}\0{example.ids}" for example in examples)
         keys = np.array([hashlib.sha256(text.encode()).digest() for text in texts], "S32")
     count = len(keys)
-    if share <= 0 or count < 2:
+    if share == 0 or count < 2:
         return examples, examples.pick(slice(0, 0))
-    held = _held(keys, min(max(1, round(share * count)), count - 1))
+    want = min(round(SHARE * count), MOST) if share is None else round(share * count)
+    held = _held(keys, min(max(1, want), count - 1))
     mask = held[unit_of]
     return examples.pick(~mask), examples.pick(mask)
 

@@ -7,11 +7,15 @@ and counted. Tokens in front (BOS) are the tokenizer's own, unless the text brin
 stands at the end of every row and is learned, unless the last answer ends in it already.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
+from lorica.data.borders import Borders
 from lorica.data.notices import Places
 from lorica.data.rendered import Rendered
 from lorica.errors import DataError
@@ -51,6 +55,18 @@ class Tokens:
     runs: list[tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A row's ids, and how many stand before each segment and behind the last.
+
+    apart: each segment was tokenised by itself.
+    """
+
+    ids: list[int]
+    cuts: list[int]
+    apart: bool = False
+
+
 class Tokeniser:
     """Tokenises rows for a language model, a chunk at a time, and counts what there is to say.
 
@@ -59,21 +75,49 @@ class Tokeniser:
 
     def __init__(self, tokenizer: Any):
         self._eos, self._bos = end_token(tokenizer), tokenizer.bos_token_id
-        self._texts = Texts(tokenizer)
+        self._texts, self._borders = Texts(tokenizer), Borders(tokenizer)
         self._apart, self._spaces, self._twice = Places(), 0, Places()
         self._unwritten = Unwritten(tokenizer)
 
     def tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
         """The tokens of each row, in order."""
-        # For each border between two segments: the ids of all the text before it.
-        borders = [list(accumulate(s.text for s in row.segments))[:-1] for row in rows]
+        return self.framed(rows, self.encoded(rows))
+
+    def encoded(self, rows: Sequence[Rendered]) -> list[Encoded]:
+        """The ids of each row, and of its segments. Counts nothing, so threads may call it."""
         whole = [row.text for row in rows]
-        ids = self._texts.ids([*whole, *chain.from_iterable(borders)])
-        before = iter(ids[len(rows) :])
-        self._unwritten.add(rows, whole)
-        return [
-            self._row(row, ids[i], [next(before) for _ in borders[i]]) for i, row in enumerate(rows)
-        ]
+        ids = self._texts.ids(whole)
+        cuts = self._cuts(rows, whole, ids)
+        return [self._encoded(*one) for one in zip(rows, ids, cuts, strict=True)]
+
+    def framed(self, rows: Sequence[Rendered], encoded: Sequence[Encoded]) -> list[Tokens]:
+        """The tokens of each row from its ids, in order."""
+        self._unwritten.add(rows, [row.text for row in rows])
+        return [self._row(row, one) for row, one in zip(rows, encoded, strict=True)]
+
+    def _cuts(
+        self, rows: Sequence[Rendered], whole: list[str], ids: list[list[int]]
+    ) -> list[list[int | None]]:
+        """For each row and border between two of its segments: how many tokens stand before it.
+
+        None where the text before it alone has other tokens.
+        """
+        borders = [list(accumulate(len(s.text) for s in row.segments))[:-1] for row in rows]
+        found = self._borders.before(whole, ids, borders)
+        asked = [i for i, cuts in enumerate(found) if cuts is None]
+        alone = iter(self._texts.ids(whole[i][:place] for i in asked for place in borders[i]))
+        cuts = [[] if known is None else known for known in found]
+        for i in asked:
+            for before in (next(alone) for _ in borders[i]):
+                cuts[i].append(len(before) if ids[i][: len(before)] == before else None)
+        return cuts
+
+    def _encoded(self, row: Rendered, ids: list[int], before: list[int | None]) -> Encoded:
+        if None not in before:
+            return Encoded(ids, [0, *(cut for cut in before if cut is not None), len(ids)])
+        pieces = self._texts.piecewise([segment.text for segment in row.segments])
+        ends = accumulate(map(len, pieces))
+        return Encoded([i for piece in pieces for i in piece], [0, *ends], apart=True)
 
     def lines(self) -> list[str]:
         """Notices about all rows."""
@@ -91,12 +135,9 @@ class Tokeniser:
             )
         return lines + self._unwritten.lines()
 
-    def _row(self, row: Rendered, ids: list[int], ends: list[list[int]]) -> Tokens:
-        if all(ids[: len(end)] == end for end in ends):
-            cuts = [0, *map(len, ends), len(ids)]
-        else:
-            pieces = self._texts.piecewise([segment.text for segment in row.segments])
-            ids, cuts = [i for p in pieces for i in p], [0, *accumulate(map(len, pieces))]
+    def _row(self, row: Rendered, encoded: Encoded) -> Tokens:
+        ids, cuts = encoded.ids, encoded.cuts
+        if encoded.apart:
             self._apart.add(row.where)
             self._spaces += row.segments[0].text.endswith(" ")
         runs: list[tuple[int, int]] = []
@@ -138,9 +179,15 @@ class ClassTokeniser:
         self._unwritten = Unwritten(tokenizer)
 
     def tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
-        texts = [row.text for row in rows]
-        self._unwritten.add(rows, texts)
-        return [Tokens(ids, []) for ids in self._texts.ids(texts, special=True)]
+        return self.framed(rows, self.encoded(rows))
+
+    def encoded(self, rows: Sequence[Rendered]) -> list[Encoded]:
+        ids = self._texts.ids([row.text for row in rows], special=True)
+        return [Encoded(some, [0, len(some)]) for some in ids]
+
+    def framed(self, rows: Sequence[Rendered], encoded: Sequence[Encoded]) -> list[Tokens]:
+        self._unwritten.add(rows, [row.text for row in rows])
+        return [Tokens(one.ids, []) for one in encoded]
 
     def lines(self) -> list[str]:
         return self._unwritten.lines()
@@ -159,7 +206,10 @@ class Unwritten:
         self._rows = Places()
 
     def add(self, rows: Sequence[Rendered], texts: Sequence[str]) -> None:
-        present = set().union(*map(set, texts))
+        codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+        there = np.zeros(sys.maxunicode + 1, bool)
+        there[codes] = True  # ten times as fast as a set of the letters
+        present = set(map(chr, np.flatnonzero(there).tolist()))
         if new := sorted(present - self._known):
             self._known.update(new)
             self._lost.update(self._unwritten(new))
