@@ -80,9 +80,8 @@ class Borders:
 
 def _in_front(parts: dict[str, Any]) -> int | None:
     """Characters that the tokenizer puts in front of a text; None: it is not of this kind."""
-    model, normalizer = parts["model"], parts["normalizer"] or {"type": "Sequence"}
-    several = normalizer.get("normalizers", [])
-    steps = several if normalizer["type"] == "Sequence" else [normalizer]
+    model, normalizer = parts["model"], parts["normalizer"] or {"normalizers": []}
+    steps: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer])
     front = 0
     for step in steps:
         if step["type"] == "Prepend":
