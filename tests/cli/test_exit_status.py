@@ -94,6 +94,7 @@ def test_debug_brings_the_traceback(monkeypatch, capsys):
         (["eval"], "no run, adapter or base was given"),
         (["eval", "x"], "no rows to measure on"),
         (["eval", "x", "--data", "y", "--data.limt", "1"], "closest --data.limit"),
+        (["eval", "x", "--data", "y", "--exact_match", "false"], "false stands behind a switch"),
         (["generate", "x"], "no prompt was given"),
         (["generate", "--prompt", "x"], "no model was named"),
         (["generate", "x", "--prompt", "x", "--top-p", "x"], "top-p"),

@@ -27,7 +27,8 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Plain words, and flags: --key value, --key=value, or a bare --key, which means true.
 
     A flag given several times keeps all its values, as a list.
-    Raises: ConfigError for a second word behind a flag that is no path: lists have commas.
+    Raises: ConfigError for a second word behind a flag that is no path: lists have commas; and
+        for the value of a switch, whose own word is not among these.
     """
     plain: list[str] = []
     flags: dict[str, Any] = {}
@@ -38,6 +39,11 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if not word.startswith("--"):
             if word.startswith("-") and len(word) > 1:
                 raise ConfigError(f"{word} is not an option.", fix="settings are --name value")
+            if word.lower() in ("true", "false"):
+                raise ConfigError(
+                    f"{word} stands behind a switch, which takes no value.",
+                    fix="leave it out; to turn a switch off: --no_exact_match, and others alike",
+                )
             if last and not Path(word).exists() and not word.endswith((".yaml", ".yml")):
                 raise ConfigError(f"{word} stands behind {last}, and is no path here.",
                                   fix=f"several values have commas: {last},{word}")  # fmt: skip

@@ -7,17 +7,15 @@ and counted. Tokens in front (BOS) are the tokenizer's own, unless the text brin
 stands at the end of every row and is learned, unless the last answer ends in it already.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
 from lorica.data.borders import Borders
 from lorica.data.notices import Places
 from lorica.data.rendered import Rendered
+from lorica.data.unwritten import Unwritten
 from lorica.errors import DataError
 
 CHUNK = 2_000  # texts a call of the tokenizer: bounds the memory of its result
@@ -77,7 +75,7 @@ class Tokeniser:
         self._eos, self._bos = end_token(tokenizer), tokenizer.bos_token_id
         self._texts, self._borders = Texts(tokenizer), Borders(tokenizer)
         self._apart, self._spaces, self._twice = Places(), 0, Places()
-        self._unwritten = Unwritten(tokenizer)
+        self._unwritten = Unwritten(tokenizer, self._texts.ids)
 
     def tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
         """The tokens of each row, in order."""
@@ -176,7 +174,7 @@ class ClassTokeniser:
 
     def __init__(self, tokenizer: Any):
         self._texts = Texts(tokenizer)
-        self._unwritten = Unwritten(tokenizer)
+        self._unwritten = Unwritten(tokenizer, self._texts.ids)
 
     def tokens(self, rows: Sequence[Rendered]) -> list[Tokens]:
         return self.framed(rows, self.encoded(rows))
@@ -191,47 +189,6 @@ class ClassTokeniser:
 
     def lines(self) -> list[str]:
         return self._unwritten.lines()
-
-
-class Unwritten:
-    """Counts rows with characters that the tokenizer has no tokens for.
-
-    It drops them, or reads them as unknown, without a word: arithmetic without "=" and "/".
-    """
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        self._known = set(" \t\n\r")
-        self._lost: set[str] = set()
-        self._rows = Places()
-
-    def add(self, rows: Sequence[Rendered], texts: Sequence[str]) -> None:
-        codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-        there = np.zeros(sys.maxunicode + 1, bool)
-        there[codes] = True  # ten times as fast as a set of the letters
-        present = set(map(chr, np.flatnonzero(there).tolist()))
-        if new := sorted(present - self._known):
-            self._known.update(new)
-            self._lost.update(self._unwritten(new))
-        if lost := present & self._lost:
-            for row, text in zip(rows, texts, strict=True):
-                if not lost.isdisjoint(text):
-                    self._rows.add(row.where)
-
-    def lines(self) -> list[str]:
-        if not self._lost:
-            return []
-        shown = " ".join(sorted(self._lost)[:12]) + (" ..." if len(self._lost) > 12 else "")
-        what = "characters that the tokenizer cannot write, so they are lost or unknown"
-        return [f"{self._rows.count} rows hold {what}: {shown} ({self._rows})"]
-
-    def _unwritten(self, characters: list[str]) -> list[str]:
-        unknown, lost = self._tokenizer.unk_token_id, []
-        for character, ids in zip(characters, Texts(self._tokenizer).ids(characters), strict=True):
-            is_unknown = unknown is not None and unknown in ids
-            if not character.isspace() and (is_unknown or not self._tokenizer.decode(ids).strip()):
-                lost.append(character)
-        return lost
 
 
 def class_cut(ids: list[int], limit: int, tokenizer: Any) -> list[int]:
