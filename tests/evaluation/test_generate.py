@@ -1,5 +1,7 @@
 """Generation: batches change nothing, stops stop, the context is kept, sampling repeats."""
 
+import copy
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -7,6 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import lorica
 from lorica.base.load import Base
 from lorica.base.load import load as load_base
+from lorica.data.rendered import Rendered, Segment
+from lorica.data.tokenise import prompt_ids
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.asking import end_of_turn, stop_tokens
 from lorica.evaluation.chat import Chat, Teller
@@ -225,5 +229,40 @@ def test_generation_settings_of_the_base_that_are_not_used_are_named(tmp_path):
     made.generation_config.update(do_sample=True, temperature=0.6, stop_strings=["###"])
     made.save_pretrained(tmp_path)
     (notice,) = notices()
-    for word in ("do_sample True", "temperature 0.6", "stop_strings ['###']", "--temperature"):
+    for word in ("do_sample True", "temperature 0.6", "--temperature"):
         assert word in notice
+    assert "stop_strings" not in notice  # they are used
+
+
+def test_a_stop_string_of_the_base_ends_a_text_and_is_not_in_it(tmp_path, base):
+    """In a batch, alone, and told piece by piece: a string of several tokens, and of one."""
+    prompts = ["Once upon a time", "The dog", "Tom and his mom went to the park"]
+    free = generate(base, prompts, max_new_tokens=30).texts
+    stop = free[0][12:17]
+    assert all(stop[:1] in text for text in free), "each text may begin with what stops it"
+    stopped = copy.deepcopy(base)
+    stopped.model.generation_config.stop_strings = [stop, "no such text"]
+    done = generate(stopped, prompts, max_new_tokens=30)
+    assert done.texts == [text.split(stop)[0] for text in free]
+    assert stop in base.tokenizer.decode(done.tokens[0])
+    assert len(done.tokens[0]) < 30
+    assert sum("cut after" in line for line in done.lines) == any(stop not in t for t in free)
+    assert [generate(stopped, [p], max_new_tokens=30).texts[0] for p in prompts] == done.texts
+    pieces: list[str] = []
+    (ids,) = prompt_ids([Rendered("prompt", (Segment(prompts[0], False),), False)], base.tokenizer)
+    teller = Teller(stopped, ids, [2], pieces.append)
+    teller.put(torch.tensor([ids]))
+    for token in done.tokens[0]:
+        teller.put(torch.tensor([token]))
+    teller.end()
+    assert "".join(pieces) == done.texts[0]
+
+
+@pytest.mark.parametrize("value", ["", [], [""], 3, [3], {"x": 1}, None, True])
+def test_stop_strings_that_are_none_stop_nothing(base, value):
+    odd = copy.deepcopy(base)
+    odd.model.generation_config.stop_strings = value
+    assert (
+        generate(odd, ["The dog"], max_new_tokens=5).texts
+        == generate(base, ["The dog"], max_new_tokens=5).texts
+    )

@@ -107,7 +107,7 @@ class Teller:
         self._tell(final=True)
 
     def _tell(self, *, final: bool) -> None:
-        text = text_after(self.base, self.prompt, self.tokens, self.stops)
+        text = text_after(self.base, self.prompt, self.tokens, self.stops, goes_on=not final)
         if not final:  # a character of several bytes may be half there
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         if len(text) > self.told:

@@ -1,9 +1,9 @@
 """Text from prompts, through transformers' own `generate`: greedy, or sampled from a seed.
 
 Prompts of like length share a left-padded batch with a key-value cache, and come back in the
-order they were given. Nothing of the base's own generation settings enters but its stop tokens:
-a repetition penalty that a model's author chose would make two systems incomparable. A batch never
-changes what a row says: see evaluation.prompts.
+order they were given. Nothing of the base's own generation settings enters but its stop tokens and
+stop strings: a repetition penalty that a model's author chose would make two systems incomparable.
+A batch never changes what a row says: see evaluation.prompts.
 """
 
 import sys
@@ -37,13 +37,14 @@ from lorica.evaluation.prompts import (
     pad_left,
     room_of,
 )  # fmt: skip
+from lorica.evaluation.stop_strings import StopStrings
 
 CHOOSING = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams",
     "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "bad_words_ids",
-    "suppress_tokens", "begin_suppress_tokens", "stop_strings",
+    "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-"""Keys of a generation config that change which tokens are chosen, or where a text ends."""
+"""Keys of a generation config that change which tokens are chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """texts: what follows each prompt, without the stop token; tokens: its ids, with it.
+    """texts: what follows each prompt, without what stopped it; tokens: its ids, with that.
 
     tokens_per_second: generated tokens over all rows, the reading of the prompts included.
     peak_memory_bytes: of the GPU if the model is on one, else of the process so far; None where
@@ -128,7 +129,7 @@ def own_settings(base: Base) -> list[str]:
     asked = {} if config is None else config.to_diff_dict()
     told = [f"{key} {asked[key]}" for key in CHOOSING if asked.get(key) not in (None, False)]
     line = (
-        "of the base's generation settings its stop tokens alone are used, not "
+        "of the base's generation settings only what stops a text is used, not "
         f"{listed(told, 8)}; --temperature and --top_p set how tokens are chosen"
     )
     return [line] if told else []
@@ -152,7 +153,7 @@ def continue_ids(
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
     room = room_of(base, prompts, sampling.max_new_tokens)
     size, batching = batching_for(base, prompts, batch_size)
-    told = one_each(base, conditions, len(prompts))
+    told, strings = one_each(base, conditions, len(prompts)), StopStrings(base)
     lines = describe(base.model, base.tokenizer, told)
     lines += left_notices(size, batching, prompts, room)
     device = next(base.model.parameters()).device
@@ -166,19 +167,30 @@ def continue_ids(
         for picked in batches(prompts, room, size, batching):
             some = [prompts[i] for i in picked]
             with given(base.model, told and [told[i] for i in picked]):
-                new = _run(base, some, sampling, room[picked[0]], stops, streamer)
+                new = _run(base, some, sampling, room[picked[0]], stops, strings, streamer)
             for i, row in zip(picked, new, strict=True):
                 tokens[i] = row
     seconds = time.perf_counter() - began
     texts = [text_after(base, p, t, stops) for p, t in zip(prompts, tokens, strict=True)]
     rate = sum(map(len, tokens)) / max(seconds, 1e-9)
-    lines += _cut_lines(base, tokens, room, sampling.max_new_tokens, stops)
+    going_on = [[] if strings.ends(row) else row for row in tokens]
+    lines += _cut_lines(base, going_on, room, sampling.max_new_tokens, stops)
     return Generation(texts, tokens, seconds, rate, peak_memory(device), lines)
 
 
-def text_after(base: Base, prompt: list[int], new: list[int], stops: list[int]) -> str:
-    """The text of the new tokens as it stands behind the prompt, without a stop token."""
-    new = new[:-1] if new and new[-1] in stops else new
+def text_after(
+    base: Base, prompt: list[int], new: list[int], stops: list[int], *, goes_on: bool = False
+) -> str:
+    """The text of the new tokens as it stands behind the prompt, without what stopped it.
+
+    goes_on: more tokens are to come.
+    """
+    strings = StopStrings(base)
+    text = _text_behind(base, prompt, new[:-1] if new and new[-1] in stops else new)
+    return strings.cut(text, goes_on=goes_on)
+
+
+def _text_behind(base: Base, prompt: list[int], new: list[int]) -> str:
     decode = base.tokenizer.decode
     before = decode(prompt, clean_up_tokenization_spaces=False)
     whole = decode(prompt + new, clean_up_tokenization_spaces=False)
@@ -201,9 +213,9 @@ def peak_memory(device: torch.device) -> int | None:
 
 def _run(
     base: Base, prompts: list[list[int]], sampling: Sampling, room: int, stops: list[int],
-    streamer: Any,
+    strings: StopStrings, streamer: Any,
 ) -> list[list[int]]:  # fmt: skip
-    """New token ids of one batch, each up to its stop token."""
+    """New token ids of one batch, each up to what stops it."""
     model: Any = base.model
     filler = base.tokenizer.pad_token_id
     filler = filler if filler is not None else (stops[0] if stops else 0)
@@ -216,9 +228,10 @@ def _run(
     with generating(model, room, stops, filler, **choice):
         out = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), streamer=streamer,
-            logits_processor=[check_logits],
+            logits_processor=[check_logits], stopping_criteria=strings.criteria(width),
         )  # fmt: skip
-    return [_until_stop(row, stops) for row in out[:, width:].tolist()]
+    new = [_until_stop(row, stops) for row in out[:, width:].tolist()]
+    return [row[: strings.end(row)] for row in new]
 
 
 def _until_stop(row: list[int], stops: list[int]) -> list[int]:
