@@ -3,9 +3,10 @@
 import copy
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from contextvars import copy_context
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -113,6 +114,64 @@ def test_an_adapter_that_is_loaded_inside_a_block_acts(tmp_path):
         with pytest.raises(lorica.LoricaError):
             lorica.load(model, path, name="c")
         assert near(model(X), want["b"])
+
+
+def paused(block: Callable, model: nn.Module) -> Generator[None]:
+    with block(model):
+        yield
+
+
+class ByHand:
+    """A block that is entered and left by hand, with the methods of a generator."""
+
+    def __init__(self, block: Callable, model: nn.Module):
+        self.block = block(model)
+
+    def __next__(self) -> None:
+        self.block.__enter__()
+
+    def close(self) -> None:
+        self.block.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", [paused, ByHand])
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+@pytest.mark.parametrize("names", [("b", "base", "rows"), ("both", "b", "b")], ids="-".join)
+def test_blocks_are_left_in_any_order(names, order, kind):
+    model = two()
+    want = outputs(model)
+    opened = [kind(BLOCKS[name], model) for name in names]
+    for block in opened:
+        next(block)
+    left = list(names)
+    for place in order:
+        assert near(model(X), want[[name for name in left if name][-1]])
+        assert not torch.is_grad_enabled()
+        opened[place].close()
+        left[place] = ""
+    assert torch.is_grad_enabled()
+    assert torch.equal(model(X), want["a"])
+    assert innermost(switch_of(model)) is None
+    with BLOCKS["b"](model), torch.enable_grad():
+        with BLOCKS["base"](model):
+            assert near(model(X), want["base"])
+        assert torch.is_grad_enabled()
+        assert near(model(X), want["b"])
+
+
+def test_a_block_that_is_left_acts_nowhere():
+    model = two()
+    want = outputs(model)
+    stream = paused(BLOCKS["b"], model)
+    next(stream)
+    context = copy_context()
+    assert near(context.run(model, X), want["b"])
+    other = threading.Thread(target=stream.close)  # as where a garbage collector ends it
+    other.start()
+    other.join()
+    assert near(model(X), want["a"])
+    assert near(context.run(model, X), want["a"])
+    torch.set_grad_enabled(True)  # a thread's own; another cannot turn it on
 
 
 def test_no_row_is_refused():

@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-import torch
 from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
-from lorica.core.blocks import Choice, choosing, innermost
+from lorica.core.blocks import Choice, choosing, innermost, without_gradients
 from lorica.core.draws import Seed, drawing
 from lorica.core.limits import check_sizes
 from lorica.core.line import Line
@@ -208,10 +207,14 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     The innermost block wins, and a block is seen by the thread and task that opened it alone. No
     gradients, because activation checkpointing runs the forward pass again during the backward
     pass, after the block, and would then meet the wrong adapters without a word.
+
+    Blocks may be left in any order. A generator that pauses inside a block leaves it open until
+    the generator ends or is closed.
     """
     for name in names:
         spec_of(model, name)
-    with choosing(switch_of(model), Choice(tuple(dict.fromkeys(names)))), torch.no_grad():
+    choice = Choice(tuple(dict.fromkeys(names)))
+    with choosing(switch_of(model), choice), without_gradients():
         yield model
 
 
@@ -275,5 +278,5 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
                 "rows of a batch would share.",
                 fix="run its rows in a batch of their own",
             )
-    with choosing(switch_of(model), Choice(rows=tuple(names))), torch.no_grad():
+    with choosing(switch_of(model), Choice(rows=tuple(names))), without_gradients():
         yield model

@@ -27,9 +27,12 @@ class Choice:
 
 @dataclass(eq=False)
 class Block:
-    """A block over the model of `switch`. choice: None after `activate` inside the block."""
+    """A block over the model of `switch`; None: it was left, and acts nowhere.
 
-    switch: object
+    choice: None after `activate` inside the block.
+    """
+
+    switch: object | None
     choice: Choice | None
 
 
@@ -48,13 +51,51 @@ def innermost(switch: object) -> Block | None:
 
 @contextmanager
 def choosing(switch: object, choice: Choice) -> Iterator[None]:
-    """Inside the block `choice` acts in the model of `switch`, for this thread and task."""
-    before = _BLOCKS.get()
-    _set((*before, Block(switch, choice)))
+    """Inside the block `choice` acts in the model of `switch`, for this thread and task.
+
+    Blocks may be left in any order, as generators leave theirs when they are closed.
+    """
+    block = Block(switch, choice)
+    _set((*_BLOCKS.get(), block))
     try:
         yield
     finally:
-        _set(before)
+        block.switch = None  # a copy of the context, or another thread, may still hold the block
+        _set(tuple(open_block for open_block in _BLOCKS.get() if open_block.switch is not None))
+
+
+@dataclass(eq=False)
+class _Paused:
+    """Gradients are off; `before`: whether they were on."""
+
+    before: bool
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """As torch.no_grad, for blocks that may be left in any order.
+
+    torch.no_grad puts back what it saw when it began: of two that are left in the order in which
+    they were entered, the second would turn gradients off for ever.
+    """
+    paused, stack = _Paused(torch.is_grad_enabled()), _paused()
+    stack.append(paused)
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        later = stack[stack.index(paused) + 1 :]
+        stack.remove(paused)
+        if later:
+            later[0].before = paused.before
+        elif stack is _paused():  # not closed by another thread, whose gradients are its own
+            torch.set_grad_enabled(paused.before)
+
+
+def _paused() -> list[_Paused]:
+    if not hasattr(_OF_THREAD, "paused"):
+        _OF_THREAD.paused = []
+    return _OF_THREAD.paused
 
 
 def _set(blocks: tuple[Block, ...]) -> None:
