@@ -1,11 +1,15 @@
 """A run that starts from another adapter: its first loss is that adapter's, and no other fits."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import lorica
 from lorica.errors import ConfigError, FileError
+from lorica.formats.open import open_adapter
+from tests.base.classifiers import WORDS, model, save
 from tests.training.rows import adapter, same, settings
 
 BASE = Path("bundled")
@@ -69,3 +73,79 @@ def test_dropout_and_the_start_may_differ(first, tmp_path):
         **settings(BASE, tmp_path, max_steps=1, method=method, init_from=str(first.folder)),
         show=False,
     )
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A base, and a run on it that knows bird, cat and dog."""
+    folder = tmp_path_factory.mktemp("classifier")
+    base = save(folder / "base", model("bert with pooler"))
+    return base, classified(base, folder, ["bird", "cat", "dog"]).folder
+
+
+def classified(base, folder, labels, **changed):
+    folder.mkdir(exist_ok=True)
+    rows = [{"text": f"{WORDS[i % 13]} a {WORDS[i % 7]}", "label": labels[i % len(labels)]}
+            for i in range(26)]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return lorica.train(**settings(Path(base), folder, max_steps=1, **changed), show=False)
+
+
+OTHER_CLASSES = {
+    "one other": (["ape", "cat", "dog"], "other classes"),
+    "one more": (["ape", "bird", "cat", "dog"], "other classes"),
+    "one less": (["cat", "dog"], "other classes"),
+    "other case": (["Bird", "cat", "dog"], "other classes"),
+    "numbers": ([0, 1, 2], "other classes"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CLASSES)
+def test_a_head_is_not_put_onto_other_classes(classifier, tmp_path, case):
+    base, run = classifier
+    labels, words = OTHER_CLASSES[case]
+    with pytest.raises(ConfigError, match=words) as caught:
+        classified(base, tmp_path, labels, init_from=str(run))
+    assert "bird, cat, dog" in str(caught.value)
+    assert ", ".join(map(str, labels)) in str(caught.value)
+
+
+def test_a_head_is_not_put_onto_its_classes_in_another_order(classifier, tmp_path):
+    base, run = classifier
+    other = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["labels"] = ["dog", "bird", "cat"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="another order"):
+        classified(base, tmp_path, ["bird", "cat", "dog"], init_from=str(other))
+
+
+def test_the_same_classes_go_on(classifier, tmp_path):
+    base, run = classifier
+    again = classified(base, tmp_path, ["dog", "bird", "cat"], init_from=str(run))
+    before = open_adapter(run).labels
+    assert before == open_adapter(again.folder).labels == ["bird", "cat", "dog"]
+
+
+def test_a_head_whose_classes_have_no_names_must_have_as_many(classifier, tmp_path):
+    base, run = classifier
+    other = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    (other / "manifest.json").unlink()
+    again = classified(base, tmp_path, ["ape", "cat", "dog"], init_from=str(other))
+    assert any("does not name its classes" in line for line in again.lines)
+    with pytest.raises(ConfigError, match="3 classes without names"):
+        classified(base, tmp_path / "b", ["cat", "dog"], init_from=str(other))
+
+
+def test_another_prompt_format_is_noticed(first, tmp_path):
+    rows = settings(BASE, tmp_path)["data"]
+    plain = lorica.train(
+        **settings(BASE, tmp_path, max_steps=1, init_from=str(first.folder)), show=False
+    )
+    assert not any("was trained with" in line for line in plain.lines)
+    rows["prompt_template"] = "Q: {{ prompt }} A:"
+    told = lorica.train(
+        **settings(BASE, tmp_path, max_steps=1, data=rows, init_from=str(first.folder),
+                   output=str(tmp_path / "told")), show=False
+    )  # fmt: skip
+    assert any("trained with plain prompts" in line for line in told.lines)

@@ -1,6 +1,5 @@
 """Open an adapter or a run as one ready model: base, tokenizer, adapter attached."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -132,7 +131,7 @@ def classes(folder: Path, base: str) -> list[str]:
         config = AutoConfig.from_pretrained(where(base), trust_remote_code=False)
     except (OSError, ValueError):  # the loader of the base says what is wrong with it
         config = None
-    heads = [] if config is None else rows_of(find(folder), class_weights(base))
+    heads = [] if config is None else head_rows(find(folder), base)
     own = config is not None and any(CLASSIFIER in a for a in config.architectures or ())
     if not heads and not own:
         raise FileError(
@@ -146,9 +145,12 @@ def classes(folder: Path, base: str) -> list[str]:
     return names if len(names) == n else [f"LABEL_{i}" for i in range(n)]
 
 
-def rows_of(file: Path, keys: Sequence[str]) -> list[int]:
-    """Rows of those weights and biases of `keys` that `file` holds."""
-    ends = tuple(f".{key}" for key in keys)
+def head_rows(file: Path, base: str) -> list[int]:
+    """The outputs of each weight and bias of a head that `file` holds, of a classifier on `base`.
+
+    Empty: the file holds no head.
+    """
+    ends = tuple(f".{key}" for key in class_weights(base))
     with safe_open(file, framework="pt") as tensors:
         names = [key for key in tensors.keys() if f".{key}".endswith(ends)]  # noqa: SIM118
         return [tensors.get_slice(name).get_shape()[0] for name in names]

@@ -8,25 +8,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lorica import plain_files
 from lorica.base.load import Base
 from lorica.core.attach import activate, detach
 from lorica.core.drive import adapters_of
 from lorica.core.port import Spec, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
-from lorica.errors import ConfigError, FileError
-from lorica.formats import folder
-from lorica.formats.open import adapter_folder
+from lorica.data.load import Data
+from lorica.data.prompt_format import differences, from_dict
+from lorica.errors import ConfigError, FileError, listed
+from lorica.formats import commit, folder
+from lorica.formats.manifest import MANIFEST, check_format
+from lorica.formats.open import adapter_folder, head_rows
 
 TRAINING_ONLY = {"dropout", "init", "loraplus_lr_ratio"}
 """Settings of methods that the forward pass of a trained adapter does not depend on."""
 SOURCE = "init_from"
+MAX_NAMED = 12
+"""Classes that a message names."""
 
 
-def start_from(base: Base, path: str, name: str) -> list[str]:
+def start_from(base: Base, path: str, name: str, data: Data) -> list[str]:
     """Copy the trained tensors at `path`, a run or an adapter, into adapter `name`. In place.
 
-    Returns: notices. Raises: ConfigError if its settings are not those of adapter `name`, or its
-    method has a schedule, which cannot begin from its own end; FileError, BaseError as loading.
+    Returns: notices. Raises: ConfigError if its settings are not those of adapter `name`, its
+    classes are not those of the rows, or its method has a schedule, which cannot begin from its
+    own end; FileError, BaseError as loading.
     """
     model, method = base.model, spec_of(base.model, name).method
     if method.schedule(adapters_of(model, name), 10**6, 1) is not None:
@@ -35,7 +42,8 @@ def start_from(base: Base, path: str, name: str) -> list[str]:
             "from a trained adapter.",
             fix=f"lorica export {path} --to lora --output DIR, and start a lora run from DIR",
         )
-    notices = folder.load(model, adapter_folder(path), SOURCE, tokenizer=base.tokenizer)
+    notices = _check_rows(base, path, data)
+    notices += folder.load(model, adapter_folder(path), SOURCE, tokenizer=base.tokenizer)
     try:
         _check_settings(base, path, name)
         load_adapter_state(model, adapter_state(model, SOURCE), name, source=path)
@@ -48,6 +56,47 @@ def start_from(base: Base, path: str, name: str) -> list[str]:
         detach(model, SOURCE)
         activate(model, name)
     return [f"training begins with the adapter of {path}", *notices]
+
+
+def _check_rows(base: Base, path: str, data: Data) -> list[str]:
+    """Compare the classes and the prompt format of the adapter with those of the rows.
+
+    Returns: notices. Raises: ConfigError if the rows have other classes, or another number.
+    """
+    source = adapter_folder(path)
+    if not plain_files.is_file(source / MANIFEST):
+        return [] if data.labels is None else _check_classes(base, path, None, data.labels)
+    manifest = commit.read_json(source / MANIFEST)
+    check_format(manifest, source)
+    form = from_dict(manifest.get("prompt_format"), str(source / MANIFEST))
+    notices = differences(form, data.prompt_format, base.tokenizer)
+    if data.labels is not None:
+        notices += _check_classes(base, path, manifest.get("labels"), data.labels)
+    return notices
+
+
+def _check_classes(base: Base, path: str, theirs: list[str] | None, ours: list[str]) -> list[str]:
+    """Each output of the adapter's head must stay the class that it was trained for.
+
+    theirs: the classes of the adapter; None: it names none. ours: those of the rows.
+    """
+    if theirs == ours:
+        return []
+    outputs = head_rows(folder.find(adapter_folder(path)), base.path) if theirs is None else []
+    if theirs is None and set(outputs) <= {len(ours)}:
+        notice = (
+            f"{path} does not name its classes; the outputs of its head are taken as "
+            f"{listed(ours, MAX_NAMED)}, in this order"
+        )
+        return [notice] if outputs else []
+    reordered = theirs is not None and sorted(theirs) == sorted(ours)
+    raise ConfigError(
+        f"init_from: {path} has "
+        f"{'its classes in another order' if reordered else 'other classes'} than the rows.",
+        adapter=listed(theirs, MAX_NAMED) if theirs else f"{outputs[0]} classes without names",
+        rows=f"{len(ours)} classes: {listed(ours, MAX_NAMED)}",
+        fix="label the rows with the adapter's classes, each of them, or leave out init_from",
+    )
 
 
 def _check_settings(base: Base, path: str, name: str) -> None:

@@ -60,7 +60,7 @@ class Trainer:
         self.identity = identity or prepare.identity_of(self.base, config)
         found = ckpt.load_newest(run.checkpoints)
         told += prepare.complete_start(
-            self.base, config, data.train, None if found is None else found.adapter, name
+            self.base, config, data, None if found is None else found.adapter, name
         )
         self.method = spec_of(model, name).method
         state = adapter_state(model, name)

@@ -207,8 +207,7 @@ def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:
 
 
 def complete_start(
-    base: Base, config: TrainConfig, rows: Sequence[Example],
-    adapter: Mapping[str, Tensor] | None, name: str,
+    base: Base, config: TrainConfig, data: Data, adapter: Mapping[str, Tensor] | None, name: str
 ) -> list[str]:  # fmt: skip
     """Start a new run from the adapter of another, or from what its rows show. In place.
 
@@ -216,8 +215,8 @@ def complete_start(
     Returns: notices.
     """
     if config.init_from and adapter is None:
-        return start_from(base, config.init_from, name)
-    _start_from_rows(base, rows, adapter, name)
+        return start_from(base, config.init_from, name, data)
+    _start_from_rows(base, data.train, adapter, name)
     return []
 
 
