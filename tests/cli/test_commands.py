@@ -175,3 +175,13 @@ def test_every_setting_has_a_line_of_help():
 
     for model in (TrainConfig, DataConfig):
         assert all(info.description for info in model.model_fields.values())
+
+
+def test_half_a_pair_in_a_column_that_is_not_used(tmp_path, capsys):
+    rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows.write_text('{"prompt": "a", "completion": "b", "\\ud800": "c"}\n' * 4, encoding="utf-8")
+    words = ["--data", str(rows), "--base", "bundled", "--max_steps", "1", "--output", str(run)]
+    assert cli.run(["train", *words, "--data.validation", "0"]) == 0
+    assert cli.run(["eval", str(run), "--data", str(rows), "--no-exact-match"]) == 0
+    assert cli.run(["info", str(run)]) == 0
+    capsys.readouterr()

@@ -1,10 +1,12 @@
 """Ids and labels: what generation will see, EOS learned, BOS once."""
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lorica.data.config import DataConfig
 from lorica.data.examples import Examples
+from lorica.data.load import load
 from lorica.data.source import Row
 from lorica.data.store import Writer
 from lorica.data.template import Rendered, Segment, render
@@ -173,3 +175,53 @@ def test_many_rows_are_quick(gpt2):
     examples, _ = tokenise(rows, gpt2)
     assert len(examples) == 10_000
     assert time.perf_counter() - start < 30
+
+
+def digits(extra: str = "", behind: str = "", first: int = 2, **model):
+    """A tokenizer of digits that puts <s> in front, as one of sums or of DNA might."""
+    vocabulary = {"<s>": 0, "</s>": 1} | {c: first + i for i, c in enumerate(extra + "0123+= ")}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], **model))
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"<s> $A {behind}".strip(), special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("extra", ["", "a"])
+def test_special_tokens_are_found_whatever_the_letters(extra):
+    """The letter a is no token of many vocabularies."""
+    example, lines = one([("1+1=", False), ("2", True)], own := digits(extra))
+    assert example.prompt == own("1+1=")["input_ids"] and lines == []
+    both = digits(extra, behind="</s>")
+    ids = both("1+2=3+0=3")["input_ids"]
+    want = both("1+2=3+0=3", truncation=True, max_length=6)["input_ids"]
+    assert class_cut(ids, 6, both) == want
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_doubled_bos_is_taken_from_the_prompt_as_in_training(shared, special):
+    own = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+    pieces = [("<s><s>user: hi\n", False), ("yes", True)]
+    example, lines = one(pieces, own, special=special)
+    (prompt,) = prompt_ids([row(*pieces, special=special)], own)
+    assert example.ids[: len(prompt)] == prompt == example.prompt
+    assert prompt[:2].count(own.bos_token_id) == 1 and "twice" in lines[0]
+
+
+@pytest.mark.parametrize("answer", ["Ёлка", " two spaces", "\nx", "Hello you"])
+def test_an_empty_prompt_has_no_token_of_the_answer(shared, answer):
+    own = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+    example, lines = one([("", False), (answer, True)], own)
+    assert example.prompt == [own.bos_token_id] and lines[1:] == []
+    assert not any("border" in line for line in lines)
+
+
+def test_ids_above_what_16_bits_hold(tmp_path):
+    """Few tokens, but one with a number of its own choosing."""
+    digits(first=70_000).save_pretrained(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 3)
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    data = load(DataConfig(path=str(rows), validation=0), own, seed=0, max_length=None)
+    assert max(data.train[0].ids) > 70_000

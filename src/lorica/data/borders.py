@@ -62,6 +62,9 @@ class Borders:
         """ends: (tokens,) characters up to the end of each; too many behind one of `OTHER`."""
         total, found = int(ends[-1]), list[int | None]()
         for place in places:
+            if not place:
+                found.append(0)
+                continue
             for target in (self._front + place, total - (size - place)):
                 count = int(np.searchsorted(ends, target, side="right"))
                 if count and ends[count - 1] == target:
@@ -95,7 +98,17 @@ def _in_front(parts: dict[str, Any]) -> int | None:
         for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
     )  # fmt: skip
     words = any(token["single_word"] or token["normalized"] for token in parts["added_tokens"])
-    return front if plain and not words else None
+    return front if plain and not words and _keeps_all(model) else None
+
+
+def _keeps_all(model: dict[str, Any]) -> bool:
+    """Whether no character is dropped, and the bytes of one stay apart, so that lengths add up."""
+    vocabulary, tokens = model["vocab"], {f"<0x{byte:02X}>" for byte in range(256)}
+    if any(not tokens.isdisjoint(pair) for pair in model["merges"]):
+        return False
+    return model["unk_token"] in vocabulary or (
+        model["byte_fallback"] and tokens <= vocabulary.keys()
+    )
 
 
 def _lengths(parts: dict[str, Any]) -> list[int]:

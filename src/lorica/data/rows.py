@@ -64,7 +64,7 @@ def _tokenised(
         return {"kind": shaped.kind, "digest": digest, **_fill(writer, source, shaped, tokenizer)}
 
     def writer() -> Writer:
-        small = len(tokenizer) <= 1 << 16
+        small = max(tokenizer.get_vocab().values(), default=0) < 1 << 16
         return Writer("uint16" if small else "int32", seed, texts=texts)
 
     more: list[str] = []

@@ -9,7 +9,7 @@ stands at the end of every row and is learned, unless the last answer ends in it
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from lorica.data.borders import Borders
@@ -20,6 +20,7 @@ from lorica.errors import DataError
 
 CHUNK = 2_000  # texts a call of the tokenizer: bounds the memory of its result
 TRIED = 100  # texts on which two ways to call it must agree
+PROBED = 1_000  # tokens whose text may show the special tokens around it
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Tokeniser:
     """
 
     def __init__(self, tokenizer: Any):
-        self._eos, self._bos = end_token(tokenizer), tokenizer.bos_token_id
+        self._eos = end_token(tokenizer)
         self._texts, self._borders = Texts(tokenizer), Borders(tokenizer)
         self._apart, self._spaces, self._twice = Places(), 0, Places()
         self._unwritten = Unwritten(tokenizer, self._texts.ids)
@@ -148,15 +149,8 @@ class Tokeniser:
 
     def _framed(self, row: Rendered, ids: list[int], runs: list[tuple[int, int]]) -> Tokens:
         """The row with BOS once in front and, if anything is learned, EOS at its end."""
-        front = [] if row.special else self._texts.front
-        shift = 0
-        if front and ids[: len(front)] != front:
-            ids, shift = front + ids, len(front)
-        doubled, bos = 0, self._bos
-        while bos is not None and bos != self._eos and ids[doubled : doubled + 2] == [bos, bos]:
-            doubled += 1
+        ids, shift, doubled = self._texts.begun(ids, special=row.special)
         if doubled:
-            ids, shift = ids[doubled:], shift - doubled
             self._twice.add(row.where)
         # The first token is no label: nothing stands before it.
         runs = [(max(a + shift, 1), b + shift) for a, b in runs if b + shift > 0]
@@ -204,11 +198,8 @@ def class_cut(ids: list[int], limit: int, tokenizer: Any) -> list[int]:
 def prompt_ids(rows: list[Rendered], tokenizer: Any) -> list[list[int]]:
     """What generation is given for each row: its prompt's ids, with BOS as in training."""
     texts = Texts(tokenizer)
-    found = []
-    for row, ids in zip(rows, texts.ids(row.prompt for row in rows), strict=True):
-        front = [] if row.special or ids[: len(texts.front)] == texts.front else texts.front
-        found.append(front + ids)
-    return found
+    every = texts.ids(row.prompt for row in rows)
+    return [texts.begun(ids, special=row.special)[0] for row, ids in zip(rows, every, strict=True)]
 
 
 def end_token(tokenizer: Any) -> int:
@@ -234,12 +225,24 @@ class Texts:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-        framed = tokenizer("a")["input_ids"]
-        at = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
-        self.front: list[int] = framed[:at]
-        self.frame: tuple[list[int], list[int]] = framed[:at], framed[at + len(plain) :]
+        self.frame = _frame(tokenizer)
+        self.front = self.frame[0]
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._bos = None if bos == eos else bos
         self._quick: dict[bool, bool] = {}  # special: the library's own call gives the same
+
+    def begun(self, ids: list[int], *, special: bool) -> tuple[list[int], int, bool]:
+        """Ids with the tokens in front and BOS once, how far they moved, and if it stood twice.
+
+        special: the text brings its own tokens in front.
+        """
+        shift = 0
+        if not special and ids[: len(self.front)] != self.front:
+            ids, shift = self.front + ids, len(self.front)
+        doubled, bos = 0, self._bos
+        while bos is not None and ids[doubled : doubled + 2] == [bos, bos]:
+            doubled += 1
+        return ids[doubled:], shift - doubled, doubled > 0
 
     def ids(self, texts: Iterable[str], *, special: bool = False) -> list[list[int]]:
         every, found = list(texts), []
@@ -279,3 +282,18 @@ class Texts:
                 for alone, behind in zip(rest, anchored, strict=True)
             ),
         ]
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and behind a text.
+
+    They are seen around a text that it has tokens for: a vocabulary of digits has none for letters.
+    """
+    vocabulary = (tokenizer.decode([i]) for i in range(min(len(tokenizer), PROBED)))
+    for text in chain(("a", "0"), vocabulary):
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        framed = tokenizer(text)["input_ids"]
+        if plain and not set(plain) & set(tokenizer.all_special_ids):
+            at = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
+            return framed[:at], framed[at + len(plain) :]
+    return [], []
