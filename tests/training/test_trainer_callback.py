@@ -1,11 +1,13 @@
 """transformers' Trainer keeps the adapter: in save_model, checkpoints and a resume."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +23,7 @@ from lorica.core.draws import drawing
 from lorica.core.port import switch_of
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, FileError, TrainingError
+from lorica.training.trainer_record import RECORD
 
 IDS = torch.randint(3, 60, (12, 9), generator=torch.Generator().manual_seed(8))
 ROWS = [{"input_ids": row, "labels": row} for row in IDS]
@@ -165,3 +168,93 @@ def test_the_models_own_functions_come_back(tmp_path):
     assert torch.equal(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")), logits(base())
     )
+
+
+def nudge_base(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.down_proj").weight[0, 0] += 1  # type: ignore[operator]
+
+
+def resumed(
+    folder: Path, checkpoint: Path, method: lorica.Lora | lorica.Dora, *, name: str = "default",
+    seed: int = 1, on: Callable[[nn.Module], None] = lambda model: None,
+) -> None:  # fmt: skip
+    """Go on from a checkpoint, in another output folder."""
+    run = trainer(folder)
+    model = base()
+    on(model)
+    lorica.adapt(model, method, name=name, seed=seed)
+    again = Trainer(
+        model, run.args, train_dataset=ROWS, callbacks=[lorica.AdapterCallback()],  # type: ignore[arg-type]
+    )  # fmt: skip
+    again.train(resume_from_checkpoint=str(checkpoint))
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alpha": (r"method.alpha +\S+ -> 64", {"method": lorica.Lora(r=2, alpha=64)}),
+    "rslora": ("method.use_rslora +False -> True", {"method": lorica.Lora(r=2, use_rslora=True)}),
+    "dropout": ("method.dropout +0.0 -> 0.5", {"method": lorica.Lora(r=2, dropout=0.5)}),
+    "seed": ("seed +1 -> 2", {"seed": 2}),
+    "base": ("base_weights +model.layers.0.mlp.down_proj.weight", {"on": nudge_base}),
+    "config": ("base_config +rms_norm_eps",
+               {"on": lambda model: setattr(model.config, "rms_norm_eps", 0.1)}),
+    "dtype": ("dtype +'float32' -> 'bfloat16'", {"on": lambda model: model.bfloat16()}),
+    "name": ("adapter +'default' -> 'other'", {"name": "other"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_resume_with_another_function_is_refused(tmp_path, what):
+    trainer(tmp_path, steps=2).train()
+    checkpoint = (tmp_path / "checkpoint-2").rename(tmp_path / "kept")
+    message, change = OTHERS[what]
+    with pytest.raises(TrainingError, match=message):
+        resumed(tmp_path / "again", checkpoint, **{"method": lorica.Lora(r=2), **change})
+    resumed(tmp_path / "again", checkpoint, lorica.Lora(r=2))
+
+
+EDITS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]] = {
+    "one number": ("changed .*adapters.default",
+                   lambda t: {k: v + (k.endswith("default.b")) for k, v in t.items()}),
+    "all": ("not what was saved", lambda t: {k: v * 0 + 1 for k, v in t.items()}),
+    "dtype": ("not what was saved", lambda t: {k: v.half() for k, v in t.items()}),
+    "part": ("not what was saved", lambda t: dict(list(t.items())[-3:])),
+    "empty": ("not all tensors", lambda t: {}),
+    "foreign": ("not all tensors", lambda t: {"foo.bar": torch.ones(2)}),
+    "record alone": ("not what was saved", lambda t: {RECORD: t[RECORD]}),
+    "record cut": ("not what was saved", lambda t: {**t, RECORD: t[RECORD][:-9]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_a_resume_from_a_checkpoint_that_was_edited_is_refused(tmp_path, what):
+    trainer(tmp_path, steps=2).train()
+    file = tmp_path / "checkpoint-2" / "model.safetensors"
+    message, edit = EDITS[what]
+    save_file(edit(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=message):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_of_a_checkpoint_without_a_record_is_said_what_is_not_checked(tmp_path):
+    run = trainer(tmp_path, callback=False, steps=2)
+    with pytest.warns(UserWarning, match="passes over the adapter"):
+        run.train()
+    with pytest.warns(UserWarning, match="cannot be checked"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    late = trainer(tmp_path, callback=False)
+    late.add_callback(lorica.AdapterCallback())
+    with pytest.raises(TrainingError, match="added after the Trainer was made"):
+        late.train(resume_from_checkpoint=True)
+
+
+def test_two_trainers_of_one_model_resume(tmp_path):
+    first = trainer(
+        tmp_path, steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True
+    )
+    first.train()
+    callback: Any = lorica.AdapterCallback()
+    Trainer(first.model, first.args, callbacks=[callback], eval_dataset=ROWS[:4])  # type: ignore[arg-type]
+    first.args.max_steps = 4
+    first.train(resume_from_checkpoint=True)
+    assert first.state.global_step == 4

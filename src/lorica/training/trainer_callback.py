@@ -8,14 +8,15 @@ loaded from it is the base. A callback has no say in either, so this one puts tw
 place on the model that it is given, and says so here:
 
     model.save_pretrained(folder)    writes the adapter folder (and, in a checkpoint, a small
-                                     model.safetensors with the adapter's tensors alone, which the
-                                     Trainer reads back)
+                                     model.safetensors with the adapter's tensors alone and a record
+                                     of its settings and base, which the Trainer reads back)
     model.load_state_dict(state)     of the adapter's tensors: strict; of others: as it was
 
 After `lorica.detach` or `lorica.merge` both are the model's own again.
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,9 @@ from lorica.core.drive import adapters_of
 from lorica.core.port import spec_of, switch_of
 from lorica.core.site import PORT
 from lorica.core.state import adapter_state, load_adapter_state
-from lorica.errors import ConfigError, listed
+from lorica.errors import ConfigError, TrainingError, listed
 from lorica.formats import commit, folder
+from lorica.training.trainer_record import RECORD, check_record, read_record, record_of
 
 TENSORS = "model.safetensors"
 
@@ -41,18 +43,91 @@ class AdapterCallback(TrainerCallback):
     """Let a Trainer save and load the active adapter of its model instead of the whole model.
 
     Raises: ConfigError, before the first step, if not one adapter is active, or its method has a
-        schedule, which a Trainer does not drive.
+        schedule, which a Trainer does not drive. TrainingError, before the first step after
+        resume_from_checkpoint, if the checkpoint's adapter or base is another one, or was changed.
     """
 
     def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         install(given["model"], given.get("processing_class"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        install(given["model"], given.get("processing_class"))  # it was added after the start
+        model, tokenizer = given["model"], given.get("processing_class")
+        late = not isinstance(vars(model).get("load_state_dict"), Loader)
+        loader = install(model, tokenizer)
+        if state.global_step > 0:
+            check_resumed(model, loader, tokenizer, late=late)
+        loader.forget()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        install(given["model"], given.get("processing_class")).forget()  # the best checkpoint
 
 
-def install(model: nn.Module, tokenizer: Any = None) -> None:
-    """Put the two functions in place. In place; once is enough."""
+class Loader:
+    """`load_state_dict` of a model that a Trainer trains an adapter of; keeps what it was given.
+
+    record: of the checkpoint. complete: it had every tensor of the active adapter.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.forget()
+
+    def forget(self) -> None:
+        self.record: dict[str, Any] | None = None
+        self.complete = False
+
+    def __call__(self, state_dict: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
+        """What `load_state_dict` does: the adapter's own tensors are read strictly.
+
+        Raises: FileError if names or shapes are not those of the adapter, or a number is not
+            finite; TrainingError if a tensor of a checkpoint is not what was saved.
+        """
+        self.forget()
+        model, switch = self.model, switch_of(self.model)
+        tensors = {key: tensor for key, tensor in state_dict.items() if key != RECORD}
+        if RECORD in state_dict:
+            self.record = read_record(state_dict[RECORD], tensors)
+        self.complete = all(tensors_of(model, n).keys() <= tensors.keys() for n in switch.active)
+        names = {key.split(f".{PORT}.")[1].partition(".")[0] if f".{PORT}." in key else None
+                 for key in tensors}  # fmt: skip
+        (name,) = names if len(names) == 1 else (None,)
+        if name is None or name not in switch.specs:
+            return type(model).load_state_dict(model, tensors, *args, **options)
+        plain = {key.replace(f".{PORT}.{name}.", "."): tensor for key, tensor in tensors.items()}
+        load_adapter_state(model, plain, name, source="the Trainer's checkpoint")
+        return _IncompatibleKeys([], [])
+
+
+def check_resumed(model: nn.Module, loader: Loader, tokenizer: Any, *, late: bool) -> None:
+    """Check what a resumed Trainer goes on with. late: it was loaded before the callback came.
+
+    Warns if the checkpoint has no record. Raises: TrainingError.
+    """
+    name = active_adapter(model)
+    if late:
+        raise TrainingError(
+            "the callback was added after the Trainer was made, and cannot check what a resume has "
+            "loaded.",
+            fix="Trainer(..., callbacks=[lorica.AdapterCallback()])",
+        )
+    if loader.record is not None:
+        check_record(loader.record, model, name, tokenizer)
+    if not loader.complete:
+        raise TrainingError(
+            f"the Trainer's checkpoint has not all tensors of adapter {name!r}: training would go "
+            "on from a fresh adapter.",
+            fix="go on from a checkpoint of this adapter, or start a new run",
+        )
+    if loader.record is None:
+        warnings.warn(
+            "the Trainer's checkpoint was saved without lorica.AdapterCallback: that its adapter "
+            "has the settings and the base of this one cannot be checked.",
+            stacklevel=2,
+        )
+
+
+def install(model: nn.Module, tokenizer: Any = None) -> Loader:
+    """Put the two functions in place. In place; once is enough. Returns: load_state_dict."""
     name = active_adapter(model)
     method = spec_of(model, name).method
     if method.schedule(adapters_of(model, name), 10**6, 1) is not None:
@@ -63,7 +138,10 @@ def install(model: nn.Module, tokenizer: Any = None) -> None:
         )
     foreign: Any = model
     foreign.save_pretrained = partial(save_adapter, model, tokenizer=tokenizer)
-    foreign.load_state_dict = partial(load_tensors, model)
+    loader = vars(model).get("load_state_dict")
+    if not isinstance(loader, Loader):
+        loader = foreign.load_state_dict = Loader(model)
+    return loader
 
 
 def active_adapter(model: nn.Module) -> str:
@@ -98,7 +176,9 @@ def save_adapter(
     path.mkdir(parents=True, exist_ok=True)
     folder.save(model, staging, name, tokenizer=tokenizer)
     if path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        commit.write_tensors(staging / TENSORS, tensors_of(model, name))
+        tensors = tensors_of(model, name)
+        record = record_of(commit.read_json(staging / folder.MANIFEST), name, tensors)
+        commit.write_tensors(staging / TENSORS, {**tensors, RECORD: record})
     # The manifest comes last: its digests tell a folder that a kill left half written.
     for file in sorted(staging.iterdir(), key=lambda file: file.name == folder.MANIFEST):
         os.replace(file, path / file.name)
@@ -114,20 +194,3 @@ def tensors_of(model: nn.Module, name: str) -> dict[str, Tensor]:
             kept.remove(id(tensor))
             found[key] = tensor
     return found
-
-
-def load_tensors(
-    model: nn.Module, state_dict: Mapping[str, Tensor], *args: Any, **options: Any
-) -> Any:
-    """What `load_state_dict` does: the adapter's own tensors are read strictly.
-
-    Raises: FileError if names or shapes are not those of the adapter, or a number is not finite.
-    """
-    names = {key.split(f".{PORT}.")[1].partition(".")[0] if f".{PORT}." in key else None
-             for key in state_dict}  # fmt: skip
-    (name,) = names if len(names) == 1 else (None,)
-    if name is None or name not in switch_of(model).specs:
-        return type(model).load_state_dict(model, state_dict, *args, **options)
-    plain = {key.replace(f".{PORT}.{name}.", "."): tensor for key, tensor in state_dict.items()}
-    load_adapter_state(model, plain, name, source="the Trainer's checkpoint")
-    return _IncompatibleKeys([], [])
