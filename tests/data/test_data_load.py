@@ -45,6 +45,16 @@ def test_overlong_raises_by_default(write, tokenizer):
     assert "longest" in error.value.facts and "overlong" in error.value.fix
 
 
+@pytest.mark.parametrize("policy", ["raise", "drop"])
+def test_a_longer_length_is_a_fix_only_where_one_was_set(write, tokenizer, policy):
+    """Else the limit is the base's own, which takes no longer rows."""
+    long = [{"prompt": "Long?\n", "completion": "yes " * 100}] * 3
+    for own, told in (({"max_length": 40}, True), ({}, False)):
+        with pytest.raises(DataError) as error:
+            get(write(long, overlong=policy, **own), tokenizer, max_length=40)
+        assert ("max_length" in error.value.fix) is told and "overlong" in error.value.fix
+
+
 def test_overlong_is_dropped_and_counted(write, tokenizer):
     data = get(write(MIXED, overlong="drop", validation=0), tokenizer, max_length=40)
     assert len(data.train) == 4

@@ -16,8 +16,8 @@ from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
 from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
 from lorica.evaluation.generate import generate
-from lorica.evaluation.loss import score
-from lorica.evaluation.measure import Measure, evaluate_loaded
+from lorica.evaluation.loss import Scores, score
+from lorica.evaluation.measure import Measure, evaluate_loaded, token_measures
 from lorica.evaluation.report import evaluate, show
 from lorica.evaluation.stats import Interval
 from lorica.formats.folder import load as load_adapter
@@ -119,6 +119,22 @@ def test_an_adapter_that_acts_on_the_last_row_only_is_measured(stories):
         evaluate_loaded(base, still)
 
 
+@pytest.mark.parametrize("wide", [0.1, 1.0, 5.0])
+def test_loss_and_perplexity_show_the_same(wide):
+    """They are one figure, also where rows differ widely."""
+    draw = np.random.default_rng(0)
+    tokens = np.full(20, 30)
+    losses = 4 + draw.normal(0, wide, 20).clip(-3.5, 3.5)
+    better = losses - 1 - draw.normal(0, 0.5, 20).clip(-0.9, 0.9)
+    scores = [Scores(nll * tokens, tokens, tokens // 2, np.zeros((20, 0), np.float32))
+              for nll in (losses, better)]  # fmt: skip
+    loss, perplexity, _ = token_measures(scores)
+    assert loss.verdict == perplexity.verdict == "better"
+    apart = perplexity.adapter.value - perplexity.base.value
+    assert perplexity.difference.value == pytest.approx(apart)
+    assert perplexity.difference.low < apart < perplexity.difference.high < 0
+
+
 def test_samples_and_json_and_the_printed_table(adapter, stories, rows):
     path = rows([{"prompt": p, "completion": " and ran."} for p in prompts(6)])
     report = evaluate(adapter, path, base=str(stories))
@@ -216,6 +232,11 @@ def test_a_classifier_is_measured_by_its_own_classes(stories, rows, tmp_path):
     with pytest.raises(DataError, match="is a language model"):
         labelled = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
         evaluate(str(stories), rows(labelled))
+    alike = [{"text": texts[0], "label": name} for name in ("sad", "glad")]
+    same = evaluate(tmp_path / "adapter", rows(alike * 4))
+    told = [line for line in same.lines if "tells no classes apart" in line]
+    assert len(told) == 1 and f"takes all 8 rows for {guess[0]}" in told[0]
+    assert not any("tells no classes apart" in line for line in report.lines)
     lorica.merge(base.model)
     base.model.save_pretrained(tmp_path / "merged")
     base.tokenizer.save_pretrained(tmp_path / "merged")

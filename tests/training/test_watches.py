@@ -14,7 +14,7 @@ from lorica.methods.lora import LoraAdapter
 from lorica.training.checkpoint import Progress
 from lorica.training.loop import Trainer
 from lorica.training.run import Run
-from lorica.training.watch import check_moved, check_rise
+from lorica.training.watch import check_moved, check_rise, notices_of_rise
 from tests.training.rows import adapter, settings
 
 
@@ -75,6 +75,14 @@ def test_the_smoothed_loss_forgives_one_bad_step():
     with pytest.raises(TrainingError):
         for _ in range(10):
             check_rise(progress, 6.0, 0.5)
+
+
+def test_a_validation_loss_that_rose_is_held_against_what_training_began_with():
+    progress = Progress(first_eval=2.7, last_eval=3.0)
+    assert "worse than the base" in notices_of_rise(progress, None, None)[0]
+    assert "worse than runs/alp" in notices_of_rise(progress, None, "runs/alp")[0]
+    assert notices_of_rise(progress, {}, None) == []
+    assert notices_of_rise(Progress(first_eval=3.0, last_eval=2.7), None, None) == []
 
 
 def test_tensors_that_never_moved_are_named():

@@ -74,7 +74,9 @@ def _apply(
             "data.overlong: drop leaves none.",
             rows=long.places(long.lengths),
             fix=f"data.max_length: {int(long.lengths.min())} keeps the shortest, if the base takes "
-            "it; or data.overlong: truncate",
+            "it; or data.overlong: truncate"
+            if config.max_length
+            else "data.overlong: truncate",
         )
     if policy == "drop":
         return examples.pick(~overlong), f"{facts} and are dropped: {long.places()}"
@@ -90,7 +92,9 @@ def _apply(
         f"{config.path}: {facts}.",
         rows=long.places(long.lengths),
         longest=f"{longest} tokens, {long[most].where}",
-        fix=f"data.max_length: {longest} if the base takes it; or data.overlong: drop or truncate",
+        fix="data.overlong: drop or truncate; the base takes no longer ones"
+        if config.max_length is None
+        else f"data.max_length: {longest} if the base takes it; or data.overlong: drop or truncate",
     )
 
 

@@ -38,6 +38,7 @@ from lorica.evaluation.prompts import (
     room_of,
 )  # fmt: skip
 from lorica.evaluation.stop_strings import StopStrings
+from lorica.progress import Progress
 
 CHOOSING = (
     "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams",
@@ -162,7 +163,10 @@ def continue_ids(
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     devices = [device] if device.type == "cuda" else []
-    with still(base.model), torch.random.fork_rng(devices=devices):
+    with (
+        still(base.model), torch.random.fork_rng(devices=devices),
+        Progress("writing answers", len(prompts), "rows") as bar,
+    ):  # fmt: skip
         torch.manual_seed(sampling.seed)
         for picked in batches(prompts, room, size, batching):
             some = [prompts[i] for i in picked]
@@ -170,6 +174,8 @@ def continue_ids(
                 new = _run(base, some, sampling, room[picked[0]], stops, strings, streamer)
             for i, row in zip(picked, new, strict=True):
                 tokens[i] = row
+            if len(prompts) > 1:
+                bar.advance(len(picked))
     seconds = time.perf_counter() - began
     texts = [text_after(base, p, t, stops) for p, t in zip(prompts, tokens, strict=True)]
     rate = sum(map(len, tokens)) / max(seconds, 1e-9)

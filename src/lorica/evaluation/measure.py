@@ -157,9 +157,10 @@ def evaluate_loaded(
                      "of 100 cases where some rows are far worse than the rest")  # fmt: skip
     classes = None
     if base.labels is None:
-        measures = [*_tokens(scores), *_matches(asked, answers)]
+        measures = [*token_measures(scores), *_matches(asked, answers)]
     else:
         measures, classes = _of_classes(base.labels, examples, scores)
+        lines += _one_class(classes)
     samples = _samples(asked, answers)
     tokens = int(scores[0].tokens.sum())
     every = predictions(examples, scores, base.labels, asked, answers)
@@ -189,7 +190,7 @@ def check_acts(model: nn.Module, examples: Sequence[Example]) -> None:
     )
 
 
-def _tokens(scores: list[Scores]) -> list[Measure]:
+def token_measures(scores: list[Scores]) -> list[Measure]:
     """Loss, perplexity and token accuracy, weighted by label tokens."""
     rows, weights = len(scores[0].nll), scores[0].tokens
     losses = ratios([s.nll for s in scores], weights)
@@ -200,7 +201,10 @@ def _tokens(scores: list[Scores]) -> list[Measure]:
     accuracy = [hits.share(i) for i in systems]
     if len(scores) > 1:
         loss.append(losses.difference(0, 1))
-        perplexity.append(losses.difference(0, 1, _exp))
+        # At the base's perplexity: so both say the same of which is better.
+        apart, of_base = loss[-1], perplexity[0].value
+        perplexity.append(Interval(*(of_base * math.expm1(min(v, 700))
+                                     for v in (apart.value, apart.low, apart.high))))  # fmt: skip
         accuracy.append(hits.share_difference(0, 1))
     return [
         Measure("loss", rows, "lower", *loss),
@@ -213,7 +217,7 @@ def _of_classes(
     labels: list[str], examples: Sequence[Example], scores: list[Scores]
 ) -> tuple[list[Measure], Classes]:
     """Loss, accuracy and F1 of a classifier, per row, and what became of each class."""
-    loss, *_ = _tokens(scores)
+    loss, *_ = token_measures(scores)
     wanted = np.array([e.label for e in examples])
     chosen = [s.probabilities.argmax(1) for s in scores]
     count = len(labels)
@@ -221,6 +225,22 @@ def _of_classes(
     accuracy = _shares("accuracy", [s.correct.astype(bool) for s in scores])
     classes = Classes(labels, [confusion(wanted, one, count) for one in chosen])
     return [loss, accuracy, f1], classes
+
+
+def _one_class(classes: Classes) -> list[str]:
+    """A notice on an adapter that tells no classes apart; it may look better than its base."""
+    if len(classes.confusion) < 2:
+        return []
+    table = classes.confusion[1]
+    given = table.sum(0)
+    if given.max() < given.sum() or (table.sum(1) > 0).sum() < 2:
+        return []
+    name = classes.labels[int(given.argmax())]
+    line = (
+        f"the adapter takes all {given.sum():,} rows for {name}: it tells no classes apart; train "
+        "longer, or with another learning_rate"
+    )
+    return [line]
 
 
 def _matches(asked: Quiz, answers: list[list[str]]) -> list[Measure]:

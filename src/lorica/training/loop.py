@@ -241,7 +241,7 @@ class Trainer:
         model, progress = self.base.model.eval(), self.progress
         trained, printed = {name: self.tensors[name] for name in self.start}, len(self.lines)
         self.lines += watch.check_moved(self.start, trained, self.driver.schedule.live())
-        self.lines += watch.notices_of_rise(progress) if self.best is None else []
+        self.lines += watch.notices_of_rise(progress, self.best, self.config.init_from)
         self.lines += watch.notices_of_standstill(
             losses_of(self.run.folder), optim.persistence(self.optimizer), self.rate,
             prepare.own_rate(self.config),

@@ -99,13 +99,16 @@ def check_rise(progress: Progress, loss: float, limit: float | None) -> None:
         )
 
 
-def notices_of_rise(progress: Progress) -> list[str]:
-    """A notice if the validation loss is higher than before training."""
+def notices_of_rise(progress: Progress, best: object, init_from: str | None) -> list[str]:
+    """A notice if the validation loss is higher than before training.
+
+    best: an earlier adapter that is taken in its place. init_from: the adapter it began with.
+    """
     before, after = progress.first_eval, progress.last_eval
-    if before is None or after is None or after <= before:
+    if best is not None or before is None or after is None or after <= before:
         return []
     rose = f"the validation loss rose from {before:.4f} to {after:.4f}"
-    return [f"{rose}: the adapter is worse than the base; lower learning_rate"]
+    return [f"{rose}: the adapter is worse than {init_from or 'the base'}; lower learning_rate"]
 
 
 def notices_of_standstill(
