@@ -1,6 +1,7 @@
 """The head of a sequence classifier: what is fresh, what is kept, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,39 @@ def test_the_classes_of_a_folder_of_pefts_are_counted_at_its_head(name, tmp_path
     opened = open_adapter(folder)
     assert opened.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert torch.equal(logits(opened.model), want)
+
+
+NO_NAMES = {
+    "two alike": ["bad", "bad", "good"],
+    "alike but for blanks": ["bad one", "bad  one", "good"],
+    "alike but for a no-break space": ["bad one", "bad\u00a0one", "good"],
+    "an empty one": ["", "fair", "good"],
+    "a blank one": [" ", "fair", "good"],
+    "null": [None, "fair", "good"],
+    "a number": [0, "fair", "good"],
+    "a list": [["bad"], "fair", "good"],
+    "none": [],
+    "a single one": ["bad"],
+    "one less than the head has": ["bad", "good"],
+    "one more than the head has": ["bad", "fair", "good", "best"],
+    "a text": "bad",
+}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A base, and an adapter with a head of three classes on it."""
+    folder = tmp_path_factory.mktemp("named")
+    path = save(folder / "base", model("bert with pooler"))
+    return path, adapted(load(path, labels=CLASSES), folder / "adapter")
+
+
+@pytest.mark.parametrize("case", NO_NAMES)
+def test_labels_of_a_manifest_that_name_no_classes_are_refused(named, tmp_path, case):
+    path = shutil.copytree(named[1], tmp_path / "adapter")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["labels"] = NO_NAMES[case]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FileError, match=r"labels|classes") as caught:
+        open_adapter(path)
+    assert "manifest.json" in str(caught.value)

@@ -12,9 +12,10 @@ from rich.console import Console
 import lorica
 from lorica.cli import run
 from lorica.core.draws import drawing
-from lorica.errors import ConfigError, DataError
+from lorica.errors import BaseError, ConfigError, DataError
 from lorica.evaluation.classes import Classes, confusion, macro_f1
 from lorica.evaluation.report import show
+from lorica.formats.open import open_adapter
 from tests.base.classifiers import BERT, save
 
 NAMES = ["zebra", "ant", "owl"]
@@ -204,3 +205,51 @@ def test_a_report_shows_itself_in_a_notebook(trained):
     out = lorica.evaluation.measure.Report([], 1, 1, path="<script>", data="a&b")._repr_html_()
     assert "<script>" not in out
     assert "a&amp;b" in out
+
+
+NO_CLASSES = {
+    "regression": ({"problem_type": "regression"}, "problem_type regression"),
+    "several labels": ({"problem_type": "multi_label_classification"}, "problem_type multi_label"),
+    "one output": ({"id2label": {"0": "score"}, "num_labels": 1}, "1 output"),
+    "two alike": ({"id2label": {"0": "owl", "1": "ant", "2": "owl"}}, "the name owl"),
+    "alike but for blanks": ({"id2label": {"0": "an owl", "1": "ant", "2": "an  owl"}}, "an owl"),
+    "no name": ({"id2label": {"0": "", "1": "ant", "2": "owl"}}, "has no name"),
+    "a gap": ({"id2label": {"0": "zebra", "1": "ant", "5": "owl"}}, "no name for output 2"),
+    "numbered from 1": ({"id2label": {"1": "zebra", "2": "ant", "3": "owl"}}, "for output 0"),
+}
+
+
+@pytest.fixture(params=NO_CLASSES)
+def no_classes(request, trained, tmp_path):
+    """(a base whose own head gives no probabilities of classes, what a refusal says of it)."""
+    changes, words = NO_CLASSES[request.param]
+    config = tf.BertConfig(**BERT, id2label=dict(enumerate(NAMES[: changes.get("num_labels", 3)])))
+    base = save(tmp_path / "base", tf.BertForSequenceClassification(config))
+    file = tmp_path / "base/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return base, words
+
+
+def test_a_base_whose_head_gives_no_classes_is_refused_by_name(no_classes, tmp_path):
+    base, words = no_classes
+    rows = new_rows(tmp_path, [{"text": t, "label": "ant"} for t in TEXTS])
+    for use in (lorica.predict, lorica.evaluate):
+        with pytest.raises(BaseError, match=words) as caught:
+            use(base, rows)
+        assert base in str(caught.value)
+
+
+def test_a_base_whose_head_gives_no_classes_gets_one_that_does(no_classes, trained, tmp_path):
+    base, words = no_classes
+    run = lorica.train(base=base, data={"path": str(trained / "rows.jsonl")}, max_steps=2,
+                       learning_rate=1e-2, output=str(tmp_path / "run"), show=False)  # fmt: skip
+    (notice,) = (line for line in run.lines if words in line)
+    assert "trained and saved whole" in notice
+    done = lorica.predict(tmp_path / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
+    assert done.labels == sorted(NAMES)
+    opened = open_adapter(tmp_path / "run")
+    batch = {"input_ids": torch.tensor([[0, 6, 7, 2]]), "labels": torch.tensor([2])}
+    out = opened.model(**batch)
+    want = torch.nn.functional.cross_entropy(out.logits, batch["labels"])
+    torch.testing.assert_close(out.loss, want)
+    assert opened.model.config.problem_type in (None, "single_label_classification")

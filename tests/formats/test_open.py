@@ -111,6 +111,16 @@ def test_a_classifier_of_peft_says_how_many_classes_it_has(stories, tmp_path, n,
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_head_with_one_output_gives_no_classes(stories, tmp_path):
+    classifier(stories, tmp_path / "adapter", 1)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "label": "LABEL_0"}\n')
+    for use in (lorica.predict, lorica.evaluate):
+        with pytest.raises(FileError, match="one output"):
+            use(tmp_path / "adapter", str(rows), base=str(stories))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_names_of_classes_are_the_bases_where_it_has_as_many(stories, tmp_path):
     from transformers import AutoConfig
 

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from lorica.core.draws import drawing
-from lorica.errors import listed
+from lorica.data.classes import fault_of_names
+from lorica.errors import BaseError, listed
 
 KIND = "ForSequenceClassification"
+ONE_CLASS = "single_label_classification"
 SHOWN = 6
 
 
@@ -36,12 +38,61 @@ class Head:
     whole: list[str] = field(default_factory=list)
 
 
-def own_classes(config: Any) -> list[str] | None:
-    """The names of a checkpoint's classes in the order of its outputs; None: no classifier."""
-    if not any(str(name).endswith(KIND) for name in config.architectures or ()):
-        return None
+def is_classifier(config: Any) -> bool:
+    """The checkpoint is a sequence classifier, of whatever kind."""
+    return any(str(name).endswith(KIND) for name in config.architectures or ())
+
+
+def other_problem(config: Any) -> str | None:
+    """The problem_type of a head whose outputs are not one class for each row; None: they are."""
+    problem = getattr(config, "problem_type", None)
+    return None if problem in (None, ONE_CLASS) else str(problem)
+
+
+def fault_of_head(config: Any) -> str | None:
+    """Why the outputs of a head give no probability of each class; None: they do."""
+    if problem := other_problem(config):
+        return f"its head is not for one class for each row (problem_type {problem})"
+    if config.num_labels < 2:
+        return f"its head has {config.num_labels} output (num_labels), as a regression has"
     names: dict[int, str] = config.id2label or {}
-    return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
+    if unnumbered := sorted(set(range(config.num_labels)) - set(names)):
+        return f"id2label in its config.json has no name for output {listed(unnumbered)}"
+    if fault := fault_of_names(class_names(config)):
+        return f"id2label in its config.json is wrong: {fault}"
+    return None
+
+
+def class_names(config: Any) -> list[str]:
+    """What a config calls the outputs of a classifier, in their order."""
+    names: dict[int, str] = config.id2label or {}
+    return ["" if (name := names.get(i)) is None else str(name) for i in range(config.num_labels)]
+
+
+def own_classes(config: Any) -> list[str] | None:
+    """The names of a checkpoint's classes in the order of its outputs; None: it gives none."""
+    return class_names(config) if is_classifier(config) and not fault_of_head(config) else None
+
+
+def check_head(path: str, config: Any) -> None:
+    """Raises: BaseError if the checkpoint is a classifier whose own head gives no classes."""
+    if is_classifier(config) and (fault := fault_of_head(config)):
+        raise BaseError(
+            f"{path} gives no probabilities of classes: {fault}.",
+            id2label=listed((f"{i}: {n!r}" for i, n in (config.id2label or {}).items()), 12),
+            fix=f"correct its config.json if that is wrong, or train a head for your classes: "
+            f"lorica train --base {path} with rows of text and label",
+        )
+
+
+def settings_for(labels: list[str], config: Any) -> dict[str, Any]:
+    """What stands over a checkpoint's `config` in a classifier of `labels`, one for each row."""
+    named = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
+    return named | ({"problem_type": ONE_CLASS} if other_problem(config) else {})
 
 
 def inspect(model: nn.Module, config: Any, info: Mapping[str, Any], labels: list[str]) -> Head:
@@ -139,12 +190,16 @@ def trained_whole(
     return sorted(whole | {name for name in outside if name.endswith(tuple(whole))})
 
 
-def head_notices(own: list[str] | None, labels: list[str], fresh: list[str]) -> list[str]:
-    """Notices on a head that is not the checkpoint's."""
+def head_notices(config: Any, labels: list[str], fresh: list[str]) -> list[str]:
+    """Notices on a head that is not the checkpoint's, whose config is given."""
     if not fresh:
         return []
-    why = "the checkpoint has no head for classes"
-    if own is not None and own != labels:
+    own, why = own_classes(config), "the checkpoint has no head for classes"
+    if is_classifier(config) and (fault := fault_of_head(config)):
+        why = f"the base's classification layer is not used, because {fault}"
+        if other_problem(config):
+            why += f"; problem_type is now {ONE_CLASS}"
+    elif own is not None and own != labels:
         why = (
             f"the base's classes ({listed(own, SHOWN)}) are not those of the rows "
             f"({listed(labels, SHOWN)}), so its classification layer is not used"

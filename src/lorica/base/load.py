@@ -96,8 +96,7 @@ def load(
     kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if labels is not None:
-        options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
-                    "label2id": {n: i for i, n in enumerate(labels)}}  # fmt: skip
+        options |= classifier.settings_for(labels, _config(path))
     logging.set_verbosity_error()  # what it would warn of is checked below, and named
     logging.disable_progress_bar()
     there = _quantised_as(path)
@@ -245,9 +244,15 @@ def where(path: str) -> str:
     return reachable_or_cached(path)
 
 
-def own_classes(path: str) -> list[str] | None:
-    """The classes of the base at `path`, if it is a sequence classifier; weights stay unread."""
-    return classifier.own_classes(_config(path))
+def own_classes(path: str, *, needed: bool = False) -> list[str] | None:
+    """The classes of the base at `path`; None: it has no head that gives any. Weights stay unread.
+
+    needed: raise a BaseError if it is a sequence classifier, and its head gives none.
+    """
+    config = _config(path)
+    if needed:
+        classifier.check_head(path, config)
+    return classifier.own_classes(config)
 
 
 def class_weights(path: str) -> list[str]:
@@ -270,7 +275,7 @@ def _check_loaded(
     else:
         config = _config(path)
         head = classifier.inspect(model, config, info, labels)
-        notices = classifier.head_notices(classifier.own_classes(config), labels, head.fresh)
+        notices = classifier.head_notices(config, labels, head.fresh)
     if head.lost or head.misshaped:
         raise FileError(
             f"the weights of {path} are not whole.",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from lorica.base.classifier import own_classes
+from lorica.base.classifier import is_classifier
 from lorica.errors import BaseError, FileError, LoricaError, memory_full
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ _KNOWN = [
 
 def check_kind_of_model(path: str, config: Any, *, classifier: bool) -> None:
     """Raises: BaseError for a model that is no causal language model, and is to be one."""
-    if not classifier and own_classes(config) is not None:
+    if not classifier and is_classifier(config):
         raise BaseError(
             f"{path} is a classifier, not a causal language model.",
             fix="give rows of text and label, or use the language model that it was made from",

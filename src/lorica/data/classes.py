@@ -5,11 +5,31 @@ these holds for all rows of a file, or none does: labels "0" and "cat" do not mi
 """
 
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from lorica.errors import DataError, closest, listed
 
 NUMBER = re.compile(r"-?\d{1,18}")
+
+
+def class_name(label: object) -> str:
+    """The class that a label names: its text, where blanks of any kind and number are one space."""
+    return " ".join(str(label).split())
+
+
+def fault_of_names(names: Sequence[object]) -> str | None:
+    """Why a classifier's outputs cannot have these names; None: they can.
+
+    Each is a text that is not empty, no two are alike, and there are two at least.
+    """
+    texts = [class_name(name) for name in names if isinstance(name, str)]
+    if len(names) < 2:
+        return f"{len(names)} class is named, and a classifier has two at least"
+    if len(texts) < len(names) or "" in texts:
+        return "a class has no name"
+    twice = [name for name, count in Counter(texts).items() if count > 1]
+    return f"several classes have the name {listed(twice)}" if twice else None
 
 
 def match(found: Collection[str], known: list[str], *, all_numbers: bool) -> dict[str, str] | None:

@@ -22,7 +22,7 @@ from lorica.data.config import DataConfig
 from lorica.data.examples import Examples
 from lorica.data.load import load as load_data
 from lorica.data.prompt_format import as_trained, differences
-from lorica.errors import ConfigError, DataError
+from lorica.errors import ConfigError, DataError, FileError
 from lorica.evaluation.class_tables import show_classes
 from lorica.evaluation.measure import Measure, Report, evaluate_loaded
 from lorica.evaluation.predictions import write
@@ -139,13 +139,18 @@ def open_measured(
         opened = open_adapter(
             folder, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
         )
+        if opened.labels is not None and len(opened.labels) < 2:
+            raise FileError(
+                f"the head of {folder} has one output, as a regression has: it gives no classes.",
+                fix="lorica.load it on a model that you have loaded",
+            )
         return opened, True
     if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
         find(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
     if base is not None:
         raise ConfigError(f"{path} is a base, and base={base!r} names another.",
                           fix="leave base out, or name an adapter")  # fmt: skip
-    labels = own_classes(str(path))
+    labels = own_classes(str(path), needed=True)
     return load_base(
         str(path), dtype=dtype or "float32", labels=labels, quantisation=quantisation
     ), False

@@ -10,6 +10,7 @@ from torch import Tensor
 from lorica.core.adapter import Method
 from lorica.core.port import Spec
 from lorica.core.targets import Targets
+from lorica.data.classes import fault_of_names
 from lorica.errors import ConfigError, FileError, listed
 from lorica.recipe.values import fits, typed
 
@@ -49,6 +50,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
             f"{file} lacks {', '.join(wrong) or 'format'}, or has it in another form.",
             fix="copy the folder anew",
         )
+    _check_labels(manifest.get("labels"), file)
     base = manifest["base"]
     if odd := [key for key, kind in BASE.items() if key in base and not fits(kind, base[key])]:
         raise FileError(f"{file} has a base whose {listed(odd)} is of another type.",
@@ -59,6 +61,15 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
     if bad or WEIGHTS not in files:
         raise FileError(f"{file} has no digest of {listed(bad or [WEIGHTS])}.",
                         fix="copy the folder anew")  # fmt: skip
+
+
+def _check_labels(labels: list[str] | None, file: Path) -> None:
+    if labels is not None and (fault := fault_of_names(labels)):
+        raise FileError(
+            f"{file} has labels that are not the names of classes: {fault}.",
+            labels=listed(map(repr, labels), 12),
+            fix="copy the folder anew",
+        )
 
 
 def spec_from(manifest: dict[str, Any], path: Path) -> Spec:

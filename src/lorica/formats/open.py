@@ -5,6 +5,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from lorica import plain_files
+from lorica.base import classifier
 from lorica.base.load import DTYPES, Base, class_weights, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
@@ -62,9 +63,11 @@ def open_adapter(
         config = commit.read_json(folder / CONFIG)
         check_types(config, str(folder))
         task = config.get("task_type") or "CAUSAL_LM"
-    if labels is None and task == "SEQ_CLS":
+    if labels is not None:
+        check_head(folder, base, labels)
+    elif task == "SEQ_CLS":
         labels = classes(folder, base)
-    elif task not in ("CAUSAL_LM", "SEQ_CLS"):
+    elif task != "CAUSAL_LM":
         raise FileError(
             f"{folder} was trained for {task}, which lorica has no model for.",
             known="CAUSAL_LM, SEQ_CLS",
@@ -123,7 +126,8 @@ def classes(folder: Path, base: str) -> list[str]:
     """The classes of a sequence classifier whose folder does not name them.
 
     As many as its head has rows; the names are the base's if it has as many, else LABEL_0 ...
-    Raises: FileError if no head was saved, and the base brings none of its own.
+    Raises: FileError if no head was saved, and the base brings none of its own; BaseError if the
+        base's own head is used and gives no classes.
     """
     from transformers import AutoConfig
 
@@ -132,17 +136,29 @@ def classes(folder: Path, base: str) -> list[str]:
     except (OSError, ValueError):  # the loader of the base says what is wrong with it
         config = None
     heads = [] if config is None else head_rows(find(folder), base)
-    own = config is not None and any(CLASSIFIER in a for a in config.architectures or ())
-    if not heads and not own:
+    if config is not None and (not heads or classifier.other_problem(config)):
+        classifier.check_head(base, config)
+    if not heads and (config is None or not classifier.is_classifier(config)):
         raise FileError(
             f"{folder} is of a sequence classifier, and has no head: its classes are not known.",
             fix="save the adapter with its head, modules_to_save=[...]",
         )
-    names = (
-        [] if config is None else [str(name) for _, name in sorted((config.id2label or {}).items())]
-    )
+    fault = "no config" if config is None else classifier.fault_of_head(config)
+    names = [] if fault else classifier.class_names(config)
     n = heads[0] if heads else len(names)
     return names if len(names) == n else [f"LABEL_{i}" for i in range(n)]
+
+
+def check_head(folder: Path, base: str, labels: list[str]) -> None:
+    """Raises: FileError if the head that `folder` holds has another number of classes."""
+    counts = {count for count in head_rows(find(folder), base) if count != len(labels)}
+    if counts:
+        raise FileError(
+            f"{folder / MANIFEST} names {len(labels)} classes, but the head of the adapter has "
+            f"{listed(sorted(counts))}.",
+            labels=listed(labels, 12),
+            fix="copy the folder anew",
+        )
 
 
 def head_rows(file: Path, base: str) -> list[int]:
