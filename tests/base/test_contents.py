@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lorica.base.contents import check_contents, check_size, held_by, named_in
 from lorica.base.load import context_length, load, load_tokenizer
@@ -116,6 +118,19 @@ def test_architectures_that_are_no_list_of_names(base, value):
     (base / "config.json").write_text(json.dumps(config | {"architectures": value}))
     with pytest.raises(BaseError, match="architectures"):
         load(str(base))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.uint8])
+@pytest.mark.parametrize("name", ["self_attn.q_proj.weight", "model.norm.weight"])
+def test_weights_that_are_no_floats_are_refused(base, dtype, name):
+    """transformers casts them without a word: all numbers become whole, or lose a part."""
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith(name))
+    save_file(tensors | {key: tensors[key].to(dtype)}, path, {"format": "pt"})
+    with pytest.raises(BaseError, match="no floats") as error:
+        load(str(base))
+    assert key in str(error.value)
 
 
 def test_a_model_may_be_larger_than_its_files_within_reason(good):

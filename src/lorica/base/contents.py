@@ -9,12 +9,13 @@ the sizes in config.json must be those of weights that are there.
 import json
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorica import plain_files, strict_json
-from lorica.errors import BaseError, FileError
+from lorica.errors import BaseError, FileError, listed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json",
@@ -36,10 +37,14 @@ COUNT = re.compile(r"(num|n)_.*(layer|block|expert|stage)s?$|depths?$")
 
 @dataclass(frozen=True)
 class Held:
-    """What the weight files of a base hold: the number of their tensors, and of their bytes."""
+    """What the weight files of a base hold: the number of their tensors, and of their bytes.
+
+    others: name -> dtype, of tensors that are no floats.
+    """
 
     tensors: int
     bytes: int
+    others: dict[str, str] = field(default_factory=dict)
 
 
 def check_contents(folder: Path) -> None:
@@ -106,12 +111,16 @@ def named_in(index: Path) -> list[str]:
 
 def held_by(folder: Path) -> Held:
     """What the weight files hold, from their headers. Raises: FileError if one is damaged."""
-    tensors = size = 0
+    tensors, size, others = 0, 0, dict[str, str]()
     for file in weight_files(folder):
         if file.exists():  # a lost one is named by the check of the folder
-            tensors += len(_header(file))
+            header = _header(file)
+            tensors += len(header)
             size += file.stat().st_size
-    return Held(tensors, size)
+            dtypes = {key: part.get("dtype") for key, part in header.items()
+                      if isinstance(part, dict) and key != "__metadata__"}  # fmt: skip
+            others |= {k: str(d) for k, d in dtypes.items() if not re.match("B?F[0-9]", str(d))}
+    return Held(tensors, size, others)
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -149,6 +158,16 @@ def _check_counts(folder: Path, config: dict[str, Any], held: Held) -> None:
                     f"{held.tensors:,} tensors.",
                     fix="download config.json and the weights again",
                 )
+
+
+def check_floats(path: str, weights: Iterable[str], held: Held) -> None:
+    """Raises: BaseError if a weight is stored in another type: it would be cast, unseen.
+
+    weights: the names of the model's weights, which are floats.
+    """
+    if wrong := [f"{name} ({held.others[name]})" for name in weights if name in held.others]:
+        raise BaseError(f"{len(wrong)} weights of {path} are stored in types that are no floats.",
+                        weights=listed(wrong), fix="download the model again")  # fmt: skip
 
 
 def check_size(path: str, values: int, held: Held) -> None:

@@ -48,7 +48,10 @@ def check_weights(path: str, folder: str, kind: Any, options: dict[str, Any]) ->
 
     model = explained(path, skeleton)
     values = sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
-    contents.check_size(path, values, contents.held_by(Path(folder)))
+    held = contents.held_by(Path(folder))
+    contents.check_size(path, values, held)
+    if getattr(model.config, "quantization_config", None) is None:
+        contents.check_floats(path, (name for name, _ in model.named_parameters()), held)
 
 
 @torch.no_grad()
