@@ -20,6 +20,8 @@ MAX_TEXT = 64 * 2**20
 """Bytes of a file that is read into memory as text."""
 MAX_LINE = 4 * 2**20
 """Bytes of one line of a log."""
+MAX_LOG = 2**30
+"""Bytes of a log: a run of a million steps writes a fifth of it."""
 
 
 def kind_of(path: Path) -> Literal["file", "folder"] | None:
@@ -101,10 +103,25 @@ def read_text(path: Path, most: int = MAX_TEXT, *, follow: bool = False) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a log, of any number; of a line above MAX_LINE bytes, its first bytes."""
+    """The lines of a log; of a line above MAX_LINE bytes, its first bytes.
+
+    Raises: as `open_file`; FileError if the log is larger than MAX_LOG.
+    """
+    check_log(path)
     with open_file(path) as file:
         while line := file.readline(MAX_LINE):
             yield line.decode("utf-8", errors="replace")
+
+
+def check_log(path: Path) -> None:
+    """Raises: as `open_file`; FileError if the log is larger than MAX_LOG."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size > MAX_LOG:
+        raise FileError(
+            f"{path} has {size:,} bytes; a log has at most {MAX_LOG:,}.",
+            fix=f"move it away: mv {path} {path}.old",
+        )
 
 
 def create(path: Path, data: bytes) -> None:

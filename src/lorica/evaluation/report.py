@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,7 +18,6 @@ from lorica.base.limits import check_tokens, embedding_rows
 from lorica.base.load import Base, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
-from lorica.data.examples import Examples
 from lorica.data.load import load as load_data
 from lorica.data.prompt_format import as_trained, differences
 from lorica.errors import ConfigError, DataError, FileError
@@ -27,12 +25,12 @@ from lorica.evaluation.class_tables import show_classes
 from lorica.evaluation.measure import Measure, Report, evaluate_loaded
 from lorica.evaluation.predictions import write
 from lorica.evaluation.stats import Interval
+from lorica.evaluation.trained_rows import seen_in_training
 from lorica.formats import commit
 from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
 from lorica.formats.open import adapter_folder, open_adapter
 
 SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
-MOST_ROWS = 1 << 33  # bytes of a run's digests of rows
 SHOWN = 300  # characters of a prompt or an answer
 
 
@@ -79,7 +77,7 @@ def evaluate(
             f"is {kinds[opened.labels is not None]}.",
             fix="give rows of the kind that it was trained on",
         )
-    told = seen_in_training(Path(path), rows.train)
+    told = seen_in_training(Path(path), rows.train.contents)
     told += differences(opened.prompt_format, rows.prompt_format, opened.tokenizer)
     report = evaluate_loaded(
         opened, rows.train, adapted=adapted, exact_match=exact_match,
@@ -90,18 +88,6 @@ def evaluate(
         lines=[*opened.lines, *told, *rows.lines, *report.lines],
         seconds=time.perf_counter() - began,
     )  # fmt: skip
-
-
-def seen_in_training(run: Path, rows: Examples) -> list[str]:
-    """A notice on rows that the run was trained on. Nothing where `run` is no run folder."""
-    if not plain_files.is_file(run / "rows.sha"):
-        return []
-    trained = np.frombuffer(plain_files.read_bytes(run / "rows.sha", MOST_ROWS), "S8")
-    seen = np.isin(rows.contents.astype("S8"), trained)
-    if not seen.any():
-        return []
-    count = f"{int(seen.sum()):,} of {len(seen):,} rows"
-    return [f"{count} are rows that the run was trained on: they say little about new ones"]
 
 
 def record(report: Report, run: Path) -> None:

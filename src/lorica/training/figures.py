@@ -1,5 +1,6 @@
 """What a run came to, as plain numbers: results.json."""
 
+import hashlib
 import resource
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from lorica.base.quantised_model import footprint
 from lorica.core.attach import Count
 from lorica.core.schedule import Schedule
 from lorica.data.load import Data
+from lorica.evaluation.trained_rows import short_digests
 from lorica.training.checkpoint import Progress
 from lorica.training.config import TrainConfig
 from lorica.training.run import EVENTS, by_step, read_events
@@ -35,7 +37,11 @@ def figures(
         "method": method,
         "steps": progress.step,
         "adapter_step": kept,
-        "rows": {"train": len(data.train), "validation": len(data.validation)},
+        "rows": {
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "sha256": hashlib.sha256(short_digests(data.train.contents)).hexdigest(),
+        },
         "train_loss": progress.smooth,
         "held_out_loss": {"before": progress.first_eval, "after": after},
         **_accuracy(folder, kept),

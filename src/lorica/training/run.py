@@ -20,12 +20,10 @@ import numpy as np
 from lorica import plain_files, strict_json
 from lorica.errors import ConfigError, FileError, ResourceError, writing
 from lorica.evaluation.html import result_html
+from lorica.evaluation.trained_rows import ROWS, short_digests
 from lorica.formats import commit
 
 CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
-ROWS = "rows.sha"
-"""Of a run: the first DIGEST bytes of the digest of each training row's content."""
-DIGEST = 8
 NAMES = (CONFIG, EVENTS, RESULTS, ROWS, "predictions.jsonl", ".lock", "checkpoints", "adapter",
          "loss.png", "ranks.png", "tensorboard", "wandb")  # fmt: skip
 """What a run folder holds. Each is a plain file or folder, never a link to one elsewhere."""
@@ -123,8 +121,7 @@ class Run:
 
     def note_rows(self, contents: np.ndarray) -> None:
         """Keep what tells the training rows from others. contents: (N,) digests of the rows."""
-        short = contents.astype(f"S{DIGEST}")  # cuts them
-        commit.write_bytes(self.folder / ROWS, short.tobytes())
+        commit.write_bytes(self.folder / ROWS, short_digests(contents))
 
     def log(self, event: str, **facts: Any) -> dict[str, Any]:
         """Append one line to the event log."""
