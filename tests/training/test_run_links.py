@@ -110,3 +110,56 @@ def test_lines_of_the_log_that_are_no_events(run, line):
         file.write(line + "\n")
     run.log("step", step=1, loss=2.0)
     assert by_step(read_events(run.folder), "step", "loss") == ([1], [2.0])
+
+
+def occupy(path, how):
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    if how == "file":
+        path.write_text("mine")
+        return
+    path.mkdir()
+    if how == "foreign":
+        (path / "mine.txt").write_text("mine")
+    if how == "adapter and mine":
+        (path / "adapter_config.json").write_text("{}")
+        (path / "mine.txt").write_text("mine")
+    if how == "damaged":
+        (path / "manifest.json").write_text("{")
+        (path / "mine.txt").write_text("mine")
+
+
+FILES = [(name, "folder") for name in NAMES if "." in name]
+FOLDERS = [(name, "file") for name in NAMES if "." not in name]
+ADAPTERS = [("adapter", how) for how in ("foreign", "adapter and mine", "damaged")]
+
+
+@pytest.mark.parametrize(("name", "how"), [*FILES, *FOLDERS, *ADAPTERS])
+def test_what_stands_in_the_way_of_a_result_is_named_before_the_run_begins(run, name, how):
+    path = run.folder / name
+    occupy(path, how)
+    with pytest.raises(FileError, match=f"{name} ") as caught, run.lock():
+        pass
+    assert f"mv {path} {path}.old" in str(caught.value.fix)
+    path.rename(f"{path}.old")
+    with run.lock():
+        pass
+
+
+def test_everything_in_the_way_is_named_at_once(run):
+    occupy(run.folder / "results.json", "folder")
+    occupy(run.folder / "loss.png", "folder")
+    with pytest.raises(FileError) as caught, run.lock():
+        pass
+    assert {"results.json", "loss.png"} == set(caught.value.facts)
+
+
+def test_an_event_log_without_end_is_refused_unread(run):
+    path = run.folder / EVENTS
+    with path.open("ab") as file:
+        file.truncate(3 * 10**9)
+    with pytest.raises(FileError, match="has 3,000,000,000 bytes"), run.lock():
+        pass
+    with pytest.raises(FileError, match="has 3,000,000,000 bytes"):
+        read_events(run.folder)

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from lorica import plain_files, strict_json
-from lorica.errors import ConfigError, FileError, ResourceError, writing
+from lorica.errors import ConfigError, FileError, ResourceError, listed, writing
 from lorica.evaluation.html import result_html
 from lorica.evaluation.trained_rows import ROWS, short_digests
 from lorica.formats import commit
+from lorica.formats.folder import is_all_adapter
 
 CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
 NAMES = (CONFIG, EVENTS, RESULTS, ROWS, "predictions.jsonl", ".lock", "checkpoints", "adapter",
@@ -106,9 +107,11 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Only one process writes to a run.
 
-        Raises: ResourceError if another one does; FileError if part of the folder is a link.
+        Raises: ResourceError if another one does; FileError if part of the folder is a link, or
+            stands where the run is to write something else.
         """
         plain_files.check(self.folder, *NAMES)
+        self._check_places()
         with writing(self.folder), plain_files.open_to_append(self.folder / ".lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,6 +121,32 @@ class Run:
                 ) from None
             commit.sweep(self.folder)
             yield
+
+    def _check_places(self) -> None:
+        """Raises: FileError if what the end of the run writes has no place in the folder."""
+        wrong: dict[str, str] = {}
+        for name in NAMES:
+            kind, wanted = (
+                plain_files.kind_of(self.folder / name),
+                "file" if "." in name else "folder",
+            )
+            if kind not in (None, wanted):
+                wrong[name] = f"a {kind}, where the run writes a {wanted}"
+        if "adapter" not in wrong and plain_files.names_in(self.adapter):
+            try:
+                if not is_all_adapter(self.adapter):
+                    inside = listed(plain_files.names_in(self.adapter), 8)
+                    wrong["adapter"] = f"it holds files that are no part of an adapter: {inside}"
+            except FileError as error:
+                wrong["adapter"] = error.what
+        if wrong:
+            moves = " && ".join(
+                f"mv {self.folder / name} {self.folder / name}.old" for name in wrong
+            )
+            raise FileError(f"{self.folder} cannot take what the run writes.", **wrong,
+                            fix=f"move it away: {moves}")  # fmt: skip
+        if plain_files.is_file(self.folder / EVENTS):
+            plain_files.check_log(self.folder / EVENTS)
 
     def note_rows(self, contents: np.ndarray) -> None:
         """Keep what tells the training rows from others. contents: (N,) digests of the rows."""
