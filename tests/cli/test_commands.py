@@ -6,9 +6,11 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import lorica
 from lorica import cli
+from lorica.base.load import load as load_base
 from lorica.cli.catalogue import method, methods
 from lorica.cli.merge import merge
 from lorica.core.adapter import Method
@@ -73,6 +75,14 @@ def test_eval_takes_the_columns_of_the_run(capsys, run_folder):
     )
     assert told["path"] == str(run_folder) and told["data"] == str(rows)
     assert set(told["measures"]) >= {"loss", "perplexity"}
+
+
+def test_a_run_is_loaded_as_an_adapter_is(run_folder, stories):
+    first, second = load_base(str(stories)).model, load_base(str(stories)).model
+    lorica.load(first, run_folder)
+    lorica.load(second, run_folder / "adapter")
+    ids = torch.tensor([[1, 5, 9]])
+    assert torch.equal(first(ids).logits, second(ids).logits)
 
 
 def test_generate(capsys, run_folder, stories):

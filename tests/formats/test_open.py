@@ -10,7 +10,8 @@ import lorica
 from lorica import Lora
 from lorica.base.load import load
 from lorica.errors import BaseError, FileError
-from lorica.formats.open import adapter_folder, open_adapter
+from lorica.formats.adapter_folder import adapter_folder
+from lorica.formats.open import open_adapter
 from tests.laws.bases import IDS, Stack, move
 
 

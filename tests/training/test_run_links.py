@@ -4,7 +4,7 @@ import pytest
 
 from lorica.errors import FileError
 from lorica.formats import commit
-from lorica.formats.open import adapter_folder
+from lorica.formats.adapter_folder import adapter_folder
 from lorica.training import checkpoint
 from lorica.training.run import EVENTS, NAMES, Run, read_events
 

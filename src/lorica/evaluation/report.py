@@ -27,8 +27,9 @@ from lorica.evaluation.predictions import write
 from lorica.evaluation.stats import Interval
 from lorica.evaluation.trained_rows import seen_in_training
 from lorica.formats import commit
+from lorica.formats.adapter_folder import adapter_folder
 from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
-from lorica.formats.open import adapter_folder, open_adapter
+from lorica.formats.open import open_adapter
 
 SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
 SHOWN = 300  # characters of a prompt or an answer

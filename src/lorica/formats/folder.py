@@ -32,6 +32,7 @@ from lorica.core.targets import without_dead
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, FileError, TrainingError, listed
 from lorica.formats import commit
+from lorica.formats.adapter_folder import adapter_folder
 from lorica.formats.card import CARD, card, kept_card
 from lorica.formats.manifest import (
     FORMAT,
@@ -129,6 +130,7 @@ def load(
 ) -> list[str]:
     """Attach the adapter in folder `path` to `model` as `name`, and make it the active one.
 
+    path: of an adapter, or of a run.
     allow_base: the grade that is accepted beyond "same" and "same but quantised":
         "same shapes", or "different".
 
@@ -136,7 +138,7 @@ def load(
     Raises: FileError if the folder is damaged or does not fit; BaseError if the base is
         another one. The model is unchanged when it raises.
     """
-    path = Path(path)
+    path = adapter_folder(path)
     lines: list[str] = []
     source = find(path)
     manifest = commit.read_json(path / MANIFEST) if plain_files.is_file(path / MANIFEST) else None

@@ -40,7 +40,8 @@ from lorica.core.attach import use
 from lorica.core.condition import hold
 from lorica.errors import ConfigError, DataError, MergeError, ResourceError
 from lorica.formats import commit
-from lorica.formats.open import adapter_folder, base_of, open_adapter
+from lorica.formats.adapter_folder import adapter_folder
+from lorica.formats.open import base_of, open_adapter
 from lorica.formats.side_files import carry_files
 
 NOTE = "merge.json"

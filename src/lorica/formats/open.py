@@ -14,23 +14,13 @@ from lorica.core.whole import Whole
 from lorica.data.prompt_format import from_dict
 from lorica.errors import BaseError, FileError, listed
 from lorica.formats import commit
+from lorica.formats.adapter_folder import adapter_folder
 from lorica.formats.folder import CONFIG, MANIFEST, find, load
 from lorica.formats.manifest import check_format
 from lorica.formats.peft.types import check_types
 from lorica.formats.vocabulary import take_vocabulary
 
 CLASSIFIER = "ForSequenceClassification"
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder that `path` names: itself, or the adapter/ of a run folder."""
-    path = Path(path)
-    if plain_files.is_file(path / "config.yaml") and plain_files.is_file(path / "events.jsonl"):
-        if not plain_files.is_folder(path / "adapter"):
-            raise FileError(f"the run {path} has not finished: it has no adapter yet.",
-                            fix=f"lorica train --resume {path}")  # fmt: skip
-        return path / "adapter"
-    return path
 
 
 def open_adapter(
