@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 import lorica
 from lorica.base.load import load
 from lorica.core.draws import drawing
-from lorica.errors import BaseError, FileError
+from lorica.errors import BaseError, ConfigError, FileError
 from lorica.formats.open import open_adapter
+from lorica.training.trainer_callback import AdapterCallback
 from tests.base.classifiers import BERT, CHECKPOINTS, ids, model, save
 
 CLASSES = ["bad", "fair", "good"]
@@ -205,3 +206,41 @@ def test_labels_of_a_manifest_that_name_no_classes_are_refused(named, tmp_path, 
     with pytest.raises(FileError, match=r"labels|classes") as caught:
         open_adapter(path)
     assert "manifest.json" in str(caught.value)
+
+
+CONFIGS = {
+    "names": ({"id2label": {0: "dog", 1: "bird", 2: "cat"}}, ["dog", "bird", "cat"]),
+    "no names": ({"num_labels": 3}, None),
+    "two alike": ({"id2label": {0: "dog", 1: "dog", 2: "cat"}}, None),
+    "several labels": (
+        {
+            "id2label": {0: "dog", 1: "bird", 2: "cat"},
+            "problem_type": "multi_label_classification",
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_an_adapter_takes_the_names_of_classes_from_the_config_of_its_model(case, tmp_path):
+    settings, labels = CONFIGS[case]
+    made = tf.BertForSequenceClassification(tf.BertConfig(**BERT, **settings))
+    lorica.adapt(made, lorica.Lora(r=2), modules_to_save=["classifier"])
+    lorica.save(made, tmp_path / "saved")
+    AdapterCallback().on_init_end(None, None, None, model=made)
+    made.save_pretrained(tmp_path / "by a Trainer")
+    for name in ("saved", "by a Trainer"):
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["labels"] == labels
+    assert lorica.save(made, tmp_path / "named", labels=["a", "b", "c"])
+    assert json.loads((tmp_path / "named/manifest.json").read_text())["labels"] == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match="the name a"):
+        lorica.save(made, tmp_path / "wrong", labels=["a", "a", "c"])
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_language_model_has_no_classes_whatever_its_config_names(tmp_path):
+    made = model("llama", id2label={0: "no", 1: "yes"})
+    lorica.save(lorica.adapt(made, lorica.Lora(r=2)), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/manifest.json").read_text())["labels"] is None

@@ -149,6 +149,10 @@ def test_our_own_classifier_whose_classes_were_not_named(stories, tmp_path):
     base = load(str(stories), labels=["a", "b", "c"])
     move(lorica.adapt(base.model, Lora(), modules_to_save=["score"]))
     path = lorica.save(base.model, tmp_path / "adapter")
+    assert open_adapter(path).labels == ["a", "b", "c"]
+    note = json.loads((path / "manifest.json").read_text())
+    note["labels"] = None  # as an earlier release wrote it
+    (path / "manifest.json").write_text(json.dumps(note))
     again = open_adapter(path)
     assert again.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert torch.equal(again.model(IDS).logits, base.model(IDS).logits)

@@ -69,6 +69,15 @@ def class_names(config: Any) -> list[str]:
     return ["" if (name := names.get(i)) is None else str(name) for i in range(config.num_labels)]
 
 
+def names_of(model: Any) -> list[str] | None:
+    """The names that a model's config gives its classes; None: it is no classifier, or has none."""
+    config = getattr(model, "config", None)
+    if config is None or not type(model).__name__.endswith(KIND) or fault_of_head(config):
+        return None
+    names = class_names(config)
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
 def own_classes(config: Any) -> list[str] | None:
     """The names of a checkpoint's classes in the order of its outputs; None: it gives none."""
     return class_names(config) if is_classifier(config) and not fault_of_head(config) else None

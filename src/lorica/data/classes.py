@@ -21,11 +21,11 @@ def class_name(label: object) -> str:
 def fault_of_names(names: Sequence[object]) -> str | None:
     """Why a classifier's outputs cannot have these names; None: they can.
 
-    Each is a text that is not empty, no two are alike, and there are two at least.
+    Each is a text that is not empty, and no two are alike.
     """
     texts = [class_name(name) for name in names if isinstance(name, str)]
-    if len(names) < 2:
-        return f"{len(names)} class is named, and a classifier has two at least"
+    if not names:
+        return "there are none"
     if len(texts) < len(names) or "" in texts:
         return "a class has no name"
     twice = [name for name, count in Counter(texts).items() if count > 1]

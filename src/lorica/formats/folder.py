@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from lorica import plain_files
+from lorica.base.classifier import names_of
 from lorica.base.fingerprint import Fingerprint, differences, fingerprint, grade
 from lorica.core.attach import activate, attach, detach
 from lorica.core.blocks import innermost
@@ -29,8 +30,9 @@ from lorica.core.site import PORT
 from lorica.core.start import skip_starts
 from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import without_dead
+from lorica.data.classes import fault_of_names
 from lorica.data.prompt_format import PromptFormat
-from lorica.errors import BaseError, FileError, TrainingError, listed
+from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_folder import adapter_folder
 from lorica.formats.card import CARD, card, kept_card
@@ -72,19 +74,24 @@ def save(
 
     tokenizer: its vocabulary and chat template enter the fingerprint when it is given.
     base_path: where the base comes from; None: what the model says of itself.
-    labels: class names of a sequence classifier, in the order of its outputs.
+    labels: class names of a sequence classifier, in the order of its outputs; None: those that
+        its config gives.
     trained: what the model card says of the data, the settings and the figures.
     prompt_format: how its rows were put into words; chat, generate and eval take it from here.
     with_tokenizer: write `tokenizer` into the folder, because it is not the base's own.
 
     An adapter folder that is there gives way. Raises: ResourceError if `path` holds something
-    else, or cannot be written; ConfigError if the adapter was trained without its schedule;
+    else, or cannot be written; ConfigError if the adapter was trained without its schedule, or
+    `labels` are not names of classes;
     TrainingError if a tensor has a NaN or an infinity in it. A folder that is there stays as it
     was when it raises. Warns, unless it is not to: PEFT would not read the adapter as it is.
     """
     path, spec = Path(path), spec_of(model, name)
     check_driven(model, name)
     check_finite(model, path, name)
+    labels = names_of(model) if labels is None else labels
+    if labels is not None and (fault := fault_of_names(labels)):
+        raise ConfigError(f"labels are not the names of classes: {fault}.", labels=listed(labels))
     whole = spec.targets.modules_to_save
     base = fingerprint(model, path=base_path or "", tokenizer=tokenizer, whole=whole)
     with commit.folder(path, replace=is_all_adapter(path)) as staging:
