@@ -184,6 +184,15 @@ def test_classes_are_numbered_in_order(write, tokenizer):
         get(write(rows), tokenizer, labels=["2", "3"])
 
 
+def test_classes_that_look_alike_are_noticed_once(write, tokenizer):
+    rows = [{"text": t, "label": n} for t, n in zip("abcd", ["Dog", "dog", "x", "X"], strict=True)]
+    held = write([{"text": "e", "label": "dog"}], name="held.jsonl")
+    data = get(write(rows, validation=held.path), tokenizer)
+    assert data.labels == ["Dog", "X", "dog", "x"]
+    (line,) = data.lines
+    assert "'Dog' and 'dog' look alike" in line
+
+
 def test_a_class_without_training_rows_is_named(write, tokenizer):
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
     held = write([{"text": "c", "label": "z"}], name="held.jsonl")

@@ -3,6 +3,7 @@
 import pytest
 
 from lorica.data import worker
+from lorica.data.classes import look_alikes, match
 from lorica.data.config import DataConfig
 from lorica.data.prompts import ALPACA
 from lorica.data.source import Row
@@ -202,3 +203,44 @@ def test_labels_must_name_a_class():
 def test_an_empty_answer_is_not_learned():
     (row,) = rendered({"prompt": "a", "completion": " "}).rows
     assert not any(s.learned for s in row.segments)
+
+
+BLANKS = [" ", "  ", "\t", "\n", "\u00a0", "\u2003", " \u3000 ", "\r\n"]
+
+
+@pytest.mark.parametrize("blank", BLANKS, ids=ascii)
+def test_labels_that_differ_only_in_blanks_are_one_class(blank):
+    label = f"{blank}a{blank}b{blank}"
+    rows = [Row({"text": "x", "label": label}, "f:1"), Row({"text": "x", "label": "a b"}, "f:2")]
+    done = render(rows, DataConfig(path="f"), None)
+    assert [row.label for row in done.rows] == ["a b", "a b"]
+    assert match({"a b", "c"}, [f"a{blank}b", "c"], all_numbers=True) == {
+        "a b": f"a{blank}b", "c": "c"
+    }  # fmt: skip
+
+
+ALIKE = {
+    "case": ("Dog", "dog"),
+    "composed": ("caf\u00e9", "cafe\u0301"),
+    "zero width": ("dog", "do\u200bg"),
+    "byte order mark": ("dog", "\ufeffdog"),
+    "soft hyphen": ("dog", "do\u00adg"),
+    "full-width digits": ("12", "\uff11\uff12"),
+    "ligature": ("fish", "\ufb01sh"),
+    "two at once": ("CAF\u00c9", "cafe\u200b\u0301"),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_classes_that_look_alike_stay_two_with_one_notice(case):
+    one, other = ALIKE[case]
+    rows = [Row({"text": "x", "label": label}, "f:1") for label in (one, other)]
+    assert len({row.label for row in render(rows, DataConfig(path="f"), None).rows}) == 2
+    (notice,) = look_alikes([one, "cat", other, "CAT"])
+    assert ascii(one) in notice
+    assert ascii(other) in notice
+
+
+@pytest.mark.parametrize("names", [["dog", "dogs"], ["1", "01"], ["a b", "ab"], ["o", "0"]])
+def test_other_classes_do_not_look_alike(names):
+    assert look_alikes(names) == []

@@ -5,6 +5,7 @@ these holds for all rows of a file, or none does: labels "0" and "cat" do not mi
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -41,7 +42,7 @@ def match(found: Collection[str], known: list[str], *, all_numbers: bool) -> dic
     wanted = set(found)
     if wanted <= set(known):
         return {label: label for label in wanted}
-    folded = {name.casefold(): name for name in known}
+    folded = {class_name(name).casefold(): name for name in known}
     lower = {label.casefold() for label in wanted}
     if lower <= set(folded) and len(folded) == len(known) and len(lower) == len(wanted):
         return {label: folded[label.casefold()] for label in wanted}
@@ -49,6 +50,21 @@ def match(found: Collection[str], known: list[str], *, all_numbers: bool) -> dic
     if wanted <= set(numbers) and (not all_numbers or len(wanted) == len(known)):
         return {label: numbers[label] for label in wanted}
     return None
+
+
+def look_alikes(names: Collection[str]) -> list[str]:
+    """A notice on the first two classes whose names differ only in what a reader hardly sees.
+
+    That is case, the form of letters and digits (NFKC), or signs without a width.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        signs = unicodedata.normalize("NFKC", name).casefold()
+        shape = "".join(c for c in signs if unicodedata.category(c) != "Cf")
+        if (other := seen.setdefault(unicodedata.normalize("NFKC", shape), name)) != name:
+            pair = f"the classes {other!a} and {name!a} look alike, and are two classes"
+            return [f"{pair}; write them alike if one is meant"]
+    return []
 
 
 def in_order(found: Collection[str]) -> list[str]:

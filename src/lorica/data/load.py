@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorica.data.classes import in_order, mapping_notice, match, unknown_classes
+from lorica.data.classes import in_order, look_alikes, mapping_notice, match, unknown_classes
 from lorica.data.config import DataConfig
 from lorica.data.examples import Examples
 from lorica.data.fit import fit, limit_of
@@ -111,7 +111,7 @@ def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> D
     if not isinstance(share, str):
         sides = [*part(sides[0], share, seed)]
     train, held = sides
-    lines += unmatched(train, held, files.labels)
+    lines += [*look_alikes(files.labels or ()), *unmatched(train, held, files.labels)]
     digests = [store.meta["digest"] for store in files.stores]
     digest = digests[0]
     if len(digests) > 1:

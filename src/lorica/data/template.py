@@ -11,6 +11,7 @@ from typing import Any
 
 from lorica.data.chat import chat_templates
 from lorica.data.chat_rows import conversations
+from lorica.data.classes import class_name
 from lorica.data.config import DataConfig
 from lorica.data.conversation import is_conversation
 from lorica.data.notices import Notices, Places
@@ -196,7 +197,7 @@ def _text(row: Row) -> list[Rendered]:
 
 def _label(row: Row) -> list[Rendered]:
     text, label = text_in(row.fields, "text"), row.fields.get("label")
-    name = str(label).strip()  # blanks around it make no other class
+    name = class_name(label)
     if not isinstance(label, str | int) or not name:
         shown = repr(label) if name else "empty"
         raise BadRow(f"label is {shown}, which names no class")
