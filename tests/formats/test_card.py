@@ -41,7 +41,7 @@ def test_a_base_of_the_hub_is_named_in_the_front_matter(base, tmp_path):
     front, _ = front_matter((tmp_path / "a" / CARD).read_text())
     assert front["base_model"] == "owner/some-model"
     assert front["base_model_relation"] == "adapter"
-    assert front["pipeline_tag"] == "text-generation"
+    assert front["pipeline_tag"] == "text-classification"
 
 
 def test_an_adapter_that_peft_does_not_read_says_so(base, tmp_path):
