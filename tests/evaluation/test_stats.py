@@ -145,6 +145,18 @@ def test_intervals_of_a_difference_hold_what_they_promise(spread):
         assert coverage(draw, lambda s, w: ratios(s, w).difference(0, 1), n) >= wanted
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_intervals_of_a_difference_of_perplexities_hold_what_they_promise(spread):
+    def draw(generator, n):
+        lengths, base = generator.integers(3, 40, n), generator.gamma(4, 0.25, n)
+        moved = generator.gamma(2, spread, n) - 2.5 * spread
+        truth = math.exp(1 - 0.5 * spread) - math.exp(1)
+        return [base * lengths, (base + moved) * lengths], lengths, truth
+
+    for n in N:
+        assert coverage(draw, lambda s, w: ratios(s, w).difference_of_exp(0, 1), n) >= 0.93
+
+
 def test_pairing_sees_what_two_intervals_do_not():
     """Rows differ far more among each other than the systems do on each row."""
     generator = np.random.default_rng(2)

@@ -5,7 +5,6 @@ as shown when its 95 % interval leaves out 0. Intervals are those of each figure
 twenty figures that nothing changed, one will be called different.
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from lorica.evaluation.classes import Classes, confusion, macro_f1
 from lorica.evaluation.conditions import ready, swap
 from lorica.evaluation.loss import Scores, label_logits, score
 from lorica.evaluation.predictions import predictions
-from lorica.evaluation.stats import LEAST, Interval, newcombe, ratios, wilson
+from lorica.evaluation.stats import LEAST, Interval, capped_exp, newcombe, ratios, wilson
 
 SAME = 1e-7
 """Logits this close are the same."""
@@ -197,14 +196,11 @@ def token_measures(scores: list[Scores]) -> list[Measure]:
     hits = ratios([s.correct for s in scores], weights)
     systems = range(len(scores))
     loss = [losses.positive(i) for i in systems]
-    perplexity = [losses.positive(i, _exp) for i in systems]
+    perplexity = [losses.positive(i, capped_exp) for i in systems]
     accuracy = [hits.share(i) for i in systems]
     if len(scores) > 1:
         loss.append(losses.difference(0, 1))
-        # At the base's perplexity: so both say the same of which is better.
-        apart, of_base = loss[-1], perplexity[0].value
-        perplexity.append(Interval(*(of_base * math.expm1(min(v, 700))
-                                     for v in (apart.value, apart.low, apart.high))))  # fmt: skip
+        perplexity.append(losses.difference_of_exp(0, 1))
         accuracy.append(hits.share_difference(0, 1))
     return [
         Measure("loss", rows, "lower", *loss),
@@ -269,7 +265,3 @@ def _samples(asked: Quiz, answers: list[list[str]]) -> list[Sample]:
         Sample(q.row.where, q.row.prompt, q.wanted, *(a[i] for a in answers))
         for i, q in ((i, asked.questions[i]) for i in picked)
     ]
-
-
-def _exp(values: Any) -> Any:
-    return np.exp(np.minimum(values, math.log(1e300)))

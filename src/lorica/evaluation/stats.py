@@ -15,6 +15,7 @@ worse than all others (a log-normal with sigma 1), which no method can know from
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -106,6 +107,11 @@ def _whole(df: int) -> float:
     return T[df - 1] if df < 10 else student(df)
 
 
+def capped_exp(values: Any) -> Any:
+    """exp, of what a float can hold."""
+    return np.exp(np.minimum(values, math.log(1e300)))
+
+
 @dataclass(frozen=True)
 class Ratios:
     """Ratios of sums over rows, of several systems on the same rows.
@@ -147,6 +153,23 @@ class Ratios:
             return Interval(value, math.nan, math.nan)
         half = self._t * self._error(f, second, first)
         return Interval(value, value - half, value + half)
+
+    def difference_of_exp(self, first: int, second: int) -> Interval:
+        """exp(second) - exp(first), on the side of zero that the difference itself shows.
+
+        A few rows of a huge perplexity would hide it else. The bound that would lie beyond zero is
+        that of the difference, at the lower bound of the first.
+        """
+        found, apart = self.difference(first, second, capped_exp), self.difference(first, second)
+        low, high = found.low, found.high
+        least = self.positive(first, capped_exp).low
+        if apart.side < 0:
+            high = min(high, least * math.expm1(apart.high))
+        elif apart.side > 0:
+            low = max(low, least * math.expm1(min(apart.low, 690.0)))
+        elif self._known:
+            low, high = min(low, 0.0), max(high, 0.0)
+        return Interval(found.value, low, high)
 
     def share_difference(self, first: int, second: int) -> Interval:
         """second - first of two shares. Where no row differs, what so few rows can still hide."""
