@@ -58,6 +58,18 @@ def test_exclusions_are_added_to_those_of_the_user():
     assert also_excluded(r".*\.v_proj", ["a.b"]) == r"(?:.*\.v_proj)|a\.b"
 
 
+@pytest.mark.parametrize(("chance", "changes"), [(0.3, True), (0.0, False)])
+def test_draws_that_seldom_change_anything_are_found(chance, changes):
+    """As at a router that samples its second expert; layerdrop of 0 draws, and changes nothing."""
+    model = tiny("llama")
+
+    def noise(layer, x, y):
+        return y + 1 if layer.training and torch.rand(()) < chance else y
+
+    model.model.norm.register_forward_hook(noise)
+    assert draws_in_training(model) is changes
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_base_that_draws_at_random_in_training_is_said(dropout, tmp_path):
     model = tiny("llama", attention_dropout=dropout)

@@ -12,8 +12,11 @@ from torch import nn
 
 from lorica.base.batching import probe_ids
 from lorica.core.attach import use
-from lorica.core.draws import drawing
+from lorica.core.draws import drawing, generators_of
 from lorica.core.modes import in_mode
+
+DRAWS = 24
+"""Draws that are tried where a base draws at random without a change."""
 
 
 @torch.no_grad()
@@ -53,15 +56,27 @@ def _chosen_among(name: str, every: dict[str, nn.Module], called: set[nn.Module]
 
 @torch.no_grad()
 def draws_in_training(model: nn.Module) -> bool:
-    """Whether the base itself draws at random in training: dropout, or noise at a router."""
+    """Whether what the base draws at random in training changes logits: dropout, noise at a router.
+
+    A router may take another expert for one token in a hundred, so several draws are tried; but
+    none where nothing is drawn.
+    """
     foreign: Any = model
-    ids = probe_ids(model, 6, 0).unsqueeze(0)
+    ids = probe_ids(model, 12, 0).unsqueeze(0)
     try:
         with use(model), in_mode(model, training=True):
-            found = []
-            for seed in (0, 1):
+            first = None
+            for seed in range(DRAWS):
                 with drawing(seed, ids.device):
-                    found.append(foreign(input_ids=ids).logits)
+                    generators = generators_of(ids.device)
+                    before = [generator.get_state() for generator in generators]
+                    logits = foreign(input_ids=ids).logits
+                    drawn = [generator.get_state() for generator in generators]
+                if first is not None and not torch.equal(first, logits):
+                    return True
+                if all(map(torch.equal, before, drawn)):
+                    return False
+                first = logits
     except Exception:  # what keeps it from running is named where it runs
         return False
-    return not torch.equal(*found)
+    return False

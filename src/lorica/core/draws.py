@@ -36,11 +36,15 @@ def drawing(seed: int, device: torch.device = CPU) -> Iterator[None]:
         yield from _drawing(seed, device)
 
 
+def generators_of(device: torch.device) -> list[torch.Generator]:
+    """The generators that a pass on `device` draws from."""
+    own: Any = () if device.type == "cpu" else torch.get_device_module(device)
+    on_device = getattr(own, "default_generators", ())
+    return [torch.default_generator, *([on_device[device.index or 0]] if on_device else [])]
+
+
 def _drawing(seed: int, device: torch.device) -> Iterator[None]:
-    generators = [torch.default_generator]
-    if device.type != "cpu":
-        own: Any = getattr(torch.get_device_module(device), "default_generators", ())
-        generators += [own[device.index or 0]] if own else []
+    generators = generators_of(device)
     states = [generator.get_state() for generator in generators]
     for generator in generators:
         generator.manual_seed(seed)
