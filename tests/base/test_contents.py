@@ -120,6 +120,16 @@ def test_architectures_that_are_no_list_of_names(base, value):
         load(str(base))
 
 
+@pytest.mark.parametrize("number", [10**7 + 1, 2**31, 2**32 - 1])
+def test_a_token_with_a_number_beyond_all_reason_is_refused(base, number):
+    path = base / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["model"]["vocab"]["!"] = number
+    path.write_text(json.dumps(settings))
+    with pytest.raises(BaseError, match="number"):
+        load_tokenizer(str(base))
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.uint8])
 @pytest.mark.parametrize("name", ["self_attn.q_proj.weight", "model.norm.weight"])
 def test_weights_that_are_no_floats_are_refused(base, dtype, name):

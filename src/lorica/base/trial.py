@@ -16,6 +16,8 @@ from lorica.core.draws import drawing
 from lorica.core.modes import in_mode
 from lorica.errors import BaseError
 
+MAX_ID = 10**7
+"""Tokens: the largest vocabularies have a million."""
 MAX_POSITIONS = 2**31
 """Tokens: no model states a longer context."""
 TEXT = "Ab 1,é中\N{GRINNING FACE}\n\0<x>"
@@ -93,4 +95,10 @@ def checked_tokenizer(path: str, tokenizer: Any) -> Any:
     if not all(type(i) is int for i in ids) or not all(i is None or type(i) is int for i in known):
         raise BaseError(f"the tokenizer of {path} does not make ids of text.",
                         fix="download its files again")  # fmt: skip
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if number > MAX_ID:  # tables by id would be made for all numbers below
+        raise BaseError(
+            f"the tokenizer of {path} gives the token {token[:40]!r} the number {number:,}.",
+            fix="download its files again",
+        )
     return tokenizer
