@@ -68,15 +68,17 @@ def _apply(
     """overlong: (N,) which of the examples are longer than `limit`."""
     long = examples.pick(overlong)
     facts = f"{len(long)} of {len(examples)} rows are longer than {limit} tokens"
+    own = config.max_length is None  # the limit is the base's: no longer one is worth a try
     if policy == "drop" and overlong.all():
+        fix = (
+            f"data.max_length: {int(long.lengths.min())} keeps the shortest, if the base takes it; "
+            "or data.overlong: truncate"
+        )
         raise DataError(
             f"{config.path}: all {len(examples)} rows are longer than {limit} tokens, and "
             "data.overlong: drop leaves none.",
             rows=long.places(long.lengths),
-            fix=f"data.max_length: {int(long.lengths.min())} keeps the shortest, if the base takes "
-            "it; or data.overlong: truncate"
-            if config.max_length
-            else "data.overlong: truncate",
+            fix="data.overlong: truncate" if own else fix,
         )
     if policy == "drop":
         return examples.pick(~overlong), f"{facts} and are dropped: {long.places()}"
@@ -88,13 +90,12 @@ def _apply(
         return blocks, f"{facts} and are split: {len(blocks)} rows in all"
     most = int(np.argmax(long.lengths))
     longest = int(long.lengths[most])
+    fix = f"data.max_length: {longest} if the base takes it; or data.overlong: drop or truncate"
     raise DataError(
         f"{config.path}: {facts}.",
         rows=long.places(long.lengths),
         longest=f"{longest} tokens, {long[most].where}",
-        fix="data.overlong: drop or truncate; the base takes no longer ones"
-        if config.max_length is None
-        else f"data.max_length: {longest} if the base takes it; or data.overlong: drop or truncate",
+        fix="data.overlong: drop or truncate" if own else fix,
     )
 
 

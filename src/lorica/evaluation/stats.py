@@ -157,16 +157,16 @@ class Ratios:
     def difference_of_exp(self, first: int, second: int) -> Interval:
         """exp(second) - exp(first), on the side of zero that the difference itself shows.
 
-        A few rows of a huge perplexity would hide it else. The bound that would lie beyond zero is
-        that of the difference, at the lower bound of the first.
+        A few rows of a huge perplexity would hide it else. A bound beyond zero gives way to that of
+        the difference, at the lower bound of the first.
         """
         found, apart = self.difference(first, second, capped_exp), self.difference(first, second)
         low, high = found.low, found.high
         least = self.positive(first, capped_exp).low
         if apart.side < 0:
-            high = min(high, least * math.expm1(apart.high))
+            high = high if high < 0 else least * math.expm1(apart.high)
         elif apart.side > 0:
-            low = max(low, least * math.expm1(min(apart.low, 690.0)))
+            low = low if low > 0 else least * math.expm1(min(apart.low, 690.0))
         elif self._known:
             low, high = min(low, 0.0), max(high, 0.0)
         return Interval(found.value, low, high)

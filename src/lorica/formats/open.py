@@ -20,8 +20,6 @@ from lorica.formats.manifest import check_format
 from lorica.formats.peft.types import check_types
 from lorica.formats.vocabulary import take_vocabulary
 
-CLASSIFIER = "ForSequenceClassification"
-
 
 def open_adapter(
     path: str | Path, *, base: str | None = None, dtype: str | None = None,
@@ -48,7 +46,7 @@ def open_adapter(
         labels = manifest.get("labels")
         form = from_dict(manifest.get("prompt_format"), str(folder / MANIFEST))
         dtype = dtype or (manifest.get("dtype") if manifest.get("dtype") in DTYPES else None)
-        task = "SEQ_CLS" if CLASSIFIER in str(trained.get("architecture")) else "CAUSAL_LM"
+        task = "SEQ_CLS" if classifier.KIND in str(trained.get("architecture")) else "CAUSAL_LM"
     else:
         config = commit.read_json(folder / CONFIG)
         check_types(config, str(folder))

@@ -126,10 +126,8 @@ class Run:
         """Raises: FileError if what the end of the run writes has no place in the folder."""
         wrong: dict[str, str] = {}
         for name in NAMES:
-            kind, wanted = (
-                plain_files.kind_of(self.folder / name),
-                "file" if "." in name else "folder",
-            )
+            kind = plain_files.kind_of(self.folder / name)
+            wanted = "file" if "." in name else "folder"
             if kind not in (None, wanted):
                 wrong[name] = f"a {kind}, where the run writes a {wanted}"
         if "adapter" not in wrong and plain_files.names_in(self.adapter):
