@@ -66,8 +66,10 @@ class Found:
 
     def __str__(self) -> str:
         off = "" if self.swapped is None else f"{self.loss(self.swapped):.3f}"
-        return (f"{self.name:10} {self.trained:10,} {self.loss(self.nll):7.3f} "
-                f"{self.language:9.1%} {self.right:7.1%} {off:>8} {self.seconds:8.0f}")  # fmt: skip
+        return (
+            f"{self.name:10} {self.trained:10,} {self.loss(self.nll):7.3f} "
+            f"{self.language:9.1%} {self.right:7.1%} {off:>8} {self.seconds:8.0f}"
+        )
 
 
 def captions(folder: Path, part: str, count: int, seed: int) -> Rows:
@@ -79,8 +81,13 @@ def captions(folder: Path, part: str, count: int, seed: int) -> Rows:
     rng, rows = random.Random(f"{part}/{seed}"), []
     for number in rng.sample(range(len(texts["en"])), count):
         source, into = rng.choice(list(permutations(LANGUAGES, 2)))
-        rows.append({"prompt": f"{texts[source][number]} =", "condition": f"{source}-{into}",
-                     "completion": f" {texts[into][number]}"})  # fmt: skip
+        rows.append(
+            {
+                "prompt": f"{texts[source][number]} =",
+                "condition": f"{source}-{into}",
+                "completion": f" {texts[into][number]}",
+            }
+        )
     return rows
 
 
@@ -125,8 +132,13 @@ class Arena:
     def contenders(self) -> Iterator[Found]:
         """Each contender when it is trained and measured."""
         chosen = self.chosen
-        hyper = {"name": "hyperlora", "condition": "pair", "r": chosen.r,
-                 "hidden": chosen.hidden, "latent": chosen.latent}  # fmt: skip
+        hyper = {
+            "name": "hyperlora",
+            "condition": "pair",
+            "r": chosen.r,
+            "hidden": chosen.hidden,
+            "latent": chosen.latent,
+        }
         for name, method in (("hyperlora", hyper), ("one lora", {"r": chosen.shared_r})):
             began = time.perf_counter()
             base = self._fit("train", method, chosen.steps)
@@ -141,12 +153,17 @@ class Arena:
 
     def _fit(self, rows: str, method: dict[str, Any], steps: int) -> Base:
         run = lorica.train(
-            base=self.chosen.base, method=method, show=False, max_steps=steps,
+            base=self.chosen.base,
+            method=method,
+            show=False,
+            max_steps=steps,
             data={"path": str(self.folder / f"{rows}.jsonl"), "validation": 0},
-            learning_rate=self.chosen.rate, max_grad_norm=self.chosen.norm,
-            micro_batch_size=self.chosen.batch, seed=self.chosen.seed,
+            learning_rate=self.chosen.rate,
+            max_grad_norm=self.chosen.norm,
+            micro_batch_size=self.chosen.batch,
+            seed=self.chosen.seed,
             output=str(self.folder / f"{rows}-{method.get('name', 'lora')}"),
-        )  # fmt: skip
+        )
         return open_adapter(run.folder)
 
     def _rows(self, base: Base, conditions: Sequence[str]) -> list[Example]:
@@ -173,10 +190,15 @@ class Arena:
                 spoken.append(language(answer, self.words) == wanted)
         trained = sum(lorica.trainable_parameters(base.model).trainable for base, _ in opened)
         return Found(
-            name, trained, np.concatenate(nll), np.concatenate(tokens),
-            np.concatenate(wrong) if wrong else None, float(np.mean(spoken)),
-            float(np.mean(hits)), time.perf_counter() - began,
-        )  # fmt: skip
+            name,
+            trained,
+            np.concatenate(nll),
+            np.concatenate(tokens),
+            np.concatenate(wrong) if wrong else None,
+            float(np.mean(spoken)),
+            float(np.mean(hits)),
+            time.perf_counter() - began,
+        )
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -35,17 +35,30 @@ STEPS, SGD_STEPS, COST_STEPS = 300, 100, 30
 Run = tuple[str, str, float | None, int]
 """(case, optimizer, learning rate or None: the method's own, seed)."""
 CASES: dict[str, dict[str, Any]] = {
-    "lora": {"r": 8}, "lora pissa": {"name": "lora", "r": 8, "init": "pissa"},
+    "lora": {"r": 8},
+    "lora pissa": {"name": "lora", "r": 8, "init": "pissa"},
     "lora eva": {"name": "lora", "r": 8, "init": "eva"},
     "lora on nf4": {"name": "lora", "r": 8, "quantisation": "nf4"},
-    "dora": {"r": 8}, "double_lora": {"r": 8}, "dora_dynamic": {"r": 12}, "adalora": {"r": 12},
+    "dora": {"r": 8},
+    "double_lora": {"r": 8},
+    "dora_dynamic": {"r": 12},
+    "adalora": {"r": 12},
     "adalora grown": {"name": "adalora", "r": 12, "mode": "increase"},
-    "alora": {"r": 8, "rounds": 2}, "aflora": {"r": 8}, "blora": {"r": 8},
-    "hyperlora": {"r": 8}, "mora": {"r": 8},
-    "mora type 1": {"name": "mora", "r": 8, "mora_type": 1}, "lora_fa": {"r": 8},
-    "vera": {"r": 256}, "ia3": {}, "bottleneck": {}, "llama_adapter": {}, "prefix_tuning": {},
-    "prompt_tuning": {}, "full": {},
-}  # fmt: skip
+    "alora": {"r": 8, "rounds": 2},
+    "aflora": {"r": 8},
+    "blora": {"r": 8},
+    "hyperlora": {"r": 8},
+    "mora": {"r": 8},
+    "mora type 1": {"name": "mora", "r": 8, "mora_type": 1},
+    "lora_fa": {"r": 8},
+    "vera": {"r": 256},
+    "ia3": {},
+    "bottleneck": {},
+    "llama_adapter": {},
+    "prefix_tuning": {},
+    "prompt_tuning": {},
+    "full": {},
+}
 
 
 def texts(shared: Path, folder: Path) -> tuple[Path, Path, Path]:
@@ -53,8 +66,11 @@ def texts(shared: Path, folder: Path) -> tuple[Path, Path, Path]:
     play = (shared / "data/text/tinyshakespeare/input.txt").read_text()
     stories = (shared / "data/text/tinystories-samples/minigpt_tinystories.txt").read_text()
     found = []
-    for name, text in (("train", play[:-30_000]), ("test", play[-30_000:]),
-                       ("stories", stories[:30_000])):  # fmt: skip
+    for name, text in (
+        ("train", play[:-30_000]),
+        ("test", play[-30_000:]),
+        ("stories", stories[:30_000]),
+    ):
         path = folder / f"{name}.jsonl"  # one row; hyperlora asks for a condition, others do not
         path.write_text(json.dumps({"text": text, "condition": "play"}) + "\n")
         found.append(path)
@@ -62,9 +78,15 @@ def texts(shared: Path, folder: Path) -> tuple[Path, Path, Path]:
 
 
 def run(
-    case: str, optimizer: str, rate: float | None, seed: int, *, shared: Path, folder: Path,
+    case: str,
+    optimizer: str,
+    rate: float | None,
+    seed: int,
+    *,
+    shared: Path,
+    folder: Path,
     steps: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train once and measure. Losses are nats per token."""
     import torch
 
@@ -83,15 +105,33 @@ def run(
     base = str(shared / "data/models/stories260K")
     try:
         result = lorica.train(
-            base=base, method=method, output=str(output), seed=seed, optimizer=optimizer,
-            data={"path": str(train), "validation": str(test), "max_length": 128,
-                  "overlong": "split"},
-            max_steps=steps, micro_batch_size=8, save_steps=steps, show=False,
-            **({} if rate is None else {"learning_rate": rate, "warmup_ratio": 0.1}), **more,
-        )  # fmt: skip
+            base=base,
+            method=method,
+            output=str(output),
+            seed=seed,
+            optimizer=optimizer,
+            data={
+                "path": str(train),
+                "validation": str(test),
+                "max_length": 128,
+                "overlong": "split",
+            },
+            max_steps=steps,
+            micro_batch_size=8,
+            save_steps=steps,
+            show=False,
+            **({} if rate is None else {"learning_rate": rate, "warmup_ratio": 0.1}),
+            **more,
+        )
     except lorica.LoricaError as error:  # a rate that is too high: the run says so and ends
-        return {"case": case, "optimizer": optimizer, "rate": rate, "seed": seed, "loss": None,
-                "error": str(error)}  # fmt: skip
+        return {
+            "case": case,
+            "optimizer": optimizer,
+            "rate": rate,
+            "seed": seed,
+            "loss": None,
+            "error": str(error),
+        }
     opened = open_adapter(output)
     config = DataConfig(path=str(stories), max_length=128, validation=0, overlong="split")
     rows = load_rows(config, opened.tokenizer, seed=0, max_length=opened.max_length).train
@@ -100,15 +140,20 @@ def run(
     seconds = spent(output)
     weights = output / "adapter/adapter_model.safetensors"
     return {
-        "case": case, "optimizer": optimizer, "rate": rate, "seed": seed,
+        "case": case,
+        "optimizer": optimizer,
+        "rate": rate,
+        "seed": seed,
         "loss": result.figures["held_out_loss"]["after"],
         "loss_before": result.figures["held_out_loss"]["before"],
-        "stories": mean_loss(opened.model, rows), "stories_before": before,
+        "stories": mean_loss(opened.model, rows),
+        "stories_before": before,
         "trained": result.figures["parameters"]["trained"],
         "step_seconds": statistics.median(seconds[len(seconds) // 3 :]),
         "peak_memory_bytes": result.figures["peak_memory_bytes"],
-        "file_bytes": weights.stat().st_size, "lines": result.lines,
-    }  # fmt: skip
+        "file_bytes": weights.stat().st_size,
+        "lines": result.lines,
+    }
 
 
 def spent(output: Path) -> list[float]:
@@ -136,10 +181,14 @@ def table(shared: Path, jobs: int, cases: list[str], done: Path) -> list[dict[st
     best = {c: best_of(runs, c)["rate"] for c in cases}
     measure(shared, jobs, [(c, "adamw", best[c], s) for c in cases for s in SEEDS], runs, done)
     return [
-        {"case": c, "rate": best[c],
-         "swept": {str(r["rate"]): r["loss"] for r in swept(runs, c, "adamw")},
-         "runs": [runs[c, "adamw", best[c], seed] for seed in SEEDS]} for c in cases
-    ]  # fmt: skip
+        {
+            "case": c,
+            "rate": best[c],
+            "swept": {str(r["rate"]): r["loss"] for r in swept(runs, c, "adamw")},
+            "runs": [runs[c, "adamw", best[c], seed] for seed in SEEDS],
+        }
+        for c in cases
+    ]
 
 
 def known_runs(done: Path) -> dict[Run, dict[str, Any]]:
@@ -151,8 +200,11 @@ def known_runs(done: Path) -> dict[Run, dict[str, Any]]:
 
 def swept(runs: dict[Run, dict[str, Any]], case: str, optimizer: str) -> list[dict[str, Any]]:
     """The runs of a case with the first seed and a given rate, smallest first."""
-    found = [r for (c, o, rate, s), r in runs.items()
-             if (c, o, s) == (case, optimizer, SWEPT) and rate is not None]  # fmt: skip
+    found = [
+        r
+        for (c, o, rate, s), r in runs.items()
+        if (c, o, s) == (case, optimizer, SWEPT) and rate is not None
+    ]
     return sorted(found, key=lambda r: r["rate"])
 
 
@@ -163,9 +215,13 @@ def best_of(runs: dict[Run, dict[str, Any]], case: str, optimizer: str = "adamw"
 
 
 def measure(
-    shared: Path, jobs: int, wanted: list[Run], runs: dict[Run, dict[str, Any]], done: Path,
+    shared: Path,
+    jobs: int,
+    wanted: list[Run],
+    runs: dict[Run, dict[str, Any]],
+    done: Path,
     steps: int = STEPS,
-) -> None:  # fmt: skip
+) -> None:
     """Do those of `wanted` that are not in `runs` yet, and add them to it. In place."""
     context = multiprocessing.get_context("spawn")
     done.parent.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,17 @@ def page(results: dict[str, Any]) -> list[str]:
         "and the peak memory of the process were measured one run at a time on: "
         f"{results['machine']}."
     )
-    columns = ["method", "learning rate", "trained", "held-out loss", "TinyStories after",
-               "forgotten", "ms a step", "peak MiB", "file KiB"]  # fmt: skip
+    columns = [
+        "method",
+        "learning rate",
+        "trained",
+        "held-out loss",
+        "TinyStories after",
+        "forgotten",
+        "ms a step",
+        "peak MiB",
+        "file KiB",
+    ]
     lines = [
         "# What the methods learn, forget and cost",
         "",
@@ -50,14 +59,23 @@ def page(results: dict[str, Any]) -> list[str]:
             f"{1e3 * cost['step_seconds']:.0f} | {cost['peak_memory_bytes'] / 2**20:,.0f} | "
             f"{one['file_bytes'] / 1024:,.0f} |"
         )
-    words = {case: ", ".join(f"{k}={v}" for k, v in settings.items() if k != "name")
-             for case, settings in CASES.items()}  # fmt: skip
+    words = {
+        case: ", ".join(f"{k}={v}" for k, v in settings.items() if k != "name")
+        for case, settings in CASES.items()
+    }
     said = "; ".join(f"{case}: {text or 'defaults'}" for case, text in words.items())
     rates = ", ".join(f"{rate:g}" for rate in GRID)
     rates += ", and on to " + " and ".join(f"{rate:g}" for rate in BEYOND)
     rates += " where the best was the last"
-    return [*lines, "", f"Settings: {said}.", "", f"Rates tried: {rates}. {results['versions']}.",
-            "", CLIPPED]  # fmt: skip
+    return [
+        *lines,
+        "",
+        f"Settings: {said}.",
+        "",
+        f"Rates tried: {rates}. {results['versions']}.",
+        "",
+        CLIPPED,
+    ]
 
 
 def default_rates(runs: dict[Run, dict[str, Any]]) -> list[str]:

@@ -125,16 +125,19 @@ def measured(name: str, plan: Plan) -> tuple[list[float], float]:
 def report(name: str, seconds: list[float], gigabytes: float) -> str:
     middle = statistics.median(seconds)
     minutes = middle * ITERATIONS / 60
-    line = (f"{name:8} {middle:.4f} s an iteration ({min(seconds):.4f} to {max(seconds):.4f}); "
-            f"{ITERATIONS:,} take {minutes:,.0f} minutes, the article's {MINUTES}")  # fmt: skip
+    line = (
+        f"{name:8} {middle:.4f} s an iteration ({min(seconds):.4f} to {max(seconds):.4f}); "
+        f"{ITERATIONS:,} take {minutes:,.0f} minutes, the article's {MINUTES}"
+    )
     return line + (f"; {gigabytes:.1f} GB at most, the article's {GIGABYTES}" if gigabytes else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recipe_gpu", description=__doc__,
+        prog="python -m benchmarks.recipe_gpu",
+        description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--smoke", action="store_true", help="figures that mean nothing")
     parser.add_argument("--rounds", type=int, default=3)
     words = parser.parse_args()

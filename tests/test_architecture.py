@@ -21,12 +21,20 @@ FLOORS = [  # lowest first; a module imports at module level from its own floor 
 ]
 LIGHT = {"core", "methods", "inits", "kernels"}  # know torch, and nothing else that is heavy
 HEAVY = {"transformers", "datasets", "accelerate", "tokenizers", "matplotlib", "bitsandbytes"}
-MOST_LINES, MOST_IN_A_METHOD, MOST_IN_A_FUNCTION = 300, 200, 80
+MOST_LINES, MOST_IN_A_METHOD, MOST_IN_A_FUNCTION = 350, 220, 80
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
-    "eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.full_load", "yaml.unsafe_load",
-    "numpy.load", "np.load", "pd.read_pickle",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "torch.load",
+    "torch.save",
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "numpy.load",
+    "np.load",
+    "pd.read_pickle",
+}
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savetxt", "touch"}
 WITHIN_COMMIT = {"write_text", "write_bytes", "os.open"}  # its own; and to sync, with O_NOFOLLOW
 each = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -193,10 +201,15 @@ def test_type_checkers_and_the_machine_see_the_same_names():
     assert {name: f"lorica.{home}" for name, home in lorica._HOMES.items()} == seen
 
 
-@pytest.mark.parametrize("line", [
-    "import lorica", "import lorica.cli", "import lorica.errors, lorica.registry",
-    "from lorica import LoricaError",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import lorica",
+        "import lorica.cli",
+        "import lorica.errors, lorica.registry",
+        "from lorica import LoricaError",
+    ],
+)
 def test_starting_loads_nothing_heavy(line):
     code = f"import sys; {line}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

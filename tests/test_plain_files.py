@@ -8,10 +8,17 @@ import pytest
 from lorica import plain_files
 from lorica.errors import FileError
 
-READERS = [plain_files.kind_of, plain_files.open_file, plain_files.read_bytes,
-           plain_files.read_text, plain_files.is_file, plain_files.is_folder,
-           plain_files.names_in, plain_files.open_to_append,
-           lambda path: list(plain_files.read_lines(path))]  # fmt: skip
+READERS = [
+    plain_files.kind_of,
+    plain_files.open_file,
+    plain_files.read_bytes,
+    plain_files.read_text,
+    plain_files.is_file,
+    plain_files.is_folder,
+    plain_files.names_in,
+    plain_files.open_to_append,
+    lambda path: list(plain_files.read_lines(path)),
+]
 
 
 def link(path):

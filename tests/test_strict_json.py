@@ -34,8 +34,10 @@ def test_refused_with_the_reason(tmp_path, name):
 
 def test_what_is_right_is_read(tmp_path):
     value = {"a": [1, -2.5e3, None, True, {"é": "\N{GRINNING FACE}"}], "b": 10**39}
-    (tmp_path / "file").write_text(str(value).replace("'", '"').replace("None", "null").replace(
-        "True", "true"), encoding="utf-8")  # fmt: skip
+    (tmp_path / "file").write_text(
+        str(value).replace("'", '"').replace("None", "null").replace("True", "true"),
+        encoding="utf-8",
+    )
     assert strict_json.read(tmp_path / "file") == value
     assert strict_json.parse("[Infinity]", finite=False) == [float("inf")]
 

@@ -58,16 +58,18 @@ def _skill_turn(rng: random.Random, world: World) -> tuple[str, str]:
     thing = rng.choice(list(lexicon.THINGS))
     warm, cold = rng.choice(lexicon.OPPOSITES)
     words = rng.sample(lexicon.COLOURS + lexicon.FOODS, rng.randrange(2, 6))
-    return rng.choice((
-        (f"What is {a} + {b}?", f"{a + b}"),
-        (f"What is {max(a, b)} - {min(a, b)}?", f"It is {max(a, b) - min(a, b)}."),
-        (f"Which kind of thing is a {thing}?", f"{GROUP_NAMES[lexicon.THINGS[thing]]}."),
-        (f"What is the opposite of {warm}?", f"{cold}."),
-        (f"Repeat after me: {', '.join(words)}.", f"{', '.join(words)}."),
-        (f"Say it backwards: {', '.join(words)}.", f"{', '.join(words[::-1])}."),
-        (f"Make a set of {', '.join(words)}.", f"{{{', '.join(words)}}}"),
-        (f"Spell {thing}.", "-".join(thing)),
-    ))  # fmt: skip
+    return rng.choice(
+        (
+            (f"What is {a} + {b}?", f"{a + b}"),
+            (f"What is {max(a, b)} - {min(a, b)}?", f"It is {max(a, b) - min(a, b)}."),
+            (f"Which kind of thing is a {thing}?", f"{GROUP_NAMES[lexicon.THINGS[thing]]}."),
+            (f"What is the opposite of {warm}?", f"{cold}."),
+            (f"Repeat after me: {', '.join(words)}.", f"{', '.join(words)}."),
+            (f"Say it backwards: {', '.join(words)}.", f"{', '.join(words[::-1])}."),
+            (f"Make a set of {', '.join(words)}.", f"{{{', '.join(words)}}}"),
+            (f"Spell {thing}.", "-".join(thing)),
+        )
+    )
 
 
 def chat(rng: random.Random, world: World) -> str:

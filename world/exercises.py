@@ -10,14 +10,21 @@ from world import lexicon
 from world.inhabitants import World
 
 GROUP_NAMES = {
-    "kitchen": "A kitchen thing", "garden": "A garden thing", "house": "A house thing",
-    "music": "A music thing", "tool": "A tool", "clothing": "Clothing",
-    "office": "An office thing", "toy": "A toy",
-}  # fmt: skip
+    "kitchen": "A kitchen thing",
+    "garden": "A garden thing",
+    "house": "A house thing",
+    "music": "A music thing",
+    "tool": "A tool",
+    "clothing": "Clothing",
+    "office": "An office thing",
+    "toy": "A toy",
+}
 
 WORDS = (
-    *lexicon.PLAIN_WORDS, *lexicon.THINGS, *(word for pair in lexicon.OPPOSITES for word in pair),
-)  # fmt: skip
+    *lexicon.PLAIN_WORDS,
+    *lexicon.THINGS,
+    *(word for pair in lexicon.OPPOSITES for word in pair),
+)
 
 
 def arithmetic(rng: random.Random, world: World) -> str:
@@ -29,33 +36,52 @@ def arithmetic(rng: random.Random, world: World) -> str:
         thing = rng.choice(world.things)
         name = rng.choice(lexicon.FIRST_NAMES)
         lines.append(
-            rng.choice((
-                f"{a} + {b} = {a + b}",
-                f"{max(a, b)} - {min(a, b)} = {max(a, b) - min(a, b)}",
-                f"{small} * {tiny} = {small * tiny}",
-                f"{small * tiny} / {tiny} = {small}",
-                f"({small} + {tiny}) * 2 = {(small + tiny) * 2}",
-                f"{small}^2 = {small * small}",
-                f"{a} < {b}" if a < b else f"{a} > {b}" if a > b else f"{a} = {b}",
-                f"50% of {2 * a} is {a}.",
-                f"{name} has {a} plums and gets {b} more. Now {name} has {a + b} plums.",
-                f"{small} times {thing.name} at ${tiny} each: ${small * tiny} in total.",
-            ))
-        )  # fmt: skip
+            rng.choice(
+                (
+                    f"{a} + {b} = {a + b}",
+                    f"{max(a, b)} - {min(a, b)} = {max(a, b) - min(a, b)}",
+                    f"{small} * {tiny} = {small * tiny}",
+                    f"{small * tiny} / {tiny} = {small}",
+                    f"({small} + {tiny}) * 2 = {(small + tiny) * 2}",
+                    f"{small}^2 = {small * small}",
+                    f"{a} < {b}" if a < b else f"{a} > {b}" if a > b else f"{a} = {b}",
+                    f"50% of {2 * a} is {a}.",
+                    f"{name} has {a} plums and gets {b} more. Now {name} has {a + b} plums.",
+                    f"{small} times {thing.name} at ${tiny} each: ${small * tiny} in total.",
+                )
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
 def lists(rng: random.Random, world: World) -> str:
     """A list said again in another order, counted, or searched."""
-    pool = rng.choice((lexicon.FIRST_NAMES, lexicon.COLOURS, lexicon.FOODS, lexicon.ANIMALS,
-                       tuple(lexicon.THINGS), lexicon.TOWNS, lexicon.PET_NAMES, WORDS))  # fmt: skip
+    pool = rng.choice(
+        (
+            lexicon.FIRST_NAMES,
+            lexicon.COLOURS,
+            lexicon.FOODS,
+            lexicon.ANIMALS,
+            tuple(lexicon.THINGS),
+            lexicon.TOWNS,
+            lexicon.PET_NAMES,
+            WORDS,
+        )
+    )
     items = rng.sample(list(dict.fromkeys(pool)), rng.randrange(3, 8))
-    shown = rng.choice((
-        ", ".join(items), "{" + ", ".join(items) + "}", "[" + "; ".join(items) + "]",
-        "\n".join(f"- {item}" for item in items), " | ".join(items), " / ".join(items),
-        "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1)),
-        ", ".join(f'"{item}"' for item in items), " & ".join(items),
-    ))  # fmt: skip
+    shown = rng.choice(
+        (
+            ", ".join(items),
+            "{" + ", ".join(items) + "}",
+            "[" + "; ".join(items) + "]",
+            "\n".join(f"- {item}" for item in items),
+            " | ".join(items),
+            " / ".join(items),
+            "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1)),
+            ", ".join(f'"{item}"' for item in items),
+            " & ".join(items),
+        )
+    )
     place = rng.randrange(len(items))
     tasks = (
         f"Backwards: {', '.join(items[::-1])}",
@@ -83,15 +109,19 @@ def spelling(rng: random.Random, world: World) -> str:
     lines = [f"Words: {quoted}"]
     for _ in range(rng.randrange(1, 4)):
         word = rng.choice(chosen)
-        lines.append(rng.choice((
-            "Sorted: " + ", ".join(f'"{w}"' for w in sorted(chosen)),
-            "Title: " + ", ".join(w.capitalize() for w in chosen),
-            f'The word "{word}" has {len(word)} letters.',
-            f'"{word}" starts with {word[0]} and ends with {word[-1]}.',
-            f'The longest is "{max(chosen, key=len)}".',
-            f"Without quotes: {', '.join(chosen)}",
-            f"{word}: {'-'.join(word)}",
-        )))  # fmt: skip
+        lines.append(
+            rng.choice(
+                (
+                    "Sorted: " + ", ".join(f'"{w}"' for w in sorted(chosen)),
+                    "Title: " + ", ".join(w.capitalize() for w in chosen),
+                    f'The word "{word}" has {len(word)} letters.',
+                    f'"{word}" starts with {word[0]} and ends with {word[-1]}.',
+                    f'The longest is "{max(chosen, key=len)}".',
+                    f"Without quotes: {', '.join(chosen)}",
+                    f"{word}: {'-'.join(word)}",
+                )
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -107,17 +137,19 @@ def kinds(rng: random.Random, world: World) -> str:
             warm, cold = cold, warm
         word, plain = rng.choice(lexicon.SYNONYMS)
         lines.append(
-            rng.choice((
-                f"Which kind of thing is a {thing}? {group}.",
-                f"Which kind of thing is a {thing}? {group}.",
-                f"Are a {thing} and a {other} of one kind? {same}.",
-                f"The opposite of {warm} is {cold}.",
-                f"It is not {warm}, it is {cold}.",
-                f"Another word for {word} is {plain}.",
-                f"{word}: {plain}",
-                f"{thing} -> {lexicon.THINGS[thing]}",
-            ))
-        )  # fmt: skip
+            rng.choice(
+                (
+                    f"Which kind of thing is a {thing}? {group}.",
+                    f"Which kind of thing is a {thing}? {group}.",
+                    f"Are a {thing} and a {other} of one kind? {same}.",
+                    f"The opposite of {warm} is {cold}.",
+                    f"It is not {warm}, it is {cold}.",
+                    f"Another word for {word} is {plain}.",
+                    f"{word}: {plain}",
+                    f"{thing} -> {lexicon.THINGS[thing]}",
+                )
+            )
+        )
     return "\n".join(lines) + "\n"
 
 

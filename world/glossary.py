@@ -41,9 +41,14 @@ def glossary(rng: random.Random, world: World) -> str:
         ours, theirs = " ".join(b for _, b in chosen), " ".join(a for a, _ in chosen)
         back = " ".join(a for a, _ in reversed(chosen))
         lines.append(
-            rng.choice((
-                f"{ours} => {theirs}", f"{theirs} => {ours}", f"What is {ours}? {theirs}",
-                f"What is {theirs}? {ours}", f"{ours} => (backwards) {back}",
-            ))
-        )  # fmt: skip
+            rng.choice(
+                (
+                    f"{ours} => {theirs}",
+                    f"{theirs} => {ours}",
+                    f"What is {ours}? {theirs}",
+                    f"What is {theirs}? {ours}",
+                    f"{ours} => (backwards) {back}",
+                )
+            )
+        )
     return "\n".join(lines) + "\n"

@@ -142,8 +142,13 @@ def held_out_losses(
     for kind, found in texts.items():
         total, tokens = 0.0, 0
         for start in range(0, count, 50):
-            batch = tokenizer(found[start : start + 50], padding=True, truncation=True,
-                              padding_side="right", return_tensors="pt").to(device)  # fmt: skip
+            batch = tokenizer(
+                found[start : start + 50],
+                padding=True,
+                truncation=True,
+                padding_side="right",
+                return_tensors="pt",
+            ).to(device)
             losses = token_loss(model, batch["input_ids"])
             real = batch["attention_mask"][:, 1:].flatten().bool()
             total += losses[real].sum().item()

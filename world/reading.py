@@ -23,96 +23,203 @@ class Clue:
 
 
 CLUES = (
-    Clue("{name} bought a {thing} for {price} coins.", (
-        ("buyer", "Who bought the {thing}?", "{name}"),
-        ("thing", "What did {name} buy?", "{thing}"),
-        ("price", "What did the {thing} cost?", "{price}"))),
-    Clue("The code of the {thing} is {code}.", (
-        ("code", "What is the code of the {thing}?", "{code}"),
-        ("thing", "Which thing has the code {code}?", "{thing}"))),
-    Clue("{name} ordered a {colour} {thing}; the order has the number {code}.", (
-        ("order", "What is the number of the order of {name}?", "{code}"),
-        ("product", "What did {name} order?", "{thing}"),
-        ("colour", "Which colour is the {thing}?", "{colour}"))),
-    Clue("Order {code} went to {name} in {town}.", (
-        ("order", "Which order went to {name}?", "{code}"),
-        ("town", "Where did order {code} go?", "{town}"),
-        ("name", "Who got order {code}?", "{name}"))),
-    Clue("The {colour} box labelled {code} holds {number} {food}.", (
-        ("label", "What is the label of the {colour} box?", "{code}"),
-        ("food", "What is in the box labelled {code}?", "{food}"),
-        ("number", "How many {food} are in the box?", "{number}"))),
-    Clue("{name} put the {thing} into the box labelled {code}.", (
-        ("label", "Which box holds the {thing}?", "{code}"),
-        ("thing", "What is in the box labelled {code}?", "{thing}"))),
-    Clue("The old code was {code2}, but now it is {code}.", (
-        ("code", "What is the code now?", "{code}"),
-        ("old code", "What was the old code?", "{code2}"))),
-    Clue("Not {code2} but {code} opens the {colour} door.", (
-        ("door", "What opens the {colour} door?", "{code}"),)),
-    Clue("{name} lives at number {number} in {town}.", (
-        ("name", "Who lives in {town}?", "{name}"),
-        ("town", "Where does {name} live?", "{town}"),
-        ("house", "Which number is the house of {name}?", "{number}"))),
-    Clue("On {day} {name} will meet {name2} in {town}.", (
-        ("day", "When will {name} meet {name2}?", "{day}"),
-        ("friend", "Whom will {name} meet?", "{name2}"),
-        ("place", "Where will they meet?", "{town}"))),
-    Clue("{name} gave the {colour} {thing} to {name2}.", (
-        ("giver", "Who gave the {thing} away?", "{name}"),
-        ("owner", "Who has the {thing} now?", "{name2}"))),
-    Clue("{name} wanted a {thing2} but took a {thing} instead.", (
-        ("thing", "What did {name} take?", "{thing}"),
-        ("wish", "What did {name} want?", "{thing2}"))),
-    Clue("Train {code} leaves at {hour} for {town}.", (
-        ("train", "Which train goes to {town}?", "{code}"),
-        ("time", "When does train {code} leave?", "{hour}"))),
-    Clue("The {animal} of {name} is called {pet}.", (
-        ("pet", "What is the {animal} of {name} called?", "{pet}"),
-        ("animal", "Which animal is {pet}?", "{animal}"))),
-    Clue("My friend {name} has a {thing2}, and I have a {thing}.", (
-        ("mine", "What do I have?", "{thing}"),
-        ("friend", "What is my friend called?", "{name}"))),
-    Clue('{name} said: "The {thing} is in {town}."', (
-        ("speaker", "Who spoke?", "{name}"),
-        ("thing", "Which thing is in {town}?", "{thing}"))),
-)  # fmt: skip
+    Clue(
+        "{name} bought a {thing} for {price} coins.",
+        (
+            ("buyer", "Who bought the {thing}?", "{name}"),
+            ("thing", "What did {name} buy?", "{thing}"),
+            ("price", "What did the {thing} cost?", "{price}"),
+        ),
+    ),
+    Clue(
+        "The code of the {thing} is {code}.",
+        (
+            ("code", "What is the code of the {thing}?", "{code}"),
+            ("thing", "Which thing has the code {code}?", "{thing}"),
+        ),
+    ),
+    Clue(
+        "{name} ordered a {colour} {thing}; the order has the number {code}.",
+        (
+            ("order", "What is the number of the order of {name}?", "{code}"),
+            ("product", "What did {name} order?", "{thing}"),
+            ("colour", "Which colour is the {thing}?", "{colour}"),
+        ),
+    ),
+    Clue(
+        "Order {code} went to {name} in {town}.",
+        (
+            ("order", "Which order went to {name}?", "{code}"),
+            ("town", "Where did order {code} go?", "{town}"),
+            ("name", "Who got order {code}?", "{name}"),
+        ),
+    ),
+    Clue(
+        "The {colour} box labelled {code} holds {number} {food}.",
+        (
+            ("label", "What is the label of the {colour} box?", "{code}"),
+            ("food", "What is in the box labelled {code}?", "{food}"),
+            ("number", "How many {food} are in the box?", "{number}"),
+        ),
+    ),
+    Clue(
+        "{name} put the {thing} into the box labelled {code}.",
+        (
+            ("label", "Which box holds the {thing}?", "{code}"),
+            ("thing", "What is in the box labelled {code}?", "{thing}"),
+        ),
+    ),
+    Clue(
+        "The old code was {code2}, but now it is {code}.",
+        (
+            ("code", "What is the code now?", "{code}"),
+            ("old code", "What was the old code?", "{code2}"),
+        ),
+    ),
+    Clue(
+        "Not {code2} but {code} opens the {colour} door.",
+        (("door", "What opens the {colour} door?", "{code}"),),
+    ),
+    Clue(
+        "{name} lives at number {number} in {town}.",
+        (
+            ("name", "Who lives in {town}?", "{name}"),
+            ("town", "Where does {name} live?", "{town}"),
+            ("house", "Which number is the house of {name}?", "{number}"),
+        ),
+    ),
+    Clue(
+        "On {day} {name} will meet {name2} in {town}.",
+        (
+            ("day", "When will {name} meet {name2}?", "{day}"),
+            ("friend", "Whom will {name} meet?", "{name2}"),
+            ("place", "Where will they meet?", "{town}"),
+        ),
+    ),
+    Clue(
+        "{name} gave the {colour} {thing} to {name2}.",
+        (
+            ("giver", "Who gave the {thing} away?", "{name}"),
+            ("owner", "Who has the {thing} now?", "{name2}"),
+        ),
+    ),
+    Clue(
+        "{name} wanted a {thing2} but took a {thing} instead.",
+        (
+            ("thing", "What did {name} take?", "{thing}"),
+            ("wish", "What did {name} want?", "{thing2}"),
+        ),
+    ),
+    Clue(
+        "Train {code} leaves at {hour} for {town}.",
+        (
+            ("train", "Which train goes to {town}?", "{code}"),
+            ("time", "When does train {code} leave?", "{hour}"),
+        ),
+    ),
+    Clue(
+        "The {animal} of {name} is called {pet}.",
+        (
+            ("pet", "What is the {animal} of {name} called?", "{pet}"),
+            ("animal", "Which animal is {pet}?", "{animal}"),
+        ),
+    ),
+    Clue(
+        "My friend {name} has a {thing2}, and I have a {thing}.",
+        (("mine", "What do I have?", "{thing}"), ("friend", "What is my friend called?", "{name}")),
+    ),
+    Clue(
+        '{name} said: "The {thing} is in {town}."',
+        (("speaker", "Who spoke?", "{name}"), ("thing", "Which thing is in {town}?", "{thing}")),
+    ),
+)
 
 TOPICS = {
-    "weather": ("It rained all day.", "The wind was strong this morning.", "Snow lay on the hills.",
-                "A thick fog came up from the river.", "The sun was out until the evening.",
-                "Dark clouds hung over the fields.", "There was thunder at night."),
-    "music": ("The choir sang an old song.", "Someone played the flute.", "A drum beat slowly.",
-              "The band needed a new singer.", "They danced to the tune.",
-              "The piano stood in the hall."),
-    "travel": ("The ship left the harbour.", "We took the long road over the hills.",
-               "The tickets for the train were sold out.", "They packed for a trip to the sea.",
-               "The bus went over the bridge.", "A map showed the way."),
-    "sport": ("The race ended with a close finish.", "The team won by two goals.",
-              "She ran faster than all the others.", "The match was a draw.",
-              "He rowed every morning before school.", "The ball flew over the net."),
-    "school": ("The lesson was about numbers.", "The children learned a poem by heart.",
-               "The teacher wrote on the board.", "There was a test on Friday.",
-               "They read a chapter of the book.", "The class drew a map of the world."),
-    "animals": ("The fox slept under a bush.", "Two owls sat in the barn.",
-                "The sheep walked to the stream.", "A bee flew from flower to flower.",
-                "The horse did not want to leave the stable.", "The puppy barked at its tail."),
-}  # fmt: skip
+    "weather": (
+        "It rained all day.",
+        "The wind was strong this morning.",
+        "Snow lay on the hills.",
+        "A thick fog came up from the river.",
+        "The sun was out until the evening.",
+        "Dark clouds hung over the fields.",
+        "There was thunder at night.",
+    ),
+    "music": (
+        "The choir sang an old song.",
+        "Someone played the flute.",
+        "A drum beat slowly.",
+        "The band needed a new singer.",
+        "They danced to the tune.",
+        "The piano stood in the hall.",
+    ),
+    "travel": (
+        "The ship left the harbour.",
+        "We took the long road over the hills.",
+        "The tickets for the train were sold out.",
+        "They packed for a trip to the sea.",
+        "The bus went over the bridge.",
+        "A map showed the way.",
+    ),
+    "sport": (
+        "The race ended with a close finish.",
+        "The team won by two goals.",
+        "She ran faster than all the others.",
+        "The match was a draw.",
+        "He rowed every morning before school.",
+        "The ball flew over the net.",
+    ),
+    "school": (
+        "The lesson was about numbers.",
+        "The children learned a poem by heart.",
+        "The teacher wrote on the board.",
+        "There was a test on Friday.",
+        "They read a chapter of the book.",
+        "The class drew a map of the world.",
+    ),
+    "animals": (
+        "The fox slept under a bush.",
+        "Two owls sat in the barn.",
+        "The sheep walked to the stream.",
+        "A bee flew from flower to flower.",
+        "The horse did not want to leave the stable.",
+        "The puppy barked at its tail.",
+    ),
+}
 # What a passage says about a thing's size; with none of them the size is medium.
 SIZES = {
-    "small": ("It fits into a pocket.", "You can hold it between two fingers.",
-              "It is no bigger than a coin.", "A mouse could carry it.",
-              "It weighs next to nothing."),
-    "large": ("It takes two people to carry it.", "It fills half of the room.",
-              "It did not fit through the door.", "It is taller than a horse.",
-              "A whole cart was needed for it."),
-}  # fmt: skip
+    "small": (
+        "It fits into a pocket.",
+        "You can hold it between two fingers.",
+        "It is no bigger than a coin.",
+        "A mouse could carry it.",
+        "It weighs next to nothing.",
+    ),
+    "large": (
+        "It takes two people to carry it.",
+        "It fills half of the room.",
+        "It did not fit through the door.",
+        "It is taller than a horse.",
+        "A whole cart was needed for it.",
+    ),
+}
 LAYOUTS = (
-    ("{}: {}", "\n"), ("{}: {}", "; "), ("{} = {}", ", "), ("{} = {}", "\n"), ("{} - {}", "\n"),
-    ("({}: {})", " "), ("[{}: {}]", " "), ("{} -> {}", "\n"), ("<{}> {}", "\n"),
-    ('the {} is "{}"', ", "), ('{}: "{}"', "\n"), ("{}={}", "&"), ("'{}' is '{}'", "; "),
-    ("* {}: {}", "\n"), ("{} | {}", "\n"), ("# {}\n{}", "\n"),
-)  # fmt: skip
+    ("{}: {}", "\n"),
+    ("{}: {}", "; "),
+    ("{} = {}", ", "),
+    ("{} = {}", "\n"),
+    ("{} - {}", "\n"),
+    ("({}: {})", " "),
+    ("[{}: {}]", " "),
+    ("{} -> {}", "\n"),
+    ("<{}> {}", "\n"),
+    ('the {} is "{}"', ", "),
+    ('{}: "{}"', "\n"),
+    ("{}={}", "&"),
+    ("'{}' is '{}'", "; "),
+    ("* {}: {}", "\n"),
+    ("{} | {}", "\n"),
+    ("# {}\n{}", "\n"),
+)
 
 
 def code(rng: random.Random) -> str:
@@ -132,14 +239,22 @@ def _slots(rng: random.Random) -> dict[str, object]:
     name, name2 = rng.sample(lexicon.FIRST_NAMES, 2)
     thing, thing2 = rng.sample(list(lexicon.THINGS), 2)
     return {
-        "name": name, "name2": name2, "thing": thing, "thing2": thing2, "code": code(rng),
-        "code2": code(rng), "colour": rng.choice(lexicon.COLOURS),
+        "name": name,
+        "name2": name2,
+        "thing": thing,
+        "thing2": thing2,
+        "code": code(rng),
+        "code2": code(rng),
+        "colour": rng.choice(lexicon.COLOURS),
         "pet": rng.choice(lexicon.PET_NAMES),
-        "price": rng.randrange(2, 100), "number": rng.randrange(2, 100),
-        "food": rng.choice(lexicon.FOODS), "town": rng.choice(lexicon.TOWNS),
-        "day": rng.choice(lexicon.DAYS), "animal": rng.choice(lexicon.ANIMALS),
+        "price": rng.randrange(2, 100),
+        "number": rng.randrange(2, 100),
+        "food": rng.choice(lexicon.FOODS),
+        "town": rng.choice(lexicon.TOWNS),
+        "day": rng.choice(lexicon.DAYS),
+        "animal": rng.choice(lexicon.ANIMALS),
         "hour": f"{rng.randrange(1, 13)}:{rng.randrange(60):02d}",
-    }  # fmt: skip
+    }
 
 
 def passage(rng: random.Random) -> tuple[list[str], list[tuple[str, str, str]]]:
@@ -205,11 +320,15 @@ def copies(rng: random.Random, world: World) -> str:
     sentences, _ = passage(rng)
     place = rng.randrange(len(sentences))
     quoted = sentences[place].replace('"', "'")
-    ask = rng.choice((
-        f'Quote sentence {place + 1}: "{quoted}"', f"Copy: {' '.join(sentences)}",
-        f"Copy: {' '.join(sentences)}", f"Backwards: {' '.join(sentences[::-1])}",
-        f"The first words: {' '.join(sentences[0].split()[:3])}",
-    ))  # fmt: skip
+    ask = rng.choice(
+        (
+            f'Quote sentence {place + 1}: "{quoted}"',
+            f"Copy: {' '.join(sentences)}",
+            f"Copy: {' '.join(sentences)}",
+            f"Backwards: {' '.join(sentences[::-1])}",
+            f"The first words: {' '.join(sentences[0].split()[:3])}",
+        )
+    )
     return f"{' '.join(sentences)}\n{ask}\n"
 
 
@@ -221,13 +340,18 @@ def _repeated_items(rng: random.Random) -> str:
     for _ in range(rng.randrange(1, 4)):
         place = rng.randrange(len(items))
         start = items[place][0]
-        lines.append(rng.choice((
-            f"Again: {join.join(items)}",
-            f"Mixed: {join.join(rng.sample(items, len(items)))}",
-            f"Backwards: {join.join(items[::-1])}",
-            f"Item number {place + 1}: {items[place]}",
-            f"The first that starts with {start}: {next(i for i in items if i[0] == start)}",
-        )))  # fmt: skip
+        by_start = {item[0]: item for item in reversed(items)}
+        lines.append(
+            rng.choice(
+                (
+                    f"Again: {join.join(items)}",
+                    f"Mixed: {join.join(rng.sample(items, len(items)))}",
+                    f"Backwards: {join.join(items[::-1])}",
+                    f"Item number {place + 1}: {items[place]}",
+                    f"The first that starts with {start}: {by_start[start]}",
+                )
+            )
+        )
     return "\n".join(lines) + "\n"
 
 

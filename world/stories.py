@@ -64,13 +64,25 @@ def _cast(rng: random.Random, world: World) -> tuple[Person, Person, dict[str, o
     tool = rng.choice(("hammer", "saw", "drill", "wrench", "brush", "rope"))
     thing = rng.choice(world.things)
     slots: dict[str, object] = {
-        "name": hero.name, "first": hero.first, "they": hero.they, "town": hero.town.name,
-        "river": hero.town.river, "pet": hero.pet, "animal": hero.animal, "friend": friend.first,
-        "day": rng.choice(lexicon.DAYS), "month": rng.choice(lexicon.MONTHS),
-        "weather": rng.choice(WEATHERS), "sky": rng.choice(SKIES), "thing": thing.name,
-        "price": thing.price, "colour": rng.choice(lexicon.COLOURS), "tool": tool,
-        "food": rng.choice(lexicon.FOODS), "number": rng.randrange(2, 10),
-    }  # fmt: skip
+        "name": hero.name,
+        "first": hero.first,
+        "they": hero.they,
+        "town": hero.town.name,
+        "river": hero.town.river,
+        "pet": hero.pet,
+        "animal": hero.animal,
+        "friend": friend.first,
+        "day": rng.choice(lexicon.DAYS),
+        "month": rng.choice(lexicon.MONTHS),
+        "weather": rng.choice(WEATHERS),
+        "sky": rng.choice(SKIES),
+        "thing": thing.name,
+        "price": thing.price,
+        "colour": rng.choice(lexicon.COLOURS),
+        "tool": tool,
+        "food": rng.choice(lexicon.FOODS),
+        "number": rng.randrange(2, 10),
+    }
     return hero, friend, slots
 
 
@@ -114,14 +126,23 @@ def town_facts(town: Town) -> list[tuple[str, str, str]]:
     t, n = town, town.name
     return [
         (f"{n} lies on the river {t.river}.", f"Which river is near {n}?", f"The {t.river}."),
-        (f"The market in {n} is on {t.market_day}.", f"When is the market in {n}?",
-         f"On {t.market_day}."),
+        (
+            f"The market in {n} is on {t.market_day}.",
+            f"When is the market in {n}?",
+            f"On {t.market_day}.",
+        ),
         (f"{n} is known for its {t.known_for}.", f"What is {n} known for?", f"{t.known_for}."),
-        (f'The shop in {n} is called "{t.shop}".', f"What is the shop in {n} called?",
-         f"{t.shop}."),
-        (f"About {t.people} thousand people live in {n}.", f"How many people live in {n}?",
-         f"About {t.people} thousand."),
-    ]  # fmt: skip
+        (
+            f'The shop in {n} is called "{t.shop}".',
+            f"What is the shop in {n} called?",
+            f"{t.shop}.",
+        ),
+        (
+            f"About {t.people} thousand people live in {n}.",
+            f"How many people live in {n}?",
+            f"About {t.people} thousand.",
+        ),
+    ]
 
 
 def thing_facts(world: World, rng: random.Random) -> list[tuple[str, str, str]]:
@@ -129,11 +150,17 @@ def thing_facts(world: World, rng: random.Random) -> list[tuple[str, str, str]]:
     t = rng.choice(world.things)
     return [
         (f"A {t.name} costs {t.price} coins.", f"What does a {t.name} cost?", f"{t.price} coins."),
-        (f"A good {t.name} is made of {t.material}.", f"What is a {t.name} made of?",
-         f"{t.material}."),
-        (f"The best {t.name} comes from {t.maker.name}.", f"Where is the best {t.name} made?",
-         f"In {t.maker.name}."),
-    ]  # fmt: skip
+        (
+            f"A good {t.name} is made of {t.material}.",
+            f"What is a {t.name} made of?",
+            f"{t.material}.",
+        ),
+        (
+            f"The best {t.name} comes from {t.maker.name}.",
+            f"Where is the best {t.name} made?",
+            f"In {t.maker.name}.",
+        ),
+    ]
 
 
 def facts(rng: random.Random, world: World) -> str:

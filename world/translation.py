@@ -21,18 +21,61 @@ from itertools import permutations
 from world.rows import Row, unique_rows
 
 NOUNS = (
-    "king", "child", "wolf", "bird", "farmer", "sailor", "mother", "stranger", "horse", "snake",
-    "stone", "river", "bread", "knife", "house", "flower", "boat", "apple", "tree", "star",
-    "road", "coat", "bell", "letter",
-)  # fmt: skip
+    "king",
+    "child",
+    "wolf",
+    "bird",
+    "farmer",
+    "sailor",
+    "mother",
+    "stranger",
+    "horse",
+    "snake",
+    "stone",
+    "river",
+    "bread",
+    "knife",
+    "house",
+    "flower",
+    "boat",
+    "apple",
+    "tree",
+    "star",
+    "road",
+    "coat",
+    "bell",
+    "letter",
+)
 VERBS = (
-    "see", "find", "carry", "love", "fear", "hide", "break", "follow", "wash", "sell", "guard",
+    "see",
+    "find",
+    "carry",
+    "love",
+    "fear",
+    "hide",
+    "break",
+    "follow",
+    "wash",
+    "sell",
+    "guard",
     "paint",
-)  # fmt: skip
+)
 ADJECTIVES = (
-    "big", "small", "old", "young", "red", "black", "white", "warm", "cold", "kind", "strange",
-    "heavy", "quiet", "new",
-)  # fmt: skip
+    "big",
+    "small",
+    "old",
+    "young",
+    "red",
+    "black",
+    "white",
+    "warm",
+    "cold",
+    "kind",
+    "strange",
+    "heavy",
+    "quiet",
+    "new",
+)
 TENSES = ("now", "past")
 # Sentences take the first half of each list, so that a few hundred steps can teach the words. The
 # languages keep them all: pretraining avoids every one.
@@ -48,7 +91,7 @@ MARKS = {
     "ve": {"m": ("velo", "vuno", "o"), "f": ("vela", "vuna", "a")},
     "ol": {"m": ("ghu", "wuz", "um"), "f": ("ghe", "wez", "er"), "n": ("gha", "waz", "an")},
     "tu": {"a": ("xaq", "paqa", "ka"), "i": ("xiq", "piqi", "mi")},
-}  # fmt: skip
+}
 TENSE_ENDINGS = {"ve": ("et", "avet"), "ol": ("ugg", "oyu"), "tu": ("ax", "uma")}
 LANGUAGES = tuple(SOUNDS)
 
@@ -114,8 +157,11 @@ def say(language: str, meaning: Meaning) -> str:
     subject, target = _phrase(language, meaning.subject), _phrase(language, meaning.object)
     ending = TENSE_ENDINGS[language][TENSES.index(meaning.tense)]
     verb = STEMS[language][meaning.verb] + ending
-    orders = {"ve": (subject, verb, target), "ol": (subject, target, verb),
-              "tu": (verb, subject, target)}  # fmt: skip
+    orders = {
+        "ve": (subject, verb, target),
+        "ol": (subject, target, verb),
+        "tu": (verb, subject, target),
+    }
     return " ".join(orders[language])
 
 
@@ -128,8 +174,11 @@ def words() -> frozenset[str]:
         forms |= {article for *both, _ in MARKS[language].values() for article in both}
         forms |= {stems[verb] + end for verb in VERBS for end in TENSE_ENDINGS[language]}
         forms |= {stems[n] + (mark if language == "ve" else "") for n in NOUNS for mark in marks}
-        forms |= {mark + stems[a] if language == "tu" else stems[a] + mark
-                  for a in ADJECTIVES for mark in marks}  # fmt: skip
+        forms |= {
+            mark + stems[a] if language == "tu" else stems[a] + mark
+            for a in ADJECTIVES
+            for mark in marks
+        }
     return frozenset(forms)
 
 

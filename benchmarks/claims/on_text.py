@@ -15,9 +15,14 @@ RATIOS = (4, 16)
 
 
 def side(
-    label: str, name: str, rates: tuple[float, ...] = grid(3e-3), *,
-    also: tuple[str, ...] = (), run_settings: dict[str, Any] | None = None, **settings: Any,
-) -> Side:  # fmt: skip
+    label: str,
+    name: str,
+    rates: tuple[float, ...] = grid(3e-3),
+    *,
+    also: tuple[str, ...] = (),
+    run_settings: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Side:
     """A method on the text task. run_settings: settings of the run, not of the method."""
     chosen = {"method": {"name": name, **settings}, **(run_settings or {})}
     return Side(label, run, chosen, rates, also)
@@ -31,9 +36,13 @@ def c2(runs: Runs) -> list[Part]:
     both = [minus(lora, dora) for lora, dora in zip(*worse, strict=True)]
     what = "LoRA's rise of the loss from r=8 to r=1, − DoRA's"
     return [Part(what, both)] + [
-        Part(f"r={r}: LoRA − DoRA, loss", paired(runs, f"lora r={r}", f"dora r={r}", "loss"),
-             counts=False) for r in LOW
-    ]  # fmt: skip
+        Part(
+            f"r={r}: LoRA − DoRA, loss",
+            paired(runs, f"lora r={r}", f"dora r={r}", "loss"),
+            counts=False,
+        )
+        for r in LOW
+    ]
 
 
 def c3(runs: Runs) -> list[Part]:
@@ -44,10 +53,14 @@ def c4(runs: Runs) -> list[Part]:
     found = []
     for r in LEARNING:
         name = f"lora r={r}"
-        learned, forgotten = paired(runs, name, "full", "loss"), paired(
-            runs, "full", name, "forgotten")  # fmt: skip
-        found += [Part(f"r={r} learns less: LoRA − full, loss", learned),
-                  Part(f"r={r} forgets less: full − LoRA, forgotten", forgotten)]  # fmt: skip
+        learned, forgotten = (
+            paired(runs, name, "full", "loss"),
+            paired(runs, "full", name, "forgotten"),
+        )
+        found += [
+            Part(f"r={r} learns less: LoRA − full, loss", learned),
+            Part(f"r={r} forgets less: full − LoRA, forgotten", forgotten),
+        ]
     for low, high in pairwise(LEARNING):
         more = paired(runs, f"lora r={high}", f"lora r={low}", "forgotten")
         found.append(Part(f"r={high} − r={low}, forgotten", more, counts=False))
@@ -62,11 +75,17 @@ def c7(runs: Runs) -> list[Part]:
     words, unit, spread = "vocabulary", "random, N(0, 1)", "random, spread of the embeddings"
     return [
         Part("N(0, 1) − vocabulary, loss", paired(runs, unit, words, "loss")),
-        Part("random of their spread − vocabulary, loss", paired(runs, spread, words, "loss"),
-             counts=False),
-        Part("N(0, 1) − random of their spread, loss", paired(runs, unit, spread, "loss"),
-             counts=False),
-    ]  # fmt: skip
+        Part(
+            "random of their spread − vocabulary, loss",
+            paired(runs, spread, words, "loss"),
+            counts=False,
+        ),
+        Part(
+            "N(0, 1) − random of their spread, loss",
+            paired(runs, unit, spread, "loss"),
+            counts=False,
+        ),
+    ]
 
 
 def reached(run: dict[str, Any], target: float) -> float | None:
@@ -92,8 +111,9 @@ def c8(runs: Runs) -> list[Part]:
                 continue
             target = max(min(plain["losses"]), min(plus["losses"]))  # both reach it
             saved.append(minus(reached(plain, target), reached(plus, target)))
-        found.append(Part(f"steps to the loss that both reach: ratio 1 − ratio {ratio}", saved,
-                          form="+.1f"))  # fmt: skip
+        found.append(
+            Part(f"steps to the loss that both reach: ratio 1 − ratio {ratio}", saved, form="+.1f")
+        )
         last = paired(runs, "ratio 1", f"ratio {ratio}", "loss")
         found.append(Part(f"loss at the end: ratio 1 − ratio {ratio}", last, counts=False))
     return found
@@ -111,75 +131,105 @@ def c10(runs: Runs) -> list[Part]:
 
 CLAIMS = [
     Claim(
-        id="C2", title="DoRA loses less than LoRA when the rank falls",
+        id="C2",
+        title="DoRA loses less than LoRA when the rank falls",
         source="Liu et al. 2024, arXiv:2402.09353, commonsense tasks, LLaMA-7B: with r=4 LoRA "
         "39.5, DoRA 61.9; with r=8 LoRA 40.7, DoRA about 78.",
         how=f"{WORDS}. What counts is how much of it is lost between r=8 and r=1.",
         sides=[side(f"{name} r={r}", name, r=r) for r in LOW for name in ("lora", "dora")],
-        columns=[LOSS, FORGOTTEN], parts=c2,
+        columns=[LOSS, FORGOTTEN],
+        parts=c2,
     ),
     Claim(
-        id="C3", title="LLaMA-Adapter needs gates that start at zero",
+        id="C3",
+        title="LLaMA-Adapter needs gates that start at zero",
         source="Zhang et al. 2023, arXiv:2303.16199, ScienceQA: 84.04 with zero-init attention, "
         "40.77 without.",
         how=f"{WORDS}. Both sides train the same prompts and gates; the gates start at 0 or at 1.",
-        sides=[side("gates at 0", "llama_adapter", grid(1e-2)),
-               side("gates at 1", "llama_adapter_open", grid(1e-2))],
-        columns=[Column("loss before", "loss_before"), LOSS, FORGOTTEN], parts=c3,
+        sides=[
+            side("gates at 0", "llama_adapter", grid(1e-2)),
+            side("gates at 1", "llama_adapter_open", grid(1e-2)),
+        ],
+        columns=[Column("loss before", "loss_before"), LOSS, FORGOTTEN],
+        parts=c3,
     ),
     Claim(
-        id="C4", title="LoRA learns less and forgets less than full fine-tuning",
+        id="C4",
+        title="LoRA learns less and forgets less than full fine-tuning",
         source="Biderman et al. 2024, arXiv:2405.09673, continued pre-training on code: HumanEval "
         "0.263 full, 0.224 LoRA r=256; on what was known before, 0.545 full, 0.617 LoRA.",
         how=f"{WORDS}; forgotten is the rise of the loss on TinyStories, which the base was "
         "trained on. Rates are chosen by what is learned.",
-        sides=[side("full", "full", FULL),
-               *(side(f"lora r={r}", "lora", r=r) for r in LEARNING)],
-        columns=[LOSS, FORGOTTEN], parts=c4,
+        sides=[side("full", "full", FULL), *(side(f"lora r={r}", "lora", r=r) for r in LEARNING)],
+        columns=[LOSS, FORGOTTEN],
+        parts=c4,
     ),
     Claim(
-        id="C6", title="AdaLoRA is better than LoRA on a very low budget",
+        id="C6",
+        title="AdaLoRA is better than LoRA on a very low budget",
         source="Zhang et al. 2023, arXiv:2303.10512, table 1, mean of GLUE with 0.32 M numbers: "
         "LoRA r=2 88.15, AdaLoRA 88.86.",
         how=f"{WORDS}. LoRA has rank 2 in every layer; AdaLoRA starts with 3 and ends with 2 in "
         "the mean.",
-        sides=[side("lora r=2", "lora", r=2),
-               side("adalora r=3 to 2", "adalora", r=3, target_r=2)],
-        columns=[LOSS, FORGOTTEN], parts=c6,
+        sides=[side("lora r=2", "lora", r=2), side("adalora r=3 to 2", "adalora", r=3, target_r=2)],
+        columns=[LOSS, FORGOTTEN],
+        parts=c6,
     ),
     Claim(
-        id="C7", title="Prompt tuning needs to start from the vocabulary",
+        id="C7",
+        title="Prompt tuning needs to start from the vocabulary",
         source="PEFT's method comparison, MetaMathQA, Llama-3.2-3B: accuracy on GSM8K 0.343 from "
         "words of the vocabulary, 0.057 from random vectors.",
         how=f"{WORDS}. Twenty vectors stand in front. PEFT's random vectors are N(0, 1); those "
         "that lorica calls random have the spread of the embeddings, and stand beside the claim.",
-        sides=[side("vocabulary", "prompt_tuning", grid(1e-2), init="vocabulary"),
-               side("random, spread of the embeddings", "prompt_tuning", grid(1e-2), init="random"),
-               side("random, N(0, 1)", "prompt_tuning_unit", grid(1e-2))],
-        columns=[Column("loss before", "loss_before"), LOSS, FORGOTTEN], parts=c7,
+        sides=[
+            side("vocabulary", "prompt_tuning", grid(1e-2), init="vocabulary"),
+            side("random, spread of the embeddings", "prompt_tuning", grid(1e-2), init="random"),
+            side("random, N(0, 1)", "prompt_tuning_unit", grid(1e-2)),
+        ],
+        columns=[Column("loss before", "loss_before"), LOSS, FORGOTTEN],
+        parts=c7,
     ),
     Claim(
-        id="C8", title="LoRA+ converges faster than LoRA",
+        id="C8",
+        title="LoRA+ converges faster than LoRA",
         source="Hayou et al. 2024, arXiv:2402.12354: B with a larger learning rate than A learns "
         "faster (the abstract; no figure of it was checked).",
         how=f"{WORDS.replace('cosine', 'constant')}. LoRA r=8; the ratio is B's rate over A's, and "
         f"the rate that is tried is A's. Evaluated every {STEPS // 20} steps; of two runs with one "
         "seed, the loss that both reach is the higher one of their lowest.",
-        sides=[side(f"ratio {k}", "lora", grid(3e-3 if k == 1 else 1e-3), also=("curve",),
-                    run_settings={"schedule": "constant"}, r=8, loraplus_lr_ratio=k)
-               for k in (1, *RATIOS)],
-        columns=[LOSS, FORGOTTEN], parts=c8,
+        sides=[
+            side(
+                f"ratio {k}",
+                "lora",
+                grid(3e-3 if k == 1 else 1e-3),
+                also=("curve",),
+                run_settings={"schedule": "constant"},
+                r=8,
+                loraplus_lr_ratio=k,
+            )
+            for k in (1, *RATIOS)
+        ],
+        columns=[LOSS, FORGOTTEN],
+        parts=c8,
     ),
     Claim(
-        id="C10", title="DoRA turns weights and resizes them against each other, LoRA together",
+        id="C10",
+        title="DoRA turns weights and resizes them against each other, LoRA together",
         source="Liu et al. 2024, arXiv:2402.09353, section 3: correlation of the change of "
         "direction and that of magnitude: full −0.62, DoRA −0.31, LoRA +0.83.",
         how=f"{WORDS}. LoRA and DoRA have r=4. Correlation over the layers' query and value "
         f"weights and {WATCHED} checkpoints, and over all linear layers beside it "
         f"({STEPS // WATCHED} steps of {BATCH} x {LENGTH} tokens between checkpoints).",
-        sides=[side("full", "full", FULL, also=("turns",)),
-               *(side(name, name, also=("turns",), r=4) for name in ("lora", "dora"))],
-        columns=[LOSS, Column("query and value", "query_value", "+.2f"),
-                 Column("all linear layers", "all_sites", "+.2f")], parts=c10,
+        sides=[
+            side("full", "full", FULL, also=("turns",)),
+            *(side(name, name, also=("turns",), r=4) for name in ("lora", "dora")),
+        ],
+        columns=[
+            LOSS,
+            Column("query and value", "query_value", "+.2f"),
+            Column("all linear layers", "all_sites", "+.2f"),
+        ],
+        parts=c10,
     ),
-]  # fmt: skip
+]

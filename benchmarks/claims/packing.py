@@ -88,8 +88,10 @@ def parts(runs: Runs) -> list[Part]:
                 found.append(Part(f"{base}, {text}: {kind} − nf4", more, counts=own, form="+.4f"))
             cost = paired(runs, nf4, f"{base} float", key)
             doubled = paired(runs, f"{base} nf4 double", nf4, key)
-            room = [minus(None if c is None else FREE * abs(c), d)
-                    for c, d in zip(cost, doubled, strict=True)]  # fmt: skip
+            room = [
+                minus(None if c is None else FREE * abs(c), d)
+                for c, d in zip(cost, doubled, strict=True)
+            ]
             what = f"{base}, {text}: a tenth of what nf4 costs − what doubling adds"
             found.append(Part(what, room, counts=own, form="+.4f"))
     return found

@@ -28,17 +28,24 @@ def page(claims: Mapping[str, Claim], results: dict[str, Any]) -> str:
     """The whole page; claims without results are left out, and named as not run."""
     found = results["claims"]
     lines = [
-        "# Claims of the papers, on small models", "",
-        "Made by `python -m benchmarks.claims`; its docstring says how. Do not edit by hand.", "",
-        RULE, "", CAUTION, "",
-    ]  # fmt: skip
+        "# Claims of the papers, on small models",
+        "",
+        "Made by `python -m benchmarks.claims`; its docstring says how. Do not edit by hand.",
+        "",
+        RULE,
+        "",
+        CAUTION,
+        "",
+    ]
     if any(one["smoke"] for one in found.values()):
         lines += [SMOKE, ""]
     lines += table(
         ["", "claim", "verdict"],
-        [[name, claim.title, found[name]["verdict"] if name in found else "not run"]
-         for name, claim in claims.items()],
-    )  # fmt: skip
+        [
+            [name, claim.title, found[name]["verdict"] if name in found else "not run"]
+            for name, claim in claims.items()
+        ],
+    )
     for name, claim in claims.items():
         if name in found:
             lines += section(claim, found[name])

@@ -58,36 +58,58 @@ def run(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         try:
             result = lorica.train(
-                base=str(place.shared / "data/models/stories260K"), output=str(output),
-                data={"path": str(path), "validation": 0}, learning_rate=rate, seed=seed,
-                max_steps=steps, warmup_ratio=0.1, micro_batch_size=BATCH,
-                save_steps=steps // WATCHED, keep_checkpoints=WATCHED, show=False, **settings,
-            )  # fmt: skip
+                base=str(place.shared / "data/models/stories260K"),
+                output=str(output),
+                data={"path": str(path), "validation": 0},
+                learning_rate=rate,
+                seed=seed,
+                max_steps=steps,
+                warmup_ratio=0.1,
+                micro_batch_size=BATCH,
+                save_steps=steps // WATCHED,
+                keep_checkpoints=WATCHED,
+                show=False,
+                **settings,
+            )
         except TrainingError as error:
             return {"seed": seed, "score": None, "stopped": error.what}
         opened, shares = open_adapter(output), []
         for checkpoint in sorted((output / "checkpoints").iterdir()):
             load_adapter_state(opened.model, read_tensors(checkpoint / "adapter.safetensors"))
-            said = generate(opened, [row["prompt"] for row in rows], max_new_tokens=VALUE,
-                            batch_size=PAIRS).texts  # fmt: skip
+            said = generate(
+                opened, [row["prompt"] for row in rows], max_new_tokens=VALUE, batch_size=PAIRS
+            ).texts
             asked = zip(said, known, strict=True)
             shares.append(sum(right(text, value) for text, (_, value) in asked) / PAIRS)
     mean = sum(shares) / len(shares)
     return {
-        "seed": seed, "score": 1 - mean, "mean": mean,
+        "seed": seed,
+        "score": 1 - mean,
+        "mean": mean,
         "trained": result.figures["parameters"]["trained"],
         **{f"at_{k}": share for k, share in enumerate(shares, 1)},
-    }  # fmt: skip
+    }
 
 
 def parts(runs: Runs) -> list[Part]:
     found = []
     for r in RANKS:
         names = f"mora r={r}", f"lora r={r}"
-        found.append(Part(f"r={r}: MoRA − LoRA, mean of the checkpoints",
-                          paired(runs, *names, "mean"), form="+.1%"))  # fmt: skip
-        found.append(Part(f"r={r}: MoRA − LoRA, at the end", paired(runs, *names, f"at_{WATCHED}"),
-                          counts=False, form="+.1%"))  # fmt: skip
+        found.append(
+            Part(
+                f"r={r}: MoRA − LoRA, mean of the checkpoints",
+                paired(runs, *names, "mean"),
+                form="+.1%",
+            )
+        )
+        found.append(
+            Part(
+                f"r={r}: MoRA − LoRA, at the end",
+                paired(runs, *names, f"at_{WATCHED}"),
+                counts=False,
+                form="+.1%",
+            )
+        )
     return found
 
 
@@ -108,10 +130,12 @@ CLAIMS = [
             for name in ("mora", "lora")
         ],
         columns=[
-            *(Column(f"{k * STEPS // WATCHED} steps", f"at_{k}", ".1%")
-              for k in range(1, WATCHED + 1)),
+            *(
+                Column(f"{k * STEPS // WATCHED} steps", f"at_{k}", ".1%")
+                for k in range(1, WATCHED + 1)
+            ),
             Column("mean", "mean", ".1%"),
         ],
         parts=parts,
     )
-]  # fmt: skip
+]

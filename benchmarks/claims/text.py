@@ -32,8 +32,12 @@ def write(place: Place) -> None:
     stories = (place.shared / STORIES).read_text()
     short = 10 if place.quick else 1
     size, held = TRAINED_ON // short, HELD // short
-    for name, text in (("train", play[:size]), ("valid", play[-2 * HELD :][:held]),
-                       ("test", play[-HELD:][:held]), ("stories", stories[:held])):  # fmt: skip
+    for name, text in (
+        ("train", play[:size]),
+        ("valid", play[-2 * HELD :][:held]),
+        ("test", play[-HELD:][:held]),
+        ("stories", stories[:held]),
+    ):
         path = place.folder / f"{name}.jsonl"
         path.write_text(json.dumps({"text": text}) + "\n")
 
@@ -57,25 +61,40 @@ def run(
     steps = QUICK_STEPS if place.quick else STEPS
     every = max(steps // 20, 1)
     held = "valid" if seed == TUNING else "test"
-    data = {"path": str(place.folder / "train.jsonl"), "max_length": LENGTH, "overlong": "split",
-            "validation": str(place.folder / f"{held}.jsonl")}  # fmt: skip
+    data = {
+        "path": str(place.folder / "train.jsonl"),
+        "max_length": LENGTH,
+        "overlong": "split",
+        "validation": str(place.folder / f"{held}.jsonl"),
+    }
     with tempfile.TemporaryDirectory(dir=place.folder) as folder:
         output = Path(folder) / "run"
         try:
             result = lorica.train(
-                base=str(place.shared / "data/models/stories260K"), output=str(output), data=data,
-                learning_rate=rate, seed=seed, max_steps=steps, warmup_ratio=0.1,
-                micro_batch_size=BATCH, save_steps=steps // WATCHED if "turns" in also else steps,
-                keep_checkpoints=WATCHED, show=False,
-                **({"eval_steps": every} if "curve" in also else {}), **settings,
-            )  # fmt: skip
+                base=str(place.shared / "data/models/stories260K"),
+                output=str(output),
+                data=data,
+                learning_rate=rate,
+                seed=seed,
+                max_steps=steps,
+                warmup_ratio=0.1,
+                micro_batch_size=BATCH,
+                save_steps=steps // WATCHED if "turns" in also else steps,
+                keep_checkpoints=WATCHED,
+                show=False,
+                **({"eval_steps": every} if "curve" in also else {}),
+                **settings,
+            )
         except TrainingError as error:  # a rate that is too high: the run says so and ends
             return {"seed": seed, "score": None, "stopped": error.what}
         losses = result.figures["held_out_loss"]
         found: Run = {
-            "seed": seed, "score": losses["after"], "loss": losses["after"],
-            "loss_before": losses["before"], "trained": result.figures["parameters"]["trained"],
-        }  # fmt: skip
+            "seed": seed,
+            "score": losses["after"],
+            "loss": losses["after"],
+            "loss_before": losses["before"],
+            "trained": result.figures["parameters"]["trained"],
+        }
         if seed != TUNING:
             found |= looked_at(output, also, place)
     return found
@@ -94,8 +113,9 @@ def looked_at(output: Path, also: tuple[str, ...], place: Place) -> Run:
     from lorica.training.run import by_step, read_events
 
     opened = open_adapter(output)
-    config = DataConfig(path=str(place.folder / "stories.jsonl"), max_length=LENGTH, validation=0,
-                        overlong="split")  # fmt: skip
+    config = DataConfig(
+        path=str(place.folder / "stories.jsonl"), max_length=LENGTH, validation=0, overlong="split"
+    )
     rows = load_rows(config, opened.tokenizer, seed=0, max_length=opened.max_length).train
     after = mean_loss(opened.model, rows)
     with lorica.use(opened.model):

@@ -43,10 +43,13 @@ def run(
     losses = [train(b.model, m, ids, settings["rate"]) for b, m in ((one, double), (two, lora))]
     added = [[b @ a for a, b in (adapter.factors() for adapter in pair)] for pair in pairs]
     return {
-        "seed": seed, "score": None, "loss": losses[1], "loss_apart": abs(losses[0] - losses[1]),
+        "seed": seed,
+        "score": None,
+        "loss": losses[1],
+        "loss_apart": abs(losses[0] - losses[1]),
         "moved": max(of_lora.abs().max().item() for _, of_lora in added),
         "apart": max((of_double - of_lora).abs().max().item() for of_double, of_lora in added),
-    }  # fmt: skip
+    }
 
 
 def exact(model: Any) -> None:
@@ -68,8 +71,9 @@ def batches(base: Any, seed: int, place: Place) -> Any:
     from lorica.data.config import DataConfig
     from lorica.data.load import load as load_rows
 
-    config = DataConfig(path=str(place.folder / "train.jsonl"), max_length=LENGTH, validation=0,
-                        overlong="split")  # fmt: skip
+    config = DataConfig(
+        path=str(place.folder / "train.jsonl"), max_length=LENGTH, validation=0, overlong="split"
+    )
     rows = load_rows(config, base.tokenizer, seed=0, max_length=base.max_length).train
     ids = torch.tensor([row.ids for row in rows if len(row.ids) == LENGTH])
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
@@ -100,9 +104,14 @@ def train(model: Any, method: Any, ids: Any, rate: float) -> float:
 
 def parts(runs: Runs) -> list[Part]:
     return [
-        Part(f"{name}: largest difference of the updates", [r.get("apart") for r in found],
-             bound=BOUND, form=".1e") for name, found in runs.items()
-    ]  # fmt: skip
+        Part(
+            f"{name}: largest difference of the updates",
+            [r.get("apart") for r in found],
+            bound=BOUND,
+            form=".1e",
+        )
+        for name, found in runs.items()
+    ]
 
 
 CLAIMS = [

@@ -31,8 +31,9 @@ def columns(about: Section, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """What is compared with what: for each column its heading, and side -> side to measure by."""
     word = "time" if about.is_time else "speed"
     if not about.in_pairs:
-        return {f"{word} over {one}": dict.fromkeys(names, one)
-                for one in about.over if one in names}  # fmt: skip
+        return {
+            f"{word} over {one}": dict.fromkeys(names, one) for one in about.over if one in names
+        }
     found, by = {}, ""
     for name in names:
         by = name if name in about.over else by

@@ -73,13 +73,19 @@ class LoricaTrainer(Lorica):
         keep()  # as its trainer does
         super().__init__(side)
         self.stepper = Stepper(
-            Accelerator(cpu=True), self.model, packed=True,
-            shared=bool(side.settings.get("shared")), pad_id=0,
-        )  # fmt: skip
+            Accelerator(cpu=True),
+            self.model,
+            packed=True,
+            shared=bool(side.settings.get("shared")),
+            pad_id=0,
+        )
         self.examples = [
-            [Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")
-             for row in batch] for batch in self.rows
-        ]  # fmt: skip
+            [
+                Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")
+                for row in batch
+            ]
+            for batch in self.rows
+        ]
 
     def step(self, i: int) -> None:
         part = Part(self.examples[i], self.side.batch, self.learned, 1.0, self.driver.penalty)
@@ -98,8 +104,10 @@ class LoricaEach(Work):
         self.parts: list[Part] = []
         for seed, batch in enumerate(self.rows):
             lorica.adapt(self.model, lorica.Lora(**side.settings), name=f"run_{seed}", seed=seed)
-            rows = [Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")
-                    for row in batch]  # fmt: skip
+            rows = [
+                Example(row.ids, [i >= row.answer for i in range(len(row.ids))], "row")
+                for row in batch
+            ]
             tensors: Any = adapter_state(self.model, f"run_{seed}")
             self.parts.append(Part(rows, side.batch, tensors, adapter=f"run_{seed}"))
         lorica.activate(self.model, *(str(part.adapter) for part in self.parts))

@@ -49,8 +49,9 @@ def bars(panel: Any, found: dict[str, Any]) -> None:
 def lines(panel: Any, found: dict[str, Any]) -> None:
     """Seconds of a step at each size, and the least-squares line."""
     curves = figures.curves(found["sides"])
-    for axes, (kind, curve) in zip(panel.subplots(1, len(curves), squeeze=False)[0],
-                                   curves.items(), strict=True):  # fmt: skip
+    for axes, (kind, curve) in zip(
+        panel.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
         x, y = curve["size"], curve["seconds"]
         slope, start = statistics.linear_regression(x, y)
         ends = [0, max(x)]

@@ -28,9 +28,11 @@ class Process:
         heap = KEPT if keeps_heap else {}
         self.process = subprocess.Popen(
             [str(peers.interpreter(side.peer)), "-m", "benchmarks.speed.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **heap},
-        )  # fmt: skip
+        )
 
     def __call__(self, do: str, **words: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout

@@ -59,8 +59,13 @@ def measured(section: Section, rounds: int) -> dict[str, Any]:
     finally:
         for process in processes.values():
             process.close()
-    return {"machine": machine(), "sides": found, "gates": gates, "missing": missing,
-            "failed": failed}  # fmt: skip
+    return {
+        "machine": machine(),
+        "sides": found,
+        "gates": gates,
+        "missing": missing,
+        "failed": failed,
+    }
 
 
 def gated(processes: dict[str, Process]) -> list[str]:
@@ -78,8 +83,10 @@ def gated(processes: dict[str, Process]) -> list[str]:
             ]
             for process, other, gradients in rest:
                 far = apart(wanted, gradients)
-                line = (f"{first.side.name} and {process.side.name}: loss {loss:.6f} and "
-                        f"{other:.6f}, gradients {far:.1e} of their length apart")  # fmt: skip
+                line = (
+                    f"{first.side.name} and {process.side.name}: loss {loss:.6f} and "
+                    f"{other:.6f}, gradients {far:.1e} of their length apart"
+                )
                 print(line, file=sys.stderr, flush=True)
                 close = CLOSE[process.side.dtype]
                 if not (far <= close and abs(other - loss) <= close):
@@ -112,9 +119,10 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=package.__doc__,
+        prog="python -m benchmarks.speed",
+        description=package.__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--only", nargs="*", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--sides", nargs="*", help="some sides of the sections, by name")
     parser.add_argument("--dtype", default="float32", choices=list(CLOSE))

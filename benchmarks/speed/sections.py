@@ -7,8 +7,16 @@ from benchmarks.speed.sides import Side
 
 PEFT = {"config": "LoraConfig", "r": 16, "lora_alpha": 32}
 LORA = {"name": "lora", "r": 16}
-ADALORA = {"config": "AdaLoraConfig", "init_r": 16, "target_r": 8, "lora_alpha": 32, "tinit": 20,
-           "tfinal": 500, "deltaT": 10, "total_step": 1000}  # fmt: skip
+ADALORA = {
+    "config": "AdaLoraConfig",
+    "init_r": 16,
+    "target_r": 8,
+    "lora_alpha": 32,
+    "tinit": 20,
+    "tfinal": 500,
+    "deltaT": 10,
+    "total_step": 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -50,18 +58,27 @@ SAME = Section(
         Side("DoRA", "lorica", {**LORA, "name": "dora"}, gate="dora"),
         Side("PEFT DoRA", "peft", {**PEFT, "use_dora": True}, gate="dora"),
         Side("DoRA, dropout", "lorica", {**LORA, "name": "dora", "dropout": 0.05}, gate="dora"),
-        Side("PEFT DoRA, dropout", "peft", {**PEFT, "use_dora": True, "lora_dropout": 0.05},
-             gate="dora"),
+        Side(
+            "PEFT DoRA, dropout",
+            "peft",
+            {**PEFT, "use_dora": True, "lora_dropout": 0.05},
+            gate="dora",
+        ),
         Side("AdaLoRA", "lorica", {"name": "adalora", "r": 16, "target_r": 8}),
         Side("PEFT AdaLoRA", "peft", ADALORA),
         Side("HyperLoRA, 8 conditions", "lorica", {"name": "hyperlora", "r": 16}),
         Side("LoRA on NF4", "lorica", {**LORA, "quantisation": "nf4"}),
-        Side("LoRA on NF4, kept unpacked", "lorica",
-             {**LORA, "quantisation": "nf4", "unpacked": True}),
+        Side(
+            "LoRA on NF4, kept unpacked",
+            "lorica",
+            {**LORA, "quantisation": "nf4", "unpacked": True},
+        ),
         Side("full fine-tuning", "full"),
     ],
-    over=("floor",), is_time=True, together=True,
-)  # fmt: skip
+    over=("floor",),
+    is_time=True,
+    together=True,
+)
 PLAIN = Side("PEFT, plain loop", "peft", PEFT, rows="random")
 OURS = Side("Lorica", "lorica trainer", {**LORA, "shared": True}, rows="random")
 SHIPPED = Section(
@@ -83,7 +100,7 @@ SHIPPED = Section(
         OURS,
     ],
     over=("PEFT, plain loop", "PEFT, rows of like length"),
-)  # fmt: skip
+)
 MIXED = Section(
     "As above, but TRL, LitGPT and torchtune in the precision that they choose by themselves, "
     "bfloat16 (the first two under autocast), also where the processor has no instructions for "
@@ -96,25 +113,31 @@ MIXED = Section(
         OURS,
     ],
     over=("PEFT, plain loop",),
-)  # fmt: skip
+)
 SIZES = {"rows": (4, 8, 16), "layers": (4, 8, 16), "adapters": (1, 2, 4)}
 SCALING = Section(
     "Lorica's own step, LoRA of rank 16 on all linear layers, beginnings not shared; one size "
     "changes, the others are 8 rows, 8 layers, 1 adapter. Sizes of the batch are its real "
-    "tokens; adapters act all at once, and all learn. \"Off the line\" is how far the worst of the "
+    'tokens; adapters act all at once, and all learn. "Off the line" is how far the worst of the '
     "three is from the straight line through them (least squares), as a share of its value.",
     [
         *(Side(f"{n} rows", "lorica trainer", LORA, batch=n) for n in SIZES["rows"]),
-        *(Side(f"{n} layers", "lorica trainer", LORA, shape={"layers": n})
-          for n in SIZES["layers"]),
-        *(Side(f"{n} adapters", "lorica trainer", {**LORA, "adapters": n})
-          for n in SIZES["adapters"]),
+        *(
+            Side(f"{n} layers", "lorica trainer", LORA, shape={"layers": n})
+            for n in SIZES["layers"]
+        ),
+        *(
+            Side(f"{n} adapters", "lorica trainer", {**LORA, "adapters": n})
+            for n in SIZES["adapters"]
+        ),
     ],
     over=(),
-)  # fmt: skip
+)
 SMALL = {"layers": 6, "width": 256, "mlp": 688, "heads": 4, "vocabulary": 2048}
-SOLO = tuple(f"{what}, one after another" for what in
-             ("1 row a step", "4 rows a step", "small model, 1 row a step"))  # fmt: skip
+SOLO = tuple(
+    f"{what}, one after another"
+    for what in ("1 row a step", "4 rows a step", "small model, 1 row a step")
+)
 EACH = Section(
     "Eight LoRAs of rank 16, each with rows of its own: eight runs one after another, and one pass "
     "over one base (`lorica train --each`). The small model has 6 layers of width 256 and 2,048 "
@@ -125,12 +148,22 @@ EACH = Section(
         Side(SOLO[1], "lorica trainer", LORA, rows="eight", batch=4),
         Side("4 rows a step, at once", "lorica each", {"r": 16}, rows="eight", batch=4),
         Side(SOLO[2], "lorica trainer", LORA, rows="eight", batch=1, shape=SMALL),
-        Side("small model, 1 row a step, at once", "lorica each", {"r": 16}, rows="eight", batch=1,
-             shape=SMALL),
+        Side(
+            "small model, 1 row a step, at once",
+            "lorica each",
+            {"r": 16},
+            rows="eight",
+            batch=1,
+            shape=SMALL,
+        ),
     ],
-    over=SOLO, in_pairs=True,
-)  # fmt: skip
+    over=SOLO,
+    in_pairs=True,
+)
 SECTIONS = {
-    "same work": SAME, "as shipped": SHIPPED, "as shipped, mixed precision": MIXED,
-    "scaling": SCALING, "at once": EACH,
-}  # fmt: skip
+    "same work": SAME,
+    "as shipped": SHIPPED,
+    "as shipped, mixed precision": MIXED,
+    "scaling": SCALING,
+    "at once": EACH,
+}

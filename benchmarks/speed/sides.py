@@ -175,10 +175,14 @@ class Peft(Work):
 
 
 KINDS = {
-    "floor": "sides:Floor", "full": "sides:Full", "peft": "sides:Peft",
-    "lorica": "ours:Lorica", "lorica trainer": "ours:LoricaTrainer",
+    "floor": "sides:Floor",
+    "full": "sides:Full",
+    "peft": "sides:Peft",
+    "lorica": "ours:Lorica",
+    "lorica trainer": "ours:LoricaTrainer",
     "lorica each": "ours:LoricaEach",
-    "trl": "peers.trl:Trl", "litgpt": "peers.litgpt:LitGpt",
+    "trl": "peers.trl:Trl",
+    "litgpt": "peers.litgpt:LitGpt",
     "torchtune": "peers.torchtune:Torchtune",
-}  # fmt: skip
+}
 """Module and class; imported by the side's own process alone, which has what they import."""

@@ -28,11 +28,15 @@ class Shape:
         from transformers import LlamaConfig
 
         return LlamaConfig(
-            vocab_size=self.vocabulary, hidden_size=self.width, intermediate_size=self.mlp,
-            num_hidden_layers=self.layers, num_attention_heads=self.heads,
-            num_key_value_heads=self.heads, max_position_embeddings=2048,
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.mlp,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=2048,
             tie_word_embeddings=False,
-        )  # fmt: skip
+        )
 
     def model(self, dtype: str) -> Any:
         """With weights from one seed."""
@@ -59,8 +63,10 @@ def rows(count: int, seed: int = 0, *, vocabulary: int = 32_000, longest: int = 
     """Rows of Alpaca's lengths. Two templates, which begin alike."""
     draw = random.Random(seed)
     template = [draw.randrange(3, vocabulary) for _ in range(SHARED)]
-    short, long = ([*template, *(draw.randrange(3, vocabulary) for _ in range(n - SHARED))]
-                   for n in (SHORT, LONG))  # fmt: skip
+    short, long = (
+        [*template, *(draw.randrange(3, vocabulary) for _ in range(n - SHARED))]
+        for n in (SHORT, LONG)
+    )
 
     def words(median: float, spread: float) -> list[int]:
         n = max(1, round(draw.lognormvariate(math.log(median), spread)))

@@ -25,8 +25,18 @@ from benchmarks.speed.sides import Side, Work, give_back, held
 
 REFERENCES = Path("/proc/self/clear_refs")
 RESERVED, BLOCK = 8, 200_000_000  # blocks, and numbers of 4 bytes in each: 6 GiB in all
-LIBRARIES = ("torch", "transformers", "accelerate", "lorica", "peft", "trl", "litgpt", "lightning",
-             "torchtune", "torchao")  # fmt: skip
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "lorica",
+    "peft",
+    "trl",
+    "litgpt",
+    "lightning",
+    "torchtune",
+    "torchao",
+)
 
 
 def versions() -> dict[str, str]:

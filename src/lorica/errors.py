@@ -122,6 +122,11 @@ def memory_full(error: BaseException) -> bool:
     return any(words in text for words in _NO_MEMORY)
 
 
-_NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "not enough memory",
-              "cannot allocate memory", "Cannot allocate memory")  # fmt: skip
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "not enough memory",
+    "cannot allocate memory",
+    "Cannot allocate memory",
+)
 """What torch, numpy and the system say when they cannot have the memory that they ask for."""

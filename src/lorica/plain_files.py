@@ -180,9 +180,13 @@ def _is_cached(path: Path) -> bool:
 
 def _refused(path: Path, mode: int) -> FileError:
     kinds = {
-        stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
-    }  # fmt: skip
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFDIR: "a folder",
+    }
     return FileError(
         f"{path} is {kinds.get(stat.S_IFMT(mode), 'special')}, not a regular file or folder.",
         fix="put the file or folder itself in its place, if you trust where it comes from",

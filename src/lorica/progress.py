@@ -85,9 +85,11 @@ class Progress:
         self.update(self._done + count, note)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         took = time.monotonic() - self._began
         if self._live and self._drawn:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -24,9 +24,10 @@ def parse(text: str | bytes, *, finite: bool = True, unique: bool = True) -> Any
     try:
         value = json.loads(
             text.decode() if isinstance(text, bytes) else text,
-            object_pairs_hook=_unique if unique else None, parse_int=_integer,
+            object_pairs_hook=_unique if unique else None,
+            parse_int=_integer,
             parse_constant=_no_constant if finite else None,
-        )  # fmt: skip
+        )
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
     check(value)
@@ -47,8 +48,9 @@ def read(
     except ValueError as error:
         raise FileError(f"{path} cannot be read: {error}.", fix="copy the file anew") from None
     if not isinstance(value, dict):
-        raise FileError(f"{path} holds {type(value).__name__}, not an object.",
-                        fix="copy the file anew")  # fmt: skip
+        raise FileError(
+            f"{path} holds {type(value).__name__}, not an object.", fix="copy the file anew"
+        )
     return value
 
 

@@ -18,9 +18,18 @@ from pathlib import Path
 SECONDS, BYTES = 20, 2 * 2**30
 STATUSES = {0, 1, 2, 3, 4, 5, 6, 130, 143}
 KINDS = {
-    "ConfigError", "TargetError", "BaseError", "MergeError", "DataError", "ResourceError",
-    "MissingError", "FileError", "TrainingError", "Stopped", "LoricaError",
-}  # fmt: skip
+    "ConfigError",
+    "TargetError",
+    "BaseError",
+    "MergeError",
+    "DataError",
+    "ResourceError",
+    "MissingError",
+    "FileError",
+    "TrainingError",
+    "Stopped",
+    "LoricaError",
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,10 @@ class Arena:
                     if not done:
                         os.kill(pid, signal.SIGKILL)
                         os.wait4(pid, 0)
-                    found += [f"{child.attack.name} ({' '.join(child.attack.words)}): {what}"
-                              for what in self._judge(child, done, status, usage)]  # fmt: skip
+                    found += [
+                        f"{child.attack.name} ({' '.join(child.attack.words)}): {what}"
+                        for what in self._judge(child, done, status, usage)
+                    ]
                     shutil.rmtree(child.folder)
             time.sleep(0.005)
         if _listing(self.outside) != self._before:

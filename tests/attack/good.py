@@ -22,24 +22,38 @@ def write_base(folder: Path) -> None:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-    )  # fmt: skip
+        tokenizer_object=raw,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     (folder / "special_tokens_map.json").write_text(
         json.dumps({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"})
     )
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128,
-        bos_token_id=256, eos_token_id=257, pad_token_id=258,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
-        bos_token_id=256, eos_token_id=257, pad_token_id=258, max_new_tokens=4, temperature=0.7,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+        max_new_tokens=4,
+        temperature=0.7,
         do_sample=True,
-    )  # fmt: skip
+    )
     model.save_pretrained(folder)
 
 
@@ -55,6 +69,11 @@ def write_all(folder: Path) -> None:
     write_rows(folder / "rows.jsonl")
     for name, steps in (("run", 2), ("half", 4)):
         lorica.train(
-            base=str(folder / "base"), data=str(folder / "rows.jsonl"), max_steps=steps,
-            output=str(folder / name), show=False, save_steps=2, method={"name": "lora", "r": 2},
-        )  # fmt: skip
+            base=str(folder / "base"),
+            data=str(folder / "rows.jsonl"),
+            max_steps=steps,
+            output=str(folder / name),
+            show=False,
+            save_steps=2,
+            method={"name": "lora", "r": 2},
+        )

@@ -9,12 +9,31 @@ DEEP: Any = 1
 for _ in range(60):
     DEEP = [DEEP]
 VALUES: dict[str, Any] = {
-    "null": None, "true": True, "text": "x", "empty text": "", "number in text": "64",
-    "zero": 0, "minus one": -1, "one": 1, "2**31": 2**31, "10**12": 10**12, "10**30": 10**30,
-    "fraction": 4.9, "1e300": 1e300, "list": [], "list of one": [1], "list of texts": ["x", "x"],
-    "object": {}, "object of one": {"x": 1}, "deep": DEEP, "long text": "x" * 300_000,
-    "NUL": "a\0b", "surrogate": "\ud800", "path": "../outside/file", "regex": "(a+)+$",
-}  # fmt: skip
+    "null": None,
+    "true": True,
+    "text": "x",
+    "empty text": "",
+    "number in text": "64",
+    "zero": 0,
+    "minus one": -1,
+    "one": 1,
+    "2**31": 2**31,
+    "10**12": 10**12,
+    "10**30": 10**30,
+    "fraction": 4.9,
+    "1e300": 1e300,
+    "list": [],
+    "list of one": [1],
+    "list of texts": ["x", "x"],
+    "object": {},
+    "object of one": {"x": 1},
+    "deep": DEEP,
+    "long text": "x" * 300_000,
+    "NUL": "a\0b",
+    "surrogate": "\ud800",
+    "path": "../outside/file",
+    "regex": "(a+)+$",
+}
 TEXTS: dict[str, Callable[[str], bytes]] = {
     "empty": lambda text: b"",
     "cut": lambda text: text[: len(text) // 2].encode(),
@@ -32,7 +51,7 @@ TEXTS: dict[str, Callable[[str], bytes]] = {
     "a key twice": lambda text: text.replace("{", '{"format": 1, "format": 2,', 1).encode(),
     "5 MB of blanks": lambda text: text.encode() + b" " * 5_000_000,
     "a half pair": lambda text: text.replace("{", '{"\\ud800": "\\udc00",', 1).encode(),
-}  # fmt: skip
+}
 
 
 def places(value: Any, deepest: int = 3, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

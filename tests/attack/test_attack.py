@@ -23,14 +23,34 @@ pytestmark = pytest.mark.slow
 BASE, ADAPTER, STEP = Path("base"), Path("run/adapter"), Path("half/checkpoints/step-00000004")
 GENERATE = ("generate", "--base", "base", "--prompt", "ab", "--max_new_tokens", "2")
 CHECK = ("check", "--base", "base", "--data", "rows.jsonl")
-TRAIN = ("train", "--base", "base", "--data", "rows.jsonl", "--max_steps", "1", "--output", "out",
-         "--method.r", "2", "--data.validation", "0.25")  # fmt: skip
+TRAIN = (
+    "train",
+    "--base",
+    "base",
+    "--data",
+    "rows.jsonl",
+    "--max_steps",
+    "1",
+    "--output",
+    "out",
+    "--method.r",
+    "2",
+    "--data.validation",
+    "0.25",
+)
 EVAL = ("eval", "run", "--base", "base", "--data", "rows.jsonl", "--no-exact-match")
 RESUME = ("train", "--resume", "half")
 INFO = ("info", "run")
-WHOLE: list[tuple[str, ...]] = [GENERATE, CHECK, TRAIN, EVAL, RESUME, INFO,
-                                ("merge", "run", "--output", "out"),
-                                ("export", "run", "--output", "out")]  # fmt: skip
+WHOLE: list[tuple[str, ...]] = [
+    GENERATE,
+    CHECK,
+    TRAIN,
+    EVAL,
+    RESUME,
+    INFO,
+    ("merge", "run", "--output", "out"),
+    ("export", "run", "--output", "out"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -86,16 +106,51 @@ def test_json_files(arena, file):
 
 
 def test_other_text_files(arena):
-    files = {BASE / "chat_template.jinja": CHECK, Path("run/events.jsonl"): INFO,
-             Path("half/events.jsonl"): RESUME, Path("half/config.yaml"): RESUME,
-             Path("rows.jsonl"): CHECK}  # fmt: skip
-    hold(arena, [Attack(name, words, write) for file, words in files.items()
-                 for name, write in mutations.of_text(file, arena.good)], 75)  # fmt: skip
+    files = {
+        BASE / "chat_template.jinja": CHECK,
+        Path("run/events.jsonl"): INFO,
+        Path("half/events.jsonl"): RESUME,
+        Path("half/config.yaml"): RESUME,
+        Path("rows.jsonl"): CHECK,
+    }
+    hold(
+        arena,
+        [
+            Attack(name, words, write)
+            for file, words in files.items()
+            for name, write in mutations.of_text(file, arena.good)
+        ],
+        75,
+    )
 
 
-VALUES = ["", "null", "true", "0", "-1", "1.5", "1e300", "nan", "inf", str(2**31), str(2**62),
-          "1" + "0" * 29, "x", "a\0b", "[]", "{}", "[[1]]", '{"x": 1}', "a{99999999999}",
-          "(a+)+$|x", "x" * 100_000, "\udcff", "../outside/file", "/dev/zero", "/"]  # fmt: skip
+VALUES = [
+    "",
+    "null",
+    "true",
+    "0",
+    "-1",
+    "1.5",
+    "1e300",
+    "nan",
+    "inf",
+    str(2**31),
+    str(2**62),
+    "1" + "0" * 29,
+    "x",
+    "a\0b",
+    "[]",
+    "{}",
+    "[[1]]",
+    '{"x": 1}',
+    "a{99999999999}",
+    "(a+)+$|x",
+    "x" * 100_000,
+    "\udcff",
+    "../outside/file",
+    "/dev/zero",
+    "/",
+]
 
 
 def test_settings(arena):
@@ -103,34 +158,60 @@ def test_settings(arena):
     from lorica.training.config import TrainConfig
 
     odd = {"split", "peer"}  # they wait for another process
-    settings = [n for n in names(TrainConfig) if n not in odd] + ["method.r", "method.alpha",
-                                                                 "method.dropout"]  # fmt: skip
+    settings = [n for n in names(TrainConfig) if n not in odd] + [
+        "method.r",
+        "method.alpha",
+        "method.dropout",
+    ]
     words = ("train", "--base", "base", "--data", "rows.jsonl", "--max_steps", "1")
     pairs = [(name, value) for name in settings for value in VALUES]
     attacks = []
     for number, (name, value) in enumerate(pairs):
         if number % 3 == 0 and (name, value) != ("output", "/"):
             more = () if name == "output" else ("--output", "out")
-            attacks.append(Attack(f"{name} {value[:40]!r}", (*words, *more, f"--{name}={value}"),
-                                  lambda: None))  # fmt: skip
+            attacks.append(
+                Attack(f"{name} {value[:40]!r}", (*words, *more, f"--{name}={value}"), lambda: None)
+            )
     hold(arena, attacks, 300)
 
 
 LONE = "\ud800"
 SHAPES: list[object] = [
-    {}, [], 1, "x", None, {"prompt": None}, {"prompt": 1, "completion": 2}, {"text": ""},
-    {"text": None}, {"text": "a\0b"}, {"text": LONE}, {"prompt": "a", "completion": LONE},
-    {"text": "x", "label": "9" * 6000}, {"text": "x", "label": 10**400},
-    {"text": "x", "label": 1.5}, {"text": "x", "label": None}, {"text": "x", "label": []},
-    {"messages": []}, {"messages": 1}, {"messages": [1]}, {"messages": [{"role": "user"}]},
-    {"messages": [{"content": "x"}]}, {"messages": [{"role": "user", "content": 1}]},
-    {"messages": [{"role": LONE, "content": ""}]}, {"conversations": [{"from": 1}]},
+    {},
+    [],
+    1,
+    "x",
+    None,
+    {"prompt": None},
+    {"prompt": 1, "completion": 2},
+    {"text": ""},
+    {"text": None},
+    {"text": "a\0b"},
+    {"text": LONE},
+    {"prompt": "a", "completion": LONE},
+    {"text": "x", "label": "9" * 6000},
+    {"text": "x", "label": 10**400},
+    {"text": "x", "label": 1.5},
+    {"text": "x", "label": None},
+    {"text": "x", "label": []},
+    {"messages": []},
+    {"messages": 1},
+    {"messages": [1]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"content": "x"}]},
+    {"messages": [{"role": "user", "content": 1}]},
+    {"messages": [{"role": LONE, "content": ""}]},
+    {"conversations": [{"from": 1}]},
     {"messages": [{"role": "user", "content": mutations.DEEP}]},
-    {"instruction": "x", "output": None}, {"text": "x", "text2": mutations.DEEP},
-    {"instruction": "x", "output": "y", "input": mutations.DEEP}, {"text": "x" * 400_000},
-    {"x" * 100_000: "y"}, {"prompt": [], "completion": []}, {"text": {"a": 1}},
+    {"instruction": "x", "output": None},
+    {"text": "x", "text2": mutations.DEEP},
+    {"instruction": "x", "output": "y", "input": mutations.DEEP},
+    {"text": "x" * 400_000},
+    {"x" * 100_000: "y"},
+    {"prompt": [], "completion": []},
+    {"text": {"a": 1}},
     {"prompt": "a" * 300_000, "completion": "b"},
-]  # fmt: skip
+]
 
 
 def rows(shape: object, count: int) -> Callable[[], object]:
@@ -140,9 +221,16 @@ def rows(shape: object, count: int) -> Callable[[], object]:
 
 
 def test_rows(arena):
-    hold(arena, [Attack(f"row {number} times {count}", words, rows(shape, count))
-                 for number, shape in enumerate(SHAPES) for count in (1, 8)
-                 for words in (CHECK, TRAIN)], 130)  # fmt: skip
+    hold(
+        arena,
+        [
+            Attack(f"row {number} times {count}", words, rows(shape, count))
+            for number, shape in enumerate(SHAPES)
+            for count in (1, 8)
+            for words in (CHECK, TRAIN)
+        ],
+        130,
+    )
 
 
 def odd_file(path: Path, kind: str) -> Callable[[], object]:
@@ -151,10 +239,14 @@ def odd_file(path: Path, kind: str) -> Callable[[], object]:
     def replace() -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         outside = Path("../outside")
-        {"link": lambda: path.symlink_to(os.path.relpath(outside / "file", path.parent)),
-         "link to a folder": lambda: path.symlink_to(os.path.relpath(outside, path.parent)),
-         "nothing": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path),
-         "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[kind]()  # fmt: skip
+        {
+            "link": lambda: path.symlink_to(os.path.relpath(outside / "file", path.parent)),
+            "link to a folder": lambda: path.symlink_to(os.path.relpath(outside, path.parent)),
+            "nothing": lambda: path.symlink_to("nowhere"),
+            "pipe": lambda: os.mkfifo(path),
+            "device": lambda: path.symlink_to("/dev/zero"),
+            "folder": path.mkdir,
+        }[kind]()
 
     return replace
 
@@ -163,9 +255,16 @@ def test_files_that_are_none(arena):
     kinds = ("link", "link to a folder", "nothing", "pipe", "device", "folder")
     plain = [p.relative_to(arena.good) for p in sorted(arena.good.rglob("*"))]
     words_of = {"base": (GENERATE,), "rows.jsonl": (CHECK,), "run": (EVAL, INFO), "half": (RESUME,)}
-    hold(arena, [Attack(f"{path} is a {kind}", words, odd_file(path, kind))
-                 for path in plain for kind in kinds
-                 for words in words_of[path.parts[0]]], 150)  # fmt: skip
+    hold(
+        arena,
+        [
+            Attack(f"{path} is a {kind}", words, odd_file(path, kind))
+            for path in plain
+            for kind in kinds
+            for words in words_of[path.parts[0]]
+        ],
+        150,
+    )
 
 
 def tensors(path: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], object]:
@@ -177,25 +276,42 @@ def tensors(path: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Calla
 
 
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "integers": lambda t: t.long(), "complex": lambda t: t.to(torch.complex64),
-    "bytes": lambda t: t.to(torch.uint8), "float8": lambda t: t.to(torch.float8_e4m3fn),
-    "NaN": lambda t: t * float("nan"), "infinite": lambda t: t + float("inf"),
-    "empty": lambda t: t.reshape(-1)[:0], "one more": lambda t: torch.stack([t, t]),
+    "integers": lambda t: t.long(),
+    "complex": lambda t: t.to(torch.complex64),
+    "bytes": lambda t: t.to(torch.uint8),
+    "float8": lambda t: t.to(torch.float8_e4m3fn),
+    "NaN": lambda t: t * float("nan"),
+    "infinite": lambda t: t + float("inf"),
+    "empty": lambda t: t.reshape(-1)[:0],
+    "one more": lambda t: torch.stack([t, t]),
     "scalar": lambda t: t.sum(),
-    "huge": lambda t: t * 1e30 + 1e30, "flat": lambda t: t.flatten(), "zero": lambda t: t * 0,
-}  # fmt: skip
+    "huge": lambda t: t * 1e30 + 1e30,
+    "flat": lambda t: t.flatten(),
+    "zero": lambda t: t * 0,
+}
 
 
 def test_tensors(arena):
     files = {ADAPTER / "adapter_model.safetensors": EVAL, BASE / "model.safetensors": GENERATE}
     files |= {STEP / "adapter.safetensors": RESUME, STEP / "optimizer.safetensors": RESUME}
-    attacks = [Attack(f"{file}: {name}", words, tensors(file, change))
-               for file, words in files.items() for name, change in CHANGES.items()]  # fmt: skip
+    attacks = [
+        Attack(f"{file}: {name}", words, tensors(file, change))
+        for file, words in files.items()
+        for name, change in CHANGES.items()
+    ]
     cuts = [0, 7, 8, 100, -1, -1000]
-    attacks += [Attack(f"{file}: first {n}", words,
-                       lambda f=file, n=n: f.write_bytes(f.read_bytes()[:n]))
-                for file, words in files.items() for n in cuts]  # fmt: skip
-    attacks += [Attack(f"{file}: a header of {n}", words,
-                       lambda f=file, n=n: f.write_bytes(n.to_bytes(8, "little") + b"{" * 100))
-                for file, words in files.items() for n in (0, 1, 2**31, 2**62)]  # fmt: skip
+    attacks += [
+        Attack(f"{file}: first {n}", words, lambda f=file, n=n: f.write_bytes(f.read_bytes()[:n]))
+        for file, words in files.items()
+        for n in cuts
+    ]
+    attacks += [
+        Attack(
+            f"{file}: a header of {n}",
+            words,
+            lambda f=file, n=n: f.write_bytes(n.to_bytes(8, "little") + b"{" * 100),
+        )
+        for file, words in files.items()
+        for n in (0, 1, 2**31, 2**62)
+    ]
     hold(arena, attacks, 80)

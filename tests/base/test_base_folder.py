@@ -63,11 +63,20 @@ def swap_config(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], type[LoricaError], str]] = {
     "a shard is lost": (shard, FileError, "model-00002-of-00002"),
     "weights are a pointer": (
-        lambda b: rewrite(b / "model.safetensors", POINTER), FileError, "lfs pull"),
+        lambda b: rewrite(b / "model.safetensors", POINTER),
+        FileError,
+        "lfs pull",
+    ),
     "the tokenizer is a pointer": (
-        lambda b: rewrite(b / "tokenizer.json", POINTER), FileError, "lfs pull"),
+        lambda b: rewrite(b / "tokenizer.json", POINTER),
+        FileError,
+        "lfs pull",
+    ),
     "the config is a pointer": (
-        lambda b: rewrite(b / "config.json", POINTER), FileError, "lfs pull"),
+        lambda b: rewrite(b / "config.json", POINTER),
+        FileError,
+        "lfs pull",
+    ),
     "pickles alone": (pickled, FileError, "pickles are not read"),
     "no weights": (lambda b: (b / "model.safetensors").unlink(), FileError, "no weights"),
     "authors' format": (swap_config, BaseError, "transformers' format"),
@@ -75,20 +84,39 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[LoricaError], str]] = {
     "no tokenizer": (lambda b: only_tokenizer(b, "readme"), BaseError, "no tokenizer"),
     "a newer tokenizer.json": (newer_tokenizer, BaseError, "pip install -U tokenizers"),
     "a config value of another type": (
-        lambda b: edit(b / "config.json", num_hidden_layers="6"), BaseError, "num_hidden_layers"),
+        lambda b: edit(b / "config.json", num_hidden_layers="6"),
+        BaseError,
+        "num_hidden_layers",
+    ),
     "config values that contradict": (
-        lambda b: edit(b / "config.json", num_attention_heads=5), BaseError, "attention heads"),
+        lambda b: edit(b / "config.json", num_attention_heads=5),
+        BaseError,
+        "attention heads",
+    ),
     "an unknown architecture": (
-        lambda b: edit(b / "config.json", model_type="llama9"), BaseError, "-U transformers"),
+        lambda b: edit(b / "config.json", model_type="llama9"),
+        BaseError,
+        "-U transformers",
+    ),
     "packed by a library that is not here": (
-        lambda b: edit(b / "config.json", quantization_config={
-            "quant_method": "gptq", "bits": 4, "group_size": 128}),
-        BaseError, "float checkpoint"),
+        lambda b: edit(
+            b / "config.json",
+            quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128},
+        ),
+        BaseError,
+        "float checkpoint",
+    ),
     "an adapter beside the base": (
-        lambda b: (b / "adapter_config.json").write_text("{}"), BaseError, "move adapter_config"),
+        lambda b: (b / "adapter_config.json").write_text("{}"),
+        BaseError,
+        "move adapter_config",
+    ),
     "an index that is none": (
-        lambda b: (b / "model.safetensors.index.json").write_text("[]"), FileError, "index.json"),
-}  # fmt: skip
+        lambda b: (b / "model.safetensors.index.json").write_text("[]"),
+        FileError,
+        "index.json",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

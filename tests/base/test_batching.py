@@ -10,8 +10,16 @@ from lorica.base.thresholds import forget_lengths, thresholds
 from tests.base.architectures import BASES, tiny
 
 LENGTHS = [3, 30, 12, 17, 40, 9, 24, 25, 15, 16, 60, 8, 23]
-QUICK = ("llama_dynamic", "phi3_longrope", "llama4_chunks", "llama4_temperature", "gpt_neo",
-         "gemma3", "ministral3", "rwkv")  # fmt: skip
+QUICK = (
+    "llama_dynamic",
+    "phi3_longrope",
+    "llama4_chunks",
+    "llama4_temperature",
+    "gpt_neo",
+    "gemma3",
+    "ministral3",
+    "rwkv",
+)
 everywhere = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in BASES]
 )

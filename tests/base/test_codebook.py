@@ -87,8 +87,14 @@ def test_weights_in_the_middle_of_two_values_and_beside_it():
     """The cells of the search move no weight, however near to a midpoint it lies."""
     for kind in ("nf4", "fp4"):
         middle = nf4.midpoints(nf4.TABLES[kind].sort().values)
-        near = torch.cat([middle, middle.nextafter(torch.tensor(2.0)),
-                          middle.nextafter(torch.tensor(-2.0)), nf4.TABLES[kind]])  # fmt: skip
+        near = torch.cat(
+            [
+                middle,
+                middle.nextafter(torch.tensor(2.0)),
+                middle.nextafter(torch.tensor(-2.0)),
+                nf4.TABLES[kind],
+            ]
+        )
         weight = torch.ones(len(near), 64)
         weight[:, 0] = near
         codes, scales = codebook.pack(weight, kind)
@@ -179,8 +185,11 @@ def test_a_faulty_kernel_changes_no_weight(faulty, kind, shape):
 
 def test_the_scales_of_a_faulty_kernel_are_found_as_well(monkeypatch):
     kernels.require()
-    monkeypatch.setattr(torch.ops.bitsandbytes.dequantize_blockwise, "default",
-                        lambda codes, *_: torch.zeros(codes.shape))  # fmt: skip
+    monkeypatch.setattr(
+        torch.ops.bitsandbytes.dequantize_blockwise,
+        "default",
+        lambda codes, *_: torch.zeros(codes.shape),
+    )
     _, layer = layer_of(64, 128, "nf4", True, torch.float32)
     assert torch.equal(layer.weight_as(torch.float32), defined(layer, torch.float32))
     assert not layer.unpacks_by_kernel(torch.float32)

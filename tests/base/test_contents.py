@@ -35,9 +35,21 @@ def index(base: Path, name: object) -> None:
     )
 
 
-NAMES = ["pytorch_model.bin", "/etc/passwd", "/dev/zero", "../model.safetensors",
-         "a/b.safetensors", "..", "", "model.safetensors\0", "x" * 300, 3, None,
-         ["model-1.safetensors"], {}]  # fmt: skip
+NAMES = [
+    "pytorch_model.bin",
+    "/etc/passwd",
+    "/dev/zero",
+    "../model.safetensors",
+    "a/b.safetensors",
+    "..",
+    "",
+    "model.safetensors\0",
+    "x" * 300,
+    3,
+    None,
+    ["model-1.safetensors"],
+    {},
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=repr)
@@ -66,9 +78,18 @@ def test_a_shard_that_is_a_link_elsewhere(base, tmp_path):
         load(str(base))
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json",
-                                  "model.safetensors", "chat_template.jinja", "vocab.txt",
-                                  "model.safetensors.index.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "model.safetensors",
+        "chat_template.jinja",
+        "vocab.txt",
+        "model.safetensors.index.json",
+    ],
+)
 @pytest.mark.parametrize("odd", ["pipe", "device", "key", "nothing", "folder"])
 def test_what_is_no_regular_file_of_its_kind_is_refused(base, tmp_path, name, odd):
     (base / name).unlink(missing_ok=True)
@@ -100,11 +121,18 @@ def test_links_of_the_same_kind_and_of_the_hubs_cache_are_read(good, tmp_path):
     assert load(str(snapshot)).path == str(snapshot)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("num_hidden_layers", 10**6), ("num_hidden_layers", 10**15), ("hidden_size", 2**20),
-    ("intermediate_size", 2**40), ("vocab_size", 2**31), ("head_dim", 2**40),
-    ("num_attention_heads", 2**40),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", 10**15),
+        ("hidden_size", 2**20),
+        ("intermediate_size", 2**40),
+        ("vocab_size", 2**31),
+        ("head_dim", 2**40),
+        ("num_attention_heads", 2**40),
+    ],
+)
 def test_sizes_that_the_weights_do_not_have(base, key, value):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {key: value}))
@@ -178,8 +206,11 @@ def test_special_tokens_that_are_no_ids(base, value):
 def test_a_tokenizer_that_does_not_know_every_text(base):
     """WordLevel without an unknown word raises at the first one, in the middle of the rows."""
     raw = json.loads((base / "tokenizer.json").read_text())
-    raw["model"] = {"type": "WordLevel", "vocab": {"a": 0, "<s>": 256, "</s>": 257, "<pad>": 258},
-                    "unk_token": "none"}  # fmt: skip
+    raw["model"] = {
+        "type": "WordLevel",
+        "vocab": {"a": 0, "<s>": 256, "</s>": 257, "<pad>": 258},
+        "unk_token": "none",
+    }
     (base / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(BaseError, match="cannot be loaded"):
         load_tokenizer(str(base))

@@ -30,9 +30,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 FLOAT32 = ("GptOss", "Mixtral", "Qwen3Moe")  # their experts refuse float64
 SMALL: dict[str, dict[str, Any]] = {
-    "llama_adapter": {"adapter_len": 4}, "prefix_tuning": {"num_virtual_tokens": 4},
-    "prompt_tuning": {"num_virtual_tokens": 4}, "mora": {"r": 4}, "vera": {"r": 4},
-}  # fmt: skip
+    "llama_adapter": {"adapter_len": 4},
+    "prefix_tuning": {"num_virtual_tokens": 4},
+    "prompt_tuning": {"num_virtual_tokens": 4},
+    "mora": {"r": 4},
+    "vera": {"r": 4},
+}
 QUICK = ("Llama", "GPT2", "Mixtral")
 SOME = ("lora", "dora", "bottleneck", "llama_adapter", "prompt_tuning", "full")
 
@@ -98,9 +101,11 @@ def check_same(model: nn.Module, how: str) -> None:
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize(
     "base",
-    [b if b in QUICK else pytest.param(b, marks=pytest.mark.slow)
-     for b in sorted({*MODELS, *OTHERS})],
-)  # fmt: skip
+    [
+        b if b in QUICK else pytest.param(b, marks=pytest.mark.slow)
+        for b in sorted({*MODELS, *OTHERS})
+    ],
+)
 def test_the_loss_and_its_gradients_stay(base, name, how):
     if how != "padded" and base in EAGER:
         pytest.skip("its attention is its own: rows are padded")
@@ -225,8 +230,7 @@ def test_a_batch_without_labels_is_left_alone():
 def test_adapters_that_are_told_conditions_see_every_position(how):
     """They count tokens: the last block is left whole, and the loss is that of each row alone."""
     model = model_of("Llama", "hyperlora", r=2, conditions=("a", "b"))
-    told = [Example(r.ids, r.learned, r.where, condition="ab"[i % 2])
-            for i, r in enumerate(rows())]  # fmt: skip
+    told = [Example(r.ids, r.learned, r.where, condition="ab"[i % 2]) for i, r in enumerate(rows())]
     objective = Objective(model, packed=how == "packed")
     assert objective.last is None
     alone = sum(Objective(model, packed=False)(pad([row], 0)) for row in told)

@@ -18,8 +18,7 @@ from lorica.errors import BaseError, DataError
 from tests.base.architectures import BASES, SIZE, tiny, tokenizer, write
 
 BERT = {k: v for k, v in SIZE.items() if k not in ("bos_token_id", "eos_token_id")}
-ENCODERS = {"Bert": BERT, "Roberta": {**BERT, "pad_token_id": 1}, "RoFormer": BERT,
-            "Electra": BERT}  # fmt: skip
+ENCODERS = {"Bert": BERT, "Roberta": {**BERT, "pad_token_id": 1}, "RoFormer": BERT, "Electra": BERT}
 OWN = len(tokenizer())
 """Tokens of the base's tokenizer, and rows of its embedding."""
 TABLES = {  # kind -> (settings, tokens of the longest row)
@@ -107,11 +106,17 @@ def rows(path: Path, text: str) -> str:
 
 def test_a_token_beyond_the_embedding_is_named_before_training(tmp_path, capsys):
     base, data = base_of(tmp_path / "base"), rows(tmp_path / "rows.jsonl", " sat <new>")
-    run = {"base": str(base), "data": {"path": data, "validation": 0}, "max_steps": 1,
-           "output": str(tmp_path / "run"), "show": False}  # fmt: skip
+    run = {
+        "base": str(base),
+        "data": {"path": data, "validation": 0},
+        "max_steps": 1,
+        "output": str(tmp_path / "run"),
+        "show": False,
+    }
     for work in (
-        lambda: lorica.train(**run), lambda: lorica.evaluate(str(base), {"path": data}),
-    ):  # fmt: skip
+        lambda: lorica.train(**run),
+        lambda: lorica.evaluate(str(base), {"path": data}),
+    ):
         with pytest.raises(DataError, match="tokens that the base has no embedding of") as error:
             work()
         assert f"'<new>' ({OWN})" in str(error.value)
@@ -122,8 +127,13 @@ def test_a_token_beyond_the_embedding_is_named_before_training(tmp_path, capsys)
 def test_a_padding_token_beyond_the_embedding_is_replaced_and_said(tmp_path):
     """It is never read: any token of the base will do, in training, evaluation and generation."""
     base, data = base_of(tmp_path / "base"), rows(tmp_path / "rows.jsonl", " sat")
-    done = lorica.train(base=str(base), data={"path": data, "validation": 0}, max_steps=1,
-                        output=str(tmp_path / "run"), show=False)  # fmt: skip
+    done = lorica.train(
+        base=str(base),
+        data={"path": data, "validation": 0},
+        max_steps=1,
+        output=str(tmp_path / "run"),
+        show=False,
+    )
     assert any(f"the padding token '<pad>' is number {OWN + 1}" in line for line in done.lines)
     report = lorica.evaluate(str(tmp_path / "run"), {"path": data}, exact_match=False)
     assert report["loss"].base.value > 0

@@ -60,9 +60,23 @@ def test_the_codebook_follows_from_its_definition():
 
 
 def test_the_midpoints():
-    want = [-0.8480964, -0.6106329, -0.4599953, -0.3396794, -0.2346074, -0.1379117, -0.0455250,
-            0.0397901, 0.1202553, 0.2035213, 0.2920138, 0.3893125, 0.5016634, 0.6427869,
-            0.8614784]  # fmt: skip
+    want = [
+        -0.8480964,
+        -0.6106329,
+        -0.4599953,
+        -0.3396794,
+        -0.2346074,
+        -0.1379117,
+        -0.0455250,
+        0.0397901,
+        0.1202553,
+        0.2035213,
+        0.2920138,
+        0.3893125,
+        0.5016634,
+        0.6427869,
+        0.8614784,
+    ]
     torch.testing.assert_close(nf4.midpoints(nf4.NF4), torch.tensor(want), atol=6e-8, rtol=0)
 
 
@@ -123,8 +137,10 @@ def errors() -> dict[str, tuple[float, float]]:
     w = gaussian(131072)
     bits_4 = quantise(holding(w.view(-1, 64)), "nf4", double=False).weight_as(torch.float32)
     found = {"nf4": bits_4.view(-1), "symmetric": nf4.symmetric(w), "affine": nf4.affine(w)}
-    return {name: ((q - w).square().mean().item(), (q - w).abs().mean().item())
-            for name, q in found.items()}  # fmt: skip
+    return {
+        name: ((q - w).square().mean().item(), (q - w).abs().mean().item())
+        for name, q in found.items()
+    }
 
 
 def test_nf4_beside_int4_on_gaussian_weights():
@@ -207,9 +223,13 @@ def test_int8_rows():
 
 @pytest.mark.parametrize(
     ("kind", "double", "bits_"),
-    [("nf4", True, 4 + 8 / 64 + 32 / (64 * 256)), ("nf4", False, 4.5), ("fp4", False, 4.5),
-     ("int8", True, 8 + 32 / 512)],
-)  # fmt: skip
+    [
+        ("nf4", True, 4 + 8 / 64 + 32 / (64 * 256)),
+        ("nf4", False, 4.5),
+        ("fp4", False, 4.5),
+        ("int8", True, 8 + 32 / 512),
+    ],
+)
 def test_bits_of_a_parameter(kind, double, bits_):
     layer = quantise(linear(512, 512), kind, double=double)
     mean = 32 / 512**2 if kind == "nf4" and double else 0

@@ -186,8 +186,9 @@ def test_a_classifiers_head_is_left(stories):
 def test_a_head_of_several_layers_is_left():
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
-    config = RobertaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                           intermediate_size=8)  # fmt: skip
+    config = RobertaConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     assert outside(model) == ["classifier.dense", "classifier.out_proj"]
@@ -284,12 +285,15 @@ def test_what_cannot_be_packed_is_named(stories, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"double_quantisation": False}, "says nothing"),
-     ({"double_quantisation": False, "quantisation": "int8"}, "says nothing"),
-     ({"quantisation": "nf4", "method": "full"}, "float weights"),
-     ({"quantisation": "nf3"}, "nf4"), ({"unpacked_gib": -1.0}, "unpacked_gib"),
-     ({"unpacked_gib": 1.0, "split": "device", "peer": "a:1"}, "a quantised base")],
-)  # fmt: skip
+    [
+        ({"double_quantisation": False}, "says nothing"),
+        ({"double_quantisation": False, "quantisation": "int8"}, "says nothing"),
+        ({"quantisation": "nf4", "method": "full"}, "float weights"),
+        ({"quantisation": "nf3"}, "nf4"),
+        ({"unpacked_gib": -1.0}, "unpacked_gib"),
+        ({"unpacked_gib": 1.0, "split": "device", "peer": "a:1"}, "a quantised base"),
+    ],
+)
 def test_settings_that_clash(settings, words):
     with pytest.raises(ValueError, match=words):
         TrainConfig(data="rows.jsonl", **settings)
@@ -306,11 +310,22 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     return [logits.detach(), *found]
 
 
-@pytest.mark.parametrize("kind, dtype", [
-    ("nf4", "bfloat16"), ("int8", "float32"),
-    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in
-      [("nf4", "float32"), ("int8", "bfloat16"), ("fp4", "float32"), ("fp4", "bfloat16")]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [
+        ("nf4", "bfloat16"),
+        ("int8", "float32"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [
+                ("nf4", "float32"),
+                ("int8", "bfloat16"),
+                ("fp4", "float32"),
+                ("fp4", "bfloat16"),
+            ]
+        ),
+    ],
+)
 def test_kept_weights_give_the_same_numbers(kind, dtype, stories):
     models = [load(str(stories), quantisation=kind, dtype=dtype).model for _ in range(2)]
     line = keep_unpacked(models[1], 2**20)
@@ -357,10 +372,17 @@ def rows(tmp_path) -> Path:
 
 @pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
-    settings = {"base": str(stories), "data": {"path": str(rows), "validation": 0.2},
-                "quantisation": kind, "max_steps": 6, "learning_rate": 1e-2, "save_steps": 3,
-                "gradient_checkpointing": True, "dtype": "bfloat16",
-                "unpacked_gib": 1e-4}  # fmt: skip
+    settings = {
+        "base": str(stories),
+        "data": {"path": str(rows), "validation": 0.2},
+        "quantisation": kind,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "save_steps": 3,
+        "gradient_checkpointing": True,
+        "dtype": "bfloat16",
+        "unpacked_gib": 1e-4,
+    }
     result = lorica.train(output=str(tmp_path / "run"), **settings, show=False)
     loss = result.figures["held_out_loss"]
     assert loss["after"] < loss["before"] - 0.1

@@ -30,9 +30,14 @@ def large(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("large")
     config = LlamaConfig(
-        vocab_size=2048, hidden_size=1024, intermediate_size=4096, num_hidden_layers=9,
-        num_attention_heads=16, num_key_value_heads=16, dtype="bfloat16",
-    )  # fmt: skip
+        vocab_size=2048,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=9,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        dtype="bfloat16",
+    )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="100MB")
@@ -43,13 +48,22 @@ def large(tmp_path_factory) -> Path:
 
 def peak(base: Path, folder: Path, **settings: object) -> int:
     """KiB that a process held at most while it trained two steps."""
-    config = {"base": str(base), "data": {"path": str(write_rows(folder / "rows.jsonl", 12)),
-              "validation": 0}, "max_steps": 2, "micro_batch_size": 2, "dtype": "bfloat16",
-              "output": str(folder / "run"), **settings}  # fmt: skip
+    config = {
+        "base": str(base),
+        "data": {"path": str(write_rows(folder / "rows.jsonl", 12)), "validation": 0},
+        "max_steps": 2,
+        "micro_batch_size": 2,
+        "dtype": "bfloat16",
+        "output": str(folder / "run"),
+        **settings,
+    }
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, json.dumps(config)], env={**os.environ},
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        [sys.executable, "-c", TRAIN, json.dumps(config)],
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.split()[-1])
 

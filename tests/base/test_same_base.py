@@ -25,9 +25,14 @@ from lorica.errors import BaseError
 from tests.training.rows import tiny_base
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "qwen3": Qwen3Config(**SMALL, sliding_window=8, use_sliding_window=True),
@@ -78,13 +83,21 @@ def test_each_field_of_a_config_counts_unless_it_is_named(name):
         assert all(n.partition(".")[0] == field for n in names)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"}},
-     "rope_parameters.rope_theta 10000.0 -> 20000.0"),
-    ({"rms_norm_eps": 1e-3}, "rms_norm_eps"),
-    ({"hidden_act": "gelu"}, "hidden_act silu -> gelu"),
-    ({"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}, "num_attention_heads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (
+            {"rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"}},
+            "rope_parameters.rope_theta 10000.0 -> 20000.0",
+        ),
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps"),
+        ({"hidden_act": "gelu"}, "hidden_act silu -> gelu"),
+        (
+            {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+            "num_attention_heads",
+        ),
+    ],
+)
 def test_an_adapter_on_a_base_of_another_function_is_refused(
     tiny, adapter, tmp_path, change, named
 ):
@@ -195,14 +208,18 @@ def swap_ids(said: dict) -> None:
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
 
 
-@pytest.mark.parametrize("edit, part", [
-    (swap_ids, "model"),
-    (lambda said: said["model"]["merges"].pop(), "model"),
-    (lambda said: said.update(normalizer={"type": "Lowercase"}), "normalizer"),
-    (lambda said: said.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
-    (lambda said: said.update(decoder=None), "decoder"),
-    (lambda said: said["added_tokens"][0].update(lstrip=True), "added_tokens"),
-], ids=["ids", "merges", "normalizer", "pre-tokenizer", "decoder", "added token"])  # fmt: skip
+@pytest.mark.parametrize(
+    "edit, part",
+    [
+        (swap_ids, "model"),
+        (lambda said: said["model"]["merges"].pop(), "model"),
+        (lambda said: said.update(normalizer={"type": "Lowercase"}), "normalizer"),
+        (lambda said: said.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
+        (lambda said: said.update(decoder=None), "decoder"),
+        (lambda said: said["added_tokens"][0].update(lstrip=True), "added_tokens"),
+    ],
+    ids=["ids", "merges", "normalizer", "pre-tokenizer", "decoder", "added token"],
+)
 def test_an_edited_tokenizer_is_refused_by_its_part(tiny, adapter, tmp_path, edit, part):
     tokenizer = edited(load_tokenizer(str(tiny)), tmp_path / "text", edit)
     with pytest.raises(BaseError, match=rf"other_tokenizer .*{part}"):

@@ -16,10 +16,11 @@ from lorica.training.step import Objective
 from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
 
 ODD_HEADS = {
-    "Cohere": {**GROUPED, "logit_scale": 0.3}, "Granite": {**GROUPED, "logits_scaling": 3.0},
+    "Cohere": {**GROUPED, "logit_scale": 0.3},
+    "Granite": {**GROUPED, "logits_scaling": 3.0},
     "Phi": SIZE,  # its head has a bias
     "Gemma2": {**MODELS["Gemma2"], "final_logit_softcapping": 2.0},
-}  # fmt: skip
+}
 ROWS = [
     Example(ids=[5, 9, 4, 7, 3], learned=[False, False, True, True, True], where="one"),
     Example(ids=[8, 2, 6], learned=[False, True, True], where="two"),

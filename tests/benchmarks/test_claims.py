@@ -89,8 +89,11 @@ class Asked:
         self.asked.append((rate, seed, also))
         future: Future[Run] = Future()
         score = self.score(rate)
-        future.set_result({"seed": seed, "score": score} if score is not None
-                          else {"seed": seed, "score": None, "stopped": "it rose"})  # fmt: skip
+        future.set_result(
+            {"seed": seed, "score": score}
+            if score is not None
+            else {"seed": seed, "score": None, "stopped": "it rose"}
+        )
         return future
 
 
@@ -156,11 +159,17 @@ def test_a_side_without_rates_is_run_as_it_is():
 
 def claim(name: str) -> Claim:
     return Claim(
-        id=name, title=f"title of {name}", source="a paper: 7", how="as follows.",
-        sides=[side(), side()], columns=[Column("loss", "loss")],
-        parts=lambda runs: [Part("one − two", paired(runs, "one", "two", "loss")),
-                            Part("two − one", paired(runs, "two", "one", "loss"), counts=False)],
-    )  # fmt: skip
+        id=name,
+        title=f"title of {name}",
+        source="a paper: 7",
+        how="as follows.",
+        sides=[side(), side()],
+        columns=[Column("loss", "loss")],
+        parts=lambda runs: [
+            Part("one − two", paired(runs, "one", "two", "loss")),
+            Part("two − one", paired(runs, "two", "one", "loss"), counts=False),
+        ],
+    )
 
 
 def results(more: float, last: Run | None = None, smoke: bool = False) -> dict[str, Any]:
@@ -241,8 +250,13 @@ def runs_of(**figures: Any) -> list[Run]:
 
 def test_what_dora_and_lora_lose_with_the_rank():
     losses = {"lora": {1: 3.0, 2: 2.8, 4: 2.6, 8: 2.5}, "dora": {1: 2.7, 2: 2.9, 4: 2.5, 8: 2.4}}
-    found = on_text.c2({f"{name} r={r}": runs_of(loss=loss)
-                        for name, of in losses.items() for r, loss in of.items()})  # fmt: skip
+    found = on_text.c2(
+        {
+            f"{name} r={r}": runs_of(loss=loss)
+            for name, of in losses.items()
+            for r, loss in of.items()
+        }
+    )
     first, *beside = found
     assert first.values == pytest.approx([0.2] * 3) and first.verdict == HOLDS
     assert [part.values[0] for part in beside] == pytest.approx([0.3, -0.1, 0.1, 0.1])
@@ -250,11 +264,13 @@ def test_what_dora_and_lora_lose_with_the_rank():
 
 
 def test_correlations_have_the_sign_that_the_paper_found():
-    found = on_text.c10({
-        "full": runs_of(query_value=-0.6, all_sites=-0.5),
-        "dora": runs_of(query_value=-0.3, all_sites=0.2),
-        "lora": runs_of(query_value=0.8, all_sites=0.7),
-    })  # fmt: skip
+    found = on_text.c10(
+        {
+            "full": runs_of(query_value=-0.6, all_sites=-0.5),
+            "dora": runs_of(query_value=-0.3, all_sites=0.2),
+            "lora": runs_of(query_value=0.8, all_sites=0.7),
+        }
+    )
     counted = {part.what: part.verdict for part in found if part.counts}
     assert counted == {
         "−correlation of dora, query and value": HOLDS,

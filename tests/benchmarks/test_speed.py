@@ -14,14 +14,25 @@ from benchmarks.speed.sections import EACH, SCALING, SECTIONS, SHIPPED, SOLO
 
 def side(seconds: list[float], tokens: int = 100, kind: str = "peft") -> dict:
     rounds = [{"seconds": s, "wall": s, "tokens": tokens} for s in seconds]
-    return {"kind": kind, "first_step": 1.0, "versions": {"torch": "2"}, "memory": 2**20,
-            "rounds": rounds}  # fmt: skip
+    return {
+        "kind": kind,
+        "first_step": 1.0,
+        "versions": {"torch": "2"},
+        "memory": 2**20,
+        "rounds": rounds,
+    }
 
 
 def found(name: str, sides: dict) -> dict:
     machine = {"processor": "x", "capability": "y", "bf16": [], "gpu": None}
-    return {"section": name, "dtype": "float32", "machine": machine, "sides": sides,
-            "gates": [], "missing": ["TRL, bf16=False"]}  # fmt: skip
+    return {
+        "section": name,
+        "dtype": "float32",
+        "machine": machine,
+        "sides": sides,
+        "gates": [],
+        "missing": ["TRL, bf16=False"],
+    }
 
 
 def test_ratios_are_taken_within_a_round():

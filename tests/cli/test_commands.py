@@ -49,8 +49,14 @@ def test_train_prints_its_figures(capsys, tmp_path, stories):
 
 
 def test_check(capsys, run_folder, stories):
-    words = ["--base", stories, "--data", run_folder.parent / "rows.jsonl",
-             "--data.columns", '{"prompt": "q", "completion": "a"}']  # fmt: skip
+    words = [
+        "--base",
+        stories,
+        "--data",
+        run_folder.parent / "rows.jsonl",
+        "--data.columns",
+        '{"prompt": "q", "completion": "a"}',
+    ]
     told = run_json(capsys, "check", *words)
     assert told["rows"] == 20 and told["problems"] == []
     assert cli.run(["check", *map(str, words)]) == 0
@@ -86,8 +92,17 @@ def test_a_run_is_loaded_as_an_adapter_is(run_folder, stories):
 
 
 def test_generate(capsys, run_folder, stories):
-    told = run_json(capsys, "generate", run_folder, "--prompt", "Tom has", "--prompt", "A dog",
-                    "--max-new-tokens", 4)  # fmt: skip
+    told = run_json(
+        capsys,
+        "generate",
+        run_folder,
+        "--prompt",
+        "Tom has",
+        "--prompt",
+        "A dog",
+        "--max-new-tokens",
+        4,
+    )
     assert [text["prompt"] for text in told["texts"]] == ["Tom has", "A dog"]
     assert told["tokens"] <= 8 and told["tokens_per_second"] > 0
     for words in (["--base", str(stories)], [str(stories)]):

@@ -58,10 +58,15 @@ def test_generate_takes_one_for_all_or_one_each(job, capsys):
     assert first != second
 
 
-@pytest.mark.parametrize("words, said", [
-    ([], "none is set"), (["--condition", "fr-en"], "'fr-en'"),
-    (["--condition", "en-fr", "--condition", "en-de"], "2 conditions were given for 1 prompts"),
-], ids=["none", "unseen", "too many"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "none is set"),
+        (["--condition", "fr-en"], "'fr-en'"),
+        (["--condition", "en-fr", "--condition", "en-de"], "2 conditions were given for 1 prompts"),
+    ],
+    ids=["none", "unseen", "too many"],
+)
 def test_generate_refuses(job, capsys, words, said):
     assert cli.run(["generate", str(job / "run"), "--prompt", "Tom", *words]) == 2
     assert said in capsys.readouterr().err
@@ -74,8 +79,17 @@ def test_a_base_takes_none(stories, capsys):
 
 
 def test_eval_reads_the_column_as_training_did(job, capsys):
-    told = run_json(capsys, "eval", job / "run", "--data", job / "rows.jsonl", "--data.limit", 9,
-                    "--max-new-tokens", 3)  # fmt: skip
+    told = run_json(
+        capsys,
+        "eval",
+        job / "run",
+        "--data",
+        job / "rows.jsonl",
+        "--data.limit",
+        9,
+        "--max-new-tokens",
+        3,
+    )
     assert any("conditions of other rows" in line for line in told["lines"])
     assert told["measures"]["loss"]["verdict"] == "better"
     plain = job / "plain.jsonl"

@@ -123,12 +123,25 @@ def test_a_reader_that_leaves(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, stories, shared, number):
     text = shared / "data/text/tinyshakespeare/input.txt"
-    words = ["train", "--base", stories, "--data", text, "--data.max_length", "64",
-             "--max_steps", "100000", "--output", tmp_path / "run"]  # fmt: skip
+    words = [
+        "train",
+        "--base",
+        stories,
+        "--data",
+        text,
+        "--data.max_length",
+        "64",
+        "--max_steps",
+        "100000",
+        "--output",
+        tmp_path / "run",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "lorica", *map(str, words)],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     log = tmp_path / "run" / "events.jsonl"
     while not (log.is_file() and '"step"' in log.read_text()):
         assert process.poll() is None

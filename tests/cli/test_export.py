@@ -53,12 +53,15 @@ def test_full_rank_needs_a_rank(saved, capsys):
     assert 0 < told["kl"] < told["effect"]
 
 
-@pytest.mark.parametrize("words, code, said", [
-    (["--rank", "0"], 2, "rank is 0"),
-    (["--rank", "two"], 2, "two"),
-    (["--to", "gguf"], 2, "gguf"),
-    (["--base", "nowhere/at/all"], 2, "nowhere/at/all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        (["--rank", "0"], 2, "rank is 0"),
+        (["--rank", "two"], 2, "two"),
+        (["--to", "gguf"], 2, "gguf"),
+        (["--base", "nowhere/at/all"], 2, "nowhere/at/all"),
+    ],
+)
 def test_mistakes(saved, capsys, words, code, said):
     assert run("export", saved / "lora", "--output", saved / "out", *words) == code
     assert said in capsys.readouterr().err

@@ -25,10 +25,13 @@ TRAIN = ["train", "--base", "base", "--data", "rows.jsonl", "--max_steps", "1", 
 MOMENTS = {
     "load": ("lorica.training.prepare", "load_base", TRAIN),
     "tokenise": ("lorica.training.prepare", "load_data", TRAIN),
-    "eval": ("lorica.evaluation.report", "evaluate_loaded",
-             ["eval", "base", "--data", "rows.jsonl"]),
+    "eval": (
+        "lorica.evaluation.report",
+        "evaluate_loaded",
+        ["eval", "base", "--data", "rows.jsonl"],
+    ),
     "merge": ("lorica.formats.merged", "logits_of", ["merge", "run", "--output", "out"]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +41,13 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     write_base(folder / "base")
     write_rows(folder / "rows.jsonl")
-    lorica.train(base=str(folder / "base"), data=str(folder / "rows.jsonl"), max_steps=1,
-                 output=str(folder / "run"), show=False)  # fmt: skip
+    lorica.train(
+        base=str(folder / "base"),
+        data=str(folder / "rows.jsonl"),
+        max_steps=1,
+        output=str(folder / "run"),
+        show=False,
+    )
     return folder
 
 
@@ -52,8 +60,12 @@ def test_sigterm_outside_of_the_loop(place, moment):
     before = sorted(p.name for p in place.iterdir())
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WHERE.format(module=module, name=name), *words],
-        cwd=place, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 143, done.stderr
     assert "\nStopped: ended by SIGTERM" in f"\n{done.stderr}", done.stderr
     assert "Traceback" not in done.stderr
@@ -80,20 +92,29 @@ def test_a_refused_merge_is_no_mistake_of_usage():
     assert MergeError("x").exit_code == 1
 
 
-@pytest.mark.parametrize("words", [
-    ["train", "--seed", str(2**62)], ["train", "--seed", str(2**32)],
-    ["train", "--gradient_accumulation_steps", str(10**12)],
-    ["train", "--micro_batch_size", str(10**12)], ["train", "--method.r", "1" + "0" * 29],
-    ["train", "--method.alpha", "1e300"], ["train", "--target_modules", "a{99999999999}"],
-    ["train", "--target_modules", "(a+)+$|(a+)+$"], ["generate", "--seed", str(2**70)],
-    ["generate", "--seed", "-1"],
-], ids=lambda words: " ".join(words)[:50])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--seed", str(2**62)],
+        ["train", "--seed", str(2**32)],
+        ["train", "--gradient_accumulation_steps", str(10**12)],
+        ["train", "--micro_batch_size", str(10**12)],
+        ["train", "--method.r", "1" + "0" * 29],
+        ["train", "--method.alpha", "1e300"],
+        ["train", "--target_modules", "a{99999999999}"],
+        ["train", "--target_modules", "(a+)+$|(a+)+$"],
+        ["generate", "--seed", str(2**70)],
+        ["generate", "--seed", "-1"],
+    ],
+    ids=lambda words: " ".join(words)[:50],
+)
 def test_settings_out_of_bounds_are_usage_errors(place, monkeypatch, capsys, words):
     monkeypatch.chdir(place)
     command, *rest = words
-    given = {"generate": ["--prompt", "a", "--base", "base"],
-             "train": ["--base", "base", "--data", "rows.jsonl", "--max_steps", "1",
-                       "--output", "out"]}  # fmt: skip
+    given = {
+        "generate": ["--prompt", "a", "--base", "base"],
+        "train": ["--base", "base", "--data", "rows.jsonl", "--max_steps", "1", "--output", "out"],
+    }
     assert cli.run([command, *rest, *given[command]]) == 2
     told = capsys.readouterr().err
     assert "\nConfigError" in f"\n{told}" or "\nTargetError" in f"\n{told}"

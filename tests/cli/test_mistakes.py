@@ -66,8 +66,12 @@ def test_typo_in_a_flag(key):
 def test_wrong_type_names_place_and_want(tmp_path, key):
     kind = type_of(key)
     wrongs = [3.5, "seven", True, [[1]], {"x": {"y": 1}}]
-    value = next(wrong for wrong in wrongs if not fits(kind, wrong) and not (
-        key in ("data", "method") and isinstance(wrong, str | dict)))  # fmt: skip
+    value = next(
+        wrong
+        for wrong in wrongs
+        if not fits(kind, wrong)
+        and not (key in ("data", "method") and isinstance(wrong, str | dict))
+    )
     path, line = written(tmp_path, key, value)
     with pytest.raises(ConfigError) as error:
         read(path)

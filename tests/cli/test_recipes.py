@@ -133,18 +133,62 @@ def test_paths_beside_the_recipe(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [("1e-3", 1e-3), ("5", 5), ("-0.5", -0.5), ("0x10", 16), ("no", "no"), ("off", "off"),
-     ("12:30", "12:30"), ("~", None), ("true", True), ("1_000", "1_000"), (".inf", float("inf")),
-     ("2024-01-01", "2024-01-01"), ("007", 7), ("1.", 1.0), ("e5", "e5"), ("-", "-")],
-)  # fmt: skip
+    [
+        ("1e-3", 1e-3),
+        ("5", 5),
+        ("-0.5", -0.5),
+        ("0x10", 16),
+        ("no", "no"),
+        ("off", "off"),
+        ("12:30", "12:30"),
+        ("~", None),
+        ("true", True),
+        ("1_000", "1_000"),
+        (".inf", float("inf")),
+        ("2024-01-01", "2024-01-01"),
+        ("007", 7),
+        ("1.", 1.0),
+        ("e5", "e5"),
+        ("-", "-"),
+    ],
+)
 def test_words_are_yaml_1_2(word, value):
     assert scalar(word) == value and type(scalar(word)) is type(value)
 
 
 def test_any_text_survives_yaml(tmp_path):
-    texts = ["", " ", "no", "5", "1e5", "null", "a: b", "# c", "- x", "é\n\ttab", "'q'", '"', "\\",
-             "\u2028\u2029\x85\x7f\ufeff", "😀", "*a", "&a", "!t", "%", "@", "`", "{", "[", "a b",
-             "../x/y-z.jsonl", "~", "? x", "<<", "---", "\x00\x1b"]  # fmt: skip
+    texts = [
+        "",
+        " ",
+        "no",
+        "5",
+        "1e5",
+        "null",
+        "a: b",
+        "# c",
+        "- x",
+        "é\n\ttab",
+        "'q'",
+        '"',
+        "\\",
+        "\u2028\u2029\x85\x7f\ufeff",
+        "😀",
+        "*a",
+        "&a",
+        "!t",
+        "%",
+        "@",
+        "`",
+        "{",
+        "[",
+        "a b",
+        "../x/y-z.jsonl",
+        "~",
+        "? x",
+        "<<",
+        "---",
+        "\x00\x1b",
+    ]
     data = {"plain": dict(zip(map(str, range(99)), texts, strict=False)), "list": texts}
     data["keys"] = dict.fromkeys(texts, 1)
     path = tmp_path / "x.yaml"

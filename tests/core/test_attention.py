@@ -22,10 +22,16 @@ from lorica.kernels.attention import attention_by_row
 from tests.laws.bases import bits, move, same_bits
 
 SIZE = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
     "pad_token_id": 0,
-}  # fmt: skip
+}
 GROUPED = {**SIZE, "num_key_value_heads": 2}
 MODELS = {
     "Llama": GROUPED,
@@ -34,9 +40,14 @@ MODELS = {
     "Mistral": {**GROUPED, "sliding_window": 4},
     "Qwen3": {**GROUPED, "head_dim": 12},
     "Gemma2": {**GROUPED, "head_dim": 12, "sliding_window": 4},  # eager alone: scores are capped
-    "GptOss": {**GROUPED, "head_dim": 12, "sliding_window": 4, "num_local_experts": 2,
-               "num_experts_per_tok": 1},  # eager alone: its heads have sinks
-}  # fmt: skip
+    "GptOss": {
+        **GROUPED,
+        "head_dim": 12,
+        "sliding_window": 4,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    },  # eager alone: its heads have sinks
+}
 EAGER = ("Gemma2", "GptOss")
 QUICK = ("Llama", "GPT2", "Gemma2")
 """Architectures that stand for the others; all are in the slow suite."""
@@ -133,9 +144,14 @@ def test_generation_is_the_argmax_of_whole_rows(name, base, cache):
         for _ in range(6):
             want = torch.cat([want, logits(model, want)[:, -1:].argmax(-1)], 1)
         got = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=6,
-            do_sample=False, eos_token_id=None, **(settings if cache == "static" else {}),
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            eos_token_id=None,
+            **(settings if cache == "static" else {}),
+        )
     assert got.tolist() == want.tolist()
 
 
@@ -190,8 +206,9 @@ def test_rows_laid_end_to_end_give_what_each_gives_alone(name, base):
     model.zero_grad()
     batch = pack(some)
     with packed(model):
-        out = logits(model, batch.input_ids, position_ids=batch.position_ids,
-                     row_lengths=batch.lengths)  # fmt: skip
+        out = logits(
+            model, batch.input_ids, position_ids=batch.position_ids, row_lengths=batch.lengths
+        )
         losses = F.cross_entropy(out[0][batch.predict], batch.targets, reduction="none")
         losses.sum().backward()
     close(torch.zeros(4).index_add(0, batch.row, losses.detach()), alone)
@@ -339,8 +356,9 @@ def test_rows_with_keys_in_front_are_mixed_by_the_definition(window, causal):
     q = torch.randn(1, 4, 11, 5, generator=draw)
     k, v = (torch.randn(1, 2, 11, 5, generator=draw) for _ in range(2))
     front = tuple(torch.randn(2, n, 5, generator=draw) for _ in range(2))
-    got = attention_by_row(q, k, v, sizes, scale=0.3, causal=causal,
-                           window=window if causal else None, front=front)  # fmt: skip
+    got = attention_by_row(
+        q, k, v, sizes, scale=0.3, causal=causal, window=window if causal else None, front=front
+    )
     start = 0
     for size in sizes:
         row = slice(start, start + size)
@@ -349,19 +367,26 @@ def test_rows_with_keys_in_front_are_mixed_by_the_definition(window, causal):
         seen = (back >= 0) & (back < (window or size)) if causal else back == back
         seen = torch.cat([torch.ones(size, n, dtype=torch.bool), seen], 1)
         for head in range(4):
-            keys, values = (torch.cat([f[head // 2], t[0, head // 2, row]])
-                            for f, t in zip(front, (k, v), strict=True))  # fmt: skip
+            keys, values = (
+                torch.cat([f[head // 2], t[0, head // 2, row]])
+                for f, t in zip(front, (k, v), strict=True)
+            )
             want = softmax_mix(q[0, head, row], keys, values, seen, 0.3)
             torch.testing.assert_close(got[0, head, row], want)
 
 
-@pytest.mark.parametrize("given, t, s, causal, want", [
-    (None, 1, 5, True, None), (None, 3, 3, False, None),
-    (None, 2, 2, True, [[1, 1, 1, 0], [1, 1, 1, 1]]),
-    (None, 2, 3, True, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]),  # a static cache, one place empty
-    ([[False, True]], 1, 2, True, [[1, 1, 0, 1]]),
-    ([[-9.0, 0.0]], 1, 2, True, [[0, 0, -9, 0]]),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "given, t, s, causal, want",
+    [
+        (None, 1, 5, True, None),
+        (None, 3, 3, False, None),
+        (None, 2, 2, True, [[1, 1, 1, 0], [1, 1, 1, 1]]),
+        (None, 2, 3, True, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]),  # a static cache, one place empty
+        ([[False, True]], 1, 2, True, [[1, 1, 0, 1]]),
+        ([[-9.0, 0.0]], 1, 2, True, [[0, 0, -9, 0]]),
+    ],
+    ids=str,
+)
 def test_masks_are_widened(given, t, s, causal, want):
     mask = None if given is None else torch.tensor(given).view(1, 1, t, s)
     got = widened(mask, torch.zeros(1, 1, t, 4), torch.zeros(1, 1, s, 4), 2, causal)
@@ -422,8 +447,9 @@ def test_vectors_run_alone_give_the_cache_of_their_tokens():
 
 def test_a_generation_runs_the_vectors_once(monkeypatch):
     model, calls = adapted("prompt_tuning", "Llama"), []
-    monkeypatch.setattr("lorica.methods.prompt_tuning.heard",
-                        lambda *a: calls.append(1) or heard(*a))  # fmt: skip
+    monkeypatch.setattr(
+        "lorica.methods.prompt_tuning.heard", lambda *a: calls.append(1) or heard(*a)
+    )
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     model.generate(IDS, attention_mask=torch.ones_like(IDS), **settings)
     assert len(calls) == 1
@@ -492,12 +518,20 @@ def test_attention_that_takes_no_such_mask_is_refused():
     assert "sdpa" in error.value.fix
 
 
-@pytest.mark.parametrize("kind, config", [("FalconForCausalLM", "FalconConfig"),
-                                          ("GPTJForCausalLM", "GPTJConfig")])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, config", [("FalconForCausalLM", "FalconConfig"), ("GPTJForCausalLM", "GPTJConfig")]
+)
 @each
 def test_an_attention_of_its_own_is_refused(name, kind, config):
-    model = foreign(kind, config, vocab_size=96, hidden_size=32, num_hidden_layers=3,
-                    num_attention_heads=4, rotary_dim=4)  # fmt: skip
+    model = foreign(
+        kind,
+        config,
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        rotary_dim=4,
+    )
     before = bits(model)
     with pytest.raises(TargetError) as error:
         lorica.adapt(model, method(name))
@@ -507,8 +541,16 @@ def test_an_attention_of_its_own_is_refused(name, kind, config):
 
 @each
 def test_an_encoder_beside_a_decoder_is_refused(name):
-    model = foreign("T5ForConditionalGeneration", "T5Config", vocab_size=96, d_model=32, d_kv=8,
-                    d_ff=48, num_layers=2, num_heads=4)  # fmt: skip
+    model = foreign(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        vocab_size=96,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+    )
     with pytest.raises(TargetError):
         lorica.adapt(model, method(name))
     if name != "llama_adapter":
@@ -532,8 +574,12 @@ def test_layers_that_carry_a_state_are_refused():
     mlp.register_forward_hook(lambda m, a, y: y + 0.5 * F.pad(y, (0, 0, 1, -1)))
     with pytest.raises(TargetError, match="as if it were prepended"):
         check_prepending(model.model)
-    hybrid = foreign("Lfm2ForCausalLM", "Lfm2Config", **GROUPED,
-                     layer_types=["conv", "full_attention", "full_attention"])  # fmt: skip
+    hybrid = foreign(
+        "Lfm2ForCausalLM",
+        "Lfm2Config",
+        **GROUPED,
+        layer_types=["conv", "full_attention", "full_attention"],
+    )
     with pytest.raises(TargetError, match="more from token to token") as error:
         lorica.adapt(hybrid, method("prompt_tuning"))
     assert error.value.facts["attention"] == "in 2 of 3 layers"
@@ -557,8 +603,9 @@ def test_prefixes_stand_before_an_encoder_too():
     ids, mask = F.pad(IDS, (0, 3)), F.pad(torch.ones_like(IDS), (0, 3))
     close(model(ids, attention_mask=mask).logits, model(IDS).logits)
     assert in_front(model.bert, {"input_ids": IDS}, {}, shift=False).keys() == {
-        "input_ids", FRONT,
-    }  # fmt: skip
+        "input_ids",
+        FRONT,
+    }
 
 
 def test_the_registry_holds_one_function_for_each_attention():

@@ -23,10 +23,17 @@ def untied() -> nn.Module:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
-        )).eval()  # fmt: skip
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=64,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                tie_word_embeddings=False,
+            )
+        ).eval()
 
 
 def reloaded(model, folder) -> nn.Module:
@@ -48,7 +55,7 @@ WHOLE = {
     "gpt2, linears": (gpt2, Lora(lora_bias=True), {}),
     "gpt2, embedding": (gpt2, Lora(), {"target_modules": ["wte", "wpe", "c_attn"]}),
     "gpt2, all whole": (gpt2, Full(), {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WHOLE, ids=str)
@@ -120,10 +127,14 @@ class Words(nn.Module):
         return self.linear(self.plain(self.embedding(ids)))
 
 
-@pytest.mark.parametrize("layer, model", [
-    ("embedding", lambda: Words(Scaled(30, 12), nn.Linear(12, 6))),
-    ("linear", lambda: Words(nn.Embedding(30, 12), Gated(12, 6))),
-], ids=["scaled embedding", "gated linear"])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer, model",
+    [
+        ("embedding", lambda: Words(Scaled(30, 12), nn.Linear(12, 6))),
+        ("linear", lambda: Words(nn.Embedding(30, 12), Gated(12, 6))),
+    ],
+    ids=["scaled embedding", "gated linear"],
+)
 def test_a_layer_that_does_more_than_its_weight_is_refused_before_anything_is_written(layer, model):
     model = move(lorica.adapt(model(), Lora(), target_modules=["plain", layer]))
     before, want = bits(model), model(IDS[:, :4] % 30)

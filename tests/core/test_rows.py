@@ -24,11 +24,15 @@ def test_neighbours_with_one_condition_are_taken_together():
     assert Rows((1, 1, 0, 0, 0)).spans(torch.zeros(5, 2, 3)) == [(0, 4, 1), (4, 10, 0)]
 
 
-@pytest.mark.parametrize("rows, shape, facts", [
-    (APART, (3, 7, 5), "3 rows, and conditions are set for 4"),
-    (END_TO_END, (1, 10, 5), "10 tokens, and conditions are set for 11"),
-    (END_TO_END, (4, 7, 5), "28 tokens, and conditions are set for 11"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, shape, facts",
+    [
+        (APART, (3, 7, 5), "3 rows, and conditions are set for 4"),
+        (END_TO_END, (1, 10, 5), "10 tokens, and conditions are set for 11"),
+        (END_TO_END, (4, 7, 5), "28 tokens, and conditions are set for 11"),
+    ],
+    ids=str,
+)
 def test_other_rows_are_refused(rows, shape, facts):
     with pytest.raises(DataError, match=facts) as error:
         rows.spans(torch.zeros(shape))

@@ -35,7 +35,9 @@ REFUSED = {
     "a norm": ({"target_modules": ["input_layernorm"]}, "input_layernorm"),
     "an exclusion of nothing": ({"exclude_modules": ["q_prj"]}, "exclude_modules 'q_prj'"),
     "an exclusion of what is not chosen": (
-        {"target_modules": ["v_proj"], "exclude_modules": ["q_proj"]}, "exclude_modules"),
+        {"target_modules": ["v_proj"], "exclude_modules": ["q_proj"]},
+        "exclude_modules",
+    ),
     "an exclusion of everything": ({"exclude_modules": ".*"}, "selects none"),
     "a broken exclusion": ({"exclude_modules": "*q"}, "no regular expression"),
     "a block too far": ({"layers_to_transform": [0, 5]}, "'5'"),
@@ -48,10 +50,14 @@ REFUSED = {
     "a token before the first": ({"trainable_token_indices": [-1]}, "vocabulary"),
     "a token twice": ({"trainable_token_indices": [5, 5]}, "twice"),
     "two masters of an embedding": (
-        {"target_modules": ["embed_tokens"], "trainable_token_indices": [5]}, "embed_tokens"),
+        {"target_modules": ["embed_tokens"], "trainable_token_indices": [5]},
+        "embed_tokens",
+    ),
     "tokens of what is saved whole": (
-        {"modules_to_save": ["lm_head"], "trainable_token_indices": [5]}, "lm_head"),
-}  # fmt: skip
+        {"modules_to_save": ["lm_head"], "trainable_token_indices": [5]},
+        "lm_head",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
@@ -71,9 +77,14 @@ def test_every_entry_must_select(case):
 
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(TargetError) as error:
-        lorica.adapt(stories(), Lora(), target_modules=["q_proj", "v_prj", "up_prj"],
-                     exclude_modules=["o_prj"], layers_to_transform=[77],
-                     rank_pattern={"gate": 2})  # fmt: skip
+        lorica.adapt(
+            stories(),
+            Lora(),
+            target_modules=["q_proj", "v_prj", "up_prj"],
+            exclude_modules=["o_prj"],
+            layers_to_transform=[77],
+            rank_pattern={"gate": 2},
+        )
     for word in ("v_prj", "up_prj", "o_prj", "77", "gate"):
         assert word in str(error.value)
 
@@ -161,10 +172,12 @@ def test_blocks_and_exclusions_narrow_the_choice():
 
 def test_patterns_change_r_and_alpha_where_they_match():
     model = lorica.adapt(
-        stories(), Lora(r=4, alpha=8), target_modules=["q_proj", "down_proj"],
+        stories(),
+        Lora(r=4, alpha=8),
+        target_modules=["q_proj", "down_proj"],
         rank_pattern={"down_proj": 2, "layers.0.self_attn.q_proj": 6},
         alpha_pattern={r"layers\.[12]\..*_proj": 3},
-    )  # fmt: skip
+    )
     for name, _, port in ports(model):
         adapter, block = port["default"], name.split(".")[2]
         r = 2 if "down" in name else 6 if block == "0" else 4
@@ -186,13 +199,17 @@ def test_a_pattern_obeys_the_limits_of_the_setting(value):
     assert not sites(model)
 
 
-@pytest.mark.parametrize("targets", [
-    {"target_modules": {"up", "down"}},
-    {"target_modules": ("up",), "exclude_modules": {"layers.0.up"}},
-    {"layers_to_transform": range(1)},
-    {"layers_to_transform": 1},
-    {"target_modules": ["up"], "modules_to_save": "down"},
-], ids=["sets", "a tuple", "a range", "one block", "one name"])  # fmt: skip
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": {"up", "down"}},
+        {"target_modules": ("up",), "exclude_modules": {"layers.0.up"}},
+        {"layers_to_transform": range(1)},
+        {"layers_to_transform": 1},
+        {"target_modules": ["up"], "modules_to_save": "down"},
+    ],
+    ids=["sets", "a tuple", "a range", "one block", "one name"],
+)
 def test_what_can_be_attached_can_be_saved(targets, tmp_path):
     """A set where a list is meant must not fail after the training, when it is written."""
     model = move(lorica.adapt(Stack(), Lora(), **targets))
@@ -206,10 +223,19 @@ def classifier(tie: bool = False):
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForSequenceClassification(LlamaConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_labels=3,
-            num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, tie_word_embeddings=tie,
-        )).eval()  # fmt: skip
+        return LlamaForSequenceClassification(
+            LlamaConfig(
+                vocab_size=64,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_labels=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                pad_token_id=0,
+                tie_word_embeddings=tie,
+            )
+        ).eval()
 
 
 def test_a_classification_head_is_trained_whole(tmp_path):
@@ -233,8 +259,14 @@ def test_a_classification_head_is_trained_whole(tmp_path):
 def test_a_container_is_saved_with_all_below_it():
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
-    config = RobertaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_labels=3,
-                           num_attention_heads=2, intermediate_size=48)  # fmt: skip
+    config = RobertaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_labels=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+    )
     model = RobertaForSequenceClassification(config).eval()
     base = copy.deepcopy(model)
     lorica.adapt(model, Lora(), target_modules=["query"], modules_to_save=["classifier"])

@@ -109,8 +109,12 @@ PARTS_ASKED = (
 def blocks(inside: str, behind: str = "", before: str = "") -> str:
     """A template that marks its answers: what stands inside of its blocks, and around them."""
     return (
-        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n" + before
-        + "{% generation %}" + inside + "{% endgeneration %}" + behind
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n"
+        + before
+        + "{% generation %}"
+        + inside
+        + "{% endgeneration %}"
+        + behind
         + "{% else %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    )  # fmt: skip
+    )

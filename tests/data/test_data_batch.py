@@ -45,8 +45,11 @@ def test_labels_stand_at_their_own_places(seed):
     rows = examples(seed)
     found = labels_of(pad(rows, pad_id=0))
     width = max(len(e.ids) for e in rows)
-    want = [[i if learned else -100 for i, learned in zip(e.ids, e.learned, strict=True)]
-            + [-100] * (width - len(e.ids)) for e in rows]  # fmt: skip
+    want = [
+        [i if learned else -100 for i, learned in zip(e.ids, e.learned, strict=True)]
+        + [-100] * (width - len(e.ids))
+        for e in rows
+    ]
     assert found.tolist() == want
 
 
@@ -149,8 +152,10 @@ def test_what_rows_begin_with_stands_in_the_line_once(seed):
 def test_rows_of_other_conditions_share_nothing():
     """What an adapter computes follows from the condition."""
     ids = list(range(3, 23))
-    rows = [Example([*ids, i], [False] * 20 + [True], "a", condition=c)
-            for i, c in enumerate(["x", "y", "x", "y"], 40)]  # fmt: skip
+    rows = [
+        Example([*ids, i], [False] * 20 + [True], "a", condition=c)
+        for i, c in enumerate(["x", "y", "x", "y"], 40)
+    ]
     batch = pack(rows, share=True)
     assert batch.conditions == ("x", "x", "y", "y")
     assert batch.lengths == [21, 1, 21, 1]

@@ -29,8 +29,15 @@ def bpe(seed: int, *, byte_fallback: bool, front: str, fuse_unk: bool) -> Tokeni
             merges.append(pair)
             symbols.append("".join(pair))
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, *symbols]))}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>",
-                                byte_fallback=byte_fallback, fuse_unk=fuse_unk))  # fmt: skip
+    made = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=byte_fallback,
+            fuse_unk=fuse_unk,
+        )
+    )
     steps: list[Any] = [normalizers.Prepend(front)] if front else []
     made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])  # type: ignore[assignment]
     return made
@@ -58,8 +65,9 @@ def test_what_is_told_is_what_the_beginning_gives(seed):
     texts = ["".join(draw.choices(LETTERS, k=draw.randint(2, 30))) for _ in range(60)]
     ids = [made.encode(text, add_special_tokens=False).ids for text in texts]
     places = [sorted(draw.sample(range(len(text)), min(3, len(text)))) for text in texts]
-    for text, own, some, found in zip(texts, ids, places, borders.before(texts, ids, places),
-                                      strict=True):  # fmt: skip
+    for text, own, some, found in zip(
+        texts, ids, places, borders.before(texts, ids, places), strict=True
+    ):
         if found is not None:
             told += 1
             assert found == [by_hand(made, text, own, place) for place in some], text
@@ -78,15 +86,18 @@ ODD: dict[str, dict[str, Any]] = {
     "suffix": {"model": {"end_of_word_suffix": "</w>"}},
     "prefix": {"model": {"continuing_subword_prefix": "##"}},
     "whole words": {"model": {"ignore_merges": True}},
-    "an added word": {"added_tokens": [{"id": 1, "content": "ab", "single_word": True,
-                                        "normalized": False}]},
-    "a normalised word": {"added_tokens": [{"id": 1, "content": "ab", "single_word": False,
-                                            "normalized": True}]},
+    "an added word": {
+        "added_tokens": [{"id": 1, "content": "ab", "single_word": True, "normalized": False}]
+    },
+    "a normalised word": {
+        "added_tokens": [{"id": 1, "content": "ab", "single_word": False, "normalized": True}]
+    },
     "lower case": {"normalizer": {"type": "Lowercase"}},
-    "a longer text": {"normalizer": {"type": "Replace", "pattern": {"String": "b"},
-                                     "content": "bb"}},
+    "a longer text": {
+        "normalizer": {"type": "Replace", "pattern": {"String": "b"}, "content": "bb"}
+    },
     "a pattern": {"normalizer": {"type": "Replace", "pattern": {"Regex": "b"}, "content": "c"}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -106,8 +117,9 @@ def test_added_tokens_in_the_text_are_asked():
     text = "ab<s>c"
     ids = made.encode(text, add_special_tokens=False).ids
     assert Borders(fast(made)).before([text, "", text], [ids, [], ids], [[3], [], [2]])[:2] == [
-        None, None,
-    ]  # fmt: skip
+        None,
+        None,
+    ]
 
 
 def test_a_tokenizer_that_splits_into_words_is_asked():

@@ -19,13 +19,25 @@ SYSTEM = [{"role": "system", "content": "Be brief."}]
 
 # What each template of ../shared writes behind an answer, with bos <s> and eos </s>.
 ENDINGS = {
-    "alpaca": "</s>", "amberchat": "", "chatml": "<|im_end|>", "chatqa": "",
-    "falcon-instruct": "", "gemma-it": "<end_of_turn>", "granite-3.0-instruct": "<|end_of_text|>",
-    "llama-2-chat": "</s>", "llama-3-instruct": "<|eot_id|>", "mistral-instruct": "</s>",
-    "openchat-3.5": "<|end_of_turn|>", "phi-3": "<|end|>", "phi-3-small": "<|end|>",
-    "qwen2.5-instruct": "<|im_end|>", "saiga": "</s>", "solar-instruct": "", "vicuna": "</s>",
+    "alpaca": "</s>",
+    "amberchat": "",
+    "chatml": "<|im_end|>",
+    "chatqa": "",
+    "falcon-instruct": "",
+    "gemma-it": "<end_of_turn>",
+    "granite-3.0-instruct": "<|end_of_text|>",
+    "llama-2-chat": "</s>",
+    "llama-3-instruct": "<|eot_id|>",
+    "mistral-instruct": "</s>",
+    "openchat-3.5": "<|end_of_turn|>",
+    "phi-3": "<|end|>",
+    "phi-3-small": "<|end|>",
+    "qwen2.5-instruct": "<|im_end|>",
+    "saiga": "</s>",
+    "solar-instruct": "",
+    "vicuna": "</s>",
     "zephyr": "</s>",
-}  # fmt: skip
+}
 
 
 class Tokenizer:

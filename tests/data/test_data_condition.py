@@ -47,8 +47,10 @@ def get(config, tokenizer):
 
 
 def asks(*told):
-    return [{"prompt": f"What is {i}?\n", "completion": f"It is {i}.", "condition": c}
-            for i, c in enumerate(told)]  # fmt: skip
+    return [
+        {"prompt": f"What is {i}?\n", "completion": f"It is {i}.", "condition": c}
+        for i, c in enumerate(told)
+    ]
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -75,18 +77,36 @@ def test_the_column_may_have_another_name(write, tokenizer):
         get(write(rows, columns={"condition": "langs"}), tokenizer)
 
 
-@pytest.mark.parametrize("value, told", [
-    (3, "3"), ("x", "x"), ([1, 2.5], "[1.0, 2.5]"), (" spaced ", " spaced "), (None, None),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "value, told",
+    [
+        (3, "3"),
+        ("x", "x"),
+        ([1, 2.5], "[1.0, 2.5]"),
+        (" spaced ", " spaced "),
+        (None, None),
+    ],
+    ids=str,
+)
 def test_what_a_condition_can_be(value, told, write, tokenizer):
     assert get(write(asks(value)), tokenizer).train[0].condition == told
 
 
-@pytest.mark.parametrize("value, why", [
-    ("", "empty"), ("  ", "empty"), (True, "bool"), (1.5, "float"), ({}, "dict"),
-    ([], "not of finite numbers"), (["a"], "not of finite numbers"), ([True], "not of finite"),
-    ([float("nan")], "not of finite numbers"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "value, why",
+    [
+        ("", "empty"),
+        ("  ", "empty"),
+        (True, "bool"),
+        (1.5, "float"),
+        ({}, "dict"),
+        ([], "not of finite numbers"),
+        (["a"], "not of finite numbers"),
+        ([True], "not of finite"),
+        ([float("nan")], "not of finite numbers"),
+    ],
+    ids=str,
+)
 def test_what_it_cannot_be(value, why, write, tokenizer):
     with pytest.raises(DataError, match=r"1 of 2 rows cannot be used") as error:
         get(write(asks("good", value)), tokenizer)

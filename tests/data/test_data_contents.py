@@ -70,22 +70,28 @@ REAL = {
     "parts of questions": (PARTS_ASKED, "</s>", ""),
     "glm": (GLM, "", "writes no end of turn behind answers that others follow: in 1 rows"),
     "chatml that does not ask": (
-        chatml(opens=False), "<|im_end|>", "has no prompt for generation, so that the header"
+        chatml(opens=False),
+        "<|im_end|>",
+        "has no prompt for generation, so that the header",
     ),
     "blocks": (blocks("{{ m.content }}<|end|>", "\n"), "<|end|>", ""),
     "blocks without the end": (
-        blocks("{{ m.content }}", "<|end|>\n"), "<|end|>", "leave out the end of turn ('<|end|>')"
+        blocks("{{ m.content }}", "<|end|>\n"),
+        "<|end|>",
+        "leave out the end of turn ('<|end|>')",
     ),
-    "blocks with the next header": (
-        blocks("{{ m.content }}<|end|>\n<|user|>\n"), "<|end|>", ""
-    ),
+    "blocks with the next header": (blocks("{{ m.content }}<|end|>\n<|user|>\n"), "<|end|>", ""),
     "blocks with the header of what follows": (
-        blocks("{{ m.content }}<|end|>{% if not loop.last %}<|user|>{% endif %}"), "<|end|>", ""
+        blocks("{{ m.content }}<|end|>{% if not loop.last %}<|user|>{% endif %}"),
+        "<|end|>",
+        "",
     ),
     "blocks with a header": (
-        blocks("Assistant: {{ m.content }}<|end|>"), "<|end|>", "writes 'Assistant:' before"
+        blocks("Assistant: {{ m.content }}<|end|>"),
+        "<|end|>",
+        "writes 'Assistant:' before",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -168,8 +174,9 @@ def with_call(arguments):
     ]
 
 
-@pytest.mark.parametrize("given", [ARGUMENTS, json.dumps(ARGUMENTS, ensure_ascii=False)],
-                         ids=["object", "text"])  # fmt: skip
+@pytest.mark.parametrize(
+    "given", [ARGUMENTS, json.dumps(ARGUMENTS, ensure_ascii=False)], ids=["object", "text"]
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_arguments_are_json_whatever_form_the_template_wants(form, given):
     first, last = learned(rendered(chatml(FORMS[form]), with_call(given)))
@@ -213,8 +220,10 @@ TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"a": 
 
 @pytest.mark.parametrize("path, kept", [("a.jsonl", True), ("a.parquet", False), ("o/n", False)])
 def test_nulls_that_the_format_fills_in_are_left_out(path, kept):
-    fields = {"messages": with_call({"a": 1, "b": None, "c": [{"d": None, "e": 2}]}),
-              "tools": [TOOL]}  # fmt: skip
+    fields = {
+        "messages": with_call({"a": 1, "b": None, "c": [{"d": None, "e": 2}]}),
+        "tools": [TOOL],
+    }
     (row,) = rendered(chatml(), fields, path=path).rows
     assert ("null" in row.text) is kept
     assert '"e": 2' in row.text
@@ -228,8 +237,11 @@ def test_tools_that_are_not_written_are_noticed():
     assert "does not write the tools of 1 rows (look_up" in line
 
 
-@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"training": False},
-                                  {"weight": 0.0, "train": True}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "flag",
+    [{"weight": 0}, {"train": False}, {"training": False}, {"weight": 0.0, "train": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["messages", "conversations"])
 def test_a_message_that_the_row_leaves_out_is_not_learned(flag, name):
     talk = [dict(m) for m in TALK]
@@ -259,9 +271,15 @@ def test_unknown_roles_are_refused(role):
     assert f"has the role {role!r}" in text and "known are" in text
 
 
-@pytest.mark.parametrize("role, written", [
-    ("gpt", "assistant"), ("human", "user"), ("developer", "system"), ("function", "tool"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "role, written",
+    [
+        ("gpt", "assistant"),
+        ("human", "user"),
+        ("developer", "system"),
+        ("function", "tool"),
+    ],
+)
 def test_roles_of_other_formats_are_renamed(role, written):
     (row,) = rendered(chatml(), [{"role": role, "content": "zzz"}, *TALK]).rows
     assert f"<|im_start|>{written}\nzzz" in row.text

@@ -92,9 +92,9 @@ def no_process(number):
     return False
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in BOMBS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in BOMBS]
+)
 def test_a_template_that_does_not_end_is_stopped(small, name):
     small.render("{{ 1 }}", {}, [{"given": {}}])
     number = small._process.pid

@@ -252,9 +252,14 @@ def test_the_settings_are_strict():
     assert DataConfig(path="a", validation="0.2").validation == 0.2
     assert DataConfig(path="a", validation="held.jsonl").validation == "held.jsonl"
     for wrong in (
-        {"validation": 1.0}, {"limit": 0}, {"max_length": 1}, {"path": " "},
-        {"overlong": "cut"}, {"format": "chat"}, {"unknown": 1},
-    ):  # fmt: skip
+        {"validation": 1.0},
+        {"limit": 0},
+        {"max_length": 1},
+        {"path": " "},
+        {"overlong": "cut"},
+        {"format": "chat"},
+        {"unknown": 1},
+    ):
         with pytest.raises(ValidationError):
             DataConfig.model_validate({"path": "a", **wrong})
     with pytest.raises(ValidationError, match="did you mean completion"):

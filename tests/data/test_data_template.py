@@ -58,8 +58,10 @@ def test_alpaca_has_the_published_text():
 
 ALPACA_ROWS = [
     {"instruction": "a", "input": given, "system": system, "history": history}
-    for given in ("", "b") for system in ("", "c") for history in ([], [["d", "e"], ["f", "g"]])
-]  # fmt: skip
+    for given in ("", "b")
+    for system in ("", "c")
+    for history in ([], [["d", "e"], ["f", "g"]])
+]
 
 
 @pytest.mark.parametrize("row", ALPACA_ROWS, ids=str)
@@ -215,8 +217,9 @@ def test_labels_that_differ_only_in_blanks_are_one_class(blank):
     done = render(rows, DataConfig(path="f"), None)
     assert [row.label for row in done.rows] == ["a b", "a b"]
     assert match({"a b", "c"}, [f"a{blank}b", "c"], all_numbers=True) == {
-        "a b": f"a{blank}b", "c": "c"
-    }  # fmt: skip
+        "a b": f"a{blank}b",
+        "c": "c",
+    }
 
 
 ALIKE = {

@@ -59,17 +59,23 @@ def test_an_architecture_from_training_to_files(name, tmp_path):
     rows.write_text("".join(json.dumps(row) + "\n" for row in CONVERSATION))
     base = write(tmp_path / "base", name)
     settings = {
-        "base": str(base), "data": {"path": str(rows), "validation": 0}, "learning_rate": 0.01,
-        "method": {"name": "lora", "r": 4}, "max_steps": 3, "schedule": "constant",
-        "warmup_ratio": 0.0, "show": False,
-    }  # fmt: skip
+        "base": str(base),
+        "data": {"path": str(rows), "validation": 0},
+        "learning_rate": 0.01,
+        "method": {"name": "lora", "r": 4},
+        "max_steps": 3,
+        "schedule": "constant",
+        "warmup_ratio": 0.0,
+        "show": False,
+    }
     done = lorica.train(**settings, micro_batch_size=8, output=str(tmp_path / "a"))
     first = next(e["loss"] for e in read_events(done.folder) if e["event"] == "step")
     want, ids = plain_loss(name, rows)
     assert first == pytest.approx(want, abs=2e-4)
 
-    lorica.train(**settings, micro_batch_size=1, gradient_accumulation_steps=8,
-                 output=str(tmp_path / "b"))  # fmt: skip
+    lorica.train(
+        **settings, micro_batch_size=1, gradient_accumulation_steps=8, output=str(tmp_path / "b")
+    )
     whole, parts = adapter(tmp_path / "a"), adapter(tmp_path / "b")
     for key, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[key], atol=2e-3, rtol=0, msg=key)

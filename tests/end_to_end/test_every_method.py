@@ -21,10 +21,18 @@ from lorica.training.checkpoint import steps
 STEPS, KILLED_AFTER = 40, 20
 WEIGHTS = "adapter/adapter_model.safetensors"
 RATES = {
-    "aflora": 1e-2, "bottleneck": 2e-3, "full": 1e-3, "hyperlora": 3e-3, "ia3": 2e-2,
-    "llama_adapter": 1e-2, "lora_fa": 2e-2, "mora": 2e-3, "prefix_tuning": 1e-2,
-    "prompt_tuning": 1e-2, "vera": 2e-2,
-}  # fmt: skip
+    "aflora": 1e-2,
+    "bottleneck": 2e-3,
+    "full": 1e-3,
+    "hyperlora": 3e-3,
+    "ia3": 2e-2,
+    "llama_adapter": 1e-2,
+    "lora_fa": 2e-2,
+    "mora": 2e-3,
+    "prefix_tuning": 1e-2,
+    "prompt_tuning": 1e-2,
+    "vera": 2e-2,
+}
 """Learning rates at which a few steps are enough; 5e-3 where none is named."""
 EXTRA = {
     "alora": {"method.r": 2, "method.rounds": 2},  # it tries every rank
@@ -59,12 +67,20 @@ def finish(process: Any) -> None:
 def flags(name: str, stories: Path, text: Path) -> list[Any]:
     known = Method.named(name).__dataclass_fields__
     settings: dict[str, Any] = {
-        "base": stories, "data": text, "data.max_length": 64, "data.validation": 0.1,
+        "base": stories,
+        "data": text,
+        "data.max_length": 64,
+        "data.validation": 0.1,
         "data.overlong": "split",
-        "method": name, "max_steps": STEPS, "save_steps": 10, "keep_checkpoints": 9,
-        "micro_batch_size": 4, "gradient_accumulation_steps": 2, "weight_decay": 0.01,
+        "method": name,
+        "max_steps": STEPS,
+        "save_steps": 10,
+        "keep_checkpoints": 9,
+        "micro_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "weight_decay": 0.01,
         "learning_rate": RATES.get(name, 5e-3),
-    }  # fmt: skip
+    }
     settings |= {k: v for k, v in EXTRA.get(name, {}).items() if k.split(".")[1] in known}
     return [word for key, value in settings.items() for word in (f"--{key}", value)]
 
@@ -74,8 +90,10 @@ def text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (shared / "data/text/tinyshakespeare/input.txt").read_text()
     path = tmp_path_factory.mktemp("text") / "shakespeare.jsonl"
     # Two conditions, for the method that makes its adapter from one; others name them unused.
-    rows = [{"text": whole[3_000 * i : 3_000 * (i + 1)], "condition": f"part {i % 2}"}
-            for i in range(20)]  # fmt: skip
+    rows = [
+        {"text": whole[3_000 * i : 3_000 * (i + 1)], "condition": f"part {i % 2}"}
+        for i in range(20)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -103,7 +121,9 @@ def test_a_method_from_the_command_line(name, stories, text, tmp_path):
     opened = open_adapter(whole)
     rows = load_rows(
         DataConfig(path=str(text), max_length=64, validation=0.1, overlong="split"),
-        opened.tokenizer, seed=0, max_length=opened.max_length,
-    )  # fmt: skip
+        opened.tokenizer,
+        seed=0,
+        max_length=opened.max_length,
+    )
     assert mean_loss(opened.model, rows.validation) == pytest.approx(after, abs=1e-5)
     print(f"\n{name}: {before:.3f} -> {after:.3f}, killed at {at}, lines {results['lines']}")

@@ -138,15 +138,34 @@ def finish(folder: Path, words: list[str]) -> str:
 @pytest.mark.timeout(600)
 def test_killed_runs_end_with_the_bits_of_the_whole_one(stories, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 60)
-    settings = ["--base", stories, "--data", rows, "--max_steps", STEPS, "--save_steps", 2,
-                "--method.r", 4, "--method.dropout", 0.1, "--learning_rate", 5e-3,
-                "--eval_steps", 20, "--output"]  # fmt: skip
+    settings = [
+        "--base",
+        stories,
+        "--data",
+        rows,
+        "--max_steps",
+        STEPS,
+        "--save_steps",
+        2,
+        "--method.r",
+        4,
+        "--method.dropout",
+        0.1,
+        "--learning_rate",
+        5e-3,
+        "--eval_steps",
+        20,
+        "--output",
+    ]
     folders = [tmp_path / f"run{seed}" for seed in range(RUNS)]
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(finish, tmp_path / "whole", command(*settings, tmp_path / "whole"))
-        lives = list(pool.map(
-            lambda seed: live(folders[seed], command(*settings, folders[seed]), seed), range(RUNS)
-        ))  # fmt: skip
+        lives = list(
+            pool.map(
+                lambda seed: live(folders[seed], command(*settings, folders[seed]), seed),
+                range(RUNS),
+            )
+        )
         whole.result()
     want = (tmp_path / "whole" / WEIGHTS).read_bytes()
     figures = commit.read_json(tmp_path / "whole/results.json")
@@ -162,6 +181,8 @@ def test_killed_runs_end_with_the_bits_of_the_whole_one(stories, tmp_path):
     assert set(kinds) == {"start", "step", "writing", "end"}
     halves = sum(each.halves for each in lives)
     read = sum(each.checkpoints for each in lives)
-    print(f"\n20 kills ({', '.join(f'{kinds.count(k)} {k}' for k in sorted(set(kinds)))}): "
-          f"{halves} left something half written, {read} checkpoints read")  # fmt: skip
+    print(
+        f"\n20 kills ({', '.join(f'{kinds.count(k)} {k}' for k in sorted(set(kinds)))}): "
+        f"{halves} left something half written, {read} checkpoints read"
+    )
     assert halves >= 3

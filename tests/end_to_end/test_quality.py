@@ -56,16 +56,27 @@ def loss_of(model_folder: Path, text: str) -> float:
 @pytest.mark.parametrize("method", LIMITS)
 def test_held_out_loss(method, stories, text, tmp_path):
     settings, limit = LIMITS[method]
-    data = {"path": str(text / "train.txt"), "validation": str(text / "held-out.txt"),
-            "max_length": LENGTH, "overlong": "split"}  # fmt: skip
+    data = {
+        "path": str(text / "train.txt"),
+        "validation": str(text / "held-out.txt"),
+        "max_length": LENGTH,
+        "overlong": "split",
+    }
     result = lorica.train(
-        base=str(stories), data=data, max_steps=300, micro_batch_size=8,
-        output=str(tmp_path / "run"), show=False, **settings,
-    )  # fmt: skip
+        base=str(stories),
+        data=data,
+        max_steps=300,
+        micro_batch_size=8,
+        output=str(tmp_path / "run"),
+        show=False,
+        **settings,
+    )
     loss = result.figures["held_out_loss"]
     seconds = result.figures["seconds"]
-    print(f"\n{method}: held out {loss['before']:.3f} -> {loss['after']:.3f} "
-          f"(at most {limit}), {seconds:.0f} s")  # fmt: skip
+    print(
+        f"\n{method}: held out {loss['before']:.3f} -> {loss['after']:.3f} "
+        f"(at most {limit}), {seconds:.0f} s"
+    )
     assert result.figures["rows"]["validation"] > 100
     assert loss["after"] <= limit
     merged = tmp_path / "merged"

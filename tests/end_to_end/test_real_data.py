@@ -65,19 +65,18 @@ def test_from_check_to_merge(job, tmp_path, monkeypatch, capsys):
     assert " # " in lines and " = " in lines  # of "####" and of 48/2 = 24, say
     assert f"are longer than 512 tokens and {job.overlong}" in lines
 
-    measured = said(capsys, "eval", "run", "--data", job.measured, "--data.limit", 6,
-                    "--max-new-tokens", 8)  # fmt: skip
+    measured = said(
+        capsys, "eval", "run", "--data", job.measured, "--data.limit", 6, "--max-new-tokens", 8
+    )
     assert measured["rows"] == 6
     found = {measure["name"]: measure for measure in _measures(measured)}
     assert found["loss"]["adapter"]["value"] < found["loss"]["base"]["value"]
     assert set(found) >= {"loss", "perplexity", "token_accuracy", "exact_match"}
 
-    written = said(capsys, "generate", "run", "--prompt", "Tom has 3 cats.",
-                   "--max-new-tokens", 8)  # fmt: skip
+    written = said(capsys, "generate", "run", "--prompt", "Tom has 3 cats.", "--max-new-tokens", 8)
     merged = said(capsys, "merge", "run", "--output", "merged")
     assert merged["lost"] < 0.05 and merged["effect"] > 1e-5
-    again = said(capsys, "generate", "merged", "--prompt", "Tom has 3 cats.",
-                 "--max-new-tokens", 8)  # fmt: skip
+    again = said(capsys, "generate", "merged", "--prompt", "Tom has 3 cats.", "--max-new-tokens", 8)
     assert again["texts"] == written["texts"]
 
     about = said(capsys, "info", "run")

@@ -29,18 +29,24 @@ TALK = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant",
 TRAININGS = {
     "chat": (TALK, {"chat_template": chatml()}, ""),
     "chat with its own variables": (
-        TALK, {"chat_template": QWEN3, "chat_template_kwargs": {"enable_thinking": False}}, ""
+        TALK,
+        {"chat_template": QWEN3, "chat_template_kwargs": {"enable_thinking": False}},
+        "",
     ),
     "the base's chat template": (TALK, {}, ""),
     "alpaca": (PLAIN["alpaca"], {}, "each message is an instruction by itself"),
     "alpaca of another text": (
-        PLAIN["alpaca"], {"prompt_template": "Q: {{ instruction }}{{ input }}\nA:"},
+        PLAIN["alpaca"],
+        {"prompt_template": "Q: {{ instruction }}{{ input }}\nA:"},
         "trained with a prompt template",
     ),
     "prompt": (PLAIN["prompt"], {}, "trained with plain prompts: each message is a prompt"),
-    "prompt with a text": (PLAIN["prompt"], {"prompt_template": "<{{ prompt }}>"},
-                           "trained with a prompt template: each message is a prompt"),
-}  # fmt: skip
+    "prompt with a text": (
+        PLAIN["prompt"],
+        {"prompt_template": "<{{ prompt }}>"},
+        "trained with a prompt template: each message is a prompt",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +63,14 @@ def trained(base, tmp_path, row, settings):
     lorica.adapt(base.model, lorica.Lora(r=1), name="asked", target_modules=["q_proj"])
     base_path = "bundled"
     try:
-        save(base.model, tmp_path / "adapter", "asked", tokenizer=base.tokenizer,
-             base_path=base_path, prompt_format=data.prompt_format)  # fmt: skip
+        save(
+            base.model,
+            tmp_path / "adapter",
+            "asked",
+            tokenizer=base.tokenizer,
+            base_path=base_path,
+            prompt_format=data.prompt_format,
+        )
     finally:
         lorica.detach(base.model, "asked")
     return tmp_path / "adapter", data, config
@@ -91,8 +103,13 @@ def test_chat_and_generate_say_how_they_ask(base, tmp_path):
     opened = open_adapter(folder)
     talk = Chat(opened, system="Be kind.")
     assert talk.lines == how_asked(opened, system=True) and len(talk.lines) == 1
-    assert "Be kind." in ask(opened, [{"role": "system", "content": "Be kind."},
-                                      {"role": "user", "content": "hello"}]).prompt  # fmt: skip
+    assert (
+        "Be kind."
+        in ask(
+            opened,
+            [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}],
+        ).prompt
+    )
     done = generate(opened, ["hello"], chat=True, max_new_tokens=1)
     assert done.lines[0] == how_asked(opened)[0]
     done = generate(opened, ["hello"], max_new_tokens=1)
@@ -121,18 +138,35 @@ def test_rows_of_another_format_are_named(base, tmp_path):
 
 
 def test_the_format_comes_back_from_the_manifest_as_it_was():
-    for form in (PromptFormat(kind="chat", template={"default": "a", "tool_use": "b"},
-                              kwargs={"x": [1]}, end_of_turn="</s>", eos="</s>"),
-                 PromptFormat(kind="text")):  # fmt: skip
+    for form in (
+        PromptFormat(
+            kind="chat",
+            template={"default": "a", "tool_use": "b"},
+            kwargs={"x": [1]},
+            end_of_turn="</s>",
+            eos="</s>",
+        ),
+        PromptFormat(kind="text"),
+    ):
         assert from_dict(json.loads(json.dumps(form.as_dict())), "here") == form
     assert from_dict(None, "here") is None
 
 
-@pytest.mark.parametrize("change", [
-    {"template": "other"}, {"template_sha256": "0"}, {"template_sha256": None}, {"kind": "chta"},
-    {"kind": None}, {"kwargs": []}, {"kwargs": "x"}, {"template": 3}, {"eos": 3},
-    {"end_of_turn": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"template": "other"},
+        {"template_sha256": "0"},
+        {"template_sha256": None},
+        {"kind": "chta"},
+        {"kind": None},
+        {"kwargs": []},
+        {"kwargs": "x"},
+        {"template": 3},
+        {"eos": 3},
+        {"end_of_turn": []},
+    ],
+)
 def test_a_changed_record_is_refused(base, tmp_path, change):
     folder, _, _ = trained(base, tmp_path, TALK, {})
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -163,8 +197,14 @@ def test_a_run_records_its_templates_as_text_and_its_adapter_as_well(tmp_path):
     file.write_text((json.dumps(PLAIN["alpaca"]) + "\n") * 2)
     template.write_text("Q {{ instruction }}{{ input }} A")
     data = {"path": str(file), "validation": 0, "prompt_template": str(template)}
-    result = lorica.train(base="bundled", data=data, max_steps=1, output=str(tmp_path / "run"),
-                          method={"name": "lora", "r": 1}, show=False)  # fmt: skip
+    result = lorica.train(
+        base="bundled",
+        data=data,
+        max_steps=1,
+        output=str(tmp_path / "run"),
+        method={"name": "lora", "r": 1},
+        show=False,
+    )
     template.unlink()
     assert "Q {{ instruction }}" in (result.folder / "config.yaml").read_text()
     manifest = json.loads((result.folder / "adapter/manifest.json").read_text())

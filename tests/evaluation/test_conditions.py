@@ -28,10 +28,13 @@ def told(count=12):
     """Only the condition tells what the answer is."""
     kinds = list(WORDS)
     return [
-        {"prompt": f"{NAMES[i % 8]} has a pet, number {i}. It",
-         "completion": WORDS[kinds[i * 7 % 3 % 2]], "condition": kinds[i * 7 % 3 % 2]}
+        {
+            "prompt": f"{NAMES[i % 8]} has a pet, number {i}. It",
+            "completion": WORDS[kinds[i * 7 % 3 % 2]],
+            "condition": kinds[i * 7 % 3 % 2],
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
@@ -91,8 +94,9 @@ def test_an_unused_condition_is_seen(stories, rows):
     base = taught(stories)
     network = next(m for m in base.model.modules() if type(m).__name__ == "Network")
     with torch.no_grad():
-        network.enc.vectors.weight.copy_(network.enc.vectors.weight[:1].expand_as(
-            network.enc.vectors.weight))  # fmt: skip
+        network.enc.vectors.weight.copy_(
+            network.enc.vectors.weight[:1].expand_as(network.enc.vectors.weight)
+        )
     report = evaluate_loaded(base, examples_of(rows(told(8)), base), exact_match=False)
     (line,) = [line for line in report.lines if "conditions of other rows" in line]
     assert "not shown" in line
@@ -170,8 +174,10 @@ def test_chat_under_a_condition(stories):
     short = Sampling(max_new_tokens=12)
     answers = [Chat(base, condition=k, sampling=short).say("Once upon a time") for k in WORDS]
     assert answers[0] != answers[1]
-    assert answers[0] == generate(
-        base, ["Once upon a time"], conditions=["cat"], max_new_tokens=12).texts[0]  # fmt: skip
+    assert (
+        answers[0]
+        == generate(base, ["Once upon a time"], conditions=["cat"], max_new_tokens=12).texts[0]
+    )
     with pytest.raises(ConfigError, match="'cow'"):
         Chat(base, condition="cow").say("Once")
 

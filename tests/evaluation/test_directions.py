@@ -76,7 +76,8 @@ def test_correlation():
 
 
 def test_what_changes_no_weight_is_refused():
-    model = lorica.adapt(torch.nn.Sequential(torch.nn.Embedding(9, 4)), Lora(r=2),
-                         target_modules="all")  # fmt: skip
+    model = lorica.adapt(
+        torch.nn.Sequential(torch.nn.Embedding(9, 4)), Lora(r=2), target_modules="all"
+    )
     with pytest.raises(ConfigError, match="no weight of a linear layer"):
         turns(model)

@@ -40,8 +40,15 @@ def base(stories):
 def short(stories):
     """Learned positions, 40 of them: a position too many is an index error."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=512, n_positions=40, n_embd=32, n_layer=2, n_head=2,
-                        bos_token_id=1, eos_token_id=2)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=512,
+        n_positions=40,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return Base(GPT2LMHeadModel(config).eval(), load_base(str(stories)).tokenizer, "gpt2")
 
 
@@ -128,8 +135,10 @@ def test_a_text_that_the_context_cuts_is_the_same_in_a_batch(short):
     alone = [continue_ids(short, [p], sampling, stops=[2]).tokens[0] for p in prompts]
     assert together.tokens == alone
     assert [len(t) for t in together.tokens] == [4, 9, 20, 9, 1]
-    assert together.lines == ["4 texts were cut where the context of 40 ended",
-                              "1 texts were cut after 20 tokens"]  # fmt: skip
+    assert together.lines == [
+        "4 texts were cut where the context of 40 ended",
+        "1 texts were cut after 20 tokens",
+    ]
 
 
 def test_what_cannot_be_continued(base, short, stories):
@@ -198,9 +207,10 @@ def test_a_full_context_forgets_the_oldest_and_says_so(talking):
 
 def test_a_base_without_a_template_takes_each_message_as_a_prompt(base):
     chat = Chat(base, sampling=Sampling(max_new_tokens=10))
-    assert chat.say("Once upon a time") == generate(
-        base, ["Once upon a time"], max_new_tokens=10
-    ).texts[0]  # fmt: skip
+    assert (
+        chat.say("Once upon a time")
+        == generate(base, ["Once upon a time"], max_new_tokens=10).texts[0]
+    )
     assert chat.lines[0].startswith("the base has no chat template")
 
 

@@ -32,8 +32,14 @@ def trained(tmp_path_factory):
     rows = folder / "rows.jsonl"
     labelled = [{"text": TEXTS[i % 6], "label": NAMES[i % 3]} for i in range(24)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    lorica.train(base=base, data={"path": str(rows), "validation": 0.25}, max_steps=4,
-                 learning_rate=1e-2, output=str(folder / "run"), show=False)  # fmt: skip
+    lorica.train(
+        base=base,
+        data={"path": str(rows), "validation": 0.25},
+        max_steps=4,
+        learning_rate=1e-2,
+        output=str(folder / "run"),
+        show=False,
+    )
     return folder
 
 
@@ -61,8 +67,14 @@ def test_new_rows_get_the_classes_that_the_model_gives(trained, tmp_path):
 
 
 def test_labels_in_new_rows_are_taken_along_and_not_looked_at(trained, tmp_path):
-    path = new_rows(tmp_path, [{"text": "a cat", "label": "unheard of"}, {"text": "a dog"},
-                               {"text": "a film", "label": None}])  # fmt: skip
+    path = new_rows(
+        tmp_path,
+        [
+            {"text": "a cat", "label": "unheard of"},
+            {"text": "a dog"},
+            {"text": "a film", "label": None},
+        ],
+    )
     rows = lorica.predict(trained / "run", path).rows
     assert [row.get("wanted") for row in rows] == ["unheard of", None, None]
 
@@ -148,8 +160,16 @@ def test_macro_f1_without_each_row_is_what_it_is_without_it():
 
     def value(keep):
         w, c = wanted[keep], chosen[keep]
-        return np.mean([f1(((w == k) & (c == k)).sum(), ((w != k) & (c == k)).sum(),
-                           ((w == k) & (c != k)).sum()) for k in range(3)])  # fmt: skip
+        return np.mean(
+            [
+                f1(
+                    ((w == k) & (c == k)).sum(),
+                    ((w != k) & (c == k)).sum(),
+                    ((w == k) & (c != k)).sum(),
+                )
+                for k in range(3)
+            ]
+        )
 
     rows = np.arange(30)
     without = np.array([value(rows != i) for i in rows])
@@ -241,8 +261,14 @@ def test_a_base_whose_head_gives_no_classes_is_refused_by_name(no_classes, tmp_p
 
 def test_a_base_whose_head_gives_no_classes_gets_one_that_does(no_classes, trained, tmp_path):
     base, words = no_classes
-    run = lorica.train(base=base, data={"path": str(trained / "rows.jsonl")}, max_steps=2,
-                       learning_rate=1e-2, output=str(tmp_path / "run"), show=False)  # fmt: skip
+    run = lorica.train(
+        base=base,
+        data={"path": str(trained / "rows.jsonl")},
+        max_steps=2,
+        learning_rate=1e-2,
+        output=str(tmp_path / "run"),
+        show=False,
+    )
     (notice,) = (line for line in run.lines if words in line)
     assert "trained and saved whole" in notice
     done = lorica.predict(tmp_path / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))

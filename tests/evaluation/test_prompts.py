@@ -64,6 +64,8 @@ def test_a_base_whose_batches_mix_rows_says_so():
 
 def test_texts_that_pass_a_threshold_are_said():
     done = write(base("phi3_longrope"), prompts(4, 20), 2)
-    assert any("where texts pass 24 tokens (original_max_position_embeddings)" in line
-               for line in done.lines)  # fmt: skip
+    assert any(
+        "where texts pass 24 tokens (original_max_position_embeddings)" in line
+        for line in done.lines
+    )
     assert len(write(base("phi3_longrope"), prompts(4, 9), 2).lines) == 2

@@ -126,8 +126,10 @@ def test_loss_and_perplexity_show_the_same(wide):
     tokens = np.full(20, 30)
     losses = 4 + draw.normal(0, wide, 20).clip(-3.5, 3.5)
     better = losses - 1 - draw.normal(0, 0.5, 20).clip(-0.9, 0.9)
-    scores = [Scores(nll * tokens, tokens, tokens // 2, np.zeros((20, 0), np.float32))
-              for nll in (losses, better)]  # fmt: skip
+    scores = [
+        Scores(nll * tokens, tokens, tokens // 2, np.zeros((20, 0), np.float32))
+        for nll in (losses, better)
+    ]
     loss, perplexity, _ = token_measures(scores)
     assert loss.verdict == perplexity.verdict == "better"
     apart = perplexity.adapter.value - perplexity.base.value

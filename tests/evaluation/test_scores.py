@@ -72,8 +72,9 @@ def test_a_model_without_logits_to_keep_and_one_with_learned_positions(model, mo
     monkeypatch.setattr(type(model), "forward", forward)
     np.testing.assert_allclose(score(model, rows).nll, want, rtol=1e-5)
     torch.manual_seed(0)
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=2,
-                                      n_head=2)).eval()  # fmt: skip
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    ).eval()
     np.testing.assert_allclose(score(gpt2, rows).nll, by_transformers(gpt2, rows), rtol=1e-5)
 
 
@@ -95,8 +96,10 @@ def test_a_row_without_labels_counts_nothing_and_all_without_are_an_error(model)
 
 def test_a_loss_that_is_not_finite_names_its_row(stories):
     model = load_base(str(stories)).model
-    rows = [Example([1, 9, 20], [False, True, True], "row:a"),
-            Example([1, 400, 20], [False, True, True], "row:b")]  # fmt: skip
+    rows = [
+        Example([1, 9, 20], [False, True, True], "row:a"),
+        Example([1, 400, 20], [False, True, True], "row:b"),
+    ]
     model.model.embed_tokens.weight[400] = float("nan")  # tied: the head has it as well
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.nan_to_num().clone())
     with pytest.raises(TrainingError, match="1 of 2 rows") as caught:
@@ -122,8 +125,10 @@ def test_every_mode_comes_back_and_nothing_is_drawn(stories):
 
 def test_a_classifier_scores_rows(stories):
     base = load_base(str(stories), labels=["bad", "good", "fair"])
-    rows = [Example(row.ids, [False] * len(row.ids), row.where, i % 3)
-            for i, row in enumerate(examples(7))]  # fmt: skip
+    rows = [
+        Example(row.ids, [False] * len(row.ids), row.where, i % 3)
+        for i, row in enumerate(examples(7))
+    ]
     found = score(base.model, rows, batch=3)
     for row, nll, hit in zip(rows, found.nll, found.correct, strict=True):
         with torch.no_grad():

@@ -62,9 +62,18 @@ def test_newcombe_holds_the_truth_in_95_of_100():
 
 @pytest.mark.parametrize(
     ("df", "value"),
-    [(1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (10, 2.2281), (15, 2.1314),
-     (30, 2.0423), (120, 1.9799), (10**6, 1.9600)],
-)  # fmt: skip
+    [
+        (1, 12.7062),
+        (2, 4.3027),
+        (4, 2.7764),
+        (9, 2.2622),
+        (10, 2.2281),
+        (15, 2.1314),
+        (30, 2.0423),
+        (120, 1.9799),
+        (10**6, 1.9600),
+    ],
+)
 def test_students_t_has_the_published_points(df, value):
     assert student(df) == pytest.approx(value, abs=6e-5)
 
@@ -90,12 +99,16 @@ LOSSES = {
     "normal": (lambda g, n: (g.normal(3, 1, n), np.ones(n), 3.0), (0.94, 0.94, 0.94, 0.94)),
     "uniform": (lambda g, n: (g.uniform(0, 1, n), np.ones(n), 0.5), (0.92, 0.93, 0.94, 0.94)),
     "exponential": (lambda g, n: (g.exponential(1, n), np.ones(n), 1.0), (0.91, 0.91, 0.92, 0.93)),
-    "log-normal": (lambda g, n: (np.exp(g.normal(0, 1, n)), np.ones(n), math.exp(0.5)),
-                   (0.87, 0.87, 0.88, 0.90)),
+    "log-normal": (
+        lambda g, n: (np.exp(g.normal(0, 1, n)), np.ones(n), math.exp(0.5)),
+        (0.87, 0.87, 0.88, 0.90),
+    ),
     "unequal rows": (lambda g, n: rows_with(g, g.integers(3, 40, n)), (0.93, 0.92, 0.93, 0.93)),
-    "very unequal": (lambda g, n: rows_with(g, np.exp(g.normal(3, 1, n)).astype(int) + 1),
-                     (0.94, 0.92, 0.92, 0.93)),
-}  # fmt: skip
+    "very unequal": (
+        lambda g, n: rows_with(g, np.exp(g.normal(3, 1, n)).astype(int) + 1),
+        (0.94, 0.92, 0.92, 0.93),
+    ),
+}
 
 
 def rows_with(generator, lengths):
@@ -184,8 +197,13 @@ def test_a_perplexity_has_the_bounds_of_its_loss():
 @pytest.mark.parametrize("rows", [1, 2])
 def test_one_row_and_two_have_no_interval(rows):
     both = ratios(np.ones((2, rows)), np.full(rows, 2))
-    for found in (both.positive(0), both.share(0), both.difference(0, 1),
-                  both.share_difference(0, 1), jackknife(0.5, np.ones(rows))):  # fmt: skip
+    for found in (
+        both.positive(0),
+        both.share(0),
+        both.difference(0, 1),
+        both.share_difference(0, 1),
+        jackknife(0.5, np.ones(rows)),
+    ):
         assert found.side == 0
         assert found.as_dict()["low"] is found.as_dict()["high"] is None
     assert both.positive(0).value == 0.5

@@ -102,9 +102,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor too many": (tensors(lambda s: s.update({NEW: torch.ones(2)})), r"extra .*sideways"),
     "a tensor is renamed": (tensors(lambda s: s.update({NEW: s.pop(UP)})), r"sideways"),
     "a tensor of another shape": (
-        tensors(lambda s: s.update({UP: torch.ones(4, 13)})), r"\(4, 13\) -> \(4, 12\)"),
+        tensors(lambda s: s.update({UP: torch.ones(4, 13)})),
+        r"\(4, 13\) -> \(4, 12\)",
+    ),
     "a transposed tensor": (
-        tensors(lambda s: s.update({UP: s[UP].T.contiguous()})), r"\(12, 4\) -> \(4, 12\)"),
+        tensors(lambda s: s.update({UP: s[UP].T.contiguous()})),
+        r"\(12, 4\) -> \(4, 12\)",
+    ),
     "another rank": (tensors(lambda s: s.update({UP: torch.ones(2, 12)})), r"\(2, 12\)"),
     "a NaN": (tensors(lambda s: s[UP].fill_(torch.nan)), r"not_finite +layers\.0\.up\.a"),
     "an infinity": (tensors(lambda s: s[UP][0].fill_(torch.inf)), "not_finite"),
@@ -114,7 +118,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a header": (cut(WEIGHTS, 5), "damaged"),
     "one bit is another": (flip, "not what was saved"),
     "a changed config": (
-        lambda p: (p / "adapter_config.json").write_text("{}"), "adapter_config.json"),
+        lambda p: (p / "adapter_config.json").write_text("{}"),
+        "adapter_config.json",
+    ),
     "only a pickle": (only_a_pickle, "pickle"),
     "an empty folder": (empty, "no adapter folder"),
     "no folder": (remove, "not there"),
@@ -124,11 +130,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "the manifest is empty": (cut("manifest.json", 0), "manifest.json"),
     "the manifest is a list": (lambda p: (p / "manifest.json").write_text("[1]"), "list"),
     "the manifest is no text": (
-        lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe\x00"), "manifest.json"),
+        lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+        "manifest.json",
+    ),
     "a manifest of a newer format": (
-        manifest(lambda m: m.update({"format": 2, "base": {"new": 1}})), "format 2"),
+        manifest(lambda m: m.update({"format": 2, "base": {"new": 1}})),
+        "format 2",
+    ),
     "a newer format without what we need": (
-        manifest(lambda m: (m.clear(), m.update({"format": 7}))), "format 7"),
+        manifest(lambda m: (m.clear(), m.update({"format": 7}))),
+        "format 7",
+    ),
     "a manifest without its method": (manifest(lambda m: m.pop("method")), "lacks method"),
     "an unknown method": (manifest(lambda m: m["method"].update({"name": "lroa"})), "lroa"),
     "an unknown setting of the method": (manifest(lambda m: m["method"].update({"rr": 1})), "rr"),
@@ -137,13 +149,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a rank in words": (manifest(lambda m: m["method"].update({"r": "four"})), "four"),
     "a broken fingerprint": (manifest(lambda m: m["base"].pop("shapes")), "fingerprint"),
     "weights that the manifest does not know": (
-        manifest(lambda m: m["files"].pop(WEIGHTS)), WEIGHTS),
+        manifest(lambda m: m["files"].pop(WEIGHTS)),
+        WEIGHTS,
+    ),
     "an unknown PEFT setting": (config(lambda c: c.update({"lora_new": 3})), "lora_new 3"),
     "an unknown PEFT method": (config(lambda c: c.update({"peft_type": "OFT"})), "OFT"),
     "a PEFT config of no kind": (config(lambda c: c.pop("peft_type")), "peft_type"),
     "a PEFT config without targets": (config(lambda c: c.pop("target_modules")), "target_modules"),
     "a PEFT rank that does not fit": (config(lambda c: c.update({"r": 5})), r"\(4, 12\) -> \(5"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -70,11 +70,23 @@ def test_a_run_tells_its_data_settings_and_figures(tmp_path):
     rows = tmp_path / "rows.jsonl"
     texts = [{"prompt": f"the cat {i}", "completion": " sat"} for i in range(12)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
-    result = lorica.train(base=save(tmp_path / "base", model("llama")), data=str(rows), max_steps=2,
-                          learning_rate=1e-3, output=str(tmp_path / "run"), show=False)  # fmt: skip
+    result = lorica.train(
+        base=save(tmp_path / "base", model("llama")),
+        data=str(rows),
+        max_steps=2,
+        learning_rate=1e-3,
+        output=str(tmp_path / "run"),
+        show=False,
+    )
     text = (tmp_path / "run/adapter" / CARD).read_text()
-    for word in ("rows.jsonl, sha256", "11 trained on, 1 held out", "learning rate 0.001",
-                 f"{result.figures['train_loss']:.4f}", "before", "generate PATH"):  # fmt: skip
+    for word in (
+        "rows.jsonl, sha256",
+        "11 trained on, 1 held out",
+        "learning rate 0.001",
+        f"{result.figures['train_loss']:.4f}",
+        "before",
+        "generate PATH",
+    ):
         assert word in text
     page = result._repr_html_()
     assert "held out loss" in page

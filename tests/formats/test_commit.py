@@ -70,8 +70,11 @@ print(json.dumps(results))
 def test_a_killed_save_leaves_the_old_adapter_or_the_new_one(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MURDER, str(tmp_path)],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert len(results) > 15, "hardly anything was killed"

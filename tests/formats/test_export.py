@@ -31,12 +31,13 @@ SCALED = {  # settings of LoRA whose scale is not 1, or is not the same everywhe
     "head": {"target_modules": ["lm_head", "q_proj"], "alpha": 3},
     "saved, tied": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 17]},
-}  # fmt: skip
+}
 
 
 def adapted(make=stories, kind=Lora, **settings: Any) -> torch.nn.Module:
-    words = {"r": 4} | {k: settings.pop(k) for k in ("alpha", "use_rslora", "lora_bias")
-                        if k in settings}  # fmt: skip
+    words = {"r": 4} | {
+        k: settings.pop(k) for k in ("alpha", "use_rslora", "lora_bias") if k in settings
+    }
     return move(lorica.adapt(make(), kind(**words), **settings))
 
 
@@ -195,7 +196,10 @@ def test_full_fine_tuning_is_cut_and_its_norms_are_kept(tmp_path):
     torch.testing.assert_close(logits(fresh), want, atol=1e-4, rtol=1e-4)
     saved = config_of(tmp_path / "out")["modules_to_save"]
     assert {name.rpartition(".")[2] for name in saved} == {
-        "norm", "input_layernorm", "post_attention_layernorm"}  # fmt: skip
+        "norm",
+        "input_layernorm",
+        "post_attention_layernorm",
+    }
     assert "model.embed_tokens" in report.ranks
 
 
@@ -376,10 +380,15 @@ def test_every_method_is_what_it_says_to_be_as_a_lora(name, tmp_path):
     assert lost[0] > lost[1] > lost[2] and cut[0].kl > cut[2].kl < 1e-8
 
 
-@pytest.mark.parametrize("name, reason", [
-    ("prefix_tuning", "attends to"), ("prompt_tuning", "attends to"),
-    ("llama_adapter", "attends to"), ("bottleneck", "no linear function"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("prefix_tuning", "attends to"),
+        ("prompt_tuning", "attends to"),
+        ("llama_adapter", "attends to"),
+        ("bottleneck", "no linear function"),
+    ],
+)
 def test_methods_that_have_no_weight_are_refused_with_the_reason(name, reason, tmp_path):
     with pytest.raises(MergeError, match=reason) as error:
         lorica.export_lora(trained(name, LLAMA), tmp_path / "out")

@@ -41,10 +41,13 @@ def reference(shared):
     return shared / "referee/peft-reference"
 
 
-@pytest.mark.parametrize(("case", "tied"), [
-    pytest.param(*pair, marks=[] if pair[0] in QUICK else pytest.mark.slow)
-    for pair in CASES.items()
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("case", "tied"),
+    [
+        pytest.param(*pair, marks=[] if pair[0] in QUICK else pytest.mark.slow)
+        for pair in CASES.items()
+    ],
+)
 def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
     case, tied, reference, stories, tmp_path
 ):
@@ -173,9 +176,15 @@ KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.we
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, kind", [
-    ("lora", "nf4"), ("lora", "int8"), ("dora", "nf4"), ("dora", "int8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, kind",
+    [
+        ("lora", "nf4"),
+        ("lora", "int8"),
+        ("dora", "nf4"),
+        ("dora", "int8"),
+    ],
+)
 def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     path = quantised_adapter(tmp_path / "a", stories, kind, METHODS[method])
     codes = layers(load_base(str(stories), quantisation=kind).model)
@@ -232,20 +241,29 @@ def test_a_float_base_has_no_target(reference, stories, tmp_path):
     with pytest.raises(ConfigError, match="dequantise"):
         merge_to(reference / "lora", tmp_path / "out", base=str(stories), target="dequantise")
     report = merge_to(
-        quantised_adapter(tmp_path / "a", stories, "nf4", METHODS["lora"]), tmp_path / "out",
+        quantised_adapter(tmp_path / "a", stories, "nf4", METHODS["lora"]),
+        tmp_path / "out",
         quantisation="none",
-    )  # fmt: skip
+    )
     assert (report.target, report.quantisation, report.lost) == (None, None, 0)
     assert any("same but quantised" in line for line in report.lines)
 
 
-@pytest.mark.parametrize("target", [
-    "requant", *(pytest.param(t, marks=pytest.mark.slow) for t in ("dequant", "original"))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "target",
+    ["requant", *(pytest.param(t, marks=pytest.mark.slow) for t in ("dequant", "original"))],
+)
 def test_a_quantised_base_of_conv1d_layers(target, stories, tmp_path):
     """Their weights lie (I, O) in the folder: c_proj is square, and would load turned silently."""
-    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=128,
-                        bos_token_id=1, eos_token_id=2)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=512,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     for file in stories.glob("token*"):

@@ -99,10 +99,16 @@ def foreign_folder_beside_an_adapter(path: Path) -> None:
     (path / "checkpoint-500").mkdir()
 
 
-@pytest.mark.parametrize("there", [
-    foreign_file, foreign_file_beside_an_adapter, foreign_folder_beside_an_adapter,
-    lambda path: path.write_text("years of work"),
-], ids=["folder", "beside an adapter", "folder beside an adapter", "file"])  # fmt: skip
+@pytest.mark.parametrize(
+    "there",
+    [
+        foreign_file,
+        foreign_file_beside_an_adapter,
+        foreign_folder_beside_an_adapter,
+        lambda path: path.write_text("years of work"),
+    ],
+    ids=["folder", "beside an adapter", "folder beside an adapter", "file"],
+)
 def test_what_is_not_ours_is_never_replaced(there, tmp_path):
     path = tmp_path / "out"
     there(path)
@@ -171,11 +177,17 @@ def test_one_that_was_driven_or_loaded_or_not_trained_is_saved(tmp_path):
     assert switch_of(loaded).driven == set()
 
 
-@pytest.mark.parametrize("method", [
-    Hyperlora(r=2, conditions=("en-fr", "en-de")), Ia3(feedforward_modules=["down_proj"]),
-    PromptTuning(num_virtual_tokens=3, init="text", init_ids=(5, 6)), Lora(init="pissa_niter_4"),
-    PrefixTuning(num_virtual_tokens=2, reparametrisation=3),
-], ids=lambda method: method.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        Hyperlora(r=2, conditions=("en-fr", "en-de")),
+        Ia3(feedforward_modules=["down_proj"]),
+        PromptTuning(num_virtual_tokens=3, init="text", init_ids=(5, 6)),
+        Lora(init="pissa_niter_4"),
+        PrefixTuning(num_virtual_tokens=2, reparametrisation=3),
+    ],
+    ids=lambda method: method.name,
+)
 def test_settings_of_every_type_come_back(method, tmp_path):
     model = lorica.adapt(stories(), method)
     fresh = stories()

@@ -19,15 +19,28 @@ def contents(path):
 
 
 BASE = {
-    "config_DOT_json": "{}", "model_DOT_safetensors": EMPTY, "pytorch_model_DOT_bin": "",
-    "tokenizer_DOT_json": "{}", "tokenizer_config_DOT_json": "{}", "tokenizer_DOT_model": "m",
-    "preprocessor_config_DOT_json": "{}", "additional_chat_templates__tools_DOT_jinja": "x",
-    "chat_template_DOT_jinja": "j", "LICENSE": "l", "README_DOT_md": "r", "notes_DOT_py": "n",
-}  # fmt: skip
+    "config_DOT_json": "{}",
+    "model_DOT_safetensors": EMPTY,
+    "pytorch_model_DOT_bin": "",
+    "tokenizer_DOT_json": "{}",
+    "tokenizer_config_DOT_json": "{}",
+    "tokenizer_DOT_model": "m",
+    "preprocessor_config_DOT_json": "{}",
+    "additional_chat_templates__tools_DOT_jinja": "x",
+    "chat_template_DOT_jinja": "j",
+    "LICENSE": "l",
+    "README_DOT_md": "r",
+    "notes_DOT_py": "n",
+}
 CARRIED = {
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "preprocessor_config.json",
-    "additional_chat_templates/tools.jinja", "chat_template.jinja", "LICENSE",
-}  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "preprocessor_config.json",
+    "additional_chat_templates/tools.jinja",
+    "chat_template.jinja",
+    "LICENSE",
+}
 
 
 def test_files_of_the_base_are_carried_and_nothing_else(tmp_path):

@@ -37,17 +37,42 @@ def rewrite(folder, name, **changes):
 
 
 WRONG = [
-    {"use_rslora": "false"}, {"use_rslora": 1}, {"use_rslora": None}, {"use_dora": "no"},
-    {"lora_bias": []}, {"fan_in_fan_out": "true"}, {"lora_alpha": "64"}, {"lora_alpha": True},
-    {"lora_alpha": 1e300}, {"lora_alpha": None}, {"lora_alpha": [8]}, {"r": 4.9}, {"r": "4"},
-    {"r": True}, {"r": None}, {"r": 0}, {"r": 10**29}, {"r": -1}, {"lora_dropout": "0.1"},
-    {"lora_dropout": 1.5}, {"target_modules": 3}, {"target_modules": [1]}, {"target_modules": {}},
-    {"modules_to_save": "head", "exclude_modules": 1}, {"layers_to_transform": "0"},
-    {"layers_to_transform": [0.5]}, {"rank_pattern": []}, {"rank_pattern": {"x": "4"}},
-    {"alpha_pattern": {"x": "4"}}, {"alpha_pattern": {"x": None}}, {"peft_type": ["LORA"]},
-    {"init_lora_weights": 3}, {"trainable_token_indices": ["1"]}, {"unheard_of": 1},
+    {"use_rslora": "false"},
+    {"use_rslora": 1},
+    {"use_rslora": None},
+    {"use_dora": "no"},
+    {"lora_bias": []},
+    {"fan_in_fan_out": "true"},
+    {"lora_alpha": "64"},
+    {"lora_alpha": True},
+    {"lora_alpha": 1e300},
+    {"lora_alpha": None},
+    {"lora_alpha": [8]},
+    {"r": 4.9},
+    {"r": "4"},
+    {"r": True},
+    {"r": None},
+    {"r": 0},
+    {"r": 10**29},
+    {"r": -1},
+    {"lora_dropout": "0.1"},
+    {"lora_dropout": 1.5},
+    {"target_modules": 3},
+    {"target_modules": [1]},
+    {"target_modules": {}},
+    {"modules_to_save": "head", "exclude_modules": 1},
+    {"layers_to_transform": "0"},
+    {"layers_to_transform": [0.5]},
+    {"rank_pattern": []},
+    {"rank_pattern": {"x": "4"}},
+    {"alpha_pattern": {"x": "4"}},
+    {"alpha_pattern": {"x": None}},
+    {"peft_type": ["LORA"]},
+    {"init_lora_weights": 3},
+    {"trainable_token_indices": ["1"]},
+    {"unheard_of": 1},
     {"layer_replication": [[0, 1]]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["manifest", "peft"])
@@ -60,9 +85,15 @@ def test_a_value_of_another_type_is_refused_by_name(folder, changes, ours):
         lorica.load(Stack(), folder)
 
 
-CONTRADICTIONS = [{"lora_alpha": 3}, {"r": 5}, {"use_rslora": True}, {"use_dora": True},
-                  {"target_modules": ["up"]}, {"rank_pattern": {"up": 3}},
-                  {"lora_dropout": 0.5}]  # fmt: skip
+CONTRADICTIONS = [
+    {"lora_alpha": 3},
+    {"r": 5},
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"target_modules": ["up"]},
+    {"rank_pattern": {"up": 3}},
+    {"lora_dropout": 0.5},
+]
 
 
 @pytest.mark.parametrize("changes", CONTRADICTIONS, ids=str)
@@ -72,16 +103,34 @@ def test_files_that_contradict_each_other(folder, changes):
         lorica.load(Stack(), folder)
 
 
-@pytest.mark.parametrize("changes", [
-    {"seed": "1"}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**70}, {"labels": "ab"}, {"labels": [1]},
-    {"method": {"name": "lora", "r": "4"}}, {"method": {"name": "lora", "r": 4.5}},
-    {"method": {"name": "lora", "use_rslora": "false"}}, {"method": {"name": None}},
-    {"method": {"name": {}}}, {"method": {"name": "lora", "unheard_of": 1}}, {"method": {}},
-    {"targets": {"target_modules": 1}}, {"targets": {"unheard_of": 1}}, {"base": {}},
-    {"files": {"adapter_model.safetensors": {"bytes": "1", "sha256": "x"}}},
-    {"files": {"/dev/zero": {"bytes": 1, "sha256": "x"}}}, {"files": []}, {"format": True},
-    {"format": "1"}, {"versions": []},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": "1"},
+        {"seed": 1.5},
+        {"seed": -1},
+        {"seed": 2**70},
+        {"labels": "ab"},
+        {"labels": [1]},
+        {"method": {"name": "lora", "r": "4"}},
+        {"method": {"name": "lora", "r": 4.5}},
+        {"method": {"name": "lora", "use_rslora": "false"}},
+        {"method": {"name": None}},
+        {"method": {"name": {}}},
+        {"method": {"name": "lora", "unheard_of": 1}},
+        {"method": {}},
+        {"targets": {"target_modules": 1}},
+        {"targets": {"unheard_of": 1}},
+        {"base": {}},
+        {"files": {"adapter_model.safetensors": {"bytes": "1", "sha256": "x"}}},
+        {"files": {"/dev/zero": {"bytes": 1, "sha256": "x"}}},
+        {"files": []},
+        {"format": True},
+        {"format": "1"},
+        {"versions": []},
+    ],
+    ids=str,
+)
 def test_a_manifest_of_another_form(folder, changes):
     file = folder / "manifest.json"
     document = json.loads(file.read_text())
@@ -94,8 +143,9 @@ def test_a_manifest_of_another_form(folder, changes):
         lorica.load(Stack(), folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64,
-                                   torch.float8_e4m3fn], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
+)
 def test_tensors_are_floats(folder, dtype):
     (folder / "manifest.json").unlink()
     weights = folder / "adapter_model.safetensors"
@@ -118,8 +168,9 @@ def test_a_pattern_that_backtracks_for_ever(monkeypatch, pattern, key):
         patterns.check_pattern(key, pattern, names)
 
 
-@pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 5000, "[", "*", "(?P<n>a)(?P<n>b)",
-                                     "a" * 300_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern", ["a{99999999999}", "(" * 5000, "[", "*", "(?P<n>a)(?P<n>b)", "a" * 300_000]
+)
 def test_a_pattern_that_is_none(pattern):
     with pytest.raises(TargetError):
         lorica.adapt(Stack(), lorica.Lora(r=2), target_modules=pattern + "|x")
@@ -129,13 +180,17 @@ def test_patterns_that_are_in_use(monkeypatch):
     from lorica.core.patterns import check_pattern
 
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(400)]
-    for pattern in (r".*\.(q|v)_proj", r"(?:.*?(?:text).*?(?:attn|mlp).*?(?:q_proj).*?)|(?:x)",
-                    r"model\.layers\.\d+\.(self_attn)\.(q_proj|k_proj)$"):  # fmt: skip
+    for pattern in (
+        r".*\.(q|v)_proj",
+        r"(?:.*?(?:text).*?(?:attn|mlp).*?(?:q_proj).*?)|(?:x)",
+        r"model\.layers\.\d+\.(self_attn)\.(q_proj|k_proj)$",
+    ):
         check_pattern("target_modules", pattern, names)
 
 
-@pytest.mark.parametrize("settings", [{"r": 10**29}, {"r": 10**6}, {"r": 2, "alpha": 1e300}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{"r": 10**29}, {"r": 10**6}, {"r": 2, "alpha": 1e300}], ids=str
+)
 def test_sizes_that_no_layer_has(settings):
     with pytest.raises(ConfigError):
         lorica.adapt(Stack(), lorica.Lora(**settings))
@@ -143,10 +198,19 @@ def test_sizes_that_no_layer_has(settings):
         lorica.adapt(Stack(), lorica.Lora(r=2), rank_pattern={".*": settings["r"] * 10**6})
 
 
-@pytest.mark.parametrize("base", [
-    "x", 1e300, [], None, {"path": 1}, {"path": "b", "quantisation": []},
-    {"path": "b", "double_quantisation": "no"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "base",
+    [
+        "x",
+        1e300,
+        [],
+        None,
+        {"path": 1},
+        {"path": "b", "quantisation": []},
+        {"path": "b", "double_quantisation": "no"},
+    ],
+    ids=str,
+)
 def test_commands_read_no_base_of_another_form(folder, base):
     """They look at the manifest before there is a model to load into."""
     from lorica.formats.open import open_adapter
@@ -167,9 +231,16 @@ def test_commands_read_no_config_of_another_form(folder, changes):
         open_adapter(folder)
 
 
-@pytest.mark.parametrize("files", [
-    [], {"/dev/zero": {}}, {"../x": {"sha256": ""}}, {"a": 1},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        {"/dev/zero": {}},
+        {"../x": {"sha256": ""}},
+        {"a": 1},
+    ],
+    ids=str,
+)
 def test_info_opens_no_file_elsewhere(folder, files):
     from lorica.cli.info import describe
 

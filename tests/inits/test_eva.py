@@ -76,8 +76,12 @@ def test_of_one_batch_the_rows_are_the_exact_singular_vectors():
         _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
         for i in range(len(a)):
             if values[i] > 1.02 * values[i + 1]:  # of near equals any rotation will do
-                torch.testing.assert_close((a[: i + 1] @ vectors[: i + 1].T).square().sum(),
-                                           torch.tensor(i + 1.0), atol=1e-3, rtol=0)  # fmt: skip
+                torch.testing.assert_close(
+                    (a[: i + 1] @ vectors[: i + 1].T).square().sum(),
+                    torch.tensor(i + 1.0),
+                    atol=1e-3,
+                    rtol=0,
+                )
 
 
 def test_of_many_batches_they_hold_nearly_as_much():
@@ -115,8 +119,17 @@ def test_padding_is_left_out():
             line = torch.cat([TEXT[i, :n] for i, n in enumerate(lengths)])[None]
             at = torch.cat([torch.arange(n) for n in lengths])[None]
             with packed(model):
-                calibrate(model, [{"input_ids": line, "position_ids": at, "use_cache": False,
-                                   "row_lengths": list(lengths)}])  # fmt: skip
+                calibrate(
+                    model,
+                    [
+                        {
+                            "input_ids": line,
+                            "position_ids": at,
+                            "use_cache": False,
+                            "row_lengths": list(lengths),
+                        }
+                    ],
+                )
         elif how == "masked":
             calibrate(model, [{"input_ids": padded, "attention_mask": mask}])
         else:
@@ -184,10 +197,17 @@ def test_ranks_by_hand():
         dealt({"x": [1.0], "y": []}, 1)
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"alpha": 5}, {"use_rslora": True}, {"alpha": 7, "use_rslora": True},
-    {"init": "eva_rho_1.5"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"alpha": 5},
+        {"use_rslora": True},
+        {"alpha": 7, "use_rslora": True},
+        {"init": "eva_rho_1.5"},
+    ],
+    ids=str,
+)
 def test_the_sum_of_ranks_and_every_scale_stay(settings):
     method = Lora(**{"r": 4, "init": "eva", **settings})
     model = lorica.adapt(stories(), method)
@@ -213,8 +233,9 @@ def test_with_rho_1_every_site_keeps_its_rank():
 
 def test_ranks_that_were_given_by_site_count():
     given = {"q_proj": 8, "v_proj": 2}
-    model = lorica.adapt(stories(), Lora(r=4, init="eva"), rank_pattern=given,
-                         alpha_pattern={"q_proj": 3.0})  # fmt: skip
+    model = lorica.adapt(
+        stories(), Lora(r=4, init="eva"), rank_pattern=given, alpha_pattern={"q_proj": 3.0}
+    )
     scales = {site: a.scale for site, a in places(model).items()}
     ranks = calibrate(model, batches())
     assert sum(ranks.values()) == 5 * (8 + 2 + 5 * 4)
@@ -338,8 +359,9 @@ def test_only_label_tokens_count_where_there_are_labels():
     }
     for site, adapter in places(asked).items():
         top = torch.linalg.svd(seen[site], full_matrices=False)[2][: len(adapter.a)]
-        torch.testing.assert_close((top * adapter.a).sum(1).abs(), torch.ones(len(top)), atol=1e-3,
-                                   rtol=0)  # fmt: skip
+        torch.testing.assert_close(
+            (top * adapter.a).sum(1).abs(), torch.ones(len(top)), atol=1e-3, rtol=0
+        )
 
 
 class Keyed(nn.Module):

@@ -116,11 +116,18 @@ def test_a_small_change_survives_bfloat16(init):
     assert naive > 0.2
 
 
-@pytest.mark.parametrize("kind, init", [
-    (Dora, "pissa"),
-    *(pytest.param(k, i, marks=pytest.mark.slow)
-      for k in (Lora, Dora) for i in TAKEN_OUT if (k, i) != (Dora, "pissa")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, init",
+    [
+        (Dora, "pissa"),
+        *(
+            pytest.param(k, i, marks=pytest.mark.slow)
+            for k in (Lora, Dora)
+            for i in TAKEN_OUT
+            if (k, i) != (Dora, "pissa")
+        ),
+    ],
+)
 def test_compiles_whole_and_keeps_gradients_under_checkpointing(kind, init):
     torch._dynamo.reset()
     case, grads = ON[0], []
@@ -180,8 +187,10 @@ def test_pissa_by_hand():
     root = torch.tensor([math.sqrt(3), 0])
     torch.testing.assert_close(adapter.a0.abs().flatten(), root)
     torch.testing.assert_close(adapter.b0.abs().flatten(), root)
-    torch.testing.assert_close(torch.eye(2) * torch.tensor([3.0, 1]) - adapter.b0 @ adapter.a0,
-                               torch.diag(torch.tensor([0.0, 1])))  # fmt: skip
+    torch.testing.assert_close(
+        torch.eye(2) * torch.tensor([3.0, 1]) - adapter.b0 @ adapter.a0,
+        torch.diag(torch.tensor([0.0, 1])),
+    )
     with torch.no_grad():
         adapter.a.zero_()
     torch.testing.assert_close(model(torch.eye(2)), torch.diag(torch.tensor([0.0, 1])))
@@ -272,13 +281,25 @@ def test_dora_on_a_start_that_is_taken_out(init):
 # -- what is refused -----
 
 
-@pytest.mark.parametrize("init, words", [
-    ("pisa", "'pissa'"), ("kaimin", "'kaiming'"), ("", "no start ''"),
-    ("pissa_rounds_4", "no setting 'rounds'"), ("kaiming_niter_4", "no setting 'niter'"),
-    ("pissa_niter", "no number"), ("pissa_niter_x", "no number"), ("pissa_niter_0", "niter"),
-    ("pissa_niter_1.5", "niter"), ("eva_rho_0.5", "rho"), ("eva_tau_0", "tau"),
-    ("eva_tau_1.5", "tau"), ("eva_rho_nan", "rho"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "init, words",
+    [
+        ("pisa", "'pissa'"),
+        ("kaimin", "'kaiming'"),
+        ("", "no start ''"),
+        ("pissa_rounds_4", "no setting 'rounds'"),
+        ("kaiming_niter_4", "no setting 'niter'"),
+        ("pissa_niter", "no number"),
+        ("pissa_niter_x", "no number"),
+        ("pissa_niter_0", "niter"),
+        ("pissa_niter_1.5", "niter"),
+        ("eva_rho_0.5", "rho"),
+        ("eva_tau_0", "tau"),
+        ("eva_tau_1.5", "tau"),
+        ("eva_rho_nan", "rho"),
+    ],
+    ids=str,
+)
 def test_an_unknown_start_is_refused_with_what_there_is(init, words):
     with pytest.raises(ConfigError, match=r"lora\.init") as error:
         Lora(init=init)

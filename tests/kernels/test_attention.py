@@ -28,8 +28,9 @@ def alone(q: Tensor, k: Tensor, v: Tensor, shared: list[list[tuple[int, int]]]) 
 @pytest.mark.parametrize("shared", [None, SHARED], ids=["apart", "shared"])
 def test_it_is_each_row_by_itself(shared):
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 14, heads, 6, generator=draw).double().transpose(1, 2)
-               for heads in (4, 2, 2))  # fmt: skip
+    q, k, v = (
+        torch.randn(1, 14, heads, 6, generator=draw).double().transpose(1, 2) for heads in (4, 2, 2)
+    )
     weights = torch.randn(1, 4, 14, 6, generator=draw).double()
     found = []
     for act in (

@@ -46,8 +46,11 @@ def test_it_is_its_definition(piece, trained, kind, dtype, monkeypatch):
         head.zero_grad()
         hidden = drawn(N, C).to(dtype).requires_grad_()
         learned = list(head.parameters()) if trained else []
-        loss = label_loss(hidden, targets, head, V, learned) if pieces else reference(
-            hidden, targets, head)  # fmt: skip
+        loss = (
+            label_loss(hidden, targets, head, V, learned)
+            if pieces
+            else reference(hidden, targets, head)
+        )
         (loss / N).backward()
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert hidden.grad is not None and hidden.grad.dtype == dtype

@@ -174,8 +174,9 @@ def test_under_autocast_it_is_its_definition():
         torch.testing.assert_close(got, want, atol=0.05 * want.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize("name", ["lora", "lora_fa", "dora", "adalora", "alora", "aflora",
-                                  "dora_dynamic", "double_lora"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["lora", "lora_fa", "dora", "adalora", "alora", "aflora", "dora_dynamic", "double_lora"]
+)
 def test_dropout_is_off_outside_of_training(name):
     from tests.laws.bases import CASES, trained
 

@@ -97,10 +97,18 @@ def test_the_slope_of_the_skewness_is_finite_at_orthonormal_rows():
     assert q.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("total, want", [
-    (50_000, (5_000, 25_000, 100)), (4_000, (400, 2_000, 8)), (1_000, (100, 500, 2)),
-    (100, (10, 50, 1)), (3, (0, 2, 1)), (2, (0, 1, 1)), (1, (0, 1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "total, want",
+    [
+        (50_000, (5_000, 25_000, 100)),
+        (4_000, (400, 2_000, 8)),
+        (1_000, (100, 500, 2)),
+        (100, (10, 50, 1)),
+        (3, (0, 2, 1)),
+        (2, (0, 1, 1)),
+        (1, (0, 1, 1)),
+    ],
+)
 def test_the_phases_follow_the_run(total, want):
     found = ranking.Phases.of(total, None, None, None)
     assert (found.start, found.end, found.every) == want
@@ -111,8 +119,10 @@ def test_given_phases_stand():
     assert (found.start, found.end, found.every) == (100, 800, 10)
     assert [t for t in range(1, 1001) if found.due(t)] == list(range(110, 801, 10))
     assert [t for t in range(95, 131) if ranking.Phases.of(1000, 100, 876, 9).due(t)] == [
-        108, 117, 124,
-    ]  # fmt: skip
+        108,
+        117,
+        124,
+    ]
     assert ranking.Phases.of(1000, 900, None, None).end == 950
     assert ranking.Phases.of(1000, None, 900, None).start == 20
     assert ranking.Phases.of(1000, None, 0, 1).due(1000)

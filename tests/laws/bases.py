@@ -62,10 +62,11 @@ class Stack(nn.Module):
         self.checkpointed = checkpointed
         with drawing(0):
             self.layers = nn.ModuleList(
-                nn.ModuleDict({"up": nn.Linear(12, 20, bias=i == 0),
-                               "down": nn.Linear(20, 12, bias=False)})
+                nn.ModuleDict(
+                    {"up": nn.Linear(12, 20, bias=i == 0), "down": nn.Linear(20, 12, bias=False)}
+                )
                 for i in range(2)
-            )  # fmt: skip
+            )
         if packed:
             for layer in self.layers:
                 for key in list(layer):  # type: ignore[call-overload]
@@ -103,9 +104,15 @@ def _gpt2() -> nn.Module:
 
     with drawing(0):
         config = GPT2Config(
-            vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
-            eos_token_id=2, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
         model = GPT2LMHeadModel(config).eval()
         for parameter in model.parameters():  # its own start leaves every bias at zero
             nn.init.normal_(parameter, std=0.1) if parameter.ndim == 1 else None
@@ -176,14 +183,20 @@ CASES = [
     Case("packed", lambda: Stack(packed=True), dense=False),
     Case("gpt2", gpt2, floats=False),
     Case("llama", stories, floats=False, exact=1e-4),
-    Case("embedding", stories, {"target_modules": ["embed_tokens", "q_proj"]}, "embedding",
-         floats=False, exact=1e-4),
+    Case(
+        "embedding",
+        stories,
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        "embedding",
+        floats=False,
+        exact=1e-4,
+    ),
     Case("head", stories, {"target_modules": ["lm_head", "v_proj"]}, floats=False, exact=1e-4),
     Case("nf4", lambda: quantised("nf4"), dense=False),
     # Exact as well: our 8-bit layers round weights alone, and no activations as LLM.int8() does.
     Case("int8", lambda: quantised("int8"), dense=False),
     Case("llama-nf4", stories_nf4, floats=False, exact=1e-4, dense=False),
-]  # fmt: skip
+]
 
 
 def method(name: str, **settings: object) -> Method:
@@ -226,8 +239,16 @@ def adapted(name: str, case: Case, **settings: object) -> nn.Module:
 
 QUICK = ("dora", "lora", "prefix_tuning")
 """Methods that stand for the others where a law takes seconds; all are in the slow suite."""
-SIZES = {"adalora": 0.2, "aflora": 0.3, "blora": 0.2, "bottleneck": 0.5, "dora_dynamic": 0.1,
-         "ia3": 0.3, "llama_adapter": 0.5, "vera": 0.3}  # fmt: skip
+SIZES = {
+    "adalora": 0.2,
+    "aflora": 0.3,
+    "blora": 0.2,
+    "bottleneck": 0.5,
+    "dora_dynamic": 0.1,
+    "ia3": 0.3,
+    "llama_adapter": 0.5,
+    "vera": 0.3,
+}
 """How far tensors are moved where an update is a product of several that start small."""
 
 

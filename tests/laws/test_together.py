@@ -27,8 +27,11 @@ def test_two_adapters_on_one_model(name):
     assert not torch.allclose(alone["first"], alone["second"])
     lorica.activate(model, "first")
     assert torch.equal(STACK.run(model), alone["first"])
-    learns = {n.split(".adapters.")[1].split(".")[0]
-              for n, p in model.named_parameters() if p.requires_grad}  # fmt: skip
+    learns = {
+        n.split(".adapters.")[1].split(".")[0]
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     assert learns == {"first"}
     with lorica.use(model, "second"):
         assert torch.equal(STACK.run(model), alone["second"])

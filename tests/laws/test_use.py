@@ -37,8 +37,15 @@ def test_use_nests():
         assert torch.equal(STACK.run(model), base)
 
 
-@pytest.mark.parametrize("call", [lorica.activate, lambda m, n: lorica.use(m, n).__enter__(),
-                                  lorica.detach, lambda m, n: lorica.save(m, "x", n)])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lorica.activate,
+        lambda m, n: lorica.use(m, n).__enter__(),
+        lorica.detach,
+        lambda m, n: lorica.save(m, "x", n),
+    ],
+)
 def test_an_unknown_adapter_is_named(call):
     model = trained("lora", STACK)
     with pytest.raises(ConfigError, match="'defualt'") as error:

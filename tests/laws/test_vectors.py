@@ -229,8 +229,9 @@ def test_layers_that_are_trained_whole_keep_the_runs_rate():
         modules_to_save=["b"],
     )
     assert {k: r for k, r in rates_of(model, 1e-4).items() if k.startswith("b")} == {
-        "b.weight": 1e-4, "b.bias": 1e-4,
-    }  # fmt: skip
+        "b.weight": 1e-4,
+        "b.bias": 1e-4,
+    }
 
 
 COUNTS = {
@@ -259,10 +260,11 @@ def test_what_is_trained_is_counted_in_closed_form(name, make):
     model = make()
     targets = [s for s in sites_of(model) if not s.name.endswith("lm_head")]
     want = sum(
-        COUNTS[name](4, s.in_features, s.out_features,
-                     sum(p.numel() for p in s.module.parameters()))
+        COUNTS[name](
+            4, s.in_features, s.out_features, sum(p.numel() for p in s.module.parameters())
+        )
         for s in targets
-    )  # fmt: skip
+    )
     total = sum(p.numel() for p in model.parameters())
     lorica.adapt(model, method(name), target_modules="all-linear")
     count = lorica.trainable_parameters(model)
@@ -282,15 +284,25 @@ def test_full_trains_every_tensor_once():
     assert count.trainable == count.total == 260_032
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "lora.r"), ({"r": -2}, "lora.r"), ({"r": 2.5}, "lora.r"),
-    ({"dropout": 1.0}, "lora.dropout"),
-    ({"dropout": -0.1}, "lora.dropout"), ({"alpha": 0}, "lora.alpha"),
-    ({"alpha": -1}, "lora.alpha"), ({"alpha": math.inf}, "lora.alpha"),
-    ({"alpha": math.nan}, "lora.alpha"), ({"loraplus_lr_ratio": 0.5}, "loraplus"),
-    ({"loraplus_lr_ratio": math.nan}, "loraplus"), ({"dropout": math.nan}, "lora.dropout"),
-    ({"init": "kaimin"}, "lora.init"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "lora.r"),
+        ({"r": -2}, "lora.r"),
+        ({"r": 2.5}, "lora.r"),
+        ({"dropout": 1.0}, "lora.dropout"),
+        ({"dropout": -0.1}, "lora.dropout"),
+        ({"alpha": 0}, "lora.alpha"),
+        ({"alpha": -1}, "lora.alpha"),
+        ({"alpha": math.inf}, "lora.alpha"),
+        ({"alpha": math.nan}, "lora.alpha"),
+        ({"loraplus_lr_ratio": 0.5}, "loraplus"),
+        ({"loraplus_lr_ratio": math.nan}, "loraplus"),
+        ({"dropout": math.nan}, "lora.dropout"),
+        ({"init": "kaimin"}, "lora.init"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         Lora(**settings)

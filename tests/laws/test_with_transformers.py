@@ -34,8 +34,13 @@ def test_generate(name):
         want = ids
         for _ in range(8):
             want = torch.cat([want, model(want).logits[:, -1:].argmax(-1)], 1)
-        greedy = {"max_new_tokens": 8, "do_sample": False, "use_cache": True,
-                  "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}  # fmt: skip
+        greedy = {
+            "max_new_tokens": 8,
+            "do_sample": False,
+            "use_cache": True,
+            "pad_token_id": 0,
+            "attention_mask": torch.ones_like(ids),
+        }
         got = model.generate(ids, **greedy)
         with lorica.use(model):
             base = model.generate(ids, **greedy)
@@ -55,10 +60,18 @@ def test_trainer(name, tmp_path, monkeypatch):
     before = bits(model)
     start = {k: t.detach().clone() for k, t in adapter_state(model).items()}
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, use_cpu=True,
-        report_to=[], save_strategy="no", disable_tqdm=True, learning_rate=1e-2, logging_steps=1,
-        dataloader_pin_memory=False, gradient_checkpointing=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        learning_rate=1e-2,
+        logging_steps=1,
+        dataloader_pin_memory=False,
+        gradient_checkpointing=True,
+    )
     rows = [{"input_ids": IDS[i % 2], "labels": IDS[i % 2]} for i in range(8)]
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer.train()

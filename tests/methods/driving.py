@@ -22,8 +22,9 @@ class Run:
         self.driver = Driver(self.model, total=total)
         self.schedule = self.driver.schedule
         self.adapters = adapters_of(self.model, "default")
-        self.tensors = {k: t for k, t in adapter_state(self.model).items()
-                        if isinstance(t, nn.Parameter)}  # fmt: skip
+        self.tensors = {
+            k: t for k, t in adapter_state(self.model).items() if isinstance(t, nn.Parameter)
+        }
         self.optimizer = torch.optim.AdamW(self.tensors.values(), lr=lr, weight_decay=0)
 
     def step(self, before: Callable[[int], None] | None = None) -> int:

@@ -89,8 +89,9 @@ def test_in_the_first_step_the_task_moves_e_alone():
 
 def test_the_penalty_by_hand():
     for mode, want in (("frobenius_mean", 0.3 * (math.sqrt(3) + 0) / 2), ("squared_sum", 0.3 * 3)):
-        model = lorica.adapt(nn.Sequential(nn.Linear(2, 2)),
-                             Adalora(r=2, orth_mode=mode, orth_reg_weight=0.3))  # fmt: skip
+        model = lorica.adapt(
+            nn.Sequential(nn.Linear(2, 2)), Adalora(r=2, orth_mode=mode, orth_reg_weight=0.3)
+        )
         driver = Driver(model, total=10)
         (adapter,) = adapters_of(model, "default").values()
         with torch.no_grad():
@@ -111,8 +112,17 @@ def test_the_penalty_makes_rows_orthonormal():
 def test_the_budget():
     of = scheduled(12, 1000, r=12, target_r=8, tinit=100, tfinal=200, deltaT=10).budget
     assert [of(t) for t in (1, 100, 110, 200, 275, 450, 625, 800, 801, 1000)] == [
-        144, 144, 141, 126, 116, 102, 96, 96, 96, 96,
-    ]  # fmt: skip
+        144,
+        144,
+        141,
+        126,
+        116,
+        102,
+        96,
+        96,
+        96,
+        96,
+    ]
     of = scheduled(3, 100, r=6, target_r=4, tinit=10, tfinal=20).budget
     assert [of(t) for t in (10, 11, 20, 27, 45, 80, 100)] == [18, 17, 15, 14, 12, 12, 12]
     budgets = [of(t) for t in range(1, 101)]
@@ -135,8 +145,11 @@ def test_a_run_keeps_to_its_budget():
     assert back, "between two changes a component may come back"
     assert sum(run.schedule.ranks().values()) == 4 * 2
     assert run.schedule.facts() == {
-        "target_total_rank": 8, "total_rank": 8, "ranks_change_from": 11, "ranks_stay_from": 45,
-    }  # fmt: skip
+        "target_total_rank": 8,
+        "total_rank": 8,
+        "ranks_change_from": 11,
+        "ranks_stay_from": 45,
+    }
 
 
 def test_the_end_is_final():
@@ -316,8 +329,16 @@ def test_growth():
 def test_the_total_grows_in_a_line():
     schedule = scheduled(4, 100, r=9, target_r=6, mode="increase", tinit=10, tfinal=10, deltaT=1)
     assert [schedule.budget(t) for t in (1, 10, 11, 30, 50, 70, 89, 90, 100)] == [
-        4, 4, 4, 9, 14, 19, 23, 24, 24,
-    ]  # fmt: skip
+        4,
+        4,
+        4,
+        9,
+        14,
+        19,
+        23,
+        24,
+        24,
+    ]
 
 
 def test_what_is_not_yet_in_use_does_not_decay():
@@ -336,16 +357,32 @@ def test_growth_prefers_the_site_that_the_loss_hangs_on():
     assert schedule.ranks() == {"layers.0": 1, "layers.1": 1, "layers.2": 4}
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "adalora.r is"), ({"r": 2.5}, "adalora.r is"), ({"target_r": 0}, "target_r"),
-    ({"r": 4, "target_r": 5}, "target_r is 5.*1 to r, 4"), ({"target_r": 1.5}, "target_r"),
-    ({"alpha": 0}, "alpha"), ({"alpha": math.inf}, "alpha"), ({"dropout": 1.0}, "dropout"),
-    ({"dropout": math.nan}, "dropout"), ({"mode": "grow"}, "decrease or increase"),
-    ({"tinit": -1}, "tinit"), ({"tfinal": -1}, "tfinal"), ({"deltaT": 0}, "deltaT"),
-    ({"tinit": 2.5}, "tinit"), ({"beta1": 0}, "beta1"), ({"beta2": 1}, "beta2"),
-    ({"beta1": math.nan}, "beta1"), ({"orth_reg_weight": -0.1}, "orth_reg_weight"),
-    ({"orth_reg_weight": math.inf}, "orth_reg_weight"), ({"orth_mode": "l2"}, "frobenius_mean or"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "adalora.r is"),
+        ({"r": 2.5}, "adalora.r is"),
+        ({"target_r": 0}, "target_r"),
+        ({"r": 4, "target_r": 5}, "target_r is 5.*1 to r, 4"),
+        ({"target_r": 1.5}, "target_r"),
+        ({"alpha": 0}, "alpha"),
+        ({"alpha": math.inf}, "alpha"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": math.nan}, "dropout"),
+        ({"mode": "grow"}, "decrease or increase"),
+        ({"tinit": -1}, "tinit"),
+        ({"tfinal": -1}, "tfinal"),
+        ({"deltaT": 0}, "deltaT"),
+        ({"tinit": 2.5}, "tinit"),
+        ({"beta1": 0}, "beta1"),
+        ({"beta2": 1}, "beta2"),
+        ({"beta1": math.nan}, "beta1"),
+        ({"orth_reg_weight": -0.1}, "orth_reg_weight"),
+        ({"orth_reg_weight": math.inf}, "orth_reg_weight"),
+        ({"orth_mode": "l2"}, "frobenius_mean or"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         Adalora(**settings)
@@ -397,8 +434,11 @@ def test_peft_gives_the_same_output():
     model = lorica.adapt(nn.Sequential(layer), Adalora(r=4, alpha=7))
     (ours,) = adapters_of(model, "default").values()
     with torch.no_grad():
-        for mine, other in ((ours.a, theirs.lora_A), (ours.e, theirs.lora_E),
-                            (ours.b, theirs.lora_B)):  # fmt: skip
+        for mine, other in (
+            (ours.a, theirs.lora_A),
+            (ours.e, theirs.lora_E),
+            (ours.b, theirs.lora_B),
+        ):
             nn.init.normal_(mine)
             other["default"].copy_(mine.view_as(other["default"]))
     torch.testing.assert_close(model(x), theirs(x))

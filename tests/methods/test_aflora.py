@@ -161,8 +161,10 @@ def test_the_mean_is_held_against_a_quantile():
 
 
 def test_many_scores_are_sampled(monkeypatch):
-    scores = {k: s * torch.rand(50, 40, generator=torch.Generator().manual_seed(1))
-              for k, s in (("x", 0.1), ("y", 1.0), ("z", 3.0))}  # fmt: skip
+    scores = {
+        k: s * torch.rand(50, 40, generator=torch.Generator().manual_seed(1))
+        for k, s in (("x", 0.1), ("y", 1.0), ("z", 3.0))
+    }
     for share, want in ((0.9, []), (0.5, ["x"]), (0.25, ["x", "y"])):
         assert low(scores, share) == want
         monkeypatch.setattr(aflora, "SAMPLE", 600)
@@ -337,9 +339,13 @@ def test_a_base_of_square_layers_has_nothing_to_freeze():
 def test_the_trainer_freezes_and_goes_on_to_the_bit(stories, tmp_path, monkeypatch):
     run = {
         "method": {"name": "aflora", "tinit": 1, "tfinal": 2, "deltaT": 1, "dropout": 0.1},
-        "max_steps": 6, "save_steps": 1, "learning_rate": 0.02, "weight_decay": 0.1,
-        "target_modules": ["q_proj", "down_proj"], "micro_batch_size": 4,
-    }  # fmt: skip
+        "max_steps": 6,
+        "save_steps": 1,
+        "learning_rate": 0.02,
+        "weight_decay": 0.1,
+        "target_modules": ["q_proj", "down_proj"],
+        "micro_batch_size": 4,
+    }
     whole = lorica.train(**settings(stories, tmp_path / "a", **run), show=False)
     facts = whole.figures["schedule"]
     assert facts["matrices"] == facts["frozen"] == 20 and len(facts["frozen_at_step"]) > 1
@@ -371,21 +377,43 @@ def test_the_phases():
     assert phases(100, 10, tinit=0, tfinal=0, deltaT=50) == (0, 100, 50)
 
 
-@pytest.mark.parametrize("total, changed", [
-    (100, {"tinit": 30}), (100, {"tinit": 50, "tfinal": 50}), (100, {"tfinal": 100}),
-    (100, {"deltaT": 31}), (8, {"tfinal": 8}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "total, changed",
+    [
+        (100, {"tinit": 30}),
+        (100, {"tinit": 50, "tfinal": 50}),
+        (100, {"tfinal": 100}),
+        (100, {"deltaT": 31}),
+        (8, {"tfinal": 8}),
+    ],
+    ids=str,
+)
 def test_phases_that_do_not_fit(total, changed):
     with pytest.raises(ConfigError, match=f"{total} steps") as error:
         phases(total, 10, **changed)
     assert error.value.fix and {"tinit", "tfinal", "deltaT"} <= error.value.facts.keys()
 
 
-@pytest.mark.parametrize("changed", [
-    {"r": 0}, {"r": None}, {"r": 1.5}, {"tinit": -1}, {"tfinal": -1}, {"tfinal": 0.7},
-    {"deltaT": 0}, {"beta1": 1.0}, {"beta2": -0.1}, {"beta2": float("nan")}, {"dropout": 1.0},
-    {"d_initial": 0.0}, {"d_initial": float("nan")}, {"d_initial": float("inf")},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"r": 0},
+        {"r": None},
+        {"r": 1.5},
+        {"tinit": -1},
+        {"tfinal": -1},
+        {"tfinal": 0.7},
+        {"deltaT": 0},
+        {"beta1": 1.0},
+        {"beta2": -0.1},
+        {"beta2": float("nan")},
+        {"dropout": 1.0},
+        {"d_initial": 0.0},
+        {"d_initial": float("nan")},
+        {"d_initial": float("inf")},
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(changed):
     with pytest.raises(ConfigError, match=rf"aflora\.{next(iter(changed))} ") as error:
         Aflora(**changed)

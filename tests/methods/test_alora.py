@@ -375,9 +375,12 @@ def test_rank_patterns_keep_their_total():
 def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(stories, tmp_path, monkeypatch):
     run = {
         "method": {"name": "alora", "r": 2, "rounds": 1, "first_round": 3, "dropout": 0.1},
-        "max_steps": 6, "save_steps": 2, "target_modules": ["q_proj", "v_proj"],
-        "weight_decay": 0.1, "micro_batch_size": 4,
-    }  # fmt: skip
+        "max_steps": 6,
+        "save_steps": 2,
+        "target_modules": ["q_proj", "v_proj"],
+        "weight_decay": 0.1,
+        "micro_batch_size": 4,
+    }
     whole = lorica.train(**settings(stories, tmp_path / "a", **run), show=False)
     ranks = whole.figures["ranks"]
     assert sum(ranks.values()) == 2 * len(ranks) == 20 and set(ranks.values()) != {2}
@@ -413,10 +416,16 @@ def test_when_the_rounds_are():
     assert phases(1000, 3) == phases(1000, 999), "a quarter of this epoch is no step"
 
 
-@pytest.mark.parametrize("total, changed", [
-    (8, {}), (60, {"first_round": 60}), (60, {"round_every": 10}),
-    (100, {"first_round": 10, "round_every": 10, "rounds": 10}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "total, changed",
+    [
+        (8, {}),
+        (60, {"first_round": 60}),
+        (60, {"round_every": 10}),
+        (100, {"first_round": 10, "round_every": 10, "rounds": 10}),
+    ],
+    ids=str,
+)
 def test_rounds_that_do_not_fit(total, changed):
     with pytest.raises(ConfigError, match="do not fit") as error:
         phases(total, 10, **changed)
@@ -433,12 +442,27 @@ def test_a_run_without_a_probe_says_so():
     assert "driver.schedule.probe" in str(error.value)
 
 
-@pytest.mark.parametrize("changed", [
-    {"r": 0}, {"r": 2.5}, {"r": None}, {"r": 8, "r_max": 7}, {"r_max": 16.5}, {"rounds": 0},
-    {"rounds": None}, {"first_round": 0}, {"round_every": 0}, {"round_every": -1},
-    {"alpha": 0}, {"alpha": float("nan")}, {"alpha": float("inf")}, {"dropout": 1.0},
-    {"dropout": float("nan")},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"r": 0},
+        {"r": 2.5},
+        {"r": None},
+        {"r": 8, "r_max": 7},
+        {"r_max": 16.5},
+        {"rounds": 0},
+        {"rounds": None},
+        {"first_round": 0},
+        {"round_every": 0},
+        {"round_every": -1},
+        {"alpha": 0},
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+        {"dropout": 1.0},
+        {"dropout": float("nan")},
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(changed):
     with pytest.raises(ConfigError, match=rf"alora\.{[*changed][-1]} ") as error:
         Alora(**changed)

@@ -38,9 +38,12 @@ class Run:
         self.tensors = {k: t for k, t in adapter_state(model).items() if t.requires_grad}
         method = Blora(**{"r": 4, **settings})
         self.optimizer = torch.optim.AdamW(
-            [{"params": [t], "lr": method.learning_rate(k.rpartition(".")[2], lr)}
-             for k, t in self.tensors.items()], weight_decay=0.0,
-        )  # fmt: skip
+            [
+                {"params": [t], "lr": method.learning_rate(k.rpartition(".")[2], lr)}
+                for k, t in self.tensors.items()
+            ],
+            weight_decay=0.0,
+        )
         self.losses: list[float] = []
 
     def step(self) -> None:
@@ -144,8 +147,12 @@ def test_each_tensor_has_the_bits_that_its_gates_say():
         assert codes.abs().max() > 0
     up, down = adapter.factors()
     torch.testing.assert_close(down @ up, adapter.scale * b @ torch.diag(e) @ a)
-    torch.testing.assert_close(model(torch.eye(40)) - model[0].bias - model[0].weight.T,
-                               (down @ up).T, atol=1e-6, rtol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        model(torch.eye(40)) - model[0].bias - model[0].weight.T,
+        (down @ up).T,
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 def test_ranks_are_a_prefix():
@@ -440,21 +447,36 @@ def test_a_high_rate_turns_no_step_negative():
 
 def test_the_count_of_the_table():
     model = stories()
-    shapes = [(m.in_features, m.out_features) for n, m in model.named_modules()
-              if isinstance(m, nn.Linear) and "lm_head" not in n]  # fmt: skip
+    shapes = [
+        (m.in_features, m.out_features)
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and "lm_head" not in n
+    ]
     want = sum(5 * (i + o + 2) + 11 for i, o in shapes)
     assert Blora.count == "r * (I + O + 2) + 11"
     lorica.adapt(model, Blora(r=5))
     assert lorica.trainable_parameters(model).trainable == want
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "blora.r"), ({"r": 1.5}, "blora.r"), ({"alpha": 0}, "alpha"),
-    ({"alpha": math.nan}, "alpha"), ({"dropout": 1}, "dropout"), ({"n_bits": 2}, "n_bits"),
-    ({"n_bits": 12}, "n_bits"), ({"penalty": -1}, "penalty"), ({"penalty": math.nan}, "penalty"),
-    ({"cost": "macs"}, "cost"), ({"gate_start": math.inf}, "gate_start"),
-    ({"gate_lr": 0}, "gate_lr"), ({"scale_lr": -0.1}, "scale_lr"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "blora.r"),
+        ({"r": 1.5}, "blora.r"),
+        ({"alpha": 0}, "alpha"),
+        ({"alpha": math.nan}, "alpha"),
+        ({"dropout": 1}, "dropout"),
+        ({"n_bits": 2}, "n_bits"),
+        ({"n_bits": 12}, "n_bits"),
+        ({"penalty": -1}, "penalty"),
+        ({"penalty": math.nan}, "penalty"),
+        ({"cost": "macs"}, "cost"),
+        ({"gate_start": math.inf}, "gate_start"),
+        ({"gate_lr": 0}, "gate_lr"),
+        ({"scale_lr": -0.1}, "scale_lr"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         Blora(**settings)

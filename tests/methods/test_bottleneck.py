@@ -100,23 +100,34 @@ T5 = (
     "T5Config",
     {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4},
 )
-DISTIL = ("DistilBertForMaskedLM", "DistilBertConfig",
-          {"vocab_size": 96, "dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4})  # fmt: skip
+DISTIL = (
+    "DistilBertForMaskedLM",
+    "DistilBertConfig",
+    {"vocab_size": 96, "dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4},
+)
 
 
-@pytest.mark.parametrize("make, attention, feed_forward", [
-    (stories, "self_attn.o_proj", "mlp.down_proj"), (gpt2, "attn.c_proj", "mlp.c_proj"),
-    (lambda: tiny("GPTNeoX"), "attention.dense", "mlp.dense_4h_to_h"),
-    (lambda: tiny("Qwen3"), "self_attn.o_proj", "mlp.down_proj"),
-    (lambda: foreign(*BERT[:2], **BERT[2]), "attention.output.dense", "output.dense"),
-    (lambda: foreign(*PHI3[:2], **PHI3[2]), "self_attn.o_proj", "mlp.down_proj"),
-    (lambda: foreign(*OPT[:2], **OPT[2]), "self_attn.out_proj", "fc2"),
-    (lambda: foreign(*DISTIL[:2], **DISTIL[2]), "attention.out_lin", "ffn.lin2"),
-], ids=["llama", "gpt2", "neox", "qwen3", "bert", "phi3", "opt", "distilbert"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, attention, feed_forward",
+    [
+        (stories, "self_attn.o_proj", "mlp.down_proj"),
+        (gpt2, "attn.c_proj", "mlp.c_proj"),
+        (lambda: tiny("GPTNeoX"), "attention.dense", "mlp.dense_4h_to_h"),
+        (lambda: tiny("Qwen3"), "self_attn.o_proj", "mlp.down_proj"),
+        (lambda: foreign(*BERT[:2], **BERT[2]), "attention.output.dense", "output.dense"),
+        (lambda: foreign(*PHI3[:2], **PHI3[2]), "self_attn.o_proj", "mlp.down_proj"),
+        (lambda: foreign(*OPT[:2], **OPT[2]), "self_attn.out_proj", "fc2"),
+        (lambda: foreign(*DISTIL[:2], **DISTIL[2]), "attention.out_lin", "ffn.lin2"),
+    ],
+    ids=["llama", "gpt2", "neox", "qwen3", "bert", "phi3", "opt", "distilbert"],
+)
 def test_where_they_stand(make, attention, feed_forward):
     model = make()
-    blocks = [n.removesuffix(f".{attention}") for n, _ in model.named_modules()
-              if n.endswith(f".{attention}")]  # fmt: skip
+    blocks = [
+        n.removesuffix(f".{attention}")
+        for n, _ in model.named_modules()
+        if n.endswith(f".{attention}")
+    ]
     assert len(blocks) == model.config.num_hidden_layers
     want = [f"{block}.{leaf}" for block in blocks for leaf in (attention, feed_forward)]
     assert sorted(adapters(lorica.adapt(model, Bottleneck(r=2)))) == sorted(want)
@@ -127,20 +138,34 @@ def test_where_they_stand(make, attention, feed_forward):
 def test_blocks_with_cross_attention():
     model = lorica.adapt(foreign(*T5[:2], **T5[2]), Bottleneck(r=2))
     assert list(adapters(model)) == [
-        "encoder.block.0.layer.0.SelfAttention.o", "encoder.block.0.layer.1.DenseReluDense.wo",
-        "decoder.block.0.layer.0.SelfAttention.o", "decoder.block.0.layer.1.EncDecAttention.o",
+        "encoder.block.0.layer.0.SelfAttention.o",
+        "encoder.block.0.layer.1.DenseReluDense.wo",
+        "decoder.block.0.layer.0.SelfAttention.o",
+        "decoder.block.0.layer.1.EncDecAttention.o",
         "decoder.block.0.layer.2.DenseReluDense.wo",
-    ]  # fmt: skip
+    ]
 
 
 def test_blocks_that_do_not_look_so_are_refused():
     for model in (
         tiny("GptOss"),  # its experts are no linear layers
-        foreign("MixtralForCausalLM", "MixtralConfig", **PLAIN, num_key_value_heads=2,
-                num_local_experts=2),
-        foreign("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **PLAIN, num_key_value_heads=2,
-                num_experts=2, moe_intermediate_size=16, shared_expert_intermediate_size=16),
-    ):  # fmt: skip
+        foreign(
+            "MixtralForCausalLM",
+            "MixtralConfig",
+            **PLAIN,
+            num_key_value_heads=2,
+            num_local_experts=2,
+        ),
+        foreign(
+            "Qwen2MoeForCausalLM",
+            "Qwen2MoeConfig",
+            **PLAIN,
+            num_key_value_heads=2,
+            num_experts=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+        ),
+    ):
         with pytest.raises(TargetError, match="no feed-forward layer") as error:
             lorica.adapt(model, Bottleneck())
         assert "target_modules" in error.value.fix
@@ -194,10 +219,15 @@ def test_it_is_no_linear_map():
     assert model(X).isfinite().all()
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "bottleneck.r is 0"), ({"r": 1.5}, "bottleneck.r is 1.5"),
-    ({"placement": "houlsbi"}, "placement is 'houlsbi'"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "bottleneck.r is 0"),
+        ({"r": 1.5}, "bottleneck.r is 1.5"),
+        ({"placement": "houlsbi"}, "placement is 'houlsbi'"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         Bottleneck(**settings)

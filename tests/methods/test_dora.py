@@ -26,10 +26,13 @@ def by_hand(**settings) -> tuple[nn.Module, nn.Module]:
     return model, adapter
 
 
-@pytest.mark.parametrize("detached, v", [
-    (True, [[0.8838835, 1.7677670], [2.6832816, 3.5777088]]),
-    (False, [[-0.4419417, 0.4419417], [0.7155418, -0.3577709]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "detached, v",
+    [
+        (True, [[0.8838835, 1.7677670], [2.6832816, 3.5777088]]),
+        (False, [[-0.4419417, 0.4419417], [0.7155418, -0.3577709]]),
+    ],
+)
 def test_gradients_by_hand(detached, v):
     """The signs of B's gradient tell the two apart; that of m is the same."""
     model, adapter = by_hand(detach_norm=detached)

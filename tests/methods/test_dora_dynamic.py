@@ -23,9 +23,7 @@ class Sites(nn.Module):
 
 
 def scheduled(sites: int, total: int, **settings) -> Pruning:
-    schedule = Driver(
-        lorica.adapt(Sites(sites), DoraDynamic(**settings)), total=total
-    ).schedule  # fmt: skip
+    schedule = Driver(lorica.adapt(Sites(sites), DoraDynamic(**settings)), total=total).schedule
     assert isinstance(schedule, Pruning)
     return schedule
 
@@ -74,8 +72,14 @@ def test_the_counts_of_the_schedule():
     assert schedule.last == 350
     assert [schedule.since(t) for t in (1, 149, 150, 500, 501)] == [-149, -1, 0, 350, 351]
     assert [schedule.count(t) for t in (150, 200, 250, 325, 400, 450, 500)] == [
-        0, 0, 1, 6, 17, 30, 48,
-    ]  # fmt: skip
+        0,
+        0,
+        1,
+        6,
+        17,
+        30,
+        48,
+    ]
     counts = [schedule.count(t) for t in range(1, 1001)]
     assert counts == sorted(counts)
     assert counts[-1] == 48
@@ -133,8 +137,14 @@ def test_the_penalty_by_hand():
 def test_the_penalty_ends_after_the_last_pruning():
     schedule = scheduled(2, 60, **SHORT)
     assert [schedule.penalty(t) is None for t in (1, 8, 9, 29, 30, 31, 60)] == [
-        False, False, False, False, False, True, True,
-    ]  # fmt: skip
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_site_of_one_output_has_a_penalty():
@@ -162,8 +172,11 @@ def test_a_run_prunes_by_the_clock():
             assert all(torch.equal(c == 0, last[s]) for s, c in run.vectors("c").items())
     assert back, "before the last pruning a component may come back"
     assert run.schedule.facts() == {
-        "target_total_rank": 8, "total_rank": 8, "ranks_change_from": 9, "ranks_stay_from": 30,
-    }  # fmt: skip
+        "target_total_rank": 8,
+        "total_rank": 8,
+        "ranks_change_from": 9,
+        "ranks_stay_from": 30,
+    }
     assert {k: len(a.factors()[0]) for k, a in run.adapters.items()} == run.schedule.ranks()
 
 
@@ -263,14 +276,26 @@ def test_ranks_of_single_sites():
     assert sum(run.schedule.ranks().values()) == 3 * 3 + 2
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "dora_dynamic.r is"), ({"target_r": 13}, "target_r is 13"),
-    ({"target_r": 0}, "target_r"), ({"alpha": -1}, "alpha"), ({"dropout": 1}, "dropout"),
-    ({"start_ratio": -0.1}, "start_ratio"), ({"end_ratio": 1.0}, "end_ratio"),
-    ({"start_ratio": 0.5}, "leave no part"), ({"interval": 0}, "interval"),
-    ({"interval": 2.5}, "interval"), ({"beta": 1}, "beta"), ({"beta": math.nan}, "beta"),
-    ({"eta": -1}, "eta"), ({"eta": math.inf}, "eta"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "dora_dynamic.r is"),
+        ({"target_r": 13}, "target_r is 13"),
+        ({"target_r": 0}, "target_r"),
+        ({"alpha": -1}, "alpha"),
+        ({"dropout": 1}, "dropout"),
+        ({"start_ratio": -0.1}, "start_ratio"),
+        ({"end_ratio": 1.0}, "end_ratio"),
+        ({"start_ratio": 0.5}, "leave no part"),
+        ({"interval": 0}, "interval"),
+        ({"interval": 2.5}, "interval"),
+        ({"beta": 1}, "beta"),
+        ({"beta": math.nan}, "beta"),
+        ({"eta": -1}, "eta"),
+        ({"eta": math.inf}, "eta"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         DoraDynamic(**settings)

@@ -51,10 +51,18 @@ class Run:
         self.optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"second_r": 1}, {"second_r": 5}, {"alpha": 3, "use_rslora": True},
-    {"loraplus_lr_ratio": 4.0}, {"dropout": 0.3},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"second_r": 1},
+        {"second_r": 5},
+        {"alpha": 3, "use_rslora": True},
+        {"loraplus_lr_ratio": 4.0},
+        {"dropout": 0.3},
+    ],
+    ids=str,
+)
 def test_it_is_one_lora_through_a_run_of_adam(settings):
     """In float64, with the same start, rates and dropped inputs: 50 steps, all numbers."""
     model = double(**settings).double()
@@ -139,8 +147,10 @@ def test_the_second_pair_waits_and_then_joins():
     start = [(a.a2.clone(), a.b2.clone()) for a in pairs(model)]
     for step in range(1, 9):
         run.step()
-        same = [torch.equal(a.a2, s[0]) and torch.equal(a.b2, s[1])
-                for a, s in zip(pairs(model), start, strict=True)]  # fmt: skip
+        same = [
+            torch.equal(a.a2, s[0]) and torch.equal(a.b2, s[1])
+            for a, s in zip(pairs(model), start, strict=True)
+        ]
         assert same == [step <= 3] * 4
         assert set(run.driver.schedule.ranks().values()) == {3 if step < 3 else 6}
         if step <= 7:
@@ -271,21 +281,35 @@ def test_bfloat16(kind):
 
 
 def test_count_is_that_of_lora():
-    ones = [lorica.trainable_parameters(lorica.adapt(stories(), m)).trainable
-            for m in (Lora(r=5), DoubleLora(r=5), DoubleLora(r=5, second_r=1))]  # fmt: skip
+    ones = [
+        lorica.trainable_parameters(lorica.adapt(stories(), m)).trainable
+        for m in (Lora(r=5), DoubleLora(r=5), DoubleLora(r=5, second_r=1))
+    ]
     assert len(set(ones)) == 1
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 1}, "double_lora.r"), ({"r": 0}, "double_lora.r"), ({"second_r": 0}, "second_r"),
-    ({"second_r": 8}, "second_r"), ({"second_r": 2.5}, "second_r"),
-    ({"second_scale_ratio": 0}, "second_scale_ratio"),
-    ({"second_lr_ratio": -1}, "second_lr_ratio"),
-    ({"second_lr_ratio": float("nan")}, "second_lr_ratio"), ({"second_after": -1}, "second_after"),
-    ({"second_after": 1.5}, "second_after"), ({"orthogonality": -1}, "orthogonality"),
-    ({"orthogonality": float("inf")}, "orthogonality"), ({"lora_bias": True}, "lora_bias"),
-    ({"init": "pissa"}, "init"), ({"init": "kaimin"}, "init"), ({"alpha": 0}, "alpha"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 1}, "double_lora.r"),
+        ({"r": 0}, "double_lora.r"),
+        ({"second_r": 0}, "second_r"),
+        ({"second_r": 8}, "second_r"),
+        ({"second_r": 2.5}, "second_r"),
+        ({"second_scale_ratio": 0}, "second_scale_ratio"),
+        ({"second_lr_ratio": -1}, "second_lr_ratio"),
+        ({"second_lr_ratio": float("nan")}, "second_lr_ratio"),
+        ({"second_after": -1}, "second_after"),
+        ({"second_after": 1.5}, "second_after"),
+        ({"orthogonality": -1}, "orthogonality"),
+        ({"orthogonality": float("inf")}, "orthogonality"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"init": "pissa"}, "init"),
+        ({"init": "kaimin"}, "init"),
+        ({"alpha": 0}, "alpha"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         DoubleLora(**settings)

@@ -83,8 +83,10 @@ def test_the_branch_by_hand():
     with torch.no_grad():
         got = model(torch.ones(2))
     u = seen[0] / 4
-    a, b = ((u @ w.T + bias).view(2, 2) for w, bias in (
-        (head.weight_a, head.bias_a), (head.weight_b, head.bias_b)))  # fmt: skip
+    a, b = (
+        (u @ w.T + bias).view(2, 2)
+        for w, bias in ((head.weight_a, head.bias_a), (head.weight_b, head.bias_b))
+    )
     torch.testing.assert_close(got, 3 * b @ a @ torch.ones(2))
 
 
@@ -135,8 +137,10 @@ def test_the_biases_alone_are_a_lora_step_for_step():
         for m in (hyper, plain)
     ]
     for step in range(8):
-        x, y = (torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(2 * step + i))
-                for i in range(2))  # fmt: skip
+        x, y = (
+            torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(2 * step + i))
+            for i in range(2)
+        )
         set_conditions(hyper, [TASKS[step % 3], TASKS[1], TASKS[0]])
         for model, optimizer in zip((hyper, plain), optimizers, strict=True):
             (model(x) - y).square().mean().backward()
@@ -213,8 +217,9 @@ def test_both_layouts_give_one_gradient(moved):
 def test_checkpointing_with_several_conditions_keeps_gradients():
     grads = []
     for checkpointed in (False, True):
-        model = lorica.adapt(Stack(checkpointed=checkpointed),
-                             Hyperlora(r=3, latent=16, hidden=6, conditions=TASKS))  # fmt: skip
+        model = lorica.adapt(
+            Stack(checkpointed=checkpointed), Hyperlora(r=3, latent=16, hidden=6, conditions=TASKS)
+        )
         move(model, size=0.3)
         set_conditions(model, ["turn", "add", "turn"])
         model(X).sin().sum().backward()
@@ -342,29 +347,46 @@ def test_layers_of_one_head_have_one_rank():
     assert [a.scale for a in adapters_of(model, "default").values()] == [0.5, 2, 2, 2]
 
 
-@pytest.mark.parametrize("settings, word", [
-    ({"r": 0}, "r"), ({"r": 2.5}, "r"), ({"r": True}, "r"), ({"latent": 10}, "latent"),
-    ({"latent": 0}, "latent"), ({"hidden": 0}, "hidden"), ({"alpha": 0}, "alpha"),
-    ({"alpha": math.nan}, "alpha"), ({"dropout": 1.0}, "dropout"), ({"penalty": -1}, "penalty"),
-    ({"penalty": math.inf}, "penalty"), ({"condition": "tasks"}, "condition"),
-    ({"conditions": ["a", "a"]}, "conditions"), ({"conditions": ["a", ""]}, "conditions"),
-    ({"width": 0}, "width"),
-    ({"condition": "embedding", "conditions": ["[1.0]"]}, "conditions"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"r": 0}, "r"),
+        ({"r": 2.5}, "r"),
+        ({"r": True}, "r"),
+        ({"latent": 10}, "latent"),
+        ({"latent": 0}, "latent"),
+        ({"hidden": 0}, "hidden"),
+        ({"alpha": 0}, "alpha"),
+        ({"alpha": math.nan}, "alpha"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"penalty": -1}, "penalty"),
+        ({"penalty": math.inf}, "penalty"),
+        ({"condition": "tasks"}, "condition"),
+        ({"conditions": ["a", "a"]}, "conditions"),
+        ({"conditions": ["a", ""]}, "conditions"),
+        ({"width": 0}, "width"),
+        ({"condition": "embedding", "conditions": ["[1.0]"]}, "conditions"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, word):
     with pytest.raises(ConfigError, match=rf"hyperlora\.{word} is") as error:
         Hyperlora(**settings)
     assert error.value.fix
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"condition": "pair"}, "no condition is known that is a pair"),
-    ({"condition": "text", "width": 4}, "no condition is known that is a text"),
-    ({"condition": "text", "conditions": ["be kind"]}, "hidden states is not known"),
-    ({"condition": "embedding"}, "width of an embedding is not known"),
-    ({"condition": "pair", "conditions": ["en"]}, "'en' is no pair"),
-    ({"condition": "pair", "conditions": ["en-fr-de"]}, "'en-fr-de' is no pair"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"condition": "pair"}, "no condition is known that is a pair"),
+        ({"condition": "text", "width": 4}, "no condition is known that is a text"),
+        ({"condition": "text", "conditions": ["be kind"]}, "hidden states is not known"),
+        ({"condition": "embedding"}, "width of an embedding is not known"),
+        ({"condition": "pair", "conditions": ["en"]}, "'en' is no pair"),
+        ({"condition": "pair", "conditions": ["en-fr-de"]}, "'en-fr-de' is no pair"),
+    ],
+    ids=str,
+)
 def test_what_is_missing_is_said_when_it_is_attached(settings, words):
     model = Stack()
     before = bits(model)
@@ -384,19 +406,23 @@ def test_the_rows_conditions_become_the_known():
     assert (found.conditions, found.width) == ((), 2)
 
 
-@pytest.mark.parametrize("settings, rows, words", [
-    ({}, None, "the training rows have none"),
-    ({}, [], "the training rows have none"),
-    ({"conditions": ["a"]}, ["a", "b"], "does not know the condition 'b'"),
-    ({"conditions": ["a", "b"]}, ["a"], "no training row has the condition 'b'"),
-    ({"condition": "pair"}, ["en-fr", "en"], "'en' is no pair"),
-    ({"condition": "pair", "conditions": ["en-fr", "en-de"]}, ["en-fr"], "'de'"),
-    ({"condition": "embedding"}, ["[1.0]", "[1.0, 2.0]"], "an embedding has 2 numbers"),
-    ({"condition": "embedding"}, ["word"], "'word' is no embedding"),
-    ({"condition": "embedding"}, ["[NaN]"], "no embedding"),
-    ({"condition": "embedding"}, ["[]"], "no embedding"),
-    ({"condition": "embedding"}, ["[true]"], "no embedding"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, rows, words",
+    [
+        ({}, None, "the training rows have none"),
+        ({}, [], "the training rows have none"),
+        ({"conditions": ["a"]}, ["a", "b"], "does not know the condition 'b'"),
+        ({"conditions": ["a", "b"]}, ["a"], "no training row has the condition 'b'"),
+        ({"condition": "pair"}, ["en-fr", "en"], "'en' is no pair"),
+        ({"condition": "pair", "conditions": ["en-fr", "en-de"]}, ["en-fr"], "'de'"),
+        ({"condition": "embedding"}, ["[1.0]", "[1.0, 2.0]"], "an embedding has 2 numbers"),
+        ({"condition": "embedding"}, ["word"], "'word' is no embedding"),
+        ({"condition": "embedding"}, ["[NaN]"], "no embedding"),
+        ({"condition": "embedding"}, ["[]"], "no embedding"),
+        ({"condition": "embedding"}, ["[true]"], "no embedding"),
+    ],
+    ids=str,
+)
 def test_rows_that_do_not_fit(settings, rows, words):
     with pytest.raises(ConfigError, match=words) as error:
         Hyperlora(**settings).knowing(rows)
@@ -661,8 +687,13 @@ def test_embeddings_are_held_small_where_they_are_set():
 def test_a_real_model_generates_under_several_conditions():
     """With the key-value cache, each row's text is that of its condition alone."""
     model = move(lorica.adapt(stories(), Hyperlora(r=4, conditions=TASKS)), size=0.1)
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0,
-               "attention_mask": torch.ones_like(IDS)}  # fmt: skip
+    options = {
+        "max_new_tokens": 6,
+        "min_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(IDS),
+    }
     alone = []
     for row, task in enumerate(("turn", "add")):
         with given(model, [task]):

@@ -68,8 +68,9 @@ def test_the_layers_of_llama():
 def test_the_layers_of_gpt2():
     found = layout(gpt2())
     assert {s.split(".", 3)[-1]: f for s, f in found.items()} == {
-        "attn.c_attn": False, "mlp.c_proj": True
-    }  # fmt: skip
+        "attn.c_attn": False,
+        "mlp.c_proj": True,
+    }
 
 
 def test_the_layers_of_bert_are_not_the_end_of_its_attention():
@@ -82,17 +83,30 @@ def test_the_layers_of_bert_are_not_the_end_of_its_attention():
 
 
 def test_unknown_names_are_told_by_shape():
-    attention = {"mix__one": (16, 16), "mix__two": (16, 16), "mix__three": (16, 16),
-                 "mix__back": (16, 16)}  # fmt: skip
+    attention = {
+        "mix__one": (16, 16),
+        "mix__two": (16, 16),
+        "mix__three": (16, 16),
+        "mix__back": (16, 16),
+    }
     mlp = {"mlp__wide": (16, 40), "mlp__gate": (16, 40), "mlp__narrow": (40, 16)}
     assert layout(Block(**attention, **mlp)) == {
-        "mix.two": False, "mix.three": False, "mlp.narrow": True
-    }  # fmt: skip
-    grouped = {**attention, "mix__one": (16, 8), "mix__two": (16, 24), "mix__three": (16, 8),
-               "mix__back": (24, 16)}  # fmt: skip
+        "mix.two": False,
+        "mix.three": False,
+        "mlp.narrow": True,
+    }
+    grouped = {
+        **attention,
+        "mix__one": (16, 8),
+        "mix__two": (16, 24),
+        "mix__three": (16, 8),
+        "mix__back": (24, 16),
+    }
     assert layout(Block(**grouped, **mlp)) == {
-        "mix.one": False, "mix.three": False, "mlp.narrow": True
-    }  # fmt: skip
+        "mix.one": False,
+        "mix.three": False,
+        "mlp.narrow": True,
+    }
     assert layout(Stack()) == {f"layers.{i}.down": True for i in range(2)}
     assert layout(Block(one=(8, 8))) == {"one": False}, "nothing to tell: all, at the output"
 
@@ -119,8 +133,9 @@ def test_what_is_scaled_at_the_input_can_be_said():
         stories(), Ia3(feedforward_modules=["o_proj"]), target_modules=["o_proj", "down_proj"]
     )
     assert {s.rpartition(".")[2]: a.feedforward for s, a in places(model).items()} == {
-        "o_proj": True, "down_proj": False
-    }  # fmt: skip
+        "o_proj": True,
+        "down_proj": False,
+    }
     assert {a.l.shape for a in places(model).values()} == {(64,)}
     with pytest.raises(TargetError, match="dwon_proj") as error:
         lorica.adapt(stories(), Ia3(feedforward_modules=["down_proj", "dwon_proj"]))

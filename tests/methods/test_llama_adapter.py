@@ -113,10 +113,16 @@ def test_counts():
     assert lorica.trainable_parameters(large).trainable == 1_228_800 + 960
 
 
-@pytest.mark.parametrize("make, settings, want", [
-    (stories, {}, [2, 3, 4]), (stories, {"adapter_layers": 2}, [3, 4]),
-    (stories, {"adapter_layers": 5}, [0, 1, 2, 3, 4]), (gpt2, {}, [1]),
-], ids=["llama", "top 2", "all", "gpt2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, settings, want",
+    [
+        (stories, {}, [2, 3, 4]),
+        (stories, {"adapter_layers": 2}, [3, 4]),
+        (stories, {"adapter_layers": 5}, [0, 1, 2, 3, 4]),
+        (gpt2, {}, [1]),
+    ],
+    ids=["llama", "top 2", "all", "gpt2"],
+)
 def test_which_layers(make, settings, want):
     model, adapters = adapted(make(), **settings)
     assert [a.layer[0].layer_idx for a in adapters] == want
@@ -225,11 +231,17 @@ def test_v2_saved_and_loaded(tmp_path):
         lorica.merge(model)
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"adapter_len": 0}, "adapter_len is 0"), ({"adapter_len": 1.5}, "adapter_len is 1.5"),
-    ({"adapter_layers": 0}, "adapter_layers is 0"), ({"adapter_layers": -1}, "adapter_layers"),
-    ({"gate_act": "tan"}, "gate_act is 'tan'"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"adapter_len": 0}, "adapter_len is 0"),
+        ({"adapter_len": 1.5}, "adapter_len is 1.5"),
+        ({"adapter_layers": 0}, "adapter_layers is 0"),
+        ({"adapter_layers": -1}, "adapter_layers"),
+        ({"gate_act": "tan"}, "gate_act is 'tan'"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         LlamaAdapter(**settings)

@@ -19,8 +19,15 @@ def adapters(model: nn.Module) -> list[LoraFaAdapter]:
     return list(adapters_of(model, "default").values())  # type: ignore[arg-type]
 
 
-def learn(model: nn.Module, steps: int, kind=torch.optim.SGD, lr: float = 0.1, begin: int = 0,
-          optimizer=None, driver=None):  # fmt: skip
+def learn(
+    model: nn.Module,
+    steps: int,
+    kind=torch.optim.SGD,
+    lr: float = 0.1,
+    begin: int = 0,
+    optimizer=None,
+    driver=None,
+):
     """A loop as the trainer's. Returns what a checkpoint would keep beside the adapter."""
     optimizer = optimizer or kind((p for p in model.parameters() if p.requires_grad), lr=lr)
     driver = driver or Driver(model, total=100)
@@ -139,8 +146,10 @@ def test_there_is_a_schedule_only_where_it_is_asked_for():
     assert Driver(conditioned, total=3).scheduled
     learn(plain, 5)
     learn(conditioned, 5)
-    assert all(not torch.allclose(p.b, c.b)
-               for p, c in zip(adapters(plain), adapters(conditioned), strict=True))  # fmt: skip
+    assert all(
+        not torch.allclose(p.b, c.b)
+        for p, c in zip(adapters(plain), adapters(conditioned), strict=True)
+    )
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit():

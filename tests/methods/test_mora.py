@@ -74,10 +74,18 @@ def written_out(m: torch.Tensor, inputs: int, outputs: int, form: int) -> torch.
     return update
 
 
-@pytest.mark.parametrize("inputs, outputs, r, even, rows", [
-    (4096, 4096, 8, 256, 256), (4096, 11008, 8, 348, 348), (768, 768, 8, 110, 111),
-    (768, 3072, 8, 174, 175), (4096, 4096, 256, 1448, 1448), (64, 64, 1, 10, 11),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, outputs, r, even, rows",
+    [
+        (4096, 4096, 8, 256, 256),
+        (4096, 11008, 8, 348, 348),
+        (768, 768, 8, 110, 111),
+        (768, 3072, 8, 174, 175),
+        (4096, 4096, 256, 1448, 1448),
+        (64, 64, 1, 10, 11),
+    ],
+    ids=str,
+)
 def test_rows_of_the_square(inputs, outputs, r, even, rows):
     with torch.device("meta"):
         for form, want in ((1, rows), (6, even)):
@@ -257,8 +265,16 @@ def test_when_it_resets_and_what_starts_anew():
         ages = {int(run.optimizer.state.get(t, {"step": 0})["step"]) for t in run.tensors.values()}
         seen.append((bool(fresh), ages))
         assert not fresh or fresh == [n for n in run.tensors if n.endswith(".m")]
-    assert seen == [(False, {1}), (False, {2}), (True, {0}), (False, {1}), (False, {2}),
-                    (True, {0}), (False, {1}), (False, {2})]  # fmt: skip
+    assert seen == [
+        (False, {1}),
+        (False, {2}),
+        (True, {0}),
+        (False, {1}),
+        (False, {2}),
+        (True, {0}),
+        (False, {1}),
+        (False, {2}),
+    ]
     assert run.driver.schedule.facts() == {"resets": 2}
     assert run.driver.schedule.state() == {}
 
@@ -317,13 +333,21 @@ def test_a_run_too_short_for_a_reset():
     assert Mora().schedule({}, 1, 1) is None
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "mora.r"), ({"r": 2.5}, "mora.r"), ({"mora_type": 5}, "mora_type"),
-    ({"mora_type": "6"}, "mora_type"), ({"dropout": 1.0}, "dropout"), ({"dropout": -1}, "dropout"),
-    ({"reset_steps": 0, "mora_type": 1}, "reset_steps"),
-    ({"reset_steps": 1.5, "mora_type": 1}, "reset_steps"),
-    ({"reset_steps": 5}, "mora_type 1 to 4"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "mora.r"),
+        ({"r": 2.5}, "mora.r"),
+        ({"mora_type": 5}, "mora_type"),
+        ({"mora_type": "6"}, "mora_type"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -1}, "dropout"),
+        ({"reset_steps": 0, "mora_type": 1}, "reset_steps"),
+        ({"reset_steps": 1.5, "mora_type": 1}, "reset_steps"),
+        ({"reset_steps": 5}, "mora_type 1 to 4"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         Mora(**settings)

@@ -153,32 +153,49 @@ def test_settings_survive_a_recipe_and_a_manifest():
     kind = TypeAdapter(PrefixTuning)
     made = kind.validate_python({"init": "text", "init_ids": [3, 4], "num_virtual_tokens": 6})
     assert made == PrefixTuning(init="text", init_ids=(3, 4), num_virtual_tokens=6)
-    config = TrainConfig(base="x", data={"path": "y"}, output="z", method={
-        "name": "prefix_tuning", "reparametrisation": 16})  # fmt: skip
+    config = TrainConfig(
+        base="x",
+        data={"path": "y"},
+        output="z",
+        method={"name": "prefix_tuning", "reparametrisation": 16},
+    )
     assert config.build_method() == PrefixTuning(reparametrisation=16)
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
-    ({"num_virtual_tokens": 2.5}, "num_virtual_tokens is 2.5"),
-    ({"num_virtual_tokens": True}, "num_virtual_tokens is True"),
-    ({"reparametrisation": 0}, "reparametrisation is 0"),
-    ({"init": "zeros"}, "init is 'zeros'"), ({"init": "text"}, "init_ids"),
-    ({"init_ids": (1, 2)}, "init_ids"), ({"init": "text", "init_ids": ()}, "init_ids"),
-    ({"init": "vocabulary", "reparametrisation": 4}, "cannot begin with given values"),
-    ({"init": "text", "init_ids": (1,), "reparametrisation": 4}, "cannot begin with given values"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        ({"num_virtual_tokens": 2.5}, "num_virtual_tokens is 2.5"),
+        ({"num_virtual_tokens": True}, "num_virtual_tokens is True"),
+        ({"reparametrisation": 0}, "reparametrisation is 0"),
+        ({"init": "zeros"}, "init is 'zeros'"),
+        ({"init": "text"}, "init_ids"),
+        ({"init_ids": (1, 2)}, "init_ids"),
+        ({"init": "text", "init_ids": ()}, "init_ids"),
+        ({"init": "vocabulary", "reparametrisation": 4}, "cannot begin with given values"),
+        (
+            {"init": "text", "init_ids": (1,), "reparametrisation": 4},
+            "cannot begin with given values",
+        ),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         PrefixTuning(**settings)
     assert error.value.fix
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"num_virtual_tokens": 64}, "context 64 tokens"),
-    ({"init": "text", "init_ids": (3, 96)}, "ids of the vocabulary"),
-    ({"init": "text", "init_ids": (-1,)}, "ids of the vocabulary"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"num_virtual_tokens": 64}, "context 64 tokens"),
+        ({"init": "text", "init_ids": (3, 96)}, "ids of the vocabulary"),
+        ({"init": "text", "init_ids": (-1,)}, "ids of the vocabulary"),
+    ],
+    ids=str,
+)
 def test_settings_that_do_not_fit_the_base(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         lorica.adapt(tiny("Llama"), PrefixTuning(**settings))
@@ -198,8 +215,10 @@ def test_it_cannot_be_merged_or_put_on_layers():
 def test_training_packed_padded_and_checkpointed_is_one_update(
     stories, tmp_path, monkeypatch, changed
 ):
-    plain = {"learning_rate": 2e-4, "method": {"name": "prefix_tuning", "num_virtual_tokens": 4,
-                                               **changed}}  # fmt: skip
+    plain = {
+        "learning_rate": 2e-4,
+        "method": {"name": "prefix_tuning", "num_virtual_tokens": 4, **changed},
+    }
     runs = {}
     for name, extra in (
         ("packed", {}),

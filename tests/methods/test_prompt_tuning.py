@@ -83,8 +83,13 @@ def test_virtual_tokens_have_no_labels_and_no_logits():
     assert out.logits.shape == (2, 9, 96)
     want = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
     torch.testing.assert_close(out.loss, want)
-    got = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3,
-                         min_new_tokens=3, eos_token_id=None)  # fmt: skip
+    got = model.generate(
+        IDS,
+        attention_mask=torch.ones_like(IDS),
+        max_new_tokens=3,
+        min_new_tokens=3,
+        eos_token_id=None,
+    )
     assert got.shape == (2, 12)
     assert torch.equal(got[:, :9], IDS)
 
@@ -137,11 +142,18 @@ def test_a_network_makes_the_prompt_and_can_be_dropped():
     assert torch.equal(plain(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"), ({"init": "zero"}, "init is 'zero'"),
-    ({"init": "vocab"}, "init is 'vocab'"), ({"init": "text"}, "init_ids"),
-    ({"init_ids": (1,)}, "init_ids"), ({"reparametrisation": -1}, "reparametrisation is -1"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        ({"init": "zero"}, "init is 'zero'"),
+        ({"init": "vocab"}, "init is 'vocab'"),
+        ({"init": "text"}, "init_ids"),
+        ({"init_ids": (1,)}, "init_ids"),
+        ({"reparametrisation": -1}, "reparametrisation is -1"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         PromptTuning(**settings)

@@ -88,8 +88,12 @@ def test_the_counts_of_the_paper():
 
 def test_projections_are_one_module_wherever_the_model_goes(tmp_path):
     model = move(lorica.adapt(stories(), Vera(r=16)))
-    for moved in (model, copy.deepcopy(model), copy.deepcopy(model).double(),
-                  copy.deepcopy(model).to("cpu", torch.bfloat16)):  # fmt: skip
+    for moved in (
+        model,
+        copy.deepcopy(model),
+        copy.deepcopy(model).double(),
+        copy.deepcopy(model).to("cpu", torch.bfloat16),
+    ):
         assert len({id(a.projections) for a in places(moved).values()}) == 1
         assert len({id(a.projections.a) for a in places(moved).values()}) == 1
         names = [k for k in adapter_state(moved) if "projections" in k]
@@ -196,11 +200,19 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model.train()(X), model(X))
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"r": 0}, "vera.r"), ({"r": 2.5}, "vera.r"), ({"d_initial": 0.0}, "d_initial"),
-    ({"d_initial": math.nan}, "d_initial"), ({"d_initial": math.inf}, "d_initial"),
-    ({"dropout": 1.0}, "dropout"), ({"dropout": -0.1}, "dropout"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"r": 0}, "vera.r"),
+        ({"r": 2.5}, "vera.r"),
+        ({"d_initial": 0.0}, "d_initial"),
+        ({"d_initial": math.nan}, "d_initial"),
+        ({"d_initial": math.inf}, "d_initial"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(settings, words):
     with pytest.raises(ConfigError, match=words) as error:
         Vera(**settings)

@@ -36,69 +36,151 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
     "adalora": ("AdaLora", stories, {**ADA, "target_modules": QV}),
     "adalora all-linear": ("AdaLora", llama, {**ADA, "target_modules": "all-linear"}),
     "adalora scale": ("AdaLora", llama, {**ADA, "target_modules": LINEARS, "lora_alpha": 5}),
-    "adalora gpt2": ("AdaLora", gpt2, {
-        **ADA, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
-    "adalora saved norm": ("AdaLora", stories, {
-        **ADA, "target_modules": QV, "modules_to_save": ["norm"]}),
-    "adalora tokens": ("AdaLora", stories, {
-        **ADA, "target_modules": QV, "trainable_token_indices": [5, 17]}),
-    "adalora classifier": ("AdaLora", sorter, {
-        **ADA, "target_modules": QV, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}),
+    "adalora gpt2": (
+        "AdaLora",
+        gpt2,
+        {**ADA, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True},
+    ),
+    "adalora saved norm": (
+        "AdaLora",
+        stories,
+        {**ADA, "target_modules": QV, "modules_to_save": ["norm"]},
+    ),
+    "adalora tokens": (
+        "AdaLora",
+        stories,
+        {**ADA, "target_modules": QV, "trainable_token_indices": [5, 17]},
+    ),
+    "adalora classifier": (
+        "AdaLora",
+        sorter,
+        {**ADA, "target_modules": QV, "modules_to_save": ["score"], "task_type": "SEQ_CLS"},
+    ),
     "vera": ("Vera", stories, {"target_modules": ["q_proj", "o_proj"], "r": 16}),
     "vera all-linear": ("Vera", stories, {"target_modules": LINEARS, "r": 12, "d_initial": 0.3}),
-    "vera drawn anew": ("Vera", stories, {
-        "target_modules": QV, "r": 8, "save_projection": False, "projection_prng_key": 5}),
+    "vera drawn anew": (
+        "Vera",
+        stories,
+        {"target_modules": QV, "r": 8, "save_projection": False, "projection_prng_key": 5},
+    ),
     "vera gpt2": ("Vera", gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
-    "vera saved head, tied": ("Vera", stories, {
-        "target_modules": QV, "r": 8, "modules_to_save": ["lm_head"]}),
+    "vera saved head, tied": (
+        "Vera",
+        stories,
+        {"target_modules": QV, "r": 8, "modules_to_save": ["lm_head"]},
+    ),
     "vera blocks": ("Vera", llama, {"target_modules": QV, "r": 8, "layers_to_transform": [1]}),
-    "vera classifier": ("Vera", sorter, {
-        "target_modules": QV, "r": 8, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}),
+    "vera classifier": (
+        "Vera",
+        sorter,
+        {"target_modules": QV, "r": 8, "modules_to_save": ["score"], "task_type": "SEQ_CLS"},
+    ),
     "ia3": ("IA3", stories, {"target_modules": KVD, "feedforward_modules": ["down_proj"]}),
     "ia3 biases": ("IA3", llama, {"target_modules": KVD, "feedforward_modules": ["down_proj"]}),
-    "ia3 no feedforward": ("IA3", llama, {
-        "target_modules": ["q_proj", "up_proj"], "feedforward_modules": []}),
-    "ia3 some feedforward": ("IA3", llama, {
-        "target_modules": ["k_proj", "layers.0.mlp.down_proj", "layers.1.mlp.down_proj"],
-        "feedforward_modules": ["layers.1.mlp.down_proj"]}),
-    "ia3 regex": ("IA3", llama, {
-        "target_modules": r".*(k_proj|up_proj)", "feedforward_modules": r".*up_proj"}),
-    "ia3 gpt2": ("IA3", gpt2, {
-        "target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"],
-        "fan_in_fan_out": True}),
-    "ia3 exclude": ("IA3", llama, {
-        "target_modules": KVD, "feedforward_modules": ["down_proj"],
-        "exclude_modules": ["layers.0.mlp.down_proj"]}),
-    "ia3 saved norms": ("IA3", llama, {
-        "target_modules": KVD, "feedforward_modules": ["down_proj"],
-        "modules_to_save": ["input_layernorm"]}),
-    "ia3 classifier": ("IA3", sorter, {
-        "target_modules": KVD, "feedforward_modules": ["down_proj"],
-        "modules_to_save": ["score"], "task_type": "SEQ_CLS"}),
+    "ia3 no feedforward": (
+        "IA3",
+        llama,
+        {"target_modules": ["q_proj", "up_proj"], "feedforward_modules": []},
+    ),
+    "ia3 some feedforward": (
+        "IA3",
+        llama,
+        {
+            "target_modules": ["k_proj", "layers.0.mlp.down_proj", "layers.1.mlp.down_proj"],
+            "feedforward_modules": ["layers.1.mlp.down_proj"],
+        },
+    ),
+    "ia3 regex": (
+        "IA3",
+        llama,
+        {"target_modules": r".*(k_proj|up_proj)", "feedforward_modules": r".*up_proj"},
+    ),
+    "ia3 gpt2": (
+        "IA3",
+        gpt2,
+        {
+            "target_modules": ["c_attn", "mlp.c_proj"],
+            "feedforward_modules": ["mlp.c_proj"],
+            "fan_in_fan_out": True,
+        },
+    ),
+    "ia3 exclude": (
+        "IA3",
+        llama,
+        {
+            "target_modules": KVD,
+            "feedforward_modules": ["down_proj"],
+            "exclude_modules": ["layers.0.mlp.down_proj"],
+        },
+    ),
+    "ia3 saved norms": (
+        "IA3",
+        llama,
+        {
+            "target_modules": KVD,
+            "feedforward_modules": ["down_proj"],
+            "modules_to_save": ["input_layernorm"],
+        },
+    ),
+    "ia3 classifier": (
+        "IA3",
+        sorter,
+        {
+            "target_modules": KVD,
+            "feedforward_modules": ["down_proj"],
+            "modules_to_save": ["score"],
+            "task_type": "SEQ_CLS",
+        },
+    ),
     "prefix": ("PrefixTuning", stories, {"num_virtual_tokens": 5}),
-    "prefix projected": ("PrefixTuning", llama, {
-        "num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 10}),
+    "prefix projected": (
+        "PrefixTuning",
+        llama,
+        {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 10},
+    ),
     "prefix zero": ("PrefixTuning", llama, {"num_virtual_tokens": 1, "init_weights": "zero"}),
     "prefix gpt2": ("PrefixTuning", gpt2, {"num_virtual_tokens": 4}),
     "prefix gemma": ("PrefixTuning", wide, {"num_virtual_tokens": 2}),
-    "prefix saved head": ("PrefixTuning", llama, {
-        "num_virtual_tokens": 4, "modules_to_save": ["lm_head"]}),
-    "prefix classifier": ("PrefixTuning", sorter, {
-        "num_virtual_tokens": 4, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
+    "prefix saved head": (
+        "PrefixTuning",
+        llama,
+        {"num_virtual_tokens": 4, "modules_to_save": ["lm_head"]},
+    ),
+    "prefix classifier": (
+        "PrefixTuning",
+        sorter,
+        {"num_virtual_tokens": 4, "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
+    ),
     "prompt": ("PromptTuning", stories, {"num_virtual_tokens": 5}),
-    "prompt of the vocabulary": ("PromptTuning", llama, {
-        "num_virtual_tokens": 7, "prompt_tuning_init": "SAMPLE_VOCAB"}),
+    "prompt of the vocabulary": (
+        "PromptTuning",
+        llama,
+        {"num_virtual_tokens": 7, "prompt_tuning_init": "SAMPLE_VOCAB"},
+    ),
     "prompt gpt2": ("PromptTuning", gpt2, {"num_virtual_tokens": 4}),
     "prompt gemma": ("PromptTuning", wide, {"num_virtual_tokens": 2}),
-    "prompt saved norms": ("PromptTuning", llama, {
-        "num_virtual_tokens": 4, "modules_to_save": ["norm"]}),
-    "prompt classifier": ("PromptTuning", sorter, {
-        "num_virtual_tokens": 4, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
+    "prompt saved norms": (
+        "PromptTuning",
+        llama,
+        {"num_virtual_tokens": 4, "modules_to_save": ["norm"]},
+    ),
+    "prompt classifier": (
+        "PromptTuning",
+        sorter,
+        {"num_virtual_tokens": 4, "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
+    ),
     "p-tuning": ("PromptEncoder", stories, {"num_virtual_tokens": 5, "encoder_hidden_size": 9}),
-    "p-tuning lstm": ("PromptEncoder", llama, {
-        "num_virtual_tokens": 5, "encoder_hidden_size": 9, "encoder_num_layers": 1,
-        "encoder_reparameterization_type": "LSTM"}),
-}  # fmt: skip
+    "p-tuning lstm": (
+        "PromptEncoder",
+        llama,
+        {
+            "num_virtual_tokens": 5,
+            "encoder_hidden_size": 9,
+            "encoder_num_layers": 1,
+            "encoder_reparameterization_type": "LSTM",
+        },
+    ),
+}
 every = pytest.mark.parametrize("case", CASES)
 
 
@@ -162,32 +244,60 @@ OURS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], dict[str, An
     "adalora alpha": (llama, "adalora", {"r": 4, "alpha": 3, "tinit": 5}, {}),
     "adalora grown": (llama, "adalora", {"r": 4, "mode": "increase"}, {"target_modules": QV}),
     "adalora gpt2": (gpt2, "adalora", {"r": 4}, {}),
-    "adalora rows": (stories, "adalora", {"r": 4}, {
-        "target_modules": QV, "trainable_token_indices": [3, 9], "modules_to_save": ["norm"]}),
+    "adalora rows": (
+        stories,
+        "adalora",
+        {"r": 4},
+        {"target_modules": QV, "trainable_token_indices": [3, 9], "modules_to_save": ["norm"]},
+    ),
     "vera": (stories, "vera", {"r": 16}, {}),
     "vera gpt2": (gpt2, "vera", {"r": 16, "d_initial": 0.5}, {}),
-    "vera some layers": (llama, "vera", {"r": 8}, {
-        "target_modules": ["layers.0.self_attn.q_proj", "up_proj"]}),
+    "vera some layers": (
+        llama,
+        "vera",
+        {"r": 8},
+        {"target_modules": ["layers.0.self_attn.q_proj", "up_proj"]},
+    ),
     "vera drawn anew": (stories, "vera", {"r": 8, "save_projection": False}, {"seed": 7}),
     "ia3": (stories, "ia3", {}, {}),
     "ia3 gpt2": (gpt2, "ia3", {}, {}),
-    "ia3 by name": (llama, "ia3", {"feedforward_modules": ["1.mlp.up_proj"]}, {
-        "target_modules": ["up_proj", "o_proj"]}),
+    "ia3 by name": (
+        llama,
+        "ia3",
+        {"feedforward_modules": ["1.mlp.up_proj"]},
+        {"target_modules": ["up_proj", "o_proj"]},
+    ),
     "ia3 none": (llama, "ia3", {"feedforward_modules": []}, {"target_modules": "all-linear"}),
     "ia3 head": (sorter, "ia3", {}, {"modules_to_save": ["score"]}),
     "prefix": (stories, "prefix_tuning", {"num_virtual_tokens": 6}, {}),
-    "prefix network": (llama, "prefix_tuning", {
-        "num_virtual_tokens": 6, "reparametrisation": 7}, {}),
+    "prefix network": (
+        llama,
+        "prefix_tuning",
+        {"num_virtual_tokens": 6, "reparametrisation": 7},
+        {},
+    ),
     "prefix gpt2": (gpt2, "prefix_tuning", {"num_virtual_tokens": 3}, {}),
-    "prefix rows": (llama, "prefix_tuning", {"num_virtual_tokens": 3}, {
-        "modules_to_save": ["norm"]}),
+    "prefix rows": (
+        llama,
+        "prefix_tuning",
+        {"num_virtual_tokens": 3},
+        {"modules_to_save": ["norm"]},
+    ),
     "prompt": (stories, "prompt_tuning", {"num_virtual_tokens": 6}, {}),
-    "prompt network": (llama, "prompt_tuning", {
-        "num_virtual_tokens": 6, "reparametrisation": 7}, {}),
-    "prompt text": (gpt2, "prompt_tuning", {
-        "num_virtual_tokens": 3, "init": "text", "init_ids": (5, 6)}, {}),
+    "prompt network": (
+        llama,
+        "prompt_tuning",
+        {"num_virtual_tokens": 6, "reparametrisation": 7},
+        {},
+    ),
+    "prompt text": (
+        gpt2,
+        "prompt_tuning",
+        {"num_virtual_tokens": 3, "init": "text", "init_ids": (5, 6)},
+        {},
+    ),
     "prompt head": (sorter, "prompt_tuning", {}, {"modules_to_save": ["score"]}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OURS)
@@ -251,8 +361,14 @@ def test_settings_that_pefts_adalora_takes_no_notice_of(settings, tmp_path):
 
 
 def test_training_settings_of_adalora_go_both_ways(tmp_path):
-    settings = {"tinit": 7, "tfinal": 9, "deltaT": 3, "beta1": 0.7, "beta2": 0.6,
-                "orth_reg_weight": 0.25}  # fmt: skip
+    settings = {
+        "tinit": 7,
+        "tfinal": 9,
+        "deltaT": 3,
+        "beta1": 0.7,
+        "beta2": 0.6,
+        "orth_reg_weight": 0.25,
+    }
     theirs("adalora", **settings).save_pretrained(str(tmp_path / "theirs"))
     fresh = stories()
     lorica.load(fresh, tmp_path / "theirs")
@@ -289,13 +405,19 @@ def test_a_method_that_extends_lora_is_not_said_to_be_one(tmp_path):
 
 
 UNKNOWN = [
-    ("adalora", {"use_dora": True}), ("adalora", {"bias": "all"}), ("adalora", {"lora_bias": True}),
-    ("adalora", {"target_parameters": ["x"]}), ("vera", {"bias": "vera_only"}),
-    ("vera", {"a_new_setting": 3}), ("ia3", {"a_new_setting": 3}), ("ia3", {"target_modules": []}),
-    ("prefix", {"a_new_setting": 3}), ("prompt", {"prompt_tuning_x": "y"}),
+    ("adalora", {"use_dora": True}),
+    ("adalora", {"bias": "all"}),
+    ("adalora", {"lora_bias": True}),
+    ("adalora", {"target_parameters": ["x"]}),
+    ("vera", {"bias": "vera_only"}),
+    ("vera", {"a_new_setting": 3}),
+    ("ia3", {"a_new_setting": 3}),
+    ("ia3", {"target_modules": []}),
+    ("prefix", {"a_new_setting": 3}),
+    ("prompt", {"prompt_tuning_x": "y"}),
     ("p-tuning", {"a_new_setting": [1]}),
     ("vera", {"trainable_token_indices": None, "x_new": {"a": 1}}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case, change", UNKNOWN)
@@ -348,8 +470,13 @@ def test_only_pefts_own_keys_are_written(case, tmp_path):
     model = lorica.adapt(make(), Method.named(name)(**settings), **targets)
     path = lorica.save(model, tmp_path / "ours")
     config = json.loads((path / "adapter_config.json").read_text())
-    kind = {"adalora": "AdaLora", "vera": "Vera", "ia3": "IA3", "prefix_tuning": "PrefixTuning",
-            "prompt_tuning": "PromptTuning"}[name]  # fmt: skip
+    kind = {
+        "adalora": "AdaLora",
+        "vera": "Vera",
+        "ia3": "IA3",
+        "prefix_tuning": "PrefixTuning",
+        "prompt_tuning": "PromptTuning",
+    }[name]
     fields = getattr(peft, f"{kind}Config").__dataclass_fields__
     assert config.keys() <= fields.keys() | {"peft_type"}
 

@@ -15,8 +15,18 @@ from tests.base.architectures import BASES, tiny
 from tests.laws.bases import move
 
 peft = pytest.importorskip("peft")
-HARD = ("deepseek_v2", "deepseek_v3", "glm4_moe", "qwen3_next", "qwen2_moe", "ctrl", "mamba2",
-        "llama4_chunks", "gemma3n", "gpt2")  # fmt: skip
+HARD = (
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe",
+    "qwen3_next",
+    "qwen2_moe",
+    "ctrl",
+    "mamba2",
+    "llama4_chunks",
+    "gemma3n",
+    "gpt2",
+)
 IDS = torch.tensor([[5, 9, 33, 70, 12, 8, 99, 40]])
 
 
@@ -54,8 +64,12 @@ def test_a_base_that_peft_refuses_is_said(tmp_path):
         lorica.save(model, tmp_path / "a")
     (said,) = peft_notices(model, "default")
     assert "PEFT refuses backbone.layers.0.mixer.out_proj" in said
-    assert peft_notices(lorica.adapt(tiny("mamba2"), lorica.Lora(), target_modules=["in_proj"]),
-                        "default") == []  # fmt: skip
+    assert (
+        peft_notices(
+            lorica.adapt(tiny("mamba2"), lorica.Lora(), target_modules=["in_proj"]), "default"
+        )
+        == []
+    )
 
 
 def test_names_that_endings_cannot_tell_apart_are_written_whole(tmp_path):
@@ -81,6 +95,9 @@ def test_the_shortest_target_that_selects_the_same(wanted, target):
 def test_the_models_whose_experts_peft_renames_are_known():
     """As the installed transformers and PEFT have it: a type that is new here must be added."""
     conversion = pytest.importorskip("peft.utils.transformers_weight_conversion")
-    known = {kind for kind, group in conversion._MODEL_TO_CONVERSION_PATTERN.items()
-             if group in conversion._MOE_TARGET_MODULE_MAPPING}  # fmt: skip
+    known = {
+        kind
+        for kind, group in conversion._MODEL_TO_CONVERSION_PATTERN.items()
+        if group in conversion._MOE_TARGET_MODULE_MAPPING
+    }
     assert known <= CONVERTED.keys()

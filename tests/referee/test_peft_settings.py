@@ -12,10 +12,16 @@ from lorica.errors import FileError
 from tests.laws.bases import Stack, gpt2, move, stories
 
 UNKNOWN = {
-    "bias": "lora_only", "layer_replication": [[0, 1]], "arrow_config": {"top_k": 2},
-    "target_parameters": ["experts"], "alora_invocation_tokens": [1, 2], "a_new_setting": True,
-    "megatron_config": {"a": 1}, "use_bdlora": {"x": 1}, "init_lora_weights": "pissa_niter_4",
-}  # fmt: skip
+    "bias": "lora_only",
+    "layer_replication": [[0, 1]],
+    "arrow_config": {"top_k": 2},
+    "target_parameters": ["experts"],
+    "alora_invocation_tokens": [1, 2],
+    "a_new_setting": True,
+    "megatron_config": {"a": 1},
+    "use_bdlora": {"x": 1},
+    "init_lora_weights": "pissa_niter_4",
+}
 
 
 @pytest.mark.parametrize("key", UNKNOWN)
@@ -44,9 +50,14 @@ def test_a_folder_is_named_by_its_path_or_as_text(tmp_path):
     assert lorica.load(Stack(), Path(tmp_path) / "a/deep/adapter") == []
 
 
-@pytest.mark.parametrize("make, targets, transposed", [
-    (gpt2, ["c_attn"], True), (gpt2, ["wte"], False), (stories, ["q_proj", "embed_tokens"], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, targets, transposed",
+    [
+        (gpt2, ["c_attn"], True),
+        (gpt2, ["wte"], False),
+        (stories, ["q_proj", "embed_tokens"], False),
+    ],
+)
 def test_the_layout_of_the_weight_is_noted(make, targets, transposed, tmp_path):
     """PEFT mends a wrong one by itself, with a warning; other readers may not."""
     path = lorica.save(lorica.adapt(make(), Lora(), target_modules=targets), tmp_path / "adapter")

@@ -77,11 +77,22 @@ def llama(**settings: object) -> nn.Module:
     kind = LlamaForSequenceClassification if "num_labels" in settings else LlamaForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return kind(LlamaConfig(**{
-            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
-            "pad_token_id": 0, "attention_bias": True, **settings,
-        })).eval()  # fmt: skip
+        return kind(
+            LlamaConfig(
+                **{
+                    "vocab_size": 64,
+                    "hidden_size": 32,
+                    "intermediate_size": 48,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                    "tie_word_embeddings": False,
+                    "pad_token_id": 0,
+                    "attention_bias": True,
+                    **settings,
+                }
+            )
+        ).eval()
 
 
 def roberta() -> nn.Module:
@@ -89,10 +100,17 @@ def roberta() -> nn.Module:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return RobertaForSequenceClassification(RobertaConfig(
-            vocab_size=64, hidden_size=32, num_hidden_layers=1, num_labels=3,
-            num_attention_heads=2, intermediate_size=48, pad_token_id=0,
-        )).eval()  # fmt: skip
+        return RobertaForSequenceClassification(
+            RobertaConfig(
+                vocab_size=64,
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_labels=3,
+                num_attention_heads=2,
+                intermediate_size=48,
+                pad_token_id=0,
+            )
+        ).eval()
 
 
 def sorter() -> nn.Module:
@@ -105,10 +123,18 @@ def gemma(window: int = 8) -> nn.Module:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Gemma3ForCausalLM(Gemma3TextConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16,
-            num_attention_heads=2, num_key_value_heads=1, sliding_window=window,
-        )).eval()  # fmt: skip
+        return Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                vocab_size=64,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                head_dim=16,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                sliding_window=window,
+            )
+        ).eval()
 
 
 QV = ["q_proj", "v_proj"]
@@ -119,15 +145,28 @@ MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "rslora": (llama, {"target_modules": QV, "r": 4, "use_rslora": True}),
     "dora": (llama, {"target_modules": LINEARS, "r": 4, "use_dora": True}),
     "dora rslora": (llama, {"target_modules": QV, "use_dora": True, "use_rslora": True}),
-    "patterns": (stories, {
-        "target_modules": LINEARS, "r": 4,
-        "rank_pattern": {"down_proj": 2, "layers.0.self_attn.q_proj": 6},
-        "alpha_pattern": {r"layers\.[12]\..*_proj": 3}}),
-    "dora patterns": (llama, {
-        "target_modules": LINEARS, "use_dora": True, "rank_pattern": {"mlp.*": 3}}),
-    "rslora patterns": (llama, {
-        "target_modules": LINEARS, "use_rslora": True, "rank_pattern": {"up_proj": 3},
-        "alpha_pattern": {"up_proj": 5, "o_proj": 1}}),
+    "patterns": (
+        stories,
+        {
+            "target_modules": LINEARS,
+            "r": 4,
+            "rank_pattern": {"down_proj": 2, "layers.0.self_attn.q_proj": 6},
+            "alpha_pattern": {r"layers\.[12]\..*_proj": 3},
+        },
+    ),
+    "dora patterns": (
+        llama,
+        {"target_modules": LINEARS, "use_dora": True, "rank_pattern": {"mlp.*": 3}},
+    ),
+    "rslora patterns": (
+        llama,
+        {
+            "target_modules": LINEARS,
+            "use_rslora": True,
+            "rank_pattern": {"up_proj": 3},
+            "alpha_pattern": {"up_proj": 5, "o_proj": 1},
+        },
+    ),
     "bias": (llama, {"target_modules": QV, "lora_bias": True}),
     "embedding, tied": (stories, {"target_modules": ["embed_tokens", "q_proj"]}),
     "embedding, untied": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
@@ -141,43 +180,70 @@ MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "saved embedding, tied": (stories, {"target_modules": QV, "modules_to_save": ["embed_tokens"]}),
     "saved embedding, untied": (llama, {"target_modules": QV, "modules_to_save": ["embed_tokens"]}),
     "saved both, tied": (
-        stories, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]}),
+        stories,
+        {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
     "saved both, untied": (
-        llama, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]}),
+        llama,
+        {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
     "tokens, tied": (stories, {"target_modules": QV, "trainable_token_indices": [5, 17, 30]}),
     "tokens, untied": (llama, {"target_modules": QV, "trainable_token_indices": [5, 17, 30]}),
-    "tokens and norm": (llama, {
-        "target_modules": QV, "trainable_token_indices": [9], "modules_to_save": ["norm"]}),
+    "tokens and norm": (
+        llama,
+        {"target_modules": QV, "trainable_token_indices": [9], "modules_to_save": ["norm"]},
+    ),
     "exclude": (llama, {"target_modules": LINEARS, "exclude_modules": ["k_proj"]}),
     "exclude by regex": (llama, {"target_modules": LINEARS, "exclude_modules": r".*mlp.*"}),
     "blocks": (llama, {"target_modules": QV, "layers_to_transform": [1]}),
     "regex": (llama, {"target_modules": r".*\.layers\.0\..*(q|down)_proj"}),
     "one full name": (llama, {"target_modules": ["model.layers.1.self_attn.o_proj"]}),
     "gpt2": (gpt2, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
-    "gpt2 dora": (gpt2, {
-        "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
+    "gpt2 dora": (
+        gpt2,
+        {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
+    ),
     "gpt2 embedding": (gpt2, {"target_modules": ["wte"]}),
     "gpt2 bias": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}),
     "gemma embedding": (gemma, {"target_modules": ["embed_tokens", "q_proj"]}),
     "gemma dora embedding": (gemma, {"target_modules": ["embed_tokens"], "use_dora": True}),
     "gemma tokens": (gemma, {"target_modules": QV, "trainable_token_indices": [5, 17]}),
-    "classifier": (sorter, {
-        "target_modules": QV, "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
-    "classifier all-linear": (sorter, {
-        "target_modules": "all-linear", "task_type": "SEQ_CLS", "modules_to_save": ["score"]}),
+    "classifier": (
+        sorter,
+        {"target_modules": QV, "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
+    ),
+    "classifier all-linear": (
+        sorter,
+        {"target_modules": "all-linear", "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
+    ),
     "pissa": (stories, {"target_modules": QV, "r": 4, "init_lora_weights": "pissa"}),
-    "pissa rslora patterns": (llama, {
-        "target_modules": LINEARS, "r": 4, "use_rslora": True, "init_lora_weights": "pissa",
-        "rank_pattern": {"up_proj": 3}, "alpha_pattern": {"up_proj": 5, "o_proj": 1}}),
+    "pissa rslora patterns": (
+        llama,
+        {
+            "target_modules": LINEARS,
+            "r": 4,
+            "use_rslora": True,
+            "init_lora_weights": "pissa",
+            "rank_pattern": {"up_proj": 3},
+            "alpha_pattern": {"up_proj": 5, "o_proj": 1},
+        },
+    ),
     "pissa dora": (llama, {"target_modules": QV, "use_dora": True, "init_lora_weights": "pissa"}),
-    "pissa gpt2": (gpt2, {
-        "target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "pissa"}),
+    "pissa gpt2": (
+        gpt2,
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "pissa"},
+    ),
     "olora": (stories, {"target_modules": QV, "r": 4, "init_lora_weights": "olora"}),
     "olora dora": (llama, {"target_modules": QV, "use_dora": True, "init_lora_weights": "olora"}),
-    "roberta": (roberta, {
-        "target_modules": ["query", "value"], "task_type": "SEQ_CLS",
-        "modules_to_save": ["classifier"]}),
-}  # fmt: skip
+    "roberta": (
+        roberta,
+        {
+            "target_modules": ["query", "value"],
+            "task_type": "SEQ_CLS",
+            "modules_to_save": ["classifier"],
+        },
+    ),
+}
 every = pytest.mark.parametrize("case", MATRIX)
 OURS = {"lora_alpha": "alpha", "init_lora_weights": "init"}
 
@@ -291,18 +357,24 @@ def test_a_start_on_another_base_than_it_was_remade_from_is_refused(start, tmp_p
 def test_olora_on_transposed_weights_is_refused(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["attn.c_proj"], fan_in_fan_out=True,
-                        init_lora_weights="olora")  # fmt: skip
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=["attn.c_proj"],
+        fan_in_fan_out=True,
+        init_lora_weights="olora",
+    )
     get_peft_model(gpt2(), config).save_pretrained(str(tmp_path))
     with pytest.raises(FileError, match="transposed"):
         lorica.load(gpt2(), tmp_path)
 
 
 STEPPED = [
-    c for c in MATRIX
-    if "saved" not in c and "tokens" not in c
+    c
+    for c in MATRIX
+    if "saved" not in c
+    and "tokens" not in c
     and c != "olora"  # its base is rounded to float32, and a gradient near 0 changes its sign
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", STEPPED)
@@ -346,8 +418,12 @@ def test_a_target_that_peft_passed_over_is_passed_over_and_named(tmp_path):
     """PEFT loads a config of which some entries select nothing; so the file is a valid one."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "query_key_value"],
-                        exclude_modules=["nothing"], rank_pattern={"no_such": 3})  # fmt: skip
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj", "query_key_value"],
+        exclude_modules=["nothing"],
+        rank_pattern={"no_such": 3},
+    )
     model = move(get_peft_model(llama(), config))
     model.save_pretrained(str(tmp_path))
     fresh = llama()

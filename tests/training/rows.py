@@ -76,11 +76,17 @@ def tiny_base(folder: Path, **config: Any) -> Path:
 
     tokenizer = load_tokenizer("bundled")
     plain = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 256, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": None,
+    }
     with drawing(0):
         model = LlamaForCausalLM(LlamaConfig(**plain | config))
     model.save_pretrained(folder)

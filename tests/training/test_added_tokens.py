@@ -29,8 +29,15 @@ def test_added_tokens_are_trained_saved_and_come_back(tied, dtype, tmp_path):
     made = tf.LlamaForCausalLM(tf.LlamaConfig(**BERT, tie_word_embeddings=tied))
     base = save(tmp_path / "base", made)
     data = {"path": rows(tmp_path), "add_tokens": NEW}
-    lorica.train(base=base, data=data, max_steps=3, learning_rate=1e-2, dtype=dtype,
-                 output=str(tmp_path / "run"), show=False)  # fmt: skip
+    lorica.train(
+        base=base,
+        data=data,
+        max_steps=3,
+        learning_rate=1e-2,
+        dtype=dtype,
+        output=str(tmp_path / "run"),
+        show=False,
+    )
     opened = open_adapter(tmp_path / "run")
     ids = opened.tokenizer("the <start|tag> zyx")["input_ids"]
     new = opened.tokenizer.convert_tokens_to_ids(NEW)
@@ -55,8 +62,13 @@ def test_added_tokens_are_trained_saved_and_come_back(tied, dtype, tmp_path):
 
 def test_saving_again_replaces_a_folder_with_a_tokenizer(tmp_path):
     base = save(tmp_path / "base", model("llama"))
-    lorica.train(base=base, data={"path": rows(tmp_path), "add_tokens": NEW}, max_steps=1,
-                 output=str(tmp_path / "run"), show=False)  # fmt: skip
+    lorica.train(
+        base=base,
+        data={"path": rows(tmp_path), "add_tokens": NEW},
+        max_steps=1,
+        output=str(tmp_path / "run"),
+        show=False,
+    )
     opened = open_adapter(tmp_path / "run")
     lorica.save(opened.model, tmp_path / "run/adapter", base_path=base)
 
@@ -64,5 +76,9 @@ def test_saving_again_replaces_a_folder_with_a_tokenizer(tmp_path):
 def test_a_token_that_is_there_is_named(tmp_path):
     base = save(tmp_path / "base", model("llama"))
     with pytest.raises(ConfigError, match="has already: cat"):
-        lorica.train(base=base, data={"path": rows(tmp_path), "add_tokens": ["cat", "new"]},
-                     output=str(tmp_path / "run"), show=False)  # fmt: skip
+        lorica.train(
+            base=base,
+            data={"path": rows(tmp_path), "add_tokens": ["cat", "new"]},
+            output=str(tmp_path / "run"),
+            show=False,
+        )

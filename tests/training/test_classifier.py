@@ -27,9 +27,13 @@ def rows(shared, path, count=48):
 def test_classifier_learns_saves_and_reloads(shared, stories, tmp_path):
     data = rows(shared, tmp_path / "reviews.jsonl")
     result = lorica.train(
-        base=str(stories), data={"path": str(data), "validation": 0.25}, learning_rate=5e-3,
-        max_steps=12, output=str(tmp_path / "run"), show=False,
-    )  # fmt: skip
+        base=str(stories),
+        data={"path": str(data), "validation": 0.25},
+        learning_rate=5e-3,
+        max_steps=12,
+        output=str(tmp_path / "run"),
+        show=False,
+    )
     assert any("padded" in line for line in result.lines)
     assert any("score" in line for line in result.lines)
     first = open_adapter(result.folder)
@@ -45,8 +49,10 @@ def test_classifier_learns_saves_and_reloads(shared, stories, tmp_path):
 
 def write(path: Path, labels: list) -> str:
     """Rows whose label tells which of two words stands in them."""
-    rows = [{"text": ["the cat sat", "a dog ran"][i % 2], "label": labels[i % len(labels)]}
-            for i in range(12)]  # fmt: skip
+    rows = [
+        {"text": ["the cat sat", "a dog ran"][i % 2], "label": labels[i % len(labels)]}
+        for i in range(12)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

@@ -26,11 +26,13 @@ def job(stories, folder, kind="task", told=None, **changed):
     folder.mkdir()
     told = told or TOLD[kind]
     rows = [
-        {"prompt": f"Once {WORDS[i % 10]} " * (1 + i % 4),
-         "completion": f"the {WORDS[(i * 3) % 10]} ran " * (1 + i % 3),
-         "condition": told[i * 7 % 5 % len(told)]}
+        {
+            "prompt": f"Once {WORDS[i % 10]} " * (1 + i % 4),
+            "completion": f"the {WORDS[(i * 3) % 10]} ran " * (1 + i % 3),
+            "condition": told[i * 7 % 5 % len(told)],
+        }
         for i in range(40)
-    ]  # fmt: skip
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     method = {**SMALL, "condition": kind, **changed.pop("method", {})}
     return settings(stories, folder, method=method, **changed)
@@ -62,8 +64,13 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
     changed = {"learning_rate": 2e-4, "method": {"penalty": 1.0}, "max_steps": 3}
     whole = adapter(run(stories, tmp_path / "a", **changed).folder)
     for name, micro, steps in (("b", 4, 2), ("c", 1, 8)):
-        parts = run(stories, tmp_path / name, micro_batch_size=micro,
-                    gradient_accumulation_steps=steps, **changed)  # fmt: skip
+        parts = run(
+            stories,
+            tmp_path / name,
+            micro_batch_size=micro,
+            gradient_accumulation_steps=steps,
+            **changed,
+        )
         assert farthest(whole, adapter(parts.folder)) < ROUNDING
 
 
@@ -112,12 +119,16 @@ def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
     assert any("write of fish" in line for line in done.lines)
 
 
-@pytest.mark.parametrize("kind, told, error, words", [
-    ("task", ["cats", None], DataError, "rows have no condition"),
-    ("pair", ["en-fr", "en"], ConfigError, "'en' is no pair"),
-    ("embedding", [[1.0], [1.0, 2.0]], ConfigError, "an embedding has"),
-    ("embedding", ["cats"], ConfigError, "'cats' is no embedding"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, told, error, words",
+    [
+        ("task", ["cats", None], DataError, "rows have no condition"),
+        ("pair", ["en-fr", "en"], ConfigError, "'en' is no pair"),
+        ("embedding", [[1.0], [1.0, 2.0]], ConfigError, "an embedding has"),
+        ("embedding", ["cats"], ConfigError, "'cats' is no embedding"),
+    ],
+    ids=str,
+)
 def test_rows_that_do_not_fit_are_refused_before_training(
     stories, tmp_path, kind, told, error, words
 ):

@@ -53,18 +53,32 @@ def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
     found = []
     for i, method in enumerate(methods):
         data = write_rows(folder / f"rows-{i}.jsonl", 30 + i)
-        found.append(settings(
-            base, folder, method=method, data={"path": str(data), "validation": 0.1}, seed=i,
-            learning_rate=2e-4 * (1 + i), max_steps=6 - i % 3, micro_batch_size=2 + i % 2,
-            gradient_accumulation_steps=1 + i % 2, output=str(folder / f"run-{i}"),
-        ))  # fmt: skip
+        found.append(
+            settings(
+                base,
+                folder,
+                method=method,
+                data={"path": str(data), "validation": 0.1},
+                seed=i,
+                learning_rate=2e-4 * (1 + i),
+                max_steps=6 - i % 3,
+                micro_batch_size=2 + i % 2,
+                gradient_accumulation_steps=1 + i % 2,
+                output=str(folder / f"run-{i}"),
+            )
+        )
     return found
 
 
-@pytest.mark.parametrize("methods", [
-    METHODS[:3], pytest.param(METHODS[3:], marks=pytest.mark.slow),
-    pytest.param(DRAWING, marks=pytest.mark.slow),
-], ids=["three", "four others", "with dropout"])  # fmt: skip
+@pytest.mark.parametrize(
+    "methods",
+    [
+        METHODS[:3],
+        pytest.param(METHODS[3:], marks=pytest.mark.slow),
+        pytest.param(DRAWING, marks=pytest.mark.slow),
+    ],
+    ids=["three", "four others", "with dropout"],
+)
 def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path, methods):
     runs = runs_of(stories, tmp_path, methods)
     results = lorica.train_each(runs, show=False)

@@ -59,8 +59,9 @@ def test_a_run_that_is_training_stays(tmp_path):
         "run = Run(Path(sys.argv[1]))\n"
         "with run.lock():\n    print('locked', flush=True)\n    sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(run.folder)],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert other.stdout and other.stdout.readline() == b"locked\n"
     try:
         with pytest.raises(ResourceError, match="another process"):

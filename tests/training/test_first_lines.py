@@ -35,9 +35,11 @@ def test_a_base_is_named_or_nothing_is_trained(rows, tmp_path, given):
 
 def test_rows_that_a_run_was_trained_on_are_named(rows, tmp_path, capsys):
     done = lorica.train(
-        base="bundled", data={"path": str(rows), "validation": 0}, max_steps=1,
+        base="bundled",
+        data={"path": str(rows), "validation": 0},
+        max_steps=1,
         output=str(tmp_path / "run"),
-    )  # fmt: skip
+    )
     said = capsys.readouterr().err
     assert "lora on bundled: 12 training rows of" in said and "tokens are learned" in said
     new = tmp_path / "new.jsonl"
@@ -76,9 +78,12 @@ def trained(tmp_path_factory):
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in asked))
     lorica.train(
-        base="bundled", data={"path": str(data), "validation": 0}, max_steps=1, show=False,
+        base="bundled",
+        data={"path": str(data), "validation": 0},
+        max_steps=1,
+        show=False,
         output=str(folder / "run"),
-    )  # fmt: skip
+    )
     return folder
 
 

@@ -19,13 +19,15 @@ IDLE = {"mamba": "dt_proj", "jamba": "dt_proj", "gemma3n": "altup.correction_coe
 def train(tmp_path: Path, name: str, **settings: object):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
-        "".join(json.dumps({"prompt": f"the cat {i}", "completion": " sat"}) + "\n"
-                for i in range(4))
-    )  # fmt: skip
+        "".join(
+            json.dumps({"prompt": f"the cat {i}", "completion": " sat"}) + "\n" for i in range(4)
+        )
+    )
     base = write(tmp_path / "base", name)
     data = {"path": str(rows), "validation": 0}
-    return lorica.train(base=str(base), data=data, max_steps=1, output=str(tmp_path / "run"),
-                        show=False, **settings)  # type: ignore[arg-type] # fmt: skip
+    return lorica.train(
+        base=str(base), data=data, max_steps=1, output=str(tmp_path / "run"), show=False, **settings
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", IDLE)
@@ -81,6 +83,11 @@ def test_a_base_that_draws_at_random_in_training_is_said(dropout, tmp_path):
         write(tmp_path / "base", "llama", attention_dropout=dropout)
         (tmp_path / "rows.jsonl").write_text('{"prompt": "the cat", "completion": " sat"}\n' * 2)
         data = {"path": str(tmp_path / "rows.jsonl"), "validation": 0}
-        done = lorica.train(base=str(tmp_path / "base"), data=data, max_steps=1, show=False,
-                            output=str(tmp_path / "run"))  # fmt: skip
+        done = lorica.train(
+            base=str(tmp_path / "base"),
+            data=data,
+            max_steps=1,
+            show=False,
+            output=str(tmp_path / "run"),
+        )
         assert any("draws at random in training" in line for line in done.lines)

@@ -85,8 +85,10 @@ def classifier(tmp_path_factory):
 
 def classified(base, folder, labels, **changed):
     folder.mkdir(exist_ok=True)
-    rows = [{"text": f"{WORDS[i % 13]} a {WORDS[i % 7]}", "label": labels[i % len(labels)]}
-            for i in range(26)]  # fmt: skip
+    rows = [
+        {"text": f"{WORDS[i % 13]} a {WORDS[i % 7]}", "label": labels[i % len(labels)]}
+        for i in range(26)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return lorica.train(**settings(Path(base), folder, max_steps=1, **changed), show=False)
 
@@ -145,7 +147,14 @@ def test_another_prompt_format_is_noticed(first, tmp_path):
     assert not any("was trained with" in line for line in plain.lines)
     rows["prompt_template"] = "Q: {{ prompt }} A:"
     told = lorica.train(
-        **settings(BASE, tmp_path, max_steps=1, data=rows, init_from=str(first.folder),
-                   output=str(tmp_path / "told")), show=False
-    )  # fmt: skip
+        **settings(
+            BASE,
+            tmp_path,
+            max_steps=1,
+            data=rows,
+            init_from=str(first.folder),
+            output=str(tmp_path / "told"),
+        ),
+        show=False,
+    )
     assert any("trained with plain prompts" in line for line in told.lines)

@@ -33,9 +33,12 @@ def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, mon
     halved = lorica.train(**settings(stories, tmp_path / "a", learning_rate=2e-4), show=False)
     assert small == [8, 4, 2, 2, 2, 2, *[2] * 20]
     asked_for = settings(
-        stories, tmp_path / "b", learning_rate=2e-4, micro_batch_size=2,
+        stories,
+        tmp_path / "b",
+        learning_rate=2e-4,
+        micro_batch_size=2,
         gradient_accumulation_steps=4,
-    )  # fmt: skip
+    )
     assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
     said = "the memory was full at step 1: 2 rows at a time go through the model, not 8"
     assert said in halved.lines

@@ -24,14 +24,25 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.parametrize("validation", [0, 0.1])
-@pytest.mark.parametrize("changed, what", [
-    ({"learning_rate": 1e38, "max_steps": 1}, "not finite after step 1"),
-    ({"learning_rate": 1e38, "max_steps": 4, "save_steps": 2, "warmup_steps": 2},
-     "the step was not taken"),
-    ({"learning_rate": 1e30, "max_steps": 1}, "loss of"),  # finite weights whose product is not
-    ({"learning_rate": 1e38, "max_steps": 1, "optimizer": "sgd"}, "is not finite|are not finite"),
-    ({"learning_rate": 1e30, "max_steps": 1, "method": "full", "target_modules": None}, "loss of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, what",
+    [
+        ({"learning_rate": 1e38, "max_steps": 1}, "not finite after step 1"),
+        (
+            {"learning_rate": 1e38, "max_steps": 4, "save_steps": 2, "warmup_steps": 2},
+            "the step was not taken",
+        ),
+        ({"learning_rate": 1e30, "max_steps": 1}, "loss of"),  # finite weights whose product is not
+        (
+            {"learning_rate": 1e38, "max_steps": 1, "optimizer": "sgd"},
+            "is not finite|are not finite",
+        ),
+        (
+            {"learning_rate": 1e30, "max_steps": 1, "method": "full", "target_modules": None},
+            "loss of",
+        ),
+    ],
+)
 def test_no_update_that_went_wrong_is_saved(tiny, tmp_path, changed, what, validation):
     config = settings(tiny, tmp_path, **{"max_grad_norm": 1e9, **changed})
     config["data"] |= {"validation": validation}
@@ -79,8 +90,9 @@ def test_merge_and_export_refuse_it(tiny, tmp_path):
     weights = {k: t.clone() for k, t in base.model.state_dict().items()}
     with pytest.raises(MergeError, match="not merged"):
         lorica.merge(base.model)
-    assert all(torch.equal(weights[k], t) or t.isnan().any()
-               for k, t in base.model.state_dict().items())  # fmt: skip
+    assert all(
+        torch.equal(weights[k], t) or t.isnan().any() for k, t in base.model.state_dict().items()
+    )
     with pytest.raises((TrainingError, MergeError), match=r"finite|not saved"):
         export_lora(base.model, tmp_path / "out", rank=2)
     assert not (tmp_path / "out").exists()

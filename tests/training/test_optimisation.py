@@ -19,8 +19,9 @@ def test_schedule(kind):
     assert at[10] == 1
     middle = {"cosine": 0.5, "linear": 0.5, "constant": 1.0}[kind]
     assert at[60] == pytest.approx(middle)
-    assert at[35] == pytest.approx({"cosine": (1 + math.cos(math.pi / 4)) / 2, "linear": 0.75,
-                                    "constant": 1.0}[kind])  # fmt: skip
+    assert at[35] == pytest.approx(
+        {"cosine": (1 + math.cos(math.pi / 4)) / 2, "linear": 0.75, "constant": 1.0}[kind]
+    )
     assert at[110] == pytest.approx(1.0 if kind == "constant" else 0.0)
 
 
@@ -33,8 +34,11 @@ def test_every_row_once_a_pass_and_any_piece_is_the_same_stream():
 
 
 def test_groups_by_rate_and_decay():
-    tensors = {"x.a": nn.Parameter(torch.ones(2, 2)), "x.b": nn.Parameter(torch.ones(2, 2)),
-               "x.m": nn.Parameter(torch.ones(2))}  # fmt: skip
+    tensors = {
+        "x.a": nn.Parameter(torch.ones(2, 2)),
+        "x.b": nn.Parameter(torch.ones(2, 2)),
+        "x.m": nn.Parameter(torch.ones(2)),
+    }
     rates = {"x.a": 0.1, "x.b": 0.4, "x.m": 0.4}
     optimizer = make_optimizer(tensors, rates, kind="adamw", decay=0.5)
     groups = {(g["peak"], g["weight_decay"]): len(g["params"]) for g in optimizer.param_groups}

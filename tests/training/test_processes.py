@@ -37,14 +37,23 @@ def script(folder: Path) -> Path:
 def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
     changed = {"method": method, "learning_rate": 2e-4, "max_steps": 4, "eval_steps": 2}
     alone = lorica.train(
-        **settings(stories, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2,
-                   **changed), show=False,
-    )  # fmt: skip
+        **settings(
+            stories, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2, **changed
+        ),
+        show=False,
+    )
     config = settings(
         stories, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=2, **changed
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
-              str(script(tmp_path)), json.dumps(config)]  # fmt: skip
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        str(script(tmp_path)),
+        json.dumps(config),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]

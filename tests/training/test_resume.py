@@ -84,8 +84,9 @@ def test_only_the_newest_checkpoints_are_kept(stories, tmp_path):
         **settings(stories, tmp_path, save_steps=1, keep_checkpoints=2), show=False
     )
     assert [p.name for p in steps(result.folder / "checkpoints")] == [
-        "step-00000005", "step-00000006"
-    ]  # fmt: skip
+        "step-00000005",
+        "step-00000006",
+    ]
 
 
 def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
@@ -97,10 +98,13 @@ def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
         lorica.train(resume=cut["output"], show=False)
 
 
-@pytest.mark.parametrize("file", [
-    "optimizer.safetensors",
-    *(pytest.param(f, marks=pytest.mark.slow) for f in ("adapter.safetensors", "state.json")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        "optimizer.safetensors",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("adapter.safetensors", "state.json")),
+    ],
+)
 def test_a_damaged_checkpoint_is_named(stories, tmp_path, monkeypatch, file):
     cut = settings(stories, tmp_path, save_steps=2)
     interrupted(monkeypatch, 5, **cut)
@@ -123,8 +127,10 @@ def test_the_log_holds_every_step_once_more_after_a_resume(stories, tmp_path, mo
     events = read_events(tmp_path / "run")
     assert [e["step"] for e in events if e["event"] == "step"] == [1, 2, 3, 4, 5, 5, 6]
     assert [e["event"] for e in events if e["event"] in ("start", "resume", "end")] == [
-        "start", "resume", "end"
-    ]  # fmt: skip
+        "start",
+        "resume",
+        "end",
+    ]
 
 
 def test_resume_takes_no_other_settings(stories, tmp_path):

@@ -368,8 +368,16 @@ CHANGES: dict[str, Change] = {
     # what is written beside it
     "no events": Change(lambda root: (root / "run/events.jsonl").unlink(), None),
 }
-QUICK = ("nothing", "rope_theta", "hollow weights", "ids swapped", "setting learning_rate",
-         "a moment too small", "state best_loss", "rows elsewhere")  # fmt: skip
+QUICK = (
+    "nothing",
+    "rope_theta",
+    "hollow weights",
+    "ids swapped",
+    "setting learning_rate",
+    "a moment too small",
+    "state best_loss",
+    "rows elsewhere",
+)
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,11 @@ def replaced_by_link(run, name, target):
 
 def untouched(folder):
     inside = sorted(str(p.relative_to(folder)) for p in folder.glob("outside/**/*"))
-    assert inside == ["outside/.staging-mine", "outside/step-00000001",
-                      "outside/step-00000001/state.json"]  # fmt: skip
+    assert inside == [
+        "outside/.staging-mine",
+        "outside/step-00000001",
+        "outside/step-00000001/state.json",
+    ]
     assert (folder / "target").read_text() == "kept"
 
 
@@ -97,9 +100,16 @@ def test_the_run_itself_may_be_named_by_a_link(run, tmp_path):
 
 
 NO_EVENTS = [
-    "[]", "1", "null", "[" * 9999, '{"event": 1}', '{"step": []}', "\x00\xff",
-    '{"event": "step", "step": [], "loss": 1}', '{"event": "step", "step": 1, "loss": "x"}',
-]  # fmt: skip
+    "[]",
+    "1",
+    "null",
+    "[" * 9999,
+    '{"event": 1}',
+    '{"step": []}',
+    "\x00\xff",
+    '{"event": "step", "step": [], "loss": 1}',
+    '{"event": "step", "step": 1, "loss": "x"}',
+]
 
 
 @pytest.mark.parametrize("line", NO_EVENTS)

@@ -53,9 +53,12 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path, method):
     whole = run(stories, tmp_path / "a", **changed)
     for name, micro, steps in (("b", 4, 2), ("c", 1, 8)):
         parts = run(
-            stories, tmp_path / name, micro_batch_size=micro, gradient_accumulation_steps=steps,
+            stories,
+            tmp_path / name,
+            micro_batch_size=micro,
+            gradient_accumulation_steps=steps,
             **changed,
-        )  # fmt: skip
+        )
         assert farthest(whole, parts) < ROUNDING
 
 
@@ -133,8 +136,12 @@ def test_rows_laid_end_to_end_give_what_each_gives_alone(name):
     model.zero_grad()
     batch = pack(rows)
     with packed(model):
-        logits = model(batch.input_ids, position_ids=batch.position_ids, row_lengths=batch.lengths,
-                       use_cache=False).logits[0][batch.predict]  # fmt: skip
+        logits = model(
+            batch.input_ids,
+            position_ids=batch.position_ids,
+            row_lengths=batch.lengths,
+            use_cache=False,
+        ).logits[0][batch.predict]
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         losses.sum().backward()
     by_row = torch.zeros(4).index_add(0, batch.row, losses.detach())
@@ -161,16 +168,28 @@ def rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
 def alike() -> list[Example]:
     """Rows that begin alike in two ways, one as the long form of the other; and one twice."""
     draw = torch.Generator().manual_seed(3)
-    rows = [[*begin, *torch.randint(0, 96, (n,), generator=draw).tolist()]
-            for n, begin in enumerate([*BEGINNINGS, *BEGINNINGS, *BEGINNINGS], 1)]  # fmt: skip
+    rows = [
+        [*begin, *torch.randint(0, 96, (n,), generator=draw).tolist()]
+        for n, begin in enumerate([*BEGINNINGS, *BEGINNINGS, *BEGINNINGS], 1)
+    ]
     rows.append(rows[4])
-    return [Example(ids, [False] + [True] * (len(ids) - 1), f"row {k}")
-            for k, ids in enumerate(rows)]  # fmt: skip
+    return [
+        Example(ids, [False] + [True] * (len(ids) - 1), f"row {k}") for k, ids in enumerate(rows)
+    ]
 
 
-@pytest.mark.parametrize("method", [
-    "lora", "dora", "llama_adapter", "prefix_tuning", "prompt_tuning", "bottleneck", "full",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lora",
+        "dora",
+        "llama_adapter",
+        "prefix_tuning",
+        "prompt_tuning",
+        "bottleneck",
+        "full",
+    ],
+)
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen3", "GPTNeoX", "GPT2"])
 def test_beginnings_that_are_computed_once_change_nothing(name, method):
     """Loss and gradients in float64, with beginnings longer than a sliding window."""
@@ -194,17 +213,23 @@ def test_beginnings_that_are_computed_once_change_nothing(name, method):
 
 def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tmp_path):
     changed = {"learning_rate": 2e-4, "gradient_accumulation_steps": 1}
-    rows = [{"prompt": "Below is a task that you do. " + word, "completion": f" the {word} ran"}
-            for word in ("cat", "dog", "bird", "fish") * 3]  # fmt: skip
+    rows = [
+        {"prompt": "Below is a task that you do. " + word, "completion": f" the {word} ran"}
+        for word in ("cat", "dog", "bird", "fish") * 3
+    ]
     (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"path": str(tmp_path / "alike.jsonl"), "validation": 0}
     once = lorica.train(**settings(stories, tmp_path / "a", data=data, **changed), show=False)
     assert any("is computed once" in line for line in once.lines)
     each = lorica.train(
-        **settings(stories, tmp_path / "b", data=data, **{**changed, "micro_batch_size": 1,
-                                                          "gradient_accumulation_steps": 8}),
+        **settings(
+            stories,
+            tmp_path / "b",
+            data=data,
+            **{**changed, "micro_batch_size": 1, "gradient_accumulation_steps": 8},
+        ),
         show=False,
-    )  # fmt: skip
+    )
     assert not any("is computed once" in line for line in each.lines)
     assert farthest(adapter(once.folder), adapter(each.folder)) < ROUNDING
 
@@ -252,8 +277,14 @@ def test_bfloat16_base_keeps_float32_adapters(stories, tmp_path):
 
 
 def test_lora_plus_moves_b_faster(stories, tmp_path):
-    one = {"max_steps": 1, "optimizer": "sgd", "schedule": "constant", "warmup_ratio": 0,
-           "max_grad_norm": 1e9, "learning_rate": 1e-3}  # fmt: skip
+    one = {
+        "max_steps": 1,
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "warmup_ratio": 0,
+        "max_grad_norm": 1e9,
+        "learning_rate": 1e-3,
+    }
     plain = run(stories, tmp_path / "a", **one)
     plus = run(
         stories, tmp_path / "b", method={"name": "lora", "r": 4, "loraplus_lr_ratio": 4.0}, **one

@@ -91,8 +91,11 @@ def test_two_processes_give_the_gradients_of_one(split):
 @pytest.mark.slow
 def test_the_device_holds_embedding_and_head_alone(split):
     model, _ = split
-    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
-            for n, p in model.named_parameters() if ".adapters." not in n}  # fmt: skip
+    held = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for n, p in model.named_parameters()
+        if ".adapters." not in n
+    }
     embedding = model.get_input_embeddings().weight
     assert sum(held.values()) < embedding.nbytes + 8 * len(held) + 1
 
@@ -146,11 +149,15 @@ def test_one_eighth_is_an_eighth():
         killing(share=0.0)
 
 
-@pytest.mark.parametrize("flags, word", [
-    ({"split": "device"}, "peer"), ({"peer": "a:1"}, "split"),
-    ({"split": "cloud", "peer": "a:1", "method": "dora"}, "split"),
-    ({"active_share": "0.5"}, "active_share"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        ({"split": "device"}, "peer"),
+        ({"peer": "a:1"}, "split"),
+        ({"split": "cloud", "peer": "a:1", "method": "dora"}, "split"),
+        ({"active_share": "0.5"}, "active_share"),
+    ],
+)
 def test_settings_that_do_not_go_together(flags, word):
     with pytest.raises(ConfigError, match=word):
         read(None, {"data": "rows.jsonl", **flags})
@@ -162,9 +169,14 @@ def test_a_run_from_the_command_line(stories, shared, tmp_path):
     text = str(shared / "data/text/tinyshakespeare/input.txt")
     words = [sys.executable, "-m", "lorica", "train", "--base", str(stories), "--data", text]
     settings = {
-        "data.max_length": 32, "data.validation": 0.002, "max_steps": 3, "eval_steps": 3,
-        "micro_batch_size": 2, "learning_rate": 5e-3, "target_modules": "q_proj",
-    }  # fmt: skip
+        "data.max_length": 32,
+        "data.validation": 0.002,
+        "max_steps": 3,
+        "eval_steps": 3,
+        "micro_batch_size": 2,
+        "learning_rate": 5e-3,
+        "target_modules": "q_proj",
+    }
     words += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     ends = {"split": ["--split", "device", "--peer", peer], "whole": []}
     cloud = subprocess.Popen([*words, "--split", "cloud", "--peer", peer])

@@ -31,9 +31,14 @@ ROWS = [{"input_ids": row, "labels": row} for row in IDS]
 
 def base() -> nn.Module:
     config = LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+    )
     with drawing(0):
         return LlamaForCausalLM(config).eval()
 
@@ -44,10 +49,17 @@ def trainer(
     model = lorica.adapt(base(), lorica.Lora(r=r), seed=1)
     plain = {"learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2}
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, use_cpu=True,
-        report_to=[], disable_tqdm=True, logging_strategy="no", seed=3, dataloader_pin_memory=False,
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        seed=3,
+        dataloader_pin_memory=False,
         **{**plain, **settings},
-    )  # fmt: skip
+    )
     callbacks: list[TrainerCallback] = [lorica.AdapterCallback()] if callback else []
     return Trainer(
         model,
@@ -110,9 +122,14 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
 
 def test_the_best_checkpoint_is_the_adapter_in_the_end(tmp_path):
     run = trainer(
-        tmp_path, steps=6, learning_rate=3.0, eval_strategy="steps", eval_steps=2,
-        load_best_model_at_end=True, metric_for_best_model="eval_loss",
-    )  # fmt: skip
+        tmp_path,
+        steps=6,
+        learning_rate=3.0,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
     run.train()
     best = run.state.best_model_checkpoint
     assert best is not None
@@ -176,17 +193,25 @@ def nudge_base(model: nn.Module) -> None:
 
 
 def resumed(
-    folder: Path, checkpoint: Path, method: lorica.Lora | lorica.Dora, *, name: str = "default",
-    seed: int = 1, on: Callable[[nn.Module], None] = lambda model: None,
-) -> None:  # fmt: skip
+    folder: Path,
+    checkpoint: Path,
+    method: lorica.Lora | lorica.Dora,
+    *,
+    name: str = "default",
+    seed: int = 1,
+    on: Callable[[nn.Module], None] = lambda model: None,
+) -> None:
     """Go on from a checkpoint, in another output folder."""
     run = trainer(folder)
     model = base()
     on(model)
     lorica.adapt(model, method, name=name, seed=seed)
     again = Trainer(
-        model, run.args, train_dataset=ROWS, callbacks=[lorica.AdapterCallback()],  # type: ignore[arg-type]
-    )  # fmt: skip
+        model,
+        run.args,
+        train_dataset=ROWS,
+        callbacks=[lorica.AdapterCallback()],  # type: ignore[arg-type]
+    )
     again.train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -196,11 +221,13 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dropout": ("method.dropout +0.0 -> 0.5", {"method": lorica.Lora(r=2, dropout=0.5)}),
     "seed": ("seed +1 -> 2", {"seed": 2}),
     "base": ("base_weights +model.layers.0.mlp.down_proj.weight", {"on": nudge_base}),
-    "config": ("base_config +rms_norm_eps",
-               {"on": lambda model: setattr(model.config, "rms_norm_eps", 0.1)}),
+    "config": (
+        "base_config +rms_norm_eps",
+        {"on": lambda model: setattr(model.config, "rms_norm_eps", 0.1)},
+    ),
     "dtype": ("dtype +'float32' -> 'bfloat16'", {"on": lambda model: model.bfloat16()}),
     "name": ("adapter +'default' -> 'other'", {"name": "other"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -214,8 +241,10 @@ def test_a_resume_with_another_function_is_refused(tmp_path, what):
 
 
 EDITS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]] = {
-    "one number": ("changed .*adapters.default",
-                   lambda t: {k: v + (k.endswith("default.b")) for k, v in t.items()}),
+    "one number": (
+        "changed .*adapters.default",
+        lambda t: {k: v + (k.endswith("default.b")) for k, v in t.items()},
+    ),
     "all": ("not what was saved", lambda t: {k: v * 0 + 1 for k, v in t.items()}),
     "dtype": ("not what was saved", lambda t: {k: v.half() for k, v in t.items()}),
     "part": ("not what was saved", lambda t: dict(list(t.items())[-3:])),
@@ -223,7 +252,7 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.
     "foreign": ("not all tensors", lambda t: {"foo.bar": torch.ones(2)}),
     "record alone": ("not what was saved", lambda t: {RECORD: t[RECORD]}),
     "record cut": ("not what was saved", lambda t: {**t, RECORD: t[RECORD][:-9]}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", EDITS)

@@ -62,8 +62,16 @@ def test_a_number_that_is_none_stops_before_the_optimizer(stories, tmp_path, mon
 
 
 def test_a_loss_that_rises_stops(stories, tmp_path):
-    config = settings(stories, tmp_path, learning_rate=3.0, loss_limit=0.5, max_steps=40,
-                      schedule="constant", warmup_ratio=0.0, max_grad_norm=100.0)  # fmt: skip
+    config = settings(
+        stories,
+        tmp_path,
+        learning_rate=3.0,
+        loss_limit=0.5,
+        max_steps=40,
+        schedule="constant",
+        warmup_ratio=0.0,
+        max_grad_norm=100.0,
+    )
     with pytest.raises(TrainingError, match="loss_limit"):
         lorica.train(**config, show=False)
 
@@ -196,8 +204,13 @@ def test_the_run_folder_holds_everything(stories, tmp_path):
     result = lorica.train(**settings(stories, tmp_path), show=False)
     names = {p.name for p in result.folder.iterdir()}
     assert names >= {
-        "config.yaml", "events.jsonl", "checkpoints", "adapter", "results.json", "loss.png"
-    }  # fmt: skip
+        "config.yaml",
+        "events.jsonl",
+        "checkpoints",
+        "adapter",
+        "results.json",
+        "loss.png",
+    }
     manifest = json.loads((result.folder / "adapter/manifest.json").read_text())
     assert manifest["base"]["path"] == str(stories.resolve())
     assert manifest["base"]["tokenizer"]

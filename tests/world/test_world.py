@@ -149,8 +149,12 @@ def test_translation_rows_have_all_directions_and_one_reading() -> None:
     rows = list(translation.translation(600, seed=9))
     assert len({row["condition"] for row in rows}) == 6
     forms = translation.words()
-    articles = {form: language for language, marks in translation.MARKS.items()
-                for *both, _ in marks.values() for form in both}  # fmt: skip
+    articles = {
+        form: language
+        for language, marks in translation.MARKS.items()
+        for *both, _ in marks.values()
+        for form in both
+    }
     for row in rows:
         source, into = row["condition"].split("-")
         assert row["prompt"].endswith(" =") and row["completion"].startswith(" ")
@@ -163,8 +167,11 @@ def test_translation_rows_have_all_directions_and_one_reading() -> None:
 def test_reviews_obey_the_rule() -> None:
     labels: set[str] = set()
     for row in reviews.reviews(400, seed=3):
-        opinion = next(s for s in re.split(r"(?<=\.) ", row["text"])
-                       if any(f" {word}" in s for word in reviews.GOOD + reviews.BAD))  # fmt: skip
+        opinion = next(
+            s
+            for s in re.split(r"(?<=\.) ", row["text"])
+            if any(f" {word}" in s for word in reviews.GOOD + reviews.BAD)
+        )
         decided = opinion.split(", although")[0].split(", but ")[-1]
         words = [w for w in reviews.GOOD + reviews.BAD if decided.rstrip(".").endswith(" " + w)]
         negated = " not " in decided or " never " in decided

@@ -30,14 +30,27 @@ class LitGpt(Work):
 
     def base(self, shape: Shape) -> Any:
         torch.manual_seed(0)
-        return GPT(Config(
-            name="shape", n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads,
-            intermediate_size=shape.mlp, vocab_size=shape.vocabulary, block_size=2048,
-            padded_vocab_size=shape.vocabulary, rotary_percentage=1.0, parallel_residual=False,
-            bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
-            lora_r=16, lora_alpha=32, lora_dropout=0.0,
-            **{f"lora_{name}": True for name in ADAPTED},
-        ))  # fmt: skip
+        return GPT(
+            Config(
+                name="shape",
+                n_layer=shape.layers,
+                n_embd=shape.width,
+                n_head=shape.heads,
+                intermediate_size=shape.mlp,
+                vocab_size=shape.vocabulary,
+                block_size=2048,
+                padded_vocab_size=shape.vocabulary,
+                rotary_percentage=1.0,
+                parallel_residual=False,
+                bias=False,
+                norm_class_name="RMSNorm",
+                mlp_class_name="LLaMAMLP",
+                lora_r=16,
+                lora_alpha=32,
+                lora_dropout=0.0,
+                **{f"lora_{name}": True for name in ADAPTED},
+            )
+        )
 
     def step(self, i: int) -> None:
         rows = self.rows[i]

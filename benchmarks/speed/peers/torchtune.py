@@ -33,11 +33,19 @@ class Torchtune(Work):
         torch.manual_seed(0)
         with set_default_dtype(getattr(torch, self.side.dtype)):
             return lora_llama2(
-                list(ADAPTED), apply_lora_to_mlp=True, vocab_size=shape.vocabulary,
-                num_layers=shape.layers, num_heads=shape.heads, num_kv_heads=shape.heads,
-                embed_dim=shape.width, intermediate_dim=shape.mlp, max_seq_len=2048,
-                lora_rank=16, lora_alpha=32, lora_dropout=0.0,
-            )  # fmt: skip
+                list(ADAPTED),
+                apply_lora_to_mlp=True,
+                vocab_size=shape.vocabulary,
+                num_layers=shape.layers,
+                num_heads=shape.heads,
+                num_kv_heads=shape.heads,
+                embed_dim=shape.width,
+                intermediate_dim=shape.mlp,
+                max_seq_len=2048,
+                lora_rank=16,
+                lora_alpha=32,
+                lora_dropout=0.0,
+            )
 
     def step(self, i: int) -> None:
         rows, learned = self.rows[i], 0

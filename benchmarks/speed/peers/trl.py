@@ -20,20 +20,30 @@ class Trl(Work):
         super().__init__(side)
         self.folder = TemporaryDirectory()
         args = SFTConfig(
-            output_dir=self.folder.name, disable_tqdm=True, per_device_train_batch_size=side.batch,
-            use_cpu=True, save_strategy="no", report_to="none", **side.settings,
-        )  # fmt: skip
+            output_dir=self.folder.name,
+            disable_tqdm=True,
+            per_device_train_batch_size=side.batch,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            **side.settings,
+        )
         self.trainer = SFTTrainer(
-            self.model, args, train_dataset=self.dataset(), processing_class=tokenizer(),
+            self.model,
+            args,
+            train_dataset=self.dataset(),
+            processing_class=tokenizer(),
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
-        )  # fmt: skip
+        )
 
     def dataset(self) -> Dataset:
         rows = [row for batch in self.rows for row in batch]
-        return Dataset.from_list([
-            {"input_ids": row.ids, "completion_mask": [int(label >= 0) for label in row.labels]}
-            for row in rows
-        ])  # fmt: skip
+        return Dataset.from_list(
+            [
+                {"input_ids": row.ids, "completion_mask": [int(label >= 0) for label in row.labels]}
+                for row in rows
+            ]
+        )
 
     def steps(self, count: int) -> None:
         self.trainer.args.max_steps = count
@@ -45,5 +55,8 @@ def tokenizer() -> Any:
     words = {"<pad>": 0, "<s>": 1, "</s>": 2}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<s>")),
-        pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<s>",
-    )  # fmt: skip
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<s>",
+    )

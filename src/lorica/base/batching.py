@@ -85,9 +85,12 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Batching]] = WeakKeyDictionary()
 
 
 def batching_of(
-    model: nn.Module, way: str, forward: Forward, truth: Forward | None = None,
+    model: nn.Module,
+    way: str,
+    forward: Forward,
+    truth: Forward | None = None,
     lengths: Sequence[int] = (5, 7),
-) -> Batching:  # fmt: skip
+) -> Batching:
     """How rows may go `way` ("packed", "padded"), tried once for each model without its adapters.
 
     Padded rows are never too many tokens, and each has a row of the batch to itself.

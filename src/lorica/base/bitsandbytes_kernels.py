@@ -31,9 +31,10 @@ def require() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise MissingError(
-            "quantised bases need bitsandbytes, which is not installed.", why=error,
+            "quantised bases need bitsandbytes, which is not installed.",
+            why=error,
             fix='pip install "lorica[quantisation]"',
-        ) from None  # fmt: skip
+        ) from None
     return bitsandbytes
 
 

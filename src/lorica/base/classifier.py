@@ -117,9 +117,10 @@ def inspect(model: nn.Module, config: Any, info: Mapping[str, Any], labels: list
     axes, kept = class_axes(model), own_classes(config) == labels
     sizes = {key: tuple(p.shape) for key, p in model.named_parameters()}
     misshaped = [
-        f"{key} is {there}, not {sizes.get(key)}" for key, there in sorted(shape_of.items())
+        f"{key} is {there}, not {sizes.get(key)}"
+        for key, there in sorted(shape_of.items())
         if kept or key not in axes or not _alike(there, sizes[key], axes[key])
-    ]  # fmt: skip
+    ]
     if not kept:
         renew(model, [key for key in axes if key not in missing and key not in shape_of])
     fresh = sorted({*(() if kept else axes), *(missing - lost)})
@@ -163,8 +164,9 @@ def class_axes(model: nn.Module) -> dict[str, int]:
     few, many = shapes
     return {
         key: next(i for i, (a, b) in enumerate(zip(shape, many[key], strict=True)) if a != b)
-        for key, shape in few.items() if shape != many[key]
-    }  # fmt: skip
+        for key, shape in few.items()
+        if shape != many[key]
+    }
 
 
 def renew(model: nn.Module, keys: Iterable[str]) -> None:

@@ -26,13 +26,25 @@ CELLS = 4096
 _CUT = 255  # marks a cell with more than one code
 VALUES = {
     "nf4": (
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
     ),
     "fp4": tuple(sign * x / 12 for sign in (1, -1) for x in (0, 1 / 16, 8, 12, 4, 6, 2, 3)),
-}  # fmt: skip
+}
 """Code -> value."""
 
 
@@ -136,8 +148,10 @@ def _cells(kind: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check_finite(scales: Tensor) -> None:
     if not scales.isfinite().all():
-        raise BaseError("a weight is NaN or infinite, and cannot be packed.",
-                        fix="download the model anew, or load it without quantisation")  # fmt: skip
+        raise BaseError(
+            "a weight is NaN or infinite, and cannot be packed.",
+            fix="download the model anew, or load it without quantisation",
+        )
 
 
 def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,15 @@ from lorica import plain_files, strict_json
 from lorica.errors import BaseError, FileError, listed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json",
-           "special_tokens_map.json", "added_tokens.json", "processor_config.json",
-           "preprocessor_config.json")  # fmt: skip
+CONFIGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
 SUFFIXES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
 """Files that transformers may open."""
 MAX_JSON = 128 * 2**20
@@ -96,8 +102,9 @@ def named_in(index: Path) -> list[str]:
     """The files that an index of weights names, sorted. Raises: as `weight_files`."""
     names = _json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise FileError(f"{index} has no weight_map from tensors to files.",
-                        fix="download it again")  # fmt: skip
+        raise FileError(
+            f"{index} has no weight_map from tensors to files.", fix="download it again"
+        )
     for name in sorted(set(names.values())):
         plain_files.is_file(index.with_name(plain_files.check_name(name, index)))
         if not name.endswith(".safetensors"):
@@ -117,8 +124,11 @@ def held_by(folder: Path) -> Held:
             header = _header(file)
             tensors += len(header)
             size += file.stat().st_size
-            dtypes = {key: part.get("dtype") for key, part in header.items()
-                      if isinstance(part, dict) and key != "__metadata__"}  # fmt: skip
+            dtypes = {
+                key: part.get("dtype")
+                for key, part in header.items()
+                if isinstance(part, dict) and key != "__metadata__"
+            }
             others |= {k: str(d) for k, d in dtypes.items() if not re.match("B?F[0-9]", str(d))}
     return Held(tensors, size, others)
 
@@ -133,8 +143,9 @@ def _header(file: Path) -> dict[str, Any]:
         assert isinstance(header, dict)
         return header
     except (ValueError, RecursionError, AssertionError):
-        raise FileError(f"{file} is damaged: it has no header of a safetensors file.",
-                        fix="download it again") from None  # fmt: skip
+        raise FileError(
+            f"{file} is damaged: it has no header of a safetensors file.", fix="download it again"
+        ) from None
 
 
 def _check_names(folder: Path, config: dict[str, Any]) -> None:
@@ -166,8 +177,11 @@ def check_floats(path: str, weights: Iterable[str], held: Held) -> None:
     weights: the names of the model's weights, which are floats.
     """
     if wrong := [f"{name} ({held.others[name]})" for name in weights if name in held.others]:
-        raise BaseError(f"{len(wrong)} weights of {path} are stored in types that are no floats.",
-                        weights=listed(wrong), fix="download the model again")  # fmt: skip
+        raise BaseError(
+            f"{len(wrong)} weights of {path} are stored in types that are no floats.",
+            weights=listed(wrong),
+            fix="download the model again",
+        )
 
 
 def check_size(path: str, values: int, held: Held) -> None:

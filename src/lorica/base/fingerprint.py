@@ -61,9 +61,13 @@ class Fingerprint:
 
 @torch.no_grad()
 def fingerprint(
-    model: nn.Module, *, path: str = "", tokenizer: Any = None, whole: Sequence[str] = (),
+    model: nn.Module,
+    *,
+    path: str = "",
+    tokenizer: Any = None,
+    whole: Sequence[str] = (),
     hashing: Hashing | None = "rounded",
-) -> Fingerprint:  # fmt: skip
+) -> Fingerprint:
     """The fingerprint of the base under any adapters; the head of a classifier is left out.
 
     whole: modules_to_save of the adapter, which replaces these layers. Of a classifier they are
@@ -147,8 +151,11 @@ def weight_digests(
         if is_packed and made_from is not None and hashing == "rounded":
             packed[f"{name}.weight"] = made_from
         else:
-            kept = {f"{name}.{k}": b for k, b in module._buffers.items()
-                    if b is not None and k not in module._non_persistent_buffers_set}  # fmt: skip
+            kept = {
+                f"{name}.{k}": b
+                for k, b in module._buffers.items()
+                if b is not None and k not in module._non_persistent_buffers_set
+            }
             found |= kept
             codes |= kept.keys() if is_packed else set()
         own = {f"{name}.{k}": p for k, p in module._parameters.items() if p is not None}
@@ -172,8 +179,14 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
         found["weights"] = listed(_other_samples(then, now))
     fields = changed(then.config or {}, now.config or {}) if then.config and now.config else {}
     for kind, wanted in (("config", False), ("training", True)):
-        found[kind] = listed((f"{name} {values}" for name, values in fields.items()
-                              if in_training_only(name) == wanted), 12)  # fmt: skip
+        found[kind] = listed(
+            (
+                f"{name} {values}"
+                for name, values in fields.items()
+                if in_training_only(name) == wanted
+            ),
+            12,
+        )
     parts = [f.tokenizer_parts or {} for f in (then, now)]
     if all(parts):
         one, two = parts
@@ -191,8 +204,12 @@ def _other_tensors(then: Fingerprint, now: Fingerprint) -> list[str]:
     if _quantised_as(then) == _quantised_as(now):
         return other
     # Codes say nothing of floats, and nothing of other codes.
-    layers = {name.rpartition(".")[0] for side in (one, two) for name, d in side.items()
-              if d.startswith(CODES)}  # fmt: skip
+    layers = {
+        name.rpartition(".")[0]
+        for side in (one, two)
+        for name, d in side.items()
+        if d.startswith(CODES)
+    }
     biases = {f"{layer}.bias" for layer in layers}
     return [n for n in other if n.rpartition(".")[0] not in layers or n in biases]
 

@@ -42,8 +42,11 @@ def check_folder(folder: Path) -> None:
 def _not_there(folder: Path) -> BaseError:
     parent = folder.parent
     if not parent.is_dir():
-        return BaseError(f"there is no folder {folder}.", why=f"{parent} does not exist either",
-                         fix="check the path")  # fmt: skip
+        return BaseError(
+            f"there is no folder {folder}.",
+            why=f"{parent} does not exist either",
+            fix="check the path",
+        )
     near = closest(folder.name, (p.name for p in parent.iterdir() if p.is_dir()))
     return BaseError(f"there is no folder {folder}.", closest=near, fix="check the path")
 
@@ -109,8 +112,10 @@ def _check_weights(folder: Path, names: list[str]) -> None:
     if lost:
         raise FileError(
             f"{folder} has lost {len(lost)} of the {len(shards)} files of its weights.",
-            missing=listed(lost), listed_in=INDEX, fix="download these files",
-        )  # fmt: skip
+            missing=listed(lost),
+            listed_in=INDEX,
+            fix="download these files",
+        )
     if any(name.endswith(".safetensors") for name in names):
         return
     pickles = [name for name in names if Path(name).suffix in PICKLES]
@@ -122,9 +127,10 @@ def _check_weights(folder: Path, names: list[str]) -> None:
             "model.save_pretrained(folder)",
         )
     raise FileError(
-        f"{folder} has no weights: no .safetensors file is in it.", holds=listed(names, 8),
+        f"{folder} has no weights: no .safetensors file is in it.",
+        holds=listed(names, 8),
         fix="download the model's .safetensors files",
-    )  # fmt: skip
+    )
 
 
 def _check_tokenizer(folder: Path, names: list[str]) -> None:

@@ -87,8 +87,10 @@ def fit_padding(model: nn.Module, tokenizer: Any) -> list[str]:
     if len(tokenizer) > rows:
         beyond = [token for token, i in tokenizer.get_vocab().items() if i >= rows and i != pad]
         if beyond:
-            lines.append(f"the base has embeddings of {rows} tokens, and the tokenizer has more: "
-                         f"rows with {listed(sorted(beyond))} cannot be used")  # fmt: skip
+            lines.append(
+                f"the base has embeddings of {rows} tokens, and the tokenizer has more: "
+                f"rows with {listed(sorted(beyond))} cannot be used"
+            )
     return lines
 
 

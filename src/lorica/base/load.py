@@ -70,9 +70,13 @@ class Base:
 
 
 def load(
-    path: str, *, dtype: str = "float32", labels: list[str] | None = None,
-    quantisation: str | None = None, double_quantisation: bool = True,
-) -> Base:  # fmt: skip
+    path: str,
+    *,
+    dtype: str = "float32",
+    labels: list[str] | None = None,
+    quantisation: str | None = None,
+    double_quantisation: bool = True,
+) -> Base:
     """The base at `path`, frozen and in eval mode, on the accelerator if there is one.
 
     dtype: "float32" or "bfloat16": of what is computed, and of the layers that are not packed.
@@ -153,17 +157,23 @@ def load(
 def _check_alone(path: str, model: Any) -> None:
     """Raises: BaseError if transformers attached an adapter that lies beside the base."""
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise BaseError(f"{path} holds an adapter beside the base, and transformers attached it.",
-                        fix="name a base without adapter_config.json")  # fmt: skip
+        raise BaseError(
+            f"{path} holds an adapter beside the base, and transformers attached it.",
+            fix="name a base without adapter_config.json",
+        )
 
 
 def _read(folder: str, kind: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What transformers makes of the files, and what it says of it."""
     with drawing(0):  # the head of a new classifier
         return kind.from_pretrained(
-            folder, **options, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,  # refused below, by name
-        )  # fmt: skip
+            folder,
+            **options,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
 
 
 def load_tokenizer(path: str) -> Any:

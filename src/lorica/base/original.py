@@ -35,9 +35,10 @@ def read(file: str, key: str, transposed: bool = False) -> Tensor:
             weight = tensors.get_tensor(key)
     except (OSError, SafetensorError) as error:
         raise FileError(
-            f"the original weight {key} of the base cannot be read from {file}.", why=error,
+            f"the original weight {key} of the base cannot be read from {file}.",
+            why=error,
             fix="put the base's folder back where it was",
-        ) from None  # fmt: skip
+        ) from None
     return weight.T if transposed else weight
 
 
@@ -90,8 +91,10 @@ def _by_file(item: tuple[str, str]) -> tuple[str, str]:
 def key_of(layer: str, keys: dict[str, str], prefix: str) -> str | None:
     """The name of a layer's weight in the files; `prefix` is what transformers may add or drop."""
     plain = f"{layer}.weight"
-    return next((k for k in (plain, f"{prefix}.{plain}", plain.removeprefix(f"{prefix}."))
-                 if k in keys), None)  # fmt: skip
+    return next(
+        (k for k in (plain, f"{prefix}.{plain}", plain.removeprefix(f"{prefix}.")) if k in keys),
+        None,
+    )
 
 
 def sample(file: str, key: str) -> bytes:

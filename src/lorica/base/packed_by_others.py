@@ -30,8 +30,10 @@ def taken_over(layer: Any) -> QuantisedLinear | None:
     elif not torch.equal(state.code, codebook.values(state.quant_type, state.code.device)):
         reason = f"its own table of {state.quant_type} values"
     if reason is not None:
-        raise ConfigError(f"a quantised layer has {reason}.",
-                          fix="load the base that it was made from, and quantise that")  # fmt: skip
+        raise ConfigError(
+            f"a quantised layer has {reason}.",
+            fix="load the base that it was made from, and quantise that",
+        )
     parts = _parts(layer.weight.data, state)
     return QuantisedLinear(state.quant_type, *shape, bias, dtype, **parts)
 

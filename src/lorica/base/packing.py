@@ -22,18 +22,35 @@ UNKNOWN = ("softcap", "s_aux")  # keywords of attentions that attention_by_row d
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    *, row_lengths: list[int], scaling: float | None = None, dropout: float = 0.0,
-    sliding_window: int | None = None, front: tuple[Tensor, Tensor] | None = None,
-    row_shared: Shared | None = None, **other: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    row_lengths: list[int],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    front: tuple[Tensor, Tensor] | None = None,
+    row_shared: Shared | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
     for keyword in UNKNOWN:
         if other.get(keyword) is not None:
             raise ValueError(f"attention with {keyword}")
     mixed = attention_by_row(
-        query, key, value, row_lengths, scale=scaling, dropout=dropout, window=sliding_window,
-        causal=bool(getattr(module, "is_causal", True)), front=front, shared=row_shared,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        row_lengths,
+        scale=scaling,
+        dropout=dropout,
+        window=sliding_window,
+        causal=bool(getattr(module, "is_causal", True)),
+        front=front,
+        shared=row_shared,
+    )
     return mixed.transpose(1, 2), None  # (1, T, H, D)
 
 
@@ -81,9 +98,11 @@ def packed_rows(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
     places = torch.cat([torch.arange(n, device=rows[0].device) for n in lengths]).unsqueeze(0)
     with packed(model):
         logits = foreign(
-            input_ids=torch.cat(rows).unsqueeze(0), position_ids=places, row_lengths=lengths,
+            input_ids=torch.cat(rows).unsqueeze(0),
+            position_ids=places,
+            row_lengths=lengths,
             use_cache=False,
-        ).logits  # fmt: skip
+        ).logits
     return list(logits[0].split(lengths))
 
 
@@ -103,9 +122,12 @@ def why_not_shared(model: nn.Module) -> str | None:
         with packed(model), in_mode(model, training=True):
             alone = foreign(input_ids=row, row_lengths=[row.shape[1]], use_cache=False).logits
             together = foreign(
-                input_ids=ids, position_ids=places.unsqueeze(0), use_cache=False,
-                row_lengths=[first, 16 - first], row_shared=[[], [(0, begins)]],
-            ).logits  # fmt: skip
+                input_ids=ids,
+                position_ids=places.unsqueeze(0),
+                use_cache=False,
+                row_lengths=[first, 16 - first],
+                row_shared=[[], [(0, begins)]],
+            ).logits
     except Exception as error:  # a short context, or an architecture that trains otherwise
         return f"{type(model).__name__} refuses it ({type(error).__name__}: {error})"
     off = (alone[:, begins:] - together[:, first:]).abs().max() / alone.abs().max().clamp_min(1e-6)

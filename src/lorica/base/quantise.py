@@ -67,9 +67,14 @@ class QuantisedLinear(nn.Module):
     original_weight: Callable[[], Tensor]
 
     def __init__(
-        self, kind: str, in_features: int, out_features: int, bias: Tensor | None,
-        dtype: torch.dtype, **parts: Tensor | None,
-    ):  # fmt: skip
+        self,
+        kind: str,
+        in_features: int,
+        out_features: int,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        **parts: Tensor | None,
+    ):
         super().__init__()
         self.kind = kind
         self.in_features, self.out_features = in_features, out_features
@@ -223,17 +228,23 @@ class QuantisedLinear(nn.Module):
         scales, second = self.scales, None
         if self.second is not None and self.table is not None:
             second = functional.QuantState(
-                absmax=self.second.view(torch.float32), code=self.table.view(torch.float32),
-                blocksize=SECOND_BLOCK, dtype=torch.float32,
-            )  # fmt: skip
+                absmax=self.second.view(torch.float32),
+                code=self.table.view(torch.float32),
+                blocksize=SECOND_BLOCK,
+                dtype=torch.float32,
+            )
         else:
             scales = scales.view(torch.float32)
         return functional.QuantState(
-            absmax=scales, shape=torch.Size((self.out_features, self.in_features)),
-            code=codebook.values(self.kind, self.codes.device), blocksize=BLOCK,
-            quant_type=self.kind, dtype=dtype, state2=second,
+            absmax=scales,
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=codebook.values(self.kind, self.codes.device),
+            blocksize=BLOCK,
+            quant_type=self.kind,
+            dtype=dtype,
+            state2=second,
             offset=None if self.offset is None else self.offset.view(torch.float32),
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         double = ", double quantisation" if self.double_quantisation else ""
@@ -288,5 +299,6 @@ def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLi
 
 def check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise ConfigError(f"quantisation is {kind!r}.", known=", ".join([*KINDS, "none"]),
-                          fix="try nf4")  # fmt: skip
+        raise ConfigError(
+            f"quantisation is {kind!r}.", known=", ".join([*KINDS, "none"]), fix="try nf4"
+        )

@@ -28,8 +28,14 @@ from lorica.base.quantise import PARTS, QuantisedLinear, quantise
 from lorica.core.site import PORT, Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
 
-MARKS = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit",
-         "is_loaded_in_8bit", "hf_device_map")  # fmt: skip
+MARKS = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "hf_device_map",
+)
 
 
 def outside(model: nn.Module) -> list[str]:
@@ -42,9 +48,14 @@ def outside(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def pack(
-    model: nn.Module, path: str, dtype: torch.dtype, kind: str, *, double_quantisation: bool,
+    model: nn.Module,
+    path: str,
+    dtype: torch.dtype,
+    kind: str,
+    *,
+    double_quantisation: bool,
     whole: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Pack the linear layers of a float base, and make the rest `dtype`. In place.
 
     path: its folder or hub id, from which original weights can be read again.
@@ -102,10 +113,13 @@ def _to_pack(model: nn.Module) -> list[Site]:
     left = {*outside(model), *shared}
     keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     return [
-        site for site in sites_of(model)
-        if site.is_dense and (type(site.module) is nn.Linear or site.transposed)
-        and site.name not in left and not keep & set(site.name.split("."))
-    ]  # fmt: skip
+        site
+        for site in sites_of(model)
+        if site.is_dense
+        and (type(site.module) is nn.Linear or site.transposed)
+        and site.name not in left
+        and not keep & set(site.name.split("."))
+    ]
 
 
 def _settle(model: nn.Module, dtype: torch.dtype) -> None:
@@ -137,16 +151,20 @@ def keep_unpacked(model: nn.Module, memory: int) -> str:
     """
     packed = list(layers(model).values())
     if not packed:
-        raise ConfigError("unpacked_gib is given, and the base is not quantised.",
-                          fix="leave it out, or add quantisation: nf4")  # fmt: skip
+        raise ConfigError(
+            "unpacked_gib is given, and the base is not quantised.",
+            fix="leave it out, or add quantisation: nf4",
+        )
     left, kept = memory, 0
     for layer in packed:
         size = layer.in_features * layer.out_features * layer.like.element_size()
         if size <= left:
             layer.keep()
             left, kept = left - size, kept + 1
-    return (f"the weights of {kept} of {len(packed)} packed layers are kept unpacked as well, in "
-            f"{memory - left:,} bytes")  # fmt: skip
+    return (
+        f"the weights of {kept} of {len(packed)} packed layers are kept unpacked as well, in "
+        f"{memory - left:,} bytes"
+    )
 
 
 def layers(model: nn.Module) -> dict[str, QuantisedLinear]:
@@ -225,10 +243,12 @@ def wrong_kernels(model: nn.Module) -> list[str]:
     """Compare the kernels of bitsandbytes with the codebook on each layer; notices of faults."""
     packed = layers(model)
     faulty = [
-        name for name, layer in packed.items()
-        if layer.kind != "int8" and not (layer.in_features * layer.out_features) % BLOCK
+        name
+        for name, layer in packed.items()
+        if layer.kind != "int8"
+        and not (layer.in_features * layer.out_features) % BLOCK
         and not layer.unpacks_by_kernel(layer.like.dtype)
-    ]  # fmt: skip
+    ]
     if not faulty:
         return []
     notice = (
@@ -263,8 +283,13 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
     packed = layers(model)
     first = next(iter(packed.values()))
     kept = [site.name for site in sites_of(model) if site.name not in packed]
-    said: dict[str, Any] = {"load_in_8bit": True} if first.kind == "int8" else {
-        "load_in_4bit": True, "bnb_4bit_quant_type": first.kind,
-        "bnb_4bit_use_double_quant": first.double_quantisation,
-    }  # fmt: skip
+    said: dict[str, Any] = (
+        {"load_in_8bit": True}
+        if first.kind == "int8"
+        else {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": first.kind,
+            "bnb_4bit_use_double_quant": first.double_quantisation,
+        }
+    )
     return BitsAndBytesConfig(**said, llm_int8_skip_modules=kept).to_dict()

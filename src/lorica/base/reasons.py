@@ -40,9 +40,10 @@ def reason_of(path: str, error: BaseException, what: str = "base") -> LoricaErro
         return FileError(f"the weights of {path} are damaged: {text}.", fix="download them again")
     if isinstance(error, StrictDataclassError):
         return BaseError(
-            f"config.json of {path} has a wrong value.", why=_short(text),
+            f"config.json of {path} has a wrong value.",
+            why=_short(text),
             fix="correct that value, or download the model's config.json again",
-        )  # fmt: skip
+        )
     if "untagged enum" in text or "data did not match any variant" in text:
         return BaseError(
             f"tokenizer.json of {path} is not one that tokenizers {version('tokenizers')} reads.",

@@ -12,17 +12,47 @@ from typing import Any
 from torch import nn
 
 VERSION = "transformers_version"
-IGNORED = frozenset({
-    "_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation",
-    "_attn_implementation_internal", "_attn_implementation_autoset", "attn_implementation",
-    "experts_implementation", "_experts_implementation", "dtype", "torch_dtype", "architectures",
-    "auto_map", "tokenizer_class", "use_cache", "return_dict", "output_attentions",
-    "output_hidden_states", "torchscript", "problem_type", "finetuning_task",
-    "task_specific_params", "id2label", "label2id", "num_labels", "pad_token_id", "bos_token_id",
-    "eos_token_id", "initializer_range", "initializer_factor", "initializer_std", "init_std",
-    "chunk_size_feed_forward", "gradient_checkpointing", "pretraining_tp", "tie_word_embeddings",
-    "quantization_config",
-})  # fmt: skip
+IGNORED = frozenset(
+    {
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+        "dtype",
+        "torch_dtype",
+        "architectures",
+        "auto_map",
+        "tokenizer_class",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "torchscript",
+        "problem_type",
+        "finetuning_task",
+        "task_specific_params",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "initializer_range",
+        "initializer_factor",
+        "initializer_std",
+        "init_std",
+        "chunk_size_feed_forward",
+        "gradient_checkpointing",
+        "pretraining_tp",
+        "tie_word_embeddings",
+        "quantization_config",
+    }
+)
 """Fields that cannot change what a model computes from its weights: where it came from, dtype,
 what else is returned, how weights begin, names of classes, and special ids, which the tokenizer
 has. What is tied shows in the weights; what is quantised is compared apart."""

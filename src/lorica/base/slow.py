@@ -16,8 +16,10 @@ def why_slow(dtype: torch.dtype) -> str | None:
     if times < TIMES:
         return None
     name = str(dtype).removeprefix("torch.")
-    return (f"{name} is slow on this CPU: a product takes {times:.0f} times as long as in float32 "
-            "(dtype: float32 takes more memory)")  # fmt: skip
+    return (
+        f"{name} is slow on this CPU: a product takes {times:.0f} times as long as in float32 "
+        "(dtype: float32 takes more memory)"
+    )
 
 
 @cache

@@ -19,8 +19,11 @@ from torch import nn
 
 LOWERED = 8
 MOVABLE = (
-    "original_max_position_embeddings", "attention_chunk_size", "floor_scale", "sliding_window",
-)  # fmt: skip
+    "original_max_position_embeddings",
+    "attention_chunk_size",
+    "floor_scale",
+    "sliding_window",
+)
 FIXED = re.compile(r"window|chunk|block_size|local_attention|floor")
 POSITIONS = "max_position_embeddings"
 TABLES = re.compile(r"max_pos|max_seq|n_positions|n_ctx|context_length")
@@ -101,10 +104,17 @@ def lowered(model: nn.Module, threshold: Threshold) -> Iterator[int]:
         yield max(threshold.tokens, 4)
         return
     keys = {threshold.name, *(CACHED if threshold.name == POSITIONS else ())}
-    places = [(owner, name) for owner, name, tokens in _settings(model)
-              if name == threshold.name and tokens == threshold.tokens]  # fmt: skip
-    places += [(vars(m), key) for m in model.modules() for key in keys
-               if vars(m).get(key) == threshold.tokens]  # fmt: skip
+    places = [
+        (owner, name)
+        for owner, name, tokens in _settings(model)
+        if name == threshold.name and tokens == threshold.tokens
+    ]
+    places += [
+        (vars(m), key)
+        for m in model.modules()
+        for key in keys
+        if vars(m).get(key) == threshold.tokens
+    ]
     for owner, key in places:
         owner[key] = LOWERED
     try:

@@ -34,8 +34,10 @@ def grow(model: Any, before: Any, after: Any, rows: int) -> None:
     """
     table = model.get_input_embeddings()
     have = len(table.weight)
-    pieces = [before(text, add_special_tokens=False)["input_ids"] if text else []
-              for text in after.convert_ids_to_tokens(list(range(have, rows)))]  # fmt: skip
+    pieces = [
+        before(text, add_special_tokens=False)["input_ids"] if text else []
+        for text in after.convert_ids_to_tokens(list(range(have, rows)))
+    ]
     first = torch.tensor([ids[0] if ids else 0 for ids in pieces])
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():

@@ -36,8 +36,12 @@ def check_weights(path: str, folder: str, kind: Any, options: dict[str, Any]) ->
     from transformers.utils.hub import cached_file
 
     if not Path(folder).is_dir():
-        index = explained(path, lambda: cached_file(
-            folder, contents.INDEX, _raise_exceptions_for_missing_entries=False))  # fmt: skip
+        index = explained(
+            path,
+            lambda: cached_file(
+                folder, contents.INDEX, _raise_exceptions_for_missing_entries=False
+            ),
+        )
         if index is not None:
             contents.named_in(Path(index))
         return
@@ -70,8 +74,10 @@ def check_runs(path: str, model: Any) -> None:
 
     result = explained(path, run)
     if not isinstance(getattr(result, "logits", None), torch.Tensor):
-        raise BaseError(f"the base {path!r} gives no logits.",
-                        fix="use a causal language model, or a sequence classifier")  # fmt: skip
+        raise BaseError(
+            f"the base {path!r} gives no logits.",
+            fix="use a causal language model, or a sequence classifier",
+        )
 
 
 def check_token_ids(path: str, model: Any) -> None:
@@ -93,8 +99,9 @@ def checked_tokenizer(path: str, tokenizer: Any) -> Any:
     explained(path, lambda: tokenizer.decode(ids), what="tokenizer")
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if not all(type(i) is int for i in ids) or not all(i is None or type(i) is int for i in known):
-        raise BaseError(f"the tokenizer of {path} does not make ids of text.",
-                        fix="download its files again")  # fmt: skip
+        raise BaseError(
+            f"the tokenizer of {path} does not make ids of text.", fix="download its files again"
+        )
     token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
     if number > MAX_ID:  # tables by id would be made for all numbers below
         raise BaseError(

@@ -108,6 +108,7 @@ def _conv1d(weight: Tensor, bias: Tensor | None) -> nn.Module:
     with torch.device("meta"):
         dense = Conv1D(*weight.shape)
     dense.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
-    dense.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias,
-                              requires_grad=False)  # fmt: skip
+    dense.bias = nn.Parameter(
+        weight.new_zeros(len(weight)) if bias is None else bias, requires_grad=False
+    )
     return dense

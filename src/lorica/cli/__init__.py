@@ -72,9 +72,10 @@ def run(words: Sequence[str]) -> int:
     except SystemExit as error:
         if error.code == TERMINATED:
             ended = Stopped(
-                "ended by SIGTERM; what was begun and not yet whole is removed.", signal=15,
+                "ended by SIGTERM; what was begun and not yet whole is removed.",
+                signal=15,
                 fix="run it again; a training that has a checkpoint: lorica train --resume RUN",
-            )  # fmt: skip
+            )
             return failures.tell(ended, as_json=as_json, debug=debug)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:

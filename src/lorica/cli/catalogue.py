@@ -55,8 +55,9 @@ def methods() -> dict[str, Entry]:
             files[point.name] = Path(spec.origin)
     files |= {"": Path(lorica.__file__).parent / "core/adapter.py"}  # what all have in common
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    classes = {c.name: c for tree in trees.values() for c in ast.walk(tree)
-               if isinstance(c, ast.ClassDef)}  # fmt: skip
+    classes = {
+        c.name: c for tree in trees.values() for c in ast.walk(tree) if isinstance(c, ast.ClassDef)
+    }
     found = {}
     for name, tree in sorted(trees.items()):
         for node in ast.walk(tree):
@@ -81,8 +82,11 @@ def method(name: str) -> Entry:
 
 def _registered(node: ast.ClassDef) -> str | None:
     """The name in `class Lora(Method, name="lora")`."""
-    words = (k.value.value for k in node.keywords
-             if k.arg == "name" and isinstance(k.value, ast.Constant))  # fmt: skip
+    words = (
+        k.value.value
+        for k in node.keywords
+        if k.arg == "name" and isinstance(k.value, ast.Constant)
+    )
     return next((str(word) for word in words), None)
 
 
@@ -111,8 +115,11 @@ def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[O
         kind = _kind(here.annotation)
         if kind.startswith("ClassVar"):
             continue
-        note = after.value.value if isinstance(after, ast.Expr) and isinstance(
-            after.value, ast.Constant) else ""  # fmt: skip
+        note = (
+            after.value.value
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            else ""
+        )
         default = _default(here.value)
         yield Option(here.target.id, kind, default, cleandoc(str(note)).replace("\n", " "))
 

@@ -10,9 +10,10 @@ from lorica.cli.options import Switch, Words, one, print_json, split
 from lorica.training.config import TrainConfig, read
 
 app = App(
-    name="check", usage="Usage: lorica check [RECIPE] [--SETTING VALUE]... [OPTIONS]",
+    name="check",
+    usage="Usage: lorica check [RECIPE] [--SETTING VALUE]... [OPTIONS]",
     help_formatter=SettingsHelp(TrainConfig, method=True),
-)  # fmt: skip
+)
 
 BAD_DATA = 3  # the exit status of a DataError
 
@@ -46,10 +47,12 @@ def check(*words: Words, json: Switch = False) -> None:
     tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
     rows = None if config.data.add_tokens else embedded(config.base)
     report = check(
-        config.data, tokenizer,
-        seed=config.seed, max_length=context_length(config.base),
+        config.data,
+        tokenizer,
+        seed=config.seed,
+        max_length=context_length(config.base),
         usable=partial(check_tokens, tokenizer=tokenizer, rows=rows),
-    )  # fmt: skip
+    )
     if json:
         print_json(report.as_dict())
     else:

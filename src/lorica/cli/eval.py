@@ -25,9 +25,10 @@ class EvalSettings(BaseModel):
 
 
 app = App(
-    name="eval", usage="Usage: lorica eval RUN|ADAPTER|BASE --data FILE [OPTIONS]",
+    name="eval",
+    usage="Usage: lorica eval RUN|ADAPTER|BASE --data FILE [OPTIONS]",
     help_formatter=SettingsHelp(EvalSettings),
-)  # fmt: skip
+)
 
 
 @app.default
@@ -78,10 +79,15 @@ def evaluate(
     from lorica.evaluation.report import evaluate, record, show
 
     report = evaluate(
-        path, data=data, base=base, dtype=dtype, exact_match=exact_match,
-        max_new_tokens=max_new_tokens, allow_base=allow_base,
+        path,
+        data=data,
+        base=base,
+        dtype=dtype,
+        exact_match=exact_match,
+        max_new_tokens=max_new_tokens,
+        allow_base=allow_base,
         quantisation=quantisation,
-    )  # fmt: skip
+    )
     if plain_files.is_file(path / "results.json"):
         try:
             record(report, path)
@@ -98,8 +104,9 @@ def evaluate(
 def check_new(path: Path) -> None:
     """Raises: ConfigError if `path` is there: it may be the rows themselves."""
     if path.exists() or path.is_symlink():
-        raise ConfigError(f"{path} is there already, and is not overwritten.",
-                          fix="name a new file")  # fmt: skip
+        raise ConfigError(
+            f"{path} is there already, and is not overwritten.", fix="name a new file"
+        )
 
 
 def rows_of(path: Path, flags: dict[str, str]) -> DataConfig:

@@ -70,8 +70,16 @@ def generate(
 
     from lorica.evaluation.generate import generate
 
-    done = generate(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature,
-                    top_p=top_p, seed=seed, chat=chat, conditions=condition)  # fmt: skip
+    done = generate(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        chat=chat,
+        conditions=condition,
+    )
     lines = [*model.lines, *done.lines]
     figures = {
         "seconds": round(done.seconds, 3),
@@ -91,5 +99,7 @@ def generate(
         f"{figures['seconds']:.2f} s  {figures['tokens']} tokens  "
         f"{done.tokens_per_second:,.0f} tokens/s"
         + (f"  {memory / 2**20:,.0f} MiB" if memory else ""),
-        *lines, sep="\n", file=sys.stderr,
-    )  # fmt: skip
+        *lines,
+        sep="\n",
+        file=sys.stderr,
+    )

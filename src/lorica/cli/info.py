@@ -59,8 +59,11 @@ def _run(folder: Path) -> dict[str, Any]:
     from lorica.recipe.text import load
 
     settings = load(folder / "config.yaml").data
-    steps = [event["step"] for event in _events(folder / "events.jsonl")
-             if type(event.get("step")) is int]  # fmt: skip
+    steps = [
+        event["step"]
+        for event in _events(folder / "events.jsonl")
+        if type(event.get("step")) is int
+    ]
     ended = plain_files.is_file(folder / "results.json")
     checkpoints = [n for n in plain_files.names_in(folder / "checkpoints") if n[0] != "."]
     state = "finished" if ended else f"not finished; go on with: lorica train --resume {folder}"
@@ -90,12 +93,14 @@ def _adapter(folder: Path) -> dict[str, Any]:
                 found["base"].pop(kind, None)
         files = manifest.get("files", {})
         if not isinstance(files, dict) or not all(isinstance(v, dict) for v in files.values()):
-            raise FileError(f"{folder / MANIFEST} has no digests of its files.",
-                            fix="copy the folder anew")  # fmt: skip
+            raise FileError(
+                f"{folder / MANIFEST} has no digests of its files.", fix="copy the folder anew"
+            )
         changed = [
-            n for n, noted in files.items()
+            n
+            for n, noted in files.items()
             if not _same(folder / plain_files.check_name(n, folder / MANIFEST), noted)
-        ]  # fmt: skip
+        ]
         found["files"] = f"not as saved: {listed(changed)}" if changed else "as they were saved"
     else:
         settings = _json(folder / PEFT)
@@ -109,8 +114,15 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 def _base(folder: Path) -> dict[str, Any]:
     config = _json(folder / "config.json")
-    keys = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
-            "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
+    keys = (
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+    )
     found: dict[str, Any] = {"what": "base", "folder": str(folder)}
     found["architecture"] = listed(
         names if isinstance(names := config.get("architectures"), list) else []

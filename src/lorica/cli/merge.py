@@ -58,9 +58,17 @@ def merge(
     from lorica.formats.merged import merge_to
 
     report = merge_to(
-        path, output, base=base, dtype=dtype, allow_base=allow_base, limit=limit, probe=probe,
-        quantisation=quantisation, target=target, condition=condition,
-    )  # fmt: skip
+        path,
+        output,
+        base=base,
+        dtype=dtype,
+        allow_base=allow_base,
+        limit=limit,
+        probe=probe,
+        quantisation=quantisation,
+        target=target,
+        condition=condition,
+    )
     if json:
         print_json(report.as_dict())
         return

@@ -14,9 +14,16 @@ app = App(name="methods")
 
 
 COLUMNS = (
-    "method", "arXiv", "trained per site", "learning rate", "merge", "LoRA", "4-bit", "mixed",
+    "method",
+    "arXiv",
+    "trained per site",
+    "learning rate",
+    "merge",
+    "LoRA",
+    "4-bit",
+    "mixed",
     "resume",
-)  # fmt: skip
+)
 LEGEND = """\
 trained per site: numbers, of I inputs and O outputs; the other names are settings of the method
 learning rate: the default with AdamW, on bases of hidden size 64 and 4096; between them a power

@@ -45,8 +45,10 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
                     fix="leave it out; to turn a switch off: --no_exact_match, and others alike",
                 )
             if last and not Path(word).exists() and not word.endswith((".yaml", ".yml")):
-                raise ConfigError(f"{word} stands behind {last}, and is no path here.",
-                                  fix=f"several values have commas: {last},{word}")  # fmt: skip
+                raise ConfigError(
+                    f"{word} stands behind {last}, and is no path here.",
+                    fix=f"several values have commas: {last},{word}",
+                )
             plain.append(word)
             continue
         key, equals, value = word[2:].partition("=")
@@ -64,8 +66,10 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def one(plain: Sequence[str], what: str, *, needed: bool = False) -> str | None:
     """The single plain word of a command. Raises: ConfigError if there are more, or none."""
     if len(plain) > 1:
-        raise ConfigError(f"one {what} is taken, and {len(plain)} were given: {', '.join(plain)}.",
-                          fix="settings are written --name value")  # fmt: skip
+        raise ConfigError(
+            f"one {what} is taken, and {len(plain)} were given: {', '.join(plain)}.",
+            fix="settings are written --name value",
+        )
     if needed and not plain:
         raise ConfigError(f"no {what} was given.")
     return plain[0] if plain else None
@@ -84,9 +88,12 @@ Quantisation = Literal["nf4", "fp4", "int8", "none"]
 
 
 def open_model(
-    path: Path | None, base: str | None, dtype: str | None, allow_base: Grade | None,
+    path: Path | None,
+    base: str | None,
+    dtype: str | None,
+    allow_base: Grade | None,
     quantisation: Quantisation | None = None,
-) -> "Base":  # fmt: skip
+) -> "Base":
     """The model that a command works on: an adapter on its base, or a base alone.
 
     path: a run, an adapter, or a base; None: `base` alone.
@@ -105,8 +112,10 @@ def open_model(
     if path is not None and plain_files.is_file(path / "config.json") and not is_adapter(path):
         alone = True
     if alone and path is not None and base is not None:
-        raise ConfigError(f"{path} is a base, and --base {base} names another.",
-                          fix="leave --base out, or name an adapter")  # fmt: skip
+        raise ConfigError(
+            f"{path} is a base, and --base {base} names another.",
+            fix="leave --base out, or name an adapter",
+        )
     if alone:
         return load(str(path or base), dtype=dtype or "float32", quantisation=quantisation)
     return open_adapter(

@@ -10,9 +10,10 @@ from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
 
 app = App(
-    name="predict", usage="Usage: lorica predict RUN|ADAPTER|BASE --data FILE [OPTIONS]",
+    name="predict",
+    usage="Usage: lorica predict RUN|ADAPTER|BASE --data FILE [OPTIONS]",
     help_formatter=SettingsHelp(EvalSettings),
-)  # fmt: skip
+)
 
 
 @app.default
@@ -55,8 +56,9 @@ def predict(
     from lorica.evaluation.predict import predict, show_predictions
     from lorica.evaluation.predictions import write
 
-    done = predict(path, data, base=base, dtype=dtype, allow_base=allow_base,
-                   quantisation=quantisation)  # fmt: skip
+    done = predict(
+        path, data, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+    )
     if output is not None:
         write(output, done.rows)
     if json:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from lorica.training.run import Result
 
 app = App(
-    name="train", usage="Usage: lorica train [RECIPE] [--SETTING VALUE]... [OPTIONS]",
+    name="train",
+    usage="Usage: lorica train [RECIPE] [--SETTING VALUE]... [OPTIONS]",
     help_formatter=SettingsHelp(TrainConfig, method=True),
-)  # fmt: skip
+)
 
 
 @app.default
@@ -71,12 +72,16 @@ def train(
 
 def _train_each(plain: list[str], flags: dict[str, Any], resume: Path | None, json: bool) -> None:
     if resume:
-        raise ConfigError("--each takes the run folders to go on with as they are.",
-                          fix=f"lorica train --each {resume} ...")  # fmt: skip
+        raise ConfigError(
+            "--each takes the run folders to go on with as they are.",
+            fix=f"lorica train --each {resume} ...",
+        )
     going = [word for word in plain if Path(word).is_dir()]
     if going and flags:
-        raise ConfigError("a resumed run keeps its settings.",
-                          given=", ".join([*going, *(f"--{flag}" for flag in flags)]))  # fmt: skip
+        raise ConfigError(
+            "a resumed run keeps its settings.",
+            given=", ".join([*going, *(f"--{flag}" for flag in flags)]),
+        )
     runs = [word if word in going else read(Path(word), flags) for word in plain]
 
     from lorica.training.each import train_each

@@ -179,9 +179,13 @@ def before(own: Tensor, front: Tensor) -> Tensor:
 
 
 def widened(
-    mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool,
+    mask: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    n: int,
+    causal: bool,
     ahead: Tensor | None = None,
-) -> Tensor | None:  # fmt: skip
+) -> Tensor | None:
     """The mask of keys with `n` more in front that all see, or that `ahead` (B, n) bool says.
 
     mask: (B, 1, T, S), bool or added to the scores, or None. None stands for a row from its

@@ -43,9 +43,14 @@ class Driver:
     """
 
     def __init__(
-        self, model: nn.Module, *, total: int, epoch: int = 1, name: str = "default",
+        self,
+        model: nn.Module,
+        *,
+        total: int,
+        epoch: int = 1,
+        name: str = "default",
         schedule: Schedule | None = None,
-    ):  # fmt: skip
+    ):
         self.total, self.t, self._name, self._switch = total, 0, name, switch_of(model)
         self._model = model
         method = spec_of(model, name).method
@@ -72,8 +77,10 @@ class Driver:
     def before_step(self) -> None:
         """After clipping, before the optimizer's step."""
         if self.t == self.total:
-            raise ConfigError(f"the schedule ends after {self.total} steps, and this is one more.",
-                              fix="give Driver the real number of steps")  # fmt: skip
+            raise ConfigError(
+                f"the schedule ends after {self.total} steps, and this is one more.",
+                fix="give Driver the real number of steps",
+            )
         self.schedule.before_step(self.t + 1)
 
     def after_step(self) -> None:

@@ -24,8 +24,10 @@ def pair_of(condition: str) -> tuple[str, str]:
     """The two languages of "en-fr". Raises: ConfigError if there are not two."""
     parts = tuple(condition.split("-"))
     if len(parts) != 2 or "" in parts:
-        raise ConfigError(f"{condition!r} is no pair of languages.",
-                          fix='write it "en-fr", or take condition: task')  # fmt: skip
+        raise ConfigError(
+            f"{condition!r} is no pair of languages.",
+            fix='write it "en-fr", or take condition: task',
+        )
     return parts
 
 
@@ -37,11 +39,14 @@ def numbers(condition: str, width: int | None = None) -> list[float]:
         found = None
     plain = isinstance(found, list) and all(type(n) in (int, float) for n in found)
     if not plain or not found or not all(map(math.isfinite, found)):
-        raise ConfigError(f"{condition[:40]!r} is no embedding.",
-                          fix="write a list of numbers: [0.1, -2.3]")  # fmt: skip
+        raise ConfigError(
+            f"{condition[:40]!r} is no embedding.", fix="write a list of numbers: [0.1, -2.3]"
+        )
     if width not in (None, len(found)):
-        raise ConfigError(f"an embedding has {len(found)} numbers; this adapter reads {width}.",
-                          fix="make it as those of the training rows were made")  # fmt: skip
+        raise ConfigError(
+            f"an embedding has {len(found)} numbers; this adapter reads {width}.",
+            fix="make it as those of the training rows were made",
+        )
     return [float(n) for n in found]
 
 
@@ -82,8 +87,10 @@ def settled(
         return tuple(sorted(set(conditions))), None
     check_known(conditions, known)
     if never := sorted(set(words(kind, known)) - set(words(kind, conditions))):
-        raise ConfigError(f"no training row has the condition {listed(map(repr, never))}.",
-                          fix="take it out of the conditions that are known")  # fmt: skip
+        raise ConfigError(
+            f"no training row has the condition {listed(map(repr, never))}.",
+            fix="take it out of the conditions that are known",
+        )
     return tuple(known), None
 
 
@@ -165,14 +172,14 @@ def encoder(
 ) -> Names | Vectors | Texts:
     """The encoder of `kind`. Raises: ConfigError if what it must know is not known."""
     if kind != "embedding" and not known:
-        raise ConfigError(f"no condition is known that is a {kind}.",
-                          fix="conditions=[...]")  # fmt: skip
+        raise ConfigError(f"no condition is known that is a {kind}.", fix="conditions=[...]")
     if kind in ("task", "pair"):
         return Names(kind, known, half)
     if width is None:
         raise ConfigError(
-            f"the width of an {kind} is not known." if kind == "embedding" else
-            "the width of the base's hidden states is not known.",
+            f"the width of an {kind} is not known."
+            if kind == "embedding"
+            else "the width of the base's hidden states is not known.",
             fix="width=N, the numbers of an embedding; for texts, the base's hidden_size",
-        )  # fmt: skip
+        )
     return Vectors(width, half) if kind == "embedding" else Texts(known, width, half)

@@ -56,8 +56,9 @@ def shifted(decoder: nn.Module, options: dict[str, Any], n: int) -> dict[str, An
         return options  # it knows no positions
     places = options.get("position_ids")
     if places is None:
-        inputs = next(options[key] for key in ("input_ids", "inputs_embeds")
-                      if options.get(key) is not None)  # fmt: skip
+        inputs = next(
+            options[key] for key in ("input_ids", "inputs_embeds") if options.get(key) is not None
+        )
         mask, tokens = options.get("attention_mask"), inputs.shape[1]
         if isinstance(mask, Tensor) and mask.ndim == 2:
             places = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]

@@ -44,9 +44,15 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, enc: Names | Vectors, sites: list[Site], *, r: int, hidden: int, latent: int,
+        self,
+        enc: Names | Vectors,
+        sites: list[Site],
+        *,
+        r: int,
+        hidden: int,
+        latent: int,
         default: tuple[str, ...] | None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         n, quarter = latent, latent // 4
         self.enc, self.r, self.default = enc, r, default

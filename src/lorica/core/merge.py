@@ -33,8 +33,11 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
         finite, or a layer computes something else than its weight says.
     """
     switch = switch_of(model)
-    lines = [f"adapter {n!r} was not active and is dropped" for n in switch.specs
-             if n not in switch.acting]  # fmt: skip
+    lines = [
+        f"adapter {n!r} was not active and is dropped"
+        for n in switch.specs
+        if n not in switch.acting
+    ]
     adapted = [(port.site(n, m), port) for n, m, port in ports(model) if port.acting()]
     if not adapted:
         raise MergeError("no adapter is active: there is nothing to merge.", fix="activate() one")

@@ -39,8 +39,10 @@ def enter_by_row(parts: Parts, decoder: nn.Module, options: dict[str, Any]) -> d
     places = None if places is None else places.expand(batch, tokens).clone()
     fronts: list[tuple[Tensor, Any]] = []
     for adapter, rows in parts:
-        some = {k: v[rows] if isinstance(v, Tensor) and len(v) == batch else v
-                for k, v in options.items()}  # fmt: skip
+        some = {
+            k: v[rows] if isinstance(v, Tensor) and len(v) == batch else v
+            for k, v in options.items()
+        }
         entered = adapter.enter(decoder, some)
         fronts.append((rows, entered[FRONT]))
         if places is not None and "position_ids" in entered:

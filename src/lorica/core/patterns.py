@@ -34,8 +34,9 @@ def check_pattern(setting: str, pattern: str, names: Sequence[str]) -> None:
     setting: where it stands, for the message. It is anchored as `Targets` anchors it.
     """
     if len(pattern) > MAX_LENGTH:
-        raise TargetError(f"{setting} has a pattern of {len(pattern):,} characters.",
-                          fix="write a list of names")  # fmt: skip
+        raise TargetError(
+            f"{setting} has a pattern of {len(pattern):,} characters.", fix="write a list of names"
+        )
     anchored = rf"(.*\.)?({pattern})$"
     try:
         with warnings.catch_warnings():  # [[ is to mean something else in Python to come
@@ -53,9 +54,13 @@ def check_pattern(setting: str, pattern: str, names: Sequence[str]) -> None:
     command = [sys.executable, "-I", "-S", "-c", _MATCH]
     try:
         subprocess.run(
-            command, input=json.dumps([anchored, list(names)]), text=True, timeout=SECONDS,
-            check=True, capture_output=True,
-        )  # fmt: skip
+            command,
+            input=json.dumps([anchored, list(names)]),
+            text=True,
+            timeout=SECONDS,
+            check=True,
+            capture_output=True,
+        )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         raise TargetError(
             f"{setting} has {pattern!r:.200}, which takes more than {SECONDS:.0f} s to match "

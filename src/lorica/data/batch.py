@@ -90,12 +90,17 @@ def join(batches: Sequence[Batch]) -> Batch:
         at, after = at + batch.input_ids.shape[1], after + len(batch.lengths)
     return Batch(
         torch.cat([b.input_ids for b in batches], 1),
-        torch.cat([b.position_ids for b in batches], 1), None,
-        [length for b in batches for length in b.lengths], torch.cat(predict),
-        torch.cat([b.targets for b in batches]), torch.cat(row), None,
-        tuple(where for b in batches for where in b.where), sum(b.tokens for b in batches),
+        torch.cat([b.position_ids for b in batches], 1),
+        None,
+        [length for b in batches for length in b.lengths],
+        torch.cat(predict),
+        torch.cat([b.targets for b in batches]),
+        torch.cat(row),
+        None,
+        tuple(where for b in batches for where in b.where),
+        sum(b.tokens for b in batches),
         shared=shared if any(shared) else None,
-    )  # fmt: skip
+    )
 
 
 def _alike(one: Example, other: Example) -> int:
@@ -155,9 +160,23 @@ def _batch(
     where = tuple(e.where for e in examples)
     told = tuple(e.condition for e in examples if e.condition is not None)
     if told and len(told) < len(examples):
-        raise DataError(f"{len(told)} of {len(examples)} rows have a condition.",
-                        rows=listed(e.where for e in examples if e.condition is None),
-                        fix="give one to every row, or to none")  # fmt: skip
+        raise DataError(
+            f"{len(told)} of {len(examples)} rows have a condition.",
+            rows=listed(e.where for e in examples if e.condition is None),
+            fix="give one to every row, or to none",
+        )
     tokens = sum(len(e.ids) for e in examples)
-    return Batch(ids, positions, mask, lengths, predict, targets, row, labels, where, tokens,
-                 told or None, shared)  # fmt: skip
+    return Batch(
+        ids,
+        positions,
+        mask,
+        lengths,
+        predict,
+        targets,
+        row,
+        labels,
+        where,
+        tokens,
+        told or None,
+        shared,
+    )

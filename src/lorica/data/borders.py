@@ -89,14 +89,25 @@ def _in_front(parts: dict[str, Any]) -> int | None:
     for step in steps:
         if step["type"] == "Prepend":
             front += len(step["prepend"])
-        elif step["type"] != "Replace" or len(step["pattern"].get("String", "")) != 1 or (
-            len(step["content"]) != 1
-        ):  # fmt: skip
+        elif (
+            step["type"] != "Replace"
+            or len(step["pattern"].get("String", "")) != 1
+            or (len(step["content"]) != 1)
+        ):
             return None
-    plain = model["type"] == "BPE" and parts["pre_tokenizer"] is None and not any(
-        model.get(key)
-        for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    )  # fmt: skip
+    plain = (
+        model["type"] == "BPE"
+        and parts["pre_tokenizer"] is None
+        and not any(
+            model.get(key)
+            for key in (
+                "dropout",
+                "ignore_merges",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+            )
+        )
+    )
     words = any(token["single_word"] or token["normalized"] for token in parts["added_tokens"])
     return front if plain and not words and _keeps_all(model) else None
 

@@ -53,10 +53,18 @@ def key(config: DataConfig, digest: str, tokenizer: Any, seed: int) -> str | Non
             files[name] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
     dated = "strftime_now" in template + json.dumps([settings, files], default=str)
     parts = [
-        digest, Path(config.path).name, settings, files, seed, _code(), type(tokenizer).__name__,
-        backend.to_str(), {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, template,
+        digest,
+        Path(config.path).name,
+        settings,
+        files,
+        seed,
+        _code(),
+        type(tokenizer).__name__,
+        backend.to_str(),
+        {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        template,
         str(date.today()) if dated or files else "",
-    ]  # fmt: skip
+    ]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:40]
 
 

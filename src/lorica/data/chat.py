@@ -27,8 +27,11 @@ WORDS = {"user": "Qvexalu", "assistant": "Zorbimat", "system": "Wudrinop", "tool
 CALL = {"type": "function", "function": {"name": "Xuplendi", "arguments": {}}}
 # Roles whose content is given as a list of parts, in the order in which they are tried.
 PARTS: tuple[frozenset[str], ...] = (
-    frozenset(), frozenset({"user", "assistant"}), frozenset({"user"}), frozenset({"assistant"}),
-)  # fmt: skip
+    frozenset(),
+    frozenset({"user", "assistant"}),
+    frozenset({"user"}),
+    frozenset({"assistant"}),
+)
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,12 @@ class ChatTemplate:
     ) -> dict[str, Any]:
         parts = self.parts if parts is None else parts
         messages = [_in_parts(m) if m["role"] in parts else m for m in talk.messages]
-        given = {**talk.kwargs, "messages": messages, "tools": talk.tools,
-                 "add_generation_prompt": False}  # fmt: skip
+        given = {
+            **talk.kwargs,
+            "messages": messages,
+            "tools": talk.tools,
+            "add_generation_prompt": False,
+        }
         return {"given": given, "cuts": cuts}
 
     def _render(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,8 +154,10 @@ class ChatTemplate:
         if again and WORDS["assistant"] in again.text:
             self.end = _common_end(reply.text, again.text)
         call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-        for role, talk in (("system", [_word("system"), *turn]),
-                           ("tool", [turn[0], call, _word("tool"), turn[1]])):  # fmt: skip
+        for role, talk in (
+            ("system", [_word("system"), *turn]),
+            ("tool", [turn[0], call, _word("tool"), turn[1]]),
+        ):
             for parts in (self.parts, self.parts ^ {role}):
                 found = self._try(talk, parts, [])
                 if found and WORDS[role] in found.text and _plain(found.text):
@@ -166,8 +175,12 @@ class ChatTemplate:
 class ChatTemplates:
     """The templates of a tokenizer: the one for rows with tools, and the one for all others."""
 
-    def __init__(self, sources: str | dict[str, str], special: dict[str, str],
-                 kwargs: dict[str, Any] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        sources: str | dict[str, str],
+        special: dict[str, str],
+        kwargs: dict[str, Any] | None = None,
+    ):
         self._sources = {"default": sources} if isinstance(sources, str) else sources
         self._special, self._kwargs = special, kwargs or {}
 

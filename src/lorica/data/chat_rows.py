@@ -63,9 +63,13 @@ def conversations(
 
 
 def _jobs(
-    number: int, row: Row, template: ChatTemplate, talk: Conversation, config: DataConfig,
+    number: int,
+    row: Row,
+    template: ChatTemplate,
+    talk: Conversation,
+    config: DataConfig,
     notices: Notices,
-) -> list[_Job]:  # fmt: skip
+) -> list[_Job]:
     if talk.left_out and not config.completion_only:
         raise BadRow(
             "leaves an answer out of the loss, but data.completion_only: false learns the whole "
@@ -74,8 +78,10 @@ def _jobs(
         )
     answers = talk.answers
     if answers and answers[-1] + 1 < len(talk.messages):
-        notices.add("{n} conversations go on after their last answer; what follows it is left out",
-                    row.where)  # fmt: skip
+        notices.add(
+            "{n} conversations go on after their last answer; what follows it is left out",
+            row.where,
+        )
         talk = talk.upto(answers[-1] + 1)
     if not config.split_turns or len(answers) < 2:
         return [_Job(number, row.where, "", template, talk)]
@@ -88,8 +94,11 @@ def _jobs(
 def _check_kwargs(talk: Conversation, template: ChatTemplate, where: str, notices: Notices) -> None:
     for name in talk.kwargs:
         if name not in template.compiled.variables:
-            notices.add(f"the chat template does not read {name!r}, which {{n}} rows set in "
-                        "chat_template_kwargs", where)  # fmt: skip
+            notices.add(
+                f"the chat template does not read {name!r}, which {{n}} rows set in "
+                "chat_template_kwargs",
+                where,
+            )
 
 
 def _rendered(

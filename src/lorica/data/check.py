@@ -74,9 +74,13 @@ class Report:
 
 
 def check(
-    config: DataConfig, tokenizer: Any, *, seed: int, max_length: int | None,
+    config: DataConfig,
+    tokenizer: Any,
+    *,
+    seed: int,
+    max_length: int | None,
     usable: Callable[[Iterable[Example]], None] = lambda examples: None,
-) -> Report:  # fmt: skip
+) -> Report:
     """Count what `load` would give, and say what would keep it from training.
 
     usable: raises DataError for rows that the base cannot take.

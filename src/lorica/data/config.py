@@ -16,10 +16,22 @@ Overlong = Literal["raise", "drop", "truncate", "split"]
 LARGEST_TEMPLATE = 1_000_000
 # Every column that a row shape knows. `columns` maps these to the names in the file.
 COLUMNS = (
-    "instruction", "input", "output", "prompt", "completion",
-    "messages", "conversations", "system", "tools", "chat_template_kwargs", "history",
-    "text", "label", "condition", "references",
-)  # fmt: skip
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "messages",
+    "conversations",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+    "history",
+    "text",
+    "label",
+    "condition",
+    "references",
+)
 
 
 class DataConfig(BaseModel):

@@ -37,11 +37,16 @@ def check(text: str, talk: Conversation, where: str, notices: Notices) -> None:
         for call in message.get("tool_calls") or ():
             _check_call(text, call, number)
         if talk.learned[number] and not _thinking_stands(text, message):
-            notices.add("the chat template leaves out the thinking of answers that are learned "
-                        "({n} rows)", where)  # fmt: skip
+            notices.add(
+                "the chat template leaves out the thinking of answers that are learned ({n} rows)",
+                where,
+            )
     if unnamed := [name for name in map(_name, talk.tools or ()) if name and name not in text]:
-        notices.add(f"the chat template does not write the tools of {{n}} rows ({unnamed[0]}, for "
-                    "example), so calls are learned without them", where)  # fmt: skip
+        notices.add(
+            f"the chat template does not write the tools of {{n}} rows ({unnamed[0]}, for "
+            "example), so calls are learned without them",
+            where,
+        )
 
 
 def forms(message: dict[str, Any]) -> Iterator[str]:

@@ -13,13 +13,25 @@ from typing import Any
 from lorica.data.shape import BadRow, text_in
 
 ROLES = {
-    "human": "user", "user": "user", "prompter": "user",
-    "gpt": "assistant", "assistant": "assistant", "bot": "assistant", "model": "assistant",
-    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "system": "system", "developer": "system", "function_call": "assistant",
-    "observation": "tool", "tool": "tool", "function_response": "tool", "function": "tool",
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+    "developer": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "function_response": "tool",
+    "function": "tool",
     "ipython": "tool",
-}  # fmt: skip
+}
 FLAGS = ("weight", "train", "training")
 
 

@@ -9,9 +9,11 @@ import codecs
 import re
 
 MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
-}  # fmt: skip
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 EAST_ASIAN = ("GB18030", "SHIFT_JIS", "EUC-KR", "BIG5")
 EIGHT_BITS = ("CP1252", "CP1251")
 SAMPLE = 2**16  # bytes that are tried

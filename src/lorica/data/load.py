@@ -67,9 +67,14 @@ def load(
 
 
 def gather(
-    config: DataConfig, tokenizer: Any, labels: list[str] | None = None, *, seed: int,
-    new_classes: bool = False, texts: bool = False,
-) -> Files:  # fmt: skip
+    config: DataConfig,
+    tokenizer: Any,
+    labels: list[str] | None = None,
+    *,
+    seed: int,
+    new_classes: bool = False,
+    texts: bool = False,
+) -> Files:
     """Read, render and tokenise the files, and leave out nothing.
 
     Raises: DataError if rows cannot be read, or not be written as text.

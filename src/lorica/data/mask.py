@@ -85,8 +85,9 @@ def _marked(
     if end and any(reply.text.startswith(end, _past_space(reply.text, s)) for _, s in spans):
         notices.add(
             f"the {{% generation %}} blocks of the chat template leave out the end of turn "
-            f"({end!r}); it is learned all the same, in {{n}} rows", where,
-        )  # fmt: skip
+            f"({end!r}); it is learned all the same, in {{n}} rows",
+            where,
+        )
     return spans
 
 
@@ -161,9 +162,14 @@ def _is_ended(template: ChatTemplate, text: str, at: int, end: int) -> bool:
 
 
 def _turn(
-    template: ChatTemplate, talk: Conversation, reply: Reply, i: int, span: tuple[int, int],
-    where: str, notices: Notices,
-) -> Turn:  # fmt: skip
+    template: ChatTemplate,
+    talk: Conversation,
+    reply: Reply,
+    i: int,
+    span: tuple[int, int],
+    where: str,
+    notices: Notices,
+) -> Turn:
     text, (start, end), message = reply.text, span, talk.messages[i]
     calls = bool(message.get("tool_calls"))
     answer = _answer_in(template, talk, text, i, start, end)
@@ -210,8 +216,11 @@ def _notice_lead(template: ChatTemplate, lead: str, where: str, notices: Notices
     if not lead:
         return
     if template.opens:
-        notices.add(f"the chat template writes {lead!r} before answers of {{n}} rows, and it is "
-                    "learned with them", where)  # fmt: skip
+        notices.add(
+            f"the chat template writes {lead!r} before answers of {{n}} rows, and it is "
+            "learned with them",
+            where,
+        )
     else:
         notices.add(
             f"the chat template has no prompt for generation, so that the header {lead!r} is "
@@ -222,10 +231,14 @@ def _notice_lead(template: ChatTemplate, lead: str, where: str, notices: Notices
 
 def _notice_end(tail: str, last: bool, where: str, notices: Notices) -> None:
     if tail:
-        notices.add(f"{tail!r}, which the chat template does not write behind every answer, is "
-                    "learned as the end of answers of {n} rows", where)  # fmt: skip
+        notices.add(
+            f"{tail!r}, which the chat template does not write behind every answer, is "
+            "learned as the end of answers of {n} rows",
+            where,
+        )
     elif not last:
         notices.add(
             "the chat template writes no end of turn behind answers that others follow: in {n} "
-            "rows only the last answer, at whose end EOS stands, teaches to stop", where,
-        )  # fmt: skip
+            "rows only the last answer, at whose end EOS stands, teaches to stop",
+            where,
+        )

@@ -76,11 +76,15 @@ def from_dict(value: Any, where: str) -> PromptFormat | None:
         digest = fields.pop("template_sha256", None)
         found = TypeAdapter(PromptFormat).validate_json(json.dumps(fields), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
-        raise FileError(f"{where}: prompt_format is damaged.", why=error,
-                        fix="copy the folder anew") from None  # fmt: skip
+        raise FileError(
+            f"{where}: prompt_format is damaged.", why=error, fix="copy the folder anew"
+        ) from None
     if digest != found.digest:
-        raise FileError(f"{where}: prompt_format is damaged: its template is not the one whose "
-                        "digest stands beside it.", fix="copy the folder anew")  # fmt: skip
+        raise FileError(
+            f"{where}: prompt_format is damaged: its template is not the one whose "
+            "digest stands beside it.",
+            fix="copy the folder anew",
+        )
     return found
 
 
@@ -98,8 +102,13 @@ def format_of(kind: str, talks: bool, config: DataConfig, tokenizer: Any) -> Pro
             template = named if template is None else named[template]
         kwargs = config.chat_template_kwargs
         opened = chat_templates(tokenizer, config.chat_template, kwargs).for_tools(None)
-        return PromptFormat(kind="chat", template=template, kwargs=kwargs,
-                            end_of_turn=opened.end, eos=tokenizer.eos_token)  # fmt: skip
+        return PromptFormat(
+            kind="chat",
+            template=template,
+            kwargs=kwargs,
+            end_of_turn=opened.end,
+            eos=tokenizer.eos_token,
+        )
     template = config.prompt_template or (ALPACA if kind == "alpaca" else None)
     known: Kind = "alpaca" if kind == "alpaca" else "prompt" if kind == "prompt" else "text"
     front = tokenizer.decode(Texts(tokenizer).front) or None
@@ -116,11 +125,14 @@ def differences(form: PromptFormat | None, rows: PromptFormat | None, tokenizer:
     lines = []
     if rows is not None and not form.same_text(rows):
         other = rows.name if rows.name != form.name else f"another text of {rows.name}"
-        lines.append(f"the adapter was trained with {form.name}; these rows are written with "
-                     f"{other}")  # fmt: skip
+        lines.append(
+            f"the adapter was trained with {form.name}; these rows are written with {other}"
+        )
     if form.eos != tokenizer.eos_token:
-        lines.append(f"rows ended in {form.eos!r} in training; the tokenizer's end is now "
-                     f"{tokenizer.eos_token!r}")  # fmt: skip
+        lines.append(
+            f"rows ended in {form.eos!r} in training; the tokenizer's end is now "
+            f"{tokenizer.eos_token!r}"
+        )
     return lines
 
 

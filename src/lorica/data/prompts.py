@@ -23,11 +23,14 @@ WITHOUT_INPUT = (
 )
 # The same as `alpaca_prompt`, as a template: what an adapter's manifest records.
 ALPACA = (
-    "{% if system %}{{ system }}\n\n{% elif input %}" + WITH_INPUT + "{% else %}" + WITHOUT_INPUT
+    "{% if system %}{{ system }}\n\n{% elif input %}"
+    + WITH_INPUT
+    + "{% else %}"
+    + WITHOUT_INPUT
     + "{% endif %}{% for asked, answered in history or [] %}### Instruction:\n{{ asked }}\n\n"
     "### Response:{{ answered }}\n\n{% endfor %}### Instruction:\n{{ instruction }}\n\n"
     "{% if input %}### Input:\n{{ input }}\n\n{% endif %}### Response:"
-)  # fmt: skip
+)
 
 
 def alpaca_prompt(
@@ -78,11 +81,18 @@ def prompts(template: str, rows: Sequence[dict[str, Any]]) -> list[str | BadRow]
     try:
         answers = render_all(template, {}, [{"given": fields} for fields in rows])
     except Overrun as error:
-        raise DataError("data.prompt_template does not come to an end, and was stopped.",
-                        reason=str(error), fix=fix) from None  # fmt: skip
+        raise DataError(
+            "data.prompt_template does not come to an end, and was stopped.",
+            reason=str(error),
+            fix=fix,
+        ) from None
     except Refused as error:
-        raise DataError("data.prompt_template cannot be read.", reason=str(error),
-                        line=error.line or "unknown", fix=fix) from None  # fmt: skip
+        raise DataError(
+            "data.prompt_template cannot be read.",
+            reason=str(error),
+            line=error.line or "unknown",
+            fix=fix,
+        ) from None
     return [_checked(answer, fields) for answer, fields in zip(answers, rows, strict=True)]
 
 
@@ -95,6 +105,7 @@ def _checked(answer: dict[str, Any], fields: dict[str, Any]) -> str | BadRow:
     said += [("history", turn) for pair in fields.get("history", ()) for turn in pair]
     for name, value in said:
         if "".join(value.split()) not in flat:
-            return BadRow(f"data.prompt_template does not write its {name}",
-                          f"put {{{{ {name} }}}} into it")  # fmt: skip
+            return BadRow(
+                f"data.prompt_template does not write its {name}", f"put {{{{ {name} }}}} into it"
+            )
     return text

@@ -53,9 +53,14 @@ def stored(
 
 
 def _tokenised(
-    source: Source, digest: str, tokenizer: Any, kind: str | None, texts: bool, seed: int,
+    source: Source,
+    digest: str,
+    tokenizer: Any,
+    kind: str | None,
+    texts: bool,
+    seed: int,
     entry: cache.Entry | None,
-) -> tuple[Store, list[str]]:  # fmt: skip
+) -> tuple[Store, list[str]]:
     """(the rows, a notice if they could not be written to the cache)."""
     shaped = _shape(source)
     _check_kind(source.config, shaped.kind, kind)

@@ -131,8 +131,9 @@ def _must_be_file(path: Path) -> None:
         fix = "check the path; a data set of the hub is named owner/name" if word else None
         raise DataError(f"there is no file {path}.", fix=fix or "check the path", **facts)
     if not path.is_file():
-        raise DataError(f"{path} is a pipe or a device, not a file.",
-                        fix="write the rows into a file first")  # fmt: skip
+        raise DataError(
+            f"{path} is a pipe or a device, not a file.", fix="write the rows into a file first"
+        )
     if path.suffix.lower() not in files.READERS:
         raise DataError(
             f"{path} has a suffix that lorica does not read: {path.suffix or '(none)'}.",

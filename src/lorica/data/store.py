@@ -107,10 +107,14 @@ class Store:
             learned[0] = False
         condition = int(self.arrays["condition"][row])
         return Example(
-            ids, learned, self.where(row), label,
-            None if self.texts is None else self.texts[row], row,
+            ids,
+            learned,
+            self.where(row),
+            label,
+            None if self.texts is None else self.texts[row],
+            row,
             None if condition < 0 else self.meta["conditions"][condition],
-        )  # fmt: skip
+        )
 
 
 class Column:

@@ -126,8 +126,9 @@ class Renderer:
         self._talks |= any(talks)
         asked = [row for row, talk in zip(rows, talks, strict=True) if talk]
         plain = [row for row, talk in zip(rows, talks, strict=True) if not talk]
-        told = iter(conversations(kind, asked, config, self._tokenizer, self.notices)
-                    if asked else [])  # fmt: skip
+        told = iter(
+            conversations(kind, asked, config, self._tokenizer, self.notices) if asked else []
+        )
         answered = iter(_prompted(kind, plain, config, self.notices) if plain else [])
         return [next(told if talk else answered) for talk in talks]
 
@@ -156,9 +157,10 @@ def _prompted(
     for row, fields in zip(rows, asked, strict=True):
         prompt = fields if isinstance(fields, BadRow) else next(ready)
         outcomes.append(
-            prompt if isinstance(prompt, BadRow)
+            prompt
+            if isinstance(prompt, BadRow)
             else _attempted(_answered, kind, prompt, row, answer, config, notices)
-        )  # fmt: skip
+        )
     return outcomes
 
 
@@ -172,8 +174,11 @@ def _alpaca(row: Row, notices: Notices) -> dict[str, Any]:
 def _prompt(row: Row, notices: Notices) -> dict[str, Any]:
     for name in ("tools", "chat_template_kwargs"):
         if row.fields.get(name):
-            notices.add(f"the column {name} of {{n}} rows is not used: their prompts are plain "
-                        "text, no messages", row.where)  # fmt: skip
+            notices.add(
+                f"the column {name} of {{n}} rows is not used: their prompts are plain "
+                "text, no messages",
+                row.where,
+            )
     return {"prompt": text_in(row.fields, "prompt")}
 
 
@@ -185,8 +190,9 @@ def _answered(
     pieces = [Segment(prompt, not config.completion_only), Segment(text, bool(text.strip()))]
     kept = tuple(piece for piece in pieces if piece.text)
     if others:
-        notices.add("the first answer of {n} rows is learned; their others count in exact match",
-                    row.where)  # fmt: skip
+        notices.add(
+            "the first answer of {n} rows is learned; their others count in exact match", row.where
+        )
     return [Rendered(kind, kept, False, where=row.where, references=tuple(others))]
 
 

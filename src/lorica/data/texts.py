@@ -28,8 +28,10 @@ def load_texts(
     Raises: DataError if rows have no text, or are too long under data.overlong: raise.
     """
     if Path(config.path).suffix.lower() == ".txt":
-        raise DataError(f"{config.path} is one text, and no rows.",
-                        fix='give a .jsonl file of {"text": ...}, or a .csv file')  # fmt: skip
+        raise DataError(
+            f"{config.path} is one text, and no rows.",
+            fix='give a .jsonl file of {"text": ...}, or a .csv file',
+        )
     source, limit = Source(config), limit_of(config, max_length)
     rows = list(source)
     column = config.columns.get("text", "text")
@@ -37,9 +39,10 @@ def load_texts(
     if column not in found:
         raise DataError(
             f"{config.path} has no column {column}, the text to predict from.",
-            found=listed(found, 12), closest=closest(column, found),
+            found=listed(found, 12),
+            closest=closest(column, found),
             fix="name the column: --data.columns '{text: review}'",
-        )  # fmt: skip
+        )
     named = config.columns.get("label", "label")
     texts = _texts(rows, column, config.path)
     labels = {row.where: row.fields.get(named) for row in rows}
@@ -64,6 +67,9 @@ def _texts(rows: list[Row], column: str, path: str) -> list[Rendered]:
         except BadRow as error:
             bad.add(f"{row.where} {error}")
     if bad:
-        raise DataError(f"{path}: {bad.count} of {len(rows)} rows cannot be used.", rows=str(bad),
-                        fix="give each a text, or remove it")  # fmt: skip
+        raise DataError(
+            f"{path}: {bad.count} of {len(rows)} rows cannot be used.",
+            rows=str(bad),
+            fix="give each a text, or remove it",
+        )
     return texts

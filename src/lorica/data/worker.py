@@ -53,9 +53,11 @@ class Worker:
     """The process and its pipes. Every method is safe to call from several threads."""
 
     def __init__(
-        self, seconds: int = sandbox.SECONDS, memory: int = sandbox.MEMORY,
+        self,
+        seconds: int = sandbox.SECONDS,
+        memory: int = sandbox.MEMORY,
         patience: float = PATIENCE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """seconds of processor time, and of silence (patience); bytes of memory."""
         self._seconds, self._memory, self._patience = seconds, memory, patience
         self._lock = threading.Lock()
@@ -138,9 +140,13 @@ class Worker:
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code, str(self._seconds), str(self._memory)],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
-        )  # fmt: skip
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
         return self._process
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes:

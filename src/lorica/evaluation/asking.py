@@ -93,11 +93,19 @@ def how_asked(base: Base, system: bool = False) -> list[str]:
     if base.prompt_format is None:
         lines = [f"the base has no chat template: each message is a prompt by itself, {alone}"]
     elif form.kind == "alpaca":
-        lines = [(f"the adapter was trained with {form.name}, which is used here too: each message "
-                 f"is an instruction by itself, {alone}")]  # fmt: skip
+        lines = [
+            (
+                f"the adapter was trained with {form.name}, which is used here too: each message "
+                f"is an instruction by itself, {alone}"
+            )
+        ]
     else:
-        lines = [(f"the adapter was trained with {form.name}: each message is a prompt by itself, "
-                 f"{alone}")]  # fmt: skip
+        lines = [
+            (
+                f"the adapter was trained with {form.name}: each message is a prompt by itself, "
+                f"{alone}"
+            )
+        ]
     if system and not _takes_system(form):
         lines.append("the system message is not used")
     return lines
@@ -108,8 +116,12 @@ def not_asked(base: Base) -> list[str]:
     form = base.prompt_format
     if form is None or (form.kind in ("prompt", "text") and form.template is None):
         return []
-    return [(f"the adapter was trained with {form.name}, and the prompts are given without it; "
-            "--chat puts it around them")]  # fmt: skip
+    return [
+        (
+            f"the adapter was trained with {form.name}, and the prompts are given without it; "
+            "--chat puts it around them"
+        )
+    ]
 
 
 def _takes_system(form: PromptFormat) -> bool:

@@ -27,9 +27,13 @@ class Chat:
     """
 
     def __init__(
-        self, base: Base, *, system: str | None = None, sampling: Sampling | None = None,
+        self,
+        base: Base,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
         condition: str | None = None,
-    ):  # fmt: skip
+    ):
         self.base, self.sampling = base, sampling or Sampling(max_new_tokens=512)
         self._conditions = None if condition is None else [condition]
         self.messages: list[dict[str, Any]] = []
@@ -52,9 +56,13 @@ class Chat:
         sampling = replace(self.sampling, seed=self.sampling.seed + len(asked))
         teller = Teller(self.base, ids, self._stops, on_text) if on_text else None
         made = continue_ids(
-            self.base, [ids], sampling, stops=self._stops, streamer=teller,
+            self.base,
+            [ids],
+            sampling,
+            stops=self._stops,
+            streamer=teller,
             conditions=self._conditions,
-        )  # fmt: skip
+        )
         answer = made.texts[0]
         if forgotten > self._forgotten:
             self.lines.append(

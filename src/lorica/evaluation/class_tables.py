@@ -29,9 +29,10 @@ def show_classes(classes: Classes, console: Console) -> None:
         return
     errors = [
         (int(last[i, j]), f"{last[i, j]:,} rows of {one} are taken for {other}")
-        for i, one in enumerate(classes.labels) for j, other in enumerate(classes.labels)
+        for i, one in enumerate(classes.labels)
+        for j, other in enumerate(classes.labels)
         if i != j and last[i, j]
-    ]  # fmt: skip
+    ]
     for _, line in sorted(errors, key=lambda error: -error[0])[:MOST_IN_A_TABLE]:
         console.print(Text(f"{who}: {line}"), soft_wrap=True)
 

@@ -37,8 +37,10 @@ def one_each(base: Base, conditions: Sequence[str] | None, rows: int) -> list[st
     if conditions is None:
         return None
     if len(conditions) not in (1, rows):
-        raise ConfigError(f"{len(conditions)} conditions were given for {rows} prompts.",
-                          fix="give one for each prompt, or one for all")  # fmt: skip
+        raise ConfigError(
+            f"{len(conditions)} conditions were given for {rows} prompts.",
+            fix="give one for each prompt, or one for all",
+        )
     if not conditioned(base.model):
         raise ConfigError("this model takes no condition.", fix="leave it out")
     return list(conditions) if len(conditions) == rows else rows * list(conditions)

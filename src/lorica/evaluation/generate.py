@@ -36,15 +36,25 @@ from lorica.evaluation.prompts import (
     left_notices,
     pad_left,
     room_of,
-)  # fmt: skip
+)
 from lorica.evaluation.stop_strings import StopStrings
 from lorica.progress import Progress
 
 CHOOSING = (
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams",
-    "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "bad_words_ids",
-    "suppress_tokens", "begin_suppress_tokens",
-)  # fmt: skip
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "num_beams",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "length_penalty",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 """Keys of a generation config that change which tokens are chosen."""
 
 
@@ -119,8 +129,9 @@ def generate(
         lines = not_asked(base)
     ids = prompt_ids(rows, base.tokenizer)
     stops = stop_tokens(base, end_of_turn(base) if chat else "")
-    done = continue_ids(base, ids, sampling, stops=stops, batch_size=batch_size,
-                        conditions=conditions)  # fmt: skip
+    done = continue_ids(
+        base, ids, sampling, stops=stops, batch_size=batch_size, conditions=conditions
+    )
     return replace(done, lines=[*lines, *own_settings(base), *done.lines])
 
 
@@ -164,9 +175,10 @@ def continue_ids(
     began = time.perf_counter()
     devices = [device] if device.type == "cuda" else []
     with (
-        still(base.model), torch.random.fork_rng(devices=devices),
+        still(base.model),
+        torch.random.fork_rng(devices=devices),
         Progress("writing answers", len(prompts), "rows") as bar,
-    ):  # fmt: skip
+    ):
         torch.manual_seed(sampling.seed)
         for picked in batches(prompts, room, size, batching):
             some = [prompts[i] for i in picked]
@@ -218,9 +230,14 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def _run(
-    base: Base, prompts: list[list[int]], sampling: Sampling, room: int, stops: list[int],
-    strings: StopStrings, streamer: Any,
-) -> list[list[int]]:  # fmt: skip
+    base: Base,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    room: int,
+    stops: list[int],
+    strings: StopStrings,
+    streamer: Any,
+) -> list[list[int]]:
     """New token ids of one batch, each up to what stops it."""
     model: Any = base.model
     filler = base.tokenizer.pad_token_id
@@ -229,13 +246,20 @@ def _run(
     width, device = ids.shape[1], next(model.parameters()).device
     choice: dict[str, Any] = {}
     if sampling.temperature > 0:
-        choice = {"do_sample": True, "temperature": sampling.temperature,
-                  "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
     with generating(model, room, stops, filler, **choice):
         out = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), streamer=streamer,
-            logits_processor=[check_logits], stopping_criteria=strings.criteria(width),
-        )  # fmt: skip
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            streamer=streamer,
+            logits_processor=[check_logits],
+            stopping_criteria=strings.criteria(width),
+        )
     new = [_until_stop(row, stops) for row in out[:, width:].tolist()]
     return [row[: strings.end(row)] for row in new]
 

@@ -11,21 +11,29 @@ def report_html(report: Mapping[str, Any]) -> str:
     adapted = any(measure["adapter"] for _, measure in measures)
     systems = ("base", "adapter", "difference") if adapted else ("base",)
     rows = [
-        [name.replace("_", " "), *(_interval(measure[s]) for s in systems),
-         *([measure["verdict"] or ""] if adapted else [])]
+        [
+            name.replace("_", " "),
+            *(_interval(measure[s]) for s in systems),
+            *([measure["verdict"] or ""] if adapted else []),
+        ]
         for name, measure in measures
-    ]  # fmt: skip
+    ]
     title = f"{report['path']}: {report['rows']:,} rows of {report['data']}"
     parts = [_title(title), _table(["", *systems, *([""] if adapted else [])], rows)]
     if classes := report.get("classes"):
         own = [s for s in ("base", "adapter") if s in classes["confusion"]]
-        f1 = [[label, f"{figures['rows']:,}", *(_interval(figures[s]) for s in own)]
-              for label, figures in classes["f1"].items()]  # fmt: skip
+        f1 = [
+            [label, f"{figures['rows']:,}", *(_interval(figures[s]) for s in own)]
+            for label, figures in classes["f1"].items()
+        ]
         parts.append(_table(["F1 of class", "rows", *own], f1))
     examples = report["examples"]
     if examples:
-        keys = [key for key in ("where", "prompt", "wanted", "base", "adapter")
-                if any(e.get(key) is not None for e in examples)]  # fmt: skip
+        keys = [
+            key
+            for key in ("where", "prompt", "wanted", "base", "adapter")
+            if any(e.get(key) is not None for e in examples)
+        ]
         parts.append(_table(keys, [[e.get(key) or "" for key in keys] for e in examples]))
     return "".join([*parts, _notices(report["lines"]), "<p>in brackets: 95 % intervals</p>"])
 

@@ -152,8 +152,10 @@ def evaluate_loaded(
     if len(examples) < LEAST:
         lines.append(f"{len(examples)} rows are too few: intervals need {LEAST} at least")
     elif len(examples) < FEW:
-        lines.append(f"{len(examples)} rows are few: a 95 % interval of the loss holds in about 88 "
-                     "of 100 cases where some rows are far worse than the rest")  # fmt: skip
+        lines.append(
+            f"{len(examples)} rows are few: a 95 % interval of the loss holds in about 88 "
+            "of 100 cases where some rows are far worse than the rest"
+        )
     classes = None
     if base.labels is None:
         measures = [*token_measures(scores), *_matches(asked, answers)]
@@ -163,8 +165,9 @@ def evaluate_loaded(
     samples = _samples(asked, answers)
     tokens = int(scores[0].tokens.sum())
     every = predictions(examples, scores, base.labels, asked, answers)
-    return Report(measures, len(examples), tokens, samples, lines, classes=classes,
-                  predictions=every)  # fmt: skip
+    return Report(
+        measures, len(examples), tokens, samples, lines, classes=classes, predictions=every
+    )
 
 
 def check_acts(model: nn.Module, examples: Sequence[Example]) -> None:

@@ -70,15 +70,23 @@ def predict(
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
     opened, _ = open_measured(path, base, dtype, allow_base, quantisation)
     if opened.labels is None:
-        raise ConfigError(f"{path} is a language model, which gives no classes.",
-                          fix=f'lorica generate {path} --prompt "..."')  # fmt: skip
+        raise ConfigError(
+            f"{path} is a language model, which gives no classes.",
+            fix=f'lorica generate {path} --prompt "..."',
+        )
     examples, brought, notices = load_texts(config, opened.tokenizer, opened.max_length)
     rows = [
         told if label is None else told | {"wanted": label}
         for told, label in zip(predict_loaded(opened, examples, batch_size), brought, strict=True)
     ]
-    return Predictions(opened.labels, rows, [*opened.lines, *notices],
-                       time.perf_counter() - began, str(path), config.path)  # fmt: skip
+    return Predictions(
+        opened.labels,
+        rows,
+        [*opened.lines, *notices],
+        time.perf_counter() - began,
+        str(path),
+        config.path,
+    )
 
 
 def predict_loaded(
@@ -108,13 +116,18 @@ def show_predictions(done: Predictions, console: Console) -> None:
     for row in done.rows[:SHOWN]:
         text = " ".join((row["text"] or "").split())
         brief = text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
-        console.print(Text(f"{row['label']:<{width}}  {row['probability']:6.1%}  {brief}"),
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            Text(f"{row['label']:<{width}}  {row['probability']:6.1%}  {brief}"), soft_wrap=True
+        )
     if len(done.rows) > SHOWN:
         console.print(f"... and {len(done.rows) - SHOWN:,} more rows", markup=False)
     counts = Counter(row["label"] for row in done.rows)
-    console.print(Text(f"{len(done.rows):,} rows of {done.data}: "
-                       + ", ".join(f"{label} {counts[label]:,}" for label in done.labels)),
-                  soft_wrap=True)  # fmt: skip
+    console.print(
+        Text(
+            f"{len(done.rows):,} rows of {done.data}: "
+            + ", ".join(f"{label} {counts[label]:,}" for label in done.labels)
+        ),
+        soft_wrap=True,
+    )
     for line in done.lines:
         console.print(Text(line), soft_wrap=True)

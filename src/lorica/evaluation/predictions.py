@@ -23,9 +23,12 @@ NAMES = ("base", "adapter")
 
 
 def predictions(
-    examples: Sequence[Example], scores: Sequence[Scores], labels: list[str] | None, asked: Quiz,
+    examples: Sequence[Example],
+    scores: Sequence[Scores],
+    labels: list[str] | None,
+    asked: Quiz,
     answers: Sequence[Sequence[str]],
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """One object for each row, in the order of the rows. scores, answers: of each system."""
     if labels is not None:
         return [_of_class(examples[i], i, scores, labels) for i in range(len(examples))]

@@ -54,8 +54,9 @@ def left_notices(
 def room_of(base: Base, prompts: Sequence[list[int]], most: int) -> list[int]:
     """How many tokens each row may get. Raises: ConfigError, DataError if one may get none."""
     if base.labels is not None:
-        raise ConfigError("this base is a classifier: it writes no text.",
-                          fix="measure it with lorica eval")  # fmt: skip
+        raise ConfigError(
+            "this base is a classifier: it writes no text.", fix="measure it with lorica eval"
+        )
     limit = base.max_length
     empty = [i + 1 for i, ids in enumerate(prompts) if not ids]
     if empty:
@@ -123,9 +124,12 @@ def generating(
 
     own = model.generation_config
     model.generation_config = GenerationConfig(
-        max_new_tokens=room, eos_token_id=stops or None, pad_token_id=filler, use_cache=True,
+        max_new_tokens=room,
+        eos_token_id=stops or None,
+        pad_token_id=filler,
+        use_cache=True,
         **{"do_sample": False, **choice},
-    )  # fmt: skip
+    )
     try:
         yield
     finally:
@@ -149,7 +153,10 @@ def _left_padded(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
 
     with generating(model, 2, [], filler):
         out = foreign.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), logits_processor=[force],
-            return_dict_in_generate=True, output_logits=True,
-        )  # fmt: skip
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            logits_processor=[force],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
     return list(torch.stack(out.logits, dim=1))

@@ -60,16 +60,23 @@ def evaluate(
         ConfigError for what cannot be opened or used.
     """
     if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
-        raise ConfigError("batch_size and max_new_tokens must be at least 1.",
-                          batch_size=batch_size, max_new_tokens=max_new_tokens)  # fmt: skip
+        raise ConfigError(
+            "batch_size and max_new_tokens must be at least 1.",
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
     began = time.perf_counter()
     config = data_settings(data, limit)
     opened, adapted = open_measured(path, base, dtype, allow_base, quantisation)
     config = as_trained(opened.prompt_format, config)
     rows = load_data(
-        config, opened.tokenizer, seed=0, max_length=opened.max_length, labels=opened.labels,
+        config,
+        opened.tokenizer,
+        seed=0,
+        max_length=opened.max_length,
+        labels=opened.labels,
         texts=True,
-    )  # fmt: skip
+    )
     check_tokens(rows.train, opened.tokenizer, embedding_rows(opened.model))
     if (rows.labels is None) != (opened.labels is None):
         kinds = ("a language model", "a classifier")
@@ -81,14 +88,21 @@ def evaluate(
     told = seen_in_training(Path(path), rows.train.contents)
     told += differences(opened.prompt_format, rows.prompt_format, opened.tokenizer)
     report = evaluate_loaded(
-        opened, rows.train, adapted=adapted, exact_match=exact_match,
-        max_new_tokens=max_new_tokens, batch_size=batch_size,
-    )  # fmt: skip
+        opened,
+        rows.train,
+        adapted=adapted,
+        exact_match=exact_match,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
     return replace(
-        report, path=str(path), base=opened.path, data=config.path,
+        report,
+        path=str(path),
+        base=opened.path,
+        data=config.path,
         lines=[*opened.lines, *told, *rows.lines, *report.lines],
         seconds=time.perf_counter() - began,
-    )  # fmt: skip
+    )
 
 
 def record(report: Report, run: Path) -> None:
@@ -117,9 +131,12 @@ def data_settings(data: DataConfig | str | dict[str, Any], limit: int | None) ->
 
 
 def open_measured(
-    path: str | Path, base: str | None, dtype: str | None, allow_base: str | None,
+    path: str | Path,
+    base: str | None,
+    dtype: str | None,
+    allow_base: str | None,
     quantisation: str | None,
-) -> tuple[Base, bool]:  # fmt: skip
+) -> tuple[Base, bool]:
     """(a run, an adapter or a base as a model, it carries an adapter)."""
     folder = adapter_folder(path)
     if is_adapter(folder) or any(plain_files.is_file(folder / name) for name in (WEIGHTS, PICKLED)):
@@ -135,8 +152,10 @@ def open_measured(
     if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
         find(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
     if base is not None:
-        raise ConfigError(f"{path} is a base, and base={base!r} names another.",
-                          fix="leave base out, or name an adapter")  # fmt: skip
+        raise ConfigError(
+            f"{path} is a base, and base={base!r} names another.",
+            fix="leave base out, or name an adapter",
+        )
     labels = own_classes(str(path), needed=True)
     return load_base(
         str(path), dtype=dtype or "float32", labels=labels, quantisation=quantisation
@@ -146,8 +165,11 @@ def open_measured(
 def show(report: Report, console: Console) -> None:
     """Print a report: the figures, a few rows, and the named lines."""
     what = report.path if report.path == report.base else f"{report.path} on {report.base}"
-    console.print(f"{what}: {report.rows:,} rows, {report.tokens:,} labels of {report.data}",
-                  markup=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"{what}: {report.rows:,} rows, {report.tokens:,} labels of {report.data}",
+        markup=False,
+        soft_wrap=True,
+    )
     adapted = any(measure.adapter for measure in report.measures)
     table = Table("", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("base", "adapter", "difference") if adapted else ("base",):

@@ -95,12 +95,14 @@ def student(df: float) -> float:
         share = (1 / below - 1 / df) / (1 / below - 1 / above)
         return _whole(below) * (1 - share) + _whole(above) * share
     z = Z
-    return z + sum((
-        (z**3 + z) / (4 * df),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3),
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * df**4),
-    ))  # fmt: skip
+    return z + sum(
+        (
+            (z**3 + z) / (4 * df),
+            (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2),
+            (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3),
+            (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * df**4),
+        )
+    )
 
 
 def _whole(df: int) -> float:

@@ -51,8 +51,9 @@ class StopStrings:
         if found:
             return text[: min(found)]
         if goes_on:
-            held = (n for stop in self.strings for n in range(1, len(stop))
-                    if text.endswith(stop[:n]))  # fmt: skip
+            held = (
+                n for stop in self.strings for n in range(1, len(stop)) if text.endswith(stop[:n])
+            )
             return text[: len(text) - max(held, default=0)]
         return text
 

@@ -11,7 +11,9 @@ def adapter_folder(path: str | Path) -> Path:
     path = Path(path)
     if plain_files.is_file(path / "config.yaml") and plain_files.is_file(path / "events.jsonl"):
         if not plain_files.is_folder(path / "adapter"):
-            raise FileError(f"the run {path} has not finished: it has no adapter yet.",
-                            fix=f"lorica train --resume {path}")  # fmt: skip
+            raise FileError(
+                f"the run {path} has not finished: it has no adapter yet.",
+                fix=f"lorica train --resume {path}",
+            )
         return path / "adapter"
     return path

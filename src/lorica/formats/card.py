@@ -23,9 +23,14 @@ LARGEST = 1_000_000
 
 
 def card(
-    spec: Spec, base: Fingerprint, labels: list[str] | None, *, peft: bool, numbers: int,
+    spec: Spec,
+    base: Fingerprint,
+    labels: list[str] | None,
+    *,
+    peft: bool,
+    numbers: int,
     trained: Mapping[str, Any],
-) -> str:  # fmt: skip
+) -> str:
     """The card as Markdown.
 
     peft: PEFT reads the folder. numbers: that the adapter has. trained: rows of the table on how
@@ -79,13 +84,21 @@ def _code(base: str, labels: list[str] | None, peft: bool) -> str:
     more = f", num_labels={len(labels)}" if labels else ""
     use = "predict PATH --data rows.jsonl" if labels else 'generate PATH --prompt "..."'
     lines = [
-        "```python", f"from transformers import {kind}", "",
-        f'model = {kind}.from_pretrained("{base}"{more})', "",
-        "import lorica", 'lorica.load(model, "PATH")',
-    ]  # fmt: skip
+        "```python",
+        f"from transformers import {kind}",
+        "",
+        f'model = {kind}.from_pretrained("{base}"{more})',
+        "",
+        "import lorica",
+        'lorica.load(model, "PATH")',
+    ]
     if peft:
-        lines += ["", "# or, without lorica", "from peft import PeftModel",
-                  'model = PeftModel.from_pretrained(model, "PATH")']  # fmt: skip
+        lines += [
+            "",
+            "# or, without lorica",
+            "from peft import PeftModel",
+            'model = PeftModel.from_pretrained(model, "PATH")',
+        ]
     lines += ["```", "", f"On the command line: `lorica {use}`, with PATH this folder.", ""]
     return "\n".join(lines)
 

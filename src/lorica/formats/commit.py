@@ -37,8 +37,9 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         path = path.resolve()  # of a link, what it points to is replaced; see plain_files.check
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL, links in a circle
-        raise ResourceError(f"{path!s:.200} cannot be a folder: {error}.",
-                            fix="choose another folder") from None  # fmt: skip
+        raise ResourceError(
+            f"{path!s:.200} cannot be a folder: {error}.", fix="choose another folder"
+        ) from None
     if path.exists() and not path.is_dir():
         raise ResourceError(f"{path} is a file.", fix="choose another folder")
     if path.is_dir() and any(path.iterdir()) and not replace:

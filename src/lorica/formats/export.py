@@ -105,9 +105,15 @@ def export_lora(
             with use(opened.model):
                 bare = logits_of(opened, rows)
             attach_lora(opened.model, name, found, WRITTEN)
-            save(opened.model, staging, WRITTEN, tokenizer=opened.tokenizer,
-                 base_path=opened.path, labels=opened.labels,
-                 prompt_format=opened.prompt_format)  # fmt: skip
+            save(
+                opened.model,
+                staging,
+                WRITTEN,
+                tokenizer=opened.tokenizer,
+                base_path=opened.path,
+                labels=opened.labels,
+                prompt_format=opened.prompt_format,
+            )
             detach(opened.model, WRITTEN)
             load(opened.model, staging, READ, tokenizer=opened.tokenizer)
             with use(opened.model, READ):
@@ -156,13 +162,17 @@ def _rows(base: Base, texts: list[str]) -> list[list[int]]:
         config: Any = getattr(base.model, "config", None)
         vocabulary = getattr(config, "vocab_size", None)
         if vocabulary is None:
-            raise ConfigError("this model has no vocabulary to probe it with.",
-                              fix="pass a language model, or the folder of a run")  # fmt: skip
+            raise ConfigError(
+                "this model has no vocabulary to probe it with.",
+                fix="pass a language model, or the folder of a run",
+            )
         return [[7919 * i % vocabulary for i in range(1, 33)]]
     rows = [base.tokenizer(text)["input_ids"][: base.max_length] for text in [*PROBE, *texts]]
     if not any(rows):
-        raise DataError("the base's tokenizer makes no token of any probe text.",
-                        fix="pass probe texts that it knows")  # fmt: skip
+        raise DataError(
+            "the base's tokenizer makes no token of any probe text.",
+            fix="pass probe texts that it knows",
+        )
     return [row for row in rows if row]
 
 
@@ -181,8 +191,10 @@ def _compared(want: Tensor, bare: Tensor, got: Tensor) -> dict[str, Any]:
 def _judge(report: ExportReport, want: Tensor) -> None:
     """Raises: MergeError if an exact form is not exact, or nothing can be told."""
     if not math.isfinite(report.max_difference + report.max_effect):
-        raise MergeError("the model's logits on the probe text are not finite.",
-                         fix="check the adapter with lorica eval")  # fmt: skip
+        raise MergeError(
+            "the model's logits on the probe text are not finite.",
+            fix="check the adapter with lorica eval",
+        )
     allowed = EXACT * max(1.0, want.abs().max().item())
     if not report.exact or report.max_difference <= allowed:
         return

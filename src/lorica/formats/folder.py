@@ -105,22 +105,29 @@ def save(
         if with_tokenizer:
             tokenizer.save_pretrained(staging)
         files = {file.name: commit.digest(file) for file in sorted(staging.iterdir())}
-        commit.write_json(staging / MANIFEST, {
-            "format": FORMAT,
-            "method": {"name": spec.method.name, **asdict(spec.method)},
-            "targets": asdict(spec.targets),
-            "seed": spec.seed,
-            "base": base.as_dict(),
-            "dtype": dtype_of(model),
-            "labels": labels,
-            "prompt_format": prompt_format and prompt_format.as_dict(),
-            "files": files,
-            "versions": versions(),
-        })  # fmt: skip
+        commit.write_json(
+            staging / MANIFEST,
+            {
+                "format": FORMAT,
+                "method": {"name": spec.method.name, **asdict(spec.method)},
+                "targets": asdict(spec.targets),
+                "seed": spec.seed,
+                "base": base.as_dict(),
+                "dtype": dtype_of(model),
+                "labels": labels,
+                "prompt_format": prompt_format and prompt_format.as_dict(),
+                "files": files,
+                "versions": versions(),
+            },
+        )
         text = kept_card(path) or card(
-            spec, base, labels, peft=layout is not None, trained=trained or {},
+            spec,
+            base,
+            labels,
+            peft=layout is not None,
+            trained=trained or {},
             numbers=sum(tensor.numel() for tensor in state.values()),
-        )  # fmt: skip
+        )
         commit.write_text(staging / CARD, text)
     for notice in peft_notices(model, name) if warn else ():
         warnings.warn(notice, PeftWarning, stacklevel=2)

@@ -43,8 +43,11 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
             versions=str(manifest.get("versions"))[:200],
         )
     needed = list(PARTS)[:4]
-    wrong = [part for part in PARTS if (part in manifest or part in needed)
-             and not fits(PARTS[part], manifest.get(part))]  # fmt: skip
+    wrong = [
+        part
+        for part in PARTS
+        if (part in manifest or part in needed) and not fits(PARTS[part], manifest.get(part))
+    ]
     if wrong or "format" not in manifest:
         raise FileError(
             f"{file} lacks {', '.join(wrong) or 'format'}, or has it in another form.",
@@ -53,14 +56,19 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
     _check_labels(manifest.get("labels"), file)
     base = manifest["base"]
     if odd := [key for key, kind in BASE.items() if key in base and not fits(kind, base[key])]:
-        raise FileError(f"{file} has a base whose {listed(odd)} is of another type.",
-                        fix="copy the folder anew")  # fmt: skip
+        raise FileError(
+            f"{file} has a base whose {listed(odd)} is of another type.", fix="copy the folder anew"
+        )
     files = manifest["files"]
-    bad = [name for name, note in files.items()
-           if not all(fits(kind, note.get(key)) for key, kind in NOTE.items())]  # fmt: skip
+    bad = [
+        name
+        for name, note in files.items()
+        if not all(fits(kind, note.get(key)) for key, kind in NOTE.items())
+    ]
     if bad or WEIGHTS not in files:
-        raise FileError(f"{file} has no digest of {listed(bad or [WEIGHTS])}.",
-                        fix="copy the folder anew")  # fmt: skip
+        raise FileError(
+            f"{file} has no digest of {listed(bad or [WEIGHTS])}.", fix="copy the folder anew"
+        )
 
 
 def _check_labels(labels: list[str] | None, file: Path) -> None:
@@ -79,10 +87,13 @@ def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
         method = typed(Method.named(settings.pop("name")), settings)
         return Spec(method, typed(Targets, manifest["targets"]), manifest.get("seed", 0))
     except ValidationError as error:
-        wrong = {".".join(map(str, e["loc"])) or "method": f"{e['input']!r:.80}: {e['msg']}"
-                 for e in error.errors()[:8]}  # fmt: skip
-        raise FileError(f"{path / MANIFEST} is damaged.", **wrong,
-                        fix="copy the folder anew") from None  # fmt: skip
+        wrong = {
+            ".".join(map(str, e["loc"])) or "method": f"{e['input']!r:.80}: {e['msg']}"
+            for e in error.errors()[:8]
+        }
+        raise FileError(
+            f"{path / MANIFEST} is damaged.", **wrong, fix="copy the folder anew"
+        ) from None
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path / MANIFEST} is damaged.", why=error) from None
 
@@ -101,9 +112,10 @@ def check_agrees(config: Mapping[str, Any], written: Mapping[str, Any], path: Pa
     }
     if differ:
         raise FileError(
-            f"the files of {path} contradict each other.", **differ,
+            f"the files of {path} contradict each other.",
+            **differ,
             fix=f"copy the folder anew, or delete {MANIFEST} if adapter_config.json is right",
-        )  # fmt: skip
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -115,8 +127,14 @@ def _plain(value: Any) -> Any:
 
 def check_floats(file: Mapping[str, Tensor], source: Path) -> None:
     """Raises: FileError if a tensor of a PEFT file is not of floating-point numbers."""
-    odd = [f"{key} ({str(tensor.dtype).removeprefix('torch.')})"
-           for key, tensor in file.items() if str(tensor.dtype) not in FLOATS]  # fmt: skip
+    odd = [
+        f"{key} ({str(tensor.dtype).removeprefix('torch.')})"
+        for key, tensor in file.items()
+        if str(tensor.dtype) not in FLOATS
+    ]
     if odd:
-        raise FileError(f"{source} has tensors that are not of floats.", tensors=listed(odd),
-                        fix="save the adapter again in float32 or bfloat16")  # fmt: skip
+        raise FileError(
+            f"{source} has tensors that are not of floats.",
+            tensors=listed(odd),
+            fix="save the adapter again in float32 or bfloat16",
+        )

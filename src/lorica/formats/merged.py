@@ -126,8 +126,9 @@ def merge_to(
         on_disk = original.dtype_of(keys) or "float32"
         dtype = dtype or on_disk
         exact = "bfloat16" if dtype == on_disk == "bfloat16" else "float32"
-        opened = open_adapter(path, base=base, dtype=exact, allow_base=allow_base,
-                              quantisation=quantisation)  # fmt: skip
+        opened = open_adapter(
+            path, base=base, dtype=exact, allow_base=allow_base, quantisation=quantisation
+        )
         opened.lines += hold(opened.model, opened.tokenizer, condition)
         packed = next((layer.kind for layer in layers(opened.model).values()), None)
         check_target(target, opened.model, opened.path)
@@ -146,10 +147,15 @@ def merge_to(
         again = load_base(str(staging), dtype=exact, labels=labels)
         written = logits_of(again, rows)
         report = MergeReport(
-            folder=output, adapter=str(path), base=name, dtype=dtype,
-            **_compare(adapted, bare, written), tokens=len(adapted), quantisation=packed,
+            folder=output,
+            adapter=str(path),
+            base=name,
+            dtype=dtype,
+            **_compare(adapted, bare, written),
+            tokens=len(adapted),
+            quantisation=packed,
             target=packed and (target or "dequant"),
-        )  # fmt: skip
+        )
         _judge(report, limit)
         report.lines.extend([*lines, *_said(report)])
         note = {"lorica": version("lorica"), **report.as_dict()}
@@ -181,8 +187,10 @@ def _probe_ids(base: Base, texts: list[str]) -> list[list[int]]:
     rows = [base.tokenizer(text, **cut)["input_ids"] for text in texts]
     rows = [row for row in rows if row]
     if not rows:
-        raise DataError("the base's tokenizer makes no token of any probe text.",
-                        fix="pass probe texts that it knows")  # fmt: skip
+        raise DataError(
+            "the base's tokenizer makes no token of any probe text.",
+            fix="pass probe texts that it knows",
+        )
     return rows
 
 

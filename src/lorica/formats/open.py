@@ -22,10 +22,14 @@ from lorica.formats.vocabulary import take_vocabulary
 
 
 def open_adapter(
-    path: str | Path, *, base: str | None = None, dtype: str | None = None,
-    allow_base: str | None = None, quantisation: str | None = None,
+    path: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    allow_base: str | None = None,
+    quantisation: str | None = None,
     double_quantisation: bool | None = None,
-) -> Base:  # fmt: skip
+) -> Base:
     """The base that the adapter was trained on, with the adapter active.
 
     base: another place to load the base from; None: where the adapter says it was.
@@ -66,24 +70,29 @@ def open_adapter(
     if double_quantisation is None:
         double_quantisation = bool(trained.get("double_quantisation")) if kind == then else True
     loaded = load_base(
-        base, dtype=dtype or "float32", labels=labels, quantisation=kind,
+        base,
+        dtype=dtype or "float32",
+        labels=labels,
+        quantisation=kind,
         double_quantisation=double_quantisation,
-    )  # fmt: skip
+    )
     loaded.lines += take_vocabulary(loaded, folder, find(folder))
     loaded.lines += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
     loaded.lines += not_replaced(loaded)
     loaded.prompt_format = form
     if form is not None and form.kind == "chat" and form.template != loaded.tokenizer.chat_template:
         loaded.tokenizer.chat_template = form.template
-        loaded.lines.append("the chat template that the adapter was trained with is used, "
-                            "not the base's")  # fmt: skip
+        loaded.lines.append(
+            "the chat template that the adapter was trained with is used, not the base's"
+        )
     return loaded
 
 
 def not_replaced(base: Base) -> list[str]:
     """A notice on fresh weights of a classifier that the adapter does not bring."""
-    whole = {site for site, _, port in ports(base.model) for a in port.values()
-             if isinstance(a, Whole)}  # fmt: skip
+    whole = {
+        site for site, _, port in ports(base.model) for a in port.values() if isinstance(a, Whole)
+    }
     left = [key for key in base.head.fresh if key.rpartition(".")[0] not in whole]
     line = (
         f"the answers are wrong: neither the base nor the adapter holds {listed(left)}, so they "

@@ -39,8 +39,10 @@ def attach_lora(
     live = live or found[:1]  # a LoRA has a target, though it may do nothing
     ranks = {site.name: max(part.r, 1) for site, part in live}
     if not live:
-        raise MergeError("the adapter has no linear or embedding layer: there is no LoRA in it.",
-                         fix="write a plain model with lorica merge")  # fmt: skip
+        raise MergeError(
+            "the adapter has no linear or embedding layer: there is no LoRA in it.",
+            fix="write a plain model with lorica merge",
+        )
     biased = any(part.shift is not None for _, part in live)
     if biased and (tables := [site.name for site, _ in live if site.kind == "embedding"]):
         raise MergeError(
@@ -51,13 +53,17 @@ def attach_lora(
     others = {site: n for site, n in ranks.items() if n != r}
     whole = [site for site, _ in own if site.kind == "other"]
     every = sites_of(model, ("linear", "embedding", "other"))
-    spec = Spec(Lora(r=r, alpha=r, lora_bias=biased), Targets(
-        target_modules=leaf_names([site for site, _ in live], every),
-        rank_pattern=others,
-        alpha_pattern={site: float(n) for site, n in others.items()},
-        modules_to_save=[*targets.modules_to_save, *(site.name for site in whole)],
-        trainable_token_indices=targets.trainable_token_indices,
-    ), seed=0)  # fmt: skip
+    spec = Spec(
+        Lora(r=r, alpha=r, lora_bias=biased),
+        Targets(
+            target_modules=leaf_names([site for site, _ in live], every),
+            rank_pattern=others,
+            alpha_pattern={site: float(n) for site, n in others.items()},
+            modules_to_save=[*targets.modules_to_save, *(site.name for site in whole)],
+            trainable_token_indices=targets.trainable_token_indices,
+        ),
+        seed=0,
+    )
     attach(model, spec, new_name)
     new = {site: port[new_name] for site, _, port in ports(model) if new_name in port}
     _fill(new, live)
@@ -96,7 +102,8 @@ def _divided(
         for site, module, port in ports(model)
         if name in port
     ]
-    beside = [isinstance(a, TokenRows) or (isinstance(a, Whole) and s.name in saved)
-              for s, a in every]  # fmt: skip
+    beside = [
+        isinstance(a, TokenRows) or (isinstance(a, Whole) and s.name in saved) for s, a in every
+    ]
     own = [pair for pair, aside in zip(every, beside, strict=True) if not aside]
     return own, [pair for pair, aside in zip(every, beside, strict=True) if aside]

@@ -66,11 +66,12 @@ def refusal(adapters: list[tuple[Site, Adapter]], method: str, rank: int | None)
         inside = any(site.kind in ("attention", "decoder") for site, _ in bent)
         raise MergeError(
             f"{method} is no LoRA, and no change of weights does what it does.",
-            why="it acts on what each token attends to" if inside
+            why="it acts on what each token attends to"
+            if inside
             else "its update is no linear function of the layer's input",
             sites=listed(site.name for site, _ in bent),
             fix="use the adapter as it is",
-        )  # fmt: skip
+        )
     unset = [a for _, a in adapters if isinstance(a, Conditioned) and a.factors() is None]
     if unset:
         raise MergeError(

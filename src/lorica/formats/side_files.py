@@ -12,14 +12,26 @@ from lorica.base.load import where
 from lorica.formats.vocabulary import TOKENIZERS
 
 TOKENIZER = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.model", "*.tiktoken", "tekken.json",
-)  # fmt: skip
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+)
 PATTERNS = (
-    *TOKENIZER, "chat_template.*", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "generation_config.json", "LICENSE*", "NOTICE*",
+    *TOKENIZER,
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
     "USE_POLICY*",
-)  # fmt: skip
+)
 TEMPLATES = "additional_chat_templates"
 """The folder in which transformers keeps templates by name."""
 MAX_BYTES = 2**30
@@ -34,8 +46,9 @@ def carry_files(base: str, adapter: Path, folder: Path) -> list[str]:
     own, brought = _files(_local(base), follow=True), _files(adapter, follow=False)
     if brought.keys() & set(TOKENIZERS):  # its tokenizer replaces the base's whole
         own = {name: p for name, p in own.items() if not _matches(name, TOKENIZER)}
-    copied = {name: path for name, path in {**own, **brought}.items()
-              if not (folder / name).exists()}  # fmt: skip
+    copied = {
+        name: path for name, path in {**own, **brought}.items() if not (folder / name).exists()
+    }
     for name, path in copied.items():
         (folder / name).parent.mkdir(exist_ok=True)
         data = plain_files.read_bytes(path, MAX_BYTES, follow=name in own)

@@ -232,9 +232,10 @@ def counted(x: Tensor, mask: Tensor | None, site: str) -> Tensor:
         if x.shape[:-1] not in (mask.shape, (mask.numel(),)):
             raise DataError(
                 f"which inputs of {site} are padding cannot be told.",
-                input=tuple(x.shape), attention_mask=tuple(mask.shape),
+                input=tuple(x.shape),
+                attention_mask=tuple(mask.shape),
                 fix="give calibrate batches without padding",
-            )  # fmt: skip
+            )
         rows = rows[mask.flatten().to(rows.device)]
     if not rows.isfinite().all():
         raise DataError(f"{site} is given numbers that are not finite.", fix="use dtype float32")

@@ -61,10 +61,15 @@ def attention_by_row(
                 k, v = torch.cat([ahead[0], k], dim=2), torch.cat([ahead[1], v], dim=2)
             rows.append(
                 F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale,
+                    q,
+                    k,
+                    v,
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    scale=scale,
                     is_causal=causal and mask is None,
                 )[:, :, -length:]
-            )  # fmt: skip
+            )
     return torch.cat(rows, dim=2)
 
 

@@ -33,9 +33,13 @@ def reference(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
 
 
 def label_loss(
-    hidden: Tensor, targets: Tensor, head: Head, vocabulary: int, learned: Sequence[Tensor] = (),
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    vocabulary: int,
+    learned: Sequence[Tensor] = (),
     parts: Sequence[int] = (),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The sum of the negative log-likelihoods, in nats: a float32 scalar (float64 for float64).
 
     hidden: (N, C). targets: (N,). vocabulary: V. learned: the tensors with gradients that `head`
@@ -53,9 +57,14 @@ def label_loss(
 class _LabelLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, size: int, parts: Sequence[int],
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        head: Head,
+        size: int,
+        parts: Sequence[int],
         *learned: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         losses = torch.zeros(len(targets), device=hidden.device, dtype=_wide(hidden))
         for_hidden, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
         slope = torch.zeros_like(hidden) if for_hidden else None

@@ -49,9 +49,14 @@ def low_rank(
 
 
 def rows_reference(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, spans: Sequence[Span], scale: float = 1.0,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    spans: Sequence[Span],
+    scale: float = 1.0,
     dropout: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`low_rank_rows`, written out."""
     tokens, made, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), []
     for start, stop, i in spans:
@@ -60,9 +65,14 @@ def rows_reference(
 
 
 def low_rank_rows(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, spans: Sequence[Span], scale: float = 1.0,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    spans: Sequence[Span],
+    scale: float = 1.0,
     dropout: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`low_rank` with a pair of factors for each span of tokens.
 
     a: (C, R, I), b: (C, O, R). spans: one after another, they cover all tokens of x.
@@ -89,9 +99,13 @@ def low_rank_parts(
 
 
 def _applied(
-    x: Tensor, y: Tensor, spans: Sequence[Span], factors: list[Tensor], scales: Sequence[float],
+    x: Tensor,
+    y: Tensor,
+    spans: Sequence[Span],
+    factors: list[Tensor],
+    scales: Sequence[float],
     p: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     gone = dropped(x.shape, p, x.device) if p else None
     found: Any = _LowRank.apply(x, y, spans, [s / (1 - p) for s in scales], gone, *factors)
     return found
@@ -100,9 +114,14 @@ def _applied(
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, y: Tensor, spans: Sequence[Span], scales: Sequence[float],
-        gone: Tensor | None, *factors: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        spans: Sequence[Span],
+        scales: Sequence[float],
+        gone: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:
         small = [factor.to(y.dtype) for factor in factors]
         tokens = _tokens(x, gone, y.dtype)
         # A view of something else cannot be overwritten, nor what a layer passed on as it was.

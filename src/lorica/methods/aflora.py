@@ -69,15 +69,19 @@ class Aflora(Method, name="aflora"):
             value = getattr(self, key)
             given = value is not None or key == "r"
             if given and not (isinstance(value, int) and value >= least):
-                raise ConfigError(f"aflora.{key} is {value}; it is a whole number from {least} up.",
-                                  fix="leave it out")  # fmt: skip
+                raise ConfigError(
+                    f"aflora.{key} is {value}; it is a whole number from {least} up.",
+                    fix="leave it out",
+                )
         for key in ("dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"aflora.{key} is {getattr(self, key)}; it lies in [0, 1).",
-                                  fix="leave it out")  # fmt: skip
+                raise ConfigError(
+                    f"aflora.{key} is {getattr(self, key)}; it lies in [0, 1).", fix="leave it out"
+                )
         if not 0 < abs(self.d_initial) < float("inf"):
-            raise ConfigError(f"aflora.d_initial is {self.d_initial}: nothing would learn.",
-                              fix="try 0.1")  # fmt: skip
+            raise ConfigError(
+                f"aflora.d_initial is {self.d_initial}: nothing would learn.", fix="try 0.1"
+            )
 
     def build(self, site: Site, shared: Any) -> "AfloraAdapter":
         return AfloraAdapter(site, self)
@@ -115,9 +119,11 @@ class Freezing(Schedule):
         if first >= room or every > room:
             raise ConfigError(
                 f"aflora's phases do not fit into {total} steps: A and B train for {room}.",
-                tinit=first, tfinal=last, deltaT=every,
+                tinit=first,
+                tfinal=last,
+                deltaT=every,
                 fix="lower tfinal, tinit or deltaT, or train longer",
-            )  # fmt: skip
+            )
         self.method, self.adapters, self.total = method, adapters, total
         self.first, self.room, self.every = first, room, every
         self.matrices = {
@@ -184,9 +190,12 @@ class Freezing(Schedule):
         steps = {name: step - 1 if step else self.total for name, step in self.frozen_at.items()}
         trained = sum(steps[name] * p.numel() for name, p in self.matrices.items())
         froze = Counter(step for step in self.frozen_at.values() if step)
-        return {"matrices": len(self.matrices), "frozen": froze.total(),
-                "frozen_at_step": dict(sorted(froze.items())),
-                "average_trained": round(always + trained / self.total, 1)}  # fmt: skip
+        return {
+            "matrices": len(self.matrices),
+            "frozen": froze.total(),
+            "frozen_at_step": dict(sorted(froze.items())),
+            "average_trained": round(always + trained / self.total, 1),
+        }
 
 
 def low(scores: Mapping[str, Tensor], share: float) -> list[str]:

@@ -62,13 +62,16 @@ class Alora(Method, name="alora"):
             value = getattr(self, key)
             given = value is not None or key in ("r", "rounds")
             if given and not (isinstance(value, int) and value >= least):
-                raise ConfigError(f"alora.{key} is {value}; it is a whole number from {least} up.",
-                                  fix=f"try {2 * least}")  # fmt: skip
+                raise ConfigError(
+                    f"alora.{key} is {value}; it is a whole number from {least} up.",
+                    fix=f"try {2 * least}",
+                )
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ConfigError(f"alora.alpha is {self.alpha}; it must be positive.", fix="try 2 r")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"alora.dropout is {self.dropout}; it lies in [0, 1).",
-                              fix="try 0.05")  # fmt: skip
+            raise ConfigError(
+                f"alora.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05"
+            )
 
     def build(self, site: Site, shared: Any) -> "AloraAdapter":
         return AloraAdapter(site, self)
@@ -131,8 +134,10 @@ class Allocation(Schedule):
         self.grown: list[str] = []
 
     def probe(self) -> float:  # type: ignore[override]
-        raise ConfigError("alora scores its ranks by the loss on a batch, and was given none.",
-                          fix="train with lorica.train, or set driver.schedule.probe")  # fmt: skip
+        raise ConfigError(
+            "alora scores its ranks by the loss on a batch, and was given none.",
+            fix="train with lorica.train, or set driver.schedule.probe",
+        )
 
     def after_step(self, t: int) -> None:
         for adapter in self.adapters.values():
@@ -147,10 +152,12 @@ class Allocation(Schedule):
         none = {site: torch.zeros_like(gate) for site, gate in gates.items()}
         try:
             return {
-                site: {i: self._loss(gates, site, i, 0) - self._loss(none, site, i, 1)
-                       for i in gate.nonzero().flatten().tolist()}
+                site: {
+                    i: self._loss(gates, site, i, 0) - self._loss(none, site, i, 1)
+                    for i in gate.nonzero().flatten().tolist()
+                }
                 for site, gate in gates.items()
-            }  # fmt: skip
+            }
         finally:
             for site, adapter in self.adapters.items():
                 adapter.g.copy_(gates[site])

@@ -71,8 +71,10 @@ class Bottleneck(Method, name="bottleneck"):
         """Raises: TargetError if there are no blocks, or one does not end as a block does."""
         linear = [s for s in sites if s.kind == "linear" and not s.is_head and BLOCK.match(s.name)]
         if not linear:
-            raise TargetError("this model has no numbered blocks of linear layers.",
-                              fix="name the layers to adapt in target_modules")  # fmt: skip
+            raise TargetError(
+                "this model has no numbered blocks of linear layers.",
+                fix="name the layers to adapt in target_modules",
+            )
         names: set[str] = set()
         for block, inside in groupby(linear, lambda site: _parts(site)[0]):
             names |= {site.name for site in _writers(block, list(inside), self.placement)}

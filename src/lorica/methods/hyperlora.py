@@ -78,14 +78,22 @@ class Hyperlora(Method, name="hyperlora"):
             (not 0 <= self.dropout < 1, "dropout", "in [0, 1)"),
             (not 0 <= self.penalty < math.inf, "penalty", "0 or more"),
             (self.condition not in KINDS, "condition", f"one of {', '.join(KINDS)}"),
-            (len({*self.conditions}) < len(self.conditions) or "" in self.conditions, "conditions",
-             "a list of different names"),
-            (self.condition == "embedding" and self.conditions, "conditions",
-             "left out for embeddings, of which any can be used"),
-        ):  # fmt: skip
+            (
+                len({*self.conditions}) < len(self.conditions) or "" in self.conditions,
+                "conditions",
+                "a list of different names",
+            ),
+            (
+                self.condition == "embedding" and self.conditions,
+                "conditions",
+                "left out for embeddings, of which any can be used",
+            ),
+        ):
             if wrong:
-                raise ConfigError(f"hyperlora.{key} is {getattr(self, key)!r}; it must be {want}.",
-                                  fix=f"change {key}, or leave it out")  # fmt: skip
+                raise ConfigError(
+                    f"hyperlora.{key} is {getattr(self, key)!r}; it must be {want}.",
+                    fix=f"change {key}, or leave it out",
+                )
 
     @property
     def scale(self) -> float:
@@ -103,13 +111,21 @@ class Hyperlora(Method, name="hyperlora"):
     def share(self, sites: list[Site]) -> "Network":
         known = ALONE if self.condition == "task" and not self.conditions else self.conditions
         enc = encoder(self.condition, known, self.width, self.latent // 2)
-        return Network(enc, sites, r=self.r, hidden=self.hidden, latent=self.latent,
-                       default=ALONE if known is ALONE else None)  # fmt: skip
+        return Network(
+            enc,
+            sites,
+            r=self.r,
+            hidden=self.hidden,
+            latent=self.latent,
+            default=ALONE if known is ALONE else None,
+        )
 
     def build(self, site: Site, shared: "Network") -> "HyperAdapter":
         if self.r != shared.r:
-            raise ConfigError(f"hyperlora has one r for all layers: {site.name} cannot have "
-                              f"{self.r}.", fix="leave rank_pattern out")  # fmt: skip
+            raise ConfigError(
+                f"hyperlora has one r for all layers: {site.name} cannot have {self.r}.",
+                fix="leave rank_pattern out",
+            )
         return HyperAdapter(site, self, shared)
 
     def schedule(
@@ -153,8 +169,10 @@ class HyperAdapter(Conditioned):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         found = super().merged(weight, bias)
         if found is None:
-            raise MergeError("hyperlora has another weight for each condition.",
-                             fix="set one: set_conditions(model, [c]), or --condition")  # fmt: skip
+            raise MergeError(
+                "hyperlora has another weight for each condition.",
+                fix="set one: set_conditions(model, [c]), or --condition",
+            )
         return found
 
     def undescribed(self, conditions: Sequence[str]) -> list[str]:

@@ -70,8 +70,9 @@ class LlamaAdapter(Method, name="llama_adapter"):
     def choose(self, sites: list[Site]) -> list[Site]:
         layers = [site for site in sites if site.kind == "attention"]
         if not layers:
-            raise TargetError("this model has no attention layer that adapters can reach.",
-                              fix=ELSEWHERE)  # fmt: skip
+            raise TargetError(
+                "this model has no attention layer that adapters can reach.", fix=ELSEWHERE
+            )
         places = [site.module.layer_idx for site in layers]
         if len(set(places)) < len(places):
             raise TargetError(

@@ -157,8 +157,9 @@ class MoraAdapter(Adapter):
             return torch.cat([h] * times, -1)[..., : self.outputs]
         size, more = divmod(self.outputs, h.shape[-1])
         wide, narrow = h[..., :more], h[..., more:]
-        return torch.cat([wide.repeat_interleave(size + 1, -1),
-                          narrow.repeat_interleave(size, -1)], -1)  # fmt: skip
+        return torch.cat(
+            [wide.repeat_interleave(size + 1, -1), narrow.repeat_interleave(size, -1)], -1
+        )
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         if self.form == ROTATED:

@@ -66,8 +66,9 @@ class PrefixAdapter(Adapter):
         words = method.vectors(site.module, init if init == "text" else "vocabulary")
         front = shown(site.module, words)
         self.sizes = {i: [(t.shape[0], t.shape[2]) for t in pair] for i, pair in front.items()}
-        table = torch.cat([t.transpose(0, 1).flatten(1).float() for pair in front.values()
-                           for t in pair], dim=1)  # fmt: skip
+        table = torch.cat(
+            [t.transpose(0, 1).flatten(1).float() for pair in front.values() for t in pair], dim=1
+        )
         if init in ("random", "zero"):
             table = torch.randn(table.shape) if init == "random" else torch.zeros(table.shape)
         self.e, self.mlp = nn.Parameter(table), None
@@ -86,8 +87,10 @@ class PrefixAdapter(Adapter):
     def front(self) -> Front:
         widths = [heads * size for pair in self.sizes.values() for heads, size in pair]
         parts = iter(self.table().split(widths, dim=1))
-        laid = {i: [next(parts).unflatten(1, s).transpose(0, 1) for s in pair]
-                for i, pair in self.sizes.items()}  # fmt: skip
+        laid = {
+            i: [next(parts).unflatten(1, s).transpose(0, 1) for s in pair]
+            for i, pair in self.sizes.items()
+        }
         return {i: (keys, values) for i, (keys, values) in laid.items()}
 
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:

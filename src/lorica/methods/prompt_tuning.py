@@ -134,11 +134,17 @@ class PromptAdapter(Adapter):
         check_prepending(site.module)
         self.e = nn.Parameter(method.vectors(site.module, method.init))
         features, width = self.e.shape[1], method.reparametrisation
-        self.mlp = None if width is None else nn.Sequential(
-            nn.Linear(features, width), nn.ReLU(),
-            nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, features),
-        )  # fmt: skip
+        self.mlp = (
+            None
+            if width is None
+            else nn.Sequential(
+                nn.Linear(features, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, features),
+            )
+        )
 
     def prompt(self) -> Tensor:
         """The vectors that stand before every row, (n, C): what is left of the network when it

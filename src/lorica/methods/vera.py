@@ -60,9 +60,11 @@ class Vera(Method, name="vera"):
 
     def share(self, sites: list[Site]) -> "Projections":
         return Projections(
-            self.r, max(s.in_features for s in sites), max(s.out_features for s in sites),
+            self.r,
+            max(s.in_features for s in sites),
+            max(s.out_features for s in sites),
             saved=self.save_projection,
-        )  # fmt: skip
+        )
 
     def build(self, site: Site, shared: Any) -> "VeraAdapter":
         return VeraAdapter(site, self, shared)

@@ -34,8 +34,14 @@ from lorica.training.signals import Signals
 from lorica.training.step import Stepper
 from lorica.training.together import step_of, stepper_for
 
-SHARED = ("base", "dtype", "quantisation", "double_quantisation", "unpacked_gib",
-          "gradient_checkpointing")  # fmt: skip
+SHARED = (
+    "base",
+    "dtype",
+    "quantisation",
+    "double_quantisation",
+    "unpacked_gib",
+    "gradient_checkpointing",
+)
 """Settings that are the base's, so that all runs have them alike."""
 
 
@@ -75,10 +81,19 @@ def train_each(
             base, _ = base_for(runs[0][0], None)
             identity = identity_of(base, runs[0][0])
             trainers = [
-                Trainer(config, load_rows(config), run, accelerator, show=show, base=base,
-                        name=f"run_{i}", notices=notices, identity=identity)
+                Trainer(
+                    config,
+                    load_rows(config),
+                    run,
+                    accelerator,
+                    show=show,
+                    base=base,
+                    name=f"run_{i}",
+                    notices=notices,
+                    identity=identity,
+                )
                 for i, ((config, notices, _), run) in enumerate(zip(runs, places, strict=True))
-            ]  # fmt: skip
+            ]
             for trainer in trainers:
                 _check_fits(trainer)
                 trainer.run.note_rows(trainer.data.train.contents)
@@ -106,12 +121,15 @@ def _check_alike(configs: Sequence[TrainConfig]) -> None:
     for key in SHARED:
         found = list(dict.fromkeys(getattr(config, key) for config in configs))
         if len(found) > 1:
-            raise ConfigError(f"the runs differ in {key}: {listed(found)}.",
-                              fix="give all the same, or train them one by one")  # fmt: skip
+            raise ConfigError(
+                f"the runs differ in {key}: {listed(found)}.",
+                fix="give all the same, or train them one by one",
+            )
     outputs = [str(Path(config.output).resolve()) for config in configs]
     if twice := sorted({path for path in outputs if outputs.count(path) > 1}):
-        raise ConfigError(f"several runs have the output {listed(twice)}.",
-                          fix="give each one of its own")  # fmt: skip
+        raise ConfigError(
+            f"several runs have the output {listed(twice)}.", fix="give each one of its own"
+        )
     if any(config.split for config in configs):
         raise ConfigError("a split run is trained alone.", fix="leave split out")
 
@@ -121,12 +139,18 @@ def _check_fits(trainer: Trainer) -> None:
     model, where = trainer.base.model, trainer.run.folder
     spec, apart = spec_of(model, trainer.name), "train it alone"
     if not trainer.packed:
-        raise ConfigError("runs are trained at once in rows that lie end to end, and this base "
-                          "needs padded ones.", fix=apart)  # fmt: skip
+        raise ConfigError(
+            "runs are trained at once in rows that lie end to end, and this base "
+            "needs padded ones.",
+            fix=apart,
+        )
     whole = spec.targets.modules_to_save or spec.targets.trainable_token_indices
     head = output_head(model)
-    sites = [name for name, module, port in ports(model)
-             if trainer.name in port and (module is head or port.kind in INSIDE)]  # fmt: skip
+    sites = [
+        name
+        for name, module, port in ports(model)
+        if trainer.name in port and (module is head or port.kind in INSIDE)
+    ]
     if whole or sites or not spec.method.mixes or spec.method.stands_in:
         raise ConfigError(
             f"{where}: what it trains acts on the tokens of all runs.",
@@ -182,9 +206,13 @@ def _early(ended: dict[Trainer, LoricaError], count: int) -> LoricaError:
     folders = " ".join(str(trainer.run.folder) for trainer in ended)
     first = next(iter(ended.values()))
     if all(isinstance(error, Stopped) for error in ended.values()):
-        return Stopped(first.what, signal=first.facts.get("signal", 0),
-                       fix=f"go on with: lorica train --each {folders}")  # fmt: skip
+        return Stopped(
+            first.what,
+            signal=first.facts.get("signal", 0),
+            fix=f"go on with: lorica train --each {folders}",
+        )
     facts = {str(trainer.run.folder): error.what for trainer, error in ended.items()}
     others = "all that are not named here are whole" if len(ended) < count else "none is whole"
-    return TrainingError(f"{len(ended)} of {count} runs ended early; {others}.",
-                         fix=first.fix, **facts)  # fmt: skip
+    return TrainingError(
+        f"{len(ended)} of {count} runs ended early; {others}.", fix=first.fix, **facts
+    )

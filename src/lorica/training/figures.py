@@ -22,9 +22,17 @@ from lorica.training.run import EVENTS, by_step, read_events
 
 
 def figures(
-    progress: Progress, data: Data, model: nn.Module, *, method: str, kept: int, lines: list[str],
-    trained: int, schedule: Schedule, folder: Path,
-) -> dict[str, Any]:  # fmt: skip
+    progress: Progress,
+    data: Data,
+    model: nn.Module,
+    *,
+    method: str,
+    kept: int,
+    lines: list[str],
+    trained: int,
+    schedule: Schedule,
+    folder: Path,
+) -> dict[str, Any]:
     """The figures of a finished run; losses are nats per label token (per row for classes).
 
     kept: the step whose adapter is kept. trained: numbers that learned at the first step.
@@ -73,8 +81,10 @@ def card_rows(
     if loss["before"] is not None and loss["after"] is not None:
         told["held-out loss"] = f"{loss['before']:.4f} before, {loss['after']:.4f} after"
     if tokens := config.data.add_tokens:
-        told["added tokens"] = (f"{', '.join(tokens)}; for PEFT resize the embedding to the "
-                                "tokenizer in this folder first")  # fmt: skip
+        told["added tokens"] = (
+            f"{', '.join(tokens)}; for PEFT resize the embedding to the "
+            "tokenizer in this folder first"
+        )
     if (shares := results.get("held_out_accuracy")) is not None:
         told["held-out accuracy"] = f"{shares['before']:.1%} before, {shares['after']:.1%} after"
     return told

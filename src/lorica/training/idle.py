@@ -18,9 +18,11 @@ def without_idle(
     A layer that was named alone stays, so that it is named when it gets no gradient.
     """
     targets = Targets(
-        target_modules=config.target_modules, exclude_modules=config.exclude_modules,
-        layers_to_transform=config.layers_to_transform, modules_to_save=whole,
-    )  # fmt: skip
+        target_modules=config.target_modules,
+        exclude_modules=config.exclude_modules,
+        layers_to_transform=config.layers_to_transform,
+        modules_to_save=whole,
+    )
     exclude, lines = config.exclude_modules, []
     if line := left_out(base.model, targets, method.kinds, method.choose):
         lines.append(line)
@@ -30,8 +32,10 @@ def without_idle(
     idle = uncalled(base.model, names)
     if not idle or len(idle) == len(names) or _named_alone(targets.target_modules, names, idle):
         return exclude, lines
-    lines.append(f"{len(idle)} layers are not adapted, because text does not go through a call of "
-                 f"them: {listed(idle, 2)}")  # fmt: skip
+    lines.append(
+        f"{len(idle)} layers are not adapted, because text does not go through a call of "
+        f"them: {listed(idle, 2)}"
+    )
     return also_excluded(exclude, idle), lines
 
 

@@ -51,8 +51,9 @@ def start_from(base: Base, path: str, name: str, data: Data) -> list[str]:
     except FileError as error:
         raise ConfigError(
             f"init_from: {path} has other targets or ranks than this run.",
-            **error.facts, fix=_fix(path),
-        ) from None  # fmt: skip
+            **error.facts,
+            fix=_fix(path),
+        ) from None
     finally:
         detach(model, SOURCE)
         activate(model, name)

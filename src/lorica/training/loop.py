@@ -43,10 +43,18 @@ class Trainer:
     """A run while it goes on: what it holds, and the order in which things happen."""
 
     def __init__(
-        self, config: TrainConfig, data: Data, run: Run, accelerator: Accelerator, *,
-        show: bool, base: Base | None = None, name: str = "default",
-        notices: Sequence[str] = (), identity: Fingerprint | None = None,
-    ):  # fmt: skip
+        self,
+        config: TrainConfig,
+        data: Data,
+        run: Run,
+        accelerator: Accelerator,
+        *,
+        show: bool,
+        base: Base | None = None,
+        name: str = "default",
+        notices: Sequence[str] = (),
+        identity: Fingerprint | None = None,
+    ):
         """config: with a learning rate. base: one that other runs train on too, by other names."""
         self.rate = config.learning_rate or 0.0  # prepare.with_learning_rate has chosen one
         self.config, self.run, self.accelerator, self.name = config, run, accelerator, name
@@ -81,14 +89,20 @@ class Trainer:
         self.total = config.max_steps or math.ceil((config.epochs or 1) * rows / self.rows_per_step)
         self.warmup = config.warmup_steps or int(config.warmup_ratio * self.total)
         self.driver = Driver(
-            model, total=self.total, epoch=rows // self.rows_per_step, name=name,
+            model,
+            total=self.total,
+            epoch=rows // self.rows_per_step,
+            name=name,
             schedule=prepare.kill_and_revive(config, self.device),
-        )  # fmt: skip
+        )
         self.driver.schedule.probe = prepare.probe(model, data.train, name)
         self.optimizer = optim.make_optimizer(
-            self.tensors, rates_of(model, self.rate, name), kind=config.optimizer,
-            decay=config.weight_decay, masked=self.driver.schedule.live().keys(),
-        )  # fmt: skip
+            self.tensors,
+            rates_of(model, self.rate, name),
+            kind=config.optimizer,
+            decay=config.weight_decay,
+            masked=self.driver.schedule.live().keys(),
+        )
         self.save_steps = config.save_steps or config.eval_steps or max(self.total // 10, 1)
         self.progress = ckpt.Progress()
         self.best: dict[str, Tensor] | None = None
@@ -133,10 +147,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.share
         return Part(
-            [self.data.train[i] for i in picked], config.micro_batch_size, self.tensors,
-            config.max_grad_norm, self.driver.penalty, None if self.alone else self.name,
+            [self.data.train[i] for i in picked],
+            config.micro_batch_size,
+            self.tensors,
+            config.max_grad_norm,
+            self.driver.penalty,
+            None if self.alone else self.name,
             self._draw(),
-        )  # fmt: skip
+        )
 
     def _draw(self) -> int:
         """The seed of the step that comes, of this process."""
@@ -157,11 +175,17 @@ class Trainer:
         progress.tokens += done.tokens
         progress.seconds += spent
         self.log(
-            "step", step=progress.step, loss=done.loss, lr=self.rate * self.share,
-            **({"penalty": done.penalty} if self.driver.scheduled else {}), grad_norm=done.norm,
-            tokens=progress.tokens, tokens_per_second=done.tokens / spent, memory=peak_memory(),
+            "step",
+            step=progress.step,
+            loss=done.loss,
+            lr=self.rate * self.share,
+            **({"penalty": done.penalty} if self.driver.scheduled else {}),
+            grad_norm=done.norm,
+            tokens=progress.tokens,
+            tokens_per_second=done.tokens / spent,
+            memory=peak_memory(),
             **({"sent_bytes": self.device.taken()} if self.device else {}),
-        )  # fmt: skip
+        )
         watch.check_rise(progress, done.loss, config.loss_limit)
 
     def _update(self) -> None:
@@ -213,17 +237,25 @@ class Trainer:
                 self.best = {k: t.detach().cpu().clone() for k, t in state.items()}
         else:
             progress.waited += 1
-        self.log("eval", step=progress.step, loss=loss, perplexity=math.exp(min(loss, 700)),
-                 **({"accuracy": accuracy} if self.data.labels else {}))  # fmt: skip
+        self.log(
+            "eval",
+            step=progress.step,
+            loss=loss,
+            perplexity=math.exp(min(loss, 700)),
+            **({"accuracy": accuracy} if self.data.labels else {}),
+        )
 
     def _save(self) -> None:
         if not self.main:
             return
         state = ckpt.Checkpoint(
-            self.progress, adapter_state(self.base.model, self.name),
-            optim.optimizer_state(self.optimizer, self.tensors), self.driver.state(), self.best,
+            self.progress,
+            adapter_state(self.base.model, self.name),
+            optim.optimizer_state(self.optimizer, self.tensors),
+            self.driver.state(),
+            self.best,
             resume.origin_of(self),
-        )  # fmt: skip
+        )
         path = ckpt.save(self.run.checkpoints, state, keep=self.config.keep_checkpoints)
         self.log("checkpoint", step=self.progress.step, path=path.name)
 
@@ -243,9 +275,11 @@ class Trainer:
         self.lines += watch.check_moved(self.start, trained, self.driver.schedule.live())
         self.lines += watch.notices_of_rise(progress, self.best, self.config.init_from)
         self.lines += watch.notices_of_standstill(
-            losses_of(self.run.folder), optim.persistence(self.optimizer), self.rate,
+            losses_of(self.run.folder),
+            optim.persistence(self.optimizer),
+            self.rate,
             prepare.own_rate(self.config),
-        )  # fmt: skip
+        )
         self.lines += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
             load_adapter_state(model, self.best, self.name, source="the best checkpoint")
@@ -255,16 +289,29 @@ class Trainer:
         for line in self.lines[printed:]:
             self.log("line", text=line)
         results = figures(
-            progress, self.data, model, method=self.method.name, kept=kept, lines=self.lines,
-            trained=self.count.trainable, schedule=self.driver.schedule, folder=self.run.folder,
-        )  # fmt: skip
+            progress,
+            self.data,
+            model,
+            method=self.method.name,
+            kept=kept,
+            lines=self.lines,
+            trained=self.count.trainable,
+            schedule=self.driver.schedule,
+            folder=self.run.folder,
+        )
         if self.main:
             folder.save(
-                model, self.run.adapter, self.name, tokenizer=self.base.tokenizer,
-                base_path=prepare.lasting(self.config.base), prompt_format=self.data.prompt_format,
-                labels=self.data.labels, with_tokenizer=bool(self.config.data.add_tokens),
-                trained=card_rows(self.config, self.data, results, self.rate), warn=False,
-            )  # fmt: skip
+                model,
+                self.run.adapter,
+                self.name,
+                tokenizer=self.base.tokenizer,
+                base_path=prepare.lasting(self.config.base),
+                prompt_format=self.data.prompt_format,
+                labels=self.data.labels,
+                with_tokenizer=bool(self.config.data.add_tokens),
+                trained=card_rows(self.config, self.data, results, self.rate),
+                warn=False,
+            )
             commit.write_json(self.run.folder / RESULTS, results)
             self.log("end", step=progress.step)
             draw(self.run.folder)

@@ -32,8 +32,10 @@ def batching_of(base: Base, data: Data, config: TrainConfig) -> tuple[bool, Batc
     lengths, micro = data.train.lengths.tolist(), config.micro_batch_size
     found, lines = packing_of(base, lengths), []
     if config.split is None and draws_in_training(base.model):
-        lines.append("the base itself draws at random in training (dropout or noise in its "
-                     "config): micro-batches of another size draw something else")  # fmt: skip
+        lines.append(
+            "the base itself draws at random in training (dropout or noise in its "
+            "config): micro-batches of another size draw something else"
+        )
     if packed := found.refused is None:
         return packed, found, lines + found.notices(lengths, micro)
     lines.append(f"batches are padded: {found.refused}")

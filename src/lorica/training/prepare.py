@@ -18,7 +18,7 @@ from lorica.base.load import (
     hidden_size,
     load_tokenizer,
     own_classes,
-)  # fmt: skip
+)
 from lorica.base.load import load as load_base
 from lorica.base.load import vocabulary as embedded
 from lorica.base.quantised_model import keep_unpacked
@@ -115,9 +115,12 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
     if config.split == "device":
         return connect(config.base, DTYPES[config.dtype], str(config.peer))
     base = load_base(
-        config.base, dtype=config.dtype, labels=labels, quantisation=config.quantisation,
+        config.base,
+        dtype=config.dtype,
+        labels=labels,
+        quantisation=config.quantisation,
         double_quantisation=config.double_quantisation,
-    )  # fmt: skip
+    )
     if tokens := config.data.add_tokens:
         before = load_tokenizer(config.base)
         with_tokens(base.tokenizer, tokens)
@@ -170,9 +173,12 @@ def kill_and_revive(config: TrainConfig, device: Device | None) -> Schedule | No
     if device is None or config.active_share == 1:
         return None
     return KillAndRevive(
-        device.adapters, device.active, share=config.active_share, interval=config.active_steps,
+        device.adapters,
+        device.active,
+        share=config.active_share,
+        interval=config.active_steps,
         seed=config.seed,
-    )  # fmt: skip
+    )
 
 
 def summary(config: TrainConfig, data: Data) -> str:
@@ -208,7 +214,7 @@ def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:
 
 def complete_start(
     base: Base, config: TrainConfig, data: Data, adapter: Mapping[str, Tensor] | None, name: str
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Start a new run from the adapter of another, or from what its rows show. In place.
 
     adapter: the tensors of the checkpoint that the run resumes from; None: the run is new.
@@ -237,8 +243,10 @@ def _start_from_rows(
         take_ranks(base.model, adapter, name)
         return
     device = next(base.model.parameters()).device
-    seen = [pad(rows[i : i + SEEN_AT_ONCE], base.tokenizer.pad_token_id or 0).to(device)
-            for i in range(0, min(len(rows), SEEN), SEEN_AT_ONCE)]  # fmt: skip
+    seen = [
+        pad(rows[i : i + SEEN_AT_ONCE], base.tokenizer.pad_token_id or 0).to(device)
+        for i in range(0, min(len(rows), SEEN), SEEN_AT_ONCE)
+    ]
     given = [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in seen]
     if sum(len(b.targets) for b in seen) >= LEAST_LABELS:
         given = [{**g, "labels": labels_of(b)} for g, b in zip(given, seen, strict=True)]

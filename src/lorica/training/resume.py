@@ -41,9 +41,12 @@ def continue_from(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
     _check_schedule(trainer, found)
     load_adapter_state(trainer.base.model, found.adapter, trainer.name, source="the checkpoint")
     optim.load_optimizer_state(
-        trainer.optimizer, trainer.tensors, found.optimizer, step=found.progress.step,
+        trainer.optimizer,
+        trainer.tensors,
+        found.optimizer,
+        step=found.progress.step,
         complete=not trainer.driver.scheduled,
-    )  # fmt: skip
+    )
     trainer.driver.load_state(found.schedule)
     trainer.progress, trainer.best = found.progress, found.best
     return notices

@@ -25,8 +25,20 @@ from lorica.formats import commit
 from lorica.formats.folder import is_all_adapter
 
 CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
-NAMES = (CONFIG, EVENTS, RESULTS, ROWS, "predictions.jsonl", ".lock", "checkpoints", "adapter",
-         "loss.png", "ranks.png", "tensorboard", "wandb")  # fmt: skip
+NAMES = (
+    CONFIG,
+    EVENTS,
+    RESULTS,
+    ROWS,
+    "predictions.jsonl",
+    ".lock",
+    "checkpoints",
+    "adapter",
+    "loss.png",
+    "ranks.png",
+    "tensorboard",
+    "wandb",
+)
 """What a run folder holds. Each is a plain file or folder, never a link to one elsewhere."""
 
 
@@ -141,8 +153,11 @@ class Run:
             moves = " && ".join(
                 f"mv {self.folder / name} {self.folder / name}.old" for name in wrong
             )
-            raise FileError(f"{self.folder} cannot take what the run writes.", **wrong,
-                            fix=f"move it away: {moves}")  # fmt: skip
+            raise FileError(
+                f"{self.folder} cannot take what the run writes.",
+                **wrong,
+                fix=f"move it away: {moves}",
+            )
         if plain_files.is_file(self.folder / EVENTS):
             plain_files.check_log(self.folder / EVENTS)
 

@@ -139,12 +139,23 @@ class Stepper:
     """
 
     def __init__(
-        self, accelerator: Any, model: nn.Module, *, packed: bool, shared: bool, pad_id: int,
-        batching: Batching | None = None, halves: bool = True, whole: bool = False,
-    ):  # fmt: skip
+        self,
+        accelerator: Any,
+        model: nn.Module,
+        *,
+        packed: bool,
+        shared: bool,
+        pad_id: int,
+        batching: Batching | None = None,
+        halves: bool = True,
+        whole: bool = False,
+    ):
         self.accelerator, self.packed, self.shared, self.pad_id = (
-            accelerator, packed, shared, pad_id,
-        )  # fmt: skip
+            accelerator,
+            packed,
+            shared,
+            pad_id,
+        )
         self.model, self.batching = model, batching or Batching()
         self.halves, self.times = halves and accelerator.num_processes == 1, 1
         objective = Objective(model, packed=packed, whole=whole)
@@ -199,8 +210,10 @@ class Stepper:
                     total = total + loss * (acc.num_processes / labels[k]) + extra[k]
                     summed[k] += loss.detach()
                 acc.backward(total)  # processes are averaged
-        losses = [acc.reduce(one, reduction="sum").item() / n
-                  for one, n in zip(summed, labels, strict=True)]  # fmt: skip
+        losses = [
+            acc.reduce(one, reduction="sum").item() / n
+            for one, n in zip(summed, labels, strict=True)
+        ]
         more = [e.item() if isinstance(e, Tensor) else e for e in extra]
         return [
             Outcome(losses[k], more[k], _clipped(p), int(tokens[k]), [r.where for r in p.rows])
@@ -215,8 +228,10 @@ class Stepper:
         if not self.batching.joins([n for b in batches for n in b.lengths]):
             line = [((n, b.input_ids.shape[1]),) for n, b in zip(names, batches, strict=True)]
             passes = zip(batches, line, strict=True)
-            return [self.objective(b.to(self.accelerator.device), at, [len(b.targets)]).squeeze(0)
-                    for b, at in passes]  # fmt: skip
+            return [
+                self.objective(b.to(self.accelerator.device), at, [len(b.targets)]).squeeze(0)
+                for b, at in passes
+            ]
         line = tuple((n, b.input_ids.shape[1]) for n, b in zip(names, batches, strict=True))
         whole, labels = join(batches).to(self.accelerator.device), [len(b.targets) for b in batches]
         return list(self.objective(whole, line, labels).unbind())
@@ -234,12 +249,16 @@ class Stepper:
         batch = self._batches(Part(rows, len(rows), {}))[0]
         lines = []
         if batch.labels is None and self.tail is None:
-            lines.append("this architecture cannot be taken apart at its decoder: the output head "
-                         "sees every token, not those alone that are learned")  # fmt: skip
+            lines.append(
+                "this architecture cannot be taken apart at its decoder: the output head "
+                "sees every token, not those alone that are learned"
+            )
         if batch.shared is not None:
             left = batch.tokens - batch.input_ids.numel()
-            lines.append(f"what rows begin with alike is computed once: {left:,} of the "
-                         f"{batch.tokens:,} tokens of the first rows are left out")  # fmt: skip
+            lines.append(
+                f"what rows begin with alike is computed once: {left:,} of the "
+                f"{batch.tokens:,} tokens of the first rows are left out"
+            )
         return lines
 
     def _batch(self, rows: list[Example]) -> Batch:

@@ -20,11 +20,15 @@ def stepper_for(trainers: "Sequence[Trainer]") -> Stepper:
     first = trainers[0]
     split = first.config.split is not None
     return Stepper(
-        first.accelerator, first.base.model, packed=first.packed, batching=first.batching,
+        first.accelerator,
+        first.base.model,
+        packed=first.packed,
+        batching=first.batching,
         shared=all(trainer.shares for trainer in trainers),
-        pad_id=first.base.tokenizer.pad_token_id or 0, halves=not split,
+        pad_id=first.base.tokenizer.pad_token_id or 0,
+        halves=not split,
         whole=split,
-    )  # fmt: skip
+    )
 
 
 def step_of(trainers: "Sequence[Trainer]", stepper: Stepper) -> list[Outcome]:
@@ -37,8 +41,10 @@ def step_of(trainers: "Sequence[Trainer]", stepper: Stepper) -> list[Outcome]:
         done = stepper(parts)
     for trainer, part, micro in zip(trainers, parts, before, strict=True):
         if (now := stepper.micro(part)) < micro:
-            trainer.say(f"the memory was full at step {trainer.progress.step + 1}: {now} rows at a "
-                        f"time go through the model, not {micro}")  # fmt: skip
+            trainer.say(
+                f"the memory was full at step {trainer.progress.step + 1}: {now} rows at a "
+                f"time go through the model, not {micro}"
+            )
     return done
 
 

@@ -88,8 +88,10 @@ class Loader:
         if RECORD in state_dict:
             self.record = read_record(state_dict[RECORD], tensors)
         self.complete = all(tensors_of(model, n).keys() <= tensors.keys() for n in switch.active)
-        names = {key.split(f".{PORT}.")[1].partition(".")[0] if f".{PORT}." in key else None
-                 for key in tensors}  # fmt: skip
+        names = {
+            key.split(f".{PORT}.")[1].partition(".")[0] if f".{PORT}." in key else None
+            for key in tensors
+        }
         (name,) = names if len(names) == 1 else (None,)
         if name is None or name not in switch.specs:
             return type(model).load_state_dict(model, tensors, *args, **options)
@@ -156,9 +158,14 @@ def active_adapter(model: nn.Module) -> str:
 
 
 def save_adapter(
-    model: nn.Module, save_directory: str | Path, *, tokenizer: Any = None,
-    is_main_process: bool = True, state_dict: Mapping[str, Tensor] | None = None, **options: Any,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    save_directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> None:
     """What `save_pretrained` does on a model that a Trainer trains an adapter of.
 
     The files join those that are in the folder.

@@ -43,15 +43,17 @@ def read_record(held: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(
             "model.safetensors of the Trainer's checkpoint is not what was saved.",
-            changed=f"{RECORD}: {error!s:.200}", fix="go on from another checkpoint",
-        ) from None  # fmt: skip
+            changed=f"{RECORD}: {error!s:.200}",
+            fix="go on from another checkpoint",
+        ) from None
     now = digests(tensors, rounded=False)
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     if changed:
         raise TrainingError(
             "model.safetensors of the Trainer's checkpoint is not what was saved.",
-            changed=listed(changed), fix="go on from another checkpoint",
-        )  # fmt: skip
+            changed=listed(changed),
+            fix="go on from another checkpoint",
+        )
     return record
 
 
@@ -76,8 +78,9 @@ def check_record(record: Mapping[str, Any], model: nn.Module, name: str, tokeniz
     if then.quantisation != base.quantisation:
         other["base_quantisation"] = f"{then.quantisation} -> {base.quantisation}"
     if other:
-        raise TrainingError("the Trainer's checkpoint is of another adapter or another base.",
-                            **other, fix=FIX)  # fmt: skip
+        raise TrainingError(
+            "the Trainer's checkpoint is of another adapter or another base.", **other, fix=FIX
+        )
 
 
 def _changed(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -28,10 +28,21 @@ class AdaloraLayout(Layout):
     kind = "ADALORA"
     marks = ("lora_",)
     settings: ClassVar = {
-        "alpha_pattern", "init_lora_weights", "init_r", "lora_alpha", "lora_dropout",
-        "megatron_core", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_r",
-        "total_step", "use_rslora", *TRAINING,
-    }  # fmt: skip
+        "alpha_pattern",
+        "init_lora_weights",
+        "init_r",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "runtime_config",
+        "target_r",
+        "total_step",
+        "use_rslora",
+        *TRAINING,
+    }
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         return type(spec.method) is Adalora and plain(spec.targets)
@@ -97,6 +108,9 @@ class AdaloraLayout(Layout):
                 *(len(mask) if i == axis else n for i, n in enumerate(tensor.shape)),
                 dtype=tensor.dtype,
             ).index_copy(axis, kept, tensor)
-            for key, axis, tensor in (("a", 0, state["a"]), ("e", 0, state["e"]),
-                                      ("b", 1, state["b"]))
-        }  # fmt: skip
+            for key, axis, tensor in (
+                ("a", 0, state["a"]),
+                ("e", 0, state["e"]),
+                ("b", 1, state["b"]),
+            )
+        }

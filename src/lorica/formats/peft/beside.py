@@ -93,9 +93,11 @@ def _beside(model: nn.Module, name: str) -> dict[str, Adapter]:
 
 def _same_as_base(model: nn.Module, layer: str, tensor: Tensor, source: str) -> None:
     own = dict(model.named_parameters(remove_duplicate=False)).get(f"{layer}.weight")
-    if own is None or own.shape != tensor.shape or not torch.allclose(
-        own.detach().float().cpu(), tensor.float(), atol=1e-2, rtol=1e-2
-    ):  # fmt: skip
+    if (
+        own is None
+        or own.shape != tensor.shape
+        or not torch.allclose(own.detach().float().cpu(), tensor.float(), atol=1e-2, rtol=1e-2)
+    ):
         raise FileError(
             f"{source} carries its own {layer}.weight, which is not the base's.",
             file=tuple(tensor.shape),

@@ -27,8 +27,11 @@ class Ia3Layout(Layout):
         return type(spec.method) is Ia3 and not spec.targets.trainable_token_indices
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
-        scaled = {s: a.feedforward for s, a in adapters_of(model, name).items()
-                  if isinstance(a, Ia3Adapter)}  # fmt: skip
+        scaled = {
+            s: a.feedforward
+            for s, a in adapters_of(model, name).items()
+            if isinstance(a, Ia3Adapter)
+        }
         config = {**places(model, name, self.kind), "feedforward_modules": endings(scaled)}
         named = config["target_modules"]
         if isinstance(named, str) or not set(config["feedforward_modules"]) <= set(named):
@@ -38,8 +41,11 @@ class Ia3Layout(Layout):
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
         self.refuse(config, source)
-        shapes = {key.removeprefix(self.prefix).removesuffix(f".{KEY}"): tensor.shape
-                  for key, tensor in file.items() if key.endswith(KEY)}  # fmt: skip
+        shapes = {
+            key.removeprefix(self.prefix).removesuffix(f".{KEY}"): tensor.shape
+            for key, tensor in file.items()
+            if key.endswith(KEY)
+        }
         scaled = {site: shape[0] == 1 for site, shape in shapes.items()}
         method = Ia3(feedforward_modules=endings(scaled))
         return Spec(method, Targets(**self.targets(config, file)), seed=0)

@@ -17,9 +17,14 @@ from lorica.formats.peft.prompt_tuning import PromptTuningLayout, PTuningLayout
 from lorica.formats.peft.vera import VeraLayout
 
 LAYOUTS: tuple[Layout, ...] = (
-    LoraLayout(), AdaloraLayout(), Ia3Layout(), VeraLayout(), PrefixTuningLayout(),
-    PromptTuningLayout(), PTuningLayout(),
-)  # fmt: skip
+    LoraLayout(),
+    AdaloraLayout(),
+    Ia3Layout(),
+    VeraLayout(),
+    PrefixTuningLayout(),
+    PromptTuningLayout(),
+    PTuningLayout(),
+)
 
 
 def layout_for(model: nn.Module, name: str) -> Layout | None:

@@ -22,10 +22,21 @@ from lorica.formats.peft.matching import places_for
 from lorica.formats.peft.types import check_types
 
 COMMON = {
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "layers_pattern", "layers_to_transform", "modules_to_save", "peft_type",
-    "peft_version", "revision", "target_modules", "task_type", "trainable_token_indices",
-}  # fmt: skip
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "target_modules",
+    "task_type",
+    "trainable_token_indices",
+}
 HARMLESS: tuple[object, ...] = (None, False, {}, [], "none")
 
 
@@ -86,9 +97,13 @@ class Layout:
         return file | beside.give(model, name, self.prefix)
 
     def read(
-        self, model: nn.Module, name: str, file: Mapping[str, Tensor], config: Mapping[str, Any],
+        self,
+        model: nn.Module,
+        name: str,
+        file: Mapping[str, Tensor],
+        config: Mapping[str, Any],
         source: str,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """PEFT's tensors under our names; names that we do not know stay, for the strict loader.
 
         In place, in adapter `name`: layers that the base ties and that were trained apart.

@@ -35,9 +35,18 @@ class LoraLayout(Layout):
     kind = "LORA"
     marks = ("lora_",)
     settings: ClassVar = {
-        "alpha_pattern", "init_lora_weights", "lora_alpha", "lora_bias", "lora_dropout",
-        "megatron_core", "qalora_group_size", "r", "rank_pattern", "use_dora", "use_rslora",
-    }  # fmt: skip
+        "alpha_pattern",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "megatron_core",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "use_dora",
+        "use_rslora",
+    }
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         # Not what extends them: it is another method. Nor what goes with codes of its own.
@@ -54,8 +63,10 @@ class LoraLayout(Layout):
         alphas = {site: grown * a.numerator for site, a in loras.items()}
         where = places(model, name, self.kind, parameters=_on_weights(model, name))
         weights = where.get("target_parameters", [])
-        patterns = ({site: one for site, one in ranks.items() if one != r},
-                    {s: number(one) for s, one in alphas.items() if one != alpha})  # fmt: skip
+        patterns = (
+            {site: one for site, one in ranks.items() if one != r},
+            {s: number(one) for s, one in alphas.items() if one != alpha},
+        )
         ranked, scaled = (parameter_patterns(pattern, weights) for pattern in patterns)
         config: dict[str, Any] = {
             "r": r,
@@ -114,9 +125,13 @@ class LoraLayout(Layout):
         return {_names(adapter)[key]: tensor.detach() for key, tensor in file.items()}
 
     def read(
-        self, model: nn.Module, name: str, file: Mapping[str, Tensor], config: Mapping[str, Any],
+        self,
+        model: nn.Module,
+        name: str,
+        file: Mapping[str, Tensor],
+        config: Mapping[str, Any],
         source: str,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         start = config.get("init_lora_weights")
         if start in REMADE:
             _check_remade(str(start), sites(model, name), source)
@@ -133,8 +148,9 @@ class LoraLayout(Layout):
         if config.get("init_lora_weights") in REMADE:
             return {**state, "a0": adapter.a0.clone(), "b0": adapter.b0.clone()}
         (state["a"], state["a0"]), (state["b"], b0) = (
-            state["a"].tensor_split([adapter.r]), state["b"].tensor_split([adapter.r], dim=1)
-        )  # fmt: skip
+            state["a"].tensor_split([adapter.r]),
+            state["b"].tensor_split([adapter.r], dim=1),
+        )
         return {**state, "b0": -b0}
 
 
@@ -152,8 +168,10 @@ def _by_layers(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     if not all(str(key).endswith(".weight") for key in weights):
         return dict(config)
-    patterns = {key: {k.removesuffix(".weight"): v for k, v in (config.get(key) or {}).items()}
-                for key in ("rank_pattern", "alpha_pattern")}  # fmt: skip
+    patterns = {
+        key: {k.removesuffix(".weight"): v for k, v in (config.get(key) or {}).items()}
+        for key in ("rank_pattern", "alpha_pattern")
+    }
     modules = [*modules, *(key.removesuffix(".weight") for key in weights)]
     return {**config, **patterns, "target_modules": modules, "target_parameters": None}
 

@@ -20,21 +20,47 @@ EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj"}
 MIXTRAL = {"gate", "w1", "w2", "w3"}
 CONVERTED: dict[str, set[str]] = {
     **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), MIXTRAL),
-    **dict.fromkeys((
-        "Dots3NoteTextModel", "UnlimitedOcrTextModel", "afmoe", "beam", "cohere2_moe",
-        "deepseek_v2", "deepseek_v3",
-        "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe",
-        "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum",
-        "olmoe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text",
-        "qwen3_omni_moe_thinker", "solar_open",
-    ), EXPERTS),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "Dots3NoteTextModel",
+            "UnlimitedOcrTextModel",
+            "afmoe",
+            "beam",
+            "cohere2_moe",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "dots1",
+            "ernie4_5_moe",
+            "exaone_moe",
+            "flex_olmo",
+            "glm4_moe",
+            "glm4_moe_lite",
+            "glm4v_moe",
+            "glm_moe_dsa",
+            "hunyuan_v1_moe",
+            "longcat_flash",
+            "mellum",
+            "olmoe",
+            "qwen3_moe",
+            "qwen3_next",
+            "qwen3_omni_moe",
+            "qwen3_omni_moe_text",
+            "qwen3_omni_moe_thinker",
+            "solar_open",
+        ),
+        EXPERTS,
+    ),
+}
 """model_type -> names that PEFT takes for fused experts, with transformers 5."""
 MAMBA = {"out_proj", "conv1d"}
 REFUSED: dict[str, set[str]] = {
-    "falcon_h1": MAMBA, "falcon_mamba": MAMBA, "mamba": MAMBA, "mamba2": MAMBA,
+    "falcon_h1": MAMBA,
+    "falcon_mamba": MAMBA,
+    "mamba": MAMBA,
+    "mamba2": MAMBA,
     "nemotron_h": MAMBA,
-}  # fmt: skip
+}
 """model_type -> names that PEFT refuses to adapt."""
 
 
@@ -62,8 +88,9 @@ def places_for(
     if bad := [site.name for site in sites if leaf(site.name) in refused]:
         problems.append(f"PEFT refuses {listed(bad, 2)} in models of type {kind}")
     if shared := _shared(model, sites):
-        problems.append(f"PEFT adapts {listed(shared)} at one of the places where the model calls "
-                        "it")  # fmt: skip
+        problems.append(
+            f"PEFT adapts {listed(shared)} at one of the places where the model calls it"
+        )
     by_weight = [s for s in sites if leaf(s.name) in taken]
     if by_weight and not parameters:
         problems.append(f"PEFT takes {listed(s.name for s in by_weight)} for fused experts")
@@ -104,5 +131,7 @@ def _shared(model: nn.Module, sites: Sequence[Site]) -> list[str]:
 
 def parameter_patterns(patterns: dict[str, Any], weights: Collection[str]) -> dict[str, Any]:
     """rank_pattern or alpha_pattern, where PEFT looks a weight up by the weight's name."""
-    return {f"{key}.weight" if f"{key}.weight" in weights else key: value
-            for key, value in patterns.items()}  # fmt: skip
+    return {
+        f"{key}.weight" if f"{key}.weight" in weights else key: value
+        for key, value in patterns.items()
+    }

@@ -22,8 +22,11 @@ class PrefixTuningLayout(VirtualLayout):
     kind = "PREFIX_TUNING"
     method = PrefixTuning
     settings: ClassVar = {
-        *VirtualLayout.settings, "encoder_hidden_size", "init_weights", "prefix_projection",
-    }  # fmt: skip
+        *VirtualLayout.settings,
+        "encoder_hidden_size",
+        "init_weights",
+        "prefix_projection",
+    }
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         return super().holds(spec, adapters) and all(

@@ -20,10 +20,16 @@ class PromptTuningLayout(VirtualLayout):
     kind = "PROMPT_TUNING"
     method = PromptTuning
     settings: ClassVar = {
-        *VirtualLayout.settings, "encoder_dropout", "encoder_hidden_size", "encoder_num_layers",
-        "encoder_reparameterization_type", "prompt_tuning_init", "prompt_tuning_init_text",
-        "tokenizer_kwargs", "tokenizer_name_or_path",
-    }  # fmt: skip
+        *VirtualLayout.settings,
+        "encoder_dropout",
+        "encoder_hidden_size",
+        "encoder_num_layers",
+        "encoder_reparameterization_type",
+        "prompt_tuning_init",
+        "prompt_tuning_init_text",
+        "tokenizer_kwargs",
+        "tokenizer_name_or_path",
+    }
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         return {**super().config(model, name), "prompt_tuning_init": "RANDOM"}

@@ -21,17 +21,48 @@ Seed: Any = Annotated[int, Field(ge=0, lt=2**62)]
 Names = list[str] | str | None
 
 TYPES: dict[str, Any] = {
-    **dict.fromkeys(("fan_in_fan_out", "inference_mode", "use_dora", "use_rslora", "lora_bias",
-                     "save_projection", "init_ia3_weights", "prefix_projection"), bool),
-    **dict.fromkeys(("peft_type", "task_type", "base_model_name_or_path", "revision",
-                     "peft_version"), str | None),
-    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern", "modules_to_save",
-                     "feedforward_modules"), Names),
+    **dict.fromkeys(
+        (
+            "fan_in_fan_out",
+            "inference_mode",
+            "use_dora",
+            "use_rslora",
+            "lora_bias",
+            "save_projection",
+            "init_ia3_weights",
+            "prefix_projection",
+        ),
+        bool,
+    ),
+    **dict.fromkeys(
+        ("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version"),
+        str | None,
+    ),
+    **dict.fromkeys(
+        (
+            "target_modules",
+            "exclude_modules",
+            "layers_pattern",
+            "modules_to_save",
+            "feedforward_modules",
+        ),
+        Names,
+    ),
     **dict.fromkeys(("r", "init_r", "target_r"), Rank),
     **dict.fromkeys(("tinit", "tfinal", "deltaT"), Count),
-    **dict.fromkeys(("num_virtual_tokens", "token_dim", "num_transformer_submodules",
-                     "num_attention_heads", "num_layers", "encoder_hidden_size", "total_step",
-                     "encoder_num_layers"), Count | None),
+    **dict.fromkeys(
+        (
+            "num_virtual_tokens",
+            "token_dim",
+            "num_transformer_submodules",
+            "num_attention_heads",
+            "num_layers",
+            "encoder_hidden_size",
+            "total_step",
+            "encoder_num_layers",
+        ),
+        Count | None,
+    ),
     **dict.fromkeys(("lora_dropout", "vera_dropout"), Share),
     **dict.fromkeys(("beta1", "beta2", "orth_reg_weight", "d_initial", "encoder_dropout"), Number),
     "lora_alpha": Number,
@@ -41,7 +72,7 @@ TYPES: dict[str, Any] = {
     "trainable_token_indices": list[Count] | dict[str, list[Count]] | None,
     "alpha_pattern": dict[str, Positive] | None,
     "rank_pattern": dict[str, Rank | list[bool]] | None,
-}  # fmt: skip
+}
 
 
 def check_types(config: Mapping[str, Any], source: str) -> None:

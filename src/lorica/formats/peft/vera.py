@@ -27,8 +27,13 @@ class VeraLayout(Layout):
     kind = "VERA"
     marks = ("vera_",)
     settings: ClassVar = {
-        "d_initial", "init_weights", "projection_prng_key", "r", "save_projection", "vera_dropout",
-    }  # fmt: skip
+        "d_initial",
+        "init_weights",
+        "projection_prng_key",
+        "r",
+        "save_projection",
+        "vera_dropout",
+    }
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         targets = spec.targets
@@ -78,9 +83,13 @@ class VeraLayout(Layout):
         return file
 
     def read(
-        self, model: nn.Module, name: str, file: Mapping[str, Tensor], config: Mapping[str, Any],
+        self,
+        model: nn.Module,
+        name: str,
+        file: Mapping[str, Tensor],
+        config: Mapping[str, Any],
         source: str,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         state = super().read(model, name, file, config, source)
         first = next(iter(adapters_of(model, name)))  # shared tensors stand under the first site
         for key, ours in SHARED.items():

@@ -33,9 +33,12 @@ class VirtualLayout(Layout):
     marks = (TABLE, NETWORK)
     targeted = False
     settings: ClassVar = {
-        "num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens",
+        "num_attention_heads",
+        "num_layers",
+        "num_transformer_submodules",
+        "num_virtual_tokens",
         "token_dim",
-    }  # fmt: skip
+    }
     method: ClassVar[type[Virtual]]
 
     def table(self, adapter: Adapter) -> Tensor:
@@ -92,9 +95,13 @@ class VirtualLayout(Layout):
 
     @torch.no_grad()
     def read(
-        self, model: nn.Module, name: str, file: Mapping[str, Tensor], config: Mapping[str, Any],
+        self,
+        model: nn.Module,
+        name: str,
+        file: Mapping[str, Tensor],
+        config: Mapping[str, Any],
         source: str,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         ((site, adapter),) = adapters_of(model, name).items()
         self.check(adapter, config, source)
         state = super().read(model, name, file, config, source)

@@ -40,10 +40,13 @@ def serve(config: TrainConfig, peer: str) -> None:
         raise ConfigError("a split run needs a causal language model.", fix="choose another base")
     wire = Wire(CLOUD, peer)
     try:
-        wire.send("base", {
-            kind: fingerprint(base.model, path=config.base, hashing=kind).as_dict()
-            for kind in get_args(Hashing)
-        })  # fmt: skip
+        wire.send(
+            "base",
+            {
+                kind: fingerprint(base.model, path=config.base, hashing=kind).as_dict()
+                for kind in get_args(Hashing)
+            },
+        )
         Blocks(base.model, wire).serve()
     finally:
         wire.close()

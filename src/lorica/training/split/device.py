@@ -81,13 +81,20 @@ class Device:
         self.wire.close()
 
     def _decode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None, row_lengths: list[int] | None = None, **_: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        row_lengths: list[int] | None = None,
+        **_: Any,
+    ) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        given = {"attention_mask": attention_mask, "position_ids": position_ids,
-                 "lengths": row_lengths}  # fmt: skip
+        given = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "lengths": row_lengths,
+        }
         embedded = self.decoder.get_input_embeddings()(input_ids)
         learned = [p for a in self.adapters.values() for p in a.parameters() if p.requires_grad]
         if torch.is_grad_enabled() and learned:
@@ -136,8 +143,10 @@ class Device:
 
 
 def _no_base(x: Tensor) -> Tensor:
-    raise ConfigError("this method calls the frozen layer, which is on the cloud.",
-                      fix="a split run takes method lora")  # fmt: skip
+    raise ConfigError(
+        "this method calls the frozen layer, which is on the cloud.",
+        fix="a split run takes method lora",
+    )
 
 
 def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
@@ -166,8 +175,11 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
             if parameter is not None:
                 if id(parameter) not in done:
                     full = f"{name}.{key}"
-                    tensor = _read(Path(folder), full).to(dtype) if id(parameter) in here else (
-                        torch.zeros((), dtype=dtype).expand(parameter.shape))  # fmt: skip
+                    tensor = (
+                        _read(Path(folder), full).to(dtype)
+                        if id(parameter) in here
+                        else (torch.zeros((), dtype=dtype).expand(parameter.shape))
+                    )
                     done[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
                 module._parameters[key] = done[id(parameter)]
         for key, buffer in module._buffers.items():
@@ -181,12 +193,16 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
     theirs, mine = stands_for["rounded"], fingerprint(model, hashing=None)
     if theirs.shapes != mine.shapes:
         wire.send("end")
-        raise BaseError(f"the cloud's base, {theirs.path}, has other shapes than {path}.",
-                        fix="name the same base on both sides")  # fmt: skip
+        raise BaseError(
+            f"the cloud's base, {theirs.path}, has other shapes than {path}.",
+            fix="name the same base on both sides",
+        )
     model.stands_for = stands_for
     base = Base(model.eval(), tokenizer, path)
-    base.lines.append("split run: hidden states leave this machine, and words can be read from "
-                      "them; rows, labels, adapters and their gradients do not")  # fmt: skip
+    base.lines.append(
+        "split run: hidden states leave this machine, and words can be read from "
+        "them; rows, labels, adapters and their gradients do not"
+    )
     return base, Device(model, wire)
 
 

@@ -28,9 +28,14 @@ class KillAndRevive(Schedule):
     """adapters: by site. active: the set of sites that take part, changed in place."""
 
     def __init__(
-        self, adapters: Mapping[str, Adapter], active: set[str], *, share: float, interval: int,
+        self,
+        adapters: Mapping[str, Adapter],
+        active: set[str],
+        *,
+        share: float,
+        interval: int,
         seed: int,
-    ):  # fmt: skip
+    ):
         if not 0 < share <= 1:
             raise ConfigError(f"active_share is {share}; it lies in (0, 1].", fix="try 0.125")
         self.adapters, self.active, self.interval, self.seed = adapters, active, interval, seed

@@ -13,9 +13,18 @@ from lorica.errors import ConfigError, TrainingError
 
 CLOUD, DEVICE = 0, 1
 PATIENCE = timedelta(minutes=10)
-DTYPES = {str(d).removeprefix("torch."): d
-          for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64,
-                    torch.bool, torch.uint8)}  # fmt: skip
+DTYPES = {
+    str(d).removeprefix("torch."): d
+    for d in (
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.bool,
+        torch.uint8,
+    )
+}
 
 
 class Wire:
@@ -33,8 +42,13 @@ class Wire:
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         try:
-            dist.init_process_group("gloo", init_method=f"tcp://{host}:{port}", rank=side,
-                                    world_size=2, timeout=PATIENCE)  # fmt: skip
+            dist.init_process_group(
+                "gloo",
+                init_method=f"tcp://{host}:{port}",
+                rank=side,
+                world_size=2,
+                timeout=PATIENCE,
+            )
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"no connection over {peer}: {_first(error)}.",
