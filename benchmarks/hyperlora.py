@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lorica
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.condition import swapped
 from lorica.data.config import DataConfig
 from lorica.data.load import load
@@ -151,7 +151,7 @@ class Arena:
         lines = "\n".join(json.dumps(row) for row in rows)
         (self.folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
-    def _fit(self, rows: str, method: dict[str, Any], steps: int) -> Base:
+    def _fit(self, rows: str, method: dict[str, Any], steps: int) -> LoadedModel:
         run = lorica.train(
             base=self.chosen.base,
             method=method,
@@ -166,12 +166,14 @@ class Arena:
         )
         return open_adapter(run.folder)
 
-    def _rows(self, base: Base, conditions: Sequence[str]) -> list[Example]:
+    def _rows(self, base: LoadedModel, conditions: Sequence[str]) -> list[Example]:
         config = DataConfig(path=str(self.folder / "test.jsonl"), validation=0)
         rows = load(config, base.tokenizer, seed=0, max_length=base.max_length, texts=True).train
         return [row for row in rows if row.condition in conditions]
 
-    def _measured(self, opened: list[tuple[Base, list[str]]], name: str, began: float) -> Found:
+    def _measured(
+        self, opened: list[tuple[LoadedModel, list[str]]], name: str, began: float
+    ) -> Found:
         """A contender from its adapters, each with the conditions that it answers for."""
         nll, tokens, wrong, hits, spoken = [], [], [], [], []
         for base, conditions in opened:

@@ -32,7 +32,7 @@ def test_a_base_is_frozen_and_evaluates(stories):
     assert not any(p.requires_grad for p in base.model.parameters())
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
     assert base.max_length == 512
-    assert base.lines == []
+    assert base.notices == []
     assert base.tokenizer.pad_token_id is not None
     with torch.no_grad():
         assert base.model(IDS).logits.isfinite().all()
@@ -53,7 +53,7 @@ def test_a_classifier_starts_the_same_each_time_and_leaves_the_random_state_alon
     assert same_bits(bits(one.model), bits(two.model))
     assert one.model.config.id2label == {0: "good", 1: "bad", 2: "so so"}
     assert one.model.score.out_features == 3
-    (line,) = one.lines
+    (line,) = one.notices
     assert "score.weight" in line
     assert one.model.config.pad_token_id is not None
 
@@ -131,7 +131,7 @@ def test_a_broken_base_is_named(spoil, folder):
 
 def test_a_tensor_too_many_is_a_named_line(folder):
     weights(folder, lambda s: s.update({"model.extra.weight": torch.ones(3)}))
-    (line,) = load(str(folder)).lines
+    (line,) = load(str(folder)).notices
     assert "model.extra.weight" in line
 
 

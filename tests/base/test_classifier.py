@@ -43,7 +43,7 @@ def test_every_fresh_head_is_trained_and_saved_whole(name, tmp_path):
     base = load(path, labels=CLASSES)
     assert base.head.whole == CHECKPOINTS[name][3]
     assert base.head.fresh
-    assert any("new, trained and saved whole" in line for line in base.lines)
+    assert any("new, trained and saved whole" in line for line in base.notices)
     folder = adapted(base, tmp_path / "adapter")
     want = logits(base.model)
     assert torch.equal(logits(open_adapter(folder).model), want)
@@ -100,7 +100,7 @@ def test_a_head_for_these_classes_is_kept_and_no_other(tmp_path):
         assert torch.equal(weight, head_of(path, labels))  # from seed 0, each time
         assert weight.std() < 0.1
         assert fresh.head.fresh == ["classifier.out_proj.bias", "classifier.out_proj.weight"]
-        (line,) = [line for line in fresh.lines if "new, trained" in line]
+        (line,) = [line for line in fresh.notices if "new, trained" in line]
         assert "zebra, ant" in line
 
 
@@ -148,7 +148,7 @@ def test_an_adapter_without_the_fresh_pooler_says_so(tmp_path):
     lorica.adapt(base.model, lorica.Lora(r=2), modules_to_save=["classifier"])
     lorica.save(base.model, tmp_path / "a", base_path=path, labels=CLASSES)
     opened = open_adapter(tmp_path / "a", allow_base="same shapes")
-    assert any("bert.pooler" in line and "random" in line for line in opened.lines)
+    assert any("bert.pooler" in line and "random" in line for line in opened.notices)
 
 
 def test_a_fresh_pooler_is_not_packed(tmp_path):

@@ -199,7 +199,7 @@ def test_layers_that_a_kernel_gets_wrong_are_named(monkeypatch, stories):
     assert not wrong_kernels(load(str(stories), quantisation="nf4").model)
     monkeypatch.setattr(torch.ops.bitsandbytes.dequantize_4bit, "default", all_wrong)
     base = load(str(stories), quantisation="nf4")
-    (notice,) = [line for line in base.lines if "incorrectly" in line]
+    (notice,) = [line for line in base.notices if "incorrectly" in line]
     assert notice.startswith("bitsandbytes unpacks 35 of 35 layers incorrectly")
     for layer in layers(base.model).values():
         assert torch.equal(layer.weight_as(torch.float32), defined(layer, torch.float32))

@@ -134,10 +134,10 @@ def test_a_padding_token_beyond_the_embedding_is_replaced_and_said(tmp_path):
         output=str(tmp_path / "run"),
         show=False,
     )
-    assert any(f"the padding token '<pad>' is number {OWN + 1}" in line for line in done.lines)
+    assert any(f"the padding token '<pad>' is number {OWN + 1}" in line for line in done.notices)
     report = lorica.evaluate(str(tmp_path / "run"), {"path": data}, exact_match=False)
     assert report["loss"].base.value > 0
-    assert not any("<pad>" in line and "cannot be used" in line for line in report.lines)
+    assert not any("<pad>" in line and "cannot be used" in line for line in report.notices)
     found = load(str(base))
     assert found.tokenizer.pad_token_id < OWN
 

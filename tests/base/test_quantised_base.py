@@ -61,7 +61,7 @@ def test_linear_layers_are_packed_and_the_rest_is_left(kind, stories):
         assert torch.equal(parameter, plain.get_parameter(name))
         assert not parameter.requires_grad
     assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
-    packed, held = base.lines
+    packed, held = base.notices
     double = "" if kind == "int8" else " with double quantisation"
     assert packed.startswith(f"{kind}{double}: 35 linear layers are packed, at ")
     assert packed.endswith("not packed: lm_head")
@@ -80,8 +80,8 @@ def test_what_is_measured_is_what_is_said(stories):
     assert found.parameters == 260_032
     assert found.bits_per_parameter == 4.5
     assert found.bytes == weights * 4.5 / 8 + 2 * (260_032 - weights)
-    assert "4.500 bits" in base.lines[0]
-    assert f"{found.bytes:,} bytes" in base.lines[1]
+    assert "4.500 bits" in base.notices[0]
+    assert f"{found.bytes:,} bytes" in base.notices[1]
     double = footprint(load(str(stories), quantisation="nf4", dtype="bfloat16").model)
     assert double.bits_per_parameter is not None
     assert 4.126 < double.bits_per_parameter < 4.15
@@ -179,8 +179,8 @@ def test_a_classifiers_head_is_left(stories):
     one, two = (load(str(stories), labels=["a", "b"], quantisation=k) for k in ("nf4", None))
     assert isinstance(one.model.score, nn.Linear)
     assert torch.equal(one.model.score.weight, two.model.score.weight), "the start of seed 0"
-    assert "score.weight" in one.lines[0]
-    assert one.lines[1].endswith("not packed: score")
+    assert "score.weight" in one.notices[0]
+    assert one.notices[1].endswith("not packed: score")
 
 
 def test_a_head_of_several_layers_is_left():
@@ -208,15 +208,15 @@ def test_an_adapter_finds_its_quantised_base_again(kind, stories, tmp_path):
     assert there["double_quantisation"] == (kind == "nf4")
     assert there["parameters"] == 260_032
     again = open_adapter(path)
-    assert again.lines == base.lines, "same: no line says otherwise"
+    assert again.notices == base.notices, "same: no line says otherwise"
     assert torch.equal(logits(again.model), logits(base.model))
     on_floats = open_adapter(path, quantisation="none")
     assert not layers(on_floats.model)
-    (line,) = on_floats.lines
+    (line,) = on_floats.notices
     assert line.startswith("base: same but quantised")
     assert f"{kind})" in line
     other = open_adapter(path, quantisation="int8" if kind == "nf4" else "nf4")
-    assert "base: same but quantised" in other.lines[-1]
+    assert "base: same but quantised" in other.notices[-1]
     plain = load(str(stories), quantisation=kind, double_quantisation=double)
     assert grade(fingerprint(base.model), fingerprint(plain.model)) == "same"
 
@@ -227,7 +227,7 @@ def test_double_quantisation_is_kept(stories, tmp_path):
     assert not any(layer.double_quantisation for layer in layers(open_adapter(path).model).values())
     nested = open_adapter(path, double_quantisation=True)
     assert all(layer.double_quantisation for layer in layers(nested.model).values())
-    assert "same but quantised" in nested.lines[-1]
+    assert "same but quantised" in nested.notices[-1]
 
 
 @pytest.mark.parametrize("kind", [None, "nf4"])
@@ -244,7 +244,7 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
     packed = requantised(load(str(stories), quantisation="nf4"), tmp_path / "packed")
     base = load(str(packed))
     assert [layer.kind for layer in layers(base.model).values()] == ["nf4"] * 35
-    assert base.lines[-1] == "the original weights of 35 packed layers are not known"
+    assert base.notices[-1] == "the original weights of 35 packed layers are not known"
     first = layers(load(str(stories), quantisation="nf4").model)
     for name, layer in layers(base.model).items():
         if name != "model.layers.0.self_attn.q_proj":
@@ -261,7 +261,7 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
         assert other is not None
         assert same_bits(bits(other), bits(layer))
     path = save(move(lorica.adapt(base.model, Lora(r=2))), tmp_path / "a", base_path=str(packed))
-    assert open_adapter(path).lines == base.lines
+    assert open_adapter(path).notices == base.notices
 
 
 # -- what is refused ----------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_what_cannot_be_packed_is_named(stories, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingError, match="bitsandbytes"):
         load(str(stories), quantisation="nf4")
-    assert load(str(stories)).lines == []
+    assert load(str(stories)).notices == []
 
 
 @pytest.mark.parametrize(
@@ -392,8 +392,8 @@ def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
     assert (4 if kind == "nf4" else 8) < base["bits_per_parameter"] < (5 if kind == "nf4" else 9)
     trained, total = (result.figures["parameters"][key] for key in ("trained", "total"))
     assert (trained, total) == (46_240, 260_032)
-    assert result.lines[0].startswith(kind)
-    assert sum("kept unpacked" in line for line in result.lines) == 1
+    assert result.notices[0].startswith(kind)
+    assert sum("kept unpacked" in line for line in result.notices) == 1
     shutil.rmtree(tmp_path / "run/adapter")
     for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
         shutil.rmtree(path)

@@ -45,7 +45,7 @@ def test_the_same_rows_come_from_the_cache(config, tokenizer, home, monkeypatch)
     monkeypatch.setattr("lorica.data.rows._tokenised", None)  # not called again
     again = rows(config, tokenizer)
     assert (again.train, again.validation) == (first.train, first.validation)
-    assert (again.lines, again.digest) == (first.lines, first.digest)
+    assert (again.notices, again.digest) == (first.notices, first.digest)
 
 
 def test_what_the_rows_follow_from_makes_another_entry(config, tokenizer, home):
@@ -75,7 +75,7 @@ def test_a_damaged_entry_is_made_anew(config, tokenizer, home, name, how):
         path.write_bytes(data[:-1] if how == "cut" else bytes([data[0] ^ 1]) + data[1:])
     again = rows(config, tokenizer)
     assert (list(again.train), list(again.validation)) == first
-    assert any("damaged" in line for line in again.lines)
+    assert any("damaged" in line for line in again.notices)
     assert list(rows(config, tokenizer).train) == first[0]
 
 
@@ -85,7 +85,7 @@ def test_a_folder_that_others_can_read_is_not_used(config, tokenizer, home, mode
     os.chmod(home, mode)
     found = rows(config, tokenizer)
     assert len(found.train) > 0 and not entries(home)
-    assert any("are not kept" in line for line in found.lines)
+    assert any("are not kept" in line for line in found.notices)
 
 
 def test_the_cache_is_bounded(config, tokenizer, home, monkeypatch):

@@ -183,7 +183,7 @@ def test_several_templates_give_the_default():
 
 def test_turns_behind_the_last_answer_are_left_out_and_counted(shared):
     rendering = talk(source_of(shared, "chatml"), TALK[:3])
-    assert rendering.lines == [
+    assert rendering.notices == [
         "1 conversations go on after their last answer; what follows it is left out: a.jsonl:1"
     ]
     assert "3 + 3" not in rendering.rows[0].text

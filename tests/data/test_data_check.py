@@ -45,7 +45,7 @@ def test_it_counts(config, tokenizer):
     assert (report.overlong, report.truncated, report.dropped) == (1, 1, 0)
     assert sum(rows for _, _, rows in report.histogram) == 22  # as trained on
     assert 0 < report.label_share < 1
-    assert report.lines == data.lines and report.problems == []
+    assert report.notices == data.notices and report.problems == []
     assert json.loads(json.dumps(report.as_dict()))["rows"] == 23
 
 

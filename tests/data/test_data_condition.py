@@ -61,7 +61,7 @@ def test_every_shape_of_row_may_have_one(kind, write, tokenizer):
     data = get(write(rows), tokenizer)
     assert [e.condition for e in data.train] == ["b", "a"]
     assert conditions(data.train) == ["a", "b"]
-    assert not any("columns not used" in line for line in data.lines)
+    assert not any("columns not used" in line for line in data.notices)
     assert pad(data.train, 0).conditions == pack(data.train).conditions == ("b", "a")
     without = get(write([SHAPES["prompt"], SHAPES["alpaca"]][:1]), tokenizer)
     assert [e.condition for e in without.train] == [None]
@@ -134,8 +134,8 @@ def test_both_files_have_one_or_neither(first, second, write, tokenizer):
 def test_rows_that_differ_in_their_condition_alone_are_two(write, tokenizer):
     same = [{"prompt": "Say it:\n", "completion": "yes", "condition": c} for c in "abab"]
     data = get(write(same), tokenizer)
-    assert any("2 rows repeat an earlier one" in line for line in data.lines)
-    assert not any("repeat" in line for line in get(write(same[:2]), tokenizer).lines)
+    assert any("2 rows repeat an earlier one" in line for line in data.notices)
+    assert not any("repeat" in line for line in get(write(same[:2]), tokenizer).notices)
 
 
 def test_the_split_of_rows_without_one_is_as_it_was(write, tokenizer):

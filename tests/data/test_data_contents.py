@@ -107,7 +107,7 @@ def test_answers_and_their_ends_are_learned_and_nothing_else(name):
     (row,) = rendering.rows
     assert all(message["content"] in row.text for message in TALK)
     assert row.reference.strip().endswith(ANSWERS[1])
-    assert (notice in " ".join(rendering.lines)) if notice else rendering.lines == []
+    assert (notice in " ".join(rendering.notices)) if notice else rendering.notices == []
 
 
 DROPS = {
@@ -233,7 +233,7 @@ def test_tools_that_are_not_written_are_noticed():
     fields = {"messages": with_call({}), "tools": [TOOL]}
     template = chatml().replace("{% if tools %}", "{% if false %}")
     fields["messages"] = TALK
-    (line,) = rendered(template, fields).lines
+    (line,) = rendered(template, fields).notices
     assert "does not write the tools of 1 rows (look_up" in line
 
 
@@ -325,7 +325,7 @@ def test_answers_that_change_when_others_follow_are_one_row_each_by_option():
         for thought, answer in zip(THOUGHTS, ANSWERS, strict=True)
     ]
     assert THOUGHTS[0] in first.text and THOUGHTS[0] not in second.text
-    assert rendering.lines == []
+    assert rendering.notices == []
 
 
 def test_splitting_turns_changes_no_answer_of_an_ordinary_template():
@@ -335,10 +335,10 @@ def test_splitting_turns_changes_no_answer_of_an_ordinary_template():
 
 
 def test_thinking_that_is_left_out_is_noticed():
-    (line,) = rendered(DEEPSEEK, THINKING[:2]).lines
+    (line,) = rendered(DEEPSEEK, THINKING[:2]).notices
     assert "leaves out the thinking of answers that are learned (1 rows)" in line
     talk = [TALK[0], TALK[1] | {"reasoning_content": THOUGHTS[0]}]
-    assert "leaves out the thinking" in rendered(chatml(), talk).lines[0]
+    assert "leaves out the thinking" in rendered(chatml(), talk).notices[0]
     (text,) = learned(rendered(QWEN3, talk))
     assert THOUGHTS[0] in text
 
@@ -352,7 +352,7 @@ def test_variables_of_the_template_are_a_setting_and_a_column():
     wrong = {"enable_thinkin": False}
     text = refused(QWEN3, TALK[:2], chat_template_kwargs=wrong)
     assert "does not read" in text and "closest  enable_thinking" in text
-    (line,) = rendered(chatml(), {"messages": TALK[:2], "chat_template_kwargs": off}).lines
+    (line,) = rendered(chatml(), {"messages": TALK[:2], "chat_template_kwargs": off}).notices
     assert "does not read 'enable_thinking', which 1 rows set" in line
     assert "does not read" in refused(chatml(), TALK, chat_template_kwargs={"messages": []})
 

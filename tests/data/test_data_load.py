@@ -58,7 +58,7 @@ def test_a_longer_length_is_a_fix_only_where_one_was_set(write, tokenizer, polic
 def test_overlong_is_dropped_and_counted(write, tokenizer):
     data = get(write(MIXED, overlong="drop", validation=0), tokenizer, max_length=40)
     assert len(data.train) == 4
-    assert data.lines == [
+    assert data.notices == [
         "a.jsonl: 1 of 5 rows are longer than 40 tokens and are dropped: a.jsonl:5"
     ]
 
@@ -69,14 +69,14 @@ def test_overlong_is_truncated_and_counted(write, tokenizer):
     assert data.train[4].ids == whole[4].ids[:40]
     assert data.train[4].learned == whole[4].learned[:40]
     assert data.train[:4] == whole[:4]
-    assert "1 of 5 rows are longer than 40 tokens and lose their ends" in data.lines[0]
+    assert "1 of 5 rows are longer than 40 tokens and lose their ends" in data.notices[0]
 
 
 def test_a_row_whose_labels_are_cut_off_is_dropped_and_counted(write, tokenizer):
     rows = [*asks(2), {"prompt": "why " * 100 + "\n", "completion": "So."}]
     data = get(write(rows, overlong="truncate", validation=0), tokenizer, max_length=40)
     assert len(data.train) == 2
-    assert data.lines[1] == "a.jsonl: 1 rows have nothing to learn and are dropped: a.jsonl:3"
+    assert data.notices[1] == "a.jsonl: 1 rows have nothing to learn and are dropped: a.jsonl:3"
 
 
 def test_text_is_split_into_consecutive_blocks(write, tokenizer):
@@ -87,7 +87,7 @@ def test_text_is_split_into_consecutive_blocks(write, tokenizer):
     assert {len(e.ids) for e in data.train[:-1]} == {64}
     assert all(e.learned == [False] + [True] * (len(e.ids) - 1) for e in data.train)
     assert data.train[1].where == "a.txt tokens 64-127"
-    assert "are split: " in data.lines[0]
+    assert "are split: " in data.notices[0]
 
 
 def test_splitting_answers_is_refused(write, tokenizer):
@@ -114,7 +114,7 @@ def test_all_labels_masked_is_an_error(write, tokenizer):
 def test_empty_answers_are_dropped_and_counted(write, tokenizer):
     rows = [*asks(3), {"prompt": "a", "completion": ""}]
     data = get(write(rows, validation=0), tokenizer)
-    assert len(data.train) == 3 and "1 rows have nothing to learn" in data.lines[0]
+    assert len(data.train) == 3 and "1 rows have nothing to learn" in data.notices[0]
 
 
 def prompts(examples):
@@ -146,27 +146,27 @@ def test_blocks_of_one_text_are_parted(write, tokenizer):
     data = get(config, tokenizer, max_length=64)
     total = len(data.train) + len(data.validation)
     assert len(data.validation) == round(0.1 * total)
-    assert not any("stand in the training rows" in line for line in data.lines)
+    assert not any("stand in the training rows" in line for line in data.notices)
 
 
 def test_repeated_rows_are_counted_and_stay_on_one_side(write, tokenizer):
     rows = [row for row in asks(20) for _ in range(2)]
     data = get(write(rows, validation=0.2), tokenizer)
-    assert data.lines == ["a.jsonl: 20 rows repeat an earlier one; a.jsonl:1 stands 2 times"]
+    assert data.notices == ["a.jsonl: 20 rows repeat an earlier one; a.jsonl:1 stands 2 times"]
     assert prompts(data.train).isdisjoint(prompts(data.validation))
 
 
 def test_rows_on_both_sides_are_named(write, tokenizer):
     data = get(write(asks(1) * 4, validation=0.25), tokenizer)
     assert (len(data.train), len(data.validation)) == (3, 1)
-    assert "1 validation rows stand in the training rows too" in data.lines[-1]
+    assert "1 validation rows stand in the training rows too" in data.notices[-1]
 
 
 def test_a_validation_file(write, tokenizer):
     held = write(asks(12)[8:], name="held.jsonl")
     data = get(write(asks(10), validation=held.path, limit=9), tokenizer)
     assert (len(data.train), len(data.validation)) == (9, 4)
-    assert "1 validation rows stand in the training rows too" in data.lines[-1]
+    assert "1 validation rows stand in the training rows too" in data.notices[-1]
     alone = get(write(asks(10), validation=0), tokenizer)
     assert data.digest != alone.digest and len(data.digest) == 64
 
@@ -189,7 +189,7 @@ def test_classes_that_look_alike_are_noticed_once(write, tokenizer):
     held = write([{"text": "e", "label": "dog"}], name="held.jsonl")
     data = get(write(rows, validation=held.path), tokenizer)
     assert data.labels == ["Dog", "X", "dog", "x"]
-    (line,) = data.lines
+    (line,) = data.notices
     assert "'Dog' and 'dog' look alike" in line
 
 
@@ -198,7 +198,7 @@ def test_a_class_without_training_rows_is_named(write, tokenizer):
     held = write([{"text": "c", "label": "z"}], name="held.jsonl")
     data = get(write(rows, validation=held.path), tokenizer)
     assert data.labels == ["x", "y", "z"]
-    assert data.lines == ["no training row has the class z"]
+    assert data.notices == ["no training row has the class z"]
 
 
 def test_long_texts_of_a_classifier(write, shared):
@@ -206,7 +206,7 @@ def test_long_texts_of_a_classifier(write, shared):
     rows = [{"text": "good " * 50, "label": "x"}, {"text": "bad", "label": "y"}]
     data = get(write(rows, overlong="truncate", validation=0), bert, max_length=16)
     assert len(data.train[0].ids) == 16 and data.train[0].ids[-1] == bert.sep_token_id
-    assert "lose their ends" in data.lines[0]
+    assert "lose their ends" in data.notices[0]
     with pytest.raises(DataError, match="longer than 16"):
         get(write(rows), bert, max_length=16)
 

@@ -236,7 +236,7 @@ def test_a_key_that_stands_twice_is_named(tmp_path, name):
     places = "a.jsonl:2 ('a'), a.jsonl:3 ('x')"
     if name == "a.json":
         places = "a.json:row 2 ('a'), a.json:row 3 ('x')"
-    assert source.notices.lines == [
+    assert source.notices.texts == [
         f"2 rows have a key twice in one object, and its last value is taken: {places}"
     ]
 

@@ -33,7 +33,7 @@ def test_shapes_are_found_from_the_columns(kind, fields, want):
     rendering = rendered(fields)
     assert rendering.kind == kind
     assert pieces(rendering) == want
-    assert rendering.lines == []
+    assert rendering.notices == []
 
 
 PUBLISHED = {  # tatsu-lab/stanford_alpaca, train.py
@@ -80,7 +80,7 @@ def test_history_is_read_and_said_so():
     row = {"instruction": "And June?", "output": "Warm.", "history": [["May?", "Mild."]]}
     rendering = rendered(row)
     assert "### Instruction:\nMay?\n\n### Response:Mild.\n\n" in rendering.rows[0].prompt
-    (line,) = rendering.lines
+    (line,) = rendering.notices
     assert line == "the answers in the history of 1 rows are read, not learned: a.jsonl:1"
     with pytest.raises(DataError, match="history is no list"):
         rendered(row | {"history": [["May?"]]})
@@ -140,7 +140,7 @@ def test_columns_are_mapped_and_the_rest_is_named():
     columns = {"prompt": "q", "completion": "a"}
     rendering = rendered({"q": "1", "a": "2", "prompt": "no", "id": 7}, columns=columns)
     assert pieces(rendering) == [("1", False), ("2", True)]
-    assert rendering.lines == ["read as prompt rows; columns not used: prompt, id"]
+    assert rendering.notices == ["read as prompt rows; columns not used: prompt, id"]
 
 
 def test_a_mapping_to_no_column_is_an_error():

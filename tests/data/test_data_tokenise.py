@@ -35,7 +35,7 @@ def tokenise(rows, tokenizer):
     """(examples as a store gives them, notices)."""
     tokeniser, writer = Tokeniser(tokenizer), Writer("int32", seed=0)
     writer.add(rows, tokeniser.tokens(rows))
-    return list(Examples.whole(writer.store({"kind": "prompt"}))), tokeniser.lines()
+    return list(Examples.whole(writer.store({"kind": "prompt"}))), tokeniser.notices()
 
 
 def row(*pieces, special=False, kind="prompt"):

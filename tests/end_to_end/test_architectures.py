@@ -87,7 +87,7 @@ def test_an_architecture_from_training_to_files(name, tmp_path):
     merge_to(tmp_path / "a", tmp_path / "m")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     theirs = None
-    if not any("PEFT cannot read" in line for line in done.lines):
+    if not any("PEFT cannot read" in line for line in done.notices):
         theirs = peft.PeftModel.from_pretrained(tiny(name), str(tmp_path / "a/adapter"))
     for model in (merged, theirs):
         if model is not None:

@@ -94,7 +94,7 @@ def test_the_text_of_training_is_that_of_generation(base, tmp_path, name):
     assert differences(opened.prompt_format, rows.prompt_format, opened.tokenizer) == []
     template = settings.get("chat_template", base.tokenizer.chat_template)
     assert opened.tokenizer.chat_template == template
-    other = "the chat template that the adapter was trained with is used" in str(opened.lines)
+    other = "the chat template that the adapter was trained with is used" in str(opened.notices)
     assert other is ("chat_template" in settings)
 
 
@@ -102,7 +102,7 @@ def test_chat_and_generate_say_how_they_ask(base, tmp_path):
     folder, _, _ = trained(base, tmp_path, PLAIN["alpaca"], {})
     opened = open_adapter(folder)
     talk = Chat(opened, system="Be kind.")
-    assert talk.lines == how_asked(opened, system=True) and len(talk.lines) == 1
+    assert talk.notices == how_asked(opened, system=True) and len(talk.notices) == 1
     assert (
         "Be kind."
         in ask(
@@ -111,9 +111,9 @@ def test_chat_and_generate_say_how_they_ask(base, tmp_path):
         ).prompt
     )
     done = generate(opened, ["hello"], chat=True, max_new_tokens=1)
-    assert done.lines[0] == how_asked(opened)[0]
+    assert done.notices[0] == how_asked(opened)[0]
     done = generate(opened, ["hello"], max_new_tokens=1)
-    assert "--chat puts it around them" in done.lines[0]
+    assert "--chat puts it around them" in done.notices[0]
     assert not_asked(base) == []
 
 
@@ -189,7 +189,7 @@ def test_an_adapter_without_a_record_is_asked_through_the_base(base, tmp_path):
     opened.tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         generate(opened, ["hello"], chat=True)
-    assert "no chat template" in Chat(opened).lines[0]
+    assert "no chat template" in Chat(opened).notices[0]
 
 
 def test_a_run_records_its_templates_as_text_and_its_adapter_as_well(tmp_path):

@@ -83,7 +83,7 @@ def test_a_report_on_rows_that_need_their_condition(stories, rows):
     tokens = [sum(e.learned) for e in examples_of(path, base)]
     right = 1 - len(tokens) / sum(tokens)  # this base cannot end a text: all but the last token
     assert report["token_accuracy"].adapter.value == pytest.approx(right)
-    (line,) = [line for line in report.lines if "conditions of other rows" in line]
+    (line,) = [line for line in report.notices if "conditions of other rows" in line]
     assert "the condition is used" in line and "not shown" not in line
     with pytest.raises(ConfigError, match="none is set"):
         base.model(torch.ones(1, 3, dtype=torch.long))
@@ -98,7 +98,7 @@ def test_an_unused_condition_is_seen(stories, rows):
             network.enc.vectors.weight[:1].expand_as(network.enc.vectors.weight)
         )
     report = evaluate_loaded(base, examples_of(rows(told(8)), base), exact_match=False)
-    (line,) = [line for line in report.lines if "conditions of other rows" in line]
+    (line,) = [line for line in report.notices if "conditions of other rows" in line]
     assert "not shown" in line
 
 
@@ -128,9 +128,9 @@ def test_rows_with_a_condition_that_is_not_used(stories, rows):
     base = load_base(str(stories))
     lorica.adapt(base.model, lorica.Lora(r=2))
     move(base.model, size=0.1)
-    lines = evaluate_loaded(base, examples_of(path, base), exact_match=False).lines
+    lines = evaluate_loaded(base, examples_of(path, base), exact_match=False).notices
     assert any("not used: cat, dog" in line for line in lines)
-    lines = evaluate(str(stories), path, exact_match=False).lines
+    lines = evaluate(str(stories), path, exact_match=False).notices
     assert any("not used: cat, dog" in line for line in lines)
 
 
@@ -189,9 +189,9 @@ def test_texts_are_read_before_they_are_needed(stories, rows):
     assert describe(base.model, base.tokenizer) == []
     move(base.model, size=0.2)
     new = [{**row, "condition": f"a {row['condition']}"} for row in told(4)]
-    lines = evaluate_loaded(base, examples_of(rows(new), base), exact_match=False).lines
+    lines = evaluate_loaded(base, examples_of(rows(new), base), exact_match=False).notices
     assert any("not trained on" in line and "a cat" in line for line in lines)
     done = generate(base, ["Tom"], max_new_tokens=4, conditions=["a cow"])
-    assert any("a cow" in line for line in done.lines)
+    assert any("a cow" in line for line in done.notices)
     with given(base.model, ["a cow"]):
         assert base.model(torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all()

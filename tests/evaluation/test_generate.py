@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import lorica
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.base.load import load as load_base
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
@@ -49,7 +49,7 @@ def short(stories):
         bos_token_id=1,
         eos_token_id=2,
     )
-    return Base(GPT2LMHeadModel(config).eval(), load_base(str(stories)).tokenizer, "gpt2")
+    return LoadedModel(GPT2LMHeadModel(config).eval(), load_base(str(stories)).tokenizer, "gpt2")
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_figures(base):
     done = generate(base, PROMPTS, max_new_tokens=10)
     assert done.tokens_per_second == pytest.approx(sum(map(len, done.tokens)) / done.seconds)
     assert done.peak_memory_bytes is None or done.peak_memory_bytes > 10_000_000
-    assert done.lines == ["4 texts were cut after 10 tokens"]
+    assert done.notices == ["4 texts were cut after 10 tokens"]
 
 
 def test_text_goes_on_from_the_prompt_with_its_space(base):
@@ -135,7 +135,7 @@ def test_a_text_that_the_context_cuts_is_the_same_in_a_batch(short):
     alone = [continue_ids(short, [p], sampling, stops=[2]).tokens[0] for p in prompts]
     assert together.tokens == alone
     assert [len(t) for t in together.tokens] == [4, 9, 20, 9, 1]
-    assert together.lines == [
+    assert together.notices == [
         "4 texts were cut where the context of 40 ended",
         "1 texts were cut after 20 tokens",
     ]
@@ -196,7 +196,7 @@ def test_a_full_context_forgets_the_oldest_and_says_so(talking):
     for _ in range(6):
         chat.say("Tom and Lily went to the park to play with the big dog. They ran and ran.")
     assert len(chat.messages) == 12
-    assert any("messages are forgotten" in line for line in chat.lines)
+    assert any("messages are forgotten" in line for line in chat.notices)
     kept = list(chat.messages)
     with pytest.raises(DataError, match="context is 512"):
         chat.say("Tom and Lily went to the park to play with the big dog. " * 40)
@@ -211,7 +211,7 @@ def test_a_base_without_a_template_takes_each_message_as_a_prompt(base):
         chat.say("Once upon a time")
         == generate(base, ["Once upon a time"], max_new_tokens=10).texts[0]
     )
-    assert chat.lines[0].startswith("the base has no chat template")
+    assert chat.notices[0].startswith("the base has no chat template")
 
 
 def test_half_a_character_is_not_told(talking):
@@ -230,7 +230,7 @@ def test_half_a_character_is_not_told(talking):
 
 def test_generation_settings_of_the_base_that_are_not_used_are_named(tmp_path):
     def notices():
-        lines = generate(load_base(path), ["the cat"], max_new_tokens=2).lines
+        lines = generate(load_base(path), ["the cat"], max_new_tokens=2).notices
         return [line for line in lines if "generation settings" in line]
 
     made = tiny_model("llama")
@@ -256,7 +256,7 @@ def test_a_stop_string_of_the_base_ends_a_text_and_is_not_in_it(tmp_path, base):
     assert done.texts == [text.split(stop)[0] for text in free]
     assert stop in base.tokenizer.decode(done.tokens[0])
     assert len(done.tokens[0]) < 30
-    assert sum("cut after" in line for line in done.lines) == any(stop not in t for t in free)
+    assert sum("cut after" in line for line in done.notices) == any(stop not in t for t in free)
     assert [generate(stopped, [p], max_new_tokens=30).texts[0] for p in prompts] == done.texts
     pieces: list[str] = []
     (ids,) = prompt_ids([Rendered("prompt", (Segment(prompts[0], False),), False)], base.tokenizer)

@@ -126,7 +126,7 @@ def test_long_texts_are_cut_by_the_tokenizer_if_asked(trained, tmp_path):
     path = new_rows(tmp_path, [{"text": "cat " * 40}, {"text": "a cat"}])
     done = lorica.predict(trained / "run", {"path": path, "overlong": "truncate"})
     assert len(done.rows) == 2
-    assert any("lose their ends" in line for line in done.lines)
+    assert any("lose their ends" in line for line in done.notices)
 
 
 # What eval says of classes
@@ -269,7 +269,7 @@ def test_a_base_whose_head_gives_no_classes_gets_one_that_does(no_classes, train
         output=str(tmp_path / "run"),
         show=False,
     )
-    (notice,) = (line for line in run.lines if words in line)
+    (notice,) = (line for line in run.notices if words in line)
     assert "trained and saved whole" in notice
     done = lorica.predict(tmp_path / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
     assert done.labels == sorted(NAMES)

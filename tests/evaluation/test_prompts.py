@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorica.base.batching import Batching
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.base.thresholds import forget_lengths
 from lorica.evaluation.generate import Sampling, continue_ids
 from lorica.evaluation.prompts import batches, batching_for, left_notices
@@ -14,10 +14,10 @@ QUICK = ("phi3_longrope", "llama_dynamic", "rwkv", "jamba", "mamba2", "gpt2", "l
 EXACT = ("llama", "gpt2", "gemma3", "qwen3", "opt")  # share batches whatever their lengths
 
 
-def base(name: str) -> Base:
+def base(name: str) -> LoadedModel:
     model = tiny(name)
     forget_lengths(model)
-    return Base(model, tokenizer(), name)
+    return LoadedModel(model, tokenizer(), name)
 
 
 def prompts(*lengths: int) -> list[list[int]]:
@@ -25,7 +25,7 @@ def prompts(*lengths: int) -> list[list[int]]:
     return [torch.randint(5, 290, (n,), generator=draw).tolist() for n in lengths]
 
 
-def write(base: Base, some: list[list[int]], size: int):
+def write(base: LoadedModel, some: list[list[int]], size: int):
     return continue_ids(base, some, Sampling(max_new_tokens=9), stops=[], batch_size=size)
 
 
@@ -47,13 +47,13 @@ def test_prompts_of_any_length_share_a_batch_where_it_changes_nothing(name):
     size, found = batching_for(one, some, 3)
     assert (size, found.refused, found.shared) == (3, None, None)
     assert [len(b) for b in batches(some, [9] * 3, size, found)] == [3]
-    assert not any("one length" in line for line in write(one, some, 3).lines)
+    assert not any("one length" in line for line in write(one, some, 3).notices)
 
 
 def test_a_base_whose_batches_mix_rows_says_so():
     """transformers' RWKV adds up the states of a batch's rows."""
     for lengths in ((4, 11, 11), (11, 11)):
-        said = write(base("rwkv"), prompts(*lengths), 3).lines
+        said = write(base("rwkv"), prompts(*lengths), 3).notices
         assert any("one by one: RwkvForCausalLM mixes batched rows" in line for line in said)
     mixed = Batching(refused="It mixes left-padded rows")
     assert left_notices(3, mixed, prompts(4, 9), [9, 9]) == [
@@ -66,6 +66,6 @@ def test_texts_that_pass_a_threshold_are_said():
     done = write(base("phi3_longrope"), prompts(4, 20), 2)
     assert any(
         "where texts pass 24 tokens (original_max_position_embeddings)" in line
-        for line in done.lines
+        for line in done.notices
     )
-    assert len(write(base("phi3_longrope"), prompts(4, 9), 2).lines) == 2
+    assert len(write(base("phi3_longrope"), prompts(4, 9), 2).notices) == 2

@@ -75,7 +75,7 @@ def test_base_beside_adapter(base, adapter, stories, rows):
     assert loss.difference.value == pytest.approx(loss.adapter.value - loss.base.value)
     assert [s.where for s in report.samples] == [f"rows.jsonl:{n}" for n in (1, 7, 13, 19)]
     assert report.samples[1].wanted != report.samples[1].adapter
-    assert any("cannot be verified" in line for line in report.lines)
+    assert any("cannot be verified" in line for line in report.notices)
 
 
 def test_losses_are_those_of_scoring_and_of_the_base_alone(base, adapter, stories, rows):
@@ -150,7 +150,7 @@ def test_samples_and_json_and_the_printed_table(adapter, stories, rows):
     text = out.getvalue()
     for word in ("exact match", "perplexity", "better", "rows.jsonl:1", "6 rows are few", "points"):
         assert word in text
-    assert all(line in text for line in report.lines)
+    assert all(line in text for line in report.notices)
 
 
 def test_one_row_has_no_interval_and_shows_no_difference(adapter, stories, rows):
@@ -188,7 +188,7 @@ def test_rows_that_the_context_cuts_are_not_asked_and_named(stories, rows):
     )
     assert report.rows == 4
     assert report["exact_match"].rows == 3
-    assert any("leaves out 1 rows" in line and "rows.jsonl:4" in line for line in report.lines)
+    assert any("leaves out 1 rows" in line and "rows.jsonl:4" in line for line in report.notices)
 
 
 def test_chat_rows_are_compared_without_their_end_of_turn(base, rows, monkeypatch):
@@ -236,9 +236,9 @@ def test_a_classifier_is_measured_by_its_own_classes(stories, rows, tmp_path):
         evaluate(str(stories), rows(labelled))
     alike = [{"text": texts[0], "label": name} for name in ("sad", "glad")]
     same = evaluate(tmp_path / "adapter", rows(alike * 4))
-    told = [line for line in same.lines if "tells no classes apart" in line]
+    told = [line for line in same.notices if "tells no classes apart" in line]
     assert len(told) == 1 and f"takes all 8 rows for {guess[0]}" in told[0]
-    assert not any("tells no classes apart" in line for line in report.lines)
+    assert not any("tells no classes apart" in line for line in report.notices)
     lorica.merge(base.model)
     base.model.save_pretrained(tmp_path / "merged")
     base.tokenizer.save_pretrained(tmp_path / "merged")

@@ -110,7 +110,7 @@ def test_components_that_are_zero_are_left_out_and_so_are_layers(tmp_path):
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 4, False)
     assert config["rank_pattern"] == config["alpha_pattern"]
     assert config["rank_pattern"] == {s: 1 for s in report.ranks if "layers.0" in s}
-    assert any("2 more do nothing" in line for line in report.lines)
+    assert any("2 more do nothing" in line for line in report.notices)
     fresh = stories()
     lorica.load(fresh, tmp_path / "out")
     near(logits(fresh), want)
@@ -167,7 +167,7 @@ def test_a_rank_of_choice_is_measured(tmp_path):
         fresh = stories()
         lorica.load(fresh, tmp_path / str(rank))
         seen.append((max(report.errors.values()), report.kl, (logits(fresh) - want).abs().max()))
-        assert any(f"{report.lost:.2%}" in line for line in report.lines)
+        assert any(f"{report.lost:.2%}" in line for line in report.notices)
     assert seen[0] > seen[1] > seen[2]
     assert all(a > b for a, b in zip(seen[0], seen[2], strict=True))
     near(logits(fresh), want)
@@ -291,7 +291,7 @@ def test_a_folder_keeps_its_base_its_tokenizer_and_its_classes(shared, tmp_path)
     lorica.export_lora(tmp_path / "in", tmp_path / "out", rank=64)
     again = open_adapter(tmp_path / "out")
     assert (again.path, again.labels) == (str(stories), ["good", "bad"])
-    assert again.lines == base.lines  # of the loader: the head is new; none of the adapter's
+    assert again.notices == base.notices  # of the loader: the head is new; none of the adapter's
     near(logits(again.model), logits(base.model))
     notes = [json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("in", "out")]
     assert notes[0]["base"] == notes[1]["base"]

@@ -59,7 +59,7 @@ def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
     torch.testing.assert_close(logits, expected["logits_adapter"], atol=1e-4, rtol=1e-4)
     head, embedding = model.lm_head.weight, model.model.embed_tokens.weight
     assert (head.data_ptr() == embedding.data_ptr()) == tied
-    assert any(line.startswith("untied") for line in report.lines) == (not tied)
+    assert any(line.startswith("untied") for line in report.notices) == (not tied)
     assert report.max_difference < 1e-3 < report.max_effect
     assert report.lost == 0
 
@@ -200,7 +200,7 @@ def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     for target, report in reports.items():
         assert (report.target, report.quantisation) == (target, kind)
         assert json.loads((tmp_path / target / NOTE).read_text())["target"] == target
-        assert any(kind in line or "original" in line for line in report.lines)
+        assert any(kind in line or "original" in line for line in report.notices)
     merged, float_ = (
         load_file(tmp_path / t / "model.safetensors") for t in ("dequant", "original")
     )
@@ -246,7 +246,7 @@ def test_a_float_base_has_no_target(reference, stories, tmp_path):
         quantisation="none",
     )
     assert (report.target, report.quantisation, report.lost) == (None, None, 0)
-    assert any("same but quantised" in line for line in report.lines)
+    assert any("same but quantised" in line for line in report.notices)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_the_base_is_found_where_the_manifest_says(saved, stories):
     want, path = saved
     base = open_adapter(path)
     assert torch.equal(base.model(IDS).logits, want)
-    assert base.lines == []
+    assert base.notices == []
     assert base.path == str(stories)
     assert base.tokenizer.get_vocab()
 
@@ -48,7 +48,7 @@ def test_a_folder_of_peft_says_where_its_base_is(saved, stories):
     (path / "manifest.json").unlink()
     base = open_adapter(path)
     assert torch.equal(base.model(IDS).logits, want)
-    (line,) = base.lines
+    (line,) = base.notices
     assert "cannot be verified" in line
 
 

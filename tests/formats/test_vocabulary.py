@@ -72,7 +72,7 @@ def test_new_tokens_and_their_rows_come_with_the_adapter(base, tmp_path, way):
         got = opened.model(input_ids=ids).logits
     torch.testing.assert_close(got.cpu(), want, atol=1e-5, rtol=1e-5)
     assert opened.tokenizer.chat_template == TEMPLATE
-    notices = " ".join(opened.lines)
+    notices = " ".join(opened.notices)
     assert "new: <|a|>, <|b|>" in notices and "the embedding has 2,050 rows" in notices
     assert "chat template is the adapter's" in notices
 

@@ -34,8 +34,8 @@ def test_classifier_learns_saves_and_reloads(shared, stories, tmp_path):
         output=str(tmp_path / "run"),
         show=False,
     )
-    assert any("padded" in line for line in result.lines)
-    assert any("score" in line for line in result.lines)
+    assert any("padded" in line for line in result.notices)
+    assert any("score" in line for line in result.notices)
     first = open_adapter(result.folder)
     second = open_adapter(result.folder)
     assert first.labels == ["neg", "pos"]
@@ -81,9 +81,9 @@ def test_the_base_has_the_same_figures_alone_and_beside_its_run(labels, tmp_path
     assert open_adapter(result.folder).labels == ["zebra", "ant"]
     for name in ("accuracy", "loss"):
         assert beside[name].base == alone[name].base
-    assert not any("new, trained" in line for line in result.lines)
+    assert not any("new, trained" in line for line in result.notices)
     plain = all(str(label).strip() in ("zebra", "ant") for label in labels)
-    assert any("labels are read as" in line for line in result.lines) is not plain
+    assert any("labels are read as" in line for line in result.notices) is not plain
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_other_classes_are_a_fresh_head_by_notice(labels, classes, tmp_path):
     rows = write(tmp_path / "rows.jsonl", labels)
     result = trained(base, rows, tmp_path / "run")
     assert open_adapter(result.folder).labels == classes
-    assert any("not those of the rows" in line for line in result.lines)
+    assert any("not those of the rows" in line for line in result.notices)
     with pytest.raises(DataError, match="not those that the model knows"):
         lorica.evaluate(base, rows)
 

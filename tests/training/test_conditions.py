@@ -55,7 +55,7 @@ def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
     texts = generate(opened, ["Once cat"] * 3, conditions=told, max_new_tokens=8).texts
     again = generate(opened, ["Once cat"], conditions=told[1:2], max_new_tokens=8).texts
     assert texts[1:2] == again
-    assert not any("not used" in line for line in result.lines)
+    assert not any("not used" in line for line in result.notices)
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch
     assert farthest(plain, adapter(kept.folder)) < 1e-6
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
     padded = run(stories, tmp_path / "c", **changed)
-    assert any("padded" in line for line in padded.lines)
+    assert any("padded" in line for line in padded.notices)
     assert farthest(plain, adapter(padded.folder)) < ROUNDING
 
 
@@ -116,7 +116,7 @@ def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
     with given(opened.model, ["write of cats"]):  # the base need not read it again
         assert opened.model(ids).logits.isfinite().all()
     done = generate(opened, ["Once"], conditions=["write of fish"], max_new_tokens=3)
-    assert any("write of fish" in line for line in done.lines)
+    assert any("write of fish" in line for line in done.notices)
 
 
 @pytest.mark.parametrize(

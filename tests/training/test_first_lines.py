@@ -47,10 +47,10 @@ def test_rows_that_a_run_was_trained_on_are_named(rows, tmp_path, capsys):
     with new.open("a") as file:
         file.write(json.dumps({"prompt": "Say more. ", "completion": "No."}) + "\n")
     report = lorica.evaluate(done.folder, str(new), exact_match=False)
-    assert any(line.startswith("1 of 2 rows are rows that the run was") for line in report.lines)
+    assert any(line.startswith("1 of 2 rows are rows that the run was") for line in report.notices)
     new.write_text(new.read_text().splitlines()[1] + "\n")
     report = lorica.evaluate(done.folder, str(new), exact_match=False)
-    assert not any("was trained on" in line for line in report.lines)
+    assert not any("was trained on" in line for line in report.notices)
 
 
 def sparse(path, size):
@@ -106,7 +106,7 @@ def test_an_evaluation_of_a_run_without_its_rows_gives_its_figures(trained, tmp_
     run = shutil.copytree(trained / "run", tmp_path / "run")
     DAMAGED["no multiple of 8"](run / "rows.sha")
     report = lorica.evaluate(run, str(trained / "rows.jsonl"), exact_match=False, limit=2)
-    assert report.measures and any("99 bytes, and" in line for line in report.lines)
+    assert report.measures and any("99 bytes, and" in line for line in report.notices)
 
 
 def test_a_first_loss_above_a_guess_is_named():

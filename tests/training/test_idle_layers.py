@@ -33,7 +33,7 @@ def train(tmp_path: Path, name: str, **settings: object):
 @pytest.mark.parametrize("name", IDLE)
 def test_a_layer_whose_weight_is_taken_without_a_call_is_left_out(name, tmp_path):
     done = train(tmp_path, name)
-    assert any("text does not go through" in line and IDLE[name] in line for line in done.lines)
+    assert any("text does not go through" in line and IDLE[name] in line for line in done.notices)
     manifest = json.loads((done.folder / "adapter/manifest.json").read_text())
     assert manifest["targets"]["exclude_modules"]
 
@@ -90,4 +90,4 @@ def test_a_base_that_draws_at_random_in_training_is_said(dropout, tmp_path):
             show=False,
             output=str(tmp_path / "run"),
         )
-        assert any("draws at random in training" in line for line in done.lines)
+        assert any("draws at random in training" in line for line in done.notices)

@@ -28,7 +28,7 @@ def test_the_new_run_begins_where_the_other_ended(first, tmp_path):
     )
     before, after = (r.figures["held_out_loss"] for r in (again, first))
     assert before["before"] == pytest.approx(after["after"], rel=1e-5)
-    assert any("begins with the adapter" in line for line in again.lines)
+    assert any("begins with the adapter" in line for line in again.notices)
     assert not same(adapter(again.folder), adapter(first.folder))
 
 
@@ -134,7 +134,7 @@ def test_a_head_whose_classes_have_no_names_must_have_as_many(classifier, tmp_pa
     other = shutil.copytree(run / "adapter", tmp_path / "adapter")
     (other / "manifest.json").unlink()
     again = classified(base, tmp_path, ["ape", "cat", "dog"], init_from=str(other))
-    assert any("does not name its classes" in line for line in again.lines)
+    assert any("does not name its classes" in line for line in again.notices)
     with pytest.raises(ConfigError, match="3 classes without names"):
         classified(base, tmp_path / "b", ["cat", "dog"], init_from=str(other))
 
@@ -144,7 +144,7 @@ def test_another_prompt_format_is_noticed(first, tmp_path):
     plain = lorica.train(
         **settings(BASE, tmp_path, max_steps=1, init_from=str(first.folder)), show=False
     )
-    assert not any("was trained with" in line for line in plain.lines)
+    assert not any("was trained with" in line for line in plain.notices)
     rows["prompt_template"] = "Q: {{ prompt }} A:"
     told = lorica.train(
         **settings(
@@ -157,4 +157,4 @@ def test_another_prompt_format_is_noticed(first, tmp_path):
         ),
         show=False,
     )
-    assert any("trained with plain prompts" in line for line in told.lines)
+    assert any("trained with plain prompts" in line for line in told.notices)

@@ -27,7 +27,7 @@ def test_the_methods_own_rate_is_taken_and_named(stories, tmp_path, method, opti
         show=False,
     )
     words = {"adamw": "AdamW", "sgd": "SGD"}[optimizer]
-    assert any(line.startswith(NOTICE.format(f"{rate:g}", method, words)) for line in run.lines)
+    assert any(line.startswith(NOTICE.format(f"{rate:g}", method, words)) for line in run.notices)
     assert {e["lr"] for e in read_events(run.folder) if e["event"] == "step"} == {rate}
     kept = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert kept["learning_rate"] == rate, "so that a later version of lorica goes on with it"
@@ -35,7 +35,7 @@ def test_the_methods_own_rate_is_taken_and_named(stories, tmp_path, method, opti
 
 def test_a_rate_that_is_given_is_kept_and_not_explained(stories, tmp_path):
     run = lorica.train(**settings(stories, tmp_path / "run", learning_rate=3e-3), show=False)
-    assert not any("learning rate" in line for line in run.lines)
+    assert not any("learning rate" in line for line in run.notices)
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_runs_at_once_take_their_own(stories, tmp_path):
     )
     for result, rate in zip(results, (0.007, 0.01), strict=True):
         assert {e["lr"] for e in read_events(result.folder) if e["event"] == "step"} == {rate}
-        assert any(f"learning rate {rate:g}" in line for line in result.lines)
+        assert any(f"learning rate {rate:g}" in line for line in result.notices)
 
 
 def test_a_recipe_may_ask_for_it_by_null(tmp_path):

@@ -41,7 +41,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, mon
     )
     assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
     said = "the memory was full at step 1: 2 rows at a time go through the model, not 8"
-    assert said in halved.lines
+    assert said in halved.notices
     assert said in json.loads((halved.folder / "results.json").read_text())["lines"]
     assert said in (halved.folder / "events.jsonl").read_text()
 

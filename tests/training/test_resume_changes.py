@@ -426,7 +426,7 @@ def test_a_finished_run_can_be_longer(tmp_path, schedule):
     done = lorica.train(**settings(base, tmp_path, max_steps=4, **plain), show=False)
     longer = lorica.train(resume=done.folder, max_steps=6, save_steps=5, show=False)
     assert longer.figures["steps"] == 6
-    assert any("begun for 4 steps and now ends after 6" in line for line in longer.lines)
+    assert any("begun for 4 steps and now ends after 6" in line for line in longer.notices)
     assert "max_steps: 6" in (done.folder / "config.yaml").read_text()
     assert steps(done.folder / "checkpoints")[-1].name == "step-00000006"
     whole = settings(base, tmp_path, max_steps=6, output=str(tmp_path / "whole"), **plain)
@@ -459,5 +459,5 @@ def test_another_machine_or_library_is_a_notice(cut, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr("lorica.training.resume.versions", lambda: {**versions(), "torch": "9"})
     result = lorica.train(resume=run, show=False)
-    (line,) = [line for line in result.lines if "may round otherwise" in line]
+    (line,) = [line for line in result.notices if "may round otherwise" in line]
     assert "threads" in line and "torch" in line

@@ -74,7 +74,7 @@ def test_padded_batches_give_the_packed_update(stories, tmp_path, monkeypatch):
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
     config = settings(stories, tmp_path / "b", learning_rate=2e-4)
     result = lorica.train(**config, show=False)
-    assert any("batches are padded: it was told so" in line for line in result.lines)
+    assert any("batches are padded: it was told so" in line for line in result.notices)
     assert farthest(plain, adapter(result.folder)) < ROUNDING
 
 
@@ -220,7 +220,7 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tm
     (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"path": str(tmp_path / "alike.jsonl"), "validation": 0}
     once = lorica.train(**settings(stories, tmp_path / "a", data=data, **changed), show=False)
-    assert any("is computed once" in line for line in once.lines)
+    assert any("is computed once" in line for line in once.notices)
     each = lorica.train(
         **settings(
             stories,
@@ -230,7 +230,7 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tm
         ),
         show=False,
     )
-    assert not any("is computed once" in line for line in each.lines)
+    assert not any("is computed once" in line for line in each.notices)
     assert farthest(adapter(once.folder), adapter(each.folder)) < ROUNDING
 
 
@@ -250,7 +250,7 @@ def test_rows_with_dropout_share_nothing(stories, tmp_path):
     data.write_text((json.dumps({"text": "Once there was a cat that ran far away."}) + "\n") * 9)
     changed = {"method": method, "data": {"path": str(data), "validation": 0}}
     done = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
-    assert not any("is computed once" in line for line in done.lines)
+    assert not any("is computed once" in line for line in done.notices)
 
 
 def test_a_state_space_model_is_not_packed():

@@ -65,7 +65,9 @@ def test_a_real_run_at_a_tiny_rate(stories, tmp_path, method, capsys):
     result = lorica.train(**settings(stories, tmp_path, **changed))
     assert "the training loss hardly moved" in capsys.readouterr().err, "it is printed"
     own = lorica.method(method).rates[0]
-    assert any("hardly moved" in n and f"own is {own:g}" in n for n in result.lines), result.lines
-    assert result.figures["lines"] == result.lines
+    assert any("hardly moved" in n and f"own is {own:g}" in n for n in result.notices), (
+        result.notices
+    )
+    assert result.figures["lines"] == result.notices
     fine = settings(stories, tmp_path / "b", **changed | {"learning_rate": own})
-    assert not any("hardly moved" in n for n in lorica.train(**fine, show=False).lines)
+    assert not any("hardly moved" in n for n in lorica.train(**fine, show=False).notices)

@@ -173,7 +173,7 @@ def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
     )
     assert (result.figures["steps"], result.figures["adapter_step"]) == (4, 2)
     assert result.figures["held_out_loss"] == {"before": 3.0, "after": 1.0}
-    assert any("step 2, the best" in line for line in result.lines)
+    assert any("step 2, the best" in line for line in result.notices)
     kept = adapter(result.folder)["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
     assert torch.equal(kept, seen[2]["model.layers.0.self_attn.q_proj.b"])
 

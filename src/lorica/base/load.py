@@ -39,12 +39,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
-class Base:
+class LoadedModel:
     """A frozen model with its tokenizer.
 
     path: what was asked for: a folder, a hub id, or "bundled".
     labels: the classes of a sequence classifier; None for a language model.
-    lines: named lines on what the loader noticed.
+    notices: sentences for the user on what the loader noticed.
     head: what is fresh of a classifier's head, and what of it is trained whole.
     prompt_format: how the rows of its adapter were put into words; None: not recorded.
     """
@@ -53,7 +53,7 @@ class Base:
     tokenizer: Any
     path: str
     labels: list[str] | None = None
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     head: Head = field(default_factory=Head)
     prompt_format: PromptFormat | None = None
 
@@ -76,7 +76,7 @@ def load(
     labels: list[str] | None = None,
     quantisation: str | None = None,
     double_quantisation: bool = True,
-) -> Base:
+) -> LoadedModel:
     """The base at `path`, frozen and in eval mode, on the accelerator if there is one.
 
     dtype: "float32" or "bfloat16": of what is computed, and of the layers that are not packed.
@@ -140,13 +140,13 @@ def load(
     check_token_ids(path, model)
     check_runs(path, model)
     forget_lengths(model)
-    base = Base(model.eval().requires_grad_(False), text, path, labels, head=head)
-    base.lines += [*lines, *quantised_model.said(model)]
+    base = LoadedModel(model.eval().requires_grad_(False), text, path, labels, head=head)
+    base.notices += [*lines, *quantised_model.said(model)]
     if device is None and (slow := why_slow(DTYPES[dtype])):
-        base.lines.append(slow)
+        base.notices.append(slow)
     if text.pad_token_id is None:
         text.pad_token = text.eos_token
-    base.lines += fit_padding(model, text)
+    base.notices += fit_padding(model, text)
     if labels is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = text.pad_token_id
     if labels is None:

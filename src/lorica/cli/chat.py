@@ -69,7 +69,7 @@ def chat(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
     talk = Chat(model, system=system, sampling=sampling, condition=condition)
-    _aside([*model.lines, *talk.lines, HELP])
+    _aside([*model.notices, *talk.notices, HELP])
     while (said := _ask()) not in (None, "/quit", "/exit"):
         if said == "/reset":
             talk = Chat(model, system=system, sampling=sampling, condition=condition)
@@ -87,7 +87,7 @@ def _ask() -> str | None:
 
 def _answer(talk: "Chat", said: str) -> None:
     """Write the answer as it comes. A message that cannot be answered does not end the talk."""
-    told = len(talk.lines)
+    told = len(talk.notices)
     try:
         talk.say(said, on_text=lambda text: print(text, end="", flush=True))
     except DataError as error:
@@ -95,7 +95,7 @@ def _answer(talk: "Chat", said: str) -> None:
     except KeyboardInterrupt:
         _aside(["(stopped; the message is not kept)"])
     print()
-    _aside(talk.lines[told:])
+    _aside(talk.notices[told:])
 
 
 def _aside(lines: list[str]) -> None:

@@ -92,7 +92,7 @@ def evaluate(
         try:
             record(report, path)
         except ResourceError as error:  # a run of someone else's, or on a read-only disk
-            report.lines.append(f"these figures are not kept in the run: {error.what}")
+            report.notices.append(f"these figures are not kept in the run: {error.what}")
     if predictions is not None:
         write(predictions, report.predictions)
     if json:

@@ -55,4 +55,4 @@ def export(
     if json:
         print_json(report.as_dict())
         return
-    print(*report.lines, f"the LoRA is in {output}", sep="\n")
+    print(*report.notices, f"the LoRA is in {output}", sep="\n")

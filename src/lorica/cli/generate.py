@@ -80,7 +80,7 @@ def generate(
         chat=chat,
         conditions=condition,
     )
-    lines = [*model.lines, *done.lines]
+    lines = [*model.notices, *done.notices]
     figures = {
         "seconds": round(done.seconds, 3),
         "tokens": sum(map(len, done.tokens)),

@@ -72,4 +72,4 @@ def merge(
     if json:
         print_json(report.as_dict())
         return
-    print(*report.lines, f"the merged model is in {output}", sep="\n")
+    print(*report.notices, f"the merged model is in {output}", sep="\n")

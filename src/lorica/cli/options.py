@@ -11,7 +11,7 @@ from lorica import plain_files
 from lorica.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lorica.base.load import Base
+    from lorica.base.load import LoadedModel
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 """An option without a value."""
@@ -93,7 +93,7 @@ def open_model(
     dtype: str | None,
     allow_base: Grade | None,
     quantisation: Quantisation | None = None,
-) -> "Base":
+) -> "LoadedModel":
     """The model that a command works on: an adapter on its base, or a base alone.
 
     path: a run, an adapter, or a base; None: `base` alone.

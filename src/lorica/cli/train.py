@@ -61,7 +61,7 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         return  # one process of several speaks
     if not result.figures:
-        print(*result.lines, sep="\n")
+        print(*result.notices, sep="\n")
         return
     if json:
         print_json(_plain(result))
@@ -95,7 +95,7 @@ def _train_each(plain: list[str], flags: dict[str, Any], resume: Path | None, js
 
 
 def _plain(result: "Result") -> dict[str, Any]:
-    return {"folder": str(result.folder), **result.figures, "lines": result.lines}
+    return {"folder": str(result.folder), **result.figures, "lines": result.notices}
 
 
 def summary(figures: dict[str, Any]) -> str:

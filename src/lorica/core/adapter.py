@@ -17,7 +17,7 @@ from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError, closest
 from lorica.registry import Named
 
-Base = Callable[[Tensor], Tensor]
+BaseLayer = Callable[[Tensor], Tensor]
 Rates = tuple[float, float, float]
 """Default learning rates: AdamW on bases of hidden size 64 and 4096, and SGD; see core.rates."""
 
@@ -40,7 +40,7 @@ class Adapter(nn.Module):
     def before(self, x: Tensor) -> Tensor:
         return x
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         return y
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, cat, nn
 
-from lorica.core.adapter import Adapter, Base, acts
+from lorica.core.adapter import Adapter, BaseLayer, acts
 from lorica.errors import ConfigError
 
 Line = tuple[tuple[str, int], ...]
@@ -29,7 +29,7 @@ def before_along(line: Line, port: Any, x: Tensor) -> Tensor:
     return cat([acting[n].before(part) if n in acting else part for (n, _), part in parts], dim=1)
 
 
-def after_along(line: Line, port: Any, x: Tensor, y: Tensor, base: Base) -> Tensor:
+def after_along(line: Line, port: Any, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
     """y (1, T, O), each part of it through `Adapter.after`. base: the layer without adapters."""
     acting = _acting(line, port)
     if not any(acts(adapter, "after") for adapter in acting.values()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core import attention
-from lorica.core.adapter import Adapter, Base, Method, acts
+from lorica.core.adapter import Adapter, BaseLayer, Method, acts
 from lorica.core.blocks import Choice, innermost
 from lorica.core.draws import Seed, at_site, drawing
 from lorica.core.line import Line, after_along, before_along
@@ -120,7 +120,7 @@ class Port(nn.ModuleDict):
     def acting(self) -> list[Adapter]:
         return [self[name] for name in self.switch.acting if name in self]  # type: ignore[misc]
 
-    def after_of(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after_of(self, name: str, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         """`Adapter.after` of one adapter, drawing from its own seed if it has one."""
         adapter: Adapter = self[name]  # type: ignore[assignment]
         if name not in self.switch.seeds:
@@ -158,7 +158,7 @@ class Port(nn.ModuleDict):
         return Site(name, module, self.kind, self.in_features, self.out_features, self.transposed)
 
 
-def onion(adapters: Sequence[Adapter], x: Tensor, base: Base) -> Tensor:
+def onion(adapters: Sequence[Adapter], x: Tensor, base: BaseLayer) -> Tensor:
     """The adapted layer, written out: the definition the hooks must agree with."""
     for adapter in adapters:
         x = adapter.before(x)

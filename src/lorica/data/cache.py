@@ -85,7 +85,7 @@ class Entry:
 
     def __init__(self, path: Path):
         self.path = path
-        self.lines: list[str] = []
+        self.notices: list[str] = []
         self._staging: Path | None = None
 
     def read(self) -> Store | None:
@@ -96,7 +96,7 @@ class Entry:
             found = store.opened(self.path)
             os.utime(self.path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self.lines.append(f"the cached rows in {self.path} are damaged ({error}); made anew")
+            self.notices.append(f"the cached rows in {self.path} are damaged ({error}); made anew")
             shutil.rmtree(self.path, ignore_errors=True)
             return None
         return found

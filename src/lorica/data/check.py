@@ -18,7 +18,7 @@ from rich.text import Text
 from lorica.data.config import DataConfig
 from lorica.data.examples import Examples
 from lorica.data.fit import limit_of, policy_of
-from lorica.data.load import assemble, gather, notices
+from lorica.data.load import assemble, gather, notices_of
 from lorica.data.split import repeated
 from lorica.data.store import Store
 from lorica.data.tokenise import Example
@@ -66,7 +66,7 @@ class Report:
     unlearned: int
     duplicates: int
     samples: list[Sample]
-    lines: list[str]
+    notices: list[str]
     problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def check(
         data = assemble(files, tokenizer, seed=seed, limit=limit)
         for part in (data.train, data.validation):
             usable(part)
-        train, validation, lines = len(data.train), len(data.validation), data.lines
+        train, validation, lines = len(data.train), len(data.validation), data.notices
         trained = np.concatenate([side.lengths for side in (data.train, data.validation)])
     except DataError as error:
         problems.append(str(error))
@@ -105,7 +105,7 @@ def check(
         lines = [
             f"{Path(config.path).name}: {line}"
             for config, store in zip(files.configs, files.stores, strict=True)
-            for line in notices(store)
+            for line in notices_of(store)
         ]
     policy = policy_of(config)
     lengths, labels = examples.lengths, examples.labels
@@ -135,7 +135,7 @@ def check(
         unlearned=0 if store.kind == "label" else int((labels == 0).sum()),
         duplicates=repeated(store),
         samples=[sample(example, tokenizer, files.labels) for example in samples],
-        lines=lines,
+        notices=lines,
         problems=problems,
     )
 
@@ -204,7 +204,7 @@ def show(report: Report, console: Console) -> None:
     console.print(_bars(report.histogram))
     for one in report.samples:
         console.print(_row(one))
-    for line in report.lines:
+    for line in report.notices:
         console.print(Text(f"note: {line}", style="yellow"))
     for problem in report.problems:
         console.print(Text(f"problem: {problem}", style="red"))

@@ -15,7 +15,7 @@ class Fitted:
     examples: Examples
     overlong: int  # rows that were longer than the limit
     unlearned: int  # rows without a label token, and so dropped
-    lines: list[str]
+    notices: list[str]
 
 
 def limit_of(config: DataConfig, max_length: int | None) -> int | None:

@@ -26,7 +26,7 @@ class Data:
     train: Examples
     validation: Examples
     labels: list[str] | None  # names of the classes, when the rows have one
-    lines: list[str]
+    notices: list[str]
     digest: str  # sha256 of the files' bytes, or of the rows
     prompt_format: PromptFormat | None = None  # of the training file; None for classes
 
@@ -39,7 +39,7 @@ class Files:
     stores: list[Store]
     labels: list[str] | None
     classes: list[np.ndarray | None]  # of each store: the class of each of its labels
-    lines: list[str] = field(default_factory=list)  # on how labels name classes
+    notices: list[str] = field(default_factory=list)  # on how labels name classes
 
 
 def load(
@@ -103,29 +103,29 @@ def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> D
     Raises: DataError for overlong rows under `raise`, and if nothing is to be learned.
     """
     sides: list[Examples] = []
-    lines: list[str] = []
+    notices: list[str] = []
     for config, store, classes in zip(files.configs, files.stores, files.classes, strict=True):
         whole = Examples.whole(store)
         if classes is not None:
             whole = replace(whole, classes=classes, cut=partial(class_cut, tokenizer=tokenizer))
         fitted = fit(whole, config, limit)
         sides.append(fitted.examples)
-        found = [*notices(store), *files.lines, *fitted.lines]
-        lines += [f"{Path(config.path).name}: {line}" for line in found]
+        found = [*notices_of(store), *files.notices, *fitted.notices]
+        notices += [f"{Path(config.path).name}: {line}" for line in found]
     share = files.configs[0].validation
     if not isinstance(share, str):
         sides = [*part(sides[0], share, seed)]
     train, held = sides
-    lines += [*look_alikes(files.labels or ()), *unmatched(train, held, files.labels)]
+    notices += [*look_alikes(files.labels or ()), *unmatched(train, held, files.labels)]
     digests = [store.meta["digest"] for store in files.stores]
     digest = digests[0]
     if len(digests) > 1:
         digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     form = from_dict(files.stores[0].meta["prompt_format"], files.configs[0].path)
-    return Data(train, held, files.labels, lines, digest, form)
+    return Data(train, held, files.labels, notices, digest, form)
 
 
-def notices(store: Store) -> list[str]:
+def notices_of(store: Store) -> list[str]:
     """What there is to say about the rows of a file, before they are fitted."""
     return [*store.meta["lines"], *repetitions(store)]
 

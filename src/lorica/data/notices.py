@@ -62,7 +62,7 @@ class Notices:
             tally.last = told.last
 
     @property
-    def lines(self) -> list[str]:
+    def texts(self) -> list[str]:
         return [_line(sentence, tally) for sentence, tally in self.about.items()]
 
 

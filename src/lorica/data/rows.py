@@ -44,7 +44,7 @@ def stored(
                 if (found := entry.read()) is not None:
                     _check_kind(config, found.kind, kind)
                     return found
-                lines = entry.lines
+                lines = entry.notices
             except OSError as error:
                 lines, entry = [_without_cache(error)], None
         found, more = _tokenised(source, digest, tokenizer, kind, texts, seed, entry)
@@ -118,10 +118,10 @@ def _fill(writer: Writer, source: Source, shaped: Shape, tokenizer: Any) -> dict
         for rows, encoded in _ahead(_rendered(source, renderer), tokeniser.encoded):
             writer.add(rows, tokeniser.framed(rows, encoded))
             bar.update(source.done, f"{writer.rows:,} rows")
-    lines = [*source.notices.lines, *shaped.lines, *renderer.finish()]
+    lines = [*source.notices.texts, *shaped.notices, *renderer.finish()]
     form = renderer.prompt_format()
     return {
-        "lines": [*lines, *tokeniser.lines()],
+        "lines": [*lines, *tokeniser.notices()],
         "prompt_format": None if form is None else form.as_dict(),
     }
 

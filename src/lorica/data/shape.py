@@ -62,7 +62,7 @@ class Shape:
 
     kind: str
     columns: dict[str, str]  # our names to those in the file, of the kind's columns
-    lines: list[str]
+    notices: list[str]
 
     def apply(self, row: Row) -> Row:
         """The row's fields under our names, only those of the shape."""

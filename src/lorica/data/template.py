@@ -32,7 +32,7 @@ class Rendering:
 
     kind: str
     rows: list[Rendered]
-    lines: list[str]
+    notices: list[str]
 
 
 def render(rows: list[Row], config: DataConfig, tokenizer: Any) -> Rendering:
@@ -43,7 +43,7 @@ def render(rows: list[Row], config: DataConfig, tokenizer: Any) -> Rendering:
     shaped = shape(columns_of(rows, config), config)
     renderer = Renderer(shaped, config, tokenizer)
     found = renderer.write(rows)
-    return Rendering(shaped.kind, found, [*shaped.lines, *renderer.finish()])
+    return Rendering(shaped.kind, found, [*shaped.notices, *renderer.finish()])
 
 
 class Renderer:
@@ -111,7 +111,7 @@ class Renderer:
                 rows=str(self._without),
                 fix="give one to every row, or to none",
             )
-        return self.notices.lines
+        return self.notices.texts
 
     def prompt_format(self) -> PromptFormat | None:
         """How the rows that were written are put into words; None for rows with classes."""

@@ -53,7 +53,7 @@ def load_texts(
     whole = Examples.whole(writer.store({"kind": "label"}))
     fitted = fit(replace(whole, cut=partial(class_cut, tokenizer=tokenizer)), config, limit)
     told = [labels[example.where] for example in fitted.examples]
-    notices = [*source.notices.lines, *fitted.lines, *tokeniser.lines()]
+    notices = [*source.notices.texts, *fitted.notices, *tokeniser.notices()]
     return fitted.examples, [None if one is None else str(one).strip() for one in told], notices
 
 

@@ -118,7 +118,7 @@ class Tokeniser:
         ends = accumulate(map(len, pieces))
         return Encoded([i for piece in pieces for i in piece], [0, *ends], apart=True)
 
-    def lines(self) -> list[str]:
+    def notices(self) -> list[str]:
         """Notices about all rows."""
         lines = []
         if self._apart:
@@ -132,7 +132,7 @@ class Tokeniser:
             lines.append(
                 f"{self._twice.count} rows began with BOS twice; once is kept: {self._twice}"
             )
-        return lines + self._unwritten.lines()
+        return lines + self._unwritten.notices()
 
     def _row(self, row: Rendered, encoded: Encoded) -> Tokens:
         ids, cuts = encoded.ids, encoded.cuts
@@ -181,8 +181,8 @@ class ClassTokeniser:
         self._unwritten.add(rows, [row.text for row in rows])
         return [Tokens(one.ids, []) for one in encoded]
 
-    def lines(self) -> list[str]:
-        return self._unwritten.lines()
+    def notices(self) -> list[str]:
+        return self._unwritten.notices()
 
 
 def class_cut(ids: list[int], limit: int, tokenizer: Any) -> list[int]:

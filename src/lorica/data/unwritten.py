@@ -36,7 +36,7 @@ class Unwritten:
                 if not lost.isdisjoint(text):
                     self._rows.add(row.where)
 
-    def lines(self) -> list[str]:
+    def notices(self) -> list[str]:
         if not self._lost:
             return []
         shown = " ".join(sorted(self._lost)[:12]) + (" ..." if len(self._lost) > 12 else "")

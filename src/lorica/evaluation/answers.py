@@ -7,7 +7,7 @@ prompt is tokenised as in training, and the template's end-of-turn is cut from b
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.condition import conditioned
 from lorica.data.rendered import Rendered
 from lorica.data.tokenise import Example, Texts, prompt_ids
@@ -48,16 +48,16 @@ class Quiz:
     """All rows that can be asked.
 
     max_new_tokens: most tokens of an answer.
-    lines: named lines on rows that cannot be asked.
+    notices: sentences for the user on rows that cannot be asked.
     """
 
     questions: list[Question]
     max_new_tokens: int
     stops: list[int]
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
-def quiz(base: Base, examples: Sequence[Example], max_new_tokens: int | None = None) -> Quiz:
+def quiz(base: LoadedModel, examples: Sequence[Example], max_new_tokens: int | None = None) -> Quiz:
     """The questions in `examples`; none where the rows are plain text.
 
     max_new_tokens: by default the longest reference and a few tokens more.
@@ -82,7 +82,7 @@ def quiz(base: Base, examples: Sequence[Example], max_new_tokens: int | None = N
     return Quiz([q for q, _ in kept], max_new_tokens or longest + SPARE, stops, lines)
 
 
-def take(base: Base, asked: Quiz, *, batch_size: int = 16) -> tuple[list[str], list[str]]:
+def take(base: LoadedModel, asked: Quiz, *, batch_size: int = 16) -> tuple[list[str], list[str]]:
     """The model's greedy answers, as they are compared; and named lines on those cut short."""
     if not asked.questions:
         return [], []
@@ -95,10 +95,10 @@ def take(base: Base, asked: Quiz, *, batch_size: int = 16) -> tuple[list[str], l
         conditions=conditions_of(base, [question.row for question in asked.questions]),
     )
     pairs = zip(asked.questions, done.texts, strict=True)
-    return [question.answer(text) for question, text in pairs], done.lines
+    return [question.answer(text) for question, text in pairs], done.notices
 
 
-def conditions_of(base: Base, rows: Sequence[Rendered]) -> list[str] | None:
+def conditions_of(base: LoadedModel, rows: Sequence[Rendered]) -> list[str] | None:
     """The condition of each row, if the active adapter takes one."""
     told = [row.condition for row in rows if row.condition is not None]
     return told if told and conditioned(base.model) else None

@@ -6,7 +6,7 @@ without an adapter, or an adapter of which nothing is recorded, is asked through
 
 from typing import Any
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.data.chat import ChatTemplate, chat_templates
 from lorica.data.prompt_format import PromptFormat
 from lorica.data.prompts import ALPACA, alpaca_prompt, prompts
@@ -16,7 +16,7 @@ from lorica.data.tokenise import Texts
 from lorica.errors import DataError
 
 
-def format_of(base: Base) -> PromptFormat:
+def format_of(base: LoadedModel) -> PromptFormat:
     """How `base` is asked: as it was trained; else by its chat template; else by plain prompts."""
     if base.prompt_format is not None:
         return base.prompt_format
@@ -24,7 +24,7 @@ def format_of(base: Base) -> PromptFormat:
     return PromptFormat(kind="chat" if template else "prompt", template=template or None)
 
 
-def check_can_ask(base: Base) -> None:
+def check_can_ask(base: LoadedModel) -> None:
     """Raises: DataError if there is nothing to put around a prompt, here or in training."""
     if format_of(base).template is None and not base.tokenizer.chat_template:
         form = base.prompt_format
@@ -36,7 +36,7 @@ def check_can_ask(base: Base) -> None:
         )
 
 
-def ask(base: Base, messages: list[dict[str, Any]]) -> Rendered:
+def ask(base: LoadedModel, messages: list[dict[str, Any]]) -> Rendered:
     """What the model is given: the messages, up to where its answer begins.
 
     Only a chat template shows it more than the system message and the last one.
@@ -61,7 +61,7 @@ def ask(base: Base, messages: list[dict[str, Any]]) -> Rendered:
     return Rendered("prompt", (Segment(asked, False),), special=form.kind == "chat")
 
 
-def end_of_turn(base: Base) -> str:
+def end_of_turn(base: LoadedModel) -> str:
     """What stands behind an answer in training; nothing where that cannot be told."""
     form = format_of(base)
     if form.kind != "chat":
@@ -69,7 +69,7 @@ def end_of_turn(base: Base) -> str:
     return (form.end_of_turn if form.end_of_turn is not None else _template(base, form).end) or ""
 
 
-def stop_tokens(base: Base, end: str = "") -> list[int]:
+def stop_tokens(base: LoadedModel, end: str = "") -> list[int]:
     """The tokens that end a text: EOS, the base's own, and `end` if it is one special token."""
     model: Any = base.model
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -81,7 +81,7 @@ def stop_tokens(base: Base, end: str = "") -> list[int]:
     return sorted(found - {None})
 
 
-def how_asked(base: Base, system: bool = False) -> list[str]:
+def how_asked(base: LoadedModel, system: bool = False) -> list[str]:
     """Notices: what a conversation is for a model that was not trained on conversations.
 
     system: a system message is given.
@@ -111,7 +111,7 @@ def how_asked(base: Base, system: bool = False) -> list[str]:
     return lines
 
 
-def not_asked(base: Base) -> list[str]:
+def not_asked(base: LoadedModel) -> list[str]:
     """Notices: prompts are continued as they are, by an adapter that was trained otherwise."""
     form = base.prompt_format
     if form is None or (form.kind in ("prompt", "text") and form.template is None):
@@ -128,7 +128,7 @@ def _takes_system(form: PromptFormat) -> bool:
     return form.kind == "alpaca" and "system" in str(form.template or ALPACA)
 
 
-def _template(base: Base, form: PromptFormat) -> ChatTemplate:
+def _template(base: LoadedModel, form: PromptFormat) -> ChatTemplate:
     return chat_templates(base.tokenizer, kwargs=form.kwargs).for_tools(None)
 
 

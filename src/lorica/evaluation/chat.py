@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import DataError
 from lorica.evaluation.asking import ask, end_of_turn, how_asked, stop_tokens
@@ -23,12 +23,12 @@ class Chat:
     """One conversation with `base`.
 
     messages: all that was said, also what the model has forgotten.
-    lines: named lines: what was forgotten, which answers were cut.
+    notices: sentences for the user: what was forgotten, which answers were cut.
     """
 
     def __init__(
         self,
-        base: Base,
+        base: LoadedModel,
         *,
         system: str | None = None,
         sampling: Sampling | None = None,
@@ -37,7 +37,7 @@ class Chat:
         self.base, self.sampling = base, sampling or Sampling(max_new_tokens=512)
         self._conditions = None if condition is None else [condition]
         self.messages: list[dict[str, Any]] = []
-        self.lines: list[str] = how_asked(base, system=bool(system))
+        self.notices: list[str] = how_asked(base, system=bool(system))
         self._system = [{"role": "system", "content": system}] if system else []
         self._forgotten = 0
         self._stops = stop_tokens(base, end_of_turn(base))
@@ -65,13 +65,13 @@ class Chat:
         )
         answer = made.texts[0]
         if forgotten > self._forgotten:
-            self.lines.append(
+            self.notices.append(
                 f"the context of {self.base.max_length} tokens is full: "
                 f"the first {forgotten} messages are forgotten"
             )
         self.messages = [*asked, {"role": "assistant", "content": answer.strip()}]
         self._forgotten = forgotten
-        self.lines += made.lines
+        self.notices += made.notices
         return answer
 
     def _fitting(self, asked: list[dict[str, Any]]) -> tuple[list[int], int]:
@@ -98,7 +98,7 @@ class Chat:
 class Teller:
     """transformers' streamer: gives `on_text` the text that no later token can change."""
 
-    def __init__(self, base: Base, prompt: list[int], stops: list[int], on_text: OnText):
+    def __init__(self, base: LoadedModel, prompt: list[int], stops: list[int], on_text: OnText):
         self.base, self.prompt, self.stops, self.on_text = base, prompt, stops, on_text
         self.tokens: list[int] = []
         self.told = 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.condition import conditioned, describe, swapped, unused
 from lorica.data.tokenise import Example
 from lorica.errors import ConfigError, DataError
@@ -17,7 +17,7 @@ from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.stats import ratios
 
 
-def ready(base: Base, examples: Sequence[Example]) -> list[str]:
+def ready(base: LoadedModel, examples: Sequence[Example]) -> list[str]:
     """Let the base read what texts the rows are conditioned on.
 
     Returns: named lines, also that the conditions are not used. Raises: DataError if the active
@@ -32,7 +32,7 @@ def ready(base: Base, examples: Sequence[Example]) -> list[str]:
     return unused(base.model, told) + describe(base.model, base.tokenizer, sorted(set(told)))
 
 
-def one_each(base: Base, conditions: Sequence[str] | None, rows: int) -> list[str] | None:
+def one_each(base: LoadedModel, conditions: Sequence[str] | None, rows: int) -> list[str] | None:
     """The condition of each row. Raises: ConfigError if there are too few, or they have no use."""
     if conditions is None:
         return None

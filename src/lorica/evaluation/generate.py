@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.condition import describe, given
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
@@ -84,7 +84,7 @@ class Generation:
     tokens_per_second: generated tokens over all rows, the reading of the prompts included.
     peak_memory_bytes: of the GPU if the model is on one, else of the process so far; None where
         the system does not say.
-    lines: named lines on texts that were cut.
+    notices: sentences for the user on texts that were cut.
     """
 
     texts: list[str]
@@ -92,11 +92,11 @@ class Generation:
     seconds: float
     tokens_per_second: float
     peak_memory_bytes: int | None
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def generate(
-    base: Base,
+    base: LoadedModel,
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 128,
@@ -132,10 +132,10 @@ def generate(
     done = continue_ids(
         base, ids, sampling, stops=stops, batch_size=batch_size, conditions=conditions
     )
-    return replace(done, lines=[*lines, *own_settings(base), *done.lines])
+    return replace(done, notices=[*lines, *own_settings(base), *done.notices])
 
 
-def own_settings(base: Base) -> list[str]:
+def own_settings(base: LoadedModel) -> list[str]:
     """A notice on what the base's generation_config.json asks for, and generation does not use."""
     config: Any = getattr(base.model, "generation_config", None)
     asked = {} if config is None else config.to_diff_dict()
@@ -148,7 +148,7 @@ def own_settings(base: Base) -> list[str]:
 
 
 def continue_ids(
-    base: Base,
+    base: LoadedModel,
     prompts: Sequence[list[int]],
     sampling: Sampling,
     *,
@@ -197,7 +197,7 @@ def continue_ids(
 
 
 def text_after(
-    base: Base, prompt: list[int], new: list[int], stops: list[int], *, goes_on: bool = False
+    base: LoadedModel, prompt: list[int], new: list[int], stops: list[int], *, goes_on: bool = False
 ) -> str:
     """The text of the new tokens as it stands behind the prompt, without what stopped it.
 
@@ -208,7 +208,7 @@ def text_after(
     return strings.cut(text, goes_on=goes_on)
 
 
-def _text_behind(base: Base, prompt: list[int], new: list[int]) -> str:
+def _text_behind(base: LoadedModel, prompt: list[int], new: list[int]) -> str:
     decode = base.tokenizer.decode
     before = decode(prompt, clean_up_tokenization_spaces=False)
     whole = decode(prompt + new, clean_up_tokenization_spaces=False)
@@ -230,7 +230,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def _run(
-    base: Base,
+    base: LoadedModel,
     prompts: list[list[int]],
     sampling: Sampling,
     room: int,
@@ -270,7 +270,7 @@ def _until_stop(row: list[int], stops: list[int]) -> list[int]:
 
 
 def _cut_lines(
-    base: Base, tokens: list[list[int]], room: list[int], most: int, stops: list[int]
+    base: LoadedModel, tokens: list[list[int]], room: list[int], most: int, stops: list[int]
 ) -> list[str]:
     cut = [i for i, row in enumerate(tokens) if len(row) == room[i] and row[-1] not in stops]
     full = [i for i in cut if room[i] < most]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.attach import use
 from lorica.data.tokenise import Example
 from lorica.errors import TrainingError
@@ -81,7 +81,7 @@ class Report:
     rows: int
     tokens: int
     samples: list[Sample] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     seconds: float = 0.0
     path: str = ""
     base: str = ""
@@ -110,12 +110,12 @@ class Report:
             "measures": {measure.name: measure.as_dict() for measure in self.measures},
             **({"classes": self.classes.as_dict()} if self.classes else {}),
             "examples": [dict(vars(sample)) for sample in self.samples],
-            "lines": self.lines,
+            "lines": self.notices,
         }
 
 
 def evaluate_loaded(
-    base: Base,
+    base: LoadedModel,
     examples: Sequence[Example],
     *,
     adapted: bool = True,
@@ -137,7 +137,7 @@ def evaluate_loaded(
     asked = Quiz([], 0, [])
     if exact_match and base.labels is None:
         asked = quiz(base, examples, max_new_tokens)
-    lines += asked.lines
+    lines += asked.notices
     scores: list[Scores] = []
     answers: list[list[str]] = []
     cut: list[str] = []

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.data.config import DataConfig
 from lorica.data.texts import load_texts
 from lorica.data.tokenise import Example
@@ -34,7 +34,7 @@ class Predictions:
 
     labels: list[str]
     rows: list[dict[str, Any]]
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     seconds: float = 0.0
     path: str = ""
     data: str = ""
@@ -82,7 +82,7 @@ def predict(
     return Predictions(
         opened.labels,
         rows,
-        [*opened.lines, *notices],
+        [*opened.notices, *notices],
         time.perf_counter() - began,
         str(path),
         config.path,
@@ -90,7 +90,7 @@ def predict(
 
 
 def predict_loaded(
-    base: Base, examples: Sequence[Example], batch_size: int = 16
+    base: LoadedModel, examples: Sequence[Example], batch_size: int = 16
 ) -> list[dict[str, Any]]:
     """One object for each row, in the order of the rows, by a classifier that is open already."""
     labels = base.labels or []
@@ -129,5 +129,5 @@ def show_predictions(done: Predictions, console: Console) -> None:
         ),
         soft_wrap=True,
     )
-    for line in done.lines:
+    for line in done.notices:
         console.print(Text(line), soft_wrap=True)

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from lorica.base.batching import Batching, alone, batching_of, pad_id
 from lorica.base.limits import check_tokens, embedding_rows
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.data.tokenise import Example
 from lorica.errors import ConfigError, DataError, listed
 
 
-def batching_for(base: Base, prompts: Sequence[list[int]], size: int) -> tuple[int, Batching]:
+def batching_for(
+    base: LoadedModel, prompts: Sequence[list[int]], size: int
+) -> tuple[int, Batching]:
     """How many prompts may share a batch, and of which lengths; tried only where it is asked for.
 
     Few bases cannot batch prompts of one length: transformers' RWKV mixes the states of its rows.
@@ -51,7 +53,7 @@ def left_notices(
     return []
 
 
-def room_of(base: Base, prompts: Sequence[list[int]], most: int) -> list[int]:
+def room_of(base: LoadedModel, prompts: Sequence[list[int]], most: int) -> list[int]:
     """How many tokens each row may get. Raises: ConfigError, DataError if one may get none."""
     if base.labels is not None:
         raise ConfigError(

@@ -15,7 +15,7 @@ from rich.text import Text
 from lorica import plain_files
 from lorica.base.bundled import NAME
 from lorica.base.limits import check_tokens, embedding_rows
-from lorica.base.load import Base, own_classes
+from lorica.base.load import LoadedModel, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
@@ -100,7 +100,7 @@ def evaluate(
         path=str(path),
         base=opened.path,
         data=config.path,
-        lines=[*opened.lines, *told, *rows.lines, *report.lines],
+        notices=[*opened.notices, *told, *rows.notices, *report.notices],
         seconds=time.perf_counter() - began,
     )
 
@@ -136,7 +136,7 @@ def open_measured(
     dtype: str | None,
     allow_base: str | None,
     quantisation: str | None,
-) -> tuple[Base, bool]:
+) -> tuple[LoadedModel, bool]:
     """(a run, an adapter or a base as a model, it carries an adapter)."""
     folder = adapter_folder(path)
     if is_adapter(folder) or any(plain_files.is_file(folder / name) for name in (WEIGHTS, PICKLED)):
@@ -188,9 +188,9 @@ def show(report: Report, console: Console) -> None:
         for name, text in {**parts, "adapter": sample.adapter}.items():
             if text is not None:
                 console.print(Text(f"  {name:<8} {_brief(text)}"), soft_wrap=True)
-    if report.lines:
+    if report.notices:
         console.print()
-    for line in report.lines:
+    for line in report.notices:
         console.print(Text(line), soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 
 TOKENS_A_CHARACTER = 4
 """Tokens that one character has at most, where a tokenizer writes bytes."""
@@ -15,7 +15,7 @@ TOKENS_A_CHARACTER = 4
 class StopStrings:
     """The stop strings of a base; it may have none."""
 
-    def __init__(self, base: Base):
+    def __init__(self, base: LoadedModel):
         config: Any = getattr(base.model, "generation_config", None)
         named = getattr(config, "stop_strings", None)
         several = [named] if isinstance(named, str) else named if isinstance(named, list) else []

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.attach import detach, use
 from lorica.core.blocks import Choice, choosing
 from lorica.core.condition import hold, set_conditions
@@ -56,7 +56,7 @@ class ExportReport:
     effect: float
     lost: float
     tokens: int
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -93,11 +93,11 @@ def export_lora(
         raise ConfigError(f"rank is {rank}; it must be at least 1.", fix="try 16")
     with commit.folder(Path(output)) as staging:
         if isinstance(source, nn.Module):
-            opened = Base(source, tokenizer, base or "", labels)
+            opened = LoadedModel(source, tokenizer, base or "", labels)
         else:
             opened = open_adapter(source, base=base, allow_base=allow_base)
         with _undisturbed(opened.model, name):
-            opened.lines += hold(opened.model, opened.tokenizer, condition)
+            opened.notices += hold(opened.model, opened.tokenizer, condition)
             found = parts(opened.model, name, rank)
             rows = _rows(opened, probe or [])
             with use(opened.model, name):
@@ -130,7 +130,7 @@ def export_lora(
             tokens=len(want),
         )
         _judge(report, want)
-        report.lines.extend([*opened.lines, *_said(report)])
+        report.notices.extend([*opened.notices, *_said(report)])
     return report
 
 
@@ -156,7 +156,7 @@ def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
             parameter.requires_grad_(learned)
 
 
-def _rows(base: Base, texts: list[str]) -> list[list[int]]:
+def _rows(base: LoadedModel, texts: list[str]) -> list[list[int]]:
     """Token ids of the probe texts; without a tokenizer, ids from all over the vocabulary."""
     if base.tokenizer is None:
         config: Any = getattr(base.model, "config", None)

@@ -148,18 +148,18 @@ def load(
     allow_base: the grade that is accepted beyond "same" and "same but quantised":
         "same shapes", or "different".
 
-    Returns: named lines on what could not be verified.
+    Returns: notices on what could not be verified.
     Raises: FileError if the folder is damaged or does not fit; BaseError if the base is
         another one. The model is unchanged when it raises.
     """
     path = adapter_folder(path)
-    lines: list[str] = []
+    notices: list[str] = []
     source = find(path)
     manifest = commit.read_json(path / MANIFEST) if plain_files.is_file(path / MANIFEST) else None
     if manifest is not None:
         check_format(manifest, path)
         commit.check_digests(path, manifest["files"])
-        lines += check_base(manifest, spec_from(manifest, path), model, tokenizer, allow_base)
+        notices += check_base(manifest, spec_from(manifest, path), model, tokenizer, allow_base)
     file = commit.read_tensors(source)
     layout, config = None, {}
     if manifest is None or CONFIG in manifest["files"]:
@@ -176,9 +176,9 @@ def load(
         layout = layout_of(config, str(path))
         spec = layout.spec(config, file, str(path))
         targets, passed_over = without_dead(model, spec.targets, spec.method.kinds)
-        spec, lines = replace(spec, targets=targets), lines + passed_over
-        lines.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
-        lines += layout.notes(model)
+        spec, notices = replace(spec, targets=targets), notices + passed_over
+        notices.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
+        notices += layout.notes(model)
     acting, block = switch_of(model).active, innermost(switch_of(model))
     chosen = block and block.choice
     with skip_starts() if manifest is not None else nullcontext():
@@ -196,7 +196,7 @@ def load(
             block.choice = chosen
         raise
     switch_of(model).driven.add(name)
-    return lines
+    return notices
 
 
 def check_finite(model: nn.Module, path: Path, name: str) -> None:
@@ -259,7 +259,7 @@ def check_base(
 ) -> list[str]:
     """Compare the base here with the one in the manifest.
 
-    Returns: named lines. Raises: BaseError unless the grade is allowed.
+    Returns: notices. Raises: BaseError unless the grade is allowed.
     """
     try:
         then = Fingerprint(**manifest["base"])  # no key too many, and none of another type
@@ -269,11 +269,11 @@ def check_base(
     now = fingerprint(model, tokenizer=tokenizer, whole=spec.targets.modules_to_save)
     verdict, other = grade(then, now), differences(then, now)
     kinds = {k: what for k, what in other.items() if k not in ("training", "chat_template")}
-    lines = []
+    notices = []
     if verdict != "same":
         trained = f"trained on {then.path}, {then.quantisation or 'float'}"
         words = "".join(f"; other {kind}: {what}" for kind, what in kinds.items())
-        lines.append(f"base: {verdict} ({trained}){words}")
+        notices.append(f"base: {verdict} ({trained}){words}")
     if verdict not in allowed(allow_base):
         raise BaseError(
             f"this is not the base that the adapter was trained on: {verdict}.",
@@ -283,17 +283,17 @@ def check_base(
             fix=f'load that base, or pass allow_base="{verdict}" if it is meant',
         )
     if then.weights is None:
-        lines.append(
+        notices.append(
             "the adapter is of an earlier lorica: of its base samples of the weights are compared, "
             "and not the config; save it again to have all compared"
         )
         if tokenizer is not None and then.tokenizer not in (None, now.tokenizer):
-            lines.append("the tokenizer is not the one of training")
+            notices.append("the tokenizer is not the one of training")
     if "training" in other:
-        lines.append(f"the base's config differs in what acts in training: {other['training']}")
+        notices.append(f"the base's config differs in what acts in training: {other['training']}")
     if "chat_template" in other:
-        lines.append("the chat template is not the one of training")
-    return lines
+        notices.append("the chat template is not the one of training")
+    return notices
 
 
 def allowed(allow_base: str | None) -> set[str | None]:

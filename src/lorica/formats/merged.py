@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorica.base import original
-from lorica.base.load import DTYPES, Base, where
+from lorica.base.load import DTYPES, LoadedModel, where
 from lorica.base.load import load as load_base
 from lorica.base.precise import computed_in_float32
 from lorica.base.quantised_model import checkpoint_of, layers
@@ -79,7 +79,7 @@ class MergeReport:
     tokens: int
     quantisation: str | None = None
     target: str | None = None
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -129,7 +129,7 @@ def merge_to(
         opened = open_adapter(
             path, base=base, dtype=exact, allow_base=allow_base, quantisation=quantisation
         )
-        opened.lines += hold(opened.model, opened.tokenizer, condition)
+        opened.notices += hold(opened.model, opened.tokenizer, condition)
         packed = next((layer.kind for layer in layers(opened.model).values()), None)
         check_target(target, opened.model, opened.path)
         for layer in layers(opened.model).values():
@@ -138,7 +138,7 @@ def merge_to(
         adapted = logits_of(opened, rows)
         with use(opened.model):
             bare = logits_of(opened, rows)
-        lines = [*opened.lines, *merged_into(opened.model, target, WRITTEN[dtype])]
+        lines = [*opened.notices, *merged_into(opened.model, target, WRITTEN[dtype])]
         name, labels = opened.path, opened.labels
         _write(opened, staging, WRITTEN[dtype], original.largest_file(keys))
         carry_files(opened.path, adapter_folder(path), staging)
@@ -157,7 +157,7 @@ def merge_to(
             target=packed and (target or "dequant"),
         )
         _judge(report, limit)
-        report.lines.extend([*lines, *_said(report)])
+        report.notices.extend([*lines, *_said(report)])
         note = {"lorica": version("lorica"), **report.as_dict()}
         note.pop("folder")  # it may be moved
         commit.write_json(staging / NOTE, note)
@@ -165,7 +165,7 @@ def merge_to(
 
 
 @torch.no_grad()
-def logits_of(base: Base, rows: list[list[int]]) -> Tensor:
+def logits_of(base: LoadedModel, rows: list[list[int]]) -> Tensor:
     """Logits at every position of each row (N, V), or of each row (N, C), float32 on the CPU.
 
     They are computed in float32, whatever dtype the weights have.
@@ -179,7 +179,7 @@ def logits_of(base: Base, rows: list[list[int]]) -> Tensor:
     return torch.cat(found)
 
 
-def _probe_ids(base: Base, texts: list[str]) -> list[list[int]]:
+def _probe_ids(base: LoadedModel, texts: list[str]) -> list[list[int]]:
     """Token ids of the probe texts, cut at what the base takes. Raises: DataError if none."""
     cut: dict[str, Any] = {}
     if base.max_length is not None:  # special tokens at the end stay: BART's classifier reads one
@@ -194,7 +194,7 @@ def _probe_ids(base: Base, texts: list[str]) -> list[list[int]]:
     return rows
 
 
-def _write(merged: Base, folder: Path, dtype: torch.dtype, size: int | None) -> None:
+def _write(merged: LoadedModel, folder: Path, dtype: torch.dtype, size: int | None) -> None:
     """The model in `dtype` with its tokenizer and generation settings. In place.
 
     size: bytes of the largest file; None: one file.

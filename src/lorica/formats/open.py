@@ -6,7 +6,7 @@ from safetensors import safe_open
 
 from lorica import plain_files
 from lorica.base import classifier
-from lorica.base.load import DTYPES, Base, class_weights, where
+from lorica.base.load import DTYPES, LoadedModel, class_weights, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.port import ports
@@ -29,7 +29,7 @@ def open_adapter(
     allow_base: str | None = None,
     quantisation: str | None = None,
     double_quantisation: bool | None = None,
-) -> Base:
+) -> LoadedModel:
     """The base that the adapter was trained on, with the adapter active.
 
     base: another place to load the base from; None: where the adapter says it was.
@@ -76,19 +76,19 @@ def open_adapter(
         quantisation=kind,
         double_quantisation=double_quantisation,
     )
-    loaded.lines += take_vocabulary(loaded, folder, find(folder))
-    loaded.lines += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
-    loaded.lines += not_replaced(loaded)
+    loaded.notices += take_vocabulary(loaded, folder, find(folder))
+    loaded.notices += load(loaded.model, folder, tokenizer=loaded.tokenizer, allow_base=allow_base)
+    loaded.notices += not_replaced(loaded)
     loaded.prompt_format = form
     if form is not None and form.kind == "chat" and form.template != loaded.tokenizer.chat_template:
         loaded.tokenizer.chat_template = form.template
-        loaded.lines.append(
+        loaded.notices.append(
             "the chat template that the adapter was trained with is used, not the base's"
         )
     return loaded
 
 
-def not_replaced(base: Base) -> list[str]:
+def not_replaced(base: LoadedModel) -> list[str]:
     """A notice on fresh weights of a classifier that the adapter does not bring."""
     whole = {
         site for site, _, port in ports(base.model) for a in port.values() if isinstance(a, Whole)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorica import plain_files
 from lorica.base.limits import fit_padding
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.base.reasons import explained
 from lorica.base.tokens import grow
 from lorica.errors import FileError, listed
@@ -23,7 +23,7 @@ TEMPLATE = "chat_template.jinja"
 MAX_TEMPLATE = 2**20  # bytes
 
 
-def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
+def take_vocabulary(base: LoadedModel, folder: Path, weights: Path) -> list[str]:
     """Give `base` the tokenizer of the adapter folder, and its embedding the rows. In place.
 
     weights: the adapter's tensors; new rows must stand in them, or be trained token rows.
@@ -44,10 +44,10 @@ def take_vocabulary(base: Base, folder: Path, weights: Path) -> list[str]:
     notices += _add_rows(base, before, weights, _trained_rows(folder), own)
     if base.tokenizer is before:
         return notices
-    return notices + [n for n in fit_padding(base.model, base.tokenizer) if n not in base.lines]
+    return notices + [n for n in fit_padding(base.model, base.tokenizer) if n not in base.notices]
 
 
-def _take_tokenizer(base: Base, folder: Path) -> list[str]:
+def _take_tokenizer(base: LoadedModel, folder: Path) -> list[str]:
     from transformers import AutoTokenizer
 
     plain_files.check(folder, *plain_files.names_in(folder))  # it opens what it finds there
@@ -74,7 +74,7 @@ def _take_tokenizer(base: Base, folder: Path) -> list[str]:
 
 
 def _add_rows(
-    base: Base, before: Any, weights: Path, trained: set[int], own: dict[str, int]
+    base: LoadedModel, before: Any, weights: Path, trained: set[int], own: dict[str, int]
 ) -> list[str]:
     """Resize the embedding and head to the rows that the adapter was saved with. In place.
 

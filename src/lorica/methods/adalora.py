@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.site import Site
 from lorica.kernels import ranking
 from lorica.kernels.low_rank import low_rank
@@ -101,7 +101,7 @@ class AdaloraAdapter(Adapter):
         self.e = nn.Parameter(torch.zeros(method.r))
         self.b = nn.Parameter(0.02 * torch.randn(site.out_features, method.r))
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         dropout = self.p if self.training else 0.0
         return low_rank(x, y, self.a, self.b * self.e, self.scale, dropout)
 

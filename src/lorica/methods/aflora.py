@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -101,7 +101,7 @@ class AfloraAdapter(Adapter):
         self.d = nn.Parameter(torch.full((method.r,), method.d_initial))
         self.v = nn.Parameter(torch.zeros(site.out_features))
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         return low_rank(x, y, *self.factors(), dropout=self.p if self.training else 0.0)
 
     def factors(self) -> tuple[Tensor, Tensor]:

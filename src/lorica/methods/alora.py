@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method
+from lorica.core.adapter import Adapter, BaseLayer, Method
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -103,7 +103,7 @@ class AloraAdapter(Adapter):
         self.register_buffer("g", torch.zeros(most))
         self.grow(method.r)
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         dropout = self.p if self.training else 0.0
         return low_rank(x, y, self.a, self.b * self.g, self.scale, dropout)
 

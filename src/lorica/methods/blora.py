@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.kernels import bits
@@ -143,7 +143,7 @@ class BloraAdapter(Adapter):
         a, b, *e = (bits.quantise(t, step, gates) for t, step, gates in every)
         return a, b, ranks * e[0] if e else ranks
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         grids, ranks = self.opened(self.noise if self.training else None)
         a, b, e = (t.to(y.dtype) for t in self.rounded(grids, ranks))
         h = bits.on_own_range(F.linear(dropout(x, self.p, self.training), a), grids.get("a_x"))

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError, closest, listed
@@ -140,7 +140,7 @@ class BottleneckAdapter(Adapter):
         if method.zero_up:
             nn.init.zeros_(self.up.weight)
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         down, up = self.down, self.up
         h = F.linear(y, down.weight.to(y.dtype), down.bias.to(y.dtype))  # (B, T, m)
         return y + F.linear(F.gelu(h), up.weight.to(y.dtype), up.bias.to(y.dtype))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Base, Rates
+from lorica.core.adapter import BaseLayer, Rates
 from lorica.core.kept import Kept
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -59,21 +59,21 @@ class DoraAdapter(LoraAdapter):
             start = LoraAdapter.merged(self, weight, None)[0].detach().norm(dim=1)
         self.m = nn.Parameter(start)
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         size = (self.m / self.norm(y.dtype, base)).to(y.dtype)
         turned = super().after(x, y, base)  # the bias is in it, and is not scaled
         if self.base_bias is None:
             return turned * size
         return torch.addcmul(self.base_bias.to(y.dtype) * (1 - size), turned, size)
 
-    def norm(self, dtype: torch.dtype, base: Base) -> Tensor:
+    def norm(self, dtype: torch.dtype, base: BaseLayer) -> Tensor:
         """Row norms of V = W + s B A, shape (O,), from R rows of the base instead of W itself.
 
         ||w + s bA||^2 = ||w||^2 + 2 s <w, bA> + s^2 ||bA||^2, and <w, a> = base(a).
         """
         return self.kept((self.a, self.b), dtype, lambda: self.norm_now(dtype, base))
 
-    def norm_now(self, dtype: torch.dtype, base: Base) -> Tensor:
+    def norm_now(self, dtype: torch.dtype, base: BaseLayer) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
             a, b = self.pair()
             cross = self.rows(a, dtype, base)  # (R, O)
@@ -81,7 +81,7 @@ class DoraAdapter(LoraAdapter):
             square = square + self.scale**2 * ((b @ (a @ a.T)) * b).sum(1)
             return square.clamp_min(TINY**2).sqrt()
 
-    def rows(self, a: Tensor, dtype: torch.dtype, base: Base) -> Tensor:
+    def rows(self, a: Tensor, dtype: torch.dtype, base: BaseLayer) -> Tensor:
         """a W^T: what the base makes of the rows of `a`, (R, O) float32."""
         if self.lookup:
             ids = torch.arange(a.shape[1], device=a.device)

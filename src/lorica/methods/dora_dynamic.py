@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels import ranking
@@ -96,7 +96,7 @@ class DoraDynamicAdapter(Adapter):
         nn.init.kaiming_uniform_(self.a)
         nn.init.kaiming_uniform_(self.b)
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         dropout = self.p if self.training else 0.0
         return low_rank(x, y, self.a, self.b * self.c, self.scale, dropout)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base
+from lorica.core.adapter import Adapter, BaseLayer
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError
@@ -99,7 +99,7 @@ class DoubleLoraAdapter(Adapter):
         # 0 until the second pair joins: its gradients are zero, and do not count when clipping
         self.register_buffer("on", torch.zeros(()) if method.second_after else None)
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         a, b = self.factors()
         if self.lookup:
             h = F.embedding(x, a.T.to(y.dtype))  # (B, T, R)

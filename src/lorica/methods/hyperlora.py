@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.condition import Conditioned
 from lorica.core.encode import KINDS, Kind, Texts, encoder, settled
 from lorica.core.hypernetwork import Network, Place
@@ -145,7 +145,7 @@ class HyperAdapter(Conditioned):
     def condition(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
         self.network.set(conditions, lengths)
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         if self.network.codes is None:
             raise ConfigError(
                 "hyperlora makes its adapter from a condition, and none is set.",

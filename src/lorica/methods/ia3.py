@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.site import Site
 from lorica.core.targets import block_of
 from lorica.errors import TargetError, closest, listed
@@ -90,7 +90,7 @@ class Ia3Adapter(Adapter):
     def before(self, x: Tensor) -> Tensor:
         return x * self.l.to(x.dtype) if self.feedforward else x
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         return y if self.feedforward else y * self.l.to(y.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.attention import ELSEWHERE, alone, listening, made
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
@@ -146,7 +146,7 @@ class ScaleAndBias(Adapter):
         self.scale = nn.Parameter(torch.ones(site.out_features))
         self.bias = nn.Parameter(torch.zeros(site.out_features))
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         return (y + self.bias.to(y.dtype)) * self.scale.to(y.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.repacked import Repacked
 from lorica.core.site import Kind, Site
 from lorica.core.start import Start, skipped, start_of
@@ -141,7 +141,7 @@ class LoraAdapter(Adapter):
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
         self.waits = start.needs_data and not skipped()
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         if self.waits and self.training and torch.is_grad_enabled():
             raise ConfigError(
                 "this adapter's start needs data, and has not seen any.",

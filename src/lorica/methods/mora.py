@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -116,7 +116,7 @@ class MoraAdapter(Adapter):
             self.register_buffer("kept", torch.zeros(len(CYCLE), n, n))
             self.register_buffer("turn", torch.eye(len(CYCLE))[CYCLE.index(self.form)])  # one-hot
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         return y + self.branch(dropout(x, self.p, self.training), y.dtype)
 
     def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:

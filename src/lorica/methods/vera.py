@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter, Base, Method, Rates
+from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels.dropout import dropout
@@ -101,7 +101,7 @@ class VeraAdapter(Adapter):
         self.d = nn.Parameter(torch.full((method.r,), float(method.d_initial)))
         self.v = nn.Parameter(torch.zeros(site.out_features))
 
-    def after(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         a, b = self.sliced()
         h = F.linear(dropout(x, self.p, self.training), a.to(y)) * self.d.to(y.dtype)  # (B, T, R)
         return y + F.linear(h, b.to(y)) * self.v.to(y.dtype)  # (B, T, O)

@@ -28,7 +28,7 @@ def figures(
     *,
     method: str,
     kept: int,
-    lines: list[str],
+    notices: list[str],
     trained: int,
     schedule: Schedule,
     folder: Path,
@@ -61,7 +61,7 @@ def figures(
         "base": base.as_dict(),
         **({"ranks": ranks} if (ranks := schedule.ranks()) else {}),
         **({"schedule": facts} if (facts := schedule.facts()) else {}),
-        "lines": lines,
+        "lines": notices,
     }
 
 

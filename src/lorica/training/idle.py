@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorica.base.called import uncalled
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.adapter import Method
 from lorica.core.targets import Targets, also_excluded, left_out, select
 from lorica.errors import listed
@@ -11,7 +11,7 @@ from lorica.training.config import TrainConfig
 
 
 def without_idle(
-    base: Base, config: TrainConfig, method: Method, whole: list[str]
+    base: LoadedModel, config: TrainConfig, method: Method, whole: list[str]
 ) -> tuple[str | list[str] | None, list[str]]:
     """What is excluded: as asked, and layers that text does not go through (a vision tower).
 

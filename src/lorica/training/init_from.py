@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica import plain_files
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.attach import activate, detach
 from lorica.core.drive import adapters_of
 from lorica.core.port import Spec, spec_of
@@ -29,7 +29,7 @@ MAX_NAMED = 12
 """Classes that a message names."""
 
 
-def start_from(base: Base, path: str, name: str, data: Data) -> list[str]:
+def start_from(base: LoadedModel, path: str, name: str, data: Data) -> list[str]:
     """Copy the trained tensors at `path`, a run or an adapter, into adapter `name`. In place.
 
     Returns: notices. Raises: ConfigError if its settings are not those of adapter `name`, its
@@ -60,7 +60,7 @@ def start_from(base: Base, path: str, name: str, data: Data) -> list[str]:
     return [f"training begins with the adapter of {path}", *notices]
 
 
-def _check_rows(base: Base, path: str, data: Data) -> list[str]:
+def _check_rows(base: LoadedModel, path: str, data: Data) -> list[str]:
     """Compare the classes and the prompt format of the adapter with those of the rows.
 
     Returns: notices. Raises: ConfigError if the rows have other classes, or another number.
@@ -77,7 +77,9 @@ def _check_rows(base: Base, path: str, data: Data) -> list[str]:
     return notices
 
 
-def _check_classes(base: Base, path: str, theirs: list[str] | None, ours: list[str]) -> list[str]:
+def _check_classes(
+    base: LoadedModel, path: str, theirs: list[str] | None, ours: list[str]
+) -> list[str]:
     """Each output of the adapter's head must stay the class that it was trained for.
 
     theirs: the classes of the adapter; None: it names none. ours: those of the rows.
@@ -101,7 +103,7 @@ def _check_classes(base: Base, path: str, theirs: list[str] | None, ours: list[s
     )
 
 
-def _check_settings(base: Base, path: str, name: str) -> None:
+def _check_settings(base: LoadedModel, path: str, name: str) -> None:
     ours, theirs = (spec_of(base.model, n) for n in (name, SOURCE))
     if ours.method.name != theirs.method.name:
         raise ConfigError(

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorica.base.fingerprint import Fingerprint
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.attach import trainable_parameters
 from lorica.core.drive import Driver
 from lorica.core.port import spec_of
@@ -50,7 +50,7 @@ class Trainer:
         accelerator: Accelerator,
         *,
         show: bool,
-        base: Base | None = None,
+        base: LoadedModel | None = None,
         name: str = "default",
         notices: Sequence[str] = (),
         identity: Fingerprint | None = None,
@@ -78,10 +78,10 @@ class Trainer:
             k: t.detach().cpu().clone() for k, t in self.tensors.items() if t.requires_grad
         }
         self.packed, self.batching, lines = batching_of(self.base, data, config)
-        self.lines = [*run.notices, *notices, *self.base.lines, *told, *data.lines, *lines]
+        self.notices = [*run.notices, *notices, *self.base.notices, *told, *data.notices, *lines]
         self.shares = self.packed and prepare.why_not_shared(self.base, config, name) is None
         self.stepper = stepper_for([self])
-        self.lines += self.stepper.said(data.train[: config.micro_batch_size])
+        self.notices += self.stepper.said(data.train[: config.micro_batch_size])
         self.rows_per_step = (
             config.micro_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         )
@@ -108,7 +108,7 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.signals = Signals()
         if found is not None:
-            self.lines += resume.continue_from(self, found)
+            self.notices += resume.continue_from(self, found)
         seen = Show(self.total, "" if self.alone else run.folder.name) if show else None
         self.log = Log(run, seen, config) if self.main else Silent()
 
@@ -264,29 +264,29 @@ class Trainer:
     def begin(self) -> None:
         again = self.progress.step > 0
         self.log("resume" if again else "start", step=self.progress.step, total=self.total)
-        for line in [str(self.count), *self.lines]:
+        for line in [str(self.count), *self.notices]:
             self.log("line", text=line)
         if not again:
             self._evaluate()
 
     def finish(self) -> Result:
         model, progress = self.base.model.eval(), self.progress
-        trained, printed = {name: self.tensors[name] for name in self.start}, len(self.lines)
-        self.lines += watch.check_moved(self.start, trained, self.driver.schedule.live())
-        self.lines += watch.notices_of_rise(progress, self.best, self.config.init_from)
-        self.lines += watch.notices_of_standstill(
+        trained, printed = {name: self.tensors[name] for name in self.start}, len(self.notices)
+        self.notices += watch.check_moved(self.start, trained, self.driver.schedule.live())
+        self.notices += watch.notices_of_rise(progress, self.best, self.config.init_from)
+        self.notices += watch.notices_of_standstill(
             losses_of(self.run.folder),
             optim.persistence(self.optimizer),
             self.rate,
             prepare.own_rate(self.config),
         )
-        self.lines += self.device.settle() if self.device else []
+        self.notices += self.device.settle() if self.device else []
         if self.best is not None and progress.best_step < progress.step:
             load_adapter_state(model, self.best, self.name, source="the best checkpoint")
-            self.lines.append(f"the adapter is that of step {progress.best_step}, the best one")
+            self.notices.append(f"the adapter is that of step {progress.best_step}, the best one")
         kept = progress.best_step if self.best is not None else progress.step
-        self.lines += [*self.driver.unfinished(kept), *peft_notices(model, self.name)]
-        for line in self.lines[printed:]:
+        self.notices += [*self.driver.unfinished(kept), *peft_notices(model, self.name)]
+        for line in self.notices[printed:]:
             self.log("line", text=line)
         results = figures(
             progress,
@@ -294,7 +294,7 @@ class Trainer:
             model,
             method=self.method.name,
             kept=kept,
-            lines=self.lines,
+            notices=self.notices,
             trained=self.count.trainable,
             schedule=self.driver.schedule,
             folder=self.run.folder,
@@ -318,11 +318,11 @@ class Trainer:
             if ranks := results.get("ranks"):
                 draw_ranks(ranks, self.run.folder / RANKS)
         self.accelerator.wait_for_everyone()
-        return Result(self.run.folder, results, self.lines)
+        return Result(self.run.folder, results, self.notices)
 
     def say(self, *lines: str) -> None:
         """A named line that belongs to the step, and to the results."""
-        self.lines += lines
+        self.notices += lines
         for line in lines:
             self.log("line", text=line)
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from lorica.base import packing
 from lorica.base.batching import Batching, padding_of
 from lorica.base.called import draws_in_training
-from lorica.base.load import Base
+from lorica.base.load import LoadedModel
 from lorica.core.attach import use
 from lorica.data.load import Data
 from lorica.training.config import TrainConfig
 
 
-def packing_of(base: Base, lengths: Sequence[int]) -> Batching:
+def packing_of(base: LoadedModel, lengths: Sequence[int]) -> Batching:
     """How rows of `lengths` tokens may be packed; `refused`: why they must be padded instead."""
     if base.labels is not None:
         return Batching("a classifier reads each row on its own")
@@ -27,7 +27,9 @@ def packing_of(base: Base, lengths: Sequence[int]) -> Batching:
     return found
 
 
-def batching_of(base: Base, data: Data, config: TrainConfig) -> tuple[bool, Batching, list[str]]:
+def batching_of(
+    base: LoadedModel, data: Data, config: TrainConfig
+) -> tuple[bool, Batching, list[str]]:
     """Whether rows are packed, which of them share a pass, and named lines about it."""
     lengths, micro = data.train.lengths.tolist(), config.micro_batch_size
     found, lines = packing_of(base, lengths), []

@@ -13,7 +13,7 @@ from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.limits import check_tokens
 from lorica.base.load import (
     DTYPES,
-    Base,
+    LoadedModel,
     context_length,
     hidden_size,
     load_tokenizer,
@@ -106,7 +106,7 @@ def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     return config.model_copy(update={"learning_rate": rate}), [notice]
 
 
-def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Device | None]:
+def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[LoadedModel, Device | None]:
     """The base of a run. labels: the classes of its rows, if they have any.
 
     Returns: the device's side of a split run as well, connected to its cloud.
@@ -127,7 +127,7 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
         if (rows := len(base.tokenizer)) > len(base.model.get_input_embeddings().weight):  # type: ignore[operator, union-attr]
             grow(base.model, before, base.tokenizer, rows)
     if config.unpacked_gib:
-        base.lines.append(keep_unpacked(base.model, int(config.unpacked_gib * 2**30)))
+        base.notices.append(keep_unpacked(base.model, int(config.unpacked_gib * 2**30)))
     if config.gradient_checkpointing:
         model: Any = base.model  # the second name is that of transformers before 5.20
         enable = getattr(model, "activation_checkpointing_enable", None)
@@ -135,12 +135,12 @@ def base_for(config: TrainConfig, labels: list[str] | None) -> tuple[Base, Devic
     return base, None
 
 
-def identity_of(base: Base, config: TrainConfig) -> Fingerprint:
+def identity_of(base: LoadedModel, config: TrainConfig) -> Fingerprint:
     """What a run that goes on must find again: every bit of the base, and its tokenizer."""
     return fingerprint(base.model, path=config.base, tokenizer=base.tokenizer, hashing="exact")
 
 
-def add_adapter(base: Base, config: TrainConfig, data: Data, name: str) -> list[str]:
+def add_adapter(base: LoadedModel, config: TrainConfig, data: Data, name: str) -> list[str]:
     """Put a run's adapter on its base; a classifier's head is always trained whole with it.
 
     In place; the adapter is the only active one afterwards. Returns: named lines.
@@ -195,13 +195,13 @@ def summary(config: TrainConfig, data: Data) -> str:
     )
 
 
-def vocabulary(base: Base) -> int | None:
+def vocabulary(base: LoadedModel) -> int | None:
     """How many tokens a language model chooses among; None: it is a classifier."""
     config: Any = base.model.config
     return None if base.labels is not None else config.get_text_config().vocab_size
 
 
-def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:
+def why_not_shared(base: LoadedModel, config: TrainConfig, name: str) -> str | None:
     """Why rows that begin alike cannot share what is computed of it; None: they can."""
     method = spec_of(base.model, name).method
     if config.split is not None:
@@ -213,7 +213,11 @@ def why_not_shared(base: Base, config: TrainConfig, name: str) -> str | None:
 
 
 def complete_start(
-    base: Base, config: TrainConfig, data: Data, adapter: Mapping[str, Tensor] | None, name: str
+    base: LoadedModel,
+    config: TrainConfig,
+    data: Data,
+    adapter: Mapping[str, Tensor] | None,
+    name: str,
 ) -> list[str]:
     """Start a new run from the adapter of another, or from what its rows show. In place.
 
@@ -227,7 +231,7 @@ def complete_start(
 
 
 def _start_from_rows(
-    base: Base, rows: Sequence[Example], adapter: Mapping[str, Tensor] | None, name: str
+    base: LoadedModel, rows: Sequence[Example], adapter: Mapping[str, Tensor] | None, name: str
 ) -> None:
     """Complete a LoRA whose start needs to see rows. In place.
 

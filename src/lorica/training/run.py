@@ -48,11 +48,11 @@ class Result:
 
     folder: Path
     figures: dict[str, Any]
-    lines: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
         """As a notebook shows it."""
-        return result_html(str(self.folder), self.figures, self.lines)
+        return result_html(str(self.folder), self.figures, self.notices)
 
 
 class Run:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, fingerprint
-from lorica.base.load import Base, load_tokenizer, where
+from lorica.base.load import LoadedModel, load_tokenizer, where
 from lorica.core.drive import adapters_of
 from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.training.split.wire import DEVICE, Wire
@@ -149,7 +149,7 @@ def _no_base(x: Tensor) -> Tensor:
     )
 
 
-def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
+def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[LoadedModel, Device]:
     """The base of a split run as the device sees it, connected to its cloud.
 
     path: the folder of the base; its embedding and head are read here, and nothing else.
@@ -198,8 +198,8 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[Base, Device]:
             fix="name the same base on both sides",
         )
     model.stands_for = stands_for
-    base = Base(model.eval(), tokenizer, path)
-    base.lines.append(
+    base = LoadedModel(model.eval(), tokenizer, path)
+    base.notices.append(
         "split run: hidden states leave this machine, and words can be read from "
         "them; rows, labels, adapters and their gradients do not"
     )
