@@ -13,7 +13,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 @pytest.fixture(scope="session")
 def shared() -> Path:
     folder = Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
+    if not folder.is_dir() or os.environ.get("LORICA_NO_SHARED"):
         pytest.skip(f"{folder} is not here: this test reads real models and data from it")
     return folder
 
