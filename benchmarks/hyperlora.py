@@ -33,7 +33,7 @@ from lorica.data.load import load
 from lorica.data.tokenise import Example
 from lorica.evaluation.answers import quiz, take
 from lorica.evaluation.loss import score
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from world.translation import translation
 
 Rows = list[dict[str, str]]

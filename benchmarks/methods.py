@@ -95,7 +95,7 @@ def run(
     from lorica.data.config import DataConfig
     from lorica.data.load import load as load_rows
     from lorica.evaluation.loss import mean_loss
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
 
     train, test, stories = texts(shared, Path(tempfile.mkdtemp(dir=folder)))
     method = dict(CASES[case])

@@ -48,7 +48,7 @@ def run(
     from lorica.errors import TrainingError
     from lorica.evaluation.generate import generate
     from lorica.formats.commit import read_tensors
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
 
     known = pairs(seed)
     steps = QUICK_STEPS if place.quick else STEPS

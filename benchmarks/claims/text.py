@@ -109,7 +109,7 @@ def looked_at(output: Path, also: tuple[str, ...], place: Place) -> Run:
     from lorica.evaluation.directions import correlation, turns
     from lorica.evaluation.loss import mean_loss
     from lorica.formats.commit import read_tensors
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
     from lorica.training.run import by_step, read_events
 
     opened = open_adapter(output)

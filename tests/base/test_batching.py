@@ -5,8 +5,8 @@ import torch
 
 import lorica
 from lorica.base.batching import Batching, alone, difference, padded_rows, padding_of, probe_ids
+from lorica.base.length_thresholds import forget_lengths, thresholds
 from lorica.base.packing import packed_rows, packing_of
-from lorica.base.thresholds import forget_lengths, thresholds
 from tests.base.architectures import BASES, tiny
 
 LENGTHS = [3, 30, 12, 17, 40, 9, 24, 25, 15, 16, 60, 8, 23]
@@ -84,7 +84,7 @@ def test_a_threshold_that_lies_far_is_found_all_the_same():
 
 
 def test_a_position_table_that_is_too_long_to_try_is_not_passed(monkeypatch):
-    monkeypatch.setattr("lorica.base.thresholds.WORK", {"cpu": 1e5})
+    monkeypatch.setattr("lorica.base.length_thresholds.WORK", {"cpu": 1e5})
     assert packing_of(tiny("gpt_neo")).total == packing_of(tiny("gpt2")).total == 96
     assert packing_of(tiny("llama")).total is None
 

@@ -13,7 +13,7 @@ import lorica
 from lorica.base.load import load
 from lorica.core.draws import drawing
 from lorica.errors import BaseError, ConfigError, FileError
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from lorica.training.trainer_callback import AdapterCallback
 from tests.base.classifiers import BERT, CHECKPOINTS, ids, model, save
 

@@ -14,17 +14,17 @@ from torch import nn
 
 import lorica
 from lorica import Lora
+from lorica.base.bitsandbytes_layers import taken_over
 from lorica.base.fingerprint import fingerprint, grade
 from lorica.base.load import load
-from lorica.base.packed_by_others import taken_over
+from lorica.base.merge_quantised import check_target
 from lorica.base.quantise import KINDS
 from lorica.base.quantised_model import footprint, keep_unpacked, layers, outside, pack, said
-from lorica.base.unpack import check_target
 from lorica.core.site import site_of, sites_of
 from lorica.errors import BaseError, ConfigError, FileError, MergeError, MissingError
 from lorica.formats.folder import save
 from lorica.formats.merged import merge_to
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from lorica.training.config import TrainConfig
 from tests.laws.bases import IDS, bits, gpt2, move, same_bits
 

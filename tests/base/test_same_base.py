@@ -16,11 +16,11 @@ from transformers import (
 )
 
 import lorica
+from lorica.base.config_fields import IGNORED, changed, computing
 from lorica.base.digest import CHUNK, digest, tokenizer_parts
 from lorica.base.fingerprint import differences, fingerprint, grade, places
 from lorica.base.load import load, load_tokenizer
 from lorica.base.quantised_model import layers
-from lorica.base.settings import IGNORED, changed, computing
 from lorica.errors import BaseError
 from tests.training.rows import tiny_base
 

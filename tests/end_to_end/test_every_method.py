@@ -15,7 +15,7 @@ from lorica.data.config import DataConfig
 from lorica.data.load import load as load_rows
 from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from lorica.training.checkpoint import steps
 
 STEPS, KILLED_AFTER = 40, 20

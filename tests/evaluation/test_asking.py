@@ -17,7 +17,7 @@ from lorica.evaluation.asking import ask, end_of_turn, how_asked, not_asked
 from lorica.evaluation.chat import Chat
 from lorica.evaluation.generate import generate
 from lorica.formats.folder import save
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.data.templates import GEMMA, QWEN3, chatml
 
 PLAIN = {

@@ -15,7 +15,7 @@ from lorica.core.draws import drawing
 from lorica.errors import BaseError, ConfigError, DataError
 from lorica.evaluation.classes import Classes, confusion, macro_f1
 from lorica.evaluation.report import show
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, save
 
 NAMES = ["zebra", "ant", "owl"]
@@ -50,7 +50,7 @@ def new_rows(folder, rows):
 
 
 def test_new_rows_get_the_classes_that_the_model_gives(trained, tmp_path):
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
 
     done = lorica.predict(trained / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
     opened = open_adapter(trained / "run")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lorica.base.batching import Batching
+from lorica.base.length_thresholds import forget_lengths
 from lorica.base.load import LoadedModel
-from lorica.base.thresholds import forget_lengths
 from lorica.evaluation.generate import Sampling, continue_ids
 from lorica.evaluation.prompts import batches, batching_for, left_notices
 from tests.base.architectures import BASES, tiny, tokenizer

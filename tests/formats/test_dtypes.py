@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lorica
+from lorica.base.checkpoint_tensors import dtype_of, keys_of, largest_file
+from lorica.base.float32_compute import computed_in_float32
 from lorica.base.load import load as load_base
-from lorica.base.original import dtype_of, keys_of, largest_file
-from lorica.base.precise import computed_in_float32
 from lorica.core.draws import drawing
 from lorica.formats.export import export_lora
 from lorica.formats.folder import save
 from lorica.formats.merged import merge_to
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.laws.bases import IDS
 
 

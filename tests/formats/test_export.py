@@ -16,8 +16,8 @@ from lorica.core.attach import activate
 from lorica.core.condition import given
 from lorica.core.port import ports, spec_of, switch_of
 from lorica.errors import ConfigError, MergeError, ResourceError
-from lorica.formats.open import open_adapter
-from lorica.formats.reduce import reduced, truncated
+from lorica.formats.low_rank import reduced, truncated
+from lorica.formats.open_adapter import open_adapter
 from lorica.methods.hyperlora import Hyperlora
 from tests.laws.bases import CASES, IDS, STORIES, Stack, gpt2, move, stories, trained
 

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 import lorica
+from lorica.base.bitsandbytes_layers import taken_over
 from lorica.base.load import load as load_base
-from lorica.base.packed_by_others import taken_over
 from lorica.base.quantised_model import layers
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.folder import save

@@ -213,7 +213,7 @@ def test_sizes_that_no_layer_has(settings):
 )
 def test_commands_read_no_base_of_another_form(folder, base):
     """They look at the manifest before there is a model to load into."""
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
 
     document = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**document, "base": base}))
@@ -223,7 +223,7 @@ def test_commands_read_no_base_of_another_form(folder, base):
 
 @pytest.mark.parametrize("changes", [{"base_model_name_or_path": 1}, {"task_type": []}], ids=str)
 def test_commands_read_no_config_of_another_form(folder, changes):
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
 
     (folder / "manifest.json").unlink()
     rewrite(folder, "adapter_config.json", **changes)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from lorica.base.bundled import FOLDER
 from lorica.errors import BaseError, FileError
 from lorica.formats.merged import merge_to
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 
 TEMPLATE = "{% for m in messages %}<|a|>{{ m['content'] }}<|b|>{% endfor %}"
 

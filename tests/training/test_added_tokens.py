@@ -9,7 +9,7 @@ import transformers as tf
 import lorica
 from lorica.base.load import load
 from lorica.errors import ConfigError
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, model, save
 
 NEW = ["<start|tag>", "zyx"]

@@ -10,7 +10,7 @@ import transformers as tf
 import lorica
 from lorica.core.draws import drawing
 from lorica.errors import DataError
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, save
 
 

@@ -8,7 +8,7 @@ import lorica
 from lorica.core.condition import given
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.generate import generate
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from lorica.training.loop import Trainer
 from tests.training.rows import ROUNDING, WORDS, adapter, farthest, same, settings
 

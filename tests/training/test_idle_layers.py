@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.base.called import draws_in_training, uncalled
+from lorica.base.training_probe import draws_in_training, uncalled
 from lorica.core.site import sites_of
 from lorica.core.targets import also_excluded
 from lorica.errors import TrainingError

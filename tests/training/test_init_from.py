@@ -8,7 +8,7 @@ import pytest
 
 import lorica
 from lorica.errors import ConfigError, FileError
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import WORDS, model, save
 from tests.training.rows import adapter, same, settings
 

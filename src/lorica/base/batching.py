@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lorica.base.thresholds import Threshold, lowered, thresholds
+from lorica.base.length_thresholds import Threshold, lowered, thresholds
 from lorica.core.attach import use
 from lorica.core.modes import in_mode
 

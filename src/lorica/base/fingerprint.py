@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lorica.base.bitsandbytes_layers import quantisation_of
+from lorica.base.config_fields import Value, changed, computing, in_training_only
 from lorica.base.digest import digests, tokenizer_parts
-from lorica.base.packed_by_others import quantisation_of
 from lorica.base.quantise import QuantisedLinear
-from lorica.base.settings import Value, changed, computing, in_training_only
 from lorica.core.site import PORT, Site, output_head, site_of, sites_of
 from lorica.core.targets import lies_in
 from lorica.errors import listed

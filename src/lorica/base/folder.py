@@ -8,7 +8,7 @@ folder would even be attached to the base without a word.
 from pathlib import Path
 
 from lorica import strict_json
-from lorica.base.contents import INDEX, check_contents, named_in
+from lorica.base.untrusted_files import INDEX, check_contents, named_in
 from lorica.errors import BaseError, FileError, closest, listed
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")

@@ -12,24 +12,24 @@ import torch
 from torch import nn
 
 from lorica.base import classifier, quantised_model
+from lorica.base.bitsandbytes_layers import quantisation_of
 from lorica.base.bundled import FOLDER, NAME
 from lorica.base.causal import check_causal
 from lorica.base.classifier import Head
+from lorica.base.context_length import config_positions, fit_padding, has_rope, positions_of
 from lorica.base.folder import check_folder
 from lorica.base.hub import reachable_or_cached
-from lorica.base.limits import config_positions, fit_padding, has_rope, positions_of
-from lorica.base.packed_by_others import quantisation_of
-from lorica.base.quantise import KINDS, check_kind, require
-from lorica.base.reasons import check_kind_of_model, explained, quantised_elsewhere
-from lorica.base.slow import why_slow
-from lorica.base.thresholds import forget_lengths
-from lorica.base.trial import (
+from lorica.base.length_thresholds import forget_lengths
+from lorica.base.load_checks import (
     MAX_POSITIONS,
     check_runs,
     check_token_ids,
     check_weights,
     checked_tokenizer,
 )
+from lorica.base.load_errors import check_kind_of_model, explained, quantised_elsewhere
+from lorica.base.quantise import KINDS, check_kind, require
+from lorica.base.slow_dtype import why_slow
 from lorica.core.draws import drawing
 from lorica.core.port import switch_of
 from lorica.data.prompt_format import PromptFormat

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.base import original
+from lorica.base import checkpoint_tensors
+from lorica.base.bitsandbytes_layers import taken_over
 from lorica.base.codebook import BLOCK
 from lorica.base.digest import digest
 from lorica.base.fingerprint import sampled
-from lorica.base.packed_by_others import taken_over
-from lorica.base.pages import let_pages_go, mapped_weights
+from lorica.base.mapped_memory import let_pages_go, mapped_weights
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise
 from lorica.core.site import PORT, Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
@@ -63,7 +63,7 @@ def pack(
 
     Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to pack.
     """
-    keys, prefix = original.keys_of(path), str(getattr(model, "base_model_prefix", ""))
+    keys, prefix = checkpoint_tensors.keys_of(path), str(getattr(model, "base_model_prefix", ""))
     ranges = mapped_weights()
     inside = tuple(f"{name}." for name in whole)
     for site in _to_pack(model):
@@ -77,10 +77,12 @@ def pack(
             raise BaseError(f"{site.name} of {path}: {error.what}", fix=error.fix) from None
         layer.original_sample = sampled(weight)
         layer.original_digest = digest(weight, rounded=True)
-        key = original.key_of(site.name, keys, prefix)
+        key = checkpoint_tensors.key_of(site.name, keys, prefix)
         # A loader may turn what a file holds: then it is not what was packed.
-        if key is not None and original.sample(keys[key], key) == layer.original_sample:
-            layer.original_weight = partial(original.read, keys[key], key, site.transposed)
+        if key is not None and checkpoint_tensors.sample(keys[key], key) == layer.original_sample:
+            layer.original_weight = partial(
+                checkpoint_tensors.read, keys[key], key, site.transposed
+            )
         model.set_submodule(site.name, layer)
         let_pages_go(weight, ranges)
     if not layers(model):

@@ -36,10 +36,10 @@ def check(*words: Words, json: Switch = False) -> None:
 
     from rich.console import Console
 
-    from lorica.base.limits import check_tokens
+    from lorica.base.added_tokens import with_tokens
+    from lorica.base.context_length import check_tokens
     from lorica.base.load import context_length, load_tokenizer
     from lorica.base.load import vocabulary as embedded
-    from lorica.base.tokens import with_tokens
     from lorica.data.check import check, show
     from lorica.training.prepare import check_base_named
 

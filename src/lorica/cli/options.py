@@ -106,7 +106,7 @@ def open_model(
     from lorica.base.bundled import NAME
     from lorica.base.load import load
     from lorica.formats.folder import is_adapter
-    from lorica.formats.open import open_adapter
+    from lorica.formats.open_adapter import open_adapter
 
     alone = path is None or str(path) == NAME
     if path is not None and plain_files.is_file(path / "config.json") and not is_adapter(path):

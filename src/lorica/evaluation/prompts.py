@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base.batching import Batching, alone, batching_of, pad_id
-from lorica.base.limits import check_tokens, embedding_rows
+from lorica.base.context_length import check_tokens, embedding_rows
 from lorica.base.load import LoadedModel
 from lorica.data.tokenise import Example
 from lorica.errors import ConfigError, DataError, listed

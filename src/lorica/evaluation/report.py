@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lorica import plain_files
 from lorica.base.bundled import NAME
-from lorica.base.limits import check_tokens, embedding_rows
+from lorica.base.context_length import check_tokens, embedding_rows
 from lorica.base.load import LoadedModel, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
@@ -29,7 +29,7 @@ from lorica.evaluation.trained_rows import seen_in_training
 from lorica.formats import commit
 from lorica.formats.adapter_folder import adapter_folder
 from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 
 SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
 SHOWN = 300  # characters of a prompt or an answer

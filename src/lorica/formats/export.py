@@ -25,8 +25,8 @@ from lorica.errors import ConfigError, DataError, MergeError
 from lorica.formats import commit
 from lorica.formats.folder import load, save
 from lorica.formats.merged import PROBE, UNSEEN, divergence, logits_of
-from lorica.formats.open import open_adapter
-from lorica.formats.plain import attach_lora, parts
+from lorica.formats.open_adapter import open_adapter
+from lorica.formats.to_lora import attach_lora, parts
 
 EXACT = 1e-5
 """Largest difference of a logit that float32's rounding explains, for logits up to 1; for larger

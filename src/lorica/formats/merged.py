@@ -15,7 +15,7 @@ little: an improbable token may be far off and change nothing. The limit of 0.05
 undo a twentieth of what was learned. Measured on a 260,032-parameter Llama with adapters that
 moved it by 1.4 nats a token: 1e-6 in float32, 0.007 in bfloat16.
 
-What becomes of a quantised base is told in base/unpack.py.
+What becomes of a quantised base is told in base/merge_quantised.py.
 """
 
 import gc
@@ -30,19 +30,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorica.base import original
+from lorica.base import checkpoint_tensors
+from lorica.base.float32_compute import computed_in_float32
 from lorica.base.load import DTYPES, LoadedModel, where
 from lorica.base.load import load as load_base
-from lorica.base.precise import computed_in_float32
+from lorica.base.merge_quantised import TARGETS, check_target, merged_into
 from lorica.base.quantised_model import checkpoint_of, layers
-from lorica.base.unpack import TARGETS, check_target, merged_into
 from lorica.core.attach import use
 from lorica.core.condition import hold
 from lorica.errors import ConfigError, DataError, MergeError, ResourceError
 from lorica.formats import commit
 from lorica.formats.adapter_folder import adapter_folder
-from lorica.formats.open import base_of, open_adapter
-from lorica.formats.side_files import carry_files
+from lorica.formats.auxiliary_files import carry_files
+from lorica.formats.open_adapter import base_of, open_adapter
 
 NOTE = "merge.json"
 WRITTEN = {**DTYPES, "float16": torch.float16}
@@ -122,8 +122,8 @@ def merge_to(
         raise ConfigError(f"limit is {limit}; it is a share above 0.", fix=f"try {LIMIT}")
     output = Path(output)
     with commit.folder(output) as staging:
-        keys = original.keys_of(where(base_of(adapter_folder(path), base)))
-        on_disk = original.dtype_of(keys) or "float32"
+        keys = checkpoint_tensors.keys_of(where(base_of(adapter_folder(path), base)))
+        on_disk = checkpoint_tensors.dtype_of(keys) or "float32"
         dtype = dtype or on_disk
         exact = "bfloat16" if dtype == on_disk == "bfloat16" else "float32"
         opened = open_adapter(
@@ -140,7 +140,7 @@ def merge_to(
             bare = logits_of(opened, rows)
         lines = [*opened.notices, *merged_into(opened.model, target, WRITTEN[dtype])]
         name, labels = opened.path, opened.labels
-        _write(opened, staging, WRITTEN[dtype], original.largest_file(keys))
+        _write(opened, staging, WRITTEN[dtype], checkpoint_tensors.largest_file(keys))
         carry_files(opened.path, adapter_folder(path), staging)
         del opened
         gc.collect()  # or two whole models are in memory at once

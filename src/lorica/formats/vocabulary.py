@@ -10,10 +10,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lorica import plain_files
-from lorica.base.limits import fit_padding
+from lorica.base.added_tokens import grow
+from lorica.base.context_length import fit_padding
 from lorica.base.load import LoadedModel
-from lorica.base.reasons import explained
-from lorica.base.tokens import grow
+from lorica.base.load_errors import explained
 from lorica.errors import FileError, listed
 from lorica.formats import commit
 from lorica.formats.peft.beside import token_ids

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lorica.base.called import uncalled
 from lorica.base.load import LoadedModel
+from lorica.base.training_probe import uncalled
 from lorica.core.adapter import Method
 from lorica.core.targets import Targets, also_excluded, left_out, select
 from lorica.errors import listed

@@ -20,7 +20,7 @@ from lorica.errors import ConfigError, FileError, listed
 from lorica.formats import commit, folder
 from lorica.formats.adapter_folder import adapter_folder
 from lorica.formats.manifest import MANIFEST, check_format
-from lorica.formats.open import head_rows
+from lorica.formats.open_adapter import head_rows
 
 TRAINING_ONLY = {"dropout", "init", "loraplus_lr_ratio"}
 """Settings of methods that the forward pass of a trained adapter does not depend on."""

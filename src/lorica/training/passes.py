@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from lorica.base import packing
 from lorica.base.batching import Batching, padding_of
-from lorica.base.called import draws_in_training
 from lorica.base.load import LoadedModel
+from lorica.base.training_probe import draws_in_training
 from lorica.core.attach import use
 from lorica.data.load import Data
 from lorica.training.config import TrainConfig

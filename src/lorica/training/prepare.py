@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lorica import progress
 from lorica.base import packing
+from lorica.base.added_tokens import grow, trained_with, with_tokens
+from lorica.base.context_length import check_tokens
 from lorica.base.fingerprint import Fingerprint, fingerprint
-from lorica.base.limits import check_tokens
 from lorica.base.load import (
     DTYPES,
     LoadedModel,
@@ -22,7 +23,6 @@ from lorica.base.load import (
 from lorica.base.load import load as load_base
 from lorica.base.load import vocabulary as embedded
 from lorica.base.quantised_model import keep_unpacked
-from lorica.base.tokens import grow, trained_with, with_tokens
 from lorica.core.attach import adapt, use
 from lorica.core.condition import describe, informed, unused
 from lorica.core.port import spec_of

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorica.base.contents import check_contents, check_size, held_by, named_in
 from lorica.base.load import context_length, load, load_tokenizer
+from lorica.base.untrusted_files import check_contents, check_size, held_by, named_in
 from lorica.errors import BaseError, FileError, LoricaError
 from tests.attack.good import write_base
 

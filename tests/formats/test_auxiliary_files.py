@@ -1,6 +1,6 @@
 """What stands beside the weights goes with a merged model, byte for byte."""
 
-from lorica.formats.side_files import carry_files
+from lorica.formats.auxiliary_files import carry_files
 
 EMPTY = "\x02" + "\0" * 7 + "{}"  # a safetensors file without tensors
 

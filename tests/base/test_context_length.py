@@ -11,7 +11,7 @@ import transformers
 import lorica
 from lorica import cli
 from lorica.base.causal import check_causal
-from lorica.base.limits import check_tokens, config_positions, fit_padding, positions_of
+from lorica.base.context_length import check_tokens, config_positions, fit_padding, positions_of
 from lorica.base.load import context_length, load
 from lorica.data.tokenise import Example
 from lorica.errors import BaseError, DataError

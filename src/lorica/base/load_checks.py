@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorica.base import contents
-from lorica.base.reasons import explained
+from lorica.base import untrusted_files
+from lorica.base.load_errors import explained
 from lorica.core.draws import drawing
 from lorica.core.modes import in_mode
 from lorica.errors import BaseError
@@ -39,11 +39,11 @@ def check_weights(path: str, folder: str, kind: Any, options: dict[str, Any]) ->
         index = explained(
             path,
             lambda: cached_file(
-                folder, contents.INDEX, _raise_exceptions_for_missing_entries=False
+                folder, untrusted_files.INDEX, _raise_exceptions_for_missing_entries=False
             ),
         )
         if index is not None:
-            contents.named_in(Path(index))
+            untrusted_files.named_in(Path(index))
         return
     own = {key: value for key, value in options.items() if "label" in key}
 
@@ -54,10 +54,10 @@ def check_weights(path: str, folder: str, kind: Any, options: dict[str, Any]) ->
 
     model = explained(path, skeleton)
     values = sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
-    held = contents.held_by(Path(folder))
-    contents.check_size(path, values, held)
+    held = untrusted_files.held_by(Path(folder))
+    untrusted_files.check_size(path, values, held)
     if getattr(model.config, "quantization_config", None) is None:
-        contents.check_floats(path, (name for name, _ in model.named_parameters()), held)
+        untrusted_files.check_floats(path, (name for name, _ in model.named_parameters()), held)
 
 
 @torch.no_grad()

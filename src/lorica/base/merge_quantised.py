@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lorica.base.pages import let_pages_go, mapped_weights
+from lorica.base.mapped_memory import let_pages_go, mapped_weights
 from lorica.base.quantise import QuantisedLinear, quantise
 from lorica.base.quantised_model import layers
 from lorica.core.merge import merge

@@ -16,7 +16,7 @@ from lorica.core.site import Site, sites_of
 from lorica.core.targets import Targets, leaf_names, saved_sites
 from lorica.core.whole import TokenRows, Whole
 from lorica.errors import MergeError
-from lorica.formats.reduce import Reduced, reduced, refusal
+from lorica.formats.low_rank import Reduced, reduced, refusal
 from lorica.methods.lora import Lora, LoraAdapter
 
 

@@ -11,7 +11,7 @@ from lorica import Lora
 from lorica.base.load import load
 from lorica.errors import BaseError, FileError
 from lorica.formats.adapter_folder import adapter_folder
-from lorica.formats.open import open_adapter
+from lorica.formats.open_adapter import open_adapter
 from tests.laws.bases import IDS, Stack, move
 
 
