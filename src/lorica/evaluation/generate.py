@@ -6,7 +6,6 @@ stop strings: a repetition penalty that a model's author chose would make two sy
 A batch never changes what a row says: see evaluation.prompts.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import torch
 
 from lorica.base.load import LoadedModel
 from lorica.core.condition import describe, given
+from lorica.core.peak_memory import peak_memory
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import ConfigError, listed
@@ -215,18 +215,6 @@ def _text_behind(base: LoadedModel, prompt: list[int], new: list[int]) -> str:
     if whole.startswith(before):  # some tokenizers drop the first space of a text
         return whole[len(before) :]
     return decode(new, clean_up_tokenization_spaces=False)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes held at once."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def _run(

@@ -1,13 +1,10 @@
 """What a run came to, as plain numbers: results.json."""
 
 import hashlib
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lorica import plain_files
@@ -32,6 +29,7 @@ def figures(
     trained: int,
     schedule: Schedule,
     folder: Path,
+    peak_memory_bytes: int | None,
 ) -> dict[str, Any]:
     """The figures of a finished run; losses are nats per label token (per row for classes).
 
@@ -56,7 +54,7 @@ def figures(
         "seconds": round(progress.seconds, 3),
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory_bytes,
         "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
         "base": base.as_dict(),
         **({"ranks": ranks} if (ranks := schedule.ranks()) else {}),
@@ -98,11 +96,3 @@ def _accuracy(folder: Path, kept: int) -> dict[str, Any]:
         return {}
     after = shares[steps.index(kept)] if kept in steps else shares[-1]
     return {"held_out_accuracy": {"before": shares[0], "after": after}}
-
-
-def peak_memory() -> int:
-    """Most bytes held so far: on the GPU if there is one, else by the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

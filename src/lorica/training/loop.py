@@ -17,6 +17,7 @@ from lorica.base.fingerprint import Fingerprint
 from lorica.base.load import LoadedModel
 from lorica.core.attach import trainable_parameters
 from lorica.core.drive import Driver
+from lorica.core.peak_memory import peak_memory
 from lorica.core.port import spec_of
 from lorica.core.rates import rates_of
 from lorica.core.state import adapter_state, load_adapter_state
@@ -27,7 +28,7 @@ from lorica.formats.peft.kinds import peft_notices
 from lorica.training import checkpoint as ckpt
 from lorica.training import optim, prepare, resume, watch
 from lorica.training.config import TrainConfig
-from lorica.training.figures import card_rows, figures, peak_memory
+from lorica.training.figures import card_rows, figures
 from lorica.training.log import Log, Silent
 from lorica.training.passes import batching_of
 from lorica.training.pictures import RANKS, draw, draw_ranks
@@ -183,7 +184,7 @@ class Trainer:
             grad_norm=done.norm,
             tokens=progress.tokens,
             tokens_per_second=done.tokens / spent,
-            memory=peak_memory(),
+            memory=peak_memory(self.accelerator.device),
             **({"sent_bytes": self.device.taken()} if self.device else {}),
         )
         watch.check_rise(progress, done.loss, config.loss_limit)
@@ -298,6 +299,7 @@ class Trainer:
             trained=self.count.trainable,
             schedule=self.driver.schedule,
             folder=self.run.folder,
+            peak_memory_bytes=peak_memory(self.accelerator.device),
         )
         if self.main:
             folder.save(
