@@ -220,6 +220,8 @@ def test_a_method_is_found_by_its_file_name():
     from lorica.core.adapter import Method
 
     files = {p.stem for p in (ROOT / "methods").glob("*.py")} - {"__init__"}
+    files |= {p.parent.name for p in (ROOT / "methods").glob("*/__init__.py")}
+    assert "hyperlora" in files, "a method may be a folder"
     assert files <= set(Method.names())
     for name in files:
         assert Method.named(name).name == name

@@ -48,7 +48,9 @@ class Entry:
 @cache
 def methods() -> dict[str, Entry]:
     """Every method, by name: those of this package and those of plug-ins."""
-    files = {p.stem: p for p in (Path(lorica.__file__).parent / "methods").glob("[!_]*.py")}
+    own = Path(lorica.__file__).parent / "methods"
+    files = {path.stem: path for path in own.glob("[!_]*.py")}
+    files |= {path.parent.name: path for path in own.glob("*/__init__.py")}
     for point in entry_points(group=FAMILY):
         spec = importlib.util.find_spec(point.module)
         if spec and spec.origin:

@@ -14,7 +14,8 @@ from lorica.core.condition import describe, given, informed, set_conditions, swa
 from lorica.core.drive import Driver, adapters_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, DataError, MergeError
-from lorica.methods.hyperlora import MOST, Hyperlora
+from lorica.methods.hyperlora import Hyperlora
+from lorica.methods.hyperlora.penalty import MAX_CONDITIONS
 from tests.laws.bases import IDS, Stack, bits, move, same_bits, stories
 
 TASKS = ("add", "sort", "turn")
@@ -660,7 +661,7 @@ def test_the_penalty_does_not_depend_on_the_rows_at_hand(moved):
 
 
 def test_the_penalty_goes_through_many_conditions_in_turn():
-    many = tuple(f"task {i:02}" for i in range(2 * MOST + 3))
+    many = tuple(f"task {i:02}" for i in range(2 * MAX_CONDITIONS + 3))
     model = made(conditions=many, penalty=1.0)
     seen: list[int] = []
     network(model).enc.vectors.register_forward_hook(
@@ -672,7 +673,7 @@ def test_the_penalty_goes_through_many_conditions_in_turn():
         driver.before_step()
         driver.after_step()
     heads = 2
-    assert len(seen) == 3 * MOST * heads
+    assert len(seen) == 3 * MAX_CONDITIONS * heads
     assert set(seen) == set(range(len(many)))
 
 

@@ -20,20 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
-from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.adapter import BaseLayer, Method, Rates
 from lorica.core.condition import Conditioned
-from lorica.core.encode import KINDS, Kind, Texts, encoder, settled
-from lorica.core.hypernetwork import Network, Place
-from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError, MergeError, listed
 from lorica.kernels.low_rank import low_rank, low_rank_rows
+from lorica.methods.hyperlora.encoders import KINDS, Kind, Texts, encoder, settled
+from lorica.methods.hyperlora.network import Network
+from lorica.methods.hyperlora.penalty import SizePenalty
 
 ALONE = ("default",)  # the one condition of tasks that nobody named
-MOST = 16  # conditions that one step's penalty looks at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +127,13 @@ class Hyperlora(Method, name="hyperlora"):
         return HyperAdapter(site, self, shared)
 
     def schedule(
-        self, adapters: Mapping[str, Adapter], total: int, epoch: int
-    ) -> "SmallWeights | None":
-        made = [a for a in adapters.values() if isinstance(a, HyperAdapter)]
-        return SmallWeights(made, self.penalty) if self.penalty else None
+        self, adapters: Mapping[str, "HyperAdapter"], total: int, epoch: int
+    ) -> SizePenalty | None:
+        if not self.penalty:
+            return None
+        places = [adapter.place for adapter in adapters.values()]
+        network = next(iter(adapters.values())).network
+        return SizePenalty(network, places, self.conditions, self.penalty)
 
 
 class HyperAdapter(Conditioned):
@@ -182,32 +183,3 @@ class HyperAdapter(Conditioned):
     def describe(self, vectors: Mapping[str, Tensor]) -> list[str]:
         enc = self.network.enc
         return enc.take(vectors) if isinstance(enc, Texts) else []
-
-
-class SmallWeights(Schedule):
-    """The L2 penalty: weight times the sum over types of layer of mean A^2 + mean B^2.
-
-    The means are over the layers of a type, the conditions and the numbers, as in the source's
-    `generated_w_l2_loss` (sft_trainer.py of SakanaAI/text-to-lora, 8ba7749).
-    """
-
-    def __init__(self, adapters: list[HyperAdapter], weight: float):
-        self.network, self.known = adapters[0].network, adapters[0].known
-        self.weight = weight
-        self.places: dict[str, list[Place]] = {}  # those that share a head
-        for adapter in adapters:
-            self.places.setdefault(adapter.place.head, []).append(adapter.place)
-
-    def penalty(self, t: int) -> Tensor | None:
-        """Over the known conditions, at most MOST in turn; embeddings: over those that are set."""
-        known, codes = self.known, self.network.codes
-        if known:
-            picked = [known[(t * MOST + i) % len(known)] for i in range(min(MOST, len(known)))]
-            codes = self.network.enc.codes(picked)
-        if codes is None:
-            return None
-        sums = []
-        for places in self.places.values():
-            a, b = self.network(codes, places)
-            sums.append(a.square().mean() + b.square().mean())
-        return self.weight * torch.stack(sums).sum()

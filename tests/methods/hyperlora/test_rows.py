@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lorica.core.rows import Rows
 from lorica.errors import DataError
+from lorica.methods.hyperlora.rows import Rows
 
 WHICH, LENGTHS = (2, 0, 1, 2), (3, 1, 5, 2)
 APART, END_TO_END = Rows(WHICH), Rows(WHICH, LENGTHS)

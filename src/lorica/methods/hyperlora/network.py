@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.encode import Names, Vectors
 from lorica.core.kept import Kept
-from lorica.core.rows import Rows
 from lorica.core.site import Site
 from lorica.core.targets import block_of
+from lorica.methods.hyperlora.encoders import Names, Vectors
+from lorica.methods.hyperlora.rows import Rows
 
 
 class Place(NamedTuple):
