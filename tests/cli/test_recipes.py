@@ -116,6 +116,25 @@ def test_a_method_from_python():
     assert read(None, {"data": "x", "method": lorica.Dora(r=3)}).build_method() == lorica.Dora(r=3)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainable_token_indices": [5, 9]},
+        {"layers_to_transform": [0, 2]},
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 2.0}},
+        {"report_to": ["tensorboard"]},
+        {"method": {"name": "lora", "r": 4, "init": "pissa"}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_python_values_are_taken_as_they_are(settings):
+    config = read(None, {"data": "rows.jsonl", **settings})
+    given = config.model_dump(mode="json")
+    for key, value in settings.items():
+        assert value == given[key] or value.items() <= given[key].items()
+
+
 def test_paths_beside_the_recipe(tmp_path, monkeypatch):
     folder = tmp_path / "job"
     (folder / "base").mkdir(parents=True)

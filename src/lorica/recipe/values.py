@@ -102,7 +102,7 @@ def from_flag(kind: Any, value: Any) -> Any:
         inner = get_args(kind)[1] if get_origin(kind) is dict else Any
         return {key: from_flag(inner, item) for key, item in value.items()}
     readings = [_read(value)] if isinstance(value, str) else []
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         readings = [[_read(item) for item in value], value]
     elif isinstance(value, str):
         plain = [part.strip() for part in value.split(",")]
