@@ -15,6 +15,7 @@ FLOORS = [  # lowest first; a module imports at module level from its own floor 
     {"core"},
     {"methods", "inits", "kernels"},
     {"base", "data", "formats", "recipe"},
+    {"generation"},
     {"training", "evaluation"},
     {"plan", "compare", "serve"},
     {"cli", "__main__"},

@@ -46,9 +46,9 @@ def run(
     import lorica
     from lorica.core.state import load_adapter_state
     from lorica.errors import TrainingError
-    from lorica.evaluation.generate import generate
     from lorica.formats.commit import read_tensors
     from lorica.formats.open_adapter import open_adapter
+    from lorica.generation.generate import generate
 
     known = pairs(seed)
     steps = QUICK_STEPS if place.quick else STEPS

@@ -171,10 +171,10 @@ def _import_all() -> None:
     import lorica.cli.merge
     import lorica.cli.train
     import lorica.data.check
-    import lorica.evaluation.generate
     import lorica.evaluation.report
     import lorica.formats.export
     import lorica.formats.merged
+    import lorica.generation.generate
     import lorica.training.train  # noqa: F401
 
     torch.set_num_threads(1)

@@ -12,11 +12,12 @@ from lorica.data.batch import pad
 from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
 from lorica.errors import ConfigError, DataError
-from lorica.evaluation.chat import Chat
-from lorica.evaluation.generate import Sampling, generate
 from lorica.evaluation.loss import score
 from lorica.evaluation.measure import evaluate_loaded
 from lorica.evaluation.report import evaluate
+from lorica.generation.chat import Chat
+from lorica.generation.generate import generate
+from lorica.generation.sampling import Sampling
 from lorica.methods.hyperlora import Hyperlora
 from tests.laws.bases import move
 
@@ -172,14 +173,14 @@ def test_generation_refuses_what_it_cannot_use(stories):
 def test_chat_under_a_condition(stories):
     base = taught(stories)
     short = Sampling(max_new_tokens=12)
-    answers = [Chat(base, condition=k, sampling=short).say("Once upon a time") for k in WORDS]
+    answers = [Chat(base, condition=k, sampling=short).answer("Once upon a time") for k in WORDS]
     assert answers[0] != answers[1]
     assert (
         answers[0]
         == generate(base, ["Once upon a time"], conditions=["cat"], max_new_tokens=12).texts[0]
     )
     with pytest.raises(ConfigError, match="'cow'"):
-        Chat(base, condition="cow").say("Once")
+        Chat(base, condition="cow").answer("Once")
 
 
 def test_texts_are_read_before_they_are_needed(stories, rows):

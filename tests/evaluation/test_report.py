@@ -15,13 +15,13 @@ from lorica.data.config import DataConfig
 from lorica.data.load import load as load_data
 from lorica.data.tokenise import Example
 from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
-from lorica.evaluation.generate import generate
 from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.measure import Measure, evaluate_loaded, token_measures
 from lorica.evaluation.report import evaluate, show
 from lorica.evaluation.stats import Interval
 from lorica.formats.folder import load as load_adapter
 from lorica.formats.folder import save
+from lorica.generation.generate import generate
 
 NAMES = ["Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Lucy"]
 

@@ -7,8 +7,8 @@ import pytest
 import lorica
 from lorica.core.condition import given
 from lorica.errors import ConfigError, DataError
-from lorica.evaluation.generate import generate
 from lorica.formats.open_adapter import open_adapter
+from lorica.generation.generate import generate
 from lorica.training.loop import Trainer
 from tests.training.rows import ROUNDING, WORDS, adapter, farthest, same, settings
 

@@ -9,9 +9,9 @@ import lorica
 from lorica.base.load import load
 from lorica.core.state import adapter_state
 from lorica.errors import MergeError, TrainingError
-from lorica.evaluation.generate import generate
 from lorica.formats import commit
 from lorica.formats.export import export_lora
+from lorica.generation.generate import generate
 from tests.laws.bases import CASES, move, trained
 from tests.training.rows import settings, tiny_base
 

@@ -10,7 +10,7 @@ from lorica.cli.options import Grade, Quantisation, Seed, open_model
 from lorica.errors import DataError
 
 if TYPE_CHECKING:
-    from lorica.evaluation.chat import Chat
+    from lorica.generation.chat import Chat
 
 app = App(name="chat")
 
@@ -62,8 +62,8 @@ def chat(
     """
     model = open_model(path, base, dtype, allow_base, quantisation)
 
-    from lorica.evaluation.chat import Chat
-    from lorica.evaluation.generate import Sampling
+    from lorica.generation.chat import Chat
+    from lorica.generation.sampling import Sampling
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
@@ -89,7 +89,7 @@ def _answer(talk: "Chat", said: str) -> None:
     """Write the answer as it comes. A message that cannot be answered does not end the talk."""
     told = len(talk.notices)
     try:
-        talk.say(said, on_text=lambda text: print(text, end="", flush=True))
+        talk.answer(said, on_text=lambda text: print(text, end="", flush=True))
     except DataError as error:
         _aside([f"{type(error).__name__}: {error}"])
     except KeyboardInterrupt:

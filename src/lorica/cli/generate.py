@@ -68,7 +68,7 @@ def generate(
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
     model = open_model(path, base, dtype, allow_base, quantisation)
 
-    from lorica.evaluation.generate import generate
+    from lorica.generation.generate import generate
 
     done = generate(
         model,

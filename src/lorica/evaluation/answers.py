@@ -12,8 +12,9 @@ from lorica.core.condition import conditioned
 from lorica.data.rendered import Rendered
 from lorica.data.tokenise import Example, Texts, prompt_ids
 from lorica.errors import listed
-from lorica.evaluation.asking import stop_tokens
-from lorica.evaluation.generate import Sampling, continue_ids
+from lorica.generation.generate import generate_from_ids
+from lorica.generation.sampling import Sampling
+from lorica.generation.stops import Stops, stops_of
 
 KINDS = ("alpaca", "prompt", "messages", "sharegpt")
 SPARE = 16  # tokens that an answer may be longer than the longest reference
@@ -53,7 +54,7 @@ class Quiz:
 
     questions: list[Question]
     max_new_tokens: int
-    stops: list[int]
+    stops: Stops
     notices: list[str] = field(default_factory=list)
 
 
@@ -78,7 +79,7 @@ def quiz(base: LoadedModel, examples: Sequence[Example], max_new_tokens: int | N
         )
     longest = max((length for _, length in kept), default=0)
     ends = {q.row.ending for q, _ in kept}
-    stops = sorted({token for end in (ends or {""}) for token in stop_tokens(base, end.strip())})
+    stops = stops_of(base, (end.strip() for end in ends))
     return Quiz([q for q, _ in kept], max_new_tokens or longest + SPARE, stops, lines)
 
 
@@ -86,7 +87,7 @@ def take(base: LoadedModel, asked: Quiz, *, batch_size: int = 16) -> tuple[list[
     """The model's greedy answers, as they are compared; and named lines on those cut short."""
     if not asked.questions:
         return [], []
-    done = continue_ids(
+    done = generate_from_ids(
         base,
         [question.prompt for question in asked.questions],
         Sampling(max_new_tokens=asked.max_new_tokens),

@@ -12,7 +12,7 @@ from torch import nn
 from lorica.base.load import LoadedModel
 from lorica.core.condition import conditioned, describe, swapped, unused
 from lorica.data.tokenise import Example
-from lorica.errors import ConfigError, DataError
+from lorica.errors import DataError
 from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.stats import ratios
 
@@ -30,20 +30,6 @@ def ready(base: LoadedModel, examples: Sequence[Example]) -> list[str]:
             fix="name their column, data.columns: {condition: NAME}",
         )
     return unused(base.model, told) + describe(base.model, base.tokenizer, sorted(set(told)))
-
-
-def one_each(base: LoadedModel, conditions: Sequence[str] | None, rows: int) -> list[str] | None:
-    """The condition of each row. Raises: ConfigError if there are too few, or they have no use."""
-    if conditions is None:
-        return None
-    if len(conditions) not in (1, rows):
-        raise ConfigError(
-            f"{len(conditions)} conditions were given for {rows} prompts.",
-            fix="give one for each prompt, or one for all",
-        )
-    if not conditioned(base.model):
-        raise ConfigError("this model takes no condition.", fix="leave it out")
-    return list(conditions) if len(conditions) == rows else rows * list(conditions)
 
 
 def swap(

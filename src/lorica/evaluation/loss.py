@@ -8,7 +8,6 @@ Letters: B rows, T tokens, N label tokens, V vocabulary, C classes.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -123,32 +122,12 @@ def label_logits(
     pad_id = max(getattr(foreign.config, "pad_token_id", None) or 0, 0)
     batching = padding_of(model)
     rows = 1 if batching.refused else batch
-    with still(model):
+    with in_mode(model, training=False), torch.no_grad():
         for picked in _batches(examples, rows, LOGITS // size, batching.shared):
             made = pad([examples[i] for i in picked], pad_id).to(device)
             with given(model, made.conditions):
                 logits = _forward(foreign, made, keeps)
             yield picked, logits, made
-
-
-def check_logits(ids: Tensor, scores: Tensor) -> Tensor:
-    """`scores` (B, V) of the next tokens as they are. Raises: TrainingError if one is no number.
-
-    Without it `generate` would write the text of token 0.
-    """
-    if not scores.amax(-1).isfinite().all():  # the largest one is NaN if any is; -inf may stand
-        raise TrainingError(
-            f"the model's logits are not finite after {ids.shape[1]} tokens: it can write nothing.",
-            fix="check base and adapter with lorica eval; load the base in float32",
-        )
-    return scores
-
-
-@contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Inside the block nothing is random and nothing learns; every module's mode comes back."""
-    with in_mode(model, training=False), torch.no_grad():
-        yield
 
 
 def _batches(

@@ -24,6 +24,7 @@ from lorica.evaluation.conditions import ready, swap
 from lorica.evaluation.loss import Scores, label_logits, score
 from lorica.evaluation.predictions import predictions
 from lorica.evaluation.stats import LEAST, Interval, capped_exp, newcombe, ratios, wilson
+from lorica.generation.stops import Stops
 
 SAME = 1e-7
 """Logits this close are the same."""
@@ -134,7 +135,7 @@ def evaluate_loaded(
     lines = ready(base, examples)
     if adapted:
         check_acts(base.model, examples)
-    asked = Quiz([], 0, [])
+    asked = Quiz([], 0, Stops(base.tokenizer))
     if exact_match and base.labels is None:
         asked = quiz(base, examples, max_new_tokens)
     lines += asked.notices

@@ -6,8 +6,10 @@ import torch
 from lorica.base.batching import Batching
 from lorica.base.length_thresholds import forget_lengths
 from lorica.base.load import LoadedModel
-from lorica.evaluation.generate import Sampling, continue_ids
-from lorica.evaluation.prompts import batches, batching_for, left_notices
+from lorica.generation.batches import batches, batching_for, batching_notices
+from lorica.generation.generate import generate_from_ids
+from lorica.generation.sampling import Sampling
+from lorica.generation.stops import Stops
 from tests.base.architectures import BASES, tiny, tokenizer
 
 QUICK = ("phi3_longrope", "llama_dynamic", "rwkv", "jamba", "mamba2", "gpt2", "llama4_temperature")
@@ -26,7 +28,9 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 
 def write(base: LoadedModel, some: list[list[int]], size: int):
-    return continue_ids(base, some, Sampling(max_new_tokens=9), stops=[], batch_size=size)
+    return generate_from_ids(
+        base, some, Sampling(max_new_tokens=9), stops=Stops(base.tokenizer), batch_size=size
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,9 +58,9 @@ def test_a_base_whose_batches_mix_rows_says_so():
     """transformers' RWKV adds up the states of a batch's rows."""
     for lengths in ((4, 11, 11), (11, 11)):
         said = write(base("rwkv"), prompts(*lengths), 3).notices
-        assert any("one by one: RwkvForCausalLM mixes batched rows" in line for line in said)
+        assert any("one at a time: RwkvForCausalLM mixes batched rows" in line for line in said)
     mixed = Batching(refused="It mixes left-padded rows")
-    assert left_notices(3, mixed, prompts(4, 9), [9, 9]) == [
+    assert batching_notices(3, mixed, prompts(4, 9), [9, 9]) == [
         "a batch has prompts of one length: It mixes left-padded rows"
     ]
     assert [len(b) for b in batches(prompts(4, 9, 9), [9] * 3, 3, mixed)] == [2, 1]

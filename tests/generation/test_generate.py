@@ -12,15 +12,12 @@ from lorica.base.load import load as load_base
 from lorica.data.rendered import Rendered, Segment
 from lorica.data.tokenise import prompt_ids
 from lorica.errors import ConfigError, DataError
-from lorica.evaluation.asking import end_of_turn, stop_tokens
-from lorica.evaluation.chat import Chat, Teller
-from lorica.evaluation.generate import (
-    Sampling,
-    continue_ids,
-    generate,
-    text_after,
-)
 from lorica.formats.folder import load as load_adapter
+from lorica.generation.chat import Chat, TextStreamer
+from lorica.generation.generate import generate, generate_from_ids
+from lorica.generation.prompts import end_of_turn
+from lorica.generation.sampling import Sampling
+from lorica.generation.stops import Stops, stops_of
 from tests.base.classifiers import model as tiny_model
 from tests.base.classifiers import save as save_base
 
@@ -55,7 +52,7 @@ def short(stories):
 @torch.no_grad()
 def by_hand(base, prompt, count):
     """Greedy, without a cache: the definition."""
-    ids, stops = list(prompt), stop_tokens(base)
+    ids, stops = list(prompt), stops_of(base).tokens
     for _ in range(count):
         ids.append(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
         if ids[-1] in stops:
@@ -101,12 +98,16 @@ def test_text_goes_on_from_the_prompt_with_its_space(base):
 
 def test_a_stop_token_ends_a_text_and_is_not_in_it(base):
     prompt = [1, *base.tokenizer.encode("Once upon a time", add_special_tokens=False)]
-    free = continue_ids(base, [prompt], Sampling(max_new_tokens=30), stops=[]).tokens[0]
+    free = generate_from_ids(
+        base, [prompt], Sampling(max_new_tokens=30), stops=Stops(base.tokenizer)
+    ).tokens[0]
     stop = free[10]
-    done = continue_ids(base, [prompt], Sampling(max_new_tokens=30), stops=[stop])
+    done = generate_from_ids(
+        base, [prompt], Sampling(max_new_tokens=30), stops=Stops(base.tokenizer, (stop,))
+    )
     first = free.index(stop)
     assert done.tokens[0] == free[: first + 1]
-    assert done.texts[0] == text_after(base, prompt, free[:first], [])
+    assert done.texts[0] == Stops(base.tokenizer).text(prompt, free[:first])
 
 
 def test_the_bases_own_settings_do_not_enter_and_come_back(base):
@@ -131,8 +132,10 @@ def test_sampling_follows_the_seed_and_leaves_the_global_one(base):
 def test_a_text_that_the_context_cuts_is_the_same_in_a_batch(short):
     prompts = [[1, *range(10, 10 + n)] for n in (35, 30, 4, 30, 38)]
     sampling = Sampling(max_new_tokens=20)
-    together = continue_ids(short, prompts, sampling, stops=[2])
-    alone = [continue_ids(short, [p], sampling, stops=[2]).tokens[0] for p in prompts]
+    together = generate_from_ids(short, prompts, sampling, stops=stops_of(short))
+    alone = [
+        generate_from_ids(short, [p], sampling, stops=stops_of(short)).tokens[0] for p in prompts
+    ]
     assert together.tokens == alone
     assert [len(t) for t in together.tokens] == [4, 9, 20, 9, 1]
     assert together.notices == [
@@ -146,7 +149,7 @@ def test_what_cannot_be_continued(base, short, stories):
         generate(short, ["Tom", "Tom and Lily went to the park. " * 9])
     assert "number 2" in caught.value.facts["prompts"]
     with pytest.raises(DataError, match="prompt 2 is empty"):
-        continue_ids(base, [[1], []], Sampling(), stops=[2])
+        generate_from_ids(base, [[1], []], Sampling(), stops=Stops(base.tokenizer, (2,)))
     with pytest.raises(ConfigError, match="classifier"):
         generate(load_base(str(stories), labels=["a", "b"]), ["Tom"])
     with pytest.raises(DataError, match="no chat template"):
@@ -173,42 +176,47 @@ def talking(stories):
 
 def test_chat_renders_the_template_and_stops_at_its_end_of_turn(talking):
     assert end_of_turn(talking) == "</s>"
-    assert stop_tokens(talking, "</s>") == [1, 2]
+    assert stops_of(talking, ["</s>"]).tokens == (1, 2)
     (text,) = generate(talking, ["Hello"], chat=True, max_new_tokens=12).texts
     raw = "user: Hello</s>\nassistant: "
     ids = talking.tokenizer.encode(raw, add_special_tokens=False)
-    assert text == continue_ids(talking, [ids], Sampling(max_new_tokens=12), stops=[1, 2]).texts[0]
+    assert (
+        text
+        == generate_from_ids(
+            talking, [ids], Sampling(max_new_tokens=12), stops=stops_of(talking)
+        ).texts[0]
+    )
 
 
 def test_a_conversation_streams_what_it_returns_and_keeps_it(talking):
     chat = Chat(talking, system="Be kind.", sampling=Sampling(max_new_tokens=25))
     pieces: list[str] = []
-    answer = chat.say("Once upon a time", pieces.append)
+    answer = chat.answer("Once upon a time", pieces.append)
     assert "".join(pieces) == answer
     assert len(pieces) > 5
     assert [m["role"] for m in chat.messages] == ["user", "assistant"]
-    assert chat.say("And then?") != ""
+    assert chat.answer("And then?") != ""
     assert len(chat.messages) == 4
 
 
 def test_a_full_context_forgets_the_oldest_and_says_so(talking):
     chat = Chat(talking, sampling=Sampling(max_new_tokens=60))
     for _ in range(6):
-        chat.say("Tom and Lily went to the park to play with the big dog. They ran and ran.")
+        chat.answer("Tom and Lily went to the park to play with the big dog. They ran and ran.")
     assert len(chat.messages) == 12
     assert any("messages are forgotten" in line for line in chat.notices)
     kept = list(chat.messages)
     with pytest.raises(DataError, match="context is 512"):
-        chat.say("Tom and Lily went to the park to play with the big dog. " * 40)
+        chat.answer("Tom and Lily went to the park to play with the big dog. " * 40)
     with pytest.raises(DataError, match="empty"):
-        chat.say("  ")
+        chat.answer("  ")
     assert chat.messages == kept
 
 
 def test_a_base_without_a_template_takes_each_message_as_a_prompt(base):
     chat = Chat(base, sampling=Sampling(max_new_tokens=10))
     assert (
-        chat.say("Once upon a time")
+        chat.answer("Once upon a time")
         == generate(base, ["Once upon a time"], max_new_tokens=10).texts[0]
     )
     assert chat.notices[0].startswith("the base has no chat template")
@@ -219,12 +227,13 @@ def test_half_a_character_is_not_told(talking):
     prompt = [1, *talking.tokenizer.encode("Tom", add_special_tokens=False)]
     tokens = talking.tokenizer.encode("Tom é ü", add_special_tokens=False)[len(prompt) - 1 :]
     pieces: list[str] = []
-    teller = Teller(talking, prompt, [2], pieces.append)
-    teller.put(torch.tensor([prompt]))
+    stops = Stops(talking.tokenizer, (2,))
+    streamer = TextStreamer(stops, prompt, pieces.append)
+    streamer.put(torch.tensor([prompt]))
     for token in tokens:
-        teller.put(torch.tensor([token]))
-    teller.end()
-    assert "".join(pieces) == text_after(talking, prompt, tokens, [2])
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(pieces) == stops.text(prompt, tokens)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
@@ -260,11 +269,11 @@ def test_a_stop_string_of_the_base_ends_a_text_and_is_not_in_it(tmp_path, base):
     assert [generate(stopped, [p], max_new_tokens=30).texts[0] for p in prompts] == done.texts
     pieces: list[str] = []
     (ids,) = prompt_ids([Rendered("prompt", (Segment(prompts[0], False),), False)], base.tokenizer)
-    teller = Teller(stopped, ids, [2], pieces.append)
-    teller.put(torch.tensor([ids]))
+    streamer = TextStreamer(stops_of(stopped), ids, pieces.append)
+    streamer.put(torch.tensor([ids]))
     for token in done.tokens[0]:
-        teller.put(torch.tensor([token]))
-    teller.end()
+        streamer.put(torch.tensor([token]))
+    streamer.end()
     assert "".join(pieces) == done.texts[0]
 
 

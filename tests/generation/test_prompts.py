@@ -13,11 +13,16 @@ from lorica.data.prompts import ALPACA
 from lorica.data.source import Row
 from lorica.data.template import render
 from lorica.errors import DataError, FileError
-from lorica.evaluation.asking import ask, end_of_turn, how_asked, not_asked
-from lorica.evaluation.chat import Chat
-from lorica.evaluation.generate import generate
 from lorica.formats.folder import save
 from lorica.formats.open_adapter import open_adapter
+from lorica.generation.chat import Chat
+from lorica.generation.generate import generate
+from lorica.generation.prompts import (
+    conversation_notices,
+    end_of_turn,
+    plain_prompt_notices,
+    render_messages,
+)
 from tests.data.templates import GEMMA, QWEN3, chatml
 
 PLAIN = {
@@ -82,11 +87,11 @@ def test_the_text_of_training_is_that_of_generation(base, tmp_path, name):
     folder, data, config = trained(base, tmp_path, row, settings)
     opened = open_adapter(folder)
     written = render([Row(row, "a:1")], config, base.tokenizer).rows[0]
-    asked = ask(opened, [{"role": "user", "content": "hello"}])
+    asked = render_messages(opened, [{"role": "user", "content": "hello"}])
     assert asked.prompt == written.prompt
     assert asked.special is written.special
     assert end_of_turn(opened) == written.ending
-    lines = how_asked(opened)
+    lines = conversation_notices(opened)
     assert said in " ".join(lines) if said else lines == []
     again = as_trained(opened.prompt_format, DataConfig(path=config.path, validation=0.0))
     rows = load_rows(again, opened.tokenizer, seed=0, max_length=None)
@@ -102,27 +107,27 @@ def test_chat_and_generate_say_how_they_ask(base, tmp_path):
     folder, _, _ = trained(base, tmp_path, PLAIN["alpaca"], {})
     opened = open_adapter(folder)
     talk = Chat(opened, system="Be kind.")
-    assert talk.notices == how_asked(opened, system=True) and len(talk.notices) == 1
+    assert talk.notices == conversation_notices(opened, has_system=True) and len(talk.notices) == 1
     assert (
         "Be kind."
-        in ask(
+        in render_messages(
             opened,
             [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}],
         ).prompt
     )
     done = generate(opened, ["hello"], chat=True, max_new_tokens=1)
-    assert done.notices[0] == how_asked(opened)[0]
+    assert done.notices[0] == conversation_notices(opened)[0]
     done = generate(opened, ["hello"], max_new_tokens=1)
     assert "--chat puts it around them" in done.notices[0]
-    assert not_asked(base) == []
+    assert plain_prompt_notices(base) == []
 
 
 def test_a_system_message_that_the_text_has_no_place_for_is_said_not_to_be_used(base, tmp_path):
     row, settings, _ = TRAININGS["alpaca of another text"]
     opened = open_adapter(trained(base, tmp_path, row, settings)[0])
-    assert "the system message is not used" in how_asked(opened, system=True)
+    assert "the system message is not used" in conversation_notices(opened, has_system=True)
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
-    assert ask(opened, messages).prompt == "Q: hello\nA:"
+    assert render_messages(opened, messages).prompt == "Q: hello\nA:"
 
 
 def test_rows_of_another_format_are_named(base, tmp_path):
@@ -185,7 +190,7 @@ def test_an_adapter_without_a_record_is_asked_through_the_base(base, tmp_path):
     lorica.detach(base.model, "asked")
     opened = open_adapter(tmp_path / "adapter")
     assert opened.prompt_format is None
-    assert "hello" in ask(opened, [{"role": "user", "content": "hello"}]).prompt
+    assert "hello" in render_messages(opened, [{"role": "user", "content": "hello"}]).prompt
     opened.tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         generate(opened, ["hello"], chat=True)
@@ -210,4 +215,4 @@ def test_a_run_records_its_templates_as_text_and_its_adapter_as_well(tmp_path):
     manifest = json.loads((result.folder / "adapter/manifest.json").read_text())
     assert manifest["prompt_format"]["template"] == "Q {{ instruction }}{{ input }} A"
     opened = open_adapter(result.folder)
-    assert ask(opened, [{"role": "user", "content": "x"}]).prompt == "Q x A"
+    assert render_messages(opened, [{"role": "user", "content": "x"}]).prompt == "Q x A"

@@ -1,0 +1,219 @@
+"""Text from prompts, through transformers' own `generate`: greedy, or sampled with a seed.
+
+Prompts of similar length share a left-padded batch with a KV cache, and come back in the order in
+which they were given. A batch never changes what a row writes: see generation.batches. Of the
+base's own generation settings only its stops are used: see generation.sampling.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lorica.base.load import LoadedModel
+from lorica.core.condition import conditioned, describe, given
+from lorica.core.modes import in_mode
+from lorica.core.peak_memory import peak_memory
+from lorica.data.rendered import Rendered, Segment
+from lorica.data.tokenise import prompt_ids
+from lorica.errors import ConfigError
+from lorica.generation.batches import (
+    batches,
+    batching_for,
+    batching_notices,
+    pad_left,
+    room_for_answers,
+)
+from lorica.generation.prompts import (
+    check_has_template,
+    check_is_language_model,
+    conversation_notices,
+    end_of_turn,
+    plain_prompt_notices,
+    render_messages,
+)
+from lorica.generation.sampling import (
+    Sampling,
+    check_logits,
+    generation_settings,
+    ignored_settings,
+)
+from lorica.generation.stops import Stops, stops_of
+from lorica.progress import Progress
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The generated texts, and what they cost.
+
+    texts: what follows each prompt, without its stop. tokens: the ids, with the stop.
+    tokens_per_second: generated tokens over all rows; the time includes reading the prompts.
+    peak_memory_bytes: of the GPU if the model is on one, else of the process so far; None where
+        the system does not say.
+    notices: sentences for the user, as on texts that were cut.
+    """
+
+    texts: list[str]
+    tokens: list[list[int]]
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    notices: list[str] = field(default_factory=list)
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    chat: bool = False,
+    conditions: Sequence[str] | None = None,
+    batch_size: int = 16,
+) -> Generation:
+    """What the model writes after each of `prompts`.
+
+    chat: each prompt is a user's message, written in the format of the adapter's training (chat
+        template, Alpaca's text); else through the base's chat template.
+    conditions: for a conditioned adapter: one for each prompt, or one for all.
+    seed: the same prompts, batch_size and seed give the same sampled texts.
+
+    Raises: ConfigError for a setting out of range, a classifier, or a condition that is unknown,
+        missing or not used; DataError for a prompt that is empty or too long, or no template.
+    """
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    check_is_language_model(loaded)
+    if chat:
+        check_has_template(loaded)
+        rows = [render_messages(loaded, [{"role": "user", "content": p}]) for p in prompts]
+        notices = conversation_notices(loaded)
+    else:
+        rows = [Rendered("prompt", (Segment(p, False),), False) for p in prompts]
+        notices = plain_prompt_notices(loaded)
+    generation = generate_from_ids(
+        loaded,
+        prompt_ids(rows, loaded.tokenizer),
+        sampling,
+        stops=stops_of(loaded, [end_of_turn(loaded)] if chat else ()),
+        batch_size=batch_size,
+        conditions=conditions,
+    )
+    return replace(generation, notices=[*notices, *ignored_settings(loaded), *generation.notices])
+
+
+def generate_from_ids(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    stops: Stops,
+    batch_size: int = 16,
+    conditions: Sequence[str] | None = None,
+    streamer: Any = None,
+) -> Generation:
+    """`generate` for prompts that are token ids already.
+
+    streamer: transformers' streamer, for a single prompt.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
+    room = room_for_answers(loaded, prompts, sampling.max_new_tokens)
+    size, batching = batching_for(loaded, prompts, batch_size)
+    conditions = _condition_per_prompt(loaded, conditions, len(prompts))
+    notices = describe(loaded.model, loaded.tokenizer, conditions)
+    notices += batching_notices(size, batching, prompts, room)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    device = _device(loaded)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    with (
+        in_mode(loaded.model, training=False),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        Progress("generating", len(prompts), "rows") as bar,
+    ):
+        torch.manual_seed(sampling.seed)
+        for picked in batches(prompts, room, size, batching):
+            batch = [prompts[i] for i in picked]
+            limited = replace(sampling, max_new_tokens=room[picked[0]])
+            with given(loaded.model, conditions and [conditions[i] for i in picked]):
+                new = _generate_batch(loaded, batch, limited, stops, streamer)
+            for i, row in zip(picked, new, strict=True):
+                tokens[i] = row
+            if len(prompts) > 1:
+                bar.advance(len(picked))
+    seconds = time.perf_counter() - began
+    texts = [stops.text(prompt, row) for prompt, row in zip(prompts, tokens, strict=True)]
+    rate = sum(map(len, tokens)) / max(seconds, 1e-9)
+    notices += _cut_notices(loaded, tokens, room, sampling.max_new_tokens, stops)
+    return Generation(texts, tokens, seconds, rate, peak_memory(device), notices)
+
+
+def _generate_batch(
+    loaded: LoadedModel, prompts: list[list[int]], sampling: Sampling, stops: Stops, streamer: Any
+) -> list[list[int]]:
+    """New token ids of each prompt, up to its stop."""
+    model: Any = loaded.model
+    pad_id = loaded.tokenizer.pad_token_id
+    if pad_id is None:
+        pad_id = stops.tokens[0] if stops.tokens else 0
+    ids, mask = pad_left(prompts, pad_id)
+    width, device = ids.shape[1], _device(loaded)
+    with generation_settings(model, sampling, stop_tokens=stops.tokens, pad_id=pad_id):
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            streamer=streamer,
+            logits_processor=[check_logits],
+            stopping_criteria=stops.criteria(width),
+        )
+    return [stops.cut(row) for row in out[:, width:].tolist()]
+
+
+def _condition_per_prompt(
+    loaded: LoadedModel, conditions: Sequence[str] | None, count: int
+) -> list[str] | None:
+    """Raises: ConfigError if there are too few, or the model uses none."""
+    if conditions is None:
+        return None
+    if len(conditions) not in (1, count):
+        raise ConfigError(
+            f"{len(conditions)} conditions were given for {count} prompts.",
+            fix="give one for each prompt, or one for all",
+        )
+    if not conditioned(loaded.model):
+        raise ConfigError("this model takes no condition.", fix="leave it out")
+    return list(conditions) if len(conditions) == count else count * list(conditions)
+
+
+def _cut_notices(
+    loaded: LoadedModel,
+    tokens: list[list[int]],
+    room: list[int],
+    max_new_tokens: int,
+    stops: Stops,
+) -> list[str]:
+    """Notices on texts that no stop ended."""
+    cut = [i for i, row in enumerate(tokens) if len(row) == room[i] and not stops.has_ended(row)]
+    by_context = sum(room[i] < max_new_tokens for i in cut)
+    notices = []
+    if not stops.tokens:
+        notices.append("the base has no stop token: every text goes on to its longest")
+    if by_context:
+        notices.append(
+            f"{by_context} texts were cut where the context of {loaded.max_length} ended"
+        )
+    if len(cut) > by_context:
+        notices.append(f"{len(cut) - by_context} texts were cut after {max_new_tokens} tokens")
+    return notices
+
+
+def _device(loaded: LoadedModel) -> torch.device:
+    return next(loaded.model.parameters()).device

@@ -1,0 +1,108 @@
+"""How the next token is chosen: greedy, or drawn from the model's distribution with a seed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lorica.base.load import LoadedModel
+from lorica.errors import ConfigError, TrainingError, listed
+
+IGNORED_SETTINGS = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "num_beams",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "length_penalty",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""Keys of a base's generation_config.json that change which tokens are chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of generation. temperature 0 is greedy decoding.
+
+    Raises: ConfigError for a value out of range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value, valid, allowed in (
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not valid:
+                raise ConfigError(f"{name} is {value}; it must be {allowed}.", fix=f"change {name}")
+
+
+def check_logits(ids: Tensor, scores: Tensor) -> Tensor:
+    """transformers' logits processor that refuses logits that are not finite.
+
+    ids: (B, T) tokens so far. scores: (B, V) logits of the next token, returned unchanged.
+    Raises: TrainingError. Without it `generate` would write the text of token 0.
+    """
+    if not scores.amax(-1).isfinite().all():  # the maximum is NaN if any is; -inf is allowed
+        raise TrainingError(
+            f"the model's logits are not finite after {ids.shape[1]} tokens.",
+            fix="check base and adapter with lorica eval; load the base in float32",
+        )
+    return scores
+
+
+@contextmanager
+def generation_settings(
+    model: Any, sampling: Sampling, *, stop_tokens: Sequence[int], pad_id: int
+) -> Iterator[None]:
+    """Inside the block `model.generate` uses these settings alone, not those of its base.
+
+    A repetition penalty that the author of a base chose would make two systems incomparable.
+    """
+    from transformers import GenerationConfig
+
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=list(stop_tokens) or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+        **choice,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def ignored_settings(loaded: LoadedModel) -> list[str]:
+    """A notice on what the base's generation_config.json sets and generation ignores."""
+    model: Any = loaded.model
+    own = model.generation_config.to_diff_dict()
+    ignored = [f"{key} {own[key]}" for key in IGNORED_SETTINGS if own.get(key) not in (None, False)]
+    notice = (
+        f"the base's generation settings are ignored ({listed(ignored, 8)}), except its stop "
+        "tokens and stop strings; set --temperature and --top_p instead"
+    )
+    return [notice] if ignored else []
