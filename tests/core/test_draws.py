@@ -4,8 +4,9 @@ import torch
 
 import lorica
 from lorica.base.load import load
-from lorica.core.attach import seeded
+from lorica.core.attach import routed
 from lorica.core.draws import at_site, drawing
+from lorica.core.route import Everywhere
 
 
 def drawn(*seed_and_site) -> float:
@@ -46,7 +47,7 @@ def test_dropout_is_seeded_inside_the_block_alone():
     torch.nn.init.normal_(model[0].adapters["default"].b)
     x = torch.randn(1, 8, 64)
     free = [model(x) for _ in range(2)]
-    with seeded(model, {None: (3, 0)}):
+    with routed(model, Everywhere.of(["default"], (3, 0))):
         bound = [model(x) for _ in range(2)]
     assert not torch.equal(*free)
     assert torch.equal(*bound)

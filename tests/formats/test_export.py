@@ -132,7 +132,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     next(p for p in model.parameters() if p.requires_grad).requires_grad_(False)
     before = copy.deepcopy(model)
     lorica.export_lora(model, tmp_path / "out", name="second")
-    assert switch_of(model).active == ("default", "second")
+    assert switch_of(model).route.names == ("default", "second")
     assert switch_of(model).specs.keys() == {"default", "second"}
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
     flags = [[p.requires_grad for p in m.parameters()] for m in (model, before)]

@@ -5,6 +5,7 @@ import torch
 
 import lorica
 from lorica.core.port import ports, switch_of
+from lorica.core.route import Everywhere
 from lorica.errors import ConfigError, TargetError
 from tests.laws.bases import CASES, Stack, bits, method, move, on_stack, pairs, same_bits
 
@@ -105,7 +106,7 @@ def test_rows_of_a_batch_may_each_have_an_adapter(name, case):
             got = case.run(model)
         for i, adapter in enumerate(names):
             torch.testing.assert_close(got[i], want[adapter][i], atol=1e-5, rtol=1e-4)
-    assert switch_of(model).rows is None
+    assert switch_of(model).current == Everywhere.of(["one", "two"][1:])
 
 
 def test_a_batch_of_other_rows_than_were_named():

@@ -68,6 +68,22 @@ a twentieth of what an entry may move; a wrong mask or mean moves some entry by 
 """
 
 
+LONGEST = 172  # products in a sum of stories260K: the width of its MLP; of the tiny base 48
+
+
+def rounding_apart(one: dict, other: dict, run: dict) -> bool:
+    """Two adapters of a run differ by the order of float32 sums, and by no more.
+
+    A gradient is a sum; another order changes it by up to eps times its length. AdamW divides by
+    the gradient's size, so the error of a weight is that share of the largest move, rate * steps.
+    A weight whose gradient is almost zero may be farther off, so the mean square is compared.
+    """
+    assert one.keys() == other.keys()
+    off = torch.cat([(one[key] - other[key]).double().flatten() for key in one])
+    move = run["learning_rate"] * run["max_steps"]
+    return off.square().mean().sqrt().item() <= torch.finfo(torch.float32).eps * LONGEST * move
+
+
 def tiny_base(folder: Path, **config: Any) -> Path:
     """A random Llama of two layers with the bundled base's tokenizer; `config` stands over ours."""
     from transformers import LlamaConfig, LlamaForCausalLM

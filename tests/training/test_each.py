@@ -9,14 +9,13 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.attach import activate, in_line
-from lorica.core.line import after_along
+from lorica.core.attach import activate, routed
+from lorica.core.route import BySegment, Segment
 from lorica.errors import ConfigError, Stopped, TrainingError
 from lorica.training.loop import Trainer
 from lorica.training.train import train
-from tests.training.rows import adapter, same, settings, write_rows
+from tests.training.rows import adapter, rounding_apart, same, settings, write_rows
 
-LONGEST = 172  # products in a sum of the base: the width of its MLP
 METHODS = [
     {"name": "lora", "r": 4},
     {"name": "dora", "r": 2},
@@ -33,19 +32,6 @@ DRAWING = [
     {"name": "mora", "r": 4, "dropout": 0.1},
     {"name": "vera", "r": 16, "dropout": 0.1},
 ]
-
-
-def rounding_apart(one: dict, other: dict, run: dict) -> bool:
-    """Two adapters of a run differ by the order of float32 sums, and by no more.
-
-    A gradient is a sum; another order changes it by up to eps times its length. AdamW divides by
-    the gradient's size, so the error of a weight is that share of the largest move, rate * steps.
-    A weight whose gradient is almost zero may be farther off, so the mean square is compared.
-    """
-    assert one.keys() == other.keys()
-    off = torch.cat([(one[key] - other[key]).double().flatten() for key in one])
-    move = run["learning_rate"] * run["max_steps"]
-    return off.square().mean().sqrt().item() <= torch.finfo(torch.float32).eps * LONGEST * move
 
 
 def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
@@ -174,10 +160,10 @@ def test_runs_that_do_not_fit_together_are_refused(stories, tmp_path, changed, s
 def test_a_layer_that_sees_other_tokens_is_refused():
     """Not added to the wrong ones."""
     layer = lorica.adapt(torch.nn.Sequential(torch.nn.Linear(3, 3)), lorica.Lora(r=1))
-    in_line(layer, (("default", 4),))
-    with pytest.raises(ConfigError, match="a line of 4 tokens"):
+    route = BySegment((Segment(("default",)),), (4,))
+    message = r"layer 0 received \(1, 5, 3\), and the packed batch has 4 tokens"
+    with routed(layer, route), pytest.raises(ConfigError, match=message):
         layer(torch.ones(1, 5, 3))
-    in_line(layer, ())
     layer(torch.ones(1, 5, 3))
 
 
@@ -197,8 +183,10 @@ def test_gradients_along_a_line_are_those_of_each_part(method, absent):
             parameter.add_(torch.randn_like(parameter))
     x = torch.randn(1, 7, 3, dtype=torch.float64, requires_grad=True)
     base = model[0].forward
-    line = (("two", 2), *[("none", 1)] * absent, ("one", 5 - absent))
-    after_along(line, port, x, base(x), base).square().sum().backward()
+    names = ("two", *["none"] * absent, "one")
+    segments = tuple(Segment((name,)) for name in names)
+    route = BySegment(segments, (2, *[1] * absent, 5 - absent))
+    port.after(route, x, base(x), base).square().sum().backward()
     learned = [p for p in port.parameters() if p.requires_grad]
     found = [x.grad.clone(), *(p.grad.clone() for p in learned)]
     x.grad = None

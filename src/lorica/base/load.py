@@ -65,7 +65,11 @@ class LoadedModel:
         """
         most = positions_of(self.model.config, self.model)
         switch = switch_of(self.model)
-        taken = sum(switch.specs[name].method.positions() for name in switch.acting)
+        segments = [segment.adapters for segment in switch.current.segments]
+        positions = {
+            name: switch.specs[name].method.positions() for own in segments for name in own
+        }
+        taken = max((sum(positions[name] for name in own) for own in segments), default=0)
         return None if most is None else most - taken
 
 

@@ -34,8 +34,18 @@ class Adapter(nn.Module):
     """
 
     affine: ClassVar[bool] = True
+    acts_before: ClassVar[bool] = False
+    """Whether `before` is overridden; set for every subclass."""
+    acts_after: ClassVar[bool] = False
+    """Whether `after` is overridden; set for every subclass. An adapter that does neither may hang
+    on a layer that is called by keywords."""
     frozen: tuple[str, ...] = ()
     """Parameters that stay as they are, now; a schedule may add to them."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.acts_before = cls.before is not Adapter.before
+        cls.acts_after = cls.after is not Adapter.after
 
     def before(self, x: Tensor) -> Tensor:
         return x
@@ -44,12 +54,19 @@ class Adapter(nn.Module):
         return y
 
     @classmethod
-    def after_line(
-        cls, adapters: "Sequence[Adapter]", sizes: Sequence[int], x: Tensor, y: Tensor
+    def apply_many(
+        cls,
+        adapters: "Sequence[Self]",
+        sizes: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        base: BaseLayer,
     ) -> Tensor | None:
-        """`after` for a line (1, T, ...) whose parts have an adapter of this class each, at once.
+        """`after` for a packed batch (1, T, ...) whose segments have an adapter each, at once.
 
-        sizes: tokens of each part. None: the parts are adapted one by one, and y is as it was.
+        adapters: of this very class, one for each segment. sizes: tokens of each segment.
+        None: this class has no batched form for them, and they are applied one by one; y is
+        unchanged then.
         """
         return None
 
@@ -94,12 +111,6 @@ class Adapter(nn.Module):
         conditions: one for each row, or None: there are none. lengths: tokens of each row that
         lies end to end with the others; None: a row of the batch each.
         """
-
-
-def acts(adapter: Adapter, step: Literal["before", "after"]) -> bool:
-    """Whether an adapter does anything there. One that does not may hang on a layer of any call,
-    by keywords as well."""
-    return getattr(getattr(adapter, step), "__func__", None) is not getattr(Adapter, step)
 
 
 @dataclass(frozen=True, kw_only=True)

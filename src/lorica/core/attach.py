@@ -9,19 +9,20 @@ deep-copied, compiled, checkpointed and sharded like any other.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
+import torch
 from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
-from lorica.core.blocks import Choice, choosing, innermost, without_gradients
-from lorica.core.draws import Seed, drawing
+from lorica.core.blocks import innermost, routing, without_gradients
+from lorica.core.draws import drawing
 from lorica.core.limits import check_sizes
-from lorica.core.line import Line
 from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
+from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.saved_whole import give_back, warn_when_saved
 from lorica.core.site import PORT, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
@@ -127,7 +128,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     switch = switch_of(model)
     gone = list(switch.specs) if name is None else [name]
-    if used := [n for n in gone if n in (switch.rows or ())]:
+    route = switch.current
+    if used := [n for n in gone if isinstance(route, ByRow) and n in route.names]:
         raise ConfigError(
             f"adapter {listed(used)} acts in a block of mixed().", fix="detach it after the block"
         )
@@ -136,7 +138,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         del switch.specs[one]
         switch.driven.discard(one)
         switch.start.pop(one, None)
-    switch.active = tuple(n for n in switch.active if n not in gone)
+    switch.route = Everywhere.of(n for n in switch.route.names if n not in gone)
     for _, module, port in list(ports(model)):
         for one in gone:
             if one in port:
@@ -156,48 +158,35 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Train exactly `names` from now on; the other adapters keep still and are not updated.
+    """Train exactly `names` from now on; the other adapters do not act and are not updated.
 
-    Inside a block of `use` or `mixed` they act at once, and the block's own choice no longer.
+    Inside a block of `use` or `mixed` they act at once, in place of the block's adapters.
     """
     for name in names:
         spec_of(model, name)
     switch = switch_of(model)
-    switch.active = tuple(dict.fromkeys(names))
+    switch.route = Everywhere.of(names)
     if (block := innermost(switch)) is not None:
-        block.choice = None
+        block.route = None
     for _, _, port in ports(model):
         for name, adapter in port.items():
             for key, parameter in adapter.named_parameters():
                 parameter.requires_grad_(name in names and key not in adapter.frozen)  # type: ignore[operator]
 
 
-def in_line(model: nn.Module, line: Line) -> None:
-    """From now on the parts of rows that lie end to end each go through an adapter: see core.line.
-
-    It stays so until the next call, because activation checkpointing runs the forward pass again
-    during the backward pass. (): the active adapters act again, on all tokens.
-    """
-    switch_of(model).line = line
-
-
 @contextmanager
-def seeded(model: nn.Module, seeds: Mapping[str | None, Seed]) -> Iterator[None]:
-    """Inside the block, what adapters draw follows from seeds, by their names; see core.draws.
+def routed(model: nn.Module, route: Route) -> Iterator[None]:
+    """Inside the block `route` holds, with gradients: for one forward pass and its backward pass.
 
-    None: the active adapters. A backward pass that runs the forward pass again (activation
-    checkpointing) belongs into the block.
+    The backward pass belongs into the block, because activation checkpointing runs the forward
+    pass again during it. All threads see the route, unless they are in a block of `use` or `mixed`.
     """
     switch = switch_of(model)
-    switch.seeds = {
-        name: seed
-        for key, seed in seeds.items()
-        for name in (switch.active if key is None else [key])
-    }
+    before, switch.route = switch.route, route
     try:
         yield
     finally:
-        switch.seeds = {}
+        switch.route = before
 
 
 @contextmanager
@@ -213,8 +202,7 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     """
     for name in names:
         spec_of(model, name)
-    choice = Choice(tuple(dict.fromkeys(names)))
-    with choosing(switch_of(model), choice), without_gradients():
+    with routing(switch_of(model), Everywhere.of(names)), without_gradients():
         yield model
 
 
@@ -278,5 +266,6 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
                 "rows of a batch would share.",
                 fix="run its rows in a batch of their own",
             )
-    with choosing(switch_of(model), Choice(rows=tuple(names))), without_gradients():
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with routing(switch_of(model), ByRow.of(names, device)), without_gradients():
         yield model

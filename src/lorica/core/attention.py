@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.core.blocks import Choice, choosing
+from lorica.core.blocks import routing
+from lorica.core.route import ByRow, Everywhere
 from lorica.core.site import PORT
 from lorica.errors import LoricaError, TargetError
 
@@ -228,14 +229,14 @@ def made(layer: nn.Module, x: Tensor) -> list[Tensor]:
 
 @contextmanager
 def alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
-    """Inside the block `adapter` of `module` acts and no other, where the rows of a batch have an
-    adapter each: what it computes for itself is no row of the batch."""
+    """Inside the block `adapter` of `module` acts and no other, where each row of a batch has its
+    own: the call that it makes for itself has no rows of the batch."""
     port: Any = getattr(module, PORT, None)
-    if port is None or not port.switch.rows:
+    if port is None or not isinstance(port.switch.current, ByRow):
         yield
         return
-    rows = tuple(name for name, one in port.items() if one is adapter)
-    with choosing(port.switch, Choice(rows=rows)):
+    names = [name for name, own in port.items() if own is adapter]
+    with routing(port.switch, Everywhere.of(names)):
         yield
 
 

@@ -1,10 +1,10 @@
-"""Which adapters act inside a block (`use`, `mixed`), in the thread and task that opened it alone.
+"""The route inside a block (`use`, `mixed`), for the thread and task that opened it alone.
 
-The innermost block wins. What is trained (`activate`, and the segments of a packed batch) belongs
-to the model instead: under activation checkpointing the backward pass runs the forward pass again,
-on a GPU in a thread of its own. Blocks have no gradients, and need not be seen there.
+The innermost block wins. The route of a training step belongs to the model instead: under
+activation checkpointing the backward pass runs the forward pass again, on a GPU in another thread.
+Blocks have no gradients, and no backward pass needs to see them.
 
-torch.compile cannot trace a ContextVar, and guards on what a thread keeps; so it is kept twice.
+torch.compile cannot trace a ContextVar, but it guards on a thread-local value, so both are set.
 """
 
 import threading
@@ -15,25 +15,18 @@ from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Choice:
-    """names: adapters, applied in this order. rows: a name (None: the base) for each row of a
-    batch instead; see core.mixed."""
-
-    names: tuple[str, ...] = ()
-    rows: tuple[str | None, ...] | None = None
+from lorica.core.route import Route
 
 
 @dataclass(eq=False)
 class Block:
     """A block over the model of `switch`; None: it was left, and acts nowhere.
 
-    choice: None after `activate` inside the block.
+    route: None after `activate` inside the block.
     """
 
     switch: object | None
-    choice: Choice | None
+    route: Route | None
 
 
 _BLOCKS: ContextVar[tuple[Block, ...]] = ContextVar("blocks", default=())
@@ -50,12 +43,12 @@ def innermost(switch: object) -> Block | None:
 
 
 @contextmanager
-def choosing(switch: object, choice: Choice) -> Iterator[None]:
-    """Inside the block `choice` acts in the model of `switch`, for this thread and task.
+def routing(switch: object, route: Route) -> Iterator[None]:
+    """Inside the block `route` holds in the model of `switch`, for this thread and task.
 
     Blocks may be left in any order, as generators leave theirs when they are closed.
     """
-    block = Block(switch, choice)
+    block = Block(switch, route)
     _set((*_BLOCKS.get(), block))
     try:
         yield

@@ -1,12 +1,9 @@
-"""Batches whose rows each have an adapter of their own: see lorica.mixed in core.attach.
+"""What stands in front of the rows of a batch, where each row has an adapter of its own.
 
-This is the plain form, and the reference for any faster one: at every site the rows of one
-adapter are taken together, adapted, and put back.
-
-    B rows   T tokens   K key heads   D head size   N positions in front
+B rows   T tokens   K key heads   D head size   N positions in front
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +14,7 @@ from lorica.core.attention import FRONT
 from lorica.core.front import shifted
 
 Parts = Sequence[tuple[Adapter, Tensor]]
-"""The adapters that rows of a batch have at a site, and the numbers of their rows."""
-
-
-def by_row(parts: Parts, x: Tensor, act: Callable[[Adapter, Tensor], Tensor]) -> Tensor:
-    """`x` (B, ...) with the rows of each adapter replaced by act(adapter, their numbers)."""
-    for adapter, rows in parts:
-        x = x.index_copy(0, rows, act(adapter, rows).to(x.dtype))
-    return x
+"""The adapters at the decoder, and the numbers of their rows, (n,) on the device."""
 
 
 def inputs_of(options: dict[str, Any]) -> Tensor:
@@ -39,11 +29,11 @@ def enter_by_row(parts: Parts, decoder: nn.Module, options: dict[str, Any]) -> d
     places = None if places is None else places.expand(batch, tokens).clone()
     fronts: list[tuple[Tensor, Any]] = []
     for adapter, rows in parts:
-        some = {
+        own = {
             k: v[rows] if isinstance(v, Tensor) and len(v) == batch else v
             for k, v in options.items()
         }
-        entered = adapter.enter(decoder, some)
+        entered = adapter.enter(decoder, own)
         fronts.append((rows, entered[FRONT]))
         if places is not None and "position_ids" in entered:
             places[rows] = entered["position_ids"].expand(len(rows), tokens)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core import attention
-from lorica.core.adapter import Adapter, BaseLayer, Method, acts
-from lorica.core.blocks import Choice, innermost
-from lorica.core.draws import Seed, at_site, drawing
-from lorica.core.line import Line, after_along, before_along
-from lorica.core.mixed import by_row, enter_by_row, inputs_of
+from lorica.core.adapter import Adapter, BaseLayer, Method
+from lorica.core.blocks import innermost
+from lorica.core.draws import at_site, drawing
+from lorica.core.mixed import enter_by_row, inputs_of
+from lorica.core.route import BASE, ByRow, BySegment, Everywhere, Route
 from lorica.core.site import PORT, Kind, Site
 from lorica.core.targets import Targets
 from lorica.errors import ConfigError, closest
@@ -39,14 +39,9 @@ class Spec:
 
 @dataclass(eq=False)
 class Switch:
-    """Which adapters act, shared by all sites of a model. Inside a block another choice does, in
-    the thread that opened it; see core.blocks.
+    """What all adapted layers of a model share.
 
-    active: names, applied in this order.
-    line: (name, tokens) of each part of rows that lie end to end, in place of `active`; see
-        core.line.
-    seeds: of what an adapter draws, by name; without one it draws from torch's generators as they
-        are; see core.draws.
+    route: of the training steps, and of every call outside of a block of `use` or `mixed`.
     specs: how each adapter was made, by name.
     frozen: the base parameters that were trainable before the first adapter froze them.
     attention: the attention function that the base had, while ours is in its place.
@@ -54,9 +49,7 @@ class Switch:
     start: the sum of every tensor of an adapter as it was made, to see that it was trained.
     """
 
-    active: tuple[str, ...] = ()
-    line: Line = ()
-    seeds: dict[str, Seed] = field(default_factory=dict)
+    route: Route = BASE
     specs: dict[str, Spec] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     attention: str | None = None
@@ -64,27 +57,16 @@ class Switch:
     start: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
-    def choice(self) -> Choice | None:
-        """What the innermost block has chosen, in this thread; None: no block has."""
+    def current(self) -> Route:
+        """The route that holds here and now: that of the innermost block of this thread, if any."""
         block = innermost(self)
-        return None if block is None else block.choice
+        return self.route if block is None or block.route is None else block.route
 
     @property
     def acting(self) -> tuple[str, ...]:
-        """Names of the adapters that act on all rows of a batch, here and now."""
-        choice = self.choice
-        return self.active if choice is None else choice.names
-
-    @property
-    def rows(self) -> tuple[str | None, ...] | None:
-        """The adapter of each row of a batch, here and now; None: they have none of their own."""
-        choice = self.choice
-        return None if choice is None else choice.rows
-
-    @property
-    def segments(self) -> Line:
-        """`line`, where no block is open."""
-        return self.line if self.choice is None else ()
+        """The adapters of the current route; () where each row has its own."""
+        route = self.current
+        return () if isinstance(route, ByRow) else route.names
 
 
 class Port(nn.ModuleDict):
@@ -118,41 +100,58 @@ class Port(nn.ModuleDict):
             _SWAPPING.release()
 
     def acting(self) -> list[Adapter]:
-        return [self[name] for name in self.switch.acting if name in self]  # type: ignore[misc]
+        return self.of(self.switch.acting)
 
-    def after_of(self, name: str, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
-        """`Adapter.after` of one adapter, drawing from its own seed if it has one."""
-        adapter: Adapter = self[name]  # type: ignore[assignment]
-        if name not in self.switch.seeds:
-            return adapter.after(x, y, base)
-        with drawing(at_site(self.switch.seeds[name], self.site_name), x.device):
-            return adapter.after(x, y, base)
+    def of(self, names: Sequence[str]) -> list[Adapter]:
+        """The adapters of these names that this site has, in their order."""
+        return [self[name] for name in names if name in self]  # type: ignore[misc]
+
+    def before(self, route: Route, x: Tensor) -> Tensor:
+        """x (B, T, I), or ids (B, T), after `Adapter.before` of every segment's adapters."""
+        acting = [[a for a in self.of(s.adapters) if a.acts_before] for s in route.segments]
+        if not any(acting):
+            return x
+        parts = list(route.split(x, self.site_name))
+        for i, adapters in enumerate(acting):
+            for adapter in adapters:
+                parts[i] = adapter.before(parts[i])
+        return route.join(x, parts)
+
+    def after(self, route: Route, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
+        """y (B, T, O) after `Adapter.after` of every segment's adapters.
+
+        x: the input, after `before`. base: the layer without adapters.
+        """
+        acting = [[a for a in self.of(s.adapters) if a.acts_after] for s in route.segments]
+        if not any(acting):
+            return y
+        xs = route.split(x, self.site_name)
+        if isinstance(route, BySegment) and (kind := _common_class(acting)) is not None:
+            adapters = [adapter for (adapter,) in acting]
+            if (joined := kind.apply_many(adapters, route.sizes, x, y, base)) is not None:
+                return joined
+        ys = list(route.split(y, self.site_name))
+        for i, (segment, adapters) in enumerate(zip(route.segments, acting, strict=True)):
+            for adapter in adapters:
+                if segment.seed is None:
+                    ys[i] = adapter.after(xs[i], ys[i], base)
+                    continue
+                with drawing(at_site(segment.seed, self.site_name), x.device):
+                    ys[i] = adapter.after(xs[i], ys[i], base)
+        return route.join(y, ys)
 
     def attended(self, query: Tensor, heads: Tensor, scale: float) -> Tensor:
         """What an attention site gives, (B, H, T, D), after the adapters of the site."""
-        if self.switch.rows:
-            parts = self.parts(query)
-            return by_row(parts, heads, lambda a, i: a.attend(query[i], heads[i], scale))
-        for adapter in self.acting():
-            heads = adapter.attend(query, heads, scale)
-        return heads
-
-    def parts(self, x: Tensor) -> list[tuple[Adapter, Tensor]]:
-        """Every adapter that some row of x (B, ...) has here, and the numbers of its rows.
-
-        Raises: ConfigError if the batch has another number of rows than were named.
-        """
-        names = self.switch.rows or ()
-        if len(names) != len(x):
-            raise ConfigError(
-                f"adapters are named for {len(names)} rows, and the batch has {len(x)}.",
-                fix="name one for each row; rows laid end to end cannot be told apart",
-            )
-        return [
-            (self[name], torch.tensor([i for i, n in enumerate(names) if n == name]).to(x.device))  # type: ignore[misc]
-            for name in dict.fromkeys(names)
-            if name is not None and name in self
-        ]
+        route = self.switch.current
+        acting = [self.of(segment.adapters) for segment in route.segments]
+        if not any(acting):
+            return heads
+        queries = route.split(query, self.site_name)
+        parts = list(route.split(heads, self.site_name))
+        for i, adapters in enumerate(acting):
+            for adapter in adapters:
+                parts[i] = adapter.attend(queries[i], parts[i], scale)
+        return route.join(heads, parts)
 
     def site(self, name: str, module: nn.Module) -> Site:
         return Site(name, module, self.kind, self.in_features, self.out_features, self.transposed)
@@ -168,25 +167,27 @@ def onion(adapters: Sequence[Adapter], x: Tensor, base: BaseLayer) -> Tensor:
     return y
 
 
+def _common_class(acting: Sequence[Sequence[Adapter]]) -> type[Adapter] | None:
+    """The class of the adapters, where each segment has one, and all are of one class."""
+    if any(len(adapters) != 1 for adapters in acting):
+        return None
+    kinds = {type(adapter) for (adapter,) in acting}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
 def _before(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
     port: Port = module.adapters  # type: ignore[assignment]
     port.hold()
     if not args and port.kind in ("linear", "embedding"):
         args, options = _by_position(module, options)
-    if port.switch.rows:
-        x = args[0]
-        x = by_row(port.parts(x), x, lambda adapter, rows: adapter.before(args[0][rows]))
-        return (x, *args[1:]), options
-    if line := port.switch.segments:
-        return (before_along(line, port, args[0]), *args[1:]), options
-    for adapter in port.acting():
-        for key, tensor in adapter.weights(module).items():  # until _restore
-            tensors = _tensors(module, key)
-            port.own.setdefault(key, tensors[key])
-            tensors[key] = tensor
-        if acts(adapter, "before"):
-            args = (adapter.before(args[0]), *args[1:])
-    return args, options
+    route = port.switch.current
+    if isinstance(route, Everywhere):
+        for adapter in port.of(route.names):
+            for key, tensor in adapter.weights(module).items():  # until _restore
+                tensors = _tensors(module, key)
+                port.own.setdefault(key, tensors[key])
+                tensors[key] = tensor
+    return (port.before(route, args[0]), *args[1:]) if args else args, options
 
 
 def _by_position(module: nn.Module, options: dict) -> tuple[tuple, dict]:
@@ -199,31 +200,24 @@ def _by_position(module: nn.Module, options: dict) -> tuple[tuple, dict]:
 
 def _after(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
     port: Port = module.adapters  # type: ignore[assignment]
-    adapted = _adapted(port, module, args, y)
+    x = args[0] if args else y  # a layer that is called by keywords has no adapter that reads x
+    adapted = port.after(port.switch.current, x, y, module.forward)  # .forward skips the hooks
     if port.padding_idx is None or adapted is y:
         return adapted
-    return torch.where((args[0] == port.padding_idx).unsqueeze(-1), y, adapted)
-
-
-def _adapted(port: Port, module: nn.Module, args: tuple, y: Tensor) -> Tensor:
-    base = module.forward  # .forward skips hooks: the bare base
-    if port.switch.rows:
-        x = args[0]
-        return by_row(port.parts(x), y, lambda a, rows: a.after(x[rows], y[rows], base))
-    if line := port.switch.segments:
-        return after_along(line, port, args[0], y, base)
-    for name in port.switch.acting:
-        if name in port and acts(port[name], "after"):  # type: ignore[arg-type]
-            y = port.after_of(name, args[0], y, base)
-    return y
+    return torch.where((x == port.padding_idx).unsqueeze(-1), y, adapted)
 
 
 def _enter(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
     port: Port = module.adapters  # type: ignore[assignment]
-    if port.switch.rows:
+    route = port.switch.current
+    if isinstance(route, ByRow):
         options = attention.named(module, args, options)
-        return (), enter_by_row(port.parts(inputs_of(options)), module, options)
-    if acting := port.acting():
+        inputs = inputs_of(options)
+        route.split(inputs, port.site_name)  # the batch has the rows that are named
+        own = zip(route.segments, route.rows, strict=True)
+        parts = [(a, rows.to(inputs.device)) for s, rows in own for a in port.of(s.adapters)]
+        return (), enter_by_row(parts, module, options)
+    if acting := port.of(route.names):
         args, options = (), attention.named(module, args, options)
         for adapter in acting:
             options = adapter.enter(module, options)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from lorica.base.load import LoadedModel
 from lorica.core.attach import detach, use
-from lorica.core.blocks import Choice, choosing
+from lorica.core.blocks import routing
 from lorica.core.condition import hold, set_conditions
 from lorica.core.modes import in_mode
 from lorica.core.port import spec_of, switch_of
+from lorica.core.route import Everywhere
 from lorica.errors import ConfigError, DataError, MergeError
 from lorica.formats import commit
 from lorica.formats.folder import load, save
@@ -142,16 +143,16 @@ def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
     """
     spec_of(model, name)
     switch = switch_of(model)
-    there, acting = set(switch.specs), switch.active
+    there, route = set(switch.specs), switch.route
     learns = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        with in_mode(model, training=False), choosing(switch, Choice((name,))):
+        with in_mode(model, training=False), routing(switch, Everywhere.of([name])):
             yield
     finally:
         set_conditions(model, None)
         for extra in switch.specs.keys() - there:
             detach(model, extra)
-        switch.active = acting
+        switch.route = route
         for parameter, learned in learns:
             parameter.requires_grad_(learned)
 

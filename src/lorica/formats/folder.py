@@ -179,8 +179,8 @@ def load(
         spec, notices = replace(spec, targets=targets), notices + passed_over
         notices.append(f"{path} has no {MANIFEST}: that its base is this one cannot be verified")
         notices += layout.notes(model)
-    acting, block = switch_of(model).active, innermost(switch_of(model))
-    chosen = block and block.choice
+    acting, block = switch_of(model).route.names, innermost(switch_of(model))
+    chosen = block and block.route
     with skip_starts() if manifest is not None else nullcontext():
         attach(model, spec, name)
     try:
@@ -193,7 +193,7 @@ def load(
         detach(model, name)
         activate(model, *acting)
         if block is not None:
-            block.choice = chosen
+            block.route = chosen
         raise
     switch_of(model).driven.add(name)
     return notices

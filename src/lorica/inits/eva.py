@@ -163,7 +163,7 @@ def resize(model: nn.Module, ranks: Mapping[str, int], name: str = "default") ->
         with skip_starts():
             new = method.for_site(r=r, alpha=alpha).build(site, shared)
         new.float().to(site.like.device).train(old.training)
-        port[name] = new.requires_grad_(name in switch.active)
+        port[name] = new.requires_grad_(name in switch.route.names)
         if r != method.r:
             rank_pattern[site.name] = r
         if r != method.r or alpha != method.numerator:

@@ -13,7 +13,7 @@ zero: there A is the fast one (the authors give embeddings one rate of their own
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -156,15 +156,19 @@ class LoraAdapter(Adapter):
         return y if self.bias is None else torch.add(y, self.bias.to(y.dtype), alpha=scale)
 
     @classmethod
-    def after_line(
-        cls, adapters: Sequence[Adapter], sizes: Sequence[int], x: Tensor, y: Tensor
+    def apply_many(
+        cls,
+        adapters: Sequence[Self],
+        sizes: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        base: BaseLayer,
     ) -> Tensor | None:
-        each = [adapter for adapter in adapters if isinstance(adapter, LoraAdapter)]
         own = cls.after is LoraAdapter.after  # and not that of DoRA, say
-        if not own or any(a.lookup or a.waits or a.bias is not None or a.p for a in each):
+        if not own or any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
             return None
-        parts = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in each]
-        return low_rank_parts(x, y, parts, sizes)
+        pairs = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in adapters]
+        return low_rank_parts(x, y, pairs, sizes)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The factors in use, without the scale: (a (R, I), b (O, R)), or of rank 2 R.

@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from lorica import plain_files
-from lorica.core.attach import activate
+from lorica.base.batching import probe_ids
+from lorica.base.packing import packed
+from lorica.core.attach import activate, routed
+from lorica.core.modes import in_mode
 from lorica.core.port import INSIDE, ports, spec_of
+from lorica.core.route import BySegment, Segment
 from lorica.core.site import output_head
 from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, listed
 from lorica.training.config import TrainConfig, read, resolved
@@ -159,6 +164,21 @@ def _check_fits(trainer: Trainer) -> None:
             sites=listed(sites),
             fix=apart,
         )
+    try:
+        _try_route(model, trainer.name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.what}", fix=apart) from None
+
+
+@torch.no_grad()
+def _try_route(model: nn.Module, name: str) -> None:
+    """Raises: ConfigError if an adapted layer receives other tokens than the batch (experts)."""
+    foreign: Any = model
+    ids = probe_ids(model, 12, 0).unsqueeze(0)
+    positions = torch.arange(6, device=ids.device).repeat(2).unsqueeze(0)
+    route = BySegment((Segment((name,)), Segment()), (6, 6))
+    with packed(model), in_mode(model, training=False), routed(model, route):
+        foreign(input_ids=ids, position_ids=positions, row_lengths=[6, 6], use_cache=False)
 
 
 def _run_to_end(trainers: Sequence[Trainer]) -> list[Result]:

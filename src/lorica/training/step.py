@@ -7,7 +7,7 @@ the memory does not hold a micro-batch, the step is taken again in halves of it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.base.batching import Batching
-from lorica.base.last import ASKED, last_of
+from lorica.base.last_block import LABEL_POSITIONS, LabelPositions, last_block_of
 from lorica.base.tail import tail_of
-from lorica.core.attach import in_line, seeded
+from lorica.core.attach import routed
 from lorica.core.condition import conditioned, set_conditions
-from lorica.core.line import Line, shorter
+from lorica.core.port import switch_of
+from lorica.core.route import BySegment, Everywhere, Route, Segment
 from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.errors import memory_full
@@ -77,17 +78,19 @@ class Objective(nn.Module):
         self.model, self.packed, self.tail = model, packed, tail_of(model)
         self.last = None
         if self.tail and not whole and not conditioned(model):  # conditions are told by position
-            self.last = last_of(model, self.tail.decoder, by_row=packed)
+            self.last = last_block_of(model, self.tail.decoder, by_row=packed)
         ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
 
-    def forward(self, batch: Batch, line: Line = (), parts: Sequence[int] = ()) -> Tensor:
-        """line: the adapters of the batch's parts, see core.line; parts: the label tokens of each.
+    def hooked(self) -> AbstractContextManager[None]:
+        """Inside the block the last block sees label positions only. For forward and backward."""
+        return nullcontext() if self.last is None else self.last.hooked(switch_of(self.model))
+
+    def forward(self, batch: Batch, parts: Sequence[int] = ()) -> Tensor:
+        """parts: the label tokens of each segment of the route.
 
         Returns: a scalar; with parts a sum for each, (K,).
         """
-        if line:
-            in_line(self.model, line)
         set_conditions(self.model, batch.conditions, batch.lengths if self.packed else None)
         if batch.labels is not None:
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -105,27 +108,33 @@ class Objective(nn.Module):
             losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
             sums = [part.sum() for part in losses.split(list(parts) or [len(losses)])]
             return torch.stack(sums) if parts else sums[0]
-        options |= self._asked(batch, line)
+        options |= self._label_positions(batch)
         hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
         tail = self.tail
         return label_loss(hidden, batch.targets, tail, tail.vocabulary, tail.learned(), parts)
 
-    def _asked(self, batch: Batch, line: Line) -> dict[str, Tensor]:
-        """What the last block is told; see base.last. A part of a line is told what it is alone."""
-        if self.last is None:
+    def _label_positions(self, batch: Batch) -> dict[str, LabelPositions]:
+        """What the last block receives. A segment is given the positions that it is given alone."""
+        if self.last is None or not self.last.is_hooked:
             return {}
-        # Rows that share their beginning may have labels behind one and the same position.
-        asked = batch.predict.unique() if batch.shared else batch.predict
-        sizes = [size for _, size in line] or [batch.input_ids.numel()]
-        counts = [count for _, count in shorter(line, asked)] or [len(asked)]
+        # Rows that share a prefix may have labels behind one and the same position.
+        index = batch.predict.unique() if batch.shared else batch.predict
+        route, size = switch_of(self.model).route, batch.input_ids.numel()
+        at_labels = route.at(index)
+        sizes, counts = _sizes(route, size), _sizes(at_labels, len(index))
         few = [0 < n <= MOST * size for n, size in zip(counts, sizes, strict=True)]
-        if all(few):
-            return {ASKED: asked}
         if not any(few):
             return {}
-        every = torch.arange(sum(sizes), device=asked.device).split(sizes)
-        chosen = zip(few, asked.split(counts), every, strict=True)
-        return {ASKED: torch.cat([some if less else whole for less, some, whole in chosen])}
+        if not all(few):
+            every = torch.arange(size, device=index.device).split(sizes)
+            chosen = zip(few, index.split(counts), every, strict=True)
+            index = torch.cat([labels if less else whole for less, labels, whole in chosen])
+            at_labels = route.at(index)
+        return {LABEL_POSITIONS: LabelPositions(index, at_labels)}
+
+
+def _sizes(route: Route, tokens: int) -> list[int]:
+    return list(route.sizes) if isinstance(route, BySegment) else [tokens]
 
 
 class Stepper:
@@ -160,6 +169,7 @@ class Stepper:
         self.halves, self.times = halves and accelerator.num_processes == 1, 1
         objective = Objective(model, packed=packed, whole=whole)
         self.tail = objective.tail
+        self.unwrapped = objective
         self.objective = accelerator.prepare_model(objective)
 
     def micro(self, part: Part) -> int:
@@ -193,18 +203,19 @@ class Stepper:
         labels, tokens = acc.reduce(torch.tensor(counts).to(acc.device), reduction="sum").T.tolist()
         summed = [torch.zeros((), device=acc.device) for _ in parts]
         extra: list[Tensor | float] = [0.0 for _ in parts]
-        passes = max(map(len, cut))
-        for i in range(passes):
-            here = [k for k, batches in enumerate(cut) if i < len(batches)]
-            last = i == passes - 1
-            seeds = {parts[k].adapter: (parts[k].seed, i) for k in here}
+        passes = [(i, group) for i in range(max(map(len, cut))) for group in self._groups(i, cut)]
+        for i, group in passes:
+            last = (i, group) == passes[-1]
+            batches = [cut[k][i] for k in group]
+            segments = [(parts[k].adapter, (parts[k].seed, i)) for k in group]
             with (
                 nullcontext() if last else acc.no_sync(self.objective),
-                seeded(self.model, seeds),
+                routed(self.model, self._route(batches, segments)),
+                self.unwrapped.hooked(),
             ):
-                losses = self._losses([cut[k][i] for k in here], [parts[k] for k in here])
+                losses = self._losses(batches)
                 total: Tensor | float = 0.0
-                for k, loss in zip(here, losses, strict=True):
+                for k, loss in zip(group, losses, strict=True):
                     check_connected(loss)
                     extra[k] = parts[k].penalty() if i == len(cut[k]) - 1 else 0.0
                     total = total + loss * (acc.num_processes / labels[k]) + extra[k]
@@ -220,21 +231,30 @@ class Stepper:
             for k, p in enumerate(parts)
         ]
 
-    def _losses(self, batches: list[Batch], parts: list[Part]) -> list[Tensor]:
-        """The sum of the losses of each part, from one forward pass."""
-        names = [part.adapter for part in parts if part.adapter is not None]
-        if not names:
-            return [self.objective(batches[0].to(self.accelerator.device))]
-        if not self.batching.joins([n for b in batches for n in b.lengths]):
-            line = [((n, b.input_ids.shape[1]),) for n, b in zip(names, batches, strict=True)]
-            passes = zip(batches, line, strict=True)
-            return [
-                self.objective(b.to(self.accelerator.device), at, [len(b.targets)]).squeeze(0)
-                for b, at in passes
-            ]
-        line = tuple((n, b.input_ids.shape[1]) for n, b in zip(names, batches, strict=True))
-        whole, labels = join(batches).to(self.accelerator.device), [len(b.targets) for b in batches]
-        return list(self.objective(whole, line, labels).unbind())
+    def _groups(self, i: int, cut: list[list[Batch]]) -> list[list[int]]:
+        """The numbers of the parts whose i-th batches share a forward pass."""
+        here = [k for k, batches in enumerate(cut) if i < len(batches)]
+        joined = self.batching.joins([n for k in here for n in cut[k][i].lengths])
+        return [here] if joined else [[k] for k in here]
+
+    def _route(
+        self, batches: list[Batch], segments: list[tuple[str | None, tuple[int, int]]]
+    ) -> Route:
+        """The route of one pass: a segment for each batch, or the active adapters everywhere."""
+        name, seed = segments[0]
+        if name is None:
+            return Everywhere.of(switch_of(self.model).route.names, seed)
+        named = tuple(Segment((name,), seed) for name, seed in segments if name is not None)
+        return BySegment(named, tuple(batch.input_ids.shape[1] for batch in batches))
+
+    def _losses(self, batches: list[Batch]) -> list[Tensor]:
+        """The sum of the losses of each batch, from one forward pass."""
+        device = self.accelerator.device
+        if isinstance(switch_of(self.model).route, Everywhere):
+            return [self.objective(batches[0].to(device))]
+        labels = [len(batch.targets) for batch in batches]
+        whole = join(batches) if len(batches) > 1 else batches[0]
+        return list(self.objective(whole.to(device), labels).unbind())
 
     def _batches(self, part: Part) -> list[Batch]:
         """The micro-batches of this process."""

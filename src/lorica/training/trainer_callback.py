@@ -87,7 +87,9 @@ class Loader:
         tensors = {key: tensor for key, tensor in state_dict.items() if key != RECORD}
         if RECORD in state_dict:
             self.record = read_record(state_dict[RECORD], tensors)
-        self.complete = all(tensors_of(model, n).keys() <= tensors.keys() for n in switch.active)
+        self.complete = all(
+            tensors_of(model, n).keys() <= tensors.keys() for n in switch.route.names
+        )
         names = {
             key.split(f".{PORT}.")[1].partition(".")[0] if f".{PORT}." in key else None
             for key in tensors
@@ -148,7 +150,7 @@ def install(model: nn.Module, tokenizer: Any = None) -> Loader:
 
 def active_adapter(model: nn.Module) -> str:
     """The name of the one active adapter. Raises: ConfigError if there is another number."""
-    active = switch_of(model).active
+    active = switch_of(model).route.names
     if len(active) != 1:
         raise ConfigError(
             f"a Trainer saves one adapter, and {len(active)} are active: {listed(active)}.",

@@ -1,5 +1,6 @@
 """The last block, given only the positions that are read: the loss and gradients stay the same."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import lorica
-from lorica.base.last import ASKED, LastBlock, last_of
+from lorica.base.last_block import LABEL_POSITIONS, LabelPositions, _Call, last_block_of
 from lorica.base.packing import packed
 from lorica.base.quantise import quantise
 from lorica.base.tail import tail_of
 from lorica.core.adapter import Method
+from lorica.core.attach import routed
 from lorica.core.port import switch_of
+from lorica.core.route import BASE, BySegment, Segment
 from lorica.data.batch import Batch, join, pack, pad
 from lorica.data.tokenise import Example
 from lorica.training.step import MOST, Objective
@@ -79,11 +82,7 @@ def step(model: nn.Module, how: str, **options: bool) -> list[Tensor]:
     assert objective.tail is not None
     assert (objective.last is None) == options.get("whole", False)
     model.zero_grad()
-    if by_row:
-        with packed(model):
-            loss = objective(laid(how))
-            loss.backward()
-    else:
+    with packed(model) if by_row else nullcontext(), objective.hooked():
         loss = objective(laid(how))
         loss.backward()
     learned = [p for p in model.parameters() if p.requires_grad]
@@ -141,18 +140,19 @@ def test_parts_of_a_line_keep_their_adapters(base, shared):
     lorica.adapt(model, lorica.Dora(r=2), name="other", seed=1)
     move(model.double(), seed=2)
     batches = [pack(rows(), share=shared), pack(rows()[::-2], share=shared)]
-    line = tuple(zip(("other", "default"), (b.input_ids.numel() for b in batches), strict=True))
+    sizes = tuple(b.input_ids.numel() for b in batches)
+    route = BySegment((Segment(("other",)), Segment(("default",))), sizes)
     found, calls = [], counted(model)
     for whole in (True, False):
         objective = Objective(model, packed=True, whole=whole)
         calls.clear()
         model.zero_grad()
-        with packed(model):
-            losses = objective(join(batches), line, [len(b.targets) for b in batches])
+        with packed(model), routed(model, route), objective.hooked():
+            losses = objective(join(batches), [len(b.targets) for b in batches])
             losses.sum().backward()
+            assert switch_of(model).route is route, "as it was, for a recomputation"
         read = len(join(batches).predict.unique())
-        assert calls == [sum(size for _, size in line) if whole else read]
-        assert switch_of(model).line == line, "as it was, for a recomputation"
+        assert calls == [sum(sizes) if whole else read]
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         assert all(g is not None for g in gradients)
         found.append([losses.detach(), *gradients])
@@ -180,7 +180,8 @@ def test_the_last_block_sees_what_is_read(base):
     objective = Objective(model, packed=False)
     calls = counted(model)
     batch = laid("padded")
-    objective(batch)
+    with objective.hooked():
+        objective(batch)
     assert calls == [len(batch.predict)]
     assert len(batch.predict) < 0.5 * batch.input_ids.numel()
     model(input_ids=batch.input_ids)  # an evaluation, say, is not touched
@@ -194,7 +195,9 @@ def test_adapters_of_these_layers_see_what_is_read(monkeypatch):
     for leaf in ("q_proj", "k_proj", "v_proj", "o_proj"):
         adapter = getattr(attention, leaf).adapters["default"]
         monkeypatch.setattr(adapter, "before", lambda x, n=leaf: seen.update({n: x.shape[:2]}) or x)
-    objective(batch)
+        monkeypatch.setattr(adapter, "acts_before", True)
+    with objective.hooked():
+        objective(batch)
     every, read = batch.input_ids.shape, (1, len(batch.predict))
     assert seen == {"q_proj": read, "k_proj": every, "v_proj": every, "o_proj": read}
 
@@ -203,7 +206,7 @@ def test_positions_behind_which_several_rows_go_on_are_seen_once():
     batch, model = laid("shared"), model_of("Llama")
     assert len(batch.predict.unique()) < len(batch.predict)
     objective, calls = Objective(model, packed=True), counted(model)
-    with packed(model):
+    with packed(model), objective.hooked():
         objective(batch)
     assert calls == [len(batch.predict.unique())]
 
@@ -214,7 +217,8 @@ def test_where_almost_everything_is_read_the_block_sees_all():
     objective, calls = Objective(model, packed=False), counted(model)
     for unread in (1, 3):
         learned = [t > unread for t in range(10)]
-        objective(pad([Example(ids, learned, "one")], 0))
+        with objective.hooked():
+            objective(pad([Example(ids, learned, "one")], 0))
     assert 8 / 10 <= MOST < 9 / 10
     assert calls == [8, 6]
 
@@ -222,7 +226,8 @@ def test_where_almost_everything_is_read_the_block_sees_all():
 def test_a_batch_without_labels_is_left_alone():
     model = model_of("Llama")
     objective, calls = Objective(model, packed=False), counted(model)
-    objective(pad([Example([3, 4, 5], [False] * 3, "one")], 0))
+    with objective.hooked():
+        objective(pad([Example([3, 4, 5], [False] * 3, "one")], 0))
     assert calls == [3]
 
 
@@ -253,7 +258,7 @@ def test_coarse_bases_are_taken(kind):
             for leaf in ("gate_proj", "up_proj", "down_proj"):
                 setattr(parent, leaf, quantise(getattr(parent, leaf), kind))
     for by_row in (False, True):
-        assert last_of(model, decoder_of(model), by_row=by_row) is not None
+        assert last_block_of(model, decoder_of(model), by_row=by_row) is not None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -267,8 +272,9 @@ def test_no_part_of_a_block_sees_the_positions_of_the_batch_before(checkpointing
     model.train()
     with packed(model):
         for batch in (pack(rows()[:3]), pack(rows()[3:]), pack(rows())):
-            loss = objective(batch)
-            loss.backward()
+            with objective.hooked():
+                loss = objective(batch)
+                loss.backward()
             torch.testing.assert_close(loss, whole(batch), atol=1e-5, rtol=1e-5)
 
 
@@ -305,7 +311,7 @@ def test_a_block_that_cannot_do_with_less_is_left_alone(kind):
     model: Any = tiny("Llama")
     model.model.layers[-1].mlp = kind(model.model.layers[-1].mlp)
     before = hooks(model)
-    assert last_of(model, decoder_of(model), by_row=False) is None
+    assert last_block_of(model, decoder_of(model), by_row=False) is None
     assert hooks(model) == before
 
 
@@ -314,34 +320,37 @@ def test_a_block_that_is_not_the_last_is_left_alone():
     model: Any = tiny("Llama")
     last = model.model.layers[-1]
     del last.self_attn.is_causal
-    assert last_of(model, decoder_of(model), by_row=False) is None
+    assert last_block_of(model, decoder_of(model), by_row=False) is None
 
 
 def test_a_model_without_attention_is_left_alone():
     MODELS.setdefault("Mamba", SIZE)
     model = tiny("Mamba")
-    assert last_of(model, decoder_of(model), by_row=False) is None
+    assert last_block_of(model, decoder_of(model), by_row=False) is None
 
 
 def test_gradients_that_are_wrong_are_found(monkeypatch):
     """Values alone do not tell: half of the gradient is lost here."""
-    laid = LastBlock._laid
+    scattered = _Call._scattered
 
-    def halved(self: LastBlock, y: Tensor) -> Tensor:
-        return laid(self, y / 2 + y.detach() / 2)
+    def halved(self: _Call, y: Tensor) -> Tensor:
+        return scattered(self, y / 2 + y.detach() / 2)
 
-    monkeypatch.setattr(LastBlock, "_laid", halved)
+    monkeypatch.setattr(_Call, "_scattered", halved)
     model = tiny("Llama")
-    assert last_of(model, decoder_of(model), by_row=False) is None
+    assert last_block_of(model, decoder_of(model), by_row=False) is None
 
 
 def test_an_error_in_the_block_leaves_nothing_behind():
     model: Any = tiny("Llama")
-    assert last_of(model, decoder_of(model), by_row=False) is not None
+    block = last_block_of(model, decoder_of(model), by_row=False)
+    assert block is not None
     mlp = model.model.layers[-1].mlp
     handle = mlp.act_fn.register_forward_hook(lambda *_: 1 / 0)
     ids = torch.arange(3, 9).unsqueeze(0)
-    with pytest.raises(ZeroDivisionError):
-        model.model(input_ids=ids, use_cache=False, **{ASKED: torch.tensor([1, 2])})
+    labels = {LABEL_POSITIONS: LabelPositions(torch.tensor([1, 2]), BASE)}
+    with pytest.raises(ZeroDivisionError), block.hooked(switch_of(model)):
+        model.model(input_ids=ids, use_cache=False, **labels)
     handle.remove()
+    assert hooks(model) == 0
     torch.testing.assert_close(model(ids).logits, tiny("Llama")(ids).logits, atol=0, rtol=0)

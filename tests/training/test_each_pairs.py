@@ -1,0 +1,96 @@
+"""Every two methods train at once on one base, in either order, each on layers of its own choice.
+
+Each adapter is the one that its run gives alone, up to the rounding of the base's products, which
+depends on the number of tokens.
+"""
+
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+import lorica
+from lorica.core.adapter import Method
+from lorica.errors import ConfigError
+from lorica.training.train import train
+from tests.training.rows import adapter, rounding_apart, settings, tiny_base, write_rows
+
+SMALL = {
+    "adalora": {"r": 4, "target_r": 2, "tinit": 0, "tfinal": 1},
+    "bottleneck": {"r": 4},
+    "dora": {"r": 2},
+    "lora": {"r": 4},
+    "mora": {"r": 4},
+    "vera": {"r": 8},
+}
+TARGETS = {
+    "bottleneck": [None, ["o_proj", "down_proj"]],
+    "ia3": [None, ["k_proj", "down_proj"]],
+}
+REFUSED = ("full", "hyperlora", "llama_adapter", "prefix_tuning", "prompt_tuning")
+METHODS = [name for name in Method.names() if name not in REFUSED]
+QUICK = [("ia3", "lora"), ("lora", "ia3"), ("dora", "bottleneck"), ("vera", "adalora")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def alone(base, tmp_path_factory):
+    """The adapter that a run gives by itself; every run is trained once."""
+    folder, trained = tmp_path_factory.mktemp("alone"), {}
+
+    def of(name: str, place: int) -> dict[str, Tensor]:
+        if (name, place) not in trained:
+            result = train(**run_of(base, folder, name, place), show=False)
+            trained[name, place] = adapter(result.folder)
+        return trained[name, place]
+
+    return of
+
+
+def run_of(base: Path, folder: Path, name: str, place: int) -> dict:
+    """Two steps of a method; the runs at places 0 and 1 differ in layers, rows, seed and rate."""
+    folder.mkdir(exist_ok=True)
+    rows = folder / f"rows-{place}.jsonl"
+    if not rows.exists():
+        write_rows(rows, 8 + place)
+    targets = TARGETS.get(name, ["all-linear", ["q_proj", "v_proj", "up_proj"]])[place]
+    return settings(
+        base,
+        folder,
+        method={"name": name, **SMALL.get(name, {})},
+        target_modules=targets,
+        data={"path": str(rows)},
+        seed=place,
+        learning_rate=2e-3 * (1 + place),
+        max_steps=2,
+        micro_batch_size=2 + place,
+        save_steps=2,
+        output=str(folder / f"{name}-{place}"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in [*permutations(METHODS, 2), *((name, name) for name in METHODS)]
+    ],
+)
+def test_each_adapter_is_the_one_of_its_run_alone(base, alone, tmp_path, first, second):
+    runs = [run_of(base, tmp_path, name, place) for place, name in enumerate((first, second))]
+    results = lorica.train_each(runs, show=False)
+    for place, (name, result) in enumerate(zip((first, second), results, strict=True)):
+        assert rounding_apart(adapter(result.folder), alone(name, place), runs[place]), name
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_methods_are_refused_by_name(base, tmp_path, name):
+    runs = [run_of(base, tmp_path, "lora", 0), run_of(base, tmp_path, name, 1)]
+    runs[1]["target_modules"] = None
+    with pytest.raises(ConfigError, match=f"{name}-1|hyperlora"):
+        lorica.train_each(runs, show=False)
