@@ -29,8 +29,8 @@ import lorica
 from lorica.base.load import LoadedModel
 from lorica.core.condition import swapped
 from lorica.data.config import DataConfig
-from lorica.data.load import load
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
+from lorica.data.load import load_data
 from lorica.evaluation.answers import quiz, take
 from lorica.evaluation.loss import score
 from lorica.formats.open_adapter import open_adapter
@@ -168,7 +168,9 @@ class Arena:
 
     def _rows(self, base: LoadedModel, conditions: Sequence[str]) -> list[Example]:
         config = DataConfig(path=str(self.folder / "test.jsonl"), validation=0)
-        rows = load(config, base.tokenizer, seed=0, max_length=base.max_length, texts=True).train
+        rows = load_data(
+            config, base.tokenizer, seed=0, max_length=base.max_length, texts=True
+        ).train
         return [row for row in rows if row.condition in conditions]
 
     def _measured(

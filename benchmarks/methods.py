@@ -93,7 +93,7 @@ def run(
     torch.set_num_threads(1)
     import lorica
     from lorica.data.config import DataConfig
-    from lorica.data.load import load as load_rows
+    from lorica.data.load import load_data as load_rows
     from lorica.evaluation.loss import mean_loss
     from lorica.formats.open_adapter import open_adapter
 

@@ -66,7 +66,7 @@ def ours(plan: Plan) -> Step:
     import lorica
     from lorica.base.packing import packed
     from lorica.core.state import adapter_state
-    from lorica.data.tokenise import Example
+    from lorica.data.example import Example
     from lorica.training.step import Part, Stepper
 
     model = lorica.adapt(base(plan), lorica.Lora(**SETTINGS), target_modules=TARGETS)

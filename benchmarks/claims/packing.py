@@ -55,7 +55,7 @@ def run(
     from lorica.base.load import load
     from lorica.core.site import sites_of
     from lorica.data.config import DataConfig
-    from lorica.data.load import load as load_rows
+    from lorica.data.load import load_data as load_rows
     from lorica.evaluation.loss import mean_loss
 
     name, kind = settings["base"], settings["kind"]

@@ -69,7 +69,7 @@ def batches(base: Any, seed: int, place: Place) -> Any:
     import torch
 
     from lorica.data.config import DataConfig
-    from lorica.data.load import load as load_rows
+    from lorica.data.load import load_data as load_rows
 
     config = DataConfig(
         path=str(place.folder / "train.jsonl"), max_length=LENGTH, validation=0, overlong="split"

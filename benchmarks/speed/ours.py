@@ -13,7 +13,7 @@ from lorica.base.quantised_model import keep_unpacked
 from lorica.core.condition import informed, set_conditions
 from lorica.core.site import sites_of
 from lorica.core.state import adapter_state
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.training.heap import keep
 from lorica.training.step import Part, Stepper
 from lorica.training.watch import check_finite

@@ -154,11 +154,11 @@ VALUES = [
 
 
 def test_settings(arena):
-    from lorica.recipe.judge import names
+    from lorica.recipe.validate import setting_names
     from lorica.training.config import TrainConfig
 
     odd = {"split", "peer"}  # they wait for another process
-    settings = [n for n in names(TrainConfig) if n not in odd] + [
+    settings = [n for n in setting_names(TrainConfig) if n not in odd] + [
         "method.r",
         "method.alpha",
         "method.dropout",

@@ -13,7 +13,7 @@ from lorica import cli
 from lorica.base.causal import check_causal
 from lorica.base.context_length import check_tokens, config_positions, fit_padding, positions_of
 from lorica.base.load import context_length, load
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import BaseError, DataError
 from tests.base.architectures import BASES, SIZE, tiny, tokenizer, write
 

@@ -16,8 +16,8 @@ from lorica.core.adapter import Method
 from lorica.core.attach import routed
 from lorica.core.port import switch_of
 from lorica.core.route import BASE, BySegment, Segment
-from lorica.data.batch import Batch, join, pack, pad
-from lorica.data.tokenise import Example
+from lorica.data.batch import Batch, concatenate, pack, pad
+from lorica.data.example import Example
 from lorica.training.step import MOST, Objective
 from tests.base.architectures import tiny as architecture
 from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
@@ -56,7 +56,7 @@ def rows() -> list[Example]:
 
 
 def laid(how: str) -> Batch:
-    return pad(rows(), 0) if how == "padded" else pack(rows(), share=how == "shared")
+    return pad(rows(), 0) if how == "padded" else pack(rows(), share_prefixes=how == "shared")
 
 
 def model_of(base: str, name: str = "lora", **settings: object) -> nn.Module:
@@ -130,7 +130,7 @@ def test_what_is_computed_again_in_the_backward_pass_stays(base, name, how):
     got = step(model.train(), how)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
-    assert calls.count(len(laid(how).predict)) == 2
+    assert calls.count(len(laid(how).label_positions)) == 2
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -139,7 +139,7 @@ def test_parts_of_a_line_keep_their_adapters(base, shared):
     model = model_of(base)
     lorica.adapt(model, lorica.Dora(r=2), name="other", seed=1)
     move(model.double(), seed=2)
-    batches = [pack(rows(), share=shared), pack(rows()[::-2], share=shared)]
+    batches = [pack(rows(), share_prefixes=shared), pack(rows()[::-2], share_prefixes=shared)]
     sizes = tuple(b.input_ids.numel() for b in batches)
     route = BySegment((Segment(("other",)), Segment(("default",))), sizes)
     found, calls = [], counted(model)
@@ -148,10 +148,10 @@ def test_parts_of_a_line_keep_their_adapters(base, shared):
         calls.clear()
         model.zero_grad()
         with packed(model), routed(model, route), objective.hooked():
-            losses = objective(join(batches), [len(b.targets) for b in batches])
+            losses = objective(concatenate(batches), [len(b.targets) for b in batches])
             losses.sum().backward()
             assert switch_of(model).route is route, "as it was, for a recomputation"
-        read = len(join(batches).predict.unique())
+        read = len(concatenate(batches).label_positions.unique())
         assert calls == [sum(sizes) if whole else read]
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         assert all(g is not None for g in gradients)
@@ -182,8 +182,8 @@ def test_the_last_block_sees_what_is_read(base):
     batch = laid("padded")
     with objective.hooked():
         objective(batch)
-    assert calls == [len(batch.predict)]
-    assert len(batch.predict) < 0.5 * batch.input_ids.numel()
+    assert calls == [len(batch.label_positions)]
+    assert len(batch.label_positions) < 0.5 * batch.input_ids.numel()
     model(input_ids=batch.input_ids)  # an evaluation, say, is not touched
     assert calls[1:] == [batch.input_ids.numel()]
 
@@ -198,17 +198,17 @@ def test_adapters_of_these_layers_see_what_is_read(monkeypatch):
         monkeypatch.setattr(adapter, "acts_before", True)
     with objective.hooked():
         objective(batch)
-    every, read = batch.input_ids.shape, (1, len(batch.predict))
+    every, read = batch.input_ids.shape, (1, len(batch.label_positions))
     assert seen == {"q_proj": read, "k_proj": every, "v_proj": every, "o_proj": read}
 
 
 def test_positions_behind_which_several_rows_go_on_are_seen_once():
     batch, model = laid("shared"), model_of("Llama")
-    assert len(batch.predict.unique()) < len(batch.predict)
+    assert len(batch.label_positions.unique()) < len(batch.label_positions)
     objective, calls = Objective(model, packed=True), counted(model)
     with packed(model), objective.hooked():
         objective(batch)
-    assert calls == [len(batch.predict.unique())]
+    assert calls == [len(batch.label_positions.unique())]
 
 
 def test_where_almost_everything_is_read_the_block_sees_all():

@@ -183,13 +183,13 @@ def test_methods_are_those_of_the_registry(capsys):
 
 
 def test_help_of_train_lists_every_setting(capsys, monkeypatch):
-    from lorica.recipe.judge import names
+    from lorica.recipe.validate import setting_names
     from lorica.training.config import TrainConfig
 
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["train", "--help"]) == 0
     told = capsys.readouterr().out
-    for name in names(TrainConfig):
+    for name in setting_names(TrainConfig):
         assert f"--{name}" in told
     assert "--method.r" in told and "--resume" in told and "0.03" in told
 

@@ -11,11 +11,11 @@ import pytest
 from lorica.cli import COMMANDS, app
 from lorica.cli.options import split
 from lorica.errors import ConfigError
-from lorica.recipe.judge import names
+from lorica.recipe.validate import setting_names
 from lorica.training.config import TrainConfig, read
 
 SOURCE = Path(__file__).parents[2] / "src/lorica"
-SETTINGS = names(TrainConfig)
+SETTINGS = setting_names(TrainConfig)
 COMMAND = re.compile(r"lorica (?!that)([a-z_]+)\b")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*)")
 SETTING = re.compile(r"\b((?:data\.)?[a-z_]+): ([A-Za-z0-9_]+|\{[^}]*\})")

@@ -6,12 +6,12 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from lorica.errors import ConfigError
-from lorica.recipe.judge import names, setting_at
-from lorica.recipe.text import text_of
-from lorica.recipe.values import fits
+from lorica.recipe.validate import setting_at, setting_names
+from lorica.recipe.values import is_valid
+from lorica.recipe.yaml_file import to_yaml
 from lorica.training.config import TrainConfig, read
 
-SETTINGS = names(TrainConfig)
+SETTINGS = setting_names(TrainConfig)
 BASIC = {"seed": 1, "data": {"path": "rows.jsonl"}, "method": {"name": "lora"}}
 
 
@@ -27,7 +27,7 @@ def written(tmp_path, key: str, value: object, old: str | None = None):
     node.pop(leaf, None)
     node[leaf] = value
     path = tmp_path / "recipe.yaml"
-    path.write_text("# a comment\n\n" + text_of(data))
+    path.write_text("# a comment\n\n" + to_yaml(data))
     lines = path.read_text().splitlines()
     (line,) = [i for i, text in enumerate(lines, 1) if text.strip().startswith(f"{leaf}:")]
     return path, line
@@ -69,7 +69,7 @@ def test_wrong_type_names_place_and_want(tmp_path, key):
     value = next(
         wrong
         for wrong in wrongs
-        if not fits(kind, wrong)
+        if not is_valid(kind, wrong)
         and not (key in ("data", "method") and isinstance(wrong, str | dict))
     )
     path, line = written(tmp_path, key, value)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import lorica
-from lorica.recipe.text import load, scalar, text_of
+from lorica.recipe.yaml_file import parse_scalar, read_yaml, to_yaml
 from lorica.training.config import TrainConfig, read, resolved
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -30,7 +30,7 @@ def test_resolved_reads_back(tmp_path, path):
     again = tmp_path / "config.yaml"
     again.write_text(resolved(config))
     assert read(again) == config
-    assert load(again).data["versions"]["lorica"] == lorica.__version__
+    assert read_yaml(again).data["versions"]["lorica"] == lorica.__version__
 
 
 def test_defaults():
@@ -172,7 +172,7 @@ def test_paths_beside_the_recipe(tmp_path, monkeypatch):
     ],
 )
 def test_words_are_yaml_1_2(word, value):
-    assert scalar(word) == value and type(scalar(word)) is type(value)
+    assert parse_scalar(word) == value and type(parse_scalar(word)) is type(value)
 
 
 def test_any_text_survives_yaml(tmp_path):
@@ -211,5 +211,5 @@ def test_any_text_survives_yaml(tmp_path):
     data = {"plain": dict(zip(map(str, range(99)), texts, strict=False)), "list": texts}
     data["keys"] = dict.fromkeys(texts, 1)
     path = tmp_path / "x.yaml"
-    path.write_text(text_of(data))
-    assert load(path).data == data
+    path.write_text(to_yaml(data))
+    assert read_yaml(path).data == data

@@ -16,7 +16,7 @@ from lorica.core.front import KEPT, check_prepending, heard, in_front, layers, s
 from lorica.core.port import ports
 from lorica.core.state import adapter_state
 from lorica.data.batch import pack
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import TargetError
 from lorica.kernels.attention import attention_by_row
 from tests.laws.bases import bits, move, same_bits
@@ -209,9 +209,9 @@ def test_rows_laid_end_to_end_give_what_each_gives_alone(name, base):
         out = logits(
             model, batch.input_ids, position_ids=batch.position_ids, row_lengths=batch.lengths
         )
-        losses = F.cross_entropy(out[0][batch.predict], batch.targets, reduction="none")
+        losses = F.cross_entropy(out[0][batch.label_positions], batch.targets, reduction="none")
         losses.sum().backward()
-    close(torch.zeros(4).index_add(0, batch.row, losses.detach()), alone)
+    close(torch.zeros(4).index_add(0, batch.label_rows, losses.detach()), alone)
     for key, got in grads(model).items():
         torch.testing.assert_close(got, want[key], atol=2e-5, rtol=1e-3)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import lorica
 from lorica.data.config import DataConfig
-from lorica.data.load import load
+from lorica.data.load import load_data
 from lorica.formats.merged import merge_to
 from lorica.formats.open_adapter import open_adapter
 from lorica.generation.generate import generate
@@ -33,7 +33,7 @@ PROMPTS = ["the cat", "the dog ran to the", "what is the answer"]
 
 def plain_loss(name: str, rows: Path) -> tuple[float, list[list[int]]]:
     """Nats per label token of transformers, each row alone; and the rows' tokens."""
-    examples = load(
+    examples = load_data(
         DataConfig(path=str(rows), validation=0.0), tokenizer(), seed=0, max_length=None
     ).train
     nats, count = 0.0, 0

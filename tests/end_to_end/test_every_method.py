@@ -12,7 +12,7 @@ import torch
 
 from lorica.core.adapter import Method
 from lorica.data.config import DataConfig
-from lorica.data.load import load as load_rows
+from lorica.data.load import load_data as load_rows
 from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit
 from lorica.formats.open_adapter import open_adapter

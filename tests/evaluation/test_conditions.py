@@ -10,7 +10,7 @@ from lorica.base.load import load as load_base
 from lorica.core.condition import describe, given, informed, set_conditions
 from lorica.data.batch import pad
 from lorica.data.config import DataConfig
-from lorica.data.load import load as load_data
+from lorica.data.load import load_data
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.loss import score
 from lorica.evaluation.measure import evaluate_loaded
@@ -62,7 +62,9 @@ def taught(stories, examples=None, **settings):
     for _ in range(12):
         set_conditions(base.model, batch.conditions)
         logits = base.model(batch.input_ids, attention_mask=batch.attention_mask).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[batch.predict], batch.targets)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1)[batch.label_positions], batch.targets
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -12,8 +12,8 @@ from rich.console import Console
 import lorica
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
-from lorica.data.load import load as load_data
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
+from lorica.data.load import load_data
 from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
 from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.measure import Measure, evaluate_loaded, token_measures

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import lorica
 from lorica.base.load import load as load_base
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import DataError, TrainingError
 from lorica.evaluation import loss as loss_module
 from lorica.evaluation.loss import mean_loss, score

@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import lorica
 from lorica.base.load import LoadedModel
 from lorica.base.load import load as load_base
-from lorica.data.rendered import Rendered, Segment
-from lorica.data.tokenise import prompt_ids
+from lorica.data.rendered_row import RenderedRow, TextSpan
+from lorica.data.text_encoder import prompt_ids
 from lorica.errors import ConfigError, DataError
 from lorica.formats.folder import load as load_adapter
 from lorica.generation.chat import Chat, TextStreamer
@@ -268,7 +268,9 @@ def test_a_stop_string_of_the_base_ends_a_text_and_is_not_in_it(tmp_path, base):
     assert sum("cut after" in line for line in done.notices) == any(stop not in t for t in free)
     assert [generate(stopped, [p], max_new_tokens=30).texts[0] for p in prompts] == done.texts
     pieces: list[str] = []
-    (ids,) = prompt_ids([Rendered("prompt", (Segment(prompts[0], False),), False)], base.tokenizer)
+    (ids,) = prompt_ids(
+        [RenderedRow("prompt", (TextSpan(prompts[0], False),), False)], base.tokenizer
+    )
     streamer = TextStreamer(stops_of(stopped), ids, pieces.append)
     streamer.put(torch.tensor([ids]))
     for token in done.tokens[0]:

@@ -7,11 +7,16 @@ import pytest
 import lorica
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
-from lorica.data.load import load as load_rows
-from lorica.data.prompt_format import PromptFormat, as_trained, differences, from_dict
-from lorica.data.prompts import ALPACA
+from lorica.data.load import load_data as load_rows
+from lorica.data.prompt_format import (
+    PromptFormat,
+    format_notices,
+    prompt_format_from_dict,
+    with_training_templates,
+)
+from lorica.data.render import render
+from lorica.data.render_prompt import ALPACA_TEMPLATE
 from lorica.data.source import Row
-from lorica.data.template import render
 from lorica.errors import DataError, FileError
 from lorica.formats.folder import save
 from lorica.formats.open_adapter import open_adapter
@@ -93,10 +98,12 @@ def test_the_text_of_training_is_that_of_generation(base, tmp_path, name):
     assert end_of_turn(opened) == written.ending
     lines = conversation_notices(opened)
     assert said in " ".join(lines) if said else lines == []
-    again = as_trained(opened.prompt_format, DataConfig(path=config.path, validation=0.0))
+    again = with_training_templates(
+        opened.prompt_format, DataConfig(path=config.path, validation=0.0)
+    )
     rows = load_rows(again, opened.tokenizer, seed=0, max_length=None)
     assert [list(e.ids) for e in rows.train] == [list(e.ids) for e in data.train]
-    assert differences(opened.prompt_format, rows.prompt_format, opened.tokenizer) == []
+    assert format_notices(opened.prompt_format, rows.prompt_format, opened.tokenizer) == []
     template = settings.get("chat_template", base.tokenizer.chat_template)
     assert opened.tokenizer.chat_template == template
     other = "the chat template that the adapter was trained with is used" in str(opened.notices)
@@ -134,12 +141,12 @@ def test_rows_of_another_format_are_named(base, tmp_path):
     _, data, _ = trained(base, tmp_path, PLAIN["alpaca"], {})
     form = data.prompt_format
     other = PromptFormat(kind="chat", template=GEMMA, eos=form.eos)
-    (line,) = differences(form, other, base.tokenizer)
+    (line,) = format_notices(form, other, base.tokenizer)
     assert "trained with the text of Alpaca rows; these rows are written with a chat" in line
-    ended = PromptFormat(kind="alpaca", template=ALPACA, eos="<other>")
-    (line,) = differences(ended, form, base.tokenizer)
+    ended = PromptFormat(kind="alpaca", template=ALPACA_TEMPLATE, eos="<other>")
+    (line,) = format_notices(ended, form, base.tokenizer)
     assert "rows ended in '<other>' in training" in line
-    assert differences(None, form, base.tokenizer) == []
+    assert format_notices(None, form, base.tokenizer) == []
 
 
 def test_the_format_comes_back_from_the_manifest_as_it_was():
@@ -153,8 +160,8 @@ def test_the_format_comes_back_from_the_manifest_as_it_was():
         ),
         PromptFormat(kind="text"),
     ):
-        assert from_dict(json.loads(json.dumps(form.as_dict())), "here") == form
-    assert from_dict(None, "here") is None
+        assert prompt_format_from_dict(json.loads(json.dumps(form.as_dict())), "here") == form
+    assert prompt_format_from_dict(None, "here") is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +188,7 @@ def test_a_changed_record_is_refused(base, tmp_path, change):
         open_adapter(folder)
     for damaged in ("text", ["list"], 3):
         with pytest.raises(FileError, match="prompt_format is damaged"):
-            from_dict(damaged, "here")
+            prompt_format_from_dict(damaged, "here")
 
 
 def test_an_adapter_without_a_record_is_asked_through_the_base(base, tmp_path):

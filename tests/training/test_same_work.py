@@ -13,7 +13,7 @@ import lorica
 from lorica.base.load import load
 from lorica.base.packing import packed, why_not_packed, why_not_shared
 from lorica.data.batch import pack
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.training.step import Objective, Part, Stepper
 from tests.laws.bases import move
 from tests.training.rows import ROUNDING, adapter, farthest, settings
@@ -141,10 +141,10 @@ def test_rows_laid_end_to_end_give_what_each_gives_alone(name):
             position_ids=batch.position_ids,
             row_lengths=batch.lengths,
             use_cache=False,
-        ).logits[0][batch.predict]
+        ).logits[0][batch.label_positions]
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         losses.sum().backward()
-    by_row = torch.zeros(4).index_add(0, batch.row, losses.detach())
+    by_row = torch.zeros(4).index_add(0, batch.label_rows, losses.detach())
     torch.testing.assert_close(by_row, torch.stack(alone), atol=1e-5, rtol=1e-5)
     for n, p in model.named_parameters():
         if p.requires_grad:
@@ -198,7 +198,7 @@ def test_beginnings_that_are_computed_once_change_nothing(name, method):
     assert why_not_shared(model) is None or name == "GPT2"  # has dropout, when it trains
     found, rows = [], alike()
     for share in (False, True):
-        batch = pack(rows, share=share)
+        batch = pack(rows, share_prefixes=share)
         assert batch.tokens == sum(len(row.ids) for row in rows)
         assert (batch.input_ids.numel() < batch.tokens) == share
         objective = Objective(model, packed=True)

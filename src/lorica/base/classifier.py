@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lorica.core.draws import drawing
-from lorica.data.classes import fault_of_names
+from lorica.data.classes import class_names_fault
 from lorica.errors import BaseError, listed
 
 KIND = "ForSequenceClassification"
@@ -58,7 +58,7 @@ def fault_of_head(config: Any) -> str | None:
     names: dict[int, str] = config.id2label or {}
     if unnumbered := sorted(set(range(config.num_labels)) - set(names)):
         return f"id2label in its config.json has no name for output {listed(unnumbered)}"
-    if fault := fault_of_names(class_names(config)):
+    if fault := class_names_fault(class_names(config)):
         return f"id2label in its config.json is wrong: {fault}"
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import DataError, listed
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")

@@ -11,10 +11,10 @@ from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
 from lorica.data.config import DataConfig
 from lorica.errors import ConfigError, ResourceError
-from lorica.recipe.flags import over
-from lorica.recipe.judge import judged
-from lorica.recipe.settings import Settings, refuse
-from lorica.recipe.text import load
+from lorica.recipe.flags import apply_flags
+from lorica.recipe.settings import Settings, raise_mistakes
+from lorica.recipe.validate import validate_settings
+from lorica.recipe.yaml_file import read_yaml
 
 
 class EvalSettings(BaseModel):
@@ -117,15 +117,15 @@ def rows_of(path: Path, flags: dict[str, str]) -> DataConfig:
     """
     settings = Settings()
     if plain_files.is_file(path / "config.yaml"):
-        settings.data["data"] = load(path / "config.yaml").data.get("data", {})
+        settings.data["data"] = read_yaml(path / "config.yaml").data.get("data", {})
         kept = settings.data["data"].pop("validation", None)
         settings.data["data"]["path"] = kept if isinstance(kept, str) else ""
         settings.data["data"]["limit"] = None
-    mistakes = over(settings, EvalSettings, flags)
+    mistakes = apply_flags(settings, EvalSettings, flags)
     if not mistakes and not settings.get(("data", "path")):
         raise ConfigError("no rows to measure on were named.", fix="pass --data FILE")
     settings.put(("data", "validation"), 0)
-    config, found = judged(EvalSettings, settings)
+    config, found = validate_settings(EvalSettings, settings)
     if config is None or mistakes or found:
-        refuse(mistakes + found, settings)
+        raise_mistakes(mistakes + found, settings)
     return config.data

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lorica.cli.catalogue import Option, method, methods
-from lorica.recipe.values import shown
+from lorica.recipe.values import format_value
 
 
 class SettingsHelp(DefaultFormatter):
@@ -81,7 +81,7 @@ def _line(info: FieldInfo) -> str:
 def _default(info: FieldInfo) -> str | None:
     if info.default_factory is not None or info.default is PydanticUndefined:
         return None  # the description says it
-    return shown(info.default).strip('"')
+    return format_value(info.default).strip('"')
 
 
 def _method_entries() -> Iterator[HelpEntry]:

@@ -56,9 +56,9 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    from lorica.recipe.text import load
+    from lorica.recipe.yaml_file import read_yaml
 
-    settings = load(folder / "config.yaml").data
+    settings = read_yaml(folder / "config.yaml").data
     steps = [
         event["step"]
         for event in _events(folder / "events.jsonl")

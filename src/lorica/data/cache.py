@@ -22,9 +22,9 @@ from typing import Any
 from uuid import uuid4
 
 from lorica import progress
-from lorica.data import store
+from lorica.data import token_store
 from lorica.data.config import DataConfig
-from lorica.data.store import Store, Writer
+from lorica.data.token_store import StoreWriter, TokenStore
 
 MOST = 8 << 30  # bytes of all entries
 FROM = 2 << 20  # bytes of a file whose rows are kept; smaller ones are read again at once
@@ -88,12 +88,12 @@ class Entry:
         self.notices: list[str] = []
         self._staging: Path | None = None
 
-    def read(self) -> Store | None:
+    def read(self) -> TokenStore | None:
         """The rows that are there; None: none, or damaged ones."""
         if not self.path.is_dir():
             return None
         try:
-            found = store.opened(self.path)
+            found = token_store.open_store(self.path)
             os.utime(self.path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.notices.append(f"the cached rows in {self.path} are damaged ({error}); made anew")
@@ -101,21 +101,21 @@ class Entry:
             return None
         return found
 
-    def begin(self, writer: Writer) -> None:
+    def begin(self, writer: StoreWriter) -> None:
         """Let a writer write to files from now on. Raises: OSError."""
         self._staging = self.path.with_name(f"{STAGING}{self.path.name}-{uuid4().hex[:8]}")
         self._staging.mkdir(mode=0o700)
         for name, column in writer.columns.items():
             column.spill(self._staging / name)
 
-    def commit(self, writer: Writer, meta: dict[str, Any]) -> Store:
+    def commit(self, writer: StoreWriter, meta: dict[str, Any]) -> TokenStore:
         """What was written, as an entry. Raises: OSError."""
         assert self._staging is not None
-        store.seal(self._staging, writer, meta)
+        token_store.finish_store(self._staging, writer, meta)
         self._staging.rename(self.path)
         self._staging = None
         _evict(self.path)
-        return store.opened(self.path)
+        return token_store.open_store(self.path)
 
     def discard(self) -> None:
         if self._staging is not None:

@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica.data.config import DataConfig
-from lorica.data.examples import Examples
-from lorica.data.fit import limit_of, policy_of
-from lorica.data.load import assemble, gather, notices_of
+from lorica.data.dataset import Dataset
+from lorica.data.example import Example
+from lorica.data.load import build_data, notices_of, tokenise_files
+from lorica.data.overlong import limit_of, policy_of
 from lorica.data.split import repeated
-from lorica.data.store import Store
-from lorica.data.tokenise import Example
+from lorica.data.token_store import TokenStore
 from lorica.errors import DataError, listed
 
 BINS = 10
@@ -88,12 +88,12 @@ def check(
     Raises: DataError if the rows cannot be read, or not be written as text.
     """
     limit = limit_of(config, max_length)
-    files = gather(config, tokenizer, seed=seed)
+    files = tokenise_files(config, tokenizer, seed=seed)
     store, classes = files.stores[0], files.classes[0]
-    examples = Examples.whole(store)
+    examples = Dataset.whole(store)
     problems: list[str] = []
     try:
-        data = assemble(files, tokenizer, seed=seed, limit=limit)
+        data = build_data(files, tokenizer, seed=seed, limit=limit)
         for part in (data.train, data.validation):
             usable(part)
         train, validation, lines = len(data.train), len(data.validation), data.notices
@@ -140,7 +140,7 @@ def check(
     )
 
 
-def _counts(store: Store, column: str, names: str) -> dict[str, int]:
+def _counts(store: TokenStore, column: str, names: str) -> dict[str, int]:
     """How many rows have each label, or each condition."""
     values = store.arrays[column]
     counts = np.bincount(values[values >= 0], minlength=len(store.meta[names]))

@@ -19,7 +19,7 @@ def class_name(label: object) -> str:
     return " ".join(str(label).split())
 
 
-def fault_of_names(names: Sequence[object]) -> str | None:
+def class_names_fault(names: Sequence[object]) -> str | None:
     """Why a classifier's outputs cannot have these names; None: they can.
 
     Each is a text that is not empty, and no two are alike.

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorica.data.shape import BadRow, text_in
+from lorica.data.row_format import BadRow, text_in
 
 ROLES = {
     "human": "user",

@@ -11,20 +11,21 @@ import numpy as np
 
 from lorica.data.classes import in_order, look_alikes, mapping_notice, match, unknown_classes
 from lorica.data.config import DataConfig
-from lorica.data.examples import Examples
-from lorica.data.fit import fit, limit_of
-from lorica.data.prompt_format import PromptFormat, from_dict
-from lorica.data.rows import stored
-from lorica.data.split import part, repetitions, unmatched
-from lorica.data.store import Store
-from lorica.data.tokenise import Example, class_cut
+from lorica.data.dataset import Dataset
+from lorica.data.example import Example
+from lorica.data.overlong import apply_length_limit, limit_of
+from lorica.data.pipeline import tokenise_file
+from lorica.data.prompt_format import PromptFormat, prompt_format_from_dict
+from lorica.data.split import repetitions, split_validation, unmatched
+from lorica.data.text_encoder import class_cut
+from lorica.data.token_store import TokenStore
 from lorica.errors import DataError
 
 
 @dataclass
 class Data:
-    train: Examples
-    validation: Examples
+    train: Dataset
+    validation: Dataset
     labels: list[str] | None  # names of the classes, when the rows have one
     notices: list[str]
     digest: str  # sha256 of the files' bytes, or of the rows
@@ -32,17 +33,17 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Files:
+class TokenisedFiles:
     """The training file, the validation file if there is one: tokenised, uncut."""
 
     configs: list[DataConfig]
-    stores: list[Store]
+    stores: list[TokenStore]
     labels: list[str] | None
     classes: list[np.ndarray | None]  # of each store: the class of each of its labels
     notices: list[str] = field(default_factory=list)  # on how labels name classes
 
 
-def load(
+def load_data(
     config: DataConfig,
     tokenizer: Any,
     *,
@@ -62,11 +63,13 @@ def load(
     Raises: DataError for whatever keeps the rows from being trained on.
     """
     limit = limit_of(config, max_length)
-    files = gather(config, tokenizer, labels, seed=seed, new_classes=new_classes, texts=texts)
-    return assemble(files, tokenizer, seed=seed, limit=limit)
+    files = tokenise_files(
+        config, tokenizer, labels, seed=seed, new_classes=new_classes, texts=texts
+    )
+    return build_data(files, tokenizer, seed=seed, limit=limit)
 
 
-def gather(
+def tokenise_files(
     config: DataConfig,
     tokenizer: Any,
     labels: list[str] | None = None,
@@ -74,12 +77,12 @@ def gather(
     seed: int,
     new_classes: bool = False,
     texts: bool = False,
-) -> Files:
+) -> TokenisedFiles:
     """Read, render and tokenise the files, and leave out nothing.
 
     Raises: DataError if rows cannot be read, or not be written as text.
     """
-    configs, stores = [config], [stored(config, tokenizer, seed=seed, texts=texts)]
+    configs, stores = [config], [tokenise_file(config, tokenizer, seed=seed, texts=texts)]
     if isinstance(config.validation, str):
         # The same settings, but for the path: a limit counts training rows.
         other = config.model_copy(
@@ -87,61 +90,61 @@ def gather(
         )
         configs.append(other)
         kind = stores[0].kind
-        stores.append(stored(other, tokenizer, seed=seed, kind=kind, texts=texts))
+        stores.append(tokenise_file(other, tokenizer, seed=seed, kind=kind, texts=texts))
         _both_conditioned(configs, stores)
     names, class_of = class_names(stores, labels, new_classes)
     if names is None:
-        return Files(configs, stores, None, [None for _ in stores])
+        return TokenisedFiles(configs, stores, None, [None for _ in stores])
     number = {label: names.index(name) for label, name in class_of.items()}
     classes = [np.array([number[label] for label in store.meta["labels"]]) for store in stores]
-    return Files(configs, stores, names, [*classes], mapping_notice(class_of))
+    return TokenisedFiles(configs, stores, names, [*classes], mapping_notice(class_of))
 
 
-def assemble(files: Files, tokenizer: Any, *, seed: int, limit: int | None) -> Data:
+def build_data(files: TokenisedFiles, tokenizer: Any, *, seed: int, limit: int | None) -> Data:
     """Fit the rows to the limit, and part train from validation.
 
     Raises: DataError for overlong rows under `raise`, and if nothing is to be learned.
     """
-    sides: list[Examples] = []
+    sides: list[Dataset] = []
     notices: list[str] = []
     for config, store, classes in zip(files.configs, files.stores, files.classes, strict=True):
-        whole = Examples.whole(store)
+        whole = Dataset.whole(store)
         if classes is not None:
             whole = replace(whole, classes=classes, cut=partial(class_cut, tokenizer=tokenizer))
-        fitted = fit(whole, config, limit)
+        fitted = apply_length_limit(whole, config, limit)
         sides.append(fitted.examples)
         found = [*notices_of(store), *files.notices, *fitted.notices]
         notices += [f"{Path(config.path).name}: {line}" for line in found]
     share = files.configs[0].validation
     if not isinstance(share, str):
-        sides = [*part(sides[0], share, seed)]
+        sides = [*split_validation(sides[0], share, seed)]
     train, held = sides
     notices += [*look_alikes(files.labels or ()), *unmatched(train, held, files.labels)]
     digests = [store.meta["digest"] for store in files.stores]
     digest = digests[0]
     if len(digests) > 1:
         digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    form = from_dict(files.stores[0].meta["prompt_format"], files.configs[0].path)
+    form = prompt_format_from_dict(files.stores[0].meta["prompt_format"], files.configs[0].path)
     return Data(train, held, files.labels, notices, digest, form)
 
 
-def notices_of(store: Store) -> list[str]:
+def notices_of(store: TokenStore) -> list[str]:
     """What there is to say about the rows of a file, before they are fitted."""
     return [*store.meta["lines"], *repetitions(store)]
 
 
-def conditions(*sides: Sequence[Example]) -> list[str] | None:
+def distinct_conditions(*sides: Sequence[Example]) -> list[str] | None:
     """The distinct conditions of rows, sorted; None: they have none."""
     found: set[str] = set()
     for examples in sides:
-        if isinstance(examples, Examples):
+        if isinstance(examples, Dataset):
             found |= examples.conditions
         else:
             found |= {e.condition for e in examples if e.condition is not None}
     return sorted(found) or None
 
 
-def _both_conditioned(configs: list[DataConfig], stores: list[Store]) -> None:
+def _both_conditioned(configs: list[DataConfig], stores: list[TokenStore]) -> None:
     """The rows of every file have conditions, or those of none have."""
     pairs = zip(configs, stores, strict=True)
     without = [config.path for config, store in pairs if not store.meta["conditions"]]
@@ -153,7 +156,7 @@ def _both_conditioned(configs: list[DataConfig], stores: list[Store]) -> None:
 
 
 def class_names(
-    stores: list[Store], known: list[str] | None, new_classes: bool = False
+    stores: list[TokenStore], known: list[str] | None, new_classes: bool = False
 ) -> tuple[list[str] | None, dict[str, str]]:
     """(the classes in order, or None without; each label of the rows -> its class).
 

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from lorica.data.chat import chat_templates
+from lorica.data.chat_template import chat_templates
 from lorica.data.config import DataConfig
-from lorica.data.prompts import ALPACA
-from lorica.data.shape import columns_of, shape
+from lorica.data.render_prompt import ALPACA_TEMPLATE
+from lorica.data.row_format import columns_of, detect_format
 from lorica.data.source import Source
-from lorica.data.tokenise import Texts
+from lorica.data.text_encoder import TextEncoder
 from lorica.errors import FileError
 
 Kind = Literal["chat", "alpaca", "prompt", "text"]
@@ -51,7 +51,7 @@ class PromptFormat:
     @property
     def name(self) -> str:
         own = self.kind == "prompt" and self.template is not None
-        own = own or (self.kind == "alpaca" and self.template != ALPACA)
+        own = own or (self.kind == "alpaca" and self.template != ALPACA_TEMPLATE)
         return "a prompt template" if own else NAMES[self.kind]
 
     @property
@@ -67,7 +67,7 @@ class PromptFormat:
         return (self.kind, self.template, self.kwargs) == (other.kind, other.template, other.kwargs)
 
 
-def from_dict(value: Any, where: str) -> PromptFormat | None:
+def prompt_format_from_dict(value: Any, where: str) -> PromptFormat | None:
     """What `as_dict` wrote. Raises: FileError if it was changed since."""
     if value is None:
         return None
@@ -109,13 +109,15 @@ def format_of(kind: str, talks: bool, config: DataConfig, tokenizer: Any) -> Pro
             end_of_turn=opened.end,
             eos=tokenizer.eos_token,
         )
-    template = config.prompt_template or (ALPACA if kind == "alpaca" else None)
+    template = config.prompt_template or (ALPACA_TEMPLATE if kind == "alpaca" else None)
     known: Kind = "alpaca" if kind == "alpaca" else "prompt" if kind == "prompt" else "text"
-    front = tokenizer.decode(Texts(tokenizer).front) or None
+    front = tokenizer.decode(TextEncoder(tokenizer).front) or None
     return PromptFormat(kind=known, template=template, bos=front, eos=tokenizer.eos_token)
 
 
-def differences(form: PromptFormat | None, rows: PromptFormat | None, tokenizer: Any) -> list[str]:
+def format_notices(
+    form: PromptFormat | None, rows: PromptFormat | None, tokenizer: Any
+) -> list[str]:
     """Notices: what an adapter is shown now otherwise than in its training.
 
     form: of the training. rows: of the rows that it is measured on; None: there are none.
@@ -136,16 +138,16 @@ def differences(form: PromptFormat | None, rows: PromptFormat | None, tokenizer:
     return lines
 
 
-def as_trained(form: PromptFormat | None, config: DataConfig) -> DataConfig:
+def with_training_templates(form: PromptFormat | None, config: DataConfig) -> DataConfig:
     """`config` with the templates of `form`, where it names none and the rows are of its kind."""
     if form is None:
         return config
     changes: dict[str, Any] = {}
     if form.kind == "chat" and not config.chat_template_kwargs and config.chat_template is None:
         changes["chat_template_kwargs"] = form.kwargs
-    own = form.kind in ("alpaca", "prompt") and form.template not in (None, ALPACA)
+    own = form.kind in ("alpaca", "prompt") and form.template not in (None, ALPACA_TEMPLATE)
     if own and config.prompt_template is None:
         first = next(Source(config).chunks(FIRST), [])
-        if shape(columns_of(first, config), config).kind == form.kind:
+        if detect_format(columns_of(first, config), config).kind == form.kind:
             changes["prompt_template"] = form.template
     return config.model_copy(update=changes)

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorica.data import files
+from lorica.data import readers
 from lorica.data.config import DataConfig
 from lorica.data.notices import Notices
 from lorica.errors import DataError, MissingError, closest, listed
@@ -49,12 +49,12 @@ class Source:
         else:
             _must_be_file(self.path)
             self.size = self.path.stat().st_size
-        self._reading = files.Reading(config.limit)
+        self._reading = readers.Reading(config.limit)
 
     def __iter__(self) -> Iterator[Row]:
-        self._reading = files.Reading(self.config.limit)
+        self._reading = readers.Reading(self.config.limit)
         if self._hub is None:
-            pairs = files.READERS[self.path.suffix.lower()](self.path, self._reading)
+            pairs = readers.READERS[self.path.suffix.lower()](self.path, self._reading)
         else:
             pairs = _hub_rows(self._hub, self.config.path)
         empty = True
@@ -108,15 +108,15 @@ def digest(config: DataConfig, rows: Iterable[Row]) -> str:
 def _on_hub(name: str) -> bool:
     if not HUB_NAME.fullmatch(name):
         return False
-    if Path(name).suffix.lower() in files.READERS:
+    if Path(name).suffix.lower() in readers.READERS:
         return False
     return not Path(name.partition("/")[0]).is_dir()
 
 
 def _must_be_file(path: Path) -> None:
-    known = " ".join(files.READERS)
+    known = " ".join(readers.READERS)
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in files.READERS)
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in readers.READERS)
         raise DataError(
             f"{path} is a folder, not a file.",
             holds=listed(inside),
@@ -134,7 +134,7 @@ def _must_be_file(path: Path) -> None:
         raise DataError(
             f"{path} is a pipe or a device, not a file.", fix="write the rows into a file first"
         )
-    if path.suffix.lower() not in files.READERS:
+    if path.suffix.lower() not in readers.READERS:
         raise DataError(
             f"{path} has a suffix that lorica does not read: {path.suffix or '(none)'}.",
             known=known,
@@ -164,7 +164,7 @@ def _load_from_hub(config: DataConfig) -> Any:
         ) from error
 
 
-def _hub_rows(rows: Any, path: str) -> files.Pairs:
+def _hub_rows(rows: Any, path: str) -> readers.Pairs:
     name = path.partition(":")[0]
     for number, row in enumerate(rows, 1):
         yield _named_classes(dict(row), rows.features), f"{name}:row {number}"

@@ -9,15 +9,15 @@ import hashlib
 
 import numpy as np
 
-from lorica.data.examples import Examples
-from lorica.data.store import Store
+from lorica.data.dataset import Dataset
+from lorica.data.token_store import TokenStore
 from lorica.errors import listed
 
 SHARE, MOST = 0.05, 256
 """What is kept for evaluation by default: a share of the rows, and at most so many."""
 
 
-def part(examples: Examples, share: float | None, seed: int) -> tuple[Examples, Examples]:
+def split_validation(examples: Dataset, share: float | None, seed: int) -> tuple[Dataset, Dataset]:
     """Train and validation examples, both in the file's order.
 
     What is parted is the rows of the file; of a file that is one row, its blocks.
@@ -59,12 +59,12 @@ def _held(keys: np.ndarray, want: int) -> np.ndarray:
     return held
 
 
-def repeated(store: Store) -> int:
+def repeated(store: TokenStore) -> int:
     """Rows beyond the first of their content."""
     return len(store) - len(np.unique(store.digests("content", np.arange(len(store)))))
 
 
-def repetitions(store: Store) -> list[str]:
+def repetitions(store: TokenStore) -> list[str]:
     """A notice on rows that stand more than once."""
     contents = store.digests("content", np.arange(len(store)))
     _, first, times = np.unique(contents, return_index=True, return_counts=True)
@@ -75,7 +75,7 @@ def repetitions(store: Store) -> list[str]:
     return [f"{len(store) - len(times)} rows repeat an earlier one; {where} stands {most} times"]
 
 
-def unmatched(train: Examples, held: Examples, labels: list[str] | None) -> list[str]:
+def unmatched(train: Dataset, held: Dataset, labels: list[str] | None) -> list[str]:
     """Rows on both sides, and classes on one side only."""
     lines = []
     others = held

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from lorica.base.load import LoadedModel
 from lorica.core.condition import conditioned
-from lorica.data.rendered import Rendered
-from lorica.data.tokenise import Example, Texts, prompt_ids
+from lorica.data.example import Example
+from lorica.data.rendered_row import RenderedRow
+from lorica.data.text_encoder import TextEncoder, prompt_ids
 from lorica.errors import listed
 from lorica.generation.generate import generate_from_ids
 from lorica.generation.sampling import Sampling
@@ -24,7 +25,7 @@ SPARE = 16  # tokens that an answer may be longer than the longest reference
 class Question:
     """One row: what is asked, and what should come."""
 
-    row: Rendered
+    row: RenderedRow
     prompt: list[int]
 
     @property
@@ -65,7 +66,7 @@ def quiz(base: LoadedModel, examples: Sequence[Example], max_new_tokens: int | N
     """
     rows = [e.source for e in examples if e.source is not None and _asks(e.source)]
     prompts = prompt_ids(rows, base.tokenizer)
-    answers = Texts(base.tokenizer).ids(row.reference for row in rows)
+    answers = TextEncoder(base.tokenizer).ids(row.reference for row in rows)
     limit = base.max_length
     kept, long = [], []
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
@@ -99,11 +100,11 @@ def take(base: LoadedModel, asked: Quiz, *, batch_size: int = 16) -> tuple[list[
     return [question.answer(text) for question, text in pairs], done.notices
 
 
-def conditions_of(base: LoadedModel, rows: Sequence[Rendered]) -> list[str] | None:
+def conditions_of(base: LoadedModel, rows: Sequence[RenderedRow]) -> list[str] | None:
     """The condition of each row, if the active adapter takes one."""
     told = [row.condition for row in rows if row.condition is not None]
     return told if told and conditioned(base.model) else None
 
 
-def _asks(row: Rendered) -> bool:
+def _asks(row: RenderedRow) -> bool:
     return row.kind in KINDS and bool(row.prompt) and bool(row.reference.strip())

@@ -11,7 +11,7 @@ from torch import nn
 
 from lorica.base.load import LoadedModel
 from lorica.core.condition import conditioned, describe, swapped, unused
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import DataError
 from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.stats import ratios

@@ -22,7 +22,7 @@ from lorica.base.batching import padding_of
 from lorica.core.condition import given
 from lorica.core.modes import in_mode
 from lorica.data.batch import Batch, pad
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import DataError, TrainingError, listed
 from lorica.progress import Progress
 
@@ -68,7 +68,7 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
     probabilities = np.zeros((rows, 0), np.float32)
     with Progress("evaluating", rows) as bar:
         for picked, logits, made in label_logits(model, examples, batch=batch):
-            where = torch.arange(len(picked)) if made.labels is not None else made.row.cpu()
+            where = torch.arange(len(picked)) if made.labels is not None else made.label_rows.cpu()
             targets = made.labels if made.labels is not None else made.targets
             losses, hits = _judge(logits, targets)
             if made.labels is not None:
@@ -151,7 +151,7 @@ def _forward(model: Any, batch: Batch, keeps: bool) -> Tensor:
     if batch.labels is not None:
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     width = batch.input_ids.shape[1]
-    row, column = batch.predict // width, batch.predict % width
+    row, column = batch.label_positions // width, batch.label_positions % width
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if not keeps:
         return model(**inputs, use_cache=False).logits[row, column]

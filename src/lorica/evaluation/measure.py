@@ -16,7 +16,7 @@ from torch import nn
 
 from lorica.base.load import LoadedModel
 from lorica.core.attach import use
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import TrainingError
 from lorica.evaluation.answers import Quiz, quiz, take
 from lorica.evaluation.classes import Classes, confusion, macro_f1

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from lorica.base.load import LoadedModel
 from lorica.data.config import DataConfig
-from lorica.data.texts import load_texts
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
+from lorica.data.prediction_rows import load_prediction_rows
 from lorica.errors import ConfigError, TrainingError, listed
 from lorica.evaluation.loss import class_probabilities
 from lorica.evaluation.predictions import choice
@@ -74,7 +74,7 @@ def predict(
             f"{path} is a language model, which gives no classes.",
             fix=f'lorica generate {path} --prompt "..."',
         )
-    examples, brought, notices = load_texts(config, opened.tokenizer, opened.max_length)
+    examples, brought, notices = load_prediction_rows(config, opened.tokenizer, opened.max_length)
     rows = [
         told if label is None else told | {"wanted": label}
         for told, label in zip(predict_loaded(opened, examples, batch_size), brought, strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.evaluation.answers import Quiz
 from lorica.evaluation.loss import Scores
 from lorica.formats import commit

@@ -18,8 +18,8 @@ from lorica.base.context_length import check_tokens, embedding_rows
 from lorica.base.load import LoadedModel, own_classes
 from lorica.base.load import load as load_base
 from lorica.data.config import DataConfig
-from lorica.data.load import load as load_data
-from lorica.data.prompt_format import as_trained, differences
+from lorica.data.load import load_data
+from lorica.data.prompt_format import format_notices, with_training_templates
 from lorica.errors import ConfigError, DataError, FileError
 from lorica.evaluation.class_tables import show_classes
 from lorica.evaluation.measure import Measure, Report, evaluate_loaded
@@ -68,7 +68,7 @@ def evaluate(
     began = time.perf_counter()
     config = data_settings(data, limit)
     opened, adapted = open_measured(path, base, dtype, allow_base, quantisation)
-    config = as_trained(opened.prompt_format, config)
+    config = with_training_templates(opened.prompt_format, config)
     rows = load_data(
         config,
         opened.tokenizer,
@@ -86,7 +86,7 @@ def evaluate(
             fix="give rows of the kind that it was trained on",
         )
     told = seen_in_training(Path(path), rows.train.contents)
-    told += differences(opened.prompt_format, rows.prompt_format, opened.tokenizer)
+    told += format_notices(opened.prompt_format, rows.prompt_format, opened.tokenizer)
     report = evaluate_loaded(
         opened,
         rows.train,

@@ -30,7 +30,7 @@ from lorica.core.site import PORT
 from lorica.core.start import skip_starts
 from lorica.core.state import adapter_state, load_adapter_state, not_finite
 from lorica.core.targets import without_dead
-from lorica.data.classes import fault_of_names
+from lorica.data.classes import class_names_fault
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, FileError, TrainingError, listed
 from lorica.formats import commit
@@ -90,7 +90,7 @@ def save(
     check_driven(model, name)
     check_finite(model, path, name)
     labels = names_of(model) if labels is None else labels
-    if labels is not None and (fault := fault_of_names(labels)):
+    if labels is not None and (fault := class_names_fault(labels)):
         raise ConfigError(f"labels are not the names of classes: {fault}.", labels=listed(labels))
     whole = spec.targets.modules_to_save
     base = fingerprint(model, path=base_path or "", tokenizer=tokenizer, whole=whole)

@@ -10,9 +10,9 @@ from torch import Tensor
 from lorica.core.adapter import Method
 from lorica.core.port import Spec
 from lorica.core.targets import Targets
-from lorica.data.classes import fault_of_names
+from lorica.data.classes import class_names_fault
 from lorica.errors import ConfigError, FileError, listed
-from lorica.recipe.values import fits, typed
+from lorica.recipe.values import is_valid, parse_strict
 
 MANIFEST, FORMAT = "manifest.json", 1
 WEIGHTS = "adapter_model.safetensors"
@@ -46,7 +46,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
     wrong = [
         part
         for part in PARTS
-        if (part in manifest or part in needed) and not fits(PARTS[part], manifest.get(part))
+        if (part in manifest or part in needed) and not is_valid(PARTS[part], manifest.get(part))
     ]
     if wrong or "format" not in manifest:
         raise FileError(
@@ -55,7 +55,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
         )
     _check_labels(manifest.get("labels"), file)
     base = manifest["base"]
-    if odd := [key for key, kind in BASE.items() if key in base and not fits(kind, base[key])]:
+    if odd := [key for key, kind in BASE.items() if key in base and not is_valid(kind, base[key])]:
         raise FileError(
             f"{file} has a base whose {listed(odd)} is of another type.", fix="copy the folder anew"
         )
@@ -63,7 +63,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
     bad = [
         name
         for name, note in files.items()
-        if not all(fits(kind, note.get(key)) for key, kind in NOTE.items())
+        if not all(is_valid(kind, note.get(key)) for key, kind in NOTE.items())
     ]
     if bad or WEIGHTS not in files:
         raise FileError(
@@ -72,7 +72,7 @@ def check_format(manifest: dict[str, Any], path: Path) -> None:
 
 
 def _check_labels(labels: list[str] | None, file: Path) -> None:
-    if labels is not None and (fault := fault_of_names(labels)):
+    if labels is not None and (fault := class_names_fault(labels)):
         raise FileError(
             f"{file} has labels that are not the names of classes: {fault}.",
             labels=listed(map(repr, labels), 12),
@@ -84,8 +84,8 @@ def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
     """The Spec that a manifest holds. Raises: FileError if it is not one of ours."""
     try:
         settings = dict(manifest["method"])
-        method = typed(Method.named(settings.pop("name")), settings)
-        return Spec(method, typed(Targets, manifest["targets"]), manifest.get("seed", 0))
+        method = parse_strict(Method.named(settings.pop("name")), settings)
+        return Spec(method, parse_strict(Targets, manifest["targets"]), manifest.get("seed", 0))
     except ValidationError as error:
         wrong = {
             ".".join(map(str, e["loc"])) or "method": f"{e['input']!r:.80}: {e['msg']}"

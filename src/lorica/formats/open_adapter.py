@@ -11,7 +11,7 @@ from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.port import ports
 from lorica.core.whole import Whole
-from lorica.data.prompt_format import from_dict
+from lorica.data.prompt_format import prompt_format_from_dict
 from lorica.errors import BaseError, FileError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_folder import adapter_folder
@@ -48,7 +48,7 @@ def open_adapter(
         check_format(manifest, folder)
         trained = manifest["base"]
         labels = manifest.get("labels")
-        form = from_dict(manifest.get("prompt_format"), str(folder / MANIFEST))
+        form = prompt_format_from_dict(manifest.get("prompt_format"), str(folder / MANIFEST))
         dtype = dtype or (manifest.get("dtype") if manifest.get("dtype") in DTYPES else None)
         task = "SEQ_CLS" if classifier.KIND in str(trained.get("architecture")) else "CAUSAL_LM"
     else:

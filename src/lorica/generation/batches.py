@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorica.base.batching import Batching, alone, batching_of, pad_id
 from lorica.base.context_length import check_tokens, embedding_rows
 from lorica.base.load import LoadedModel
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
 from lorica.errors import DataError, listed
 from lorica.generation.sampling import Sampling, generation_settings
 

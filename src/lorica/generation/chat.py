@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorica.base.load import LoadedModel
-from lorica.data.tokenise import prompt_ids
+from lorica.data.text_encoder import prompt_ids
 from lorica.errors import DataError
 from lorica.generation.generate import generate_from_ids
 from lorica.generation.prompts import (

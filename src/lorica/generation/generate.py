@@ -16,8 +16,8 @@ from lorica.base.load import LoadedModel
 from lorica.core.condition import conditioned, describe, given
 from lorica.core.modes import in_mode
 from lorica.core.peak_memory import peak_memory
-from lorica.data.rendered import Rendered, Segment
-from lorica.data.tokenise import prompt_ids
+from lorica.data.rendered_row import RenderedRow, TextSpan
+from lorica.data.text_encoder import prompt_ids
 from lorica.errors import ConfigError
 from lorica.generation.batches import (
     batches,
@@ -94,7 +94,7 @@ def generate(
         rows = [render_messages(loaded, [{"role": "user", "content": p}]) for p in prompts]
         notices = conversation_notices(loaded)
     else:
-        rows = [Rendered("prompt", (Segment(p, False),), False) for p in prompts]
+        rows = [RenderedRow("prompt", (TextSpan(p, False),), False) for p in prompts]
         notices = plain_prompt_notices(loaded)
     generation = generate_from_ids(
         loaded,

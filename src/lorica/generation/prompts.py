@@ -7,11 +7,11 @@ an adapter, or an adapter without that record, is prompted through its chat temp
 from typing import Any
 
 from lorica.base.load import LoadedModel
-from lorica.data.chat import ChatTemplate, chat_templates
+from lorica.data.chat_template import ChatTemplate, chat_templates
 from lorica.data.prompt_format import PromptFormat
-from lorica.data.prompts import ALPACA, alpaca_prompt, prompts
-from lorica.data.rendered import Rendered, Segment
-from lorica.data.shape import BadRow
+from lorica.data.render_prompt import ALPACA_TEMPLATE, alpaca_prompt, render_prompts
+from lorica.data.rendered_row import RenderedRow, TextSpan
+from lorica.data.row_format import BadRow
 from lorica.errors import ConfigError, DataError
 
 
@@ -44,7 +44,7 @@ def check_is_language_model(loaded: LoadedModel) -> None:
         )
 
 
-def render_messages(loaded: LoadedModel, messages: list[dict[str, Any]]) -> Rendered:
+def render_messages(loaded: LoadedModel, messages: list[dict[str, Any]]) -> RenderedRow:
     """The prompt for a conversation, up to where the answer begins.
 
     Only a chat template uses more than the system message and the last message.
@@ -55,7 +55,7 @@ def render_messages(loaded: LoadedModel, messages: list[dict[str, Any]]) -> Rend
     try:
         if form.kind == "chat":
             prompt = _chat_template(loaded, form).prompt(messages)
-        elif form.kind == "alpaca" and form.template in (None, ALPACA):
+        elif form.kind == "alpaca" and form.template in (None, ALPACA_TEMPLATE):
             prompt = alpaca_prompt(text, system=system)
         elif form.kind == "alpaca":
             system = system if _uses_system_message(form) else ""
@@ -67,7 +67,7 @@ def render_messages(loaded: LoadedModel, messages: list[dict[str, Any]]) -> Rend
             prompt = text
     except BadRow as error:
         raise DataError(f"the messages cannot be used: {error}.", fix=error.fix) from None
-    return Rendered("prompt", (Segment(prompt, False),), special=form.kind == "chat")
+    return RenderedRow("prompt", (TextSpan(prompt, False),), special=form.kind == "chat")
 
 
 def end_of_turn(loaded: LoadedModel) -> str:
@@ -116,7 +116,7 @@ def plain_prompt_notices(loaded: LoadedModel) -> list[str]:
 
 
 def _uses_system_message(form: PromptFormat) -> bool:
-    return form.kind == "alpaca" and "system" in str(form.template or ALPACA)
+    return form.kind == "alpaca" and "system" in str(form.template or ALPACA_TEMPLATE)
 
 
 def _chat_template(loaded: LoadedModel, form: PromptFormat) -> ChatTemplate:
@@ -124,7 +124,7 @@ def _chat_template(loaded: LoadedModel, form: PromptFormat) -> ChatTemplate:
 
 
 def _filled(template: str, fields: dict[str, Any]) -> str:
-    (text,) = prompts(template, [fields])
+    (text,) = render_prompts(template, [fields])
     if isinstance(text, BadRow):
         raise text
     return text

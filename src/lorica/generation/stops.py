@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorica.base.load import LoadedModel
-from lorica.data.tokenise import Texts
+from lorica.data.text_encoder import TextEncoder
 
 TOKENS_PER_CHARACTER = 4
 """The most tokens that one character takes, where a tokenizer has tokens for single bytes."""
@@ -94,7 +94,7 @@ def stops_of(loaded: LoadedModel, ends_of_turn: Iterable[str] = ()) -> Stops:
     tokenizer, own = loaded.tokenizer, model.generation_config
     tokens = {tokenizer.eos_token_id, *_as_list(own.eos_token_id)}
     for end in ends_of_turn:
-        ids = Texts(tokenizer).ids([end])[0] if end else []
+        ids = TextEncoder(tokenizer).ids([end])[0] if end else []
         if len(ids) == 1 and ids[0] in tokenizer.added_tokens_decoder:
             tokens.add(ids[0])
     return Stops(

@@ -69,7 +69,7 @@ class Settings:
         return f"{place}: {what}"
 
 
-def refuse(mistakes: list[Mistake], settings: Settings) -> NoReturn:
+def raise_mistakes(mistakes: list[Mistake], settings: Settings) -> NoReturn:
     """Raise one ConfigError that tells all mistakes, in the order of their places."""
     told = list(dict.fromkeys(settings.told(m) for m in mistakes))
     told.sort(key=_by_line)

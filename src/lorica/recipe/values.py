@@ -9,32 +9,32 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from lorica.errors import closest
-from lorica.recipe.text import flow, scalar
+from lorica.recipe.yaml_file import parse_inline, parse_scalar
 
 _PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _PLAIN |= {types.NoneType: "null"}
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-def expected(kind: Any, limits: Iterable[Any] = ()) -> str:
+def describe_type(kind: Any, limits: Iterable[Any] = ()) -> str:
     """What a value of `kind` is, in words: "a whole number, at least 1, or null"."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return expected(args[0], [*args[1:], *limits])
+        return describe_type(args[0], [*args[1:], *limits])
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "a mapping of settings, or one word"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
-        rest = [expected(a, limits if i == 0 else ()) for i, a in enumerate(args)]
+        rest = [describe_type(a, limits if i == 0 else ()) for i, a in enumerate(args)]
         return " or ".join(rest)
     if origin in (list, tuple, set, frozenset):
         inner = args[0] if args else Any
-        words = expected(inner).removeprefix("one of ")
+        words = describe_type(inner).removeprefix("one of ")
         return f"a list of {words}" if get_origin(inner) is not Literal else f"a list of: {words}"
     if origin is dict:
         return (
-            f"a mapping of names to {expected(args[1])}"
+            f"a mapping of names to {describe_type(args[1])}"
             if args[1:] != (Any,)
             else "a mapping, or one word"
         )
@@ -56,13 +56,13 @@ def _unpacked(limits: Iterable[Any]) -> list[Any]:
     ]
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a recipe writes it, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(kind: Any, value: Any) -> str:
+def nearest_choice(kind: Any, value: Any) -> str:
     """The end of a sentence on a wrong word: the one that was meant, of those that are allowed."""
     words = value if isinstance(value, list) else [value]
     wrong = next((w for w in words if isinstance(w, str) and w not in choices(kind)), "")
@@ -78,21 +78,21 @@ def choices(kind: Any) -> list[str]:
     return [word for arg in args for word in choices(arg)]
 
 
-def typed(kind: Any, value: Any) -> Any:
+def parse_strict(kind: Any, value: Any) -> Any:
     """`value` as `kind`. Raises: ValidationError if it is of another type or out of range."""
     return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
 
 
-def fits(kind: Any, value: Any) -> bool:
+def is_valid(kind: Any, value: Any) -> bool:
     """Whether `value` is of this type, and within its limits."""
     try:
-        typed(kind, value)
+        parse_strict(kind, value)
     except ValidationError:
         return False
     return True
 
 
-def from_flag(kind: Any, value: Any) -> Any:
+def parse_flag(kind: Any, value: Any) -> Any:
     """Text of a flag (or a list of texts: a flag given repeatedly) as a value of `kind`.
 
     The first reading that fits is taken: number, true, false, null or JSON; a comma-separated
@@ -100,18 +100,18 @@ def from_flag(kind: Any, value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         inner = get_args(kind)[1] if get_origin(kind) is dict else Any
-        return {key: from_flag(inner, item) for key, item in value.items()}
+        return {key: parse_flag(inner, item) for key, item in value.items()}
     readings = [_read(value)] if isinstance(value, str) else []
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         readings = [[_read(item) for item in value], value]
     elif isinstance(value, str):
         plain = [part.strip() for part in value.split(",")]
-        several = [[scalar(part) for part in plain], plain]
+        several = [[parse_scalar(part) for part in plain], plain]
         readings = [r for r in readings if r != value]
         readings += [*(several if "," in value else []), value, *several]
     else:
         return value
-    return next((r for r in readings if fits(kind, r)), readings[0])
+    return next((r for r in readings if is_valid(kind, r)), readings[0])
 
 
 def _read(text: str) -> Any:
@@ -119,7 +119,7 @@ def _read(text: str) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            return flow(text)
+            return parse_inline(text)
     if text.lower() in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(text.lower())
-    return scalar(text)
+    return parse_scalar(text)

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lorica.data.config import DataConfig
-from lorica.recipe.flags import beside, over
-from lorica.recipe.judge import judged, judged_member, plain
-from lorica.recipe.settings import Mistake, Settings, refuse
-from lorica.recipe.text import load, text_of
+from lorica.recipe.flags import apply_flags, resolve_paths
+from lorica.recipe.settings import Mistake, Settings, raise_mistakes
+from lorica.recipe.validate import member_as_dict, validate_member, validate_settings
 from lorica.recipe.versions import versions
+from lorica.recipe.yaml_file import read_yaml, to_yaml
 from lorica.registry import Named
 from lorica.training.clashes import clashes
 
@@ -234,7 +234,7 @@ class TrainConfig(BaseModel):
         settings = Settings({"method": dict(self.method)})
         method, mistakes = _judged_method(settings)
         if method is None or mistakes:
-            refuse(mistakes, settings)
+            raise_mistakes(mistakes, settings)
         return method
 
 
@@ -243,7 +243,7 @@ def plain_method(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, Named):
-        return plain(value)
+        return member_as_dict(value)
     return {"name": "lora", **value} if isinstance(value, dict) else value
 
 
@@ -255,24 +255,24 @@ def read(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainConf
 
     Raises: ConfigError that names everything that is wrong, each with file and line, or flag.
     """
-    settings = load(path) if path else Settings()
+    settings = read_yaml(path) if path else Settings()
     settings.data.pop("versions", None)  # of a run's config.yaml
     if path:
-        beside(settings, path.parent, [("base",), ("data", "path"), ("data", "validation")])
+        resolve_paths(settings, path.parent, [("base",), ("data", "path"), ("data", "validation")])
         settings.data.setdefault("output", f"runs/{path.stem}")
-    mistakes = settings.mistakes + over(settings, TrainConfig, flags or {})
+    mistakes = settings.mistakes + apply_flags(settings, TrainConfig, flags or {})
     given = {flag.replace("-", "_") for flag in flags or {}}
     for one, other in EXCLUSIVE:
         if (one in given) != (other in given):
             settings.data.pop(other if one in given else one, None)
-    config, found = judged(TrainConfig, settings)
+    config, found = validate_settings(TrainConfig, settings)
     mistakes += found
     method = settings.data["method"] = plain_method(settings.data.get("method", {}))
     if not isinstance(method, dict) or (mistakes and len(method) == 1):
-        refuse(mistakes, settings)  # nothing more to find there: torch need not be imported
+        raise_mistakes(mistakes, settings)  # nothing more to find there: torch need not be imported
     method, found = _judged_method(settings)
     if mistakes := mistakes + found:
-        refuse(mistakes, settings)
+        raise_mistakes(mistakes, settings)
     assert config and method  # no mistakes
     return config.model_copy(update={"method": plain_method(method)})
 
@@ -280,12 +280,12 @@ def read(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainConf
 def _judged_method(settings: Settings) -> "tuple[Method | None, list[Mistake]]":
     from lorica.core.adapter import Method
 
-    return judged_member(Method, settings, "method")
+    return validate_member(Method, settings, "method")
 
 
 def resolved(config: TrainConfig) -> str:
     """All settings as YAML, with the versions that run them; `read` gives the same config."""
-    return text_of({**plain_settings(config), "versions": versions()})
+    return to_yaml({**plain_settings(config), "versions": versions()})
 
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lorica.core.drive import adapters_of
 from lorica.core.port import Spec, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
-from lorica.data.prompt_format import differences, from_dict
+from lorica.data.prompt_format import format_notices, prompt_format_from_dict
 from lorica.errors import ConfigError, FileError, listed
 from lorica.formats import commit, folder
 from lorica.formats.adapter_folder import adapter_folder
@@ -70,8 +70,8 @@ def _check_rows(base: LoadedModel, path: str, data: Data) -> list[str]:
         return [] if data.labels is None else _check_classes(base, path, None, data.labels)
     manifest = commit.read_json(source / MANIFEST)
     check_format(manifest, source)
-    form = from_dict(manifest.get("prompt_format"), str(source / MANIFEST))
-    notices = differences(form, data.prompt_format, base.tokenizer)
+    form = prompt_format_from_dict(manifest.get("prompt_format"), str(source / MANIFEST))
+    notices = format_notices(form, data.prompt_format, base.tokenizer)
     if data.labels is not None:
         notices += _check_classes(base, path, manifest.get("labels"), data.labels)
     return notices

@@ -30,9 +30,8 @@ from lorica.core.rates import default_rate
 from lorica.core.schedule import Schedule
 from lorica.core.unadapted import fused_experts
 from lorica.data.batch import labels_of, pad
-from lorica.data.load import Data, conditions
-from lorica.data.load import load as load_data
-from lorica.data.tokenise import Example
+from lorica.data.example import Example
+from lorica.data.load import Data, distinct_conditions, load_data
 from lorica.errors import ConfigError
 from lorica.evaluation.loss import score
 from lorica.methods.lora import Lora
@@ -145,7 +144,7 @@ def add_adapter(base: LoadedModel, config: TrainConfig, data: Data, name: str) -
 
     In place; the adapter is the only active one afterwards. Returns: named lines.
     """
-    told = conditions(data.train)
+    told = distinct_conditions(data.train)
     layers, ids = trained_with(base.model, base.tokenizer, config.data.add_tokens)
     whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole, *layers]))
     method = informed(config.build_method(), base.model, told)
@@ -163,7 +162,7 @@ def add_adapter(base: LoadedModel, config: TrainConfig, data: Data, name: str) -
         modules_to_save=whole,
         trainable_token_indices=[*dict.fromkeys([*config.trainable_token_indices, *ids])],
     )
-    every = conditions(data.train, data.validation)
+    every = distinct_conditions(data.train, data.validation)
     lines += unused(base.model, told) + describe(base.model, base.tokenizer, every)
     return lines + fused_experts(base.model)
 

@@ -22,8 +22,8 @@ from lorica.core.attach import routed
 from lorica.core.condition import conditioned, set_conditions
 from lorica.core.port import switch_of
 from lorica.core.route import BySegment, Everywhere, Route, Segment
-from lorica.data.batch import Batch, join, pack, pad
-from lorica.data.tokenise import Example
+from lorica.data.batch import Batch, concatenate, pack, pad
+from lorica.data.example import Example
 from lorica.errors import memory_full
 from lorica.kernels.loss import label_loss
 from lorica.training.watch import check_connected
@@ -100,16 +100,16 @@ class Objective(nn.Module):
         options: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if self.packed:
             options |= {"position_ids": batch.position_ids, "row_lengths": batch.lengths}
-            options |= {"row_shared": batch.shared} if batch.shared else {}
+            options |= {"row_shared": batch.shared_prefixes} if batch.shared_prefixes else {}
         else:
             options["attention_mask"] = batch.attention_mask
         if self.tail is None:
-            logits = self.model(**options).logits.flatten(0, 1)[batch.predict]
+            logits = self.model(**options).logits.flatten(0, 1)[batch.label_positions]
             losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
             sums = [part.sum() for part in losses.split(list(parts) or [len(losses)])]
             return torch.stack(sums) if parts else sums[0]
         options |= self._label_positions(batch)
-        hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.predict]
+        hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.label_positions]
         tail = self.tail
         return label_loss(hidden, batch.targets, tail, tail.vocabulary, tail.learned(), parts)
 
@@ -118,7 +118,7 @@ class Objective(nn.Module):
         if self.last is None or not self.last.is_hooked:
             return {}
         # Rows that share a prefix may have labels behind one and the same position.
-        index = batch.predict.unique() if batch.shared else batch.predict
+        index = batch.label_positions.unique() if batch.shared_prefixes else batch.label_positions
         route, size = switch_of(self.model).route, batch.input_ids.numel()
         at_labels = route.at(index)
         sizes, counts = _sizes(route, size), _sizes(at_labels, len(index))
@@ -253,7 +253,7 @@ class Stepper:
         if isinstance(switch_of(self.model).route, Everywhere):
             return [self.objective(batches[0].to(device))]
         labels = [len(batch.targets) for batch in batches]
-        whole = join(batches) if len(batches) > 1 else batches[0]
+        whole = concatenate(batches) if len(batches) > 1 else batches[0]
         return list(self.objective(whole.to(device), labels).unbind())
 
     def _batches(self, part: Part) -> list[Batch]:
@@ -273,7 +273,7 @@ class Stepper:
                 "this architecture cannot be taken apart at its decoder: the output head "
                 "sees every token, not those alone that are learned"
             )
-        if batch.shared is not None:
+        if batch.shared_prefixes is not None:
             left = batch.tokens - batch.input_ids.numel()
             lines.append(
                 f"what rows begin with alike is computed once: {left:,} of the "
@@ -282,7 +282,7 @@ class Stepper:
         return lines
 
     def _batch(self, rows: list[Example]) -> Batch:
-        return pack(rows, share=self.shared) if self.packed else pad(rows, self.pad_id)
+        return pack(rows, share_prefixes=self.shared) if self.packed else pad(rows, self.pad_id)
 
 
 def _weight(batch: Batch) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lorica.errors import FileError, listed
-from lorica.recipe.values import fits
+from lorica.recipe.values import is_valid
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e9)]
@@ -80,7 +80,7 @@ def check_types(config: Mapping[str, Any], source: str) -> None:
     wrong = [
         f"{key} is {value!r:.80}"
         for key, value in config.items()
-        if key in TYPES and not fits(TYPES[key], value)
+        if key in TYPES and not is_valid(TYPES[key], value)
     ]
     if wrong:
         raise FileError(

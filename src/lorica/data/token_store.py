@@ -1,0 +1,248 @@
+"""Tokenised rows as flat arrays, in memory or in memory-mapped files: no text, no Python lists.
+
+A row is a stretch of `ids`; what is learned of it are runs of tokens. Everything else of a row
+is a number, a digest, or its place as UTF-8. 300,000 rows of 300 tokens take 200 MB of file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lorica.data.example import Example
+from lorica.data.rendered_row import RenderedRow
+from lorica.data.tokenise import Tokens
+
+CONTENT, KEY = 16, 32  # bytes of a row's digest, and of its key in the split
+SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "starts": ("int64", ()),  # where a row's tokens begin in ids; one more than rows
+    "runs": ("int64", (2,)),  # first and last + 1 token of each learned run, counted in ids
+    "label": ("int32", ()),  # number of the label's name; -1: none
+    "condition": ("int32", ()),
+    "content": ("uint8", (CONTENT,)),
+    "key": ("uint8", (KEY,)),
+    "places": ("uint8", ()),
+    "place": ("int64", ()),  # where a row's place begins in places; one more than rows
+}
+
+
+@dataclass
+class Names:
+    """Distinct texts, numbered in the order of their appearance."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, name: str | None) -> int:
+        return -1 if name is None else self.numbers.setdefault(name, len(self.numbers))
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The tokenised rows of one file, uncut.
+
+    arrays: see SHAPES, and ids. meta: "kind", "labels" and "conditions" (names), "lines"
+        (notices), "digest" (of the file).
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    meta: dict[str, Any]
+    texts: list[RenderedRow] | None = None  # kept for evaluation alone
+
+    def __len__(self) -> int:
+        return len(self.arrays["starts"]) - 1
+
+    @property
+    def kind(self) -> str:
+        return self.meta["kind"]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens."""
+        return np.diff(self.arrays["starts"])
+
+    def length(self, row: int) -> int:
+        start, stop = self.arrays["starts"][row : row + 2].tolist()
+        return stop - start
+
+    def label(self, row: int) -> int:
+        """The number of the row's label in meta["labels"]."""
+        return int(self.arrays["label"][row])
+
+    def digests(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """ "content" or "key" of rows, as byte strings of one width."""
+        picked = np.ascontiguousarray(self.arrays[name][rows])
+        return picked.view(f"S{picked.shape[1]}").ravel()
+
+    def learned_before(self, token: np.ndarray) -> np.ndarray:
+        """How many tokens are learned before each of these, counted in ids."""
+        runs = self.arrays["runs"]
+        if not len(runs):
+            return np.zeros(np.shape(token), np.int64)
+        total = np.concatenate([[0], np.cumsum(runs[:, 1] - runs[:, 0])])
+        run = np.searchsorted(runs[:, 0], token, side="right")  # runs that begin at or before
+        last = np.maximum(run - 1, 0)
+        over = np.maximum(runs[last, 1] - token, 0)  # of the last of them, what lies behind
+        return total[run] - np.where(run > 0, over, 0)
+
+    def where(self, row: int) -> str:
+        start, stop = self.arrays["place"][row : row + 2]
+        return bytes(self.arrays["places"][start:stop]).decode()
+
+    def example(self, row: int, start: int, stop: int, label: int | None) -> Example:
+        """Tokens start..stop of a row; the first of them is no label."""
+        first = int(self.arrays["starts"][row])
+        ids = self.arrays["ids"][first + start : first + stop].tolist()
+        learned = [False] * len(ids)
+        runs, begin, end = self.arrays["runs"], first + start, first + stop
+        number = int(np.searchsorted(runs[:, 1], begin, side="right")) if len(runs) else 0
+        while number < len(runs) and runs[number, 0] < end:
+            a, b = max(int(runs[number, 0]), begin), min(int(runs[number, 1]), end)
+            learned[a - begin : b - begin] = [True] * (b - a)
+            number += 1
+        if learned:
+            learned[0] = False
+        condition = int(self.arrays["condition"][row])
+        return Example(
+            ids,
+            learned,
+            self.where(row),
+            label,
+            None if self.texts is None else self.texts[row],
+            row,
+            None if condition < 0 else self.meta["conditions"][condition],
+        )
+
+
+class Column:
+    """An array that grows: in memory, or in a file from `spill` on."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...] = ()):
+        self.dtype, self.shape = np.dtype(dtype), shape
+        self._parts: list[np.ndarray] = []
+        self._file: BinaryIO | None = None
+        self.bytes = 0
+
+    def append(self, values: Any) -> None:
+        part = np.asarray(values, self.dtype).reshape(-1, *self.shape)
+        self.bytes += part.nbytes
+        if self._file is None:
+            self._parts.append(part)
+        else:
+            self._file.write(part.tobytes())
+
+    def spill(self, path: Path) -> None:
+        """Write what is held, and all that comes, to a file."""
+        self._file = path.open("xb")
+        for part in self._parts:
+            self._file.write(part.tobytes())
+        self._parts = []
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def array(self) -> np.ndarray:
+        return np.concatenate(self._parts or [np.empty((0, *self.shape), self.dtype)])
+
+
+class StoreWriter:
+    """Collects the tokens of rows. texts: keep the rows' text as well.
+
+    ids: dtype of the token ids. seed: of the split into training and validation rows.
+    """
+
+    def __init__(self, ids: str, seed: int, *, texts: bool = False):
+        self.columns = {"ids": Column(ids)}
+        self.columns |= {name: Column(*rest) for name, rest in SHAPES.items()}
+        self.columns["starts"].append([0])
+        self.columns["place"].append([0])
+        self.labels, self.conditions = Names(), Names()
+        self.texts: list[RenderedRow] | None = [] if texts else None
+        self._seed = f"{seed}\0".encode()
+        self._tokens = self._letters = self.rows = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(column.bytes for column in self.columns.values())
+
+    def add(self, rows: Sequence[RenderedRow], tokens: Sequence[Tokens]) -> None:
+        columns = self.columns
+        lengths = np.fromiter((len(t.ids) for t in tokens), np.int64, len(tokens))
+        ends = self._tokens + np.cumsum(lengths)
+        flat = np.fromiter(
+            chain.from_iterable(t.ids for t in tokens), columns["ids"].dtype, int(lengths.sum())
+        )
+        columns["ids"].append(flat)
+        columns["starts"].append(ends)
+        starts = (ends - lengths).tolist()
+        columns["runs"].append(
+            [(s + a, s + b) for s, t in zip(starts, tokens, strict=True) for a, b in t.runs]
+        )
+        columns["label"].append([self.labels.number(row.label) for row in rows])
+        columns["condition"].append([self.conditions.number(row.condition) for row in rows])
+        contents = [content(row) for row in rows]
+        digests = b"".join(hashlib.blake2b(c, digest_size=CONTENT).digest() for c in contents)
+        columns["content"].append(np.frombuffer(digests, np.uint8))
+        # Rows made from one conversation begin alike, and stay together.
+        groups = [r.group.encode() or c for r, c in zip(rows, contents, strict=True)]
+        keys = b"".join(hashlib.sha256(self._seed + g).digest() for g in groups)
+        columns["key"].append(np.frombuffer(keys, np.uint8))
+        places = [row.where.encode() for row in rows]
+        columns["places"].append(np.frombuffer(b"".join(places), np.uint8))
+        stops = self._letters + np.cumsum([len(place) for place in places])
+        columns["place"].append(stops)
+        self._tokens, self._letters = int(ends[-1]), int(stops[-1])
+        self.rows += len(rows)
+        if self.texts is not None:
+            self.texts += rows
+
+    def store(self, meta: dict[str, Any]) -> TokenStore:
+        """What was collected, in memory."""
+        arrays = {name: column.array() for name, column in self.columns.items()}
+        return TokenStore(arrays, self.meta(meta), self.texts)
+
+    def meta(self, more: dict[str, Any]) -> dict[str, Any]:
+        names = {"labels": list(self.labels.numbers), "conditions": list(self.conditions.numbers)}
+        return {**names, **more}
+
+
+def content(row: RenderedRow) -> bytes:
+    """What makes a row the same as another: its segments, label and condition."""
+    condition = [] if row.condition is None else [row.condition]
+    parts = [*(s.text for s in row.segments), row.label or "", *condition]
+    return "\x1f".join(parts).encode()
+
+
+def open_store(folder: Path) -> TokenStore:
+    """The store in a folder, memory-mapped.
+
+    Raises: OSError, ValueError, KeyError, TypeError if it is not whole.
+    """
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    arrays: dict[str, np.ndarray] = {}
+    for name, (dtype, shape) in {"ids": (meta["ids"], ()), **SHAPES}.items():
+        path = folder / name
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"][name]:
+                raise ValueError(f"{name} was changed")
+        if not path.stat().st_size:
+            arrays[name] = np.empty((0, *shape), dtype)
+            continue
+        arrays[name] = np.asarray(np.memmap(path, dtype, mode="r")).reshape(-1, *shape)
+    return TokenStore(arrays, meta)
+
+
+def finish_store(folder: Path, writer: StoreWriter, meta: dict[str, Any]) -> None:
+    """Close the files that a writer spilled to a folder, and write what makes them a store."""
+    sums = {}
+    for name, column in writer.columns.items():
+        column.close()
+        with (folder / name).open("rb") as file:
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    plain = writer.meta({**meta, "ids": writer.columns["ids"].dtype.name, "sha256": sums})
+    (folder / "meta.json").write_text(json.dumps(plain), encoding="utf-8")

@@ -1,0 +1,153 @@
+"""How many tokens stand before a place of a text: as tokenising what stands before it says."""
+
+import json
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from lorica.data.token_boundaries import TokenBoundaries
+from tests.base.architectures import tokenizer as bytewise
+
+LETTERS = "aaabbbccc   dé\n"
+
+
+def bpe(seed: int, *, byte_fallback: bool, front: str, fuse_unk: bool) -> Tokenizer:
+    """A tokenizer of random merges that takes a text in one piece; not every letter is known."""
+    draw = random.Random(seed)
+    tokens = ["▁", "a", "b", "c", "<unk>"] + ["<e>"] * bool(seed % 2)
+    if byte_fallback:
+        tokens += [f"<0x{byte:02X}>" for byte in range(256)]
+    merges: list[tuple[str, str]] = []
+    symbols = ["▁", "a", "b", "c"]
+    for _ in range(12):
+        pair = draw.choice(symbols), draw.choice(symbols)
+        if pair not in merges:
+            merges.append(pair)
+            symbols.append("".join(pair))
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, *symbols]))}
+    made = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=byte_fallback,
+            fuse_unk=fuse_unk,
+        )
+    )
+    steps: list[Any] = [normalizers.Prepend(front)] if front else []
+    made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])  # type: ignore[assignment]
+    return made
+
+
+def fast(made: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+class Stub(SimpleNamespace):
+    def __len__(self) -> int:
+        return self.size
+
+
+def by_hand(made: Any, text: str, ids: list[int], place: int) -> int | None:
+    before = made.encode(text[:place], add_special_tokens=False)
+    before = before if isinstance(before, list) else before.ids
+    return len(before) if ids[: len(before)] == before else None
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_what_is_told_is_what_the_beginning_gives(seed):
+    made = bpe(seed, byte_fallback=seed % 3 > 0, front="▁" * (seed % 4 > 0), fuse_unk=seed % 5 > 1)
+    draw, borders, told = random.Random(seed), TokenBoundaries(fast(made)), 0
+    texts = ["".join(draw.choices(LETTERS, k=draw.randint(2, 30))) for _ in range(60)]
+    ids = [made.encode(text, add_special_tokens=False).ids for text in texts]
+    places = [sorted(draw.sample(range(len(text)), min(3, len(text)))) for text in texts]
+    for text, own, some, found in zip(
+        texts, ids, places, borders.before(texts, ids, places), strict=True
+    ):
+        if found is not None:
+            told += 1
+            assert found == [by_hand(made, text, own, place) for place in some], text
+    assert told > 10
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "words": {"pre_tokenizer": {"type": "Whitespace"}},
+    "no unknown token": {"model": {"unk_token": None, "byte_fallback": False}},
+    "bytes that are missing": {"model": {"unk_token": None, "vocab": {"a": 0, "<0x41>": 1}}},
+    "merged bytes": {"model": {"merges": [["a", "b"], ["<0xC3>", "<0xA9>"]]}},
+    "an id far away": {"model": {"vocab": {"a": 2**31}}},
+    "no vocabulary": {"model": {"vocab": {}}, "added_tokens": []},
+    "another model": {"model": {"type": "Unigram"}},
+    "dropout": {"model": {"dropout": 0.1}},
+    "suffix": {"model": {"end_of_word_suffix": "</w>"}},
+    "prefix": {"model": {"continuing_subword_prefix": "##"}},
+    "whole words": {"model": {"ignore_merges": True}},
+    "an added word": {
+        "added_tokens": [{"id": 1, "content": "ab", "single_word": True, "normalized": False}]
+    },
+    "a normalised word": {
+        "added_tokens": [{"id": 1, "content": "ab", "single_word": False, "normalized": True}]
+    },
+    "lower case": {"normalizer": {"type": "Lowercase"}},
+    "a longer text": {
+        "normalizer": {"type": "Replace", "pattern": {"String": "b"}, "content": "bb"}
+    },
+    "a pattern": {"normalizer": {"type": "Replace", "pattern": {"Regex": "b"}, "content": "c"}},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_other_tokenizers_are_asked(odd):
+    """Where the tokens may depend on what follows, or no length is known."""
+    parts = json.loads(bpe(1, byte_fallback=True, front="▁", fuse_unk=True).to_str())
+    for key, value in ODD[odd].items():
+        parts[key] = {**parts[key], **value} if key == "model" else value
+    backend = SimpleNamespace(to_str=lambda: json.dumps(parts))
+    made = Stub(backend_tokenizer=backend, size=len(parts["model"]["vocab"]))
+    assert TokenBoundaries(made).before(["ab c"], [[1, 2, 0, 3]], [[2]]) == [None]
+
+
+def test_added_tokens_in_the_text_are_asked():
+    made = bpe(2, byte_fallback=True, front="▁", fuse_unk=True)
+    made.add_special_tokens(["<s>"])
+    text = "ab<s>c"
+    ids = made.encode(text, add_special_tokens=False).ids
+    assert TokenBoundaries(fast(made)).before([text, "", text], [ids, [], ids], [[3], [], [2]])[
+        :2
+    ] == [
+        None,
+        None,
+    ]
+
+
+def test_a_tokenizer_that_splits_into_words_is_asked():
+    assert TokenBoundaries(bytewise()).before(["ab"], [[1, 2]], [[1]]) == [None]
+
+
+def test_real_tokenizers(shared):
+    from transformers import AutoTokenizer
+
+    told = 0
+    books = ("wikitext-2/valid.txt", "tinyshakespeare/input.txt")  # the first has "<unk>" in it
+    text = "".join((shared / "data/text" / b).read_text(encoding="utf-8")[:60_000] for b in books)
+    draw = random.Random(0)
+    for folder in [*(shared / "data/tokenizers").iterdir(), shared / "data/models/stories260K"]:
+        if not (folder / "tokenizer.json").is_file():
+            continue
+        own = AutoTokenizer.from_pretrained(folder)
+        texts = [text[at : at + 300] for at in draw.sample(range(119_000), 200)]
+        ids = [own.encode(t, add_special_tokens=False) for t in texts]
+        places = [[draw.randrange(1, 299)] for _ in texts]
+        for one in zip(
+            texts, ids, places, TokenBoundaries(own).before(texts, ids, places), strict=True
+        ):
+            if one[3] is not None:
+                told += 1
+                before = own.encode(one[0][: one[2][0]], add_special_tokens=False)
+                want = len(before) if one[1][: len(before)] == before else None
+                assert one[3] == [want], (folder.name, one[0])
+    assert told > 20
