@@ -363,7 +363,7 @@ def test_growth_prefers_the_site_that_the_loss_hangs_on():
         ({"r": 0}, "adalora.r is"),
         ({"r": 2.5}, "adalora.r is"),
         ({"target_r": 0}, "target_r"),
-        ({"r": 4, "target_r": 5}, "target_r is 5.*1 to r, 4"),
+        ({"r": 4, "target_r": 5}, "target_r is 5.*at most r, 4"),
         ({"target_r": 1.5}, "target_r"),
         ({"alpha": 0}, "alpha"),
         ({"alpha": math.inf}, "alpha"),

@@ -128,12 +128,15 @@ def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[O
 
 def _kind(annotation: ast.expr) -> str:
     """A type as a reader wants it: int, float | None, kaiming|gaussian."""
-    text = ast.unparse(annotation)
-    if text.startswith("Literal[") and isinstance(annotation, ast.Subscript):
-        inner = annotation.slice
-        items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-        return "|".join(str(ast.literal_eval(item)) for item in items)
-    return text
+    match annotation:
+        case ast.Subscript(ast.Name("Annotated"), ast.Tuple([kind, *_])):  # bounds are in the note
+            return _kind(kind)
+        case ast.Subscript(ast.Name("Literal"), ast.Tuple(choices)):
+            return "|".join(str(ast.literal_eval(choice)) for choice in choices)
+        case ast.BinOp(left, ast.BitOr(), right):
+            return f"{_kind(left)} | {_kind(right)}"
+        case _:
+            return ast.unparse(annotation)
 
 
 def _default(value: ast.expr | None) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from lorica.core.bounds import check_settings
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError, closest
@@ -137,6 +138,13 @@ class Method(Named, family="lorica.methods"):
     rate_source: ClassVar[str] = "as lora"
     """Where the rate for hidden size 4096 is from; that for 64 is measured."""
 
+    def __post_init__(self):
+        """Check every setting by the type and the bounds that its field declares.
+
+        A method that checks more, calls this first. Raises: ConfigError.
+        """
+        check_settings(self)
+
     def choose(self, sites: list[Site]) -> list[Site]:
         """The sites that target_modules=None means, among those of `kinds`."""
         return [site for site in sites if site.kind == "linear" and not site.is_head]
@@ -166,7 +174,7 @@ class Method(Named, family="lorica.methods"):
         """The rate of the adapter tensor called `parameter` ("a", "b", ...) at a site of `kind`."""
         return base
 
-    def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:
+    def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> Schedule | None:
         """What the method does around the optimizer steps of a run; None: nothing.
 
         adapters: those of this method by site name, in model order. total: optimizer steps of

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lorica.core.bounds import check_settings
 from lorica.core.site import Site
 from lorica.errors import ConfigError, TargetError, closest
 from lorica.registry import Named
@@ -37,6 +38,10 @@ class Start(Named, family="lorica.inits"):
     """It is complete only after it has seen what flows through the model."""
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted layer is the base, to rounding."""
+
+    def __post_init__(self):
+        """Check every setting by the type and the bounds that its field declares."""
+        check_settings(self)
 
     @property
     def repacks(self) -> bool:

@@ -20,12 +20,13 @@ batch to batch, as a truncated decomposition loses a little at each.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorica.core.attach import use
+from lorica.core.bounds import Bounds
 from lorica.core.modes import in_mode
 from lorica.core.port import Port, ports, spec_of, switch_of
 from lorica.core.site import Site
@@ -39,16 +40,10 @@ CHUNK = 1024  # rows that are decomposed at a time
 @dataclass(frozen=True, kw_only=True)
 class Eva(Start, name="eva"):
     needs_data: ClassVar[bool] = True
-    rho: float = 2.0
+    rho: Annotated[float, Bounds(ge=1)] = 2.0
     """No site gets a rank above rho r; 1: every site keeps its own."""
-    tau: float = 0.99
+    tau: Annotated[float, Bounds(gt=0, le=1)] = 0.99
     """A site is settled when a batch turns no component by more than this cosine; 1: use all."""
-
-    def __post_init__(self):
-        if not 1 <= self.rho < float("inf"):
-            raise ConfigError(f"rho of eva is {self.rho}; it must be at least 1.", fix="try 2")
-        if not 0 < self.tau <= 1:
-            raise ConfigError(f"tau of eva is {self.tau}; it lies in (0, 1].", fix="try 0.99")
 
     def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)

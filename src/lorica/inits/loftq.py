@@ -19,11 +19,12 @@ original weights, which a base that was quantised when it was loaded knows.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.core.start import Start, matrix_of, skipped
 from lorica.errors import ConfigError
@@ -32,15 +33,8 @@ from lorica.errors import ConfigError
 @dataclass(frozen=True, kw_only=True)
 class Loftq(Start, name="loftq"):
     starts_as_base: ClassVar[bool] = False
-    iters: int = 1
+    iters: Annotated[int, Bounds(ge=1)] = 1
     """Rounds of quantising and correcting; more than one keep codes of their own."""
-
-    def __post_init__(self):
-        if not isinstance(self.iters, int) or self.iters < 1:
-            raise ConfigError(
-                f"iters of loftq is {self.iters}; it must be a whole number, at least 1.",
-                fix="try loftq_iters_5",
-            )
 
     @property
     def repacks(self) -> bool:

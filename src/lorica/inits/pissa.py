@@ -11,28 +11,21 @@ Q the directions are those of Q; the paper quantises W - s B0 A0, which leaves a
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.core.start import Start, matrix_of
-from lorica.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pissa(Start, name="pissa"):
     takes_out: ClassVar[bool] = True
-    niter: int | None = None
+    niter: Annotated[int, Bounds(ge=1)] | None = None
     """Rounds of a randomised decomposition, which is faster; None: the exact one."""
-
-    def __post_init__(self):
-        if self.niter is not None and not (isinstance(self.niter, int) and self.niter >= 1):
-            raise ConfigError(
-                f"niter of pissa is {self.niter}; it must be a whole number, at least 1.",
-                fix="try pissa_niter_4",
-            )
 
     def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         weight = matrix_of(site, r, "pissa")

@@ -15,21 +15,20 @@ their code needs the gradient of W and makes new tensors: a site scores the impo
 e; the total grows linearly; s stays alpha / (r + 1e-5), and r is the most of a site.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from lorica.core import ranking
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.site import Site
-from lorica.kernels import ranking
 from lorica.kernels.low_rank import low_rank
 
 AHEAD = 1e-5  # e of the component that trains ahead of its use
-MODES, PENALTIES = ("decrease", "increase"), ("frobenius_mean", "squared_sum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,42 +38,35 @@ class Adalora(Method, name="adalora"):
     count: ClassVar[str] = "r * (I + O + 1)"
     rates: ClassVar[Rates] = (0.015, 0.0005, 3.0)
     rate_source: ClassVar[str] = "Zhang et al. 2023, table 8 (MNLI)"
-    r: int = 12
+    r: Annotated[int, Bounds(ge=1)] = 12
     """Rank of every site at the start; mode=increase: the most that a site may reach."""
-    target_r: int | None = None
+    target_r: Annotated[int, Bounds(ge=1)] | None = None
     """Mean rank of the sites at the end; None: two thirds of r."""
-    alpha: float | None = None
+    alpha: Annotated[float, Bounds(gt=0)] | None = None
     """Numerator of the scale alpha / r, which stays when ranks change; None: 2 r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     mode: Literal["decrease", "increase"] = "decrease"
     """decrease: prune from r to target_r. increase: grow from rank 1 to target_r (IncreLoRA)."""
-    tinit: int | None = None
+    tinit: Annotated[int, Bounds(ge=0)] | None = None
     """Steps before the ranks change; None: a fifth of those before tfinal, a tenth of the run."""
-    tfinal: int | None = None
+    tfinal: Annotated[int, Bounds(ge=0)] | None = None
     """Steps at the end, with fixed ranks; None: half of those after tinit, or of the run."""
-    deltaT: int | None = None
+    deltaT: Annotated[int, Bounds(ge=1)] | None = None
     """Steps between two changes; None: a five-hundredth of the run, at least 1, at most 100."""
-    beta1: float = 0.85
+    beta1: Annotated[float, Bounds(gt=0, lt=1)] = 0.85
     """What remains of the mean sensitivity at each step, in (0, 1)."""
-    beta2: float = 0.85
+    beta2: Annotated[float, Bounds(gt=0, lt=1)] = 0.85
     """What remains of its mean uncertainty at each step, in (0, 1)."""
-    orth_reg_weight: float = 0.5
+    orth_reg_weight: Annotated[float, Bounds(ge=0)] = 0.5
     """Weight of the penalty on rows of A and columns of B that are not orthonormal; 0: none."""
     orth_mode: Literal["frobenius_mean", "squared_sum"] = "frobenius_mean"
     """The mean of ||Q Q^T - 1|| over all A and B (the authors' code), or the sum of its squares
     (the paper)."""
 
     def __post_init__(self):
-        ranking.check_ranks(self)
-        for key, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
-            fits = ranking.whole(getattr(self, key), least)
-            ranking.require(self, key, fits, f"a whole number of steps, at least {least}")
-        for key in ("beta1", "beta2"):
-            ranking.require(self, key, 0 < getattr(self, key) < 1, "between 0 and 1")
-        ranking.require(self, "orth_reg_weight", 0 <= self.orth_reg_weight < math.inf, "0 or more")
-        for key, known in (("mode", MODES), ("orth_mode", PENALTIES)):
-            ranking.require(self, key, getattr(self, key) in known, " or ".join(known))
+        super().__post_init__()
+        ranking.check_target_rank(self)
 
     @property
     def scale(self) -> float:

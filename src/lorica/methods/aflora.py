@@ -24,12 +24,13 @@ frozen, also a matrix of equal scores. Three numbers are kept for each that stil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds, setting_error
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -45,43 +46,29 @@ class Aflora(Method, name="aflora"):
     count: ClassVar[str] = "(I != O or not freeze_square) * r * (I + O) + r + O"
     rates: ClassVar[Rates] = (0.05, 0.003, 5.0)
     rate_source: ClassVar[str] = "Liu et al. 2024: 1e-2 at hidden size 768"
-    r: int = 4
+    r: Annotated[int, Bounds(ge=1)] = 4
     """Rows of A. Parameters per layer: r * (I + O) + r + O, of which r + O train to the end."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     d_initial: float = 0.1
     """Where d starts; not 0."""
     freeze_square: bool = False
     """A and B of layers with I = O never train, as in the authors' runs on GLUE."""
-    tinit: int | None = None
+    tinit: Annotated[int, Bounds(ge=0)] | None = None
     """Steps before anything freezes; None: an epoch, but at most a tenth of the run."""
-    tfinal: int | None = None
+    tfinal: Annotated[int, Bounds(ge=0)] | None = None
     """Steps at the end in which A and B are frozen; None: 0.7 of the run."""
-    deltaT: int | None = None
+    deltaT: Annotated[int, Bounds(ge=1)] | None = None
     """Steps from one check to the next; None: 10, or a third of the freezing phase if shorter."""
-    beta1: float = 0.85
+    beta1: Annotated[float, Bounds(ge=0, lt=1)] = 0.85
     """How slowly the size of a gradient is averaged, in [0, 1)."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Bounds(ge=0, lt=1)] = 0.95
     """How slowly its distance from the average is averaged, in [0, 1)."""
 
     def __post_init__(self):
-        for key, least in (("r", 1), ("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
-            value = getattr(self, key)
-            given = value is not None or key == "r"
-            if given and not (isinstance(value, int) and value >= least):
-                raise ConfigError(
-                    f"aflora.{key} is {value}; it is a whole number from {least} up.",
-                    fix="leave it out",
-                )
-        for key in ("dropout", "beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(
-                    f"aflora.{key} is {getattr(self, key)}; it lies in [0, 1).", fix="leave it out"
-                )
-        if not 0 < abs(self.d_initial) < float("inf"):
-            raise ConfigError(
-                f"aflora.d_initial is {self.d_initial}: nothing would learn.", fix="try 0.1"
-            )
+        super().__post_init__()
+        if self.d_initial == 0:
+            raise setting_error(self, "d_initial", "a number other than 0", fix="try 0.1")
 
     def build(self, site: Site, shared: Any) -> "AfloraAdapter":
         return AfloraAdapter(site, self)

@@ -22,12 +22,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, BaseLayer, Method
+from lorica.core.bounds import Bounds, setting_error
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
@@ -41,37 +42,25 @@ class Alora(Method, name="alora"):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2403.16187"
     count: ClassVar[str] = "(r_max or 2 * r) * (I + O)"
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1)] = 8
     """Ranks of each layer at the start, and of all layers on average for good."""
-    r_max: int | None = None
+    r_max: Annotated[int, Bounds(ge=1)] | None = None
     """Most ranks that one layer can come to; None: 2 r."""
-    alpha: float | None = None
+    alpha: Annotated[float, Bounds(gt=0)] | None = None
     """Numerator of the scale alpha / r, which stays when ranks move; None: 2 r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
-    rounds: int = 8
+    rounds: Annotated[int, Bounds(ge=1)] = 8
     """How often ranks move."""
-    first_round: int | None = None
+    first_round: Annotated[int, Bounds(ge=1)] | None = None
     """Optimizer steps before the first round; None: an epoch, less if the run is too short."""
-    round_every: int | None = None
+    round_every: Annotated[int, Bounds(ge=1)] | None = None
     """Steps from a round to the next; None: a quarter epoch, less if the run is too short."""
 
     def __post_init__(self):
-        whole = {"r": 1, "r_max": self.r, "rounds": 1, "first_round": 1, "round_every": 1}
-        for key, least in whole.items():
-            value = getattr(self, key)
-            given = value is not None or key in ("r", "rounds")
-            if given and not (isinstance(value, int) and value >= least):
-                raise ConfigError(
-                    f"alora.{key} is {value}; it is a whole number from {least} up.",
-                    fix=f"try {2 * least}",
-                )
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise ConfigError(f"alora.alpha is {self.alpha}; it must be positive.", fix="try 2 r")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(
-                f"alora.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05"
-            )
+        super().__post_init__()
+        if self.r_max is not None and self.r_max < self.r:
+            raise setting_error(self, "r_max", f"at least r, {self.r}")
 
     def build(self, site: Site, shared: Any) -> "AloraAdapter":
         return AloraAdapter(site, self)

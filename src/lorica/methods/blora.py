@@ -24,21 +24,20 @@ Files keep A, B and E in float32. Merging, export and evaluation use the final g
     B  batch   T  tokens   I  in_features   O  out_features   R  r   Q  grids   N  gates of each
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.kernels import bits
 from lorica.kernels.dropout import dropout
-from lorica.kernels.ranking import require, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +47,11 @@ class Blora(Method, name="blora"):
     count: ClassVar[str] = "r * (I + O + 2) + 11"  # with E, of 16 bits
     rates: ClassVar[Rates] = (0.01, 0.0002, 1.0)
     starts_as_base: ClassVar[bool] = False
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1)] = 8
     """Largest rank."""
-    alpha: float | None = None
+    alpha: Annotated[float, Bounds(gt=0)] | None = None
     """Numerator of the scale s = alpha / r; null: 2 r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1); the paper's is 0.05."""
     n_bits: Literal[4, 8, 16, 32] = 16
     """Most bits of a number."""
@@ -62,28 +61,16 @@ class Blora(Method, name="blora"):
     """Round what A, E and B give, too: the layer is then not affine, and cannot be merged."""
     zero_start: bool = False
     """Start as the base: E zero, or B where there is no E."""
-    penalty: float = 1e-3
+    penalty: Annotated[float, Bounds(ge=0)] = 1e-3
     """Weight of R, what bits and ranks cost."""
     cost: Literal["const", "bits"] = "const"
     """c(b): 1, or b times the grid's multiplications, over those of the largest one."""
     gate_start: float = 6.0
     """Where gates begin: at 6, one is closed with probability 0.0005; at 2, with 0.027."""
-    gate_lr: float = 1e-2
+    gate_lr: Annotated[float, Bounds(gt=0)] = 1e-2
     """Learning rate of gates, whatever that of A, B and E."""
-    scale_lr: float = 1e-2
+    scale_lr: Annotated[float, Bounds(gt=0)] = 1e-2
     """Learning rate of the grids' steps, relative to them."""
-
-    def __post_init__(self):
-        require(self, "r", whole(self.r or 0, 1), "a whole number, at least 1", "try r=8")
-        fits = self.alpha is None or 0 < self.alpha < math.inf
-        require(self, "alpha", fits, "positive", "try alpha=2 r")
-        for key in ("gate_lr", "scale_lr"):
-            require(self, key, 0 < getattr(self, key) < math.inf, "positive", "try 0.01")
-        require(self, "penalty", 0 <= self.penalty < math.inf, "0 or more", "try 0.001")
-        require(self, "gate_start", abs(self.gate_start) < math.inf, "a number", "try 6")
-        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)", "try dropout=0.05")
-        require(self, "n_bits", self.n_bits in (4, 8, 16, 32), "4, 8, 16 or 32", "try 16")
-        require(self, "cost", self.cost in ("const", "bits"), "const or bits", "try const")
 
     def build(self, site: Site, shared: Any) -> "BloraAdapter":
         return (RoundedBlora if self.quantise_activations else BloraAdapter)(site, self)

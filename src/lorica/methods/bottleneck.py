@@ -18,15 +18,16 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
-from lorica.errors import ConfigError, TargetError, closest, listed
+from lorica.errors import ConfigError, TargetError, listed
 
 Place = Literal["houlsby", "pfeiffer"]
 STD = 1e-3
@@ -42,7 +43,7 @@ class Bottleneck(Method, name="bottleneck"):
     rates: ClassVar[Rates] = (0.02, 0.0003, 2.0)
     rate_source: ClassVar[str] = "google-research/adapter-bert, README"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
-    r: int = 64
+    r: Annotated[int, Bounds(ge=1)] = 64
     """Width m of the bottleneck. Parameters per layer: 2 r O + r + O."""
     placement: Place = "houlsby"
     """Behind attention and feed-forward layer of each block, or behind the latter alone."""
@@ -52,17 +53,7 @@ class Bottleneck(Method, name="bottleneck"):
     """Train the norms as well, as the paper does."""
 
     def __post_init__(self):
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ConfigError(
-                f"bottleneck.r is {self.r}; it must be a whole number, at least 1.", fix="try r=64"
-            )
-        if self.placement not in get_args(Place):
-            raise ConfigError(
-                f"bottleneck.placement is {self.placement!r}.",
-                closest=closest(str(self.placement), get_args(Place)),
-                known=", ".join(get_args(Place)),
-                fix="name one of these",
-            )
+        super().__post_init__()
         if self.train_norms:  # it acts elsewhere then, and there for all rows of a batch alike
             object.__setattr__(self, "kinds", ("linear", "other"))
             object.__setattr__(self, "mixes", False)

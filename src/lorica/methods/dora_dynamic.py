@@ -18,15 +18,16 @@ floats miss (at 34 run lengths under 3,000 with their ratios: 180, 340, 360, ...
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from lorica.core import ranking
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.errors import ConfigError
-from lorica.kernels import ranking
 from lorica.kernels.low_rank import low_rank
 
 EPS = 1e-8  # of the norm that a score is divided by
@@ -39,32 +40,28 @@ class DoraDynamic(Method, name="dora_dynamic"):
     count: ClassVar[str] = "r * (I + O + 1)"
     rates: ClassVar[Rates] = (0.02, 0.0002, 2.0)
     rate_source: ClassVar[str] = "Mao et al. 2024, the authors' configuration"
-    r: int = 12
+    r: Annotated[int, Bounds(ge=1)] = 12
     """Rank of every site at the start; the paper's is 1.5 times target_r."""
-    target_r: int | None = None
+    target_r: Annotated[int, Bounds(ge=1)] | None = None
     """Mean rank of the sites at the end; None: two thirds of r."""
-    alpha: float | None = None
+    alpha: Annotated[float, Bounds(gt=0)] | None = None
     """Numerator of the scale alpha / r, which stays when components go; None: 2 r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1); the paper's is 0.1."""
-    start_ratio: float = 0.15
+    start_ratio: Annotated[float, Bounds(ge=0, lt=1)] = 0.15
     """Share of the run before the first component goes, in [0, 1)."""
-    end_ratio: float = 0.5
+    end_ratio: Annotated[float, Bounds(ge=0, lt=1)] = 0.5
     """Share of the run after the last component went, in [0, 1); the two leave a middle."""
-    interval: int | None = None
+    interval: Annotated[int, Bounds(ge=1)] | None = None
     """Steps between two prunings; None: an eightieth of the run, at least 1, at most 100."""
-    beta: float = 0.9
+    beta: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
     """What remains of a component's mean score at each step, in [0, 1)."""
-    eta: float = 0.1
+    eta: Annotated[float, Bounds(ge=0)] = 0.1
     """Weight of the variance penalty (DEM); 0: none. The paper's lie from 0.1 to 0.5."""
 
     def __post_init__(self):
-        ranking.check_ranks(self)
-        fits = ranking.whole(self.interval, 1)
-        ranking.require(self, "interval", fits, "a whole number of steps, at least 1")
-        for key in ("start_ratio", "end_ratio", "beta"):
-            ranking.require(self, key, 0 <= getattr(self, key) < 1, "in [0, 1)")
-        ranking.require(self, "eta", 0 <= self.eta < math.inf, "0 or more")
+        super().__post_init__()
+        ranking.check_target_rank(self)
         if self.start_ratio + self.end_ratio >= 1:
             raise ConfigError(
                 f"{self.name}.start_ratio {self.start_ratio} and end_ratio {self.end_ratio} leave "

@@ -11,21 +11,20 @@ dropped input. Of an embedding, A is read by token id.
     B  batch   T  tokens   I  in_features   O  out_features   R  r1 + r2
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer
+from lorica.core.bounds import Bounds, setting_error
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError
 from lorica.kernels.low_rank import low_rank
-from lorica.kernels.ranking import require, whole
 from lorica.methods.lora import Lora
 
 STARTS = ("kaiming", "gaussian")
@@ -36,30 +35,27 @@ class DoubleLora(Lora, name="double_lora"):
     paper: ClassVar[str] = ""
     count: ClassVar[str] = "r * (I + O)"
     rate_source: ClassVar[str] = "as lora"
-    second_r: int | None = None
+    second_r: Annotated[int, Bounds(ge=1)] | None = None
     """Rank of the second pair, less than r, which counts both; null: half of r, rounded down."""
-    second_scale_ratio: float = 1.0
+    second_scale_ratio: Annotated[float, Bounds(gt=0)] = 1.0
     """Scale of the second pair over that of the first."""
-    second_lr_ratio: float = 1.0
+    second_lr_ratio: Annotated[float, Bounds(gt=0)] = 1.0
     """Learning rate of the second pair over that of the first."""
-    second_after: int = 0
+    second_after: Annotated[int, Bounds(ge=0)] = 0
     """Optimizer steps before the second pair joins; until then it neither acts nor learns."""
-    orthogonality: float = 0.0
+    orthogonality: Annotated[float, Bounds(ge=0)] = 0.0
     """Weight w of the penalty w ||A1 A2^T||^2 on pairs that see the same directions; 0: none."""
 
     def __post_init__(self):
         super().__post_init__()
-        require(self, "init", self.init in STARTS, "kaiming or gaussian", "try kaiming")
-        require(self, "lora_bias", not self.lora_bias, "false: each pair would have one")
-        require(self, "r", self.r >= 2, "at least 2: a pair has one rank or more", "try r=8")
-        fits = whole(self.second_r, 1) and (self.second_r or 1) < self.r
-        require(self, "second_r", fits, f"a whole number from 1 to r - 1, {self.r - 1}")
-        for key in ("second_scale_ratio", "second_lr_ratio"):
-            ratio = getattr(self, key)
-            require(self, key, 0 < ratio < math.inf, "positive", "try 1")
-        fits = isinstance(self.second_after, int) and self.second_after >= 0
-        require(self, "second_after", fits, "a whole number of steps, 0 or more")
-        require(self, "orthogonality", 0 <= self.orthogonality < math.inf, "0 or more", "try 0.01")
+        if self.init not in STARTS:
+            raise setting_error(self, "init", " or ".join(STARTS))
+        if self.lora_bias:
+            raise setting_error(self, "lora_bias", "false: each pair would have a bias of its own")
+        if self.r < 2:
+            raise setting_error(self, "r", "at least 2, one for each pair")
+        if self.second_r is not None and self.second_r >= self.r:
+            raise setting_error(self, "second_r", f"less than r, {self.r}")
 
     @property
     def ranks(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ form; the authors' code (llama_adapter_v2_chat65b at 521a09d) scales the input: 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.attention import ELSEWHERE, alone, listening, made
+from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
-from lorica.errors import ConfigError, TargetError, closest
+from lorica.errors import ConfigError, TargetError
 from lorica.methods.bottleneck import is_norm
 
 Gate = Literal["none", "tanh"]
@@ -39,9 +40,9 @@ class LlamaAdapter(Method, name="llama_adapter"):
     rates: ClassVar[Rates] = (0.2, 0.005, 30.0)
     rate_source: ClassVar[str] = "PEFT's method comparison"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
-    adapter_len: int = 10
+    adapter_len: Annotated[int, Bounds(ge=1)] = 10
     """Prompts of each adapted layer."""
-    adapter_layers: int | None = None
+    adapter_layers: Annotated[int, Bounds(ge=1)] | None = None
     """Attention layers that get prompts, from the top; None: all but the lowest two."""
     gate_act: Gate = "none"
     """What the gate goes through: nothing, or tanh."""
@@ -49,20 +50,7 @@ class LlamaAdapter(Method, name="llama_adapter"):
     """Train the norms, and a scale and a bias of every linear layer, as well."""
 
     def __post_init__(self):
-        layers = 1 if self.adapter_layers is None else self.adapter_layers
-        for key, value in (("adapter_len", self.adapter_len), ("adapter_layers", layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(
-                    f"llama_adapter.{key} is {value}; it must be a whole number, at least 1.",
-                    fix="try 10" if key == "adapter_len" else "leave it out",
-                )
-        if self.gate_act not in get_args(Gate):
-            raise ConfigError(
-                f"llama_adapter.gate_act is {self.gate_act!r}.",
-                closest=closest(str(self.gate_act), get_args(Gate)),
-                known=", ".join(get_args(Gate)),
-                fix="name one of these",
-            )
+        super().__post_init__()
         if self.v2:  # it acts elsewhere then, and on norms for all rows of a batch alike
             object.__setattr__(self, "kinds", ("attention", "linear", "other"))
             object.__setattr__(self, "mixes", False)

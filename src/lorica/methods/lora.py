@@ -13,19 +13,19 @@ zero: there A is the fast one (the authors give embeddings one rate of their own
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.repacked import Repacked
 from lorica.core.site import Kind, Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
 from lorica.kernels.low_rank import low_rank, low_rank_parts
-from lorica.kernels.ranking import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +34,26 @@ class Lora(Method, name="lora"):
     count: ClassVar[str] = "r * (I + O)"
     rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
     rate_source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314 (7B and 13B)"
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1)] = 8
     """Columns of B. Parameters per layer: r * (I + O)."""
-    alpha: float | None = None
+    alpha: Annotated[float, Bounds(gt=0)] | None = None
     """Numerator of the scale s; None: 2 r, so that the scale stays 2 when r changes."""
     use_rslora: bool = False
     """s = alpha / sqrt(r), which keeps its size as r grows, instead of alpha / r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     init: str = "kaiming"
     """How A and B begin: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: a faster one), olora,
     loftq (on a quantised base; loftq_iters_5: five rounds) or eva (from data; eva_rho_2: at most
     2 r at a site)."""
-    loraplus_lr_ratio: float = 1.0
+    loraplus_lr_ratio: Annotated[float, Bounds(ge=1)] = 1.0
     """Learning rate of B and of vectors over that of A (LoRA+); at least 1. Of an embedding, that
     of A over that of B. Where no learning rate is given, the default is divided by its root."""
     lora_bias: bool = False
     """Train a bias beside B as well."""
 
     def __post_init__(self):
-        fits = isinstance(self.r, int) and self.r >= 1
-        require(self, "r", fits, "a whole number, at least 1", "try r=8")
+        super().__post_init__()
         try:
             start_of(self.init)
         except ConfigError as error:
@@ -63,11 +62,6 @@ class Lora(Method, name="lora"):
                 fix=error.fix or "name one of these",
                 **error.facts,
             ) from None
-        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)", "try 0.05")
-        fits = self.alpha is None or 0 < self.alpha < math.inf
-        require(self, "alpha", fits, "positive", "try 2 r")
-        fits = 1 <= self.loraplus_lr_ratio < math.inf
-        require(self, "loraplus_lr_ratio", fits, "at least 1", "try 4")
 
     @property
     def numerator(self) -> float:

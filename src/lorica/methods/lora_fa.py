@@ -13,15 +13,15 @@ here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lorica.core.adapter import Adapter, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
-from lorica.errors import ConfigError
 from lorica.methods.lora import Lora, LoraAdapter
 
 
@@ -34,15 +34,8 @@ class LoraFa(Lora, name="lora_fa"):
     rate_source: ClassVar[str] = "as lora"
     precondition: bool = False
     """Multiply the gradient of B by (A A^T + delta)^-1 / s^2. Needs a smaller learning rate."""
-    delta: float = 1e-8
+    delta: Annotated[float, Bounds(gt=0)] = 1e-8
     """What is added to the diagonal of A A^T, where precondition is on."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.delta < float("inf"):
-            raise ConfigError(
-                f"lora_fa.delta is {self.delta}; it must be positive.", fix="try 1e-8"
-            )
 
     def build(self, site: Site, shared: Any) -> "LoraFaAdapter":
         return LoraFaAdapter(site, self)

@@ -30,23 +30,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds
 from lorica.core.schedule import Schedule
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels.dropout import dropout
-from lorica.kernels.ranking import require, whole
 
 CYCLE = (1, 2, 3, 4)  # take turns in ReMoRA
 ROTATED = 6
 APART = (1, 4)  # gather coordinates N apart; 2 and 3 gather neighbours
-NATURAL = "a whole number, at least 1"
 END_TO_END = (1, 3, 6)  # spread end to end; 2 and 4 repeat each beside itself
 
 
@@ -58,20 +57,17 @@ class Mora(Method, name="mora"):
     rates: ClassVar[Rates] = (0.005, 0.0003, 0.5)
     rate_source: ClassVar[str] = "Jiang et al. 2024"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1)] = 8
     """Rank of the LoRA that has as many numbers."""
     mora_type: Literal[1, 2, 3, 4, 6] = 6
     """How x becomes short and y long: 6 turns groups, 1 to 4 sum coordinates."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of M, in [0, 1)."""
-    reset_steps: int | None = None
+    reset_steps: Annotated[int, Bounds(ge=1)] | None = None
     """ReMoRA: optimizer steps after which M is kept and starts anew; null: never."""
 
     def __post_init__(self):
-        require(self, "r", self.r is not None and whole(self.r, 1), NATURAL, "try r=8")
-        require(self, "mora_type", self.mora_type in (*CYCLE, ROTATED), "1, 2, 3, 4 or 6", "try 6")
-        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)", "try dropout=0.05")
-        require(self, "reset_steps", whole(self.reset_steps, 1), NATURAL, "try 1000")
+        super().__post_init__()
         if self.reset_steps is not None and self.mora_type == ROTATED:
             raise ConfigError(
                 "mora.reset_steps needs one of mora_type 1 to 4, which take turns.",

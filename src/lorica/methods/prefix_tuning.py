@@ -18,7 +18,7 @@ left as they are, and a sliding window never loses sight of the prefix.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,6 @@ class PrefixTuning(Virtual, name="prefix_tuning"):
     count: ClassVar[str] = "num_virtual_tokens * key and value features of all layers"
     rates: ClassVar[Rates] = (0.3, 0.005, 30.0)
     rate_source: ClassVar[str] = "PEFT's method comparison"
-    starts: ClassVar[tuple[str, ...]] = get_args(Start)
     init: Start | None = None
     """What the base makes of tokens drawn at random, or of init_ids; N(0, 1); or zeros; None:
     vocabulary, and with reparametrisation random, since no network begins with given values."""

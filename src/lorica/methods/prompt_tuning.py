@@ -15,19 +15,19 @@ labels as they were. Our own: a sliding window never loses sight of them.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Method, Rates
 from lorica.core.attention import alone
+from lorica.core.bounds import Bounds
 from lorica.core.front import check_prepending, embedded, embedding_of, heard, in_front, kept
 from lorica.core.site import Site
-from lorica.errors import ConfigError, TargetError, closest
+from lorica.errors import ConfigError, TargetError
 
 Start = Literal["vocabulary", "text", "random"]
-STARTS = get_args(Start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,30 +37,16 @@ class Virtual(Method):
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
     starts_as_base: ClassVar[bool] = False
-    starts: ClassVar[tuple[str, ...]] = STARTS
-    num_virtual_tokens: int = 20
+    num_virtual_tokens: Annotated[int, Bounds(ge=1)] = 20
     """Vectors in front of every row; so many positions of the context are theirs."""
     init_ids: tuple[int, ...] | None = None
     """Token ids that init "text" begins with, repeated or cut to num_virtual_tokens."""
-    reparametrisation: int | None = None
+    reparametrisation: Annotated[int, Bounds(ge=1)] | None = None
     """Width of a network that makes what stands in front while it is trained; None: none does."""
     init: str | None = None
 
     def __post_init__(self):
-        for key in ("num_virtual_tokens", "reparametrisation"):
-            value = getattr(self, key)
-            if not (key == "reparametrisation" and value is None) and not _natural(value):
-                raise ConfigError(
-                    f"{self.name}.{key} is {value}; it must be a whole number, at least 1.",
-                    fix="try 20" if key == "num_virtual_tokens" else "try 512, or leave it out",
-                )
-        if self.init is not None and self.init not in self.starts:
-            raise ConfigError(
-                f"{self.name}.init is {self.init!r}.",
-                closest=closest(str(self.init), self.starts),
-                known=", ".join(self.starts),
-                fix="name one of these",
-            )
+        super().__post_init__()
         if (self.init == "text") != bool(self.init_ids):
             raise ConfigError(
                 f'{self.name}: init "text" and init_ids, the ids of its tokens, need one another.',
@@ -107,10 +93,6 @@ class Virtual(Method):
         if init == "random":
             found = found.std() * torch.randn(found.shape).to(found)
         return found
-
-
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,14 @@ processor may draw them a rounding apart, and another version of torch may draw 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds, setting_error
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels.dropout import dropout
@@ -36,27 +37,19 @@ class Vera(Method, name="vera"):
     count: ClassVar[str] = "r + O"
     rates: ClassVar[Rates] = (0.07, 0.002, 10.0)
     rate_source: ClassVar[str] = "Kopiczko et al. 2023: ten times that of LoRA"
-    r: int = 256
+    r: Annotated[int, Bounds(ge=1)] = 256
     """Rows of A and columns of B. Parameters per layer: r + O; far more than LoRA's r is usual."""
     d_initial: float = 0.1
     """Where every number of d begins; not zero, or nothing would learn."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     save_projection: bool = True
     """Write A and B into the file; false: draw them again from the seed, which is smaller."""
 
     def __post_init__(self):
-        if not isinstance(self.r, int) or self.r < 1:
-            raise ConfigError(
-                f"vera.r is {self.r}; it must be a whole number, at least 1.", fix="try r=256"
-            )
-        if self.d_initial == 0 or not math.isfinite(self.d_initial):
-            raise ConfigError(
-                f"vera.d_initial is {self.d_initial}; it must be a number, and not 0.",
-                fix="try 0.1",
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"vera.dropout is {self.dropout}; it lies in [0, 1).", fix="try 0.05")
+        super().__post_init__()
+        if self.d_initial == 0:
+            raise setting_error(self, "d_initial", "a number other than 0", fix="try 0.1")
 
     def share(self, sites: list[Site]) -> "Projections":
         return Projections(

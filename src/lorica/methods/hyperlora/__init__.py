@@ -15,19 +15,19 @@ and the division by d, with which W u moves about as fast as b.
     C conditions   B batch   T tokens   I, O features   R r   d hidden
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from torch import Tensor
 
 from lorica.core.adapter import BaseLayer, Method, Rates
+from lorica.core.bounds import Bounds, setting_error
 from lorica.core.condition import Conditioned
 from lorica.core.site import Site
 from lorica.errors import ConfigError, MergeError, listed
 from lorica.kernels.low_rank import low_rank, low_rank_rows
-from lorica.methods.hyperlora.encoders import KINDS, Kind, Texts, encoder, settled
+from lorica.methods.hyperlora.encoders import Kind, Texts, encoder, settled
 from lorica.methods.hyperlora.network import Network
 from lorica.methods.hyperlora.penalty import SizePenalty
 
@@ -43,55 +43,36 @@ class Hyperlora(Method, name="hyperlora"):
     rate_source: ClassVar[str] = "as lora"
     mixes: ClassVar[bool] = False
     """The rows of a batch differ by their conditions instead."""
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1)] = 8
     """Columns of B. Parameters per layer: r * (I + O); and those of the network, once."""
-    alpha: float | None = None
+    alpha: Annotated[float, Bounds(gt=0)] | None = None
     """Numerator of the scale s = alpha / r; None: 2 r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     condition: Kind = "task"
     """What a condition is: task (any name), pair ("en-fr", two languages that pairs share),
     embedding (a list of numbers), or text (read by the base)."""
     conditions: tuple[str, ...] = ()
     """The conditions that are known; by default those of the training rows. None for embedding."""
-    width: int | None = None
+    width: Annotated[int, Bounds(ge=1)] | None = None
     """Numbers of an embedding, or of the base's hidden state for text; found from the data."""
-    latent: int = 64
+    latent: Annotated[int, Bounds(ge=4)] = 64
     """Width of the network; a multiple of 4."""
-    hidden: int = 16
+    hidden: Annotated[int, Bounds(ge=1)] = 16
     """Numbers that A and B are made from. Parameters for all layers of one name and shape
     together: hidden * r * (I + O)."""
-    penalty: float = 1e-3
+    penalty: Annotated[float, Bounds(ge=0)] = 1e-3
     """Weight in the loss of the mean squares of A and B, added up over the types of layer."""
 
     def __post_init__(self):
         object.__setattr__(self, "conditions", tuple(self.conditions))
-        whole = {key: getattr(self, key) for key in ("r", "latent", "hidden", "width")}
-        small = [k for k, n in whole.items() if n is not None and not (type(n) is int and n >= 1)]
-        alpha = 1.0 if self.alpha is None else self.alpha
-        for wrong, key, want in (
-            *((True, key, "a whole number, at least 1") for key in small),
-            ("latent" not in small and self.latent % 4, "latent", "a multiple of 4"),
-            (not 0 < alpha < math.inf, "alpha", "above 0"),
-            (not 0 <= self.dropout < 1, "dropout", "in [0, 1)"),
-            (not 0 <= self.penalty < math.inf, "penalty", "0 or more"),
-            (self.condition not in KINDS, "condition", f"one of {', '.join(KINDS)}"),
-            (
-                len({*self.conditions}) < len(self.conditions) or "" in self.conditions,
-                "conditions",
-                "a list of different names",
-            ),
-            (
-                self.condition == "embedding" and self.conditions,
-                "conditions",
-                "left out for embeddings, of which any can be used",
-            ),
-        ):
-            if wrong:
-                raise ConfigError(
-                    f"hyperlora.{key} is {getattr(self, key)!r}; it must be {want}.",
-                    fix=f"change {key}, or leave it out",
-                )
+        super().__post_init__()
+        if self.latent % 4:
+            raise setting_error(self, "latent", "a multiple of 4")
+        if len({*self.conditions}) < len(self.conditions) or "" in self.conditions:
+            raise setting_error(self, "conditions", "a list of different names, none of them empty")
+        if self.condition == "embedding" and self.conditions:
+            raise setting_error(self, "conditions", "left out: any embedding can be used")
 
     @property
     def scale(self) -> float:

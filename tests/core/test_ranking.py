@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lorica.core import ranking
 from lorica.errors import ConfigError
-from lorica.kernels import ranking
 
 
 def sites(**scores) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ and drops exactly as many as it is asked to: a threshold, as in the code of both
 every component that ties with it as well.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lorica.core.bounds import setting_error
 from lorica.core.schedule import Schedule
 from lorica.errors import ConfigError
 
@@ -180,28 +180,11 @@ class Phases:
         return min(max(t - self.start, 0) / (self.end - self.start), 1.0)
 
 
-def require(method: Any, key: str, fits: bool, words: str, fix: str = "leave it out") -> None:
-    """Raises: ConfigError unless the setting `key` of `method` fits what `words` say."""
-    if not fits:
-        value = getattr(method, key)
-        raise ConfigError(f"{method.name}.{key} is {value!r}; it must be {words}.", fix=fix)
-
-
-def whole(value: Any, least: int) -> bool:
-    """A whole number from `least` on, or None: not given."""
-    return value is None or (isinstance(value, int) and value >= least)
-
-
-def check_ranks(method: Any) -> None:
-    """Raises: ConfigError if r, target_r, alpha or dropout of `method` is out of range."""
-    r, target_r, alpha = method.r, method.target_r, method.alpha
-    fits = isinstance(r, int) and r >= 1
-    require(method, "r", fits, "a whole number, at least 1", "try r=12")
-    fits, words = whole(target_r, 1) and (target_r or 1) <= r, f"a whole number from 1 to r, {r}"
-    require(method, "target_r", fits, words, f"try target_r={two_thirds(r)}, or a larger r")
-    fits = alpha is None or (alpha > 0 and math.isfinite(alpha))
-    require(method, "alpha", fits, "a positive number", "try alpha=2 r")
-    require(method, "dropout", 0 <= method.dropout < 1, "in [0, 1)", "try dropout=0.05")
+def check_target_rank(method: Any) -> None:
+    """Raises: ConfigError if `method` ends with more ranks than it starts with."""
+    if method.target_r is not None and method.target_r > method.r:
+        fix = f"try target_r={two_thirds(method.r)}, or a larger r"
+        raise setting_error(method, "target_r", f"at most r, {method.r}", fix=fix)
 
 
 def two_thirds(r: int) -> int:
