@@ -31,7 +31,7 @@ from lorica.core.condition import swapped
 from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import load_data
-from lorica.evaluation.answers import quiz, take
+from lorica.evaluation.exact_match import answer_questions, question_set
 from lorica.evaluation.loss import score
 from lorica.formats.open_adapter import open_adapter
 from world.translation import translation
@@ -168,9 +168,7 @@ class Arena:
 
     def _rows(self, base: LoadedModel, conditions: Sequence[str]) -> list[Example]:
         config = DataConfig(path=str(self.folder / "test.jsonl"), validation=0)
-        rows = load_data(
-            config, base.tokenizer, seed=0, max_length=base.max_length, texts=True
-        ).train
+        rows = load_data(config, base.tokenizer, seed=0, max_length=base.max_length, texts=True).train
         return [row for row in rows if row.condition in conditions]
 
     def _measured(
@@ -186,11 +184,11 @@ class Arena:
             if name == "hyperlora":
                 others = zip(rows, swapped([str(row.condition) for row in rows]), strict=True)
                 wrong.append(score(base.model, [replace(r, condition=c) for r, c in others]).nll)
-            asked = quiz(base, rows)
-            said, _ = take(base, asked, batch_size=64)
+            asked = question_set(base, rows)
+            said, _ = answer_questions(base, asked, batch_size=64)
             for question, answer in zip(asked.questions, said, strict=True):
                 wanted = str(question.row.condition).split("-")[1]
-                hits.append(question.wanted == answer)
+                hits.append(question.reference == answer)
                 spoken.append(language(answer, self.words) == wanted)
         trained = sum(lorica.trainable_parameters(base.model).trainable for base, _ in opened)
         return Found(

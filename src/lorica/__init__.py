@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lorica.core.drive import Driver
     from lorica.core.merge import merge
     from lorica.errors import LoricaError
+    from lorica.evaluation.evaluate import evaluate
     from lorica.evaluation.predict import predict
-    from lorica.evaluation.report import evaluate
     from lorica.formats.export import export_lora
     from lorica.formats.folder import load, save
     from lorica.methods.dora import Dora
@@ -59,7 +59,7 @@ _HOMES = {
     "activate": "core.attach",
     "adapt": "core.attach",
     "detach": "core.attach",
-    "evaluate": "evaluation.report",
+    "evaluate": "evaluation.evaluate",
     "export_lora": "formats.export",
     "load": "formats.folder",
     "merge": "core.merge",

@@ -96,6 +96,11 @@ def listed(items: Iterable[object], most: int = 4) -> str:
     return (", ".join(words[:most]) + more) or "none"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A count with its noun, for a message: "1 row", "1,234 rows". plural: if not noun + "s"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the disk can answer to a write under `path` into a ResourceError."""

@@ -171,7 +171,7 @@ def _import_all() -> None:
     import lorica.cli.merge
     import lorica.cli.train
     import lorica.data.check
-    import lorica.evaluation.report
+    import lorica.evaluation.evaluate
     import lorica.formats.export
     import lorica.formats.merged
     import lorica.generation.generate

@@ -26,7 +26,7 @@ MOMENTS = {
     "load": ("lorica.training.prepare", "load_base", TRAIN),
     "tokenise": ("lorica.training.prepare", "load_data", TRAIN),
     "eval": (
-        "lorica.evaluation.report",
+        "lorica.evaluation.evaluate",
         "evaluate_loaded",
         ["eval", "base", "--data", "rows.jsonl"],
     ),

@@ -99,7 +99,7 @@ def test_what_a_person_reads(job, tmp_path, monkeypatch, capsys):
     words = ["eval", "run", "--data", job.measured, "--data.limit", "6", "--max-new-tokens", "4"]
     assert cli.run(words) == 0
     out, _ = capsys.readouterr()
-    assert "perplexity" in out and "6 rows are few" in out
+    assert "perplexity" in out and "few rows (6 rows)" in out
     assert max(map(len, out.split("in brackets")[0].splitlines()[1:])) <= 80
     assert cli.run(["info", "run"]) == 0
     out, _ = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Rows under their own conditions, and under others': scores, answers, chat, named lines."""
+"""Rows under their own conditions and those of others: scores, answers, chat, notices."""
 
 import json
 
@@ -12,9 +12,9 @@ from lorica.data.batch import pad
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
 from lorica.errors import ConfigError, DataError
+from lorica.evaluation.evaluate import evaluate
 from lorica.evaluation.loss import score
 from lorica.evaluation.measure import evaluate_loaded
-from lorica.evaluation.report import evaluate
 from lorica.generation.chat import Chat
 from lorica.generation.generate import generate
 from lorica.generation.sampling import Sampling
@@ -25,8 +25,8 @@ WORDS = {"cat": " likes milk.", "dog": " likes bones."}
 NAMES = ["Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Lucy"]
 
 
-def told(count=12):
-    """Only the condition tells what the answer is."""
+def rows_with_conditions(count=12):
+    """The answer follows from the condition alone."""
     kinds = list(WORDS)
     return [
         {
@@ -48,16 +48,16 @@ def rows(tmp_path):
     return write
 
 
-def taught(stories, examples=None, **settings):
-    """stories260K with a HyperLoRA; trained on `examples` if they are given."""
-    base = load_base(str(stories))
+def conditioned_base(small_base, examples=None, **settings):
+    """A small base with a HyperLoRA; trained on `examples` if they are given."""
+    base = load_base(str(small_base))
     method = Hyperlora(r=4, latent=32, hidden=8, conditions=tuple(WORDS), **settings)
     lorica.adapt(base.model, method)
     if examples is None:
         move(base.model, size=0.1)
         return base
-    learned = [p for p in base.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=5e-3)
+    trainable = [p for p in base.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=5e-3)
     batch = pad(examples, 0)
     for _ in range(12):
         set_conditions(base.model, batch.conditions)
@@ -78,74 +78,74 @@ def examples_of(path, base):
 
 
 @pytest.mark.slow
-def test_a_report_on_rows_that_need_their_condition(stories, rows):
-    path = rows(told())
-    base = taught(stories, examples_of(path, load_base(str(stories))))
+def test_a_report_shows_that_the_condition_is_used(small_base, rows):
+    path = rows(rows_with_conditions())
+    base = conditioned_base(small_base, examples_of(path, load_base(str(small_base))))
     report = evaluate_loaded(base, examples_of(path, base), max_new_tokens=12)
     assert [sample.adapter.startswith(sample.wanted) for sample in report.samples] == [True] * 4
-    tokens = [sum(e.learned) for e in examples_of(path, base)]
-    right = 1 - len(tokens) / sum(tokens)  # this base cannot end a text: all but the last token
-    assert report["token_accuracy"].adapter.value == pytest.approx(right)
-    (line,) = [line for line in report.notices if "conditions of other rows" in line]
-    assert "the condition is used" in line and "not shown" not in line
+    assert report["token_accuracy"].verdict == "better"
+    (notice,) = [n for n in report.notices if "conditions of other rows" in n]
+    assert "the condition is used" in notice and "not shown" not in notice
     with pytest.raises(ConfigError, match="none is set"):
         base.model(torch.ones(1, 3, dtype=torch.long))
 
 
-def test_an_unused_condition_is_seen(stories, rows):
-    """One whose network makes the same adapter for every condition."""
-    base = taught(stories)
+def test_a_report_shows_that_the_condition_is_not_used(small_base, rows):
+    """The network makes the same adapter for every condition."""
+    base = conditioned_base(small_base)
     network = next(m for m in base.model.modules() if type(m).__name__ == "Network")
     with torch.no_grad():
         network.enc.vectors.weight.copy_(
             network.enc.vectors.weight[:1].expand_as(network.enc.vectors.weight)
         )
-    report = evaluate_loaded(base, examples_of(rows(told(8)), base), exact_match=False)
-    (line,) = [line for line in report.notices if "conditions of other rows" in line]
-    assert "not shown" in line
+    report = evaluate_loaded(
+        base, examples_of(rows(rows_with_conditions(8)), base), exact_match=False
+    )
+    (notice,) = [n for n in report.notices if "conditions of other rows" in n]
+    assert "not shown" in notice
 
 
-def test_scores_do_not_depend_on_the_company(stories, rows):
-    base = taught(stories)
-    examples = examples_of(rows(told(12)), base)
+def test_scores_do_not_depend_on_the_batch(small_base, rows):
+    base = conditioned_base(small_base)
+    examples = examples_of(rows(rows_with_conditions(12)), base)
     together = score(base.model, examples, batch=12).nll
     alone = [score(base.model, [example]).nll[0] for example in examples]
     assert together == pytest.approx(alone, rel=1e-5)
     kinds = [e.condition for e in examples]
-    one = [score(base.model, [e for e in examples if e.condition == k]).nll for k in WORDS]
+    by_kind = [score(base.model, [e for e in examples if e.condition == k]).nll for k in WORDS]
     places = [[i for i, k in enumerate(kinds) if k == kind] for kind in WORDS]
-    for found, where in zip(one, places, strict=True):
-        assert found == pytest.approx(together[where], rel=1e-5)
+    for scores, row_numbers in zip(by_kind, places, strict=True):
+        assert scores == pytest.approx(together[row_numbers], rel=1e-5)
 
 
-def test_rows_without_the_condition_that_is_needed(stories, rows):
-    plain = [{k: v for k, v in row.items() if k != "condition"} for row in told(4)]
-    base = taught(stories)
+def test_rows_without_a_needed_condition_are_refused(small_base, rows):
+    plain = [{k: v for k, v in row.items() if k != "condition"} for row in rows_with_conditions(4)]
+    base = conditioned_base(small_base)
     with pytest.raises(DataError, match="the rows have none") as error:
         evaluate_loaded(base, examples_of(rows(plain), base))
     assert "data.columns" in error.value.fix
 
 
-def test_rows_with_a_condition_that_is_not_used(stories, rows):
-    path = rows(told(4))
-    base = load_base(str(stories))
+def test_a_notice_names_conditions_that_are_not_used(small_base, rows):
+    path = rows(rows_with_conditions(4))
+    base = load_base(str(small_base))
     lorica.adapt(base.model, lorica.Lora(r=2))
     move(base.model, size=0.1)
     lines = evaluate_loaded(base, examples_of(path, base), exact_match=False).notices
     assert any("not used: cat, dog" in line for line in lines)
-    lines = evaluate(str(stories), path, exact_match=False).notices
+    lines = evaluate(str(small_base), path, exact_match=False).notices
     assert any("not used: cat, dog" in line for line in lines)
 
 
-def test_an_unseen_condition_in_the_rows(stories, rows):
-    base = taught(stories)
-    strange = [{**told(1)[0], "condition": "cow"}]
+def test_an_unknown_condition_in_the_rows_is_refused(small_base, rows):
+    base = conditioned_base(small_base)
+    unknown = [{**rows_with_conditions(1)[0], "condition": "cow"}]
     with pytest.raises(ConfigError, match="'cow'"):
-        evaluate_loaded(base, examples_of(rows(strange), base))
+        evaluate_loaded(base, examples_of(rows(unknown), base))
 
 
-def test_generation_takes_a_condition_of_each_prompt_or_one_for_all(stories):
-    base = taught(stories)
+def test_generation_uses_one_condition_per_prompt_or_one_for_all(small_base):
+    base = conditioned_base(small_base)
     prompts = ["Once upon a time", "Tom", "Lily and her mom went to the big park. They"]
     kinds = ["cat", "dog", "cat"]
     mixed = generate(base, prompts, max_new_tokens=12, conditions=kinds)
@@ -159,8 +159,8 @@ def test_generation_takes_a_condition_of_each_prompt_or_one_for_all(stories):
     assert cats.texts[0] == mixed.texts[0] and cats.texts[1] != mixed.texts[1]
 
 
-def test_generation_refuses_what_it_cannot_use(stories):
-    base = taught(stories)
+def test_generation_refuses_unusable_conditions(small_base):
+    base = conditioned_base(small_base)
     with pytest.raises(ConfigError, match="none is set") as error:
         generate(base, ["Tom"])
     assert "--condition" in error.value.fix
@@ -169,11 +169,11 @@ def test_generation_refuses_what_it_cannot_use(stories):
     with pytest.raises(ConfigError, match="'cow'"):
         generate(base, ["Tom"], conditions=["cow"])
     with pytest.raises(ConfigError, match="takes no condition"):
-        generate(load_base(str(stories)), ["Tom"], conditions=["cat"])
+        generate(load_base(str(small_base)), ["Tom"], conditions=["cat"])
 
 
-def test_chat_under_a_condition(stories):
-    base = taught(stories)
+def test_chat_under_a_condition(small_base):
+    base = conditioned_base(small_base)
     short = Sampling(max_new_tokens=12)
     answers = [Chat(base, condition=k, sampling=short).answer("Once upon a time") for k in WORDS]
     assert answers[0] != answers[1]
@@ -185,16 +185,16 @@ def test_chat_under_a_condition(stories):
         Chat(base, condition="cow").answer("Once")
 
 
-def test_texts_are_read_before_they_are_needed(stories, rows):
-    base = load_base(str(stories))
+def test_conditions_in_words_are_encoded_before_use(small_base, rows):
+    base = load_base(str(small_base))
     method = informed(Hyperlora(r=2, condition="text"), base.model, list(WORDS))
     lorica.adapt(base.model, method)
     assert describe(base.model, base.tokenizer) == []
     move(base.model, size=0.2)
-    new = [{**row, "condition": f"a {row['condition']}"} for row in told(4)]
+    new = [{**row, "condition": f"a {row['condition']}"} for row in rows_with_conditions(4)]
     lines = evaluate_loaded(base, examples_of(rows(new), base), exact_match=False).notices
     assert any("not trained on" in line and "a cat" in line for line in lines)
-    done = generate(base, ["Tom"], max_new_tokens=4, conditions=["a cow"])
-    assert any("a cow" in line for line in done.notices)
+    generation = generate(base, ["Tom"], max_new_tokens=4, conditions=["a cow"])
+    assert any("a cow" in notice for notice in generation.notices)
     with given(base.model, ["a cow"]):
         assert base.model(torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all()

@@ -1,4 +1,4 @@
-"""`lorica predict`: classes and probabilities for new rows; and what eval says of classes."""
+"""`lorica predict`: classes and probabilities of new rows; and the class metrics of eval."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from lorica.cli import run
 from lorica.core.draws import drawing
 from lorica.errors import BaseError, ConfigError, DataError
 from lorica.evaluation.classes import Classes, confusion, macro_f1
-from lorica.evaluation.report import show
+from lorica.evaluation.tables import show_report
 from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, save
 
@@ -49,13 +49,13 @@ def new_rows(folder, rows):
     return str(path)
 
 
-def test_new_rows_get_the_classes_that_the_model_gives(trained, tmp_path):
+def test_predictions_are_the_softmax_of_the_model(trained, tmp_path):
     from lorica.formats.open_adapter import open_adapter
 
-    done = lorica.predict(trained / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
+    predictions = lorica.predict(trained / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
     opened = open_adapter(trained / "run")
-    assert done.labels == NAMES
-    for text, row in zip(TEXTS, done.rows, strict=True):
+    assert predictions.labels == NAMES
+    for text, row in zip(TEXTS, predictions.rows, strict=True):
         ids = torch.tensor([opened.tokenizer(text)["input_ids"]])
         with torch.no_grad():
             want = opened.model(input_ids=ids).logits.softmax(-1)[0]
@@ -66,7 +66,7 @@ def test_new_rows_get_the_classes_that_the_model_gives(trained, tmp_path):
         assert "wanted" not in row
 
 
-def test_labels_in_new_rows_are_taken_along_and_not_looked_at(trained, tmp_path):
+def test_labels_of_new_rows_are_copied_and_not_used(trained, tmp_path):
     path = new_rows(
         tmp_path,
         [
@@ -79,14 +79,14 @@ def test_labels_in_new_rows_are_taken_along_and_not_looked_at(trained, tmp_path)
     assert [row.get("wanted") for row in rows] == ["unheard of", None, None]
 
 
-def test_the_command_writes_every_row_and_overwrites_nothing(trained, tmp_path, capsys):
+def test_the_command_writes_every_row_and_overwrites_no_file(trained, tmp_path, capsys):
     path = new_rows(tmp_path, [{"review": t} for t in TEXTS])
     output = tmp_path / "out.jsonl"
     words = ["predict", str(trained / "run"), "--data", path, "--data.columns", "{text: review}"]
     assert run([*words, "--output", str(output)]) == 0
-    shown = capsys.readouterr().out
-    assert "6 rows" in shown
-    assert all(text in shown for text in TEXTS)
+    printed = capsys.readouterr().out
+    assert "6 rows" in printed
+    assert all(text in printed for text in TEXTS)
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in written] == TEXTS
     assert run([*words, "--output", str(output)]) == 2
@@ -105,18 +105,18 @@ def test_the_command_writes_every_row_and_overwrites_nothing(trained, tmp_path, 
         ([{"text": "cat " * 40}], "longer than"),
     ],
 )
-def test_rows_that_cannot_be_used_are_named(rows, fault, trained, tmp_path):
+def test_unusable_rows_are_named(rows, fault, trained, tmp_path):
     with pytest.raises(DataError, match=fault):
         lorica.predict(trained / "run", new_rows(tmp_path, rows))
 
 
-def test_a_text_file_is_no_rows(trained, tmp_path):
+def test_a_text_file_is_refused(trained, tmp_path):
     (tmp_path / "new.txt").write_text("one\ntwo\n")
     with pytest.raises(DataError, match="is one text"):
         lorica.predict(trained / "run", str(tmp_path / "new.txt"))
 
 
-def test_a_language_model_gives_no_classes(tmp_path):
+def test_a_language_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="language model") as error:
         lorica.predict("bundled", new_rows(tmp_path, [{"text": "a"}]))
     assert "lorica generate" in str(error.value)
@@ -124,48 +124,48 @@ def test_a_language_model_gives_no_classes(tmp_path):
 
 def test_long_texts_are_cut_by_the_tokenizer_if_asked(trained, tmp_path):
     path = new_rows(tmp_path, [{"text": "cat " * 40}, {"text": "a cat"}])
-    done = lorica.predict(trained / "run", {"path": path, "overlong": "truncate"})
-    assert len(done.rows) == 2
-    assert any("lose their ends" in line for line in done.notices)
+    predictions = lorica.predict(trained / "run", {"path": path, "overlong": "truncate"})
+    assert len(predictions.rows) == 2
+    assert any("lose their ends" in line for line in predictions.notices)
 
 
-# What eval says of classes
+# Class metrics of eval
 
 
 def f1(hits, wrongly, missed):
     return 2 * hits / (2 * hits + wrongly + missed)
 
 
-def test_f1_and_confusion_are_the_definitions():
-    wanted = np.array([0, 0, 0, 1, 1, 2])
-    chosen = np.array([0, 1, 0, 1, 1, 0])
-    table = confusion(wanted, chosen, 4)
+def test_f1_and_confusion_by_definition():
+    actual = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 1, 0, 1, 1, 0])
+    table = confusion(actual, predicted, 4)
     assert table.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     classes = Classes(["a", "b", "c", "d"], [table])
     values = [f1(2, 1, 1), f1(2, 1, 0), f1(0, 0, 1)]
     for i, value in enumerate(values):
-        found = classes.f1(0, i)
-        assert found.value == pytest.approx(value)
-        assert found.low <= value <= found.high
+        interval = classes.f1(0, i)
+        assert interval.value == pytest.approx(value)
+        assert interval.low <= value <= interval.high
     assert classes.f1(0, 3) is None
-    (macro,) = macro_f1(wanted, [chosen], 4)
+    (macro,) = macro_f1(actual, [predicted], 4)
     assert macro.value == pytest.approx(np.mean(values))
 
 
-def test_macro_f1_without_each_row_is_what_it_is_without_it():
-    """The jackknife's short cut against its definition, through the standard error."""
+def test_the_jackknife_of_macro_f1_by_definition():
+    """The standard error from F1 computed anew without each row."""
     generator = np.random.default_rng(0)
-    wanted, chosen = generator.integers(0, 3, 30), generator.integers(0, 3, 30)
-    (found,) = macro_f1(wanted, [chosen], 3)
+    actual, predicted = generator.integers(0, 3, 30), generator.integers(0, 3, 30)
+    (interval,) = macro_f1(actual, [predicted], 3)
 
     def value(keep):
-        w, c = wanted[keep], chosen[keep]
+        a, p = actual[keep], predicted[keep]
         return np.mean(
             [
                 f1(
-                    ((w == k) & (c == k)).sum(),
-                    ((w != k) & (c == k)).sum(),
-                    ((w == k) & (c != k)).sum(),
+                    ((a == k) & (p == k)).sum(),
+                    ((a != k) & (p == k)).sum(),
+                    ((a == k) & (p != k)).sum(),
                 )
                 for k in range(3)
             ]
@@ -174,14 +174,14 @@ def test_macro_f1_without_each_row_is_what_it_is_without_it():
     rows = np.arange(30)
     without = np.array([value(rows != i) for i in rows])
     error = np.sqrt(((value(rows >= 0) - without) ** 2).sum() * 29 / 30)
-    assert found.high - found.value == pytest.approx(2.04523 * error, rel=1e-4)
+    assert interval.high - interval.value == pytest.approx(2.04523 * error, rel=1e-4)
 
 
-def test_eval_has_f1_the_confusion_and_every_row(trained, capsys):
+def test_eval_prints_f1_and_confusion_and_records_every_row(trained, capsys):
     assert run(["eval", str(trained / "run"), "--data", str(trained / "rows.jsonl")]) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in ("macro f1", "F1 of class", "as zebra", "adapter: class"):
-        assert word in shown
+        assert word in printed
     results = json.loads((trained / "run/results.json").read_text())["evaluation"]
     assert results["classes"]["labels"] == NAMES
     assert np.sum(results["classes"]["confusion"]["adapter"]) == 24
@@ -198,27 +198,27 @@ def test_eval_has_f1_the_confusion_and_every_row(trained, capsys):
         assert np.mean(losses) == pytest.approx(loss, abs=1e-5)
 
 
-def test_accuracy_is_told_while_it_trains(trained):
+def test_accuracy_is_logged_during_training(trained):
     lines = (trained / "run/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    told = [event["accuracy"] for event in events if event["event"] == "eval"]
-    assert told
-    assert all(0 <= share <= 1 for share in told)
+    accuracies = [event["accuracy"] for event in events if event["event"] == "eval"]
+    assert accuracies
+    assert all(0 <= share <= 1 for share in accuracies)
     results = json.loads((trained / "run/results.json").read_text())
-    assert results["held_out_accuracy"] == {"before": told[0], "after": told[-1]}
+    assert results["held_out_accuracy"] == {"before": accuracies[0], "after": accuracies[-1]}
 
 
-def test_many_classes_are_shown_by_their_worst_confusions():
+def test_for_many_classes_the_worst_confusions_are_printed():
     labels = [f"class{i}" for i in range(15)]
     table = np.diag(np.full(15, 3))
     table[2, 7] = 5
     report = lorica.evaluation.measure.Report([], 50, 50, classes=Classes(labels, [table]))
     out = io.StringIO()
-    show(report, Console(file=out, width=120))
-    assert "5 rows of class2 are taken for class7" in out.getvalue()
+    show_report(report, Console(file=out, width=120))
+    assert "5 rows of class2 predicted as class7" in out.getvalue()
 
 
-def test_a_report_shows_itself_in_a_notebook(trained):
+def test_a_report_is_html_in_a_notebook(trained):
     page = lorica.evaluate(trained / "run", str(trained / "rows.jsonl"))._repr_html_()
     for word in ("<table>", "macro f1", "difference", "F1 of class", "zebra", "95 %"):
         assert word in page
@@ -241,7 +241,7 @@ NO_CLASSES = {
 
 @pytest.fixture(params=NO_CLASSES)
 def no_classes(request, trained, tmp_path):
-    """(a base whose own head gives no probabilities of classes, what a refusal says of it)."""
+    """(a base whose own head has no class probabilities, words of the refusal)."""
     changes, words = NO_CLASSES[request.param]
     config = tf.BertConfig(**BERT, id2label=dict(enumerate(NAMES[: changes.get("num_labels", 3)])))
     base = save(tmp_path / "base", tf.BertForSequenceClassification(config))
@@ -250,7 +250,7 @@ def no_classes(request, trained, tmp_path):
     return base, words
 
 
-def test_a_base_whose_head_gives_no_classes_is_refused_by_name(no_classes, tmp_path):
+def test_a_base_whose_head_has_no_classes_is_refused_by_name(no_classes, tmp_path):
     base, words = no_classes
     rows = new_rows(tmp_path, [{"text": t, "label": "ant"} for t in TEXTS])
     for use in (lorica.predict, lorica.evaluate):
@@ -259,7 +259,7 @@ def test_a_base_whose_head_gives_no_classes_is_refused_by_name(no_classes, tmp_p
         assert base in str(caught.value)
 
 
-def test_a_base_whose_head_gives_no_classes_gets_one_that_does(no_classes, trained, tmp_path):
+def test_training_gives_a_base_without_classes_a_head_that_has_them(no_classes, trained, tmp_path):
     base, words = no_classes
     run = lorica.train(
         base=base,
@@ -271,8 +271,8 @@ def test_a_base_whose_head_gives_no_classes_gets_one_that_does(no_classes, train
     )
     (notice,) = (line for line in run.notices if words in line)
     assert "trained and saved whole" in notice
-    done = lorica.predict(tmp_path / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
-    assert done.labels == sorted(NAMES)
+    predictions = lorica.predict(tmp_path / "run", new_rows(tmp_path, [{"text": t} for t in TEXTS]))
+    assert predictions.labels == sorted(NAMES)
     opened = open_adapter(tmp_path / "run")
     batch = {"input_ids": torch.tensor([[0, 6, 7, 2]]), "labels": torch.tensor([2])}
     out = opened.model(**batch)

@@ -1,4 +1,4 @@
-"""Scores per row: against transformers' own loss, in any batch, for models of both kinds."""
+"""Scores of rows, against transformers' own loss: language models and classifiers, any batch."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ from lorica.data.example import Example
 from lorica.errors import DataError, TrainingError
 from lorica.evaluation import loss as loss_module
 from lorica.evaluation.loss import mean_loss, score
+from tests.small_base import VOCABULARY
 
 
-def examples(count=13, vocabulary=512):
-    """Rows of 2 to 40 tokens, with learned stretches of every kind."""
+def examples(count=13, vocabulary=VOCABULARY):
+    """Rows of 2 to 40 tokens, with labels at any position."""
     generator = np.random.default_rng(0)
     rows = []
     for i in range(count):
@@ -28,33 +29,33 @@ def examples(count=13, vocabulary=512):
 @torch.no_grad()
 def by_transformers(model, rows):
     """Loss and label tokens of each row alone, by transformers' own shifted cross-entropy."""
-    found = []
+    losses = []
     for row in rows:
         labels = [i if learned else -100 for i, learned in zip(row.ids, row.learned, strict=True)]
         out = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([labels]))
-        found.append(out.loss.item() * sum(row.learned))
-    return np.array(found)
+        losses.append(out.loss.item() * sum(row.learned))
+    return np.array(losses)
 
 
 @pytest.fixture(scope="module")
-def model(stories):
-    return load_base(str(stories)).model
+def model(small_base):
+    return load_base(str(small_base)).model
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
-def test_rows_score_as_each_alone_in_transformers(model, batch):
+def test_scores_equal_the_loss_of_each_row_in_transformers(model, batch):
     rows = examples()
-    found = score(model, rows, batch=batch)
-    np.testing.assert_allclose(found.nll, by_transformers(model, rows), rtol=1e-5)
-    assert found.tokens.tolist() == [sum(row.learned) for row in rows]
-    assert found.loss == pytest.approx(found.nll.sum() / found.tokens.sum())
-    assert mean_loss(model, rows) == pytest.approx(found.loss)
+    scores = score(model, rows, batch=batch)
+    np.testing.assert_allclose(scores.nll, by_transformers(model, rows), rtol=1e-5)
+    assert scores.tokens.tolist() == [sum(row.learned) for row in rows]
+    assert scores.loss == pytest.approx(scores.nll.sum() / scores.tokens.sum())
+    assert mean_loss(model, rows) == pytest.approx(scores.loss)
 
 
-def test_correct_counts_first_choices(model):
+def test_correct_counts_labels_that_are_the_first_choice(model):
     rows = examples()
-    found = score(model, rows)
-    for row, correct in zip(rows, found.correct, strict=True):
+    scores = score(model, rows)
+    for row, correct in zip(rows, scores.correct, strict=True):
         with torch.no_grad():
             first = model(input_ids=torch.tensor([row.ids])).logits[0].argmax(-1).tolist()
         hits = [row.learned[t] and first[t - 1] == row.ids[t] for t in range(1, len(row.ids))]
@@ -63,52 +64,52 @@ def test_correct_counts_first_choices(model):
 
 def test_a_model_without_logits_to_keep_and_one_with_learned_positions(model, monkeypatch):
     rows = examples()
-    want = score(model, rows).nll
+    expected = score(model, rows).nll
     old = type(model).forward
 
     def forward(self, input_ids, attention_mask=None, use_cache=None):
         return old(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     monkeypatch.setattr(type(model), "forward", forward)
-    np.testing.assert_allclose(score(model, rows).nll, want, rtol=1e-5)
+    np.testing.assert_allclose(score(model, rows).nll, expected, rtol=1e-5)
     torch.manual_seed(0)
     gpt2 = GPT2LMHeadModel(
-        GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+        GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=2)
     ).eval()
     np.testing.assert_allclose(score(gpt2, rows).nll, by_transformers(gpt2, rows), rtol=1e-5)
 
 
-def test_small_pieces_give_the_same(model, monkeypatch):
+def test_small_batches_and_chunks_give_the_same(model, monkeypatch):
     rows = examples()
-    want = score(model, rows).nll
-    monkeypatch.setattr(loss_module, "LOGITS", 512 * 50)
-    monkeypatch.setattr(loss_module, "PIECE", 512 * 3)
-    np.testing.assert_allclose(score(model, rows).nll, want, rtol=1e-5)
+    expected = score(model, rows).nll
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", VOCABULARY * 50)
+    monkeypatch.setattr(loss_module, "MAX_FLOAT32", VOCABULARY * 3)
+    np.testing.assert_allclose(score(model, rows).nll, expected, rtol=1e-5)
 
 
-def test_a_row_without_labels_counts_nothing_and_all_without_are_an_error(model):
+def test_a_row_without_labels_is_ignored_and_only_such_rows_are_an_error(model):
     blank = Example([5, 6, 7], [False] * 3, "row:blank")
-    found = score(model, [blank, *examples(3)])
-    assert (found.nll[0], found.tokens[0]) == (0, 0)
+    scores = score(model, [blank, *examples(3)])
+    assert (scores.nll[0], scores.tokens[0]) == (0, 0)
     with pytest.raises(DataError, match="has a label"):
         score(model, [blank])
 
 
-def test_a_loss_that_is_not_finite_names_its_row(stories):
-    model = load_base(str(stories)).model
+def test_a_loss_that_is_not_finite_names_its_row(small_base):
+    model = load_base(str(small_base)).model
     rows = [
         Example([1, 9, 20], [False, True, True], "row:a"),
-        Example([1, 400, 20], [False, True, True], "row:b"),
+        Example([1, 300, 20], [False, True, True], "row:b"),
     ]
-    model.model.embed_tokens.weight[400] = float("nan")  # tied: the head has it as well
+    model.model.embed_tokens.weight[300] = float("nan")  # tied: the head has it as well
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.nan_to_num().clone())
     with pytest.raises(TrainingError, match="1 of 2 rows") as caught:
         score(model, rows)
     assert caught.value.facts["rows"] == "row:b"
 
 
-def test_every_mode_comes_back_and_nothing_is_drawn(stories):
-    model = load_base(str(stories)).model
+def test_modes_and_random_state_are_unchanged(small_base):
+    model = load_base(str(small_base)).model
     lorica.adapt(model, lorica.Lora(r=2, dropout=0.5))
     model.train()
     model.model.layers[0].eval()
@@ -120,16 +121,16 @@ def test_every_mode_comes_back_and_nothing_is_drawn(stories):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_classifier_scores_rows(stories):
-    base = load_base(str(stories), labels=["bad", "good", "fair"])
+def test_a_classifier_scores_rows(small_base):
+    base = load_base(str(small_base), labels=["bad", "good", "fair"])
     rows = [
         Example(row.ids, [False] * len(row.ids), row.where, i % 3)
         for i, row in enumerate(examples(7))
     ]
-    found = score(base.model, rows, batch=3)
-    for row, nll, hit in zip(rows, found.nll, found.correct, strict=True):
+    scores = score(base.model, rows, batch=3)
+    for row, nll, hit in zip(rows, scores.nll, scores.correct, strict=True):
         with torch.no_grad():
             logits = base.model(input_ids=torch.tensor([row.ids])).logits[0]
         assert nll == pytest.approx(-logits.log_softmax(-1)[row.label].item(), rel=1e-4)
         assert hit == (logits.argmax().item() == row.label)
-    assert found.tokens.tolist() == [1] * 7
+    assert scores.tokens.tolist() == [1] * 7

@@ -1,4 +1,4 @@
-"""Intervals against published values, and against what they promise: to hold the truth."""
+"""Intervals against published values, and their coverage in simulations."""
 
 import math
 
@@ -18,9 +18,9 @@ from lorica.evaluation.stats import Interval, jackknife, newcombe, ratios, stude
     ],
 )
 def test_wilson_gives_the_published_values(hits, n, low, high):
-    found = wilson(hits, n)
-    assert found.value == hits / n
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    interval = wilson(hits, n)
+    assert interval.value == hits / n
+    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
 
 
 def test_wilson_at_all_hits_mirrors_none():
@@ -28,35 +28,35 @@ def test_wilson_at_all_hits_mirrors_none():
     assert wilson(20, 20).high == 1
 
 
-def rows_of(both, second_only, first_only, none):
-    first = [True] * both + [False] * second_only + [True] * first_only + [False] * none
-    second = [True] * both + [True] * second_only + [False] * first_only + [False] * none
+def rows_of(both, second_only, first_only, neither):
+    first = [True] * both + [False] * second_only + [True] * first_only + [False] * neither
+    second = [True] * both + [True] * second_only + [False] * first_only + [False] * neither
     return first, second
 
 
 def test_newcombe_is_antisymmetric_and_bounded():
     first, second = rows_of(36, 12, 2, 0)
-    there, back = newcombe(first, second), newcombe(second, first)
-    assert there.value == pytest.approx(0.2)
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
-    assert 0 < there.low < 0.2 < there.high < 0.35
+    forward, back = newcombe(first, second), newcombe(second, first)
+    assert forward.value == pytest.approx(0.2)
+    assert (forward.low, forward.high) == pytest.approx((-back.high, -back.low))
+    assert 0 < forward.low < 0.2 < forward.high < 0.35
 
 
-def test_newcombe_is_sure_of_nothing_from_two_rows():
-    found = newcombe([False, False], [True, True])
-    assert found.value == 1
-    assert found.low < 0.3
+def test_newcombe_is_wide_for_two_rows():
+    interval = newcombe([False, False], [True, True])
+    assert interval.value == 1
+    assert interval.low < 0.3
 
 
-def test_newcombe_holds_the_truth_in_95_of_100():
+def test_newcombe_covers_the_true_difference_in_95_of_100():
     """400 samples of 30 pairs with a true difference of 0.2."""
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(400):
         cell = generator.choice(4, 30, p=[0.4, 0.3, 0.1, 0.2])
         first, second = (cell == 0) | (cell == 2), (cell == 0) | (cell == 1)
-        found = newcombe(first, second)
-        held += found.low <= 0.2 <= found.high
+        interval = newcombe(first, second)
+        held += interval.low <= 0.2 <= interval.high
     assert held / 400 > 0.92
 
 
@@ -78,23 +78,23 @@ def test_students_t_has_the_published_points(df, value):
     assert student(df) == pytest.approx(value, abs=6e-5)
 
 
-def test_students_t_falls_between_whole_degrees_of_freedom():
+def test_students_t_falls_with_the_degrees_of_freedom():
     points = [student(df) for df in np.linspace(1, 12, 100)]
     assert points == sorted(points, reverse=True)
 
 
 def test_a_mean_has_students_interval():
     values = np.random.default_rng(1).normal(3.0, 2.0, 20)
-    found = ratios([np.zeros(20), values], np.ones(20)).difference(0, 1)
+    interval = ratios([np.zeros(20), values], np.ones(20)).difference(0, 1)
     half = 2.0930 * values.std(ddof=1) / math.sqrt(20)
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(
+    assert interval.value == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx(
         (values.mean() - half, values.mean() + half), abs=1e-4
     )
 
 
 N = (5, 10, 30, 100)
-# (rows, distribution) to the least share of 1,000 samples whose interval must hold the truth.
+# The least share of 1,000 samples whose interval must contain the true value, for N rows.
 LOSSES = {
     "normal": (lambda g, n: (g.normal(3, 1, n), np.ones(n), 3.0), (0.94, 0.94, 0.94, 0.94)),
     "uniform": (lambda g, n: (g.uniform(0, 1, n), np.ones(n), 0.5), (0.92, 0.93, 0.94, 0.94)),
@@ -120,20 +120,20 @@ def coverage(draw, interval, n):
     generator, held = np.random.default_rng(n), 0
     for _ in range(1000):
         sums, weights, truth = draw(generator, n)
-        found = interval(sums, weights)
-        held += found.low <= truth <= found.high
+        bounds = interval(sums, weights)
+        held += bounds.low <= truth <= bounds.high
     return held / 1000
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_intervals_of_a_loss_hold_what_they_promise(name):
+def test_intervals_of_a_loss_have_the_promised_coverage(name):
     draw, least = LOSSES[name]
     for n, wanted in zip(N, least, strict=True):
         assert coverage(draw, lambda s, w: ratios(s, w).positive(0), n) >= wanted
 
 
 @pytest.mark.parametrize("truth", [0.5, 2 / 3, 40 / 41])
-def test_intervals_of_token_accuracy_hold_what_they_promise(truth):
+def test_intervals_of_token_accuracy_have_the_promised_coverage(truth):
     """Rows differ, so that tokens of one row are not independent."""
 
     def draw(generator, n):
@@ -146,7 +146,7 @@ def test_intervals_of_token_accuracy_hold_what_they_promise(truth):
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0])
-def test_intervals_of_a_difference_hold_what_they_promise(spread):
+def test_intervals_of_a_difference_have_the_promised_coverage(spread):
     """Two systems on the same rows, whose difference is skewed."""
 
     def draw(generator, n):
@@ -159,7 +159,7 @@ def test_intervals_of_a_difference_hold_what_they_promise(spread):
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5])
-def test_intervals_of_a_difference_of_perplexities_hold_what_they_promise(spread):
+def test_intervals_of_a_difference_of_perplexities_have_the_promised_coverage(spread):
     def draw(generator, n):
         lengths, base = generator.integers(3, 40, n), generator.gamma(4, 0.25, n)
         moved = generator.gamma(2, spread, n) - 2.5 * spread
@@ -170,7 +170,7 @@ def test_intervals_of_a_difference_of_perplexities_hold_what_they_promise(spread
         assert coverage(draw, lambda s, w: ratios(s, w).difference_of_exp(0, 1), n) >= 0.93
 
 
-def test_pairing_sees_what_two_intervals_do_not():
+def test_pairing_by_row_shows_a_difference_that_two_intervals_do_not():
     """Rows differ far more among each other than the systems do on each row."""
     generator = np.random.default_rng(2)
     base = generator.uniform(0, 100, 200)
@@ -179,10 +179,10 @@ def test_pairing_sees_what_two_intervals_do_not():
     assert both.difference(0, 1).side == -1
 
 
-def test_rows_weigh_by_tokens_and_those_without_count_for_nothing():
-    found = ratios([10.0, 1.0, 3.0], [10, 1, 1])
-    assert found.positive(0).value == pytest.approx(14 / 12)
-    assert ratios([10.0, 1.0, 0.0, 3.0], [10, 1, 0, 1]).positive(0) == found.positive(0)
+def test_rows_are_weighted_by_tokens_and_rows_without_are_ignored():
+    weighted = ratios([10.0, 1.0, 3.0], [10, 1, 1])
+    assert weighted.positive(0).value == pytest.approx(14 / 12)
+    assert ratios([10.0, 1.0, 0.0, 3.0], [10, 1, 0, 1]).positive(0) == weighted.positive(0)
 
 
 def test_a_perplexity_has_the_bounds_of_its_loss():
@@ -190,33 +190,33 @@ def test_a_perplexity_has_the_bounds_of_its_loss():
     loss, perplexity = both.positive(0), both.positive(0, np.exp)
     for name in ("value", "low", "high"):
         assert getattr(perplexity, name) == pytest.approx(math.exp(getattr(loss, name)))
-    found = both.difference(0, 1, np.exp)
-    assert found.value == pytest.approx(math.exp(5.5 / 3) - math.exp(3))
+    interval = both.difference(0, 1, np.exp)
+    assert interval.value == pytest.approx(math.exp(5.5 / 3) - math.exp(3))
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_one_row_and_two_have_no_interval(rows):
+def test_one_or_two_rows_have_no_interval(rows):
     both = ratios(np.ones((2, rows)), np.full(rows, 2))
-    for found in (
+    for interval in (
         both.positive(0),
         both.share(0),
         both.difference(0, 1),
         both.share_difference(0, 1),
         jackknife(0.5, np.ones(rows)),
     ):
-        assert found.side == 0
-        assert found.as_dict()["low"] is found.as_dict()["high"] is None
+        assert interval.side == 0
+        assert interval.as_dict()["low"] is interval.as_dict()["high"] is None
     assert both.positive(0).value == 0.5
 
 
-def test_what_never_varied_is_still_not_certain():
+def test_a_share_of_100_percent_still_has_an_interval():
     """All tokens right in five rows: the sixth may be wrong."""
     both = ratios([[4.0] * 5, [4.0] * 5], [4] * 5)
     assert both.share(0).value == both.share(0).high == 1
     assert 0.3 < both.share(0).low < 0.7
-    apart = both.share_difference(0, 1)
-    assert apart.low < -0.3
-    assert apart.high > 0.3
+    difference = both.share_difference(0, 1)
+    assert difference.low < -0.3
+    assert difference.high > 0.3
 
 
 def test_the_side_of_an_interval():

@@ -1,4 +1,4 @@
-"""A batch of prompts writes what each prompt writes alone, on every kind of base."""
+"""Prompts in a batch get the text that they get alone, on every kind of base."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lorica.generation.stops import Stops
 from tests.base.architectures import BASES, tiny, tokenizer
 
 QUICK = ("phi3_longrope", "llama_dynamic", "rwkv", "jamba", "mamba2", "gpt2", "llama4_temperature")
-EXACT = ("llama", "gpt2", "gemma3", "qwen3", "opt")  # share batches whatever their lengths
+EXACT = ("llama", "gpt2", "gemma3", "qwen3", "opt")  # batches of any lengths are exact
 
 
 def base(name: str) -> LoadedModel:
@@ -27,38 +27,40 @@ def prompts(*lengths: int) -> list[list[int]]:
     return [torch.randint(5, 290, (n,), generator=draw).tolist() for n in lengths]
 
 
-def write(base: LoadedModel, some: list[list[int]], size: int):
+def write(base: LoadedModel, ids: list[list[int]], size: int):
     return generate_from_ids(
-        base, some, Sampling(max_new_tokens=9), stops=Stops(base.tokenizer), batch_size=size
+        base, ids, Sampling(max_new_tokens=9), stops=Stops(base.tokenizer), batch_size=size
     )
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in BASES]
 )
-def test_a_batch_writes_what_each_prompt_writes_alone(name):
-    """Prompts below a threshold, past it, and such that pass it while they are continued."""
-    one, some = base(name), prompts(4, 11, 13, 20, 30, 11)
-    some = [p for p in some if name != "llama_dynamic" or len(p) < 15]
-    together = write(one, some, 6)
-    assert together.tokens == write(base(name), some, 1).tokens
-    assert together.tokens == [write(base(name), [p], 1).tokens[0] for p in some]
+def test_a_batch_gives_the_text_of_each_prompt_alone(name):
+    """Prompts below a length threshold, past it, and some that pass it while they grow."""
+    loaded, ids = base(name), prompts(4, 11, 13, 20, 30, 11)
+    ids = [p for p in ids if name != "llama_dynamic" or len(p) < 15]
+    together = write(loaded, ids, 6)
+    assert together.tokens == write(base(name), ids, 1).tokens
+    assert together.tokens == [write(base(name), [p], 1).tokens[0] for p in ids]
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_prompts_of_any_length_share_a_batch_where_it_changes_nothing(name):
-    one, some = base(name), prompts(4, 11, 13)
-    size, found = batching_for(one, some, 3)
-    assert (size, found.refused, found.shared) == (3, None, None)
-    assert [len(b) for b in batches(some, [9] * 3, size, found)] == [3]
-    assert not any("one length" in line for line in write(one, some, 3).notices)
+    loaded, ids = base(name), prompts(4, 11, 13)
+    size, batching = batching_for(loaded, ids, 3)
+    assert (size, batching.refused, batching.shared) == (3, None, None)
+    assert [len(b) for b in batches(ids, [9] * 3, size, batching)] == [3]
+    assert not any("one length" in notice for notice in write(loaded, ids, 3).notices)
 
 
-def test_a_base_whose_batches_mix_rows_says_so():
+def test_a_base_whose_batches_mix_rows_gets_one_prompt_at_a_time():
     """transformers' RWKV adds up the states of a batch's rows."""
     for lengths in ((4, 11, 11), (11, 11)):
-        said = write(base("rwkv"), prompts(*lengths), 3).notices
-        assert any("one at a time: RwkvForCausalLM mixes batched rows" in line for line in said)
+        notices = write(base("rwkv"), prompts(*lengths), 3).notices
+        assert any(
+            "one at a time: RwkvForCausalLM mixes batched rows" in notice for notice in notices
+        )
     mixed = Batching(refused="It mixes left-padded rows")
     assert batching_notices(3, mixed, prompts(4, 9), [9, 9]) == [
         "a batch has prompts of one length: It mixes left-padded rows"
@@ -66,10 +68,10 @@ def test_a_base_whose_batches_mix_rows_says_so():
     assert [len(b) for b in batches(prompts(4, 9, 9), [9] * 3, 3, mixed)] == [2, 1]
 
 
-def test_texts_that_pass_a_threshold_are_said():
-    done = write(base("phi3_longrope"), prompts(4, 20), 2)
+def test_a_notice_names_the_threshold_that_texts_pass():
+    generation = write(base("phi3_longrope"), prompts(4, 20), 2)
     assert any(
-        "where texts pass 24 tokens (original_max_position_embeddings)" in line
-        for line in done.notices
+        "where texts pass 24 tokens (original_max_position_embeddings)" in notice
+        for notice in generation.notices
     )
     assert len(write(base("phi3_longrope"), prompts(4, 9), 2).notices) == 2

@@ -1,4 +1,4 @@
-"""An adapter is asked as it was trained: the text that generation is given is that of its rows."""
+"""Prompts of generation are written in the format of the adapter's training."""
 
 import json
 
@@ -35,7 +35,7 @@ PLAIN = {
     "prompt": {"prompt": "hello", "completion": "ho"},
 }
 TALK = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "ho"}]}
-# rows and settings of a training: what they are asked with, and what is said of it
+# a row of a training, its settings, and what the notice says
 TRAININGS = {
     "chat": (TALK, {"chat_template": chatml()}, ""),
     "chat with its own variables": (
@@ -87,17 +87,17 @@ def trained(base, tmp_path, row, settings):
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_the_text_of_training_is_that_of_generation(base, tmp_path, name):
-    row, settings, said = TRAININGS[name]
+def test_a_prompt_of_generation_is_that_of_training(base, tmp_path, name):
+    row, settings, words = TRAININGS[name]
     folder, data, config = trained(base, tmp_path, row, settings)
     opened = open_adapter(folder)
-    written = render([Row(row, "a:1")], config, base.tokenizer).rows[0]
+    rendered = render([Row(row, "a:1")], config, base.tokenizer).rows[0]
     asked = render_messages(opened, [{"role": "user", "content": "hello"}])
-    assert asked.prompt == written.prompt
-    assert asked.special is written.special
-    assert end_of_turn(opened) == written.ending
-    lines = conversation_notices(opened)
-    assert said in " ".join(lines) if said else lines == []
+    assert asked.prompt == rendered.prompt
+    assert asked.special is rendered.special
+    assert end_of_turn(opened) == rendered.ending
+    notices = conversation_notices(opened)
+    assert words in " ".join(notices) if words else notices == []
     again = with_training_templates(
         opened.prompt_format, DataConfig(path=config.path, validation=0.0)
     )
@@ -106,11 +106,11 @@ def test_the_text_of_training_is_that_of_generation(base, tmp_path, name):
     assert format_notices(opened.prompt_format, rows.prompt_format, opened.tokenizer) == []
     template = settings.get("chat_template", base.tokenizer.chat_template)
     assert opened.tokenizer.chat_template == template
-    other = "the chat template that the adapter was trained with is used" in str(opened.notices)
-    assert other is ("chat_template" in settings)
+    replaced = "the chat template that the adapter was trained with is used" in str(opened.notices)
+    assert replaced is ("chat_template" in settings)
 
 
-def test_chat_and_generate_say_how_they_ask(base, tmp_path):
+def test_chat_and_generate_have_a_notice_on_their_prompts(base, tmp_path):
     folder, _, _ = trained(base, tmp_path, PLAIN["alpaca"], {})
     opened = open_adapter(folder)
     talk = Chat(opened, system="Be kind.")
@@ -122,14 +122,14 @@ def test_chat_and_generate_say_how_they_ask(base, tmp_path):
             [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}],
         ).prompt
     )
-    done = generate(opened, ["hello"], chat=True, max_new_tokens=1)
-    assert done.notices[0] == conversation_notices(opened)[0]
-    done = generate(opened, ["hello"], max_new_tokens=1)
-    assert "--chat puts it around them" in done.notices[0]
+    generation = generate(opened, ["hello"], chat=True, max_new_tokens=1)
+    assert generation.notices[0] == conversation_notices(opened)[0]
+    generation = generate(opened, ["hello"], max_new_tokens=1)
+    assert "--chat puts it around them" in generation.notices[0]
     assert plain_prompt_notices(base) == []
 
 
-def test_a_system_message_that_the_text_has_no_place_for_is_said_not_to_be_used(base, tmp_path):
+def test_a_notice_says_that_the_template_does_not_use_the_system_message(base, tmp_path):
     row, settings, _ = TRAININGS["alpaca of another text"]
     opened = open_adapter(trained(base, tmp_path, row, settings)[0])
     assert "the system message is not used" in conversation_notices(opened, has_system=True)
@@ -149,7 +149,7 @@ def test_rows_of_another_format_are_named(base, tmp_path):
     assert format_notices(None, form, base.tokenizer) == []
 
 
-def test_the_format_comes_back_from_the_manifest_as_it_was():
+def test_a_format_survives_the_manifest():
     for form in (
         PromptFormat(
             kind="chat",
@@ -191,7 +191,7 @@ def test_a_changed_record_is_refused(base, tmp_path, change):
             prompt_format_from_dict(damaged, "here")
 
 
-def test_an_adapter_without_a_record_is_asked_through_the_base(base, tmp_path):
+def test_an_adapter_without_a_recorded_format_is_prompted_through_the_base(base, tmp_path):
     lorica.adapt(base.model, lorica.Lora(r=1), name="asked", target_modules=["q_proj"])
     save(base.model, tmp_path / "adapter", "asked", tokenizer=base.tokenizer, base_path="bundled")
     lorica.detach(base.model, "asked")
@@ -204,7 +204,7 @@ def test_an_adapter_without_a_record_is_asked_through_the_base(base, tmp_path):
     assert "no chat template" in Chat(opened).notices[0]
 
 
-def test_a_run_records_its_templates_as_text_and_its_adapter_as_well(tmp_path):
+def test_a_run_and_its_adapter_record_the_text_of_the_templates(tmp_path):
     file, template = tmp_path / "rows.jsonl", tmp_path / "alpaca.jinja"
     file.write_text((json.dumps(PLAIN["alpaca"]) + "\n") * 2)
     template.write_text("Q {{ instruction }}{{ input }} A")

@@ -47,10 +47,10 @@ def test_rows_that_a_run_was_trained_on_are_named(rows, tmp_path, capsys):
     with new.open("a") as file:
         file.write(json.dumps({"prompt": "Say more. ", "completion": "No."}) + "\n")
     report = lorica.evaluate(done.folder, str(new), exact_match=False)
-    assert any(line.startswith("1 of 2 rows are rows that the run was") for line in report.notices)
+    assert any(line.startswith("in the training data of this run: 1 of 2 rows") for line in report.notices)
     new.write_text(new.read_text().splitlines()[1] + "\n")
     report = lorica.evaluate(done.folder, str(new), exact_match=False)
-    assert not any("was trained on" in line for line in report.notices)
+    assert not any("training data of this run" in line for line in report.notices)
 
 
 def sparse(path, size):
@@ -98,7 +98,7 @@ def test_rows_of_a_run_that_are_not_known_are_a_notice(trained, tmp_path, damage
     notices = seen_in_training(run, np.array([b"0" * 16]))
     if results or damage not in ("cut", "other bytes"):  # only results.json tells these
         assert len(notices) == 1
-        assert notices[0].startswith("which rows the run was trained on is not known: ")
+        assert notices[0].startswith("it is unknown which rows the run was trained on: ")
         assert str(path) in notices[0]
 
 

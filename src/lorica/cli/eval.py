@@ -75,8 +75,9 @@ def evaluate(
 
     from rich.console import Console
 
+    from lorica.evaluation.evaluate import evaluate, record
     from lorica.evaluation.predictions import write
-    from lorica.evaluation.report import evaluate, record, show
+    from lorica.evaluation.tables import show_report
 
     report = evaluate(
         path,
@@ -98,7 +99,7 @@ def evaluate(
     if json:
         print_json(report.as_dict())
     else:
-        show(report, Console(highlight=False))
+        show_report(report, Console(highlight=False))
 
 
 def check_new(path: Path) -> None:

@@ -56,12 +56,12 @@ def predict(
     from lorica.evaluation.predict import predict, show_predictions
     from lorica.evaluation.predictions import write
 
-    done = predict(
+    predictions = predict(
         path, data, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
     )
     if output is not None:
-        write(output, done.rows)
+        write(output, predictions.rows)
     if json:
-        print_json(done.as_dict())
+        print_json(predictions.as_dict())
     else:
-        show_predictions(done, Console(highlight=False))
+        show_predictions(predictions, Console(highlight=False))

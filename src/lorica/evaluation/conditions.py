@@ -1,7 +1,7 @@
-"""Rows with conditions: make the model ready for them, and see whether the condition matters.
+"""Rows with conditions: prepare the model for them, and test whether the condition matters.
 
-A network that makes an adapter from a condition may come to give the same one for all, and the
-loss would not show it. So the rows are scored once more, each under another row's condition.
+A network that makes an adapter from a condition may learn to make the same one for all of them,
+and the loss would not show it. So the rows are scored again, each under another row's condition.
 """
 
 from collections.abc import Sequence
@@ -17,35 +17,44 @@ from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.stats import ratios
 
 
-def ready(base: LoadedModel, examples: Sequence[Example]) -> list[str]:
-    """Let the base read what texts the rows are conditioned on.
+def prepare_conditions(loaded: LoadedModel, examples: Sequence[Example]) -> list[str]:
+    """Compute the vectors of the texts that the rows are conditioned on.
 
-    Returns: named lines, also that the conditions are not used. Raises: DataError if the active
-        adapter needs a condition, and the rows have none.
+    Returns: notices, also that conditions are not used. Raises: DataError if the active adapter
+        needs a condition, and the rows have none.
     """
-    told = [e.condition for e in examples if e.condition is not None]
-    if conditioned(base.model) and not told:
+    conditions = _conditions(examples)
+    if conditioned(loaded.model) and not conditions:
         raise DataError(
             "the adapter is made from a condition, and the rows have none.",
             fix="name their column, data.columns: {condition: NAME}",
         )
-    return unused(base.model, told) + describe(base.model, base.tokenizer, sorted(set(told)))
+    distinct = sorted(set(conditions))
+    return unused(loaded.model, conditions) + describe(loaded.model, loaded.tokenizer, distinct)
 
 
-def swap(
-    model: nn.Module, examples: Sequence[Example], right: Scores, *, batch_size: int
+def swapped_condition_notice(
+    model: nn.Module, examples: Sequence[Example], scores: Scores, *, batch_size: int
 ) -> list[str]:
-    """A named line: how much worse the loss is under the conditions of other rows.
+    """A notice: by how much the loss rises under the conditions of other rows.
 
-    right: the scores under the rows' own. Nothing where the model takes no condition, or all
-    rows have the same.
+    scores: under the rows' own conditions. Empty where the model takes no condition, or all rows
+    have the same.
     """
-    told = [e.condition for e in examples if e.condition is not None]
-    if not conditioned(model) or len(set(told)) < 2:
+    conditions = _conditions(examples)
+    if not conditioned(model) or len(set(conditions)) < 2:
         return []
-    others = [replace(e, condition=c) for e, c in zip(examples, swapped(told), strict=True)]
+    pairs = zip(examples, swapped(conditions), strict=True)
+    others = [replace(example, condition=condition) for example, condition in pairs]
     wrong = score(model, others, batch=batch_size)
-    rise = ratios([right.nll, wrong.nll], right.tokens).difference(0, 1)
-    says = "the condition is used" if rise.side > 0 else "that the condition is used is not shown"
-    line = f"with the conditions of other rows the loss is {wrong.loss:.3f}, {rise.value:+.3f} "
-    return [f"{line}[{rise.low:+.3f}, {rise.high:+.3f}]: {says}"]
+    rise = ratios([scores.nll, wrong.nll], scores.tokens).difference(0, 1)
+    verdict = "the condition is used" if rise.side > 0 else "not shown that the condition is used"
+    notice = (
+        f"with the conditions of other rows the loss is {wrong.loss:.3f}, {rise.value:+.3f} "
+        f"[{rise.low:+.3f}, {rise.high:+.3f}]: {verdict}"
+    )
+    return [notice]
+
+
+def _conditions(examples: Sequence[Example]) -> list[str]:
+    return [e.condition for e in examples if e.condition is not None]

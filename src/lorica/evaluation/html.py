@@ -1,8 +1,10 @@
-"""Results and reports as a notebook shows them: plain tables, every text escaped."""
+"""Results and reports as HTML tables, for notebooks. Every text is escaped."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from lorica.errors import counted
 
 
 def report_html(report: Mapping[str, Any]) -> str:
@@ -18,15 +20,15 @@ def report_html(report: Mapping[str, Any]) -> str:
         ]
         for name, measure in measures
     ]
-    title = f"{report['path']}: {report['rows']:,} rows of {report['data']}"
-    parts = [_title(title), _table(["", *systems, *([""] if adapted else [])], rows)]
+    title = f"{report['path']}: {counted(report['rows'], 'row')} of {report['data']}"
+    blocks = [_title(title), _table(["", *systems, *([""] if adapted else [])], rows)]
     if classes := report.get("classes"):
-        own = [s for s in ("base", "adapter") if s in classes["confusion"]]
+        measured = [s for s in ("base", "adapter") if s in classes["confusion"]]
         f1 = [
-            [label, f"{figures['rows']:,}", *(_interval(figures[s]) for s in own)]
+            [label, f"{figures['rows']:,}", *(_interval(figures[s]) for s in measured)]
             for label, figures in classes["f1"].items()
         ]
-        parts.append(_table(["F1 of class", "rows", *own], f1))
+        blocks.append(_table(["F1 of class", "rows", *measured], f1))
     examples = report["examples"]
     if examples:
         keys = [
@@ -34,8 +36,10 @@ def report_html(report: Mapping[str, Any]) -> str:
             for key in ("where", "prompt", "wanted", "base", "adapter")
             if any(e.get(key) is not None for e in examples)
         ]
-        parts.append(_table(keys, [[e.get(key) or "" for key in keys] for e in examples]))
-    return "".join([*parts, _notices(report["lines"]), "<p>in brackets: 95 % intervals</p>"])
+        blocks.append(_table(keys, [[e.get(key) or "" for key in keys] for e in examples]))
+    return "".join(
+        [*blocks, _notices(report["lines"]), "<p>in brackets: 95 % confidence intervals</p>"]
+    )
 
 
 def result_html(folder: str, figures: Mapping[str, Any], notices: Sequence[str]) -> str:
@@ -48,8 +52,9 @@ def result_html(folder: str, figures: Mapping[str, Any], notices: Sequence[str])
         pair = figures.get(key) or {}
         if pair.get("before") is not None and pair.get("after") is not None:
             rows.append([key.replace("_", " "), f"{pair['before']:.4f} → {pair['after']:.4f}"])
-    if (trained := figures.get("parameters")) is not None:
-        rows.append(["trained", f"{trained['trained']:,} of {trained['total']:,} parameters"])
+    if (parameters := figures.get("parameters")) is not None:
+        counts = f"{parameters['trained']:,} of {parameters['total']:,}"
+        rows.append(["trained parameters", counts])
     if (seconds := figures.get("seconds")) is not None:
         rows.append(["seconds", f"{seconds:,.1f}"])
     return _title("Lorica run") + _table([], rows) + _notices(notices)

@@ -1,8 +1,8 @@
-"""A base beside its adapter on the same rows, every figure with its interval.
+"""A base and its adapter on the same rows: every metric with its 95 % confidence interval.
 
-One model serves for both: the adapter is switched off for the base's turn. A difference counts
-as shown when its 95 % interval leaves out 0. Intervals are those of each figure by itself: of
-twenty figures that nothing changed, one will be called different.
+One loaded model serves for both; the adapter is off while the base is measured. A difference
+counts as shown when its 95 % interval excludes 0. Each interval is for one metric by itself: of
+twenty metrics without a true difference, about one will be called different.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,24 @@ from torch import nn
 from lorica.base.load import LoadedModel
 from lorica.core.attach import use
 from lorica.data.example import Example
-from lorica.errors import TrainingError
-from lorica.evaluation.answers import Quiz, quiz, take
+from lorica.errors import TrainingError, counted
 from lorica.evaluation.classes import Classes, confusion, macro_f1
-from lorica.evaluation.conditions import ready, swap
+from lorica.evaluation.conditions import prepare_conditions, swapped_condition_notice
+from lorica.evaluation.exact_match import QuestionSet, answer_questions, question_set
 from lorica.evaluation.loss import Scores, label_logits, score
-from lorica.evaluation.predictions import predictions
-from lorica.evaluation.stats import LEAST, Interval, capped_exp, newcombe, ratios, wilson
-from lorica.generation.stops import Stops
+from lorica.evaluation.predictions import class_rows, text_rows
+from lorica.evaluation.stats import MIN_ROWS, Interval, capped_exp, newcombe, ratios, wilson
 
-SAME = 1e-7
-"""Logits this close are the same."""
-FEW = 20
-"""Rows under which an interval may be too narrow where a few rows are far worse than the rest."""
+SAME_LOGITS = 1e-7
+"""Largest difference of logits that count as equal."""
+FEW_ROWS = 20
+"""Below this, the interval of a loss may be too narrow where a few rows are far worse."""
 SAMPLES = 4
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure. adapter and difference (adapter - base) are None when a base is alone."""
+    """One metric. adapter and difference (adapter - base) are None if only a base is measured."""
 
     name: str
     rows: int
@@ -53,14 +52,14 @@ class Measure:
         return {1: "better", -1: "worse", 0: "no difference shown"}[side]
 
     def as_dict(self) -> dict[str, Any]:
-        parts = {"base": self.base, "adapter": self.adapter, "difference": self.difference}
-        plain = {key: part and part.as_dict() for key, part in parts.items()}
+        intervals = {"base": self.base, "adapter": self.adapter, "difference": self.difference}
+        plain = {key: interval and interval.as_dict() for key, interval in intervals.items()}
         return {"rows": self.rows, **plain, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row as both answer it."""
+    """One row with its reference (wanted), and the answer of base and adapter."""
 
     where: str
     prompt: str
@@ -71,11 +70,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation came to.
+    """The result of an evaluation.
 
-    path: the adapter, run or base; data: where the rows come from.
+    path: the adapter, run or base. data: where the rows come from.
     tokens: label tokens (rows with a class count one).
-    classes: of a classifier. predictions: what became of every row, one JSON object each.
+    classes: of a classifier. predictions: one JSON object for each row.
     """
 
     measures: list[Measure]
@@ -116,7 +115,7 @@ class Report:
 
 
 def evaluate_loaded(
-    base: LoadedModel,
+    loaded: LoadedModel,
     examples: Sequence[Example],
     *,
     adapted: bool = True,
@@ -124,7 +123,7 @@ def evaluate_loaded(
     max_new_tokens: int | None = None,
     batch_size: int = 16,
 ) -> Report:
-    """Measure a model that is open already.
+    """Measure a loaded model.
 
     adapted: the model carries an active adapter, which is measured beside the base.
     exact_match: let both write an answer to every row with a prompt.
@@ -132,59 +131,53 @@ def evaluate_loaded(
     Raises: TrainingError if the adapter changes no logit, or a loss is not finite; DataError if
         no row has a label, or none has the condition that the adapter needs.
     """
-    lines = ready(base, examples)
+    notices = prepare_conditions(loaded, examples)
     if adapted:
-        check_acts(base.model, examples)
-    asked = Quiz([], 0, Stops(base.tokenizer))
-    if exact_match and base.labels is None:
-        asked = quiz(base, examples, max_new_tokens)
-    lines += asked.notices
+        check_adapter_acts(loaded.model, examples)
+    answered = examples if exact_match and loaded.labels is None else []
+    asked = question_set(loaded, answered, max_new_tokens)
+    notices += asked.notices
     scores: list[Scores] = []
     answers: list[list[str]] = []
     cut: list[str] = []
-    for turn in [use(base.model), nullcontext()] if adapted else [nullcontext()]:
-        with turn:
-            scores.append(score(base.model, examples, batch=batch_size))
-            said, cut = take(base, asked, batch_size=batch_size)
-            answers.append(said)
+    for system in [use(loaded.model), nullcontext()] if adapted else [nullcontext()]:
+        with system:
+            scores.append(score(loaded.model, examples, batch=batch_size))
+            texts, cut = answer_questions(loaded, asked, batch_size=batch_size)
+            answers.append(texts)
     if adapted:
-        lines += swap(base.model, examples, scores[-1], batch_size=batch_size)
-    lines += [f"exact match: {line}" for line in cut]  # the adapter's; a base rambles on anyway
-    if len(examples) < LEAST:
-        lines.append(f"{len(examples)} rows are too few: intervals need {LEAST} at least")
-    elif len(examples) < FEW:
-        lines.append(
-            f"{len(examples)} rows are few: a 95 % interval of the loss holds in about 88 "
-            "of 100 cases where some rows are far worse than the rest"
+        notices += swapped_condition_notice(
+            loaded.model, examples, scores[-1], batch_size=batch_size
         )
-    classes = None
-    if base.labels is None:
-        measures = [*token_measures(scores), *_matches(asked, answers)]
-    else:
-        measures, classes = _of_classes(base.labels, examples, scores)
-        lines += _one_class(classes)
-    samples = _samples(asked, answers)
+    notices += [f"exact match: {notice}" for notice in cut]  # of the adapter, if there is one
+    notices += _few_rows_notice(len(examples))
     tokens = int(scores[0].tokens.sum())
-    every = predictions(examples, scores, base.labels, asked, answers)
-    return Report(
-        measures, len(examples), tokens, samples, lines, classes=classes, predictions=every
-    )
+    if loaded.labels is not None:
+        measures, classes = _class_measures(loaded.labels, examples, scores)
+        notices += _one_class_notice(classes)
+        rows = class_rows(examples, scores, loaded.labels)
+        return Report(
+            measures, len(examples), tokens, [], notices, classes=classes, predictions=rows
+        )
+    measures = [*token_measures(scores), *_match_measures(asked, answers)]
+    rows = text_rows(examples, scores, asked, answers)
+    samples = _samples(asked, answers)
+    return Report(measures, len(examples), tokens, samples, notices, predictions=rows)
 
 
-def check_acts(model: nn.Module, examples: Sequence[Example]) -> None:
-    """Refuse an adapter that does nothing: to compare it with its base would be a lie.
+def check_adapter_acts(model: nn.Module, examples: Sequence[Example]) -> None:
+    """Raises: TrainingError if the adapter changes the logits of no row.
 
-    The first rows decide as a rule; where they show no change, all the others are asked too.
-    Raises: TrainingError.
+    A few rows are tried at a time; as a rule the first ones show a difference.
     """
     step = 4
     for start in range(0, len(examples), step):
-        part = examples[start : start + step]
-        adapted = torch.cat([logits.flatten() for _, logits, _ in label_logits(model, part)])
+        rows = examples[start : start + step]
+        adapted = torch.cat([logits.flatten() for _, logits, _ in label_logits(model, rows)])
         with use(model):
-            bare = torch.cat([logits.flatten() for _, logits, _ in label_logits(model, part)])
-        change = (adapted - bare).abs().max().item() if len(bare) else 0.0
-        if not change <= SAME:  # also when it is NaN: that is said elsewhere
+            plain = torch.cat([logits.flatten() for _, logits, _ in label_logits(model, rows)])
+        change = (adapted - plain).abs().max().item() if len(plain) else 0.0
+        if not change <= SAME_LOGITS:  # also NaN, which scoring reports
             return
     raise TrainingError(
         "the adapter does nothing: its logits are those of the base on every row.",
@@ -213,59 +206,72 @@ def token_measures(scores: list[Scores]) -> list[Measure]:
     ]
 
 
-def _of_classes(
+def _class_measures(
     labels: list[str], examples: Sequence[Example], scores: list[Scores]
 ) -> tuple[list[Measure], Classes]:
-    """Loss, accuracy and F1 of a classifier, per row, and what became of each class."""
+    """Loss, accuracy and macro F1 of a classifier, and the metrics of each class."""
     loss, *_ = token_measures(scores)
-    wanted = np.array([e.label for e in examples])
-    chosen = [s.probabilities.argmax(1) for s in scores]
+    actual = np.array([e.label for e in examples])
+    predictions = [s.probabilities.argmax(1) for s in scores]
     count = len(labels)
-    f1 = Measure("macro_f1", len(examples), "higher", *macro_f1(wanted, chosen, count))
-    accuracy = _shares("accuracy", [s.correct.astype(bool) for s in scores])
-    classes = Classes(labels, [confusion(wanted, one, count) for one in chosen])
-    return [loss, accuracy, f1], classes
+    f1 = Measure("macro_f1", len(examples), "higher", *macro_f1(actual, predictions, count))
+    accuracy = _share("accuracy", [s.correct.astype(bool) for s in scores])
+    tables = [confusion(actual, predicted, count) for predicted in predictions]
+    return [loss, accuracy, f1], Classes(labels, tables)
 
 
-def _one_class(classes: Classes) -> list[str]:
-    """A notice on an adapter that tells no classes apart; it may look better than its base."""
-    if len(classes.confusion) < 2:
-        return []
-    table = classes.confusion[1]
-    given = table.sum(0)
-    if given.max() < given.sum() or (table.sum(1) > 0).sum() < 2:
-        return []
-    name = classes.labels[int(given.argmax())]
-    line = (
-        f"the adapter takes all {given.sum():,} rows for {name}: it tells no classes apart; train "
-        "longer, or with another learning_rate"
-    )
-    return [line]
-
-
-def _matches(asked: Quiz, answers: list[list[str]]) -> list[Measure]:
+def _match_measures(asked: QuestionSet, answers: list[list[str]]) -> list[Measure]:
     if not asked.questions:
         return []
     hits = [
-        np.array([q.is_right(text) for q, text in zip(asked.questions, said, strict=True)])
-        for said in answers
+        np.array([q.is_correct(text) for q, text in zip(asked.questions, texts, strict=True)])
+        for texts in answers
     ]
-    return [_shares("exact_match", hits)]
+    return [_share("exact_match", hits)]
 
 
-def _shares(name: str, hits: list[Any]) -> Measure:
-    """A share of rows, hit or missed."""
+def _share(name: str, hits: list[Any]) -> Measure:
+    """The share of rows that are correct. hits: (rows,) bool of each system."""
     rows = len(hits[0])
-    found = [wilson(int(hit.sum()), rows) for hit in hits]
-    apart = [newcombe(hits[0], hits[1])] if len(hits) > 1 else []
-    return Measure(name, rows, "higher", *found, *apart)
+    intervals = [wilson(int(hit.sum()), rows) for hit in hits]
+    difference = [newcombe(hits[0], hits[1])] if len(hits) > 1 else []
+    return Measure(name, rows, "higher", *intervals, *difference)
 
 
-def _samples(asked: Quiz, answers: list[list[str]]) -> list[Sample]:
-    """A few rows, at even distances."""
+def _samples(asked: QuestionSet, answers: list[list[str]]) -> list[Sample]:
+    """A few rows, evenly spaced."""
     count = len(asked.questions)
     picked = sorted({i * count // SAMPLES for i in range(min(SAMPLES, count))})
     return [
-        Sample(q.row.where, q.row.prompt, q.wanted, *(a[i] for a in answers))
+        Sample(q.row.where, q.row.prompt, q.reference, *(texts[i] for texts in answers))
         for i, q in ((i, asked.questions[i]) for i in picked)
     ]
+
+
+def _few_rows_notice(count: int) -> list[str]:
+    rows = counted(count, "row")
+    if count < MIN_ROWS:
+        return [f"too few rows for intervals: {rows}; at least {MIN_ROWS} are needed"]
+    if count < FEW_ROWS:
+        notice = (
+            f"few rows ({rows}): where some rows are far worse than the rest, a 95 % interval of "
+            "the loss contains the true value in about 88 of 100 cases"
+        )
+        return [notice]
+    return []
+
+
+def _one_class_notice(classes: Classes) -> list[str]:
+    """A notice on an adapter that predicts the same class for all rows."""
+    if len(classes.confusion) < 2:
+        return []
+    table = classes.confusion[1]
+    predicted = table.sum(0)
+    if predicted.max() < predicted.sum() or (table.sum(1) > 0).sum() < 2:
+        return []
+    name = classes.labels[int(predicted.argmax())]
+    notice = (
+        f"the adapter predicts {name} for all {counted(int(predicted.sum()), 'row')}: it does not "
+        "separate the classes; train longer, or with another learning_rate"
+    )
+    return [notice]

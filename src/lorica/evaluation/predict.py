@@ -15,21 +15,21 @@ from lorica.base.load import LoadedModel
 from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.prediction_rows import load_prediction_rows
-from lorica.errors import ConfigError, TrainingError, listed
+from lorica.errors import ConfigError, TrainingError, counted, listed
+from lorica.evaluation.evaluate import data_settings, open_model
 from lorica.evaluation.loss import class_probabilities
-from lorica.evaluation.predictions import choice
-from lorica.evaluation.report import data_settings, open_measured
+from lorica.evaluation.predictions import most_probable
 
-SHOWN, WIDTH = 20, 100
+MAX_ROWS, MAX_CHARACTERS = 20, 100
 """Rows that are printed, and characters of each."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The class of every row.
+    """The predicted class of every row.
 
-    labels: the classes. rows: one JSON object each: where, text, label, probability, and
-    probabilities of all classes; wanted: the label that the row brought.
+    labels: the classes. rows: one JSON object each: where, text, label, probability,
+    probabilities of all classes, and wanted: the row's own label, if it has one.
     """
 
     labels: list[str]
@@ -55,10 +55,10 @@ def predict(
     batch_size: int = 16,
     quantisation: str | None = None,
 ) -> Predictions:
-    """The classes that the classifier at `path` gives to the rows of `data`.
+    """The classes that the classifier at `path` predicts for the rows of `data`.
 
-    path: a run folder, an adapter folder, or a base alone. data: rows with a text; labels are
-        taken along, and not looked at.
+    path: a run folder, an adapter folder, or a base alone. data: rows with a text; their labels
+        are copied to the result, and not used.
     base: another place to load the base from; None: where the adapter says it was.
     limit: only the first rows. quantisation: of the base; None: as in training.
 
@@ -68,21 +68,21 @@ def predict(
     began, config = time.perf_counter(), data_settings(data, limit)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
-    opened, _ = open_measured(path, base, dtype, allow_base, quantisation)
-    if opened.labels is None:
+    loaded, _ = open_model(path, base, dtype, allow_base, quantisation)
+    if loaded.labels is None:
         raise ConfigError(
-            f"{path} is a language model, which gives no classes.",
+            f"{path} is a language model: it predicts no classes.",
             fix=f'lorica generate {path} --prompt "..."',
         )
-    examples, brought, notices = load_prediction_rows(config, opened.tokenizer, opened.max_length)
+    examples, labels, notices = load_prediction_rows(config, loaded.tokenizer, loaded.max_length)
     rows = [
-        told if label is None else told | {"wanted": label}
-        for told, label in zip(predict_loaded(opened, examples, batch_size), brought, strict=True)
+        row if label is None else row | {"wanted": label}
+        for row, label in zip(predict_loaded(loaded, examples, batch_size), labels, strict=True)
     ]
     return Predictions(
-        opened.labels,
+        loaded.labels,
         rows,
-        [*opened.notices, *notices],
+        [*loaded.notices, *notices],
         time.perf_counter() - began,
         str(path),
         config.path,
@@ -90,44 +90,45 @@ def predict(
 
 
 def predict_loaded(
-    base: LoadedModel, examples: Sequence[Example], batch_size: int = 16
+    loaded: LoadedModel, examples: Sequence[Example], batch_size: int = 16
 ) -> list[dict[str, Any]]:
-    """One object for each row, in the order of the rows, by a classifier that is open already."""
-    labels = base.labels or []
-    table = class_probabilities(base.model, examples, batch=batch_size)
-    wrong = [examples[i].where for i in np.flatnonzero(~np.isfinite(table).all(1)).tolist()]
-    if wrong:
+    """One object for each row, in the order of the rows, by a loaded classifier."""
+    labels = loaded.labels or []
+    table = class_probabilities(loaded.model, examples, batch=batch_size)
+    not_finite = [examples[i].where for i in np.flatnonzero(~np.isfinite(table).all(1)).tolist()]
+    if not_finite:
         raise TrainingError(
-            f"the probabilities of {len(wrong)} of {len(examples)} rows are not finite.",
-            rows=listed(wrong),
+            f"the probabilities of {len(not_finite)} of {counted(len(examples), 'row')} are not "
+            "finite.",
+            rows=listed(not_finite),
             fix="load the base in float32, or train with a lower learning rate",
         )
     return [
         {"where": example.where, "text": example.source.text if example.source else None}
-        | choice(row, labels)
+        | most_probable(row, labels)
         | {"probabilities": dict(zip(labels, row.astype(float).round(6).tolist(), strict=True))}
         for example, row in zip(examples, table, strict=True)
     ]
 
 
-def show_predictions(done: Predictions, console: Console) -> None:
-    """Print the first rows, how many have each class, and the notices."""
-    width = max(map(len, done.labels))
-    for row in done.rows[:SHOWN]:
+def show_predictions(predictions: Predictions, console: Console) -> None:
+    """Print the first rows, the number of rows of each class, and the notices."""
+    width = max(map(len, predictions.labels))
+    for row in predictions.rows[:MAX_ROWS]:
         text = " ".join((row["text"] or "").split())
-        brief = text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+        brief = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."
         console.print(
             Text(f"{row['label']:<{width}}  {row['probability']:6.1%}  {brief}"), soft_wrap=True
         )
-    if len(done.rows) > SHOWN:
-        console.print(f"... and {len(done.rows) - SHOWN:,} more rows", markup=False)
-    counts = Counter(row["label"] for row in done.rows)
+    if (hidden := len(predictions.rows) - MAX_ROWS) > 0:
+        console.print(f"... and {counted(hidden, 'more row')}", markup=False)
+    counts = Counter(row["label"] for row in predictions.rows)
     console.print(
         Text(
-            f"{len(done.rows):,} rows of {done.data}: "
-            + ", ".join(f"{label} {counts[label]:,}" for label in done.labels)
+            f"{counted(len(predictions.rows), 'row')} of {predictions.data}: "
+            + ", ".join(f"{label} {counts[label]:,}" for label in predictions.labels)
         ),
         soft_wrap=True,
     )
-    for line in done.notices:
-        console.print(Text(line), soft_wrap=True)
+    for notice in predictions.notices:
+        console.print(Text(notice), soft_wrap=True)

@@ -1,15 +1,14 @@
-"""How sure a figure is: 95 % intervals, for one system and for the difference of two.
+"""95 % confidence intervals, of a metric of one system and of the difference of two systems.
 
-Shares of rows (exact match, the accuracy of a classifier) get intervals that hold for few rows
-and at 0 % and 100 %, where the textbook interval has no width: Wilson's for one system,
-Newcombe's for two on the same rows. Means over tokens (loss, token accuracy) are sums over rows
-divided by sums over rows, and rows are what is independent: each row is left out in turn (the
-jackknife), and Student's t takes the place of the normal distribution. A bootstrap of 5 rows
-covers 74 to 87 % in place of 95 %.
+Shares of rows (exact match, the accuracy of a classifier) get intervals that are valid for few
+rows and at 0 % and 100 %, where the textbook interval has no width: Wilson's for one system,
+Newcombe's for two on the same rows. Means over tokens (loss, token accuracy) are ratios of sums
+over rows, and rows are independent, not tokens. So each row is left out in turn (the jackknife),
+and Student's t replaces the normal distribution. A bootstrap of 5 rows covers 74 to 87 %, not 95 %.
 
-What they reach by simulation (tests/evaluation/test_stats.py; 5, 10, 30 and 100 rows): 93 to 97 %
-for losses and token accuracies of rows of unequal length; 88 to 92 % where a few rows are far
-worse than all others (a log-normal with sigma 1), which no method can know from 5 rows.
+Coverage by simulation (tests/evaluation/test_stats.py; 5, 10, 30 and 100 rows): 93 to 97 % for
+losses and token accuracies of rows of unequal length; 88 to 92 % where a few rows are far worse
+than all others (a log-normal with sigma 1), which no method can know from 5 rows.
 """
 
 import math
@@ -23,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 Z = 1.959963984540054  # 97.5 % point of the normal distribution
 T = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 """97.5 % points of Student's t with 1 to 9 degrees of freedom."""
-LEAST = 3
-"""Rows from which there is an interval of a ratio."""
+MIN_ROWS = 3
+"""Fewest rows with an interval of a ratio."""
 
 Floats = NDArray[np.float64]
 Transform = Callable[[Floats], Floats]
@@ -32,7 +31,7 @@ Transform = Callable[[Floats], Floats]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval. Bounds are NaN where rows are too few to know one."""
+    """A value and its 95 % interval. The bounds are NaN if the rows are too few."""
 
     value: float
     low: float
@@ -40,11 +39,11 @@ class Interval:
 
     @property
     def side(self) -> int:
-        """+1 if the whole interval lies above 0, -1 if below, 0 if 0 is in it or no one knows."""
+        """+1 if the whole interval is above 0, -1 if below, 0 if it contains 0 or is unknown."""
         return (self.low > 0) - (self.high < 0)
 
     def as_dict(self) -> dict[str, float | None]:
-        """Plain JSON: what is not finite is None."""
+        """Plain JSON; None for values that are not finite."""
         return {key: value if math.isfinite(value) else None for key, value in vars(self).items()}
 
 
@@ -67,11 +66,11 @@ def newcombe(first: ArrayLike, second: ArrayLike) -> Interval:
     """
     a, b = np.asarray(second, bool), np.asarray(first, bool)
     n = len(a)
-    both, none = int((a & b).sum()), int((~a & ~b).sum())
+    both, neither = int((a & b).sum()), int((~a & ~b).sum())
     only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
     of_a, of_b = wilson(both + only_a, n), wilson(both + only_b, n)
-    margins = (both + only_a) * (only_b + none) * (both + only_b) * (only_a + none)
-    cross = both * none - only_a * only_b
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    cross = both * neither - only_a * only_b
     if cross > 0:  # continuity correction, which may not change the sign
         cross = max(cross - n / 2, 0)
     phi = cross / math.sqrt(margins) if margins else 0.0
@@ -86,9 +85,9 @@ def newcombe(first: ArrayLike, second: ArrayLike) -> Interval:
 def student(df: float) -> float:
     """The 97.5 % point of Student's t.
 
-    df: degrees of freedom, at least 1; between whole numbers below 10 it is interpolated in 1/df.
-    Source: Abramowitz & Stegun, "Handbook of Mathematical Functions", 1964, 26.7.5; the error
-        from 10 degrees of freedom on is below 2e-5.
+    df: degrees of freedom, at least 1. Between whole numbers below 10 it is interpolated in 1/df.
+    Source: Abramowitz & Stegun, "Handbook of Mathematical Functions", 1964, 26.7.5. From 10
+        degrees of freedom on, the error is below 2e-5.
     """
     if df < 10:
         below, above = int(df), int(df) + 1
@@ -110,7 +109,7 @@ def _whole(df: int) -> float:
 
 
 def capped_exp(values: Any) -> Any:
-    """exp, of what a float can hold."""
+    """exp, limited to what a float can hold."""
     return np.exp(np.minimum(values, math.log(1e300)))
 
 
@@ -119,7 +118,7 @@ class Ratios:
     """Ratios of sums over rows, of several systems on the same rows.
 
     values: (systems,). left_out: (systems, rows): without each row in turn.
-    effective: rows of equal weight that would say as much: 1 / sum of squared shares of weight.
+    effective: the effective number of rows: 1 / sum of squared shares of weight.
     """
 
     values: Floats
@@ -127,84 +126,87 @@ class Ratios:
     effective: float
 
     def positive(self, system: int, transform: Transform | None = None) -> Interval:
-        """Of a ratio that is never below 0 (a loss), on the scale of its logarithm.
+        """The interval of a ratio that is never negative (a loss), on a logarithmic scale.
 
         transform: applied to value and bounds (exp for a perplexity).
         """
-        f, value = transform or _same, self.values[system]
-        if not self._known or value <= 0:
-            bound = math.nan if not self._known else f(value)
+        f, value = transform or _identity, self.values[system]
+        if not self._has_interval or value <= 0:
+            bound = math.nan if not self._has_interval else f(value)
             return Interval(float(f(value)), float(bound), float(bound))
-        spread = math.exp(min(self._t * self._error(_same, system) / value, 700))
+        spread = math.exp(min(self._t * self._error(_identity, system) / value, 700))
         return Interval(*(float(f(v)) for v in (value, value / spread, value * spread)))
 
     def share(self, system: int) -> Interval:
-        """Of a share between 0 and 1, by Wilson's interval on as many rows as it is sure of."""
+        """The interval of a share: Wilson's, on the rows that its standard error stands for."""
         p = float(self.values[system])
-        if not self._known:
+        if not self._has_interval:
             return Interval(p, math.nan, math.nan)
-        error = self._error(_same, system)
+        error = self._error(_identity, system)
         rows = p * (1 - p) / error**2 if error > 0 else self.effective
         return _wilson(p, rows, self._t)
 
     def difference(self, first: int, second: int, transform: Transform | None = None) -> Interval:
-        """second - first, row for row. transform: applied to both before."""
-        f = transform or _same
+        """The interval of second - first, paired by row. transform: applied to both before."""
+        f = transform or _identity
         value = float(f(self.values)[second] - f(self.values)[first])
-        if not self._known:
+        if not self._has_interval:
             return Interval(value, math.nan, math.nan)
         half = self._t * self._error(f, second, first)
         return Interval(value, value - half, value + half)
 
     def difference_of_exp(self, first: int, second: int) -> Interval:
-        """exp(second) - exp(first), on the side of zero that the difference itself shows.
+        """The interval of exp(second) - exp(first), on the same side of 0 as the difference.
 
-        A few rows of a huge perplexity would hide it else. A bound beyond zero gives way to that of
-        the difference, at the lower bound of the first.
+        Otherwise a few rows of huge perplexity would hide the difference. A bound beyond 0 is
+        replaced by that of the difference, scaled by the lower bound of exp(first).
         """
-        found, apart = self.difference(first, second, capped_exp), self.difference(first, second)
-        low, high = found.low, found.high
-        least = self.positive(first, capped_exp).low
-        if apart.side < 0:
-            high = high if high < 0 else least * math.expm1(apart.high)
-        elif apart.side > 0:
-            low = low if low > 0 else least * math.expm1(min(apart.low, 690.0))
-        elif self._known:
+        of_exp, plain = self.difference(first, second, capped_exp), self.difference(first, second)
+        low, high = of_exp.low, of_exp.high
+        scale = self.positive(first, capped_exp).low
+        if plain.side < 0:
+            high = high if high < 0 else scale * math.expm1(plain.high)
+        elif plain.side > 0:
+            low = low if low > 0 else scale * math.expm1(min(plain.low, 690.0))
+        elif self._has_interval:
             low, high = min(low, 0.0), max(high, 0.0)
-        return Interval(found.value, low, high)
+        return Interval(of_exp.value, low, high)
 
     def share_difference(self, first: int, second: int) -> Interval:
-        """second - first of two shares. Where no row differs, what so few rows can still hide."""
-        found = self.difference(first, second)
-        if found.value == found.low == found.high == 0:
-            most = _wilson(0.0, self.effective, self._t).high
-            return Interval(0.0, -most, most)
-        return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0))
+        """The interval of second - first of two shares.
+
+        Where no row differs, its bounds are the largest share that so few rows can miss.
+        """
+        plain = self.difference(first, second)
+        if plain.value == plain.low == plain.high == 0:
+            bound = _wilson(0.0, self.effective, self._t).high
+            return Interval(0.0, -bound, bound)
+        return Interval(plain.value, max(plain.low, -1.0), min(plain.high, 1.0))
 
     @property
-    def _known(self) -> bool:
-        return self.left_out.shape[1] >= LEAST
+    def _has_interval(self) -> bool:
+        return self.left_out.shape[1] >= MIN_ROWS
 
     @property
     def _t(self) -> float:
         return student(max(self.effective - 1, 1))
 
     def _error(self, f: Transform, system: int, minus: int | None = None) -> float:
-        """The jackknife's standard error of a system, or of what it has more than `minus`."""
+        """The jackknife's standard error of a system, or of its difference to `minus`."""
         whole, without = f(self.values), f(self.left_out)
-        moved = whole[system] - without[system]
+        change = whole[system] - without[system]
         if minus is not None:
-            moved = moved - (whole[minus] - without[minus])
-        rows = len(moved)
-        return math.sqrt(float((moved**2).sum()) * (rows - 1) / rows)
+            change = change - (whole[minus] - without[minus])
+        rows = len(change)
+        return math.sqrt(float((change**2).sum()) * (rows - 1) / rows)
 
 
 def ratios(sums: ArrayLike, weights: ArrayLike) -> Ratios:
-    """sum(sums) / sum(weights), and what it is without each row.
+    """sum(sums) / sum(weights), and the same without each row.
 
-    sums: (rows,) or (systems, rows): what each row adds (its summed loss, its correct tokens).
-    weights: (rows,): what each row counts for (its label tokens), the same for all systems; rows
-        without weight are left out.
+    sums: (rows,) or (systems, rows): the numerator of each row (its summed loss, its hits).
+    weights: (rows,): the denominator of each row (its label tokens), the same for all systems;
+        rows of weight 0 are left out.
 
     Source: Miller, "The jackknife - a review", 1974, Biometrika 61:1-15; degrees of freedom from
         the effective number of rows: Kish, "Survey Sampling", 1965, 11.7.
@@ -219,20 +221,20 @@ def ratios(sums: ArrayLike, weights: ArrayLike) -> Ratios:
 
 
 def jackknife(value: float, left_out: Floats) -> Interval:
-    """Any smooth figure of rows. left_out: (rows,): the figure without each row."""
+    """The interval of any smooth metric. left_out: (rows,): the metric without each row."""
     rows = len(left_out)
-    if rows < LEAST:
+    if rows < MIN_ROWS:
         return Interval(value, math.nan, math.nan)
     half = student(rows - 1) * math.sqrt(float(((value - left_out) ** 2).sum()) * (rows - 1) / rows)
     return Interval(value, value - half, value + half)
 
 
 def _wilson(p: float, rows: float, z: float) -> Interval:
-    """Wilson's interval for a share of `rows`, which need not be a whole number."""
+    """Wilson's interval of a share. rows: not always a whole number."""
     middle = (p + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(p * (1 - p) / rows + z * z / (4 * rows * rows))
     return Interval(p, 0.0 if p <= 0 else middle - half, 1.0 if p >= 1 else middle + half)
 
 
-def _same(values: Floats) -> Floats:
+def _identity(values: Floats) -> Floats:
     return values

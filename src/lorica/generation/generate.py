@@ -18,7 +18,7 @@ from lorica.core.modes import in_mode
 from lorica.core.peak_memory import peak_memory
 from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.data.text_encoder import prompt_ids
-from lorica.errors import ConfigError
+from lorica.errors import ConfigError, counted
 from lorica.generation.batches import (
     batches,
     batching_for,
@@ -207,11 +207,11 @@ def _cut_notices(
     if not stops.tokens:
         notices.append("the base has no stop token: every text goes on to its longest")
     if by_context:
-        notices.append(
-            f"{by_context} texts were cut where the context of {loaded.max_length} ended"
-        )
-    if len(cut) > by_context:
-        notices.append(f"{len(cut) - by_context} texts were cut after {max_new_tokens} tokens")
+        texts = counted(by_context, "text")
+        notices.append(f"the context of {loaded.max_length} tokens cut {texts}")
+    if (by_limit := len(cut) - by_context) > 0:
+        texts = "1 text was" if by_limit == 1 else f"{by_limit:,} texts were"
+        notices.append(f"{texts} cut after {max_new_tokens} tokens")
     return notices
 
 

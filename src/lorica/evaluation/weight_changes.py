@@ -1,4 +1,4 @@
-"""How training turned the rows of each weight, and how it changed their size.
+"""How much training changed the magnitude and the direction of each weight's rows.
 
 Liu et al., "DoRA", 2024, arXiv:2402.09353, section 3: with W the base's weight, W' the adapted one
 and m, m' the norms of their O rows,
@@ -22,8 +22,8 @@ from lorica.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What became of one weight. magnitude: in units of the weight. direction: 0 to 2."""
+class WeightChange:
+    """The change of one weight. magnitude: in units of the weight. direction: from 0 to 2."""
 
     site: str
     magnitude: float
@@ -31,41 +31,41 @@ class Turn:
 
 
 @torch.no_grad()
-def turns(model: nn.Module, name: str = "default") -> list[Turn]:
-    """What adapter `name` does to the weight of each linear layer, in model order.
+def weight_changes(model: nn.Module, name: str = "default") -> list[WeightChange]:
+    """How adapter `name` changes the weight of each linear layer, in model order.
 
-    A row of zeros has no direction: it counts as not turned. Raises: ConfigError if there is no
-    such adapter, or it changes no weight of a linear layer.
+    A row of zeros has no direction: its direction counts as unchanged.
+    Raises: ConfigError if there is no such adapter, or it changes no weight of a linear layer.
     """
     spec_of(model, name)
-    found = []
+    changes = []
     for site_name, module, port in ports(model):
         if name not in port or port.kind != "linear" or not port[name].affine:
             continue
         site = port.site(site_name, module)
         before, _ = site.dense()
         after, _ = merged(site, [port[name]])  # type: ignore[list-item]
-        found.append(turn(site_name, before, after))
-    if not found:
+        changes.append(weight_change(site_name, before, after))
+    if not changes:
         raise ConfigError(
             f"adapter {name!r} changes no weight of a linear layer.", fix="use another adapter"
         )
-    return found
+    return changes
 
 
-def turn(site: str, before: Tensor, after: Tensor) -> Turn:
-    """The two figures of one weight; both are (O, I)."""
+def weight_change(site: str, before: Tensor, after: Tensor) -> WeightChange:
+    """The change from one (O, I) weight to the other."""
     old, new = before.double(), after.double()
-    m, moved = old.norm(dim=1), new.norm(dim=1)
-    size = m * moved
-    cosine = torch.where(size > 0, (old * new).sum(1) / size.clamp_min(1e-300), 1.0)
-    magnitude, direction = (moved - m).abs().mean(), (1 - cosine).mean()
-    return Turn(site, magnitude.item(), max(direction.item(), 0.0))
+    old_norm, new_norm = old.norm(dim=1), new.norm(dim=1)
+    product = old_norm * new_norm
+    cosine = torch.where(product > 0, (old * new).sum(1) / product.clamp_min(1e-300), 1.0)
+    magnitude, direction = (new_norm - old_norm).abs().mean(), (1 - cosine).mean()
+    return WeightChange(site, magnitude.item(), max(direction.item(), 0.0))
 
 
-def correlation(found: Sequence[Turn]) -> float | None:
+def correlation(changes: Sequence[WeightChange]) -> float | None:
     """Pearson's, of direction and magnitude, in [-1, 1]; None where one of them is constant."""
-    pairs = torch.tensor([[t.direction, t.magnitude] for t in found], dtype=torch.float64)
+    pairs = torch.tensor([[c.direction, c.magnitude] for c in changes], dtype=torch.float64)
     if len(pairs) < 2:
         return None
     pairs = pairs - pairs.mean(0)

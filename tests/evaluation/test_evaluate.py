@@ -1,4 +1,4 @@
-"""`evaluate`: what it measures, what it refuses, what it prints."""
+"""`evaluate`: metrics, refusals, printed tables."""
 
 import io
 import json
@@ -15,25 +15,34 @@ from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import load_data
 from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
+from lorica.evaluation.evaluate import evaluate
 from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.measure import Measure, evaluate_loaded, token_measures
-from lorica.evaluation.report import evaluate, show
 from lorica.evaluation.stats import Interval
+from lorica.evaluation.tables import show_report
 from lorica.formats.folder import load as load_adapter
 from lorica.formats.folder import save
 from lorica.generation.generate import generate
+from tests.laws.bases import move
 
 NAMES = ["Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Lucy"]
 
 
 @pytest.fixture(scope="module")
-def base(stories):
-    return load_base(str(stories))
+def base(small_base):
+    return load_base(str(small_base))
 
 
 @pytest.fixture(scope="module")
-def adapter(shared):
-    return shared / "referee/peft-reference/lora-all-linear"
+def adapter(small_base, tmp_path_factory):
+    """A LoRA with random weights, in PEFT's layout and without a manifest."""
+    loaded = load_base(str(small_base))
+    lorica.adapt(loaded.model, lorica.Lora(r=4))
+    move(loaded.model, size=0.2)
+    folder = tmp_path_factory.mktemp("adapter")
+    save(loaded.model, folder / "lora", base_path=str(small_base))
+    (folder / "lora/manifest.json").unlink()
+    return folder / "lora"
 
 
 @pytest.fixture
@@ -50,17 +59,13 @@ def prompts(count=24):
     return [f"{NAMES[i % 8]} had {i} big red balls. {NAMES[i % 8]}" for i in range(count)]
 
 
-def numbers(report):
-    return {m.name: (m.base.value, m.adapter and m.adapter.value) for m in report.measures}
-
-
-def test_base_beside_adapter(base, adapter, stories, rows):
+def test_an_adapter_is_compared_with_its_base(base, adapter, small_base, rows):
     """The base's own answers are the references of two rows in three: it is right there."""
-    asked = prompts()
-    said = generate(base, asked, max_new_tokens=12).texts
-    wanted = [text if i % 3 else " nothing of it" for i, text in enumerate(said)]
-    path = rows([{"prompt": p, "completion": c} for p, c in zip(asked, wanted, strict=True)])
-    report = evaluate(adapter, path, base=str(stories), max_new_tokens=12)
+    texts = generate(base, prompts(), max_new_tokens=12).texts
+    references = [text if i % 3 else " and a dog" for i, text in enumerate(texts)]
+    pairs = zip(prompts(), references, strict=True)
+    path = rows([{"prompt": p, "completion": c} for p, c in pairs])
+    report = evaluate(adapter, path, base=str(small_base), max_new_tokens=12)
     assert report.rows == 24
     match = report["exact_match"]
     assert match.base.value == pytest.approx(16 / 24)
@@ -75,17 +80,17 @@ def test_base_beside_adapter(base, adapter, stories, rows):
     assert loss.difference.value == pytest.approx(loss.adapter.value - loss.base.value)
     assert [s.where for s in report.samples] == [f"rows.jsonl:{n}" for n in (1, 7, 13, 19)]
     assert report.samples[1].wanted != report.samples[1].adapter
-    assert any("cannot be verified" in line for line in report.notices)
+    assert any("cannot be verified" in notice for notice in report.notices)
 
 
-def test_losses_are_those_of_scoring_and_of_the_base_alone(base, adapter, stories, rows):
+def test_losses_are_those_of_scoring_and_of_the_base_alone(base, adapter, small_base, rows):
     path = rows([{"prompt": p, "completion": " and a dog ran."} for p in prompts()])
-    both = evaluate(adapter, path, base=str(stories), exact_match=False)
-    alone = evaluate(str(stories), path, exact_match=False)
+    both = evaluate(adapter, path, base=str(small_base), exact_match=False)
+    alone = evaluate(str(small_base), path, exact_match=False)
     assert [m.name for m in both.measures] == ["loss", "perplexity", "token_accuracy"]
     assert [m.base for m in alone.measures] == [m.base for m in both.measures]
     assert all(m.adapter is m.difference is m.verdict is None for m in alone.measures)
-    adapted = load_base(str(stories))
+    adapted = load_base(str(small_base))
     load_adapter(adapted.model, adapter)
     config = DataConfig.model_validate({"path": path, "validation": 0})
     data = load_data(config, adapted.tokenizer, seed=0, max_length=512)
@@ -93,35 +98,35 @@ def test_losses_are_those_of_scoring_and_of_the_base_alone(base, adapter, storie
     assert both.tokens == score(adapted.model, data.train).tokens.sum()
 
 
-def test_an_adapter_that_does_nothing_is_refused(stories, rows, tmp_path):
-    model = load_base(str(stories)).model
+def test_an_adapter_that_does_nothing_is_refused(small_base, rows, tmp_path):
+    model = load_base(str(small_base)).model
     lorica.adapt(model, lorica.Lora(r=2))
-    save(model, tmp_path / "fresh", base_path=str(stories))
+    save(model, tmp_path / "fresh", base_path=str(small_base))
     path = rows([{"text": p} for p in prompts(10)])
     with pytest.raises(TrainingError, match="the adapter does nothing"):
         evaluate(tmp_path / "fresh", path)
 
 
-def test_an_adapter_that_acts_on_the_last_row_only_is_measured(stories):
+def test_an_adapter_that_acts_on_the_last_row_only_is_measured(small_base):
     """One embedding row is trained, and the head is not tied to it: other rows do not move."""
-    base = load_base(str(stories))
+    base = load_base(str(small_base))
     base.model.lm_head.weight = torch.nn.Parameter(base.model.lm_head.weight.clone())
-    lorica.adapt(base.model, lorica.Lora(r=2), trainable_token_indices=[400])
+    lorica.adapt(base.model, lorica.Lora(r=2), trainable_token_indices=[300])
     changed = [p for name, p in base.model.named_parameters() if name.endswith("default.rows")]
     with torch.no_grad():
         changed[0] += 1.0
     texts = [[1, *range(10 + i, 20 + i)] for i in range(9)]
-    still = [Example(ids, [False] + [True] * 10, f"row:{i}") for i, ids in enumerate(texts)]
-    moved = Example([1, 400, 30], [False, True, True], "row:last")
-    report = evaluate_loaded(base, [*still, moved])
+    unmoved = [Example(ids, [False] + [True] * 10, f"row:{i}") for i, ids in enumerate(texts)]
+    moved = Example([1, 300, 30], [False, True, True], "row:last")
+    report = evaluate_loaded(base, [*unmoved, moved])
     assert report["loss"].difference.value != 0
     with pytest.raises(TrainingError, match="on every row"):
-        evaluate_loaded(base, still)
+        evaluate_loaded(base, unmoved)
 
 
 @pytest.mark.parametrize("wide", [0.1, 1.0, 5.0])
-def test_loss_and_perplexity_show_the_same(wide):
-    """They are one figure, also where rows differ widely."""
+def test_loss_and_perplexity_have_the_same_verdict(wide):
+    """Also where rows differ widely."""
     draw = np.random.default_rng(0)
     tokens = np.full(20, 30)
     losses = 4 + draw.normal(0, wide, 20).clip(-3.5, 3.5)
@@ -137,58 +142,60 @@ def test_loss_and_perplexity_show_the_same(wide):
     assert perplexity.difference.low < apart < perplexity.difference.high < 0
 
 
-def test_samples_and_json_and_the_printed_table(adapter, stories, rows):
+def test_samples_json_and_the_printed_table(adapter, small_base, rows):
     path = rows([{"prompt": p, "completion": " and ran."} for p in prompts(6)])
-    report = evaluate(adapter, path, base=str(stories))
+    report = evaluate(adapter, path, base=str(small_base))
     plain = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert plain["measures"]["exact_match"]["base"]["value"] == 0
-    assert plain["measures"]["loss"]["verdict"] == "better"
+    assert plain["measures"]["loss"]["verdict"] == report["loss"].verdict
     assert plain["examples"][0]["wanted"] == "and ran."
     assert plain["rows"] == 6
     out = io.StringIO()
-    show(report, Console(file=out, width=100))
+    show_report(report, Console(file=out, width=100))
     text = out.getvalue()
-    for word in ("exact match", "perplexity", "better", "rows.jsonl:1", "6 rows are few", "points"):
+    for word in ("exact match", "perplexity", "reference", "rows.jsonl:1", "few rows (6", "points"):
         assert word in text
-    assert all(line in text for line in report.notices)
+    assert all(notice in text for notice in report.notices)
 
 
-def test_one_row_has_no_interval_and_shows_no_difference(adapter, stories, rows):
+def test_one_row_has_no_interval_and_shows_no_difference(adapter, small_base, rows):
     path = rows([{"prompt": "Tom", "completion": " ran."}])
-    report = evaluate(adapter, path, base=str(stories))
+    report = evaluate(adapter, path, base=str(small_base))
     assert report["loss"].verdict == "no difference shown"
     assert report.as_dict()["measures"]["loss"]["base"]["low"] is None
     out = io.StringIO()
-    show(report, Console(file=out, width=100))
+    show_report(report, Console(file=out, width=100))
     assert "[?, ?]" in out.getvalue()
 
 
-def test_plain_text_is_split_and_not_asked(base, stories, tmp_path):
+def test_plain_text_is_split_and_has_no_exact_match(base, small_base, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("Tom and Lily went to the park to play with the big dog. " * 20)
     tokens = len(base.tokenizer(path.read_text())["input_ids"]) + 1  # and EOS
-    report = evaluate(str(stories), {"path": str(path), "max_length": 64, "validation": 0.5})
+    report = evaluate(str(small_base), {"path": str(path), "max_length": 64, "validation": 0.5})
     blocks = math.ceil(tokens / 64)
     assert (report.rows, report.tokens) == (blocks, tokens - blocks)
     assert [m.name for m in report.measures] == ["loss", "perplexity", "token_accuracy"]
-    assert 1 < report["loss"].base.value < 5
+    assert report["loss"].base.value > 0
 
 
-def test_every_row_is_measured_whatever_the_settings_keep_back(stories, rows):
+def test_every_row_is_measured_whatever_the_validation_split(small_base, rows):
     path = rows([{"text": p} for p in prompts(12)])
-    assert evaluate(str(stories), {"path": path, "validation": 0.5}).rows == 12
-    assert evaluate(str(stories), DataConfig(path=path, validation=path), limit=5).rows == 5
+    assert evaluate(str(small_base), {"path": path, "validation": 0.5}).rows == 12
+    assert evaluate(str(small_base), DataConfig(path=path, validation=path), limit=5).rows == 5
 
 
-def test_rows_that_the_context_cuts_are_not_asked_and_named(stories, rows):
+def test_exact_match_leaves_out_rows_that_the_context_cuts(small_base, rows):
     long = "Tom and Lily went to the park to play with the big dog. " * 40
     path = rows([{"prompt": p, "completion": " ran."} for p in [*prompts(3), long]])
     report = evaluate(
-        str(stories), {"path": path, "overlong": "truncate", "completion_only": False}
+        str(small_base), {"path": path, "overlong": "truncate", "completion_only": False}
     )
     assert report.rows == 4
     assert report["exact_match"].rows == 3
-    assert any("leaves out 1 rows" in line and "rows.jsonl:4" in line for line in report.notices)
+    assert any(
+        "leaves out 1 row " in notice and "rows.jsonl:4" in notice for notice in report.notices
+    )
 
 
 def test_chat_rows_are_compared_without_their_end_of_turn(base, rows, monkeypatch):
@@ -198,31 +205,31 @@ def test_chat_rows_are_compared_without_their_end_of_turn(base, rows, monkeypatc
     )
     talking = load_base(base.path)
     talking.tokenizer.chat_template = template
-    said = generate(talking, ["Hello"], chat=True, max_new_tokens=9).texts[0]
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": said}]
+    answer = generate(talking, ["Hello"], chat=True, max_new_tokens=9).texts[0]
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     path = rows([{"messages": turns}] * 2)
-    monkeypatch.setattr("lorica.evaluation.report.load_base", lambda *_, **__: talking)
+    monkeypatch.setattr("lorica.evaluation.evaluate.load_base", lambda *_, **__: talking)
     report = evaluate(base.path, path, max_new_tokens=9)
     assert report["exact_match"].base.value == 1
-    assert report.samples[0].wanted == said.strip()
+    assert report.samples[0].wanted == answer.strip()
 
 
-def test_a_classifier_is_measured_by_its_own_classes(stories, rows, tmp_path):
-    base = load_base(str(stories), labels=["sad", "glad"])  # not in the order of the alphabet
+def test_a_classifier_is_measured_by_its_own_classes(small_base, rows, tmp_path):
+    base = load_base(str(small_base), labels=["sad", "glad"])  # not in the order of the alphabet
     lorica.adapt(base.model, lorica.Lora(r=2), modules_to_save=["score"], seed=0)
     for parameter in base.model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
-    save(base.model, tmp_path / "adapter", base_path=str(stories), labels=base.labels)
+    save(base.model, tmp_path / "adapter", base_path=str(small_base), labels=base.labels)
     texts = prompts()
-    guess = []
+    predicted = []
     for text in texts:
         ids = torch.tensor([base.tokenizer(text)["input_ids"]])
         with torch.no_grad():
-            guess.append(base.labels[base.model(input_ids=ids).logits.argmax().item()])
+            predicted.append(base.labels[base.model(input_ids=ids).logits.argmax().item()])
     report = evaluate(
         tmp_path / "adapter",
-        rows([{"text": t, "label": g} for t, g in zip(texts, guess, strict=True)]),
+        rows([{"text": t, "label": g} for t, g in zip(texts, predicted, strict=True)]),
     )
     assert [m.name for m in report.measures] == ["loss", "accuracy", "macro_f1"]
     assert report["accuracy"].adapter.value == 1
@@ -233,23 +240,23 @@ def test_a_classifier_is_measured_by_its_own_classes(stories, rows, tmp_path):
         evaluate(tmp_path / "adapter", rows([{"text": "a"}]))
     with pytest.raises(DataError, match="is a language model"):
         labelled = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
-        evaluate(str(stories), rows(labelled))
+        evaluate(str(small_base), rows(labelled))
     alike = [{"text": texts[0], "label": name} for name in ("sad", "glad")]
     same = evaluate(tmp_path / "adapter", rows(alike * 4))
-    told = [line for line in same.notices if "tells no classes apart" in line]
-    assert len(told) == 1 and f"takes all 8 rows for {guess[0]}" in told[0]
-    assert not any("tells no classes apart" in line for line in report.notices)
+    (notice,) = (notice for notice in same.notices if "does not separate" in notice)
+    assert f"predicts {predicted[0]} for all 8 rows" in notice
+    assert not any("does not separate" in notice for notice in report.notices)
     lorica.merge(base.model)
     base.model.save_pretrained(tmp_path / "merged")
     base.tokenizer.save_pretrained(tmp_path / "merged")
     alone = evaluate(
         str(tmp_path / "merged"),
-        rows([{"text": t, "label": g} for t, g in zip(texts, guess, strict=True)]),
+        rows([{"text": t, "label": g} for t, g in zip(texts, predicted, strict=True)]),
     )
     assert alone["accuracy"].base.value == 1
 
 
-def test_what_cannot_be_opened(adapter, stories, rows, tmp_path, monkeypatch):
+def test_what_cannot_be_opened(adapter, small_base, rows, tmp_path, monkeypatch):
     path = rows([{"text": "Tom ran."}])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -258,13 +265,13 @@ def test_what_cannot_be_opened(adapter, stories, rows, tmp_path, monkeypatch):
     with pytest.raises(BaseError):
         evaluate(str(tmp_path / "runs"), path)
     with pytest.raises(ConfigError, match="names another"):
-        evaluate(str(stories), path, base="bundled")
+        evaluate(str(small_base), path, base="bundled")
     with pytest.raises(ConfigError, match="settings are wrong"):
-        evaluate(str(stories), {"path": path, "limt": 3})
+        evaluate(str(small_base), {"path": path, "limt": 3})
     with pytest.raises(ConfigError, match="at least 1"):
-        evaluate(str(stories), path, batch_size=0)
+        evaluate(str(small_base), path, batch_size=0)
     with pytest.raises(DataError, match="there is no file"):
-        evaluate(str(stories), str(tmp_path / "none.jsonl"))
+        evaluate(str(small_base), str(tmp_path / "none.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -279,13 +286,13 @@ def test_what_cannot_be_opened(adapter, stories, rows, tmp_path, monkeypatch):
     ],
 )
 def test_verdicts(better, low, high, verdict):
-    some = Interval(0.0, 0.0, 0.0)
-    assert Measure("x", 9, better, some, some, Interval(0.0, low, high)).verdict == verdict
+    zero = Interval(0.0, 0.0, 0.0)
+    assert Measure("x", 9, better, zero, zero, Interval(0.0, low, high)).verdict == verdict
 
 
-def test_the_same_seed_gives_the_same_report(adapter, stories, rows):
+def test_the_same_seed_gives_the_same_report(adapter, small_base, rows):
     path = rows([{"prompt": p, "completion": " ran."} for p in prompts(5)])
-    one, again = (evaluate(adapter, path, base=str(stories)).as_dict() for _ in range(2))
-    one.pop("seconds"), again.pop("seconds")
-    assert one == again
-    assert np.isfinite(one["measures"]["loss"]["base"]["low"])
+    first, second = (evaluate(adapter, path, base=str(small_base)).as_dict() for _ in range(2))
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+    assert np.isfinite(first["measures"]["loss"]["base"]["low"])
