@@ -168,7 +168,9 @@ class Arena:
 
     def _rows(self, base: LoadedModel, conditions: Sequence[str]) -> list[Example]:
         config = DataConfig(path=str(self.folder / "test.jsonl"), validation=0)
-        rows = load_data(config, base.tokenizer, seed=0, max_length=base.max_length, texts=True).train
+        rows = load_data(
+            config, base.tokenizer, seed=0, max_length=base.max_length, texts=True
+        ).train
         return [row for row in rows if row.condition in conditions]
 
     def _measured(

@@ -103,7 +103,7 @@ def test_what_is_too_large_or_not_there(tmp_path):
     with pytest.raises(FileError, match="larger than 4 bytes"):
         plain_files.read_bytes(tmp_path / "file", 4)
     assert plain_files.read_bytes(tmp_path / "file", 5) == b"12345"
-    with pytest.raises(FileError, match="is not there"):
+    with pytest.raises(FileError, match="does not exist"):
         plain_files.read_bytes(tmp_path / "none")
     with pytest.raises(FileError, match="cannot be read"):
         plain_files.is_file(tmp_path / ("x" * 300))

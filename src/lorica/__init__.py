@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from lorica.errors import LoricaError
     from lorica.evaluation.evaluate import evaluate
     from lorica.evaluation.predict import predict
+    from lorica.formats.attach import load
     from lorica.formats.export import export_lora
-    from lorica.formats.folder import load, save
+    from lorica.formats.save import save
     from lorica.methods.dora import Dora
     from lorica.methods.full import Full
     from lorica.methods.lora import Lora
@@ -61,12 +62,12 @@ _HOMES = {
     "detach": "core.attach",
     "evaluate": "evaluation.evaluate",
     "export_lora": "formats.export",
-    "load": "formats.folder",
+    "load": "formats.attach",
     "merge": "core.merge",
     "method": "core.adapter",
     "mixed": "core.attach",
     "predict": "evaluation.predict",
-    "save": "formats.folder",
+    "save": "formats.save",
     "train": "training.train",
     "train_each": "training.each",
     "trainable_parameters": "core.attach",

@@ -154,7 +154,7 @@ def _descriptor(path: Path, flags: int, *, follow: bool = False) -> int:
     try:
         descriptor = os.open(path, flags, 0o666)
     except FileNotFoundError:
-        raise FileError(f"{path} is not there.", fix="check the path") from None
+        raise FileError(f"{path} does not exist.", fix="check the path") from None
     except ValueError as error:
         raise FileError(f"{path!s:.200} cannot be opened: {error}.", fix="check the path") from None
     except OSError as error:

@@ -173,7 +173,7 @@ def _import_all() -> None:
     import lorica.data.check
     import lorica.evaluation.evaluate
     import lorica.formats.export
-    import lorica.formats.merged
+    import lorica.formats.merge
     import lorica.generation.generate
     import lorica.training.train  # noqa: F401
 

@@ -22,9 +22,9 @@ from lorica.base.quantise import KINDS
 from lorica.base.quantised_model import footprint, keep_unpacked, layers, outside, pack, said
 from lorica.core.site import site_of, sites_of
 from lorica.errors import BaseError, ConfigError, FileError, MergeError, MissingError
-from lorica.formats.folder import save
-from lorica.formats.merged import merge_to
+from lorica.formats.merge import merge_to
 from lorica.formats.open_adapter import open_adapter
+from lorica.formats.save import save
 from lorica.training.config import TrainConfig
 from tests.laws.bases import IDS, bits, gpt2, move, same_bits
 

@@ -14,7 +14,7 @@ from lorica.base.load import load as load_base
 from lorica.cli.catalogue import method, methods
 from lorica.cli.merge import merge
 from lorica.core.adapter import Method
-from lorica.formats.merged import LIMIT
+from lorica.formats.merge import LIMIT
 
 
 def run_json(capsys, *words: object) -> dict:

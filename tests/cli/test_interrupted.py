@@ -30,7 +30,7 @@ MOMENTS = {
         "evaluate_loaded",
         ["eval", "base", "--data", "rows.jsonl"],
     ),
-    "merge": ("lorica.formats.merged", "logits_of", ["merge", "run", "--output", "out"]),
+    "merge": ("lorica.formats.merge", "logits_of", ["merge", "run", "--output", "out"]),
 }
 
 

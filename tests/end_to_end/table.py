@@ -351,7 +351,7 @@ ADAPTERS = [
         do.remove(*(ADAPTER / n for n in ("adapter_config.json", "manifest.json", WEIGHTS.name))),
         WRITE,
         6,
-        ("run/adapter", "no adapter folder", "needed", "fix"),
+        ("run/adapter", "not an adapter folder", "needed", "fix"),
     ),
     Case(
         "no such adapter",

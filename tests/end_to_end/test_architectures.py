@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import lorica
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
-from lorica.formats.merged import merge_to
+from lorica.formats.merge import merge_to
 from lorica.formats.open_adapter import open_adapter
 from lorica.generation.generate import generate
 from lorica.training.run import read_events

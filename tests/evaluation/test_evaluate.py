@@ -20,8 +20,8 @@ from lorica.evaluation.loss import Scores, score
 from lorica.evaluation.measure import Measure, evaluate_loaded, token_measures
 from lorica.evaluation.stats import Interval
 from lorica.evaluation.tables import show_report
-from lorica.formats.folder import load as load_adapter
-from lorica.formats.folder import save
+from lorica.formats.attach import load as load_adapter
+from lorica.formats.save import save
 from lorica.generation.generate import generate
 from tests.laws.bases import move
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_opened(adapter, small_base, rows, tmp_path, monkeypatch)
     path = rows([{"text": "Tom ran."}])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(FileError, match="is not there"):
+    with pytest.raises(FileError, match="does not exist"):
         evaluate("runs/demoo", path)
     with pytest.raises(BaseError):
         evaluate(str(tmp_path / "runs"), path)

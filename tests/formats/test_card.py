@@ -7,7 +7,8 @@ import yaml
 
 import lorica
 from lorica.base.load import load
-from lorica.formats.card import CARD, MARK
+from lorica.formats.adapter_folder import CARD
+from lorica.formats.card import MARK
 from tests.base.classifiers import model, save
 
 

@@ -14,9 +14,9 @@ from lorica.base.float32_compute import computed_in_float32
 from lorica.base.load import load as load_base
 from lorica.core.draws import drawing
 from lorica.formats.export import export_lora
-from lorica.formats.folder import save
-from lorica.formats.merged import merge_to
+from lorica.formats.merge import merge_to
 from lorica.formats.open_adapter import open_adapter
+from lorica.formats.save import save
 from tests.laws.bases import IDS
 
 

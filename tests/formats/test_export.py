@@ -16,7 +16,7 @@ from lorica.core.attach import activate
 from lorica.core.condition import given
 from lorica.core.port import ports, spec_of, switch_of
 from lorica.errors import ConfigError, MergeError, ResourceError
-from lorica.formats.low_rank import reduced, truncated
+from lorica.formats.low_rank import low_rank_update, truncated
 from lorica.formats.open_adapter import open_adapter
 from lorica.methods.hyperlora import Hyperlora
 from tests.laws.bases import CASES, IDS, STORIES, Stack, gpt2, move, stories, trained
@@ -217,7 +217,7 @@ def test_what_is_no_change_of_weights_is_refused_with_the_reason(tmp_path):
     model = adapted(target_modules=["q_proj"])
     for _, _, port in ports(model):
         port["default"] = Bent()
-    with pytest.raises(MergeError, match="no linear function") as error:
+    with pytest.raises(MergeError, match="not a linear function") as error:
         lorica.export_lora(model, tmp_path / "out", rank=4)
     assert error.value.fix == "use the adapter as it is"
     assert not list(tmp_path.iterdir())
@@ -237,7 +237,7 @@ def test_factors_that_are_not_what_the_adapter_does_are_found_out(tmp_path):
     model = adapted(target_modules=["q_proj"])
     for _, _, port in ports(model):
         port["default"] = Wrong()
-    with pytest.raises(MergeError, match="is not what lora does"):
+    with pytest.raises(MergeError, match="differs from the lora adapter"):
         lorica.export_lora(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -312,10 +312,10 @@ def test_truncation_of_a_matrix_written_out():
 def test_a_lower_rank_than_the_factors_have_is_cut_too():
     model = adapted(target_modules=["q_proj"])
     site, module, port = next(ports(model))
-    part = reduced(port.site(site, module), port["default"], 2)
-    whole = reduced(port.site(site, module), port["default"], None)
+    part = low_rank_update(port.site(site, module), port["default"], 2)
+    whole = low_rank_update(port.site(site, module), port["default"], None)
     assert (part.r, whole.r) == (2, 4) and 0 < part.error < 1 and whole.error == 0
-    assert reduced(port.site(site, module), port["default"], 9).r == 4
+    assert low_rank_update(port.site(site, module), port["default"], 9).r == 4
 
 
 @pytest.mark.slow
@@ -369,10 +369,10 @@ def test_every_method_is_what_it_says_to_be_as_a_lora(name, tmp_path):
         torch.testing.assert_close(logits(fresh), want, atol=5e-5, rtol=1e-5)
         assert (want - logits(stories())).abs().max() > 1e-3
         return
-    with pytest.raises(MergeError, match="full rank" if kind == "approximate" else "is no LoRA"):
+    with pytest.raises(MergeError, match="full rank" if kind == "approximate" else "is not a LoRA"):
         lorica.export_lora(model, tmp_path / "out")
     if kind == "never":
-        with pytest.raises(MergeError, match="no change of weights"):
+        with pytest.raises(MergeError, match="cannot be written as a change of weights"):
             lorica.export_lora(model, tmp_path / "out", rank=4)
         return
     cut = [lorica.export_lora(model, tmp_path / str(rank), rank=rank) for rank in (1, 8, 64)]
@@ -386,7 +386,7 @@ def test_every_method_is_what_it_says_to_be_as_a_lora(name, tmp_path):
         ("prefix_tuning", "attends to"),
         ("prompt_tuning", "attends to"),
         ("llama_adapter", "attends to"),
-        ("bottleneck", "no linear function"),
+        ("bottleneck", "not a linear function"),
     ],
 )
 def test_methods_that_have_no_weight_are_refused_with_the_reason(name, reason, tmp_path):

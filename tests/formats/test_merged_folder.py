@@ -21,8 +21,9 @@ from lorica.base.bitsandbytes_layers import taken_over
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import layers
 from lorica.errors import ConfigError, MergeError, ResourceError
-from lorica.formats.folder import save
-from lorica.formats.merged import NOTE, divergence, merge_to
+from lorica.formats.merge import REPORT, merge_to
+from lorica.formats.save import save
+from lorica.formats.verify import divergence
 from tests.laws.bases import IDS, bits, same_bits
 
 CASES = {  # case of the referee: is the head still tied to the embedding?
@@ -94,7 +95,7 @@ def test_a_faint_adapter_that_rounding_would_swallow_is_refused(stories, tmp_pat
 def test_the_note_the_tokenizer_and_the_settings_come_with_it(reference, stories, tmp_path):
     report = merge_to(reference / "lora", tmp_path / "out", base=str(stories), probe=["Tom"])
     folder = tmp_path / "out"
-    note = json.loads((folder / NOTE).read_text())
+    note = json.loads((folder / REPORT).read_text())
     assert note["adapter"] == str(reference / "lora")
     assert note["kl"] == report.kl
     assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
@@ -199,7 +200,7 @@ def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     assert again.max_difference > 10 * exact.max_difference
     for target, report in reports.items():
         assert (report.target, report.quantisation) == (target, kind)
-        assert json.loads((tmp_path / target / NOTE).read_text())["target"] == target
+        assert json.loads((tmp_path / target / REPORT).read_text())["target"] == target
         assert any(kind in line or "original" in line for line in report.notices)
     merged, float_ = (
         load_file(tmp_path / t / "model.safetensors") for t in ("dequant", "original")

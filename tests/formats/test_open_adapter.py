@@ -54,7 +54,7 @@ def test_a_folder_of_peft_says_where_its_base_is(saved, stories):
 
 def test_an_adapter_that_names_no_base(tmp_path):
     path = lorica.save(lorica.adapt(Stack(), Lora()), tmp_path / "adapter")
-    with pytest.raises(BaseError, match="does not say") as error:
+    with pytest.raises(BaseError, match="does not name") as error:
         open_adapter(path)
     assert "--base" in (error.value.fix or "")
 
@@ -80,7 +80,7 @@ def test_a_run_that_has_not_finished_says_how_to_go_on(tmp_path):
 
 
 def test_no_adapter_is_an_error_before_any_base_is_loaded(tmp_path):
-    with pytest.raises(FileError, match="no adapter folder"):
+    with pytest.raises(FileError, match="not an adapter folder"):
         open_adapter(tmp_path, base="/nowhere/at/all")
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lorica.base.bundled import FOLDER
 from lorica.errors import BaseError, FileError
-from lorica.formats.merged import merge_to
+from lorica.formats.merge import merge_to
 from lorica.formats.open_adapter import open_adapter
 
 TEMPLATE = "{% for m in messages %}<|a|>{{ m['content'] }}<|b|>{% endfor %}"

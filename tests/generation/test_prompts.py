@@ -18,8 +18,8 @@ from lorica.data.render import render
 from lorica.data.render_prompt import ALPACA_TEMPLATE
 from lorica.data.source import Row
 from lorica.errors import DataError, FileError
-from lorica.formats.folder import save
 from lorica.formats.open_adapter import open_adapter
+from lorica.formats.save import save
 from lorica.generation.chat import Chat
 from lorica.generation.generate import generate
 from lorica.generation.prompts import (

@@ -8,9 +8,9 @@ import torch
 
 import lorica
 from lorica.core.port import ports
-from lorica.formats.folder import PeftWarning
 from lorica.formats.peft.kinds import peft_notices
 from lorica.formats.peft.matching import CONVERTED, selected, shortest
+from lorica.formats.save import PeftWarning
 from tests.base.architectures import BASES, tiny
 from tests.laws.bases import move
 

@@ -47,7 +47,9 @@ def test_rows_that_a_run_was_trained_on_are_named(rows, tmp_path, capsys):
     with new.open("a") as file:
         file.write(json.dumps({"prompt": "Say more. ", "completion": "No."}) + "\n")
     report = lorica.evaluate(done.folder, str(new), exact_match=False)
-    assert any(line.startswith("in the training data of this run: 1 of 2 rows") for line in report.notices)
+    assert any(
+        line.startswith("in the training data of this run: 1 of 2 rows") for line in report.notices
+    )
     new.write_text(new.read_text().splitlines()[1] + "\n")
     report = lorica.evaluate(done.folder, str(new), exact_match=False)
     assert not any("training data of this run" in line for line in report.notices)

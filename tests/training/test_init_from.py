@@ -63,7 +63,7 @@ def test_an_adapter_that_does_not_fit_is_refused_with_the_fix(first, tmp_path, c
 
 
 def test_what_is_no_adapter_is_named(tmp_path):
-    with pytest.raises(FileError, match="is not there"):
+    with pytest.raises(FileError, match="does not exist"):
         lorica.train(**settings(BASE, tmp_path, init_from="runs/nowhere"), show=False)
 
 

@@ -55,7 +55,7 @@ def merge(
     json
         Print one JSON object.
     """
-    from lorica.formats.merged import merge_to
+    from lorica.formats.merge import merge_to
 
     report = merge_to(
         path,

@@ -105,7 +105,7 @@ def open_model(
         raise ConfigError("no model was named.", fix="name a run or an adapter, or pass --base")
     from lorica.base.bundled import NAME
     from lorica.base.load import load
-    from lorica.formats.folder import is_adapter
+    from lorica.formats.adapter_folder import is_adapter
     from lorica.formats.open_adapter import open_adapter
 
     alone = path is None or str(path) == NAME

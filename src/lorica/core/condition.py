@@ -26,6 +26,9 @@ _GIVING = threading.RLock()
 class Conditioned(Adapter):
     """An adapter whose update follows from a condition. It overrides `condition`."""
 
+    known: Sequence[str] = ()
+    """The conditions that it was made for; (): any."""
+
     def undescribed(self, conditions: Sequence[str]) -> list[str]:
         """The texts that it needs a vector of and has none: those it knows, and `conditions`."""
         return []

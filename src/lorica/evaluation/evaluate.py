@@ -20,8 +20,13 @@ from lorica.evaluation.measure import Report, evaluate_loaded
 from lorica.evaluation.predictions import write
 from lorica.evaluation.trained_rows import seen_in_training
 from lorica.formats import commit
-from lorica.formats.adapter_folder import adapter_folder
-from lorica.formats.folder import PICKLED, WEIGHTS, find, is_adapter
+from lorica.formats.adapter_folder import (
+    PICKLED,
+    WEIGHTS,
+    adapter_folder,
+    is_adapter,
+    weights_file,
+)
 from lorica.formats.open_adapter import open_adapter
 
 
@@ -122,7 +127,7 @@ def open_model(
             )
         return loaded, True
     if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
-        find(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
+        weights_file(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
     if base is not None:
         raise ConfigError(
             f"{path} is a base, and base={base!r} names another.",

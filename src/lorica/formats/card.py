@@ -16,8 +16,8 @@ from lorica import plain_files
 from lorica.base.bundled import NAME
 from lorica.base.fingerprint import Fingerprint
 from lorica.core.port import Spec
+from lorica.formats.adapter_folder import CARD
 
-CARD = "README.md"
 MARK = "<!-- lorica writes this card at each save; remove this line to keep your own text -->"
 LARGEST = 1_000_000
 

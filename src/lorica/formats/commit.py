@@ -161,7 +161,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, on the CPU. Raises: FileError if it is damaged."""
     if not plain_files.is_file(path):
-        raise FileError(f"{path} is not there.", fix="check the path")
+        raise FileError(f"{path} does not exist.", fix="check the path")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -1,12 +1,11 @@
-"""Reduce an adapter to a plain LoRA that PEFT and the serving engines read.
+"""Export an adapter as a plain LoRA that PEFT and the serving engines read.
 
-Many methods are another way to find a low-rank update: what they end with is W + b a, and a LoRA
-with the scale 1 is the same function. It is written as an adapter folder, read back, and its
-logits on probe text are held against those of the adapter. Updates of full rank have no such
-form; with a rank of your choice they are cut to the nearest one, and what that costs is measured.
+Many methods are another way to find a low-rank update: they end in W + b a, and a LoRA with the
+scale 1 is the same function. It is written as an adapter folder and read back, and its logits on
+probe text are compared with those of the adapter. Updates of full rank have no such form; with a
+given rank they are cut to the nearest LoRA of that rank, and the error is measured.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,26 +21,26 @@ from lorica.core.condition import hold, set_conditions
 from lorica.core.modes import in_mode
 from lorica.core.port import spec_of, switch_of
 from lorica.core.route import Everywhere
-from lorica.errors import ConfigError, DataError, MergeError
+from lorica.errors import ConfigError, MergeError
 from lorica.formats import commit
-from lorica.formats.folder import load, save
-from lorica.formats.merged import PROBE, UNSEEN, divergence, logits_of
+from lorica.formats.attach import load
 from lorica.formats.open_adapter import open_adapter
-from lorica.formats.to_lora import attach_lora, parts
+from lorica.formats.save import save
+from lorica.formats.to_lora import attach_lora, low_rank_updates
+from lorica.formats.verify import Recorded, compare, logits_of, record
 
 EXACT = 1e-5
 """Largest difference of a logit that float32's rounding explains, for logits up to 1; for larger
-ones, as a share of the largest."""
+logits, as a share of the largest."""
 WRITTEN, READ = "lorica_written", "lorica_read"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export gave.
+    """What an export wrote and measured; see formats/verify.py.
 
     ranks: R by site; 0: the adapter does nothing there. errors: by site, the Frobenius norm of
-    what is lost over that of W' - W. max_difference, max_effect: largest change of a logit.
-    effect, kl: nats per probe token. lost: sqrt(kl / effect).
+    the lost part of W' - W over that of W' - W.
     """
 
     folder: Path
@@ -81,137 +80,102 @@ def export_lora(
 
     source: a run or adapter folder, or a model that carries the adapter `name`; it is left as
         it was.
-    condition: which one is exported, of an adapter that is made from a condition.
-    rank: the largest rank of a site; None: what is exact, or nothing.
+    condition: the one to export, of an adapter that is generated from a condition.
+    rank: the largest rank of a site; None: the exact LoRA, or an error.
     base: another place of the base. allow_base: see `lorica.load`.
     tokenizer, labels: of a model; of a folder they are known.
     probe: texts to measure on, beside the built-in ones.
 
-    Raises: MergeError, with nothing written, if the adapter is no LoRA (see `rank`), or the LoRA
-        is not what it was; ResourceError if `output` is there or cannot be written.
+    Raises: MergeError, with nothing written, if the adapter is not a LoRA (see `rank`), or the
+        LoRA differs from it; ResourceError if `output` exists or cannot be written.
     """
     if rank is not None and rank < 1:
         raise ConfigError(f"rank is {rank}; it must be at least 1.", fix="try 16")
     with commit.folder(Path(output)) as staging:
         if isinstance(source, nn.Module):
-            opened = LoadedModel(source, tokenizer, base or "", labels)
+            opened, adapter = LoadedModel(source, tokenizer, base or "", labels), name
         else:
-            opened = open_adapter(source, base=base, allow_base=allow_base)
-        with _undisturbed(opened.model, name):
-            opened.notices += hold(opened.model, opened.tokenizer, condition)
-            found = parts(opened.model, name, rank)
-            rows = _rows(opened, probe or [])
-            with use(opened.model, name):
-                want = logits_of(opened, rows)
-            with use(opened.model):
-                bare = logits_of(opened, rows)
-            attach_lora(opened.model, name, found, WRITTEN)
-            save(
-                opened.model,
-                staging,
-                WRITTEN,
-                tokenizer=opened.tokenizer,
-                base_path=opened.path,
-                labels=opened.labels,
-                prompt_format=opened.prompt_format,
-            )
-            detach(opened.model, WRITTEN)
-            load(opened.model, staging, READ, tokenizer=opened.tokenizer)
-            with use(opened.model, READ):
-                got = logits_of(opened, rows)
+            opened, adapter = open_adapter(source, base=base, allow_base=allow_base), str(source)
+        model = opened.model
+        with _unchanged(model, name):
+            opened.notices += hold(model, opened.tokenizer, condition)
+            updates = low_rank_updates(model, name, rank)
+            recorded = record(opened, name, probe)
+            attach_lora(model, name, updates, WRITTEN)
+            difference = compare(recorded, _written_logits(opened, staging, recorded))
         report = ExportReport(
             folder=Path(output),
-            adapter=str(source) if not isinstance(source, nn.Module) else name,
-            method=spec_of(opened.model, name).method.name,
+            adapter=adapter,
+            method=spec_of(model, name).method.name,
             condition=condition,
             exact=rank is None,
-            ranks={site.name: part.r for site, part in found},
-            errors={site.name: part.error for site, part in found},
-            **_compared(want, bare, got),
-            tokens=len(want),
+            ranks={site.name: update.r for site, update in updates},
+            errors={site.name: update.error for site, update in updates},
+            **vars(difference),
         )
-        _judge(report, want)
-        report.notices.extend([*opened.notices, *_said(report)])
+        _check_exact(report, recorded.adapted.abs().max().item())
+        report.notices.extend([*opened.notices, *_notices(report)])
     return report
 
 
-@contextmanager
-def _undisturbed(model: nn.Module, name: str) -> Iterator[None]:
-    """Put the model into eval mode, `name` active; in the end, leave it as it was.
+def _written_logits(opened: LoadedModel, folder: Path, recorded: Recorded) -> Tensor:
+    """Write the LoRA that is attached as WRITTEN to `folder`; the logits of what is read back."""
+    model = opened.model
+    save(
+        model,
+        folder,
+        WRITTEN,
+        tokenizer=opened.tokenizer,
+        base_path=opened.path,
+        labels=opened.labels,
+        prompt_format=opened.prompt_format,
+    )
+    detach(model, WRITTEN)
+    load(model, folder, READ, tokenizer=opened.tokenizer)
+    with use(model, READ):
+        return logits_of(opened, recorded.rows)
 
-    Conditions are not set any more.
+
+@contextmanager
+def _unchanged(model: nn.Module, name: str) -> Iterator[None]:
+    """Inside the block the model is in eval mode with `name` active; then it is as it was before.
+
+    Only conditions are not restored: none is set after the block.
     """
     spec_of(model, name)
     switch = switch_of(model)
-    there, route = set(switch.specs), switch.route
-    learns = [(p, p.requires_grad) for p in model.parameters()]
+    attached, route = set(switch.specs), switch.route
+    trainable = [(p, p.requires_grad) for p in model.parameters()]
     try:
         with in_mode(model, training=False), routing(switch, Everywhere.of([name])):
             yield
     finally:
         set_conditions(model, None)
-        for extra in switch.specs.keys() - there:
+        for extra in switch.specs.keys() - attached:
             detach(model, extra)
         switch.route = route
-        for parameter, learned in learns:
-            parameter.requires_grad_(learned)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
 
 
-def _rows(base: LoadedModel, texts: list[str]) -> list[list[int]]:
-    """Token ids of the probe texts; without a tokenizer, ids from all over the vocabulary."""
-    if base.tokenizer is None:
-        config: Any = getattr(base.model, "config", None)
-        vocabulary = getattr(config, "vocab_size", None)
-        if vocabulary is None:
-            raise ConfigError(
-                "this model has no vocabulary to probe it with.",
-                fix="pass a language model, or the folder of a run",
-            )
-        return [[7919 * i % vocabulary for i in range(1, 33)]]
-    rows = [base.tokenizer(text)["input_ids"][: base.max_length] for text in [*PROBE, *texts]]
-    if not any(rows):
-        raise DataError(
-            "the base's tokenizer makes no token of any probe text.",
-            fix="pass probe texts that it knows",
-        )
-    return [row for row in rows if row]
-
-
-def _compared(want: Tensor, bare: Tensor, got: Tensor) -> dict[str, Any]:
-    """The figures of a report from logits (N, V) of adapter, base and LoRA."""
-    kl, effect = divergence(want, got), divergence(want, bare)
-    return {
-        "max_difference": (want - got).abs().max().item(),
-        "max_effect": (want - bare).abs().max().item(),
-        "kl": kl,
-        "effect": effect,
-        "lost": 0.0 if kl <= UNSEEN else (kl / effect) ** 0.5 if effect > 0 else float("inf"),
-    }
-
-
-def _judge(report: ExportReport, want: Tensor) -> None:
-    """Raises: MergeError if an exact form is not exact, or nothing can be told."""
-    if not math.isfinite(report.max_difference + report.max_effect):
-        raise MergeError(
-            "the model's logits on the probe text are not finite.",
-            fix="check the adapter with lorica eval",
-        )
-    allowed = EXACT * max(1.0, want.abs().max().item())
+def _check_exact(report: ExportReport, largest: float) -> None:
+    """Raises: MergeError if an exact form is not exact. largest: the largest logit."""
+    allowed = EXACT * max(1.0, largest)
     if not report.exact or report.max_difference <= allowed:
         return
     raise MergeError(
-        f"the LoRA is not what {report.method} does: logits differ by up to "
+        f"the LoRA differs from the {report.method} adapter: logits differ by up to "
         f"{report.max_difference:.3g}. Nothing is written.",
         allowed=f"{allowed:.3g}",
         fix="check the adapter with lorica eval; if it is sound, report this as a bug",
     )
 
 
-def _said(report: ExportReport) -> list[str]:
-    """Named lines on what was written and measured."""
+def _notices(report: ExportReport) -> list[str]:
+    """What was written and measured, in words."""
     ranks = [r for r in report.ranks.values() if r]
     idle = len(report.ranks) - len(ranks)
-    what = (
+    written = (
         f"{report.method} as a plain LoRA: {len(ranks)} layers, "
         f"rank {min(ranks, default=0)} to {max(ranks, default=0)}"
     ) + (f"; {idle} more do nothing and are left out" if idle else "")
@@ -220,11 +184,11 @@ def _said(report: ExportReport) -> list[str]:
         f"{report.max_effect:.3g}), on {report.tokens} probe tokens"
     )
     if report.exact:
-        return [what, measured]
+        return [written, measured]
     worst = max(report.errors, key=report.errors.__getitem__)
     cut = (
-        f"cut to that rank: of the update of {worst} {report.errors[worst]:.2%} is lost, which is "
-        f"the most; KL {report.kl:.3g} of {report.effect:.3g} nats a token: {report.lost:.2%} of "
+        f"updates are cut to that rank: {worst} loses most, {report.errors[worst]:.2%} of its "
+        f"update; KL {report.kl:.3g} of {report.effect:.3g} nats a token: {report.lost:.2%} of "
         "the adapter's effect is lost"
     )
-    return [what, measured, cut]
+    return [written, measured, cut]

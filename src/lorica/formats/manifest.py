@@ -1,23 +1,28 @@
-"""manifest.json of an adapter folder: its form, the method in it, and whether the files agree."""
+"""manifest.json of an adapter folder: what was trained, on which base, and digests of the files."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from torch import Tensor
+from pydantic import Field, TypeAdapter, ValidationError
 
+from lorica import plain_files
+from lorica.base.fingerprint import Fingerprint
 from lorica.core.adapter import Method
 from lorica.core.port import Spec
 from lorica.core.targets import Targets
 from lorica.data.classes import class_names_fault
+from lorica.data.prompt_format import PromptFormat, prompt_format_from_dict
 from lorica.errors import ConfigError, FileError, listed
+from lorica.formats import commit
+from lorica.formats.adapter_folder import MANIFEST, WEIGHTS
 from lorica.recipe.values import is_valid, parse_strict
+from lorica.recipe.versions import versions
 
-MANIFEST, FORMAT = "manifest.json", 1
-WEIGHTS = "adapter_model.safetensors"
-FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
-PARTS: dict[str, Any] = {
+FORMAT = 1
+FIELDS: dict[str, Any] = {
     "method": dict[str, Any],
     "targets": dict[str, Any],
     "base": dict[str, Any],
@@ -27,114 +32,123 @@ PARTS: dict[str, Any] = {
     "labels": list[str] | None,
     "versions": dict[str, str],
 }
-"""Parts of a manifest and their types. Only the first four must be there."""
-BASE = {"path": str, "architecture": str, "quantisation": str | None, "double_quantisation": bool}
-NOTE = {"bytes": Annotated[int, Field(ge=0)], "sha256": str}
+"""Fields of a manifest and their types. Only the first four are required."""
+DIGEST = {"bytes": Annotated[int, Field(ge=0)], "sha256": str}
 
 
-def check_format(manifest: dict[str, Any], path: Path) -> None:
-    """Raises: FileError if a part of a manifest is missing, or of another type."""
-    file = path / MANIFEST
-    form = manifest.get("format", FORMAT)
+@dataclass(frozen=True)
+class Manifest:
+    """The fields of manifest.json, validated.
+
+    spec: method, targets and seed. base: the base that the adapter was trained on.
+    files: name -> {"bytes", "sha256"} of every other file of the folder but the model card.
+    dtype: what training computed in; None: not known. labels: classes of a sequence classifier.
+    prompt_format: how rows were written as text; None: not recorded.
+    """
+
+    spec: Spec
+    base: Fingerprint
+    files: Mapping[str, Mapping[str, Any]]
+    dtype: str | None = None
+    labels: list[str] | None = None
+    prompt_format: PromptFormat | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON, as it is written."""
+        spec = self.spec
+        return {
+            "format": FORMAT,
+            "method": {"name": spec.method.name, **asdict(spec.method)},
+            "targets": asdict(spec.targets),
+            "seed": spec.seed,
+            "base": self.base.as_dict(),
+            "dtype": self.dtype,
+            "labels": self.labels,
+            "prompt_format": self.prompt_format and self.prompt_format.as_dict(),
+            "files": self.files,
+            "versions": versions(),
+        }
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an adapter folder; None: it has none. Raises: FileError if it is damaged."""
+    path = folder / MANIFEST
+    if not plain_files.is_file(path):
+        return None
+    fields = commit.read_json(path)
+    _check_form(fields, path)
+    _check_labels(fields.get("labels"), path)
+    return Manifest(
+        spec=_spec(fields, path),
+        base=_base(fields["base"], path),
+        files=fields["files"],
+        dtype=fields.get("dtype"),
+        labels=fields.get("labels"),
+        prompt_format=prompt_format_from_dict(fields.get("prompt_format"), str(path)),
+    )
+
+
+def _check_form(fields: Mapping[str, Any], path: Path) -> None:
+    """Raises: FileError if a field is missing, or of another type."""
+    form = fields.get("format", FORMAT)
     if type(form) is not int or form != FORMAT:
         raise FileError(
-            f"{file} has format {form!r:.80}; this lorica reads {FORMAT}.",
+            f"{path} has format {form!r:.80}; this lorica reads {FORMAT}.",
             fix="install the release that wrote it",
-            versions=str(manifest.get("versions"))[:200],
+            versions=str(fields.get("versions"))[:200],
         )
-    needed = list(PARTS)[:4]
+    required = list(FIELDS)[:4]
     wrong = [
-        part
-        for part in PARTS
-        if (part in manifest or part in needed) and not is_valid(PARTS[part], manifest.get(part))
+        key
+        for key in FIELDS
+        if (key in fields or key in required) and not is_valid(FIELDS[key], fields.get(key))
     ]
-    if wrong or "format" not in manifest:
+    if wrong or "format" not in fields:
         raise FileError(
-            f"{file} lacks {', '.join(wrong) or 'format'}, or has it in another form.",
-            fix="copy the folder anew",
+            f"{path} lacks {', '.join(wrong) or 'format'}, or its type is wrong.",
+            fix="copy the folder again",
         )
-    _check_labels(manifest.get("labels"), file)
-    base = manifest["base"]
-    if odd := [key for key, kind in BASE.items() if key in base and not is_valid(kind, base[key])]:
-        raise FileError(
-            f"{file} has a base whose {listed(odd)} is of another type.", fix="copy the folder anew"
-        )
-    files = manifest["files"]
+    files = fields["files"]
     bad = [
         name
-        for name, note in files.items()
-        if not all(is_valid(kind, note.get(key)) for key, kind in NOTE.items())
+        for name, digest in files.items()
+        if not all(is_valid(kind, digest.get(key)) for key, kind in DIGEST.items())
     ]
     if bad or WEIGHTS not in files:
         raise FileError(
-            f"{file} has no digest of {listed(bad or [WEIGHTS])}.", fix="copy the folder anew"
+            f"{path} has no digest of {listed(bad or [WEIGHTS])}.", fix="copy the folder again"
         )
 
 
-def _check_labels(labels: list[str] | None, file: Path) -> None:
+def _check_labels(labels: list[str] | None, path: Path) -> None:
     if labels is not None and (fault := class_names_fault(labels)):
         raise FileError(
-            f"{file} has labels that are not the names of classes: {fault}.",
+            f"{path} has labels that are not the names of classes: {fault}.",
             labels=listed(map(repr, labels), 12),
-            fix="copy the folder anew",
+            fix="copy the folder again",
         )
 
 
-def spec_from(manifest: dict[str, Any], path: Path) -> Spec:
-    """The Spec that a manifest holds. Raises: FileError if it is not one of ours."""
+def _base(fields: Mapping[str, Any], path: Path) -> Fingerprint:
     try:
-        settings = dict(manifest["method"])
+        Fingerprint(**fields)  # a key too many is a TypeError
+        return TypeAdapter(Fingerprint).validate_json(json.dumps(fields), strict=True)
+    except (TypeError, ValueError) as error:
+        raise FileError(
+            f"the base fingerprint in {path} is damaged.", why=error, fix="copy the folder again"
+        ) from None
+
+
+def _spec(fields: Mapping[str, Any], path: Path) -> Spec:
+    try:
+        settings = dict(fields["method"])
         method = parse_strict(Method.named(settings.pop("name")), settings)
-        return Spec(method, parse_strict(Targets, manifest["targets"]), manifest.get("seed", 0))
+        return Spec(method, parse_strict(Targets, fields["targets"]), fields.get("seed", 0))
     except ValidationError as error:
         wrong = {
             ".".join(map(str, e["loc"])) or "method": f"{e['input']!r:.80}: {e['msg']}"
             for e in error.errors()[:8]
         }
-        raise FileError(
-            f"{path / MANIFEST} is damaged.", **wrong, fix="copy the folder anew"
-        ) from None
+        raise FileError(f"{path} is damaged.", **wrong, fix="copy the folder again") from None
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path / MANIFEST} is damaged.", why=error) from None
-
-
-def check_agrees(config: Mapping[str, Any], written: Mapping[str, Any], path: Path) -> None:
-    """Raises: FileError if adapter_config.json is not what the manifest's adapter is written as.
-
-    config: of the folder. written: what `save` writes of the adapter that the manifest describes;
-    keys of other writers are not compared.
-    """
-    own = {"base_model_name_or_path", "inference_mode", "task_type"}  # others may set them
-    differ = {
-        key: f"{config.get(key)!r:.80} in adapter_config.json, {value!r:.80} by manifest.json"
-        for key, value in written.items()
-        if key not in own and key in config and _plain(config[key]) != _plain(value)
-    }
-    if differ:
-        raise FileError(
-            f"the files of {path} contradict each other.",
-            **differ,
-            fix=f"copy the folder anew, or delete {MANIFEST} if adapter_config.json is right",
-        )
-
-
-def _plain(value: Any) -> Any:
-    """A value as it compares: the order of names says nothing, and neither does none of them."""
-    if isinstance(value, list | tuple):
-        return sorted(map(str, value)) or None
-    return None if value in ("", {}) else value
-
-
-def check_floats(file: Mapping[str, Tensor], source: Path) -> None:
-    """Raises: FileError if a tensor of a PEFT file is not of floating-point numbers."""
-    odd = [
-        f"{key} ({str(tensor.dtype).removeprefix('torch.')})"
-        for key, tensor in file.items()
-        if str(tensor.dtype) not in FLOATS
-    ]
-    if odd:
-        raise FileError(
-            f"{source} has tensors that are not of floats.",
-            tensors=listed(odd),
-            fix="save the adapter again in float32 or bfloat16",
-        )
+        raise FileError(f"{path} is damaged.", why=error, fix="copy the folder again") from None

@@ -1,4 +1,4 @@
-"""Take the tokenizer and chat template that an adapter folder brings, and the rows they need.
+"""Use the tokenizer and chat template of an adapter folder, and resize the embedding for them.
 
 PEFT, TRL and others save the tokenizer beside an adapter when tokens were added or a template was
 set. With the base's tokenizer such an adapter reads other ids than it was trained on.
@@ -7,47 +7,44 @@ set. With the base's tokenizer such an adapter reads other ids than it was train
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from lorica import plain_files
 from lorica.base.added_tokens import grow
 from lorica.base.context_length import fit_padding
 from lorica.base.load import LoadedModel
 from lorica.base.load_errors import explained
 from lorica.errors import FileError, listed
-from lorica.formats import commit
-from lorica.formats.peft.beside import token_ids
+from lorica.formats.adapter_file import AdapterFile
+from lorica.formats.adapter_folder import WEIGHTS
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TEMPLATE = "chat_template.jinja"
 MAX_TEMPLATE = 2**20  # bytes
 
 
-def take_vocabulary(base: LoadedModel, folder: Path, weights: Path) -> list[str]:
+def adopt_vocabulary(base: LoadedModel, file: AdapterFile) -> list[str]:
     """Give `base` the tokenizer of the adapter folder, and its embedding the rows. In place.
 
-    weights: the adapter's tensors; new rows must stand in them, or be trained token rows.
-
+    Rows that the tokenizer adds must be in the file, or be trained token rows.
     Returns: notices. Raises: FileError if the tokenizer has tokens without a row; BaseError if it
         cannot be read.
     """
     notices: list[str] = []
-    before = base.tokenizer
-    own = base.tokenizer.get_vocab()
+    before, folder = base.tokenizer, file.folder
+    known = base.tokenizer.get_vocab()
     if any(plain_files.is_file(folder / name) for name in TOKENIZERS):
-        notices = _take_tokenizer(base, folder)
+        notices = _adopt_tokenizer(base, folder)
     elif plain_files.is_file(folder / TEMPLATE):
         text = plain_files.read_text(folder / TEMPLATE, MAX_TEMPLATE)
         if text != base.tokenizer.chat_template:
             base.tokenizer.chat_template = text
             notices = [f"the chat template is the adapter's, {folder / TEMPLATE}"]
-    notices += _add_rows(base, before, weights, _trained_rows(folder), own)
+    notices += _resize_embedding(base, before, file, known)
     if base.tokenizer is before:
         return notices
     return notices + [n for n in fit_padding(base.model, base.tokenizer) if n not in base.notices]
 
 
-def _take_tokenizer(base: LoadedModel, folder: Path) -> list[str]:
+def _adopt_tokenizer(base: LoadedModel, folder: Path) -> list[str]:
     from transformers import AutoTokenizer
 
     plain_files.check(folder, *plain_files.names_in(folder))  # it opens what it finds there
@@ -73,55 +70,32 @@ def _take_tokenizer(base: LoadedModel, folder: Path) -> list[str]:
     return notices
 
 
-def _add_rows(
-    base: LoadedModel, before: Any, weights: Path, trained: set[int], own: dict[str, int]
+def _resize_embedding(
+    base: LoadedModel, before: Any, file: AdapterFile, known: dict[str, int]
 ) -> list[str]:
     """Resize the embedding and head to the rows that the adapter was saved with. In place.
 
-    before: the base's own tokenizer. trained: ids whose rows the adapter brings. own: the
-    vocabulary of the base's tokenizer; a row that it lacks is the base's own matter.
+    before: the base's own tokenizer. known: its vocabulary; a row that the embedding lacks for a
+    token of it is not the adapter's fault.
     """
     model: Any = base.model
     tokenizer = base.tokenizer
     table = model.get_input_embeddings()
-    new = (i for token, i in tokenizer.get_vocab().items() if own.get(token) != i)
-    have = len(table.weight)
-    need = max(have, 1 + max(new, default=-1))
+    added = (i for token, i in tokenizer.get_vocab().items() if known.get(token) != i)
+    rows = len(table.weight)
+    needed = max(rows, 1 + max(added, default=-1))
     name = next(name for name, module in model.named_modules() if module is table)
-    saved = _saved_rows(weights, name)
-    wanted = saved or (max(need, have) if trained >= set(range(have, need)) else have)
-    if need > wanted:
+    saved = next((len(t) for t in file.tensors_of([f"{name}.weight"]).values() if t.ndim), None)
+    trained = set(file.spec.targets.trainable_token_indices)
+    wanted = saved or (needed if trained >= set(range(rows, needed)) else rows)
+    if needed > wanted:
         raise FileError(
-            f"the adapter's tokenizer has token {need - 1}, and there is no row for it.",
-            embedding=f"{have} rows in the base, {saved or 'none'} in {weights.name}",
+            f"the adapter's tokenizer has token {needed - 1}, and there is no row for it.",
+            embedding=f"{rows} rows in the base, {saved or 'none'} in {WEIGHTS}",
             fix="save the adapter with its embedding rows "
             "(modules_to_save or trainable_token_indices)",
         )
-    if wanted == have:
+    if wanted == rows:
         return []
     grow(model, before, tokenizer, wanted)
-    return [f"the embedding has {wanted:,} rows, as the adapter was trained; the base had {have:,}"]
-
-
-def _trained_rows(folder: Path) -> set[int]:
-    """The ids of trainable_token_indices, by the manifest or by PEFT's config."""
-    if plain_files.is_file(folder / "manifest.json"):
-        found = commit.read_json(folder / "manifest.json").get("targets")
-        found = found.get("trainable_token_indices") if isinstance(found, dict) else None
-    else:
-        found = commit.read_json(folder / "adapter_config.json").get("trainable_token_indices")
-    ids = token_ids(found) if isinstance(found, list | dict) else []
-    return {i for i in ids if type(i) is int}
-
-
-def _saved_rows(weights: Path, embedding: str) -> int | None:
-    """Rows of the input embedding that the adapter's file holds whole; None: it holds none."""
-    leaf = f"{embedding}.weight"
-    try:
-        with safe_open(weights, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                if key == leaf or key.endswith(f".{leaf}"):
-                    return tensors.get_slice(key).get_shape()[0]
-    except SafetensorError:
-        return None  # loading the adapter says what is wrong with the file
-    return None
+    return [f"the embedding has {wanted:,} rows, as the adapter was trained; the base had {rows:,}"]

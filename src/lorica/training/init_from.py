@@ -8,18 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorica import plain_files
 from lorica.base.load import LoadedModel
 from lorica.core.attach import activate, detach
 from lorica.core.drive import adapters_of
 from lorica.core.port import Spec, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
-from lorica.data.prompt_format import format_notices, prompt_format_from_dict
+from lorica.data.prompt_format import format_notices
 from lorica.errors import ConfigError, FileError, listed
-from lorica.formats import commit, folder
-from lorica.formats.adapter_folder import adapter_folder
-from lorica.formats.manifest import MANIFEST, check_format
+from lorica.formats.adapter_file import AdapterFile, read
+from lorica.formats.attach import attach
 from lorica.formats.open_adapter import head_rows
 
 TRAINING_ONLY = {"dropout", "init", "loraplus_lr_ratio"}
@@ -43,8 +41,9 @@ def start_from(base: LoadedModel, path: str, name: str, data: Data) -> list[str]
             "from a trained adapter.",
             fix=f"lorica export {path} --to lora --output DIR, and start a lora run from DIR",
         )
-    notices = _check_rows(base, path, data)
-    notices += folder.load(model, adapter_folder(path), SOURCE, tokenizer=base.tokenizer)
+    file = read(path)
+    notices = _check_rows(base, file, data)
+    notices += attach(model, file, SOURCE, tokenizer=base.tokenizer)
     try:
         _check_settings(base, path, name)
         load_adapter_state(model, adapter_state(model, SOURCE), name, source=path)
@@ -60,33 +59,26 @@ def start_from(base: LoadedModel, path: str, name: str, data: Data) -> list[str]
     return [f"training begins with the adapter of {path}", *notices]
 
 
-def _check_rows(base: LoadedModel, path: str, data: Data) -> list[str]:
+def _check_rows(base: LoadedModel, file: AdapterFile, data: Data) -> list[str]:
     """Compare the classes and the prompt format of the adapter with those of the rows.
 
     Returns: notices. Raises: ConfigError if the rows have other classes, or another number.
     """
-    source = adapter_folder(path)
-    if not plain_files.is_file(source / MANIFEST):
-        return [] if data.labels is None else _check_classes(base, path, None, data.labels)
-    manifest = commit.read_json(source / MANIFEST)
-    check_format(manifest, source)
-    form = prompt_format_from_dict(manifest.get("prompt_format"), str(source / MANIFEST))
-    notices = format_notices(form, data.prompt_format, base.tokenizer)
-    if data.labels is not None:
-        notices += _check_classes(base, path, manifest.get("labels"), data.labels)
-    return notices
+    notices = []
+    if file.manifest is not None:
+        notices = format_notices(file.prompt_format, data.prompt_format, base.tokenizer)
+    return notices if data.labels is None else notices + _check_classes(base, file, data.labels)
 
 
-def _check_classes(
-    base: LoadedModel, path: str, theirs: list[str] | None, ours: list[str]
-) -> list[str]:
+def _check_classes(base: LoadedModel, file: AdapterFile, ours: list[str]) -> list[str]:
     """Each output of the adapter's head must stay the class that it was trained for.
 
-    theirs: the classes of the adapter; None: it names none. ours: those of the rows.
+    ours: the classes of the rows.
     """
+    theirs, path = file.labels, file.folder
     if theirs == ours:
         return []
-    outputs = head_rows(folder.find(adapter_folder(path)), base.path) if theirs is None else []
+    outputs = head_rows(file, base.path) if theirs is None else []
     if theirs is None and set(outputs) <= {len(ours)}:
         notice = (
             f"{path} does not name its classes; the outputs of its head are taken as "

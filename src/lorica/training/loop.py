@@ -23,8 +23,9 @@ from lorica.core.rates import rates_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.errors import Stopped
-from lorica.formats import commit, folder
+from lorica.formats import commit
 from lorica.formats.peft.kinds import peft_notices
+from lorica.formats.save import save
 from lorica.training import checkpoint as ckpt
 from lorica.training import optim, prepare, resume, watch
 from lorica.training.config import TrainConfig
@@ -302,7 +303,7 @@ class Trainer:
             peak_memory_bytes=peak_memory(self.accelerator.device),
         )
         if self.main:
-            folder.save(
+            save(
                 model,
                 self.run.adapter,
                 self.name,

@@ -22,7 +22,7 @@ from lorica.errors import ConfigError, FileError, ResourceError, listed, writing
 from lorica.evaluation.html import result_html
 from lorica.evaluation.trained_rows import ROWS, short_digests
 from lorica.formats import commit
-from lorica.formats.folder import is_all_adapter
+from lorica.formats.adapter_folder import can_be_replaced
 
 CONFIG, EVENTS, RESULTS = "config.yaml", "events.jsonl", "results.json"
 NAMES = (
@@ -144,7 +144,7 @@ class Run:
                 wrong[name] = f"a {kind}, where the run writes a {wanted}"
         if "adapter" not in wrong and plain_files.names_in(self.adapter):
             try:
-                if not is_all_adapter(self.adapter):
+                if not can_be_replaced(self.adapter):
                     inside = listed(plain_files.names_in(self.adapter), 8)
                     wrong["adapter"] = f"it holds files that are no part of an adapter: {inside}"
             except FileError as error:

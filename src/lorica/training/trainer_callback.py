@@ -33,7 +33,9 @@ from lorica.core.port import spec_of, switch_of
 from lorica.core.site import PORT
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, TrainingError, listed
-from lorica.formats import commit, folder
+from lorica.formats import commit
+from lorica.formats.adapter_folder import MANIFEST
+from lorica.formats.save import save
 from lorica.training.trainer_record import RECORD, check_record, read_record, record_of
 
 TENSORS = "model.safetensors"
@@ -183,13 +185,13 @@ def save_adapter(
     path, name = Path(save_directory), active_adapter(model)
     staging = path / f"{commit.STAGING}{uuid4().hex[:8]}"
     path.mkdir(parents=True, exist_ok=True)
-    folder.save(model, staging, name, tokenizer=tokenizer)
+    save(model, staging, name, tokenizer=tokenizer)
     if path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         tensors = tensors_of(model, name)
-        record = record_of(commit.read_json(staging / folder.MANIFEST), name, tensors)
+        record = record_of(commit.read_json(staging / MANIFEST), name, tensors)
         commit.write_tensors(staging / TENSORS, {**tensors, RECORD: record})
     # The manifest comes last: its digests tell a folder that a kill left half written.
-    for file in sorted(staging.iterdir(), key=lambda file: file.name == folder.MANIFEST):
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == MANIFEST):
         os.replace(file, path / file.name)
     staging.rmdir()
 

@@ -18,7 +18,7 @@ from lorica.base.digest import digests
 from lorica.base.fingerprint import Fingerprint, differences, fingerprint
 from lorica.core.port import spec_of
 from lorica.errors import TrainingError, listed
-from lorica.formats.folder import dtype_of
+from lorica.formats.save import dtype_of
 
 RECORD = "lorica.record"
 SETTINGS = ("method", "targets", "seed", "dtype")
