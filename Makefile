@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow attack check bench venv base
+.PHONY: demo test test-slow attack check docs bench venv base
 
 demo: venv
 	rm -rf runs/demo
@@ -27,6 +27,10 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: venv  # the site, in build/docs; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/docs/index.html, or: $(BIN)/python -m http.server -d build/docs (with search)"
 
 # What a step costs, beside PEFT and the peers that benchmarks/speed/peers has installed. Mixed
 # precision takes a processor without bfloat16 instructions very long, hence the fewer rounds.

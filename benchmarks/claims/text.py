@@ -20,9 +20,9 @@ STORIES = "data/text/tinystories-samples/minigpt_tinystories.txt"
 PLAY = "data/text/tinyshakespeare/input.txt"
 HELD, TRAINED_ON = 30_000, 450_000  # characters
 WORDS = (
-    f"stories260K learns tinyshakespeare, {STEPS} steps of {BATCH} x {LENGTH} tokens, on all "
-    "linear layers but the head where a method acts on linear layers; cosine schedule, a tenth "
-    "of warm-up, AdamW. Loss is that on a test text"
+    f"stories260K is trained on tinyshakespeare: {STEPS} steps of {BATCH} x {LENGTH} tokens, all "
+    "linear layers but the head (where the method acts on linear layers), cosine schedule, 10 % "
+    "warm-up, AdamW. Loss is measured on a test text, in nats per token"
 )
 
 

@@ -44,10 +44,10 @@ def test_ratios_are_taken_within_a_round():
 def test_every_side_has_what_it_is_measured_by():
     names = [side.name for side in EACH.sides]
     ((title, by),) = figures.columns(EACH, names).items()
-    assert title == "speed over the one above"
+    assert title == "speed relative to the row above"
     assert [by[name] for name in names] == [s for s in SOLO for _ in range(2)]
     assert figures.columns(SHIPPED, ["Lorica", SHIPPED.over[1]]) == {
-        f"speed over {SHIPPED.over[1]}": {
+        f"speed relative to {SHIPPED.over[1]}": {
             "Lorica": SHIPPED.over[1],
             SHIPPED.over[1]: SHIPPED.over[1],
         }
@@ -74,7 +74,7 @@ def test_the_page_has_every_section_and_says_what_was_left_out(tmp_path):
     results = {"a": found("as shipped", sides), "b": found("scaling", sizes)}
     page.write(results, tmp_path / "README.md")
     text = (tmp_path / "README.md").read_text()
-    assert "Not installed, and so left out: TRL, bf16=False." in text
+    assert "Left out, not installed: TRL, bf16=False." in text
     assert "| 1,600 tokens |" in text
     assert (tmp_path / page.PICTURE).is_file()
 
@@ -112,4 +112,4 @@ def test_a_side_that_cannot_be_built_is_left_out_by_name(monkeypatch):
     assert out["failed"] == ["broken: KeyError: 'lora_'"]
     sides_of_page = {s.name: side([1.0, 2.0]) for s in SHIPPED.sides if s.peer != "trl"}
     text = page.section({**found("as shipped", sides_of_page), "failed": out["failed"]})
-    assert "Failed here, and so left out: broken: KeyError: 'lora_'." in text
+    assert "Left out, failed on this machine: broken: KeyError: 'lora_'." in text

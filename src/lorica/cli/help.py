@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
@@ -25,7 +26,7 @@ class SettingsHelp(DefaultFormatter):
         if panel.format != "parameter" or not any("--json" in e.names for e in panel.entries):
             return
         groups: dict[str, list[HelpEntry]] = {}
-        for group, entry in _entries(self.model):
+        for group, entry in setting_entries(self.model):
             groups.setdefault(group, []).append(entry)
         if self.method:
             groups["method"] = list(_method_entries())
@@ -37,9 +38,10 @@ class SettingsHelp(DefaultFormatter):
             )
 
 
-def _entries(
+def setting_entries(
     model: type[BaseModel], before: str = "", group: str = "settings"
 ) -> Iterator[tuple[str, HelpEntry]]:
+    """(group, entry of the help) for every setting of `model`; the site's reference reads them."""
     for name, info in model.model_fields.items():
         extra = info.json_schema_extra
         here = str(extra.get("group", group)) if isinstance(extra, dict) else group
@@ -49,28 +51,29 @@ def _entries(
             here,
             HelpEntry(
                 positive_names=(f"--{before}{name}",),
-                metavar=None if inside else _short(kind),
+                metavar=None if inside else type_word(kind),
                 description=_line(info),
                 default=_default(info),
                 required=info.is_required() and not before,
             ),
         )
         if inside:
-            yield from _entries(kind, f"{before}{name}.", here)
+            yield from setting_entries(kind, f"{before}{name}.", here)
 
 
-def _short(kind: Any) -> str:
+def type_word(kind: Any) -> str:
     """A type in one word, or the words that it allows."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _short(args[0])
+        return type_word(args[0])
     if origin is Literal:
         return "|".join(map(str, args))
     if origin in (Union, types.UnionType):
-        return "|".join(dict.fromkeys(_short(a) for a in args if a is not types.NoneType))
+        return "|".join(dict.fromkeys(type_word(a) for a in args if a is not types.NoneType))
     if origin is list and get_origin(args[0]) is Literal:
-        return f"{_short(args[0])},..."
+        return f"{type_word(args[0])},..."
     names = {str: "TEXT", int: "INT", float: "NUMBER", bool: "BOOL", list: "LIST", dict: "JSON"}
+    names |= {tuple: "LIST", Path: "PATH"}
     return names.get(origin or kind, "VALUE")
 
 

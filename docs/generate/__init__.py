@@ -1,0 +1,1 @@
+"""Pages that are written from the source code when the site is built."""
