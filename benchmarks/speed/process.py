@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.speed import peers
 from benchmarks.speed.sides import Side
 
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**62)}
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 """glibc's heap keeps the pages that a step frees: otherwise the next one faults them in again,
 which is a part of its time that is large, noisy, and no library's own."""
 
@@ -25,7 +25,7 @@ class Process:
         if beside is not None:
             self.process = beside.process
             return
-        heap = KEPT if keeps_heap else {}
+        heap = HEAP if keeps_heap else {}
         self.process = subprocess.Popen(
             [str(peers.interpreter(side.peer)), "-m", "benchmarks.speed.worker"],
             stdin=subprocess.PIPE,
