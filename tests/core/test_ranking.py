@@ -37,22 +37,22 @@ def test_none_and_all(n, gone):
 def test_what_remains_is_the_update():
     a, b = torch.randn(4, 5), torch.randn(3, 4)
     e = torch.tensor([0.5, 0.0, -2.0, 0.0])
-    small_a, small_b = ranking.remaining(a, e, b)
+    small_a, small_b = ranking.active_factors(a, e, b)
     assert small_a.shape == (2, 5)
     torch.testing.assert_close(small_b @ small_a, b @ torch.diag(e) @ a)
-    small_a, small_b = ranking.remaining(a, torch.zeros(4), b)
+    small_a, small_b = ranking.active_factors(a, torch.zeros(4), b)
     assert small_a.shape == (0, 5)
     assert torch.equal(small_b @ small_a, torch.zeros(3, 5))
 
 
-def test_growth_goes_to_the_highest_scores_and_stops_at_the_most():
+def test_growth_goes_to_the_highest_scores_and_stops_at_the_maximum():
     ranks, scores = {"x": 1, "y": 1, "z": 1}, {"x": 0.1, "y": 0.3, "z": 0.2}
-    most = {"x": 4, "y": 2, "z": 4}
-    assert ranking.grown(ranks, most, scores, 1) == {"x": 1, "y": 2, "z": 1}
-    assert ranking.grown(ranks, most, scores, 2) == {"x": 1, "y": 2, "z": 2}
-    assert ranking.grown(ranks, most, scores, 5) == {"x": 3, "y": 2, "z": 3}
-    assert ranking.grown(ranks, most, scores, 99) == most
-    assert ranking.grown(ranks, most, dict.fromkeys(ranks, 0.0), 1) == {"x": 2, "y": 1, "z": 1}
+    max_ranks = {"x": 4, "y": 2, "z": 4}
+    assert ranking.grown(ranks, max_ranks, scores, 1) == {"x": 1, "y": 2, "z": 1}
+    assert ranking.grown(ranks, max_ranks, scores, 2) == {"x": 1, "y": 2, "z": 2}
+    assert ranking.grown(ranks, max_ranks, scores, 5) == {"x": 3, "y": 2, "z": 3}
+    assert ranking.grown(ranks, max_ranks, scores, 99) == max_ranks
+    assert ranking.grown(ranks, max_ranks, dict.fromkeys(ranks, 0.0), 1) == {"x": 2, "y": 1, "z": 1}
     assert ranks == {"x": 1, "y": 1, "z": 1}
 
 
@@ -60,11 +60,11 @@ def test_importance_by_hand():
     w = torch.nn.Parameter(torch.tensor([0.5]))
     importance = ranking.Importance({"w": w}, 0.85, 0.85)
     w.grad = torch.tensor([-0.2])
-    importance.take_in()
+    importance.update()
     torch.testing.assert_close(importance.averages["w"].flatten(), torch.tensor([0.015, 0.01275]))
     torch.testing.assert_close(importance["w"], torch.tensor([1.9125e-4]))
     w.grad = torch.tensor([0.6])
-    importance.take_in()
+    importance.update()
     torch.testing.assert_close(
         importance.averages["w"].flatten(), torch.tensor([0.05775, 0.047175])
     )
@@ -75,24 +75,26 @@ def test_a_tensor_without_a_gradient_counts_as_zero_and_all_without_is_an_error(
     used, unused = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     importance = ranking.Importance({"used": used, "unused": unused}, 0.5, 0.5)
     with pytest.raises(ConfigError, match="gradients") as error:
-        importance.take_in()
+        importance.update()
     assert "after_step" in error.value.fix
     used.grad = torch.ones(2)
-    importance.take_in()
+    importance.update()
     assert importance["used"].tolist() == [0.125, 0.125]
     assert importance["unused"].tolist() == [0, 0]
 
 
-def test_skewness_by_hand():
+def test_orthonormality_loss_by_hand():
     q, right = torch.tensor([[1.0, 1], [0, 1]]), torch.eye(2)
-    assert ranking.skewness([q], squared=False).item() == pytest.approx(3**0.5)
-    assert ranking.skewness([q, right], squared=False).item() == pytest.approx(3**0.5 / 2, abs=1e-6)
-    assert ranking.skewness([q, right], squared=True).item() == pytest.approx(3)
+    assert ranking.orthonormality_loss([q], squared=False).item() == pytest.approx(3**0.5)
+    assert ranking.orthonormality_loss([q, right], squared=False).item() == pytest.approx(
+        3**0.5 / 2, abs=1e-6
+    )
+    assert ranking.orthonormality_loss([q, right], squared=True).item() == pytest.approx(3)
 
 
-def test_the_slope_of_the_skewness_is_finite_at_orthonormal_rows():
+def test_the_slope_of_the_orthonormality_loss_is_finite_at_orthonormal_rows():
     q = torch.eye(3, requires_grad=True)
-    ranking.skewness([q], squared=False).backward()
+    ranking.orthonormality_loss([q], squared=False).backward()
     assert q.grad is not None
     assert q.grad.isfinite().all()
 

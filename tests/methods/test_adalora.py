@@ -11,7 +11,7 @@ from lorica.core.drive import Driver, adapters_of
 from lorica.core.port import ports
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
-from lorica.methods.adalora import AHEAD, Adalora, Decrease, Increase
+from lorica.methods.adalora import WARM_UP, Adalora, Decrease, Increase
 from tests.laws.bases import Stack
 from tests.methods.driving import Run, same, zeros
 
@@ -315,7 +315,7 @@ def test_growth():
         assert new == ranks or t in (10, 15, 20, 25, 30)
         for site, e in run.vectors("e").items():
             rest = e[new[site] :].tolist()
-            ahead = [pytest.approx(AHEAD)] if t < 30 else [0]
+            ahead = [pytest.approx(WARM_UP)] if t < 30 else [0]
             assert rest == (ahead + [0] * len(rest))[: len(rest)]
             row = run.adapters[site].a[1]
             ahead_moved = ahead_moved or (t < 10 and bool((row != start[f"{site}.a"][1]).all()))
@@ -399,7 +399,7 @@ def test_the_default_target_is_two_thirds():
 
 def test_phases_that_leave_no_step():
     model = lorica.adapt(Stack(), Adalora(r=3, tinit=60, tfinal=40))
-    with pytest.raises(ConfigError, match="of 100 steps none is left"):
+    with pytest.raises(ConfigError, match="leaves none of the 100 steps"):
         Driver(model, total=100)
     assert Driver(model, total=101).scheduled
 

@@ -70,8 +70,14 @@ def test_the_first_step_moves_c_alone():
 def test_the_counts_of_the_schedule():
     schedule = scheduled(12, 1000, r=12, target_r=8, interval=100)
     assert schedule.last == 350
-    assert [schedule.since(t) for t in (1, 149, 150, 500, 501)] == [-149, -1, 0, 350, 351]
-    assert [schedule.count(t) for t in (150, 200, 250, 325, 400, 450, 500)] == [
+    assert [schedule.steps_since_first(t) for t in (1, 149, 150, 500, 501)] == [
+        -149,
+        -1,
+        0,
+        350,
+        351,
+    ]
+    assert [schedule.n_pruned(t) for t in (150, 200, 250, 325, 400, 450, 500)] == [
         0,
         0,
         1,
@@ -80,7 +86,7 @@ def test_the_counts_of_the_schedule():
         30,
         48,
     ]
-    counts = [schedule.count(t) for t in range(1, 1001)]
+    counts = [schedule.n_pruned(t) for t in range(1, 1001)]
     assert counts == sorted(counts)
     assert counts[-1] == 48
 
@@ -88,7 +94,7 @@ def test_the_counts_of_the_schedule():
 @pytest.mark.parametrize("total", range(1, 300, 7))
 def test_the_last_pruning_is_met_in_every_run(total):
     schedule = scheduled(1, total)
-    steps = [schedule.since(t) for t in range(1, total + 1)]
+    steps = [schedule.steps_since_first(t) for t in range(1, total + 1)]
     assert schedule.last in steps
     assert schedule.last == int(total * 7 / 20 + 1e-9)
 
@@ -201,7 +207,7 @@ def test_ties_prune_no_more_than_asked_for():
         if t >= 30:
             assert gone == 6
         elif t >= 9 and (t - 9) % 3 == 0:
-            assert gone == max(schedule.count(t), 1)
+            assert gone == max(schedule.n_pruned(t), 1)
         else:
             assert gone == 0
 

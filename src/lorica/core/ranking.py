@@ -1,10 +1,10 @@
-"""Rank-one components of updates B diag(e) A: their product, their ranking, what is left of them.
+"""Schedules over rank-one components: which component of B diag(e) A is pruned, and when.
 
-    a (R, I)   e (R,)   b (O, R)      component i is e_i b[:, i] a[i, :]; it is out where e_i = 0
+    a (R, I)   e (R,)   b (O, R)      component i is e_i b[:, i] a[i, :]; it is pruned if e_i = 0
 
-What AdaLoRA and DoRA-dynamic share. The ranking is over the components of all sites together,
-and drops exactly as many as it is asked to: a threshold, as in the code of both papers, drops
-every component that ties with it as well.
+AdaLoRA and DoRA-dynamic share them. Components of all sites are ranked together, and exactly as
+many are pruned as the budget says. The code of both papers prunes by a threshold instead, which
+also prunes every component that ties with it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,96 +22,101 @@ from lorica.errors import ConfigError
 TINY = 1e-12  # a norm has no slope at 0
 
 
-def remaining(a: Tensor, e: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The update without what is out: (a (K, I), b diag(e) (O, K)); K may be 0."""
-    on = e != 0
-    return a[on], b[:, on] * e[on]
+def active_factors(a: Tensor, e: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors without the pruned components: (a (K, I), b diag(e) (O, K)); K may be 0."""
+    active = e != 0
+    return a[active], b[:, active] * e[active]
 
 
 def lowest(scores: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Which components have the `n` lowest scores over all sites: {site: bool (R,)}.
+    """A mask of the `n` components with the lowest scores over all sites: {site: bool (R,)}.
 
-    scores: {site: (R,)}. Exactly n are True, or all there are; of equal scores the first in
-    the order of `scores` go first.
+    scores: {site: (R,)}. Exactly n are True, or all if there are fewer; ties go to the first in
+    the order of `scores`.
     """
     device = next(iter(scores.values())).device
     flat = torch.cat([s.to(device) for s in scores.values()])
-    out = torch.zeros(len(flat), dtype=torch.bool, device=device)
-    out[flat.argsort(stable=True)[: max(n, 0)]] = True
-    parts = out.split([len(s) for s in scores.values()])
-    return {k: part.to(s.device) for (k, s), part in zip(scores.items(), parts, strict=True)}
+    mask = torch.zeros(len(flat), dtype=torch.bool, device=device)
+    mask[flat.argsort(stable=True)[: max(n, 0)]] = True
+    masks = mask.split([len(s) for s in scores.values()])
+    return {site: m.to(s.device) for (site, s), m in zip(scores.items(), masks, strict=True)}
 
 
 def grown(
-    ranks: Mapping[str, int], most: Mapping[str, int], scores: Mapping[str, float], n: int
+    ranks: Mapping[str, int], max_ranks: Mapping[str, int], scores: Mapping[str, float], n: int
 ) -> dict[str, int]:
-    """`ranks` with `n` more in all: one for each site of the highest scores, round by round.
+    """`ranks` with `n` more in total, one at a time for each of the sites with the highest scores.
 
-    No site exceeds `most`; of equal scores the first site goes first.
+    No site exceeds its `max_ranks`; ties go to the first site.
     """
     new = dict(ranks)
-    while n > 0 and (growing := [site for site in new if new[site] < most[site]]):
+    while n > 0 and (growing := [site for site in new if new[site] < max_ranks[site]]):
         chosen = sorted(growing, key=lambda site: -scores[site])[:n]
         new |= {site: new[site] + 1 for site in chosen}
         n -= len(chosen)
     return new
 
 
-def skewness(matrices: Iterable[Tensor], squared: bool) -> Tensor:
-    """How far the rows of some Q (R, N) are from orthonormal, by ||Q Q^T - 1||_F of each.
+def orthonormality_loss(matrices: Iterable[Tensor], squared: bool) -> Tensor:
+    """How far the rows of the matrices Q (R, N) are from orthonormal, by ||Q Q^T - 1||_F of each.
 
     Returns: the mean of the norms; if `squared`, the sum of their squares.
     """
-    found = [(q @ q.T - torch.eye(len(q)).to(q)).square().sum() for q in matrices]
-    squares = torch.stack([one.to(found[0].device) for one in found])
+    terms = [(q @ q.T - torch.eye(len(q)).to(q)).square().sum() for q in matrices]
+    squares = torch.stack([term.to(terms[0].device) for term in terms])
     return squares.sum() if squared else (squares + TINY).sqrt().mean()
 
 
-class Ranked(Schedule):
-    """A schedule over the components of all sites; override what makes them come and go.
+class RankSchedule(Schedule):
+    """A schedule over the components of all sites; a method overrides what activates and prunes.
 
-    adapters: by site, each with a, b, `target` (its share of the final total rank) and the
-    parameter called `vector`, which is e.
+    adapters: by site, each with parameters a, b and e, and `target`, its share of the final total
+    rank. coefficient: the name of the parameter that is e.
     """
 
-    def __init__(self, adapters: Mapping[str, Any], vector: str):
-        self.adapters, self.vector = adapters, vector
-        self.vectors: dict[str, Tensor] = {s: getattr(a, vector) for s, a in adapters.items()}
-        self.most = {site: len(e) for site, e in self.vectors.items()}
+    def __init__(self, adapters: Mapping[str, Any], coefficient: str):
+        self.adapters, self.coefficient = adapters, coefficient
+        self.coefficients: dict[str, Tensor] = {
+            site: adapter.get_parameter(coefficient) for site, adapter in adapters.items()
+        }
+        self.max_ranks = {site: len(e) for site, e in self.coefficients.items()}
         self.target = sum(adapter.target for adapter in adapters.values())
-        self.out: dict[str, Tensor] = {}
-        """Which components went last; empty: none did, or the run was resumed since."""
+        self.pruned: dict[str, Tensor] = {}
+        """Mask of the pruned components, {site: bool (R,)}; empty until the first pruning of a run
+        or of a resumed run."""
 
-    def in_use(self) -> dict[str, Tensor]:
-        """Which components are: {site: bool (R,)}."""
-        return {site: e.detach() != 0 for site, e in self.vectors.items()}
+    def active(self) -> dict[str, Tensor]:
+        """Mask of the components that act: {site: bool (R,)}."""
+        return {site: e.detach() != 0 for site, e in self.coefficients.items()}
 
     @torch.no_grad()
-    def take_out(self) -> None:
-        """Set e of what `out` names to zero. In place."""
-        for site, out in self.out.items():
-            self.vectors[site].masked_fill_(out, 0)
+    def zero_pruned(self) -> None:
+        """Set e of the pruned components to zero. In place."""
+        for site, mask in self.pruned.items():
+            self.coefficients[site].masked_fill_(mask, 0)
 
     def live(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for site, on in self.in_use().items():
-            found[f"{site}.a"], found[f"{site}.b"] = on.unsqueeze(1), on.unsqueeze(0)
-            found[f"{site}.{self.vector}"] = on
-        return found
+        masks: dict[str, Tensor] = {}
+        for site, active in self.active().items():
+            masks[f"{site}.a"], masks[f"{site}.b"] = active.unsqueeze(1), active.unsqueeze(0)
+            masks[f"{site}.{self.coefficient}"] = active
+        return masks
 
     def ranks(self) -> dict[str, int]:
-        return {site: int(on.sum()) for site, on in self.in_use().items()}
+        return {site: int(active.sum()) for site, active in self.active().items()}
 
     def facts(self) -> dict[str, Any]:
         return {"target_total_rank": self.target, "total_rank": sum(self.ranks().values())}
 
 
 class Importance:
-    """How much the loss hangs on each number w of some tensors: AdaLoRA, section 3.2.
+    """How much the loss depends on each element w of some tensors: AdaLoRA, section 3.2.
 
-    Two averages of each, kept as (2, ...): M of the sensitivity |w dL/dw|, and U of its
-    distance from the new M; what is new enters with 1 - beta1 and 1 - beta2. The importance is
-    M U. The gradients are those that lie in the tensors.
+    Two moving averages of each element: M of the sensitivity |w dL/dw|, with decay beta1, and U of
+    the uncertainty, the distance of the sensitivity from the new M, with decay beta2. The
+    importance is M U.
+
+    averages: {key: (2, ...)}, M and U of each tensor.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], beta1: float, beta2: float):
@@ -122,28 +127,28 @@ class Importance:
         return {key: t.detach().new_zeros(2, *t.shape) for key, t in self.tensors.items()}
 
     @torch.no_grad()
-    def take_in(self) -> None:
-        """The sensitivities of a step, into the averages. In place.
+    def update(self) -> None:
+        """Update the averages with the gradients that the tensors have now. In place.
 
-        A tensor without a gradient counts as zero: an expert that no token went to.
-        Raises: ConfigError if none has a gradient.
+        A tensor without a gradient has sensitivity zero: an expert that no token was routed to.
+        Raises: ConfigError if no tensor has a gradient.
         """
         if all(t.grad is None for t in self.tensors.values()):
             raise ConfigError(
-                "the ranks follow from gradients, and there are none.",
+                "ranks are chosen by gradients, and no adapter tensor has a gradient.",
                 fix="call after_step() before the gradients are cleared",
             )
         for key, tensor in self.tensors.items():
-            mean, spread = self.averages[key]
-            fresh = (tensor * (0 if tensor.grad is None else tensor.grad)).abs()
-            mean.mul_(self.beta1).add_(fresh, alpha=1 - self.beta1)
-            spread.mul_(self.beta2).add_((fresh - mean).abs(), alpha=1 - self.beta2)
+            mean, uncertainty = self.averages[key]
+            sensitivity = (tensor * (0 if tensor.grad is None else tensor.grad)).abs()
+            mean.mul_(self.beta1).add_(sensitivity, alpha=1 - self.beta1)
+            uncertainty.mul_(self.beta2).add_((sensitivity - mean).abs(), alpha=1 - self.beta2)
 
     def __getitem__(self, key: str) -> Tensor:
         return self.averages[key].prod(0)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up `averages`. Raises: KeyError if one is missing."""
+        """Restore `averages`. Raises: KeyError if one is missing."""
         for key, average in self.averages.items():
             average.copy_(state[key])
 
@@ -158,7 +163,7 @@ class Phases:
 
     @classmethod
     def of(cls, total: int, tinit: int | None, tfinal: int | None, every: int | None) -> Self:
-        """AdaLoRA's, in a run of `total` steps. None: in the proportions of its table 8.
+        """AdaLoRA's phases in a run of `total` steps; None: in the proportions of its table 8.
 
         Raises: ConfigError if no step is left between the first `tinit` and the last `tfinal`.
         """
@@ -166,27 +171,27 @@ class Phases:
         first = max(0, total - last) // 5 if tinit is None else tinit
         if first + last >= total:
             raise ConfigError(
-                f"tinit is {first} and tfinal is {last}: of {total} steps none is left for the "
-                "ranks to change in.",
-                fix=f"let their sum be less than {total}, or leave them out",
+                f"tinit is {first} and tfinal is {last}, which leaves none of the {total} steps "
+                "for changing the ranks.",
+                fix=f"choose them so that their sum is below {total}, or leave them out",
             )
         return cls(first, total - last, every or min(100, max(1, total // 500)))
 
-    def due(self, t: int) -> bool:
+    def is_due(self, t: int) -> bool:
         return t == self.end or (self.start < t < self.end and t % self.every == 0)
 
-    def done(self, t: int) -> float:
-        """The share of the middle phase that lies behind after step t, in [0, 1]."""
+    def progress(self, t: int) -> float:
+        """The fraction of the middle phase that is over after step t, in [0, 1]."""
         return min(max(t - self.start, 0) / (self.end - self.start), 1.0)
 
 
 def check_target_rank(method: Any) -> None:
     """Raises: ConfigError if `method` ends with more ranks than it starts with."""
     if method.target_r is not None and method.target_r > method.r:
-        fix = f"try target_r={two_thirds(method.r)}, or a larger r"
+        fix = f"try target_r={default_target(method.r)}, or a larger r"
         raise setting_error(method, "target_r", f"at most r, {method.r}", fix=fix)
 
 
-def two_thirds(r: int) -> int:
-    """The final rank where none is given: both papers start at 1.5 times the final one."""
+def default_target(r: int) -> int:
+    """The final rank if none is set: two thirds of r, as both papers start at 1.5 times it."""
     return max(1, round(2 * r / 3))

@@ -1,18 +1,26 @@
-"""AdaLoRA: y = W x + s B diag(e) A x, and the least important components of B diag(e) A go.
+"""AdaLoRA: y = W x + s B diag(e) A x, where training prunes the least important components.
 
 Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023,
-arXiv:2303.10512. Component i is a row of A, e_i and a column of B. A and B start as N(0, 0.02^2), e
-at zero; a penalty keeps the rows of A and the columns of B orthonormal. As in the authors' code and
-PEFT's, s = alpha / (r + 1e-5) with the start rank r. A component scores the importance (section
-3.2) of e_i plus the mean ones of its row and its column, with weights after the step and gradients
-before it, as in their code. The lowest over all sites get e_i = 0, down to a total rank that falls
-with (1 - (t - tinit) / (T - tfinal - tinit))^3; equation 14 prints this with a slip. Before step
-T - tfinal they may come back; from it on they stay out.
+arXiv:2303.10512, section 3. Component i of a site is row i of A, e_i and column i of B. A and B
+start as N(0, 0.02^2) and e as zero, so that the adapted model starts as the base. The scale is
+s = alpha / (r + 1e-5) with the initial rank r, as in the authors' code and in PEFT.
 
-mode="increase" grows instead, after IncreLoRA: Zhang et al., 2023, arXiv:2308.12043. Sites
-start with rank 1; the next component of each trains ahead at e_i = 1e-5. Our own, because
-their code needs the gradient of W and makes new tensors: a site scores the importances of its
-e; the total grows linearly; s stays alpha / (r + 1e-5), and r is the most of a site.
+- Penalty: the rows of A and the columns of B are kept close to orthonormal.
+- Score of a component (section 3.2): the importance of e_i, plus the mean importance of its row of
+  A and of its column of B. As in the authors' code, it uses the weights after the step and the
+  gradients before it.
+- Budget: the total rank over all sites falls with (1 - (t - tinit) / (T - tfinal - tinit))^3 at
+  step t of T. (Equation 14 of the paper prints this with a slip.) The components with the lowest
+  scores get e_i = 0. They may come back until step T - tfinal; from then on the ranks are fixed.
+
+mode="increase" grows the ranks instead, after IncreLoRA: Zhang et al., 2023, arXiv:2308.12043.
+Every site starts with rank 1, and its next component warms up with e_i = 1e-5.
+
+Differences from IncreLoRA, whose code needs the gradient of W and allocates new tensors:
+a site's score is the sum of the importances of its e; the total rank grows linearly; s stays
+alpha / (r + 1e-5); r is the largest rank of a site.
+
+    I  in_features   O  out_features   R  r
 """
 
 from collections.abc import Mapping
@@ -28,7 +36,7 @@ from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.kernels.low_rank import low_rank
 
-AHEAD = 1e-5  # e of the component that trains ahead of its use
+WARM_UP = 1e-5  # e of the component that a site uses next, with mode="increase"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +47,32 @@ class Adalora(Method, name="adalora"):
     rates: ClassVar[Rates] = (0.015, 0.0005, 3.0)
     rate_source: ClassVar[str] = "Zhang et al. 2023, table 8 (MNLI)"
     r: Annotated[int, Bounds(ge=1)] = 12
-    """Rank of every site at the start; mode=increase: the most that a site may reach."""
+    """Initial rank of every site; with mode=increase, the largest rank that a site may reach."""
     target_r: Annotated[int, Bounds(ge=1)] | None = None
-    """Mean rank of the sites at the end; None: two thirds of r."""
+    """Average rank of the sites at the end; None: two thirds of r."""
     alpha: Annotated[float, Bounds(gt=0)] | None = None
-    """Numerator of the scale alpha / r, which stays when ranks change; None: 2 r."""
+    """Numerator of the scale alpha / r, which does not change with the ranks; None: 2 r."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     mode: Literal["decrease", "increase"] = "decrease"
-    """decrease: prune from r to target_r. increase: grow from rank 1 to target_r (IncreLoRA)."""
+    """decrease: prune from rank r to target_r. increase: grow from rank 1 (IncreLoRA)."""
     tinit: Annotated[int, Bounds(ge=0)] | None = None
-    """Steps before the ranks change; None: a fifth of those before tfinal, a tenth of the run."""
+    """Optimizer steps before the ranks begin to change; None: a fifth of the steps before the final
+    phase, which is a tenth of the run if tfinal is None too."""
     tfinal: Annotated[int, Bounds(ge=0)] | None = None
-    """Steps at the end, with fixed ranks; None: half of those after tinit, or of the run."""
+    """Optimizer steps at the end with fixed ranks; None: half of the steps after tinit."""
     deltaT: Annotated[int, Bounds(ge=1)] | None = None
-    """Steps between two changes; None: a five-hundredth of the run, at least 1, at most 100."""
+    """Optimizer steps from one change of the ranks to the next; None: a five-hundredth of the run,
+    between 1 and 100."""
     beta1: Annotated[float, Bounds(gt=0, lt=1)] = 0.85
-    """What remains of the mean sensitivity at each step, in (0, 1)."""
+    """Decay of the moving average of the sensitivity, in (0, 1)."""
     beta2: Annotated[float, Bounds(gt=0, lt=1)] = 0.85
-    """What remains of its mean uncertainty at each step, in (0, 1)."""
+    """Decay of the moving average of the uncertainty, in (0, 1)."""
     orth_reg_weight: Annotated[float, Bounds(ge=0)] = 0.5
-    """Weight of the penalty on rows of A and columns of B that are not orthonormal; 0: none."""
+    """Weight of the orthonormality penalty in the loss; 0: no penalty."""
     orth_mode: Literal["frobenius_mean", "squared_sum"] = "frobenius_mean"
-    """The mean of ||Q Q^T - 1|| over all A and B (the authors' code), or the sum of its squares
-    (the paper)."""
+    """frobenius_mean: the mean of ||Q Q^T - 1|| over all A and B^T, as in the authors' code.
+    squared_sum: the sum of the squared norms, as in the paper."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,7 +98,7 @@ class AdaloraAdapter(Adapter):
     def __init__(self, site: Site, method: Adalora):
         super().__init__()
         self.scale, self.p = method.scale, method.dropout
-        self.target = method.target_r or ranking.two_thirds(method.r)
+        self.target = method.target_r or ranking.default_target(method.r)
         self.a = nn.Parameter(0.02 * torch.randn(method.r, site.in_features))
         self.e = nn.Parameter(torch.zeros(method.r))
         self.b = nn.Parameter(0.02 * torch.randn(site.out_features, method.r))
@@ -98,62 +108,83 @@ class AdaloraAdapter(Adapter):
         return low_rank(x, y, self.a, self.b * self.e, self.scale, dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        a, b = ranking.remaining(self.a, self.e, self.b)
+        a, b = ranking.active_factors(self.a, self.e, self.b)
         return a, self.scale * b
 
 
-class Decrease(ranking.Ranked):
+class Decrease(ranking.RankSchedule):
+    """Prunes from rank r to target_r."""
+
     scored: ClassVar[tuple[str, ...]] = ("a", "e", "b")
+    """Parameters whose importance is tracked."""
 
     def __init__(self, method: Adalora, adapters: Mapping[str, AdaloraAdapter], total: int):
         super().__init__(adapters, "e")
         self.method = method
         self.phases = ranking.Phases.of(total, method.tinit, method.tfinal, method.deltaT)
-        tensors = {f"{s}.{k}": getattr(a, k) for s, a in adapters.items() for k in self.scored}
+        tensors = {
+            f"{site}.{key}": adapter.get_parameter(key)
+            for site, adapter in adapters.items()
+            for key in self.scored
+        }
         self.importance = ranking.Importance(tensors, method.beta1, method.beta2)
 
     def penalty(self, t: int) -> Tensor | None:
         if not (weight := self.method.orth_reg_weight):
             return None
-        bases = (q for adapter in self.adapters.values() for q in (adapter.a, adapter.b.T))
-        return weight * ranking.skewness(bases, self.method.orth_mode == "squared_sum")
+        matrices = (q for adapter in self.adapters.values() for q in (adapter.a, adapter.b.T))
+        return weight * ranking.orthonormality_loss(
+            matrices, self.method.orth_mode == "squared_sum"
+        )
 
     def budget(self, t: int) -> int:
         """The total rank after step t."""
-        most = sum(self.most.values())
-        return int((most - self.target) * (1 - self.phases.done(t)) ** 3 + self.target)
+        start = sum(self.max_ranks.values())
+        return int((start - self.target) * (1 - self.phases.progress(t)) ** 3 + self.target)
 
     def scores(self) -> dict[str, Tensor]:
-        """Of the components: {site: (R,)}."""
-        i = self.importance
-        return {s: i[f"{s}.e"] + i[f"{s}.a"].mean(1) + i[f"{s}.b"].mean(0) for s in self.most}
+        """The scores of all components: {site: (R,)}."""
+        importance = self.importance
+        return {
+            site: importance[f"{site}.e"]
+            + importance[f"{site}.a"].mean(1)
+            + importance[f"{site}.b"].mean(0)
+            for site in self.max_ranks
+        }
 
-    def hear(self, t: int) -> None:
-        if t < self.phases.end or t == 1:  # in a run of a step or two, at least that one
-            self.importance.take_in()
+    def update_importance(self, t: int) -> None:
+        if t < self.phases.end or t == 1:  # step 1 always: the shortest runs need scores as well
+            self.importance.update()
 
     def after_step(self, t: int) -> None:
-        due, over = self.phases.due(t), t > self.phases.end
-        self.hear(t)
-        if due or (over and not self.out):
-            self.out = ranking.lowest(self.scores(), sum(self.most.values()) - self.budget(t))
-        if due or over:
-            self.take_out()
+        due, fixed = self.phases.is_due(t), t > self.phases.end
+        self.update_importance(t)
+        if due or (fixed and not self.pruned):
+            n = sum(self.max_ranks.values()) - self.budget(t)
+            self.pruned = ranking.lowest(self.scores(), n)
+        if due or fixed:
+            self.zero_pruned()
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.importance.averages)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.importance.load_state(state)
-        self.out = {}
+        self.pruned = {}
 
     def facts(self) -> dict[str, Any]:
-        when = {"ranks_change_from": self.phases.start + 1, "ranks_stay_from": self.phases.end}
-        return super().facts() | when
+        return super().facts() | {
+            "ranks_change_from": self.phases.start + 1,
+            "ranks_stay_from": self.phases.end,
+        }
 
 
 class Increase(Decrease):
-    """The first components are in use, `rank` of a site; one more trains ahead; the rest is out."""
+    """Grows from rank 1 to target_r.
+
+    The first `rank` components of a site are active, the next one warms up, and all others are
+    zero.
+    """
 
     scored = ("e",)
 
@@ -161,28 +192,30 @@ class Increase(Decrease):
         super().__init__(method, adapters, total)
         self.rank = dict.fromkeys(adapters, 1)
 
-    def in_use(self) -> dict[str, Tensor]:
-        rank = self.rank
-        return {s: torch.arange(len(e), device=e.device) < rank[s] for s, e in self.vectors.items()}
+    def active(self) -> dict[str, Tensor]:
+        return {
+            site: torch.arange(len(e), device=e.device) < self.rank[site]
+            for site, e in self.coefficients.items()
+        }
 
     def budget(self, t: int) -> int:
-        return int(len(self.rank) + (self.target - len(self.rank)) * self.phases.done(t))
+        return int(len(self.rank) + (self.target - len(self.rank)) * self.phases.progress(t))
 
     def after_step(self, t: int) -> None:
-        self.hold(t)
-        self.hear(t)
-        if self.phases.due(t):
+        self.reset_inactive(t)
+        self.update_importance(t)
+        if self.phases.is_due(t):
             scores = {s: float(self.importance[f"{s}.e"][:k].sum()) for s, k in self.rank.items()}
             more = self.budget(t) - sum(self.rank.values())
-            self.rank = ranking.grown(self.rank, self.most, scores, more)
-            self.hold(t)
+            self.rank = ranking.grown(self.rank, self.max_ranks, scores, more)
+            self.reset_inactive(t)
 
     @torch.no_grad()
-    def hold(self, t: int) -> None:
-        """Put e of what is not in use to where it belongs. In place."""
-        for site, e in self.vectors.items():
-            rest = e[self.rank[site] :].zero_()
-            rest[:1] = AHEAD if t < self.phases.end else 0
+    def reset_inactive(self, t: int) -> None:
+        """Set e of the inactive components to WARM_UP (the next one) or zero. In place."""
+        for site, e in self.coefficients.items():
+            inactive = e[self.rank[site] :].zero_()
+            inactive[:1] = WARM_UP if t < self.phases.end else 0
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {f"{s}.rank": torch.tensor(k) for s, k in self.rank.items()}

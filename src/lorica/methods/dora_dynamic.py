@@ -1,18 +1,24 @@
-"""DoRA-dynamic: y = W x + s B diag(c) A x, and the smallest components of B diag(c) A go.
+"""DoRA-dynamic: y = W x + s B diag(c) A x, where training prunes the smallest components.
 
 Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank Distribution",
-2024, arXiv:2405.17357; no relative of `dora`. Written after the authors' code, as we could not
-read the paper's body. A and B start uniform within sqrt(6 / I) and sqrt(6 / r), c at zero;
-s = alpha / r with the start rank r. A component scores its share of its site's update,
-|c_i| |B_i| |A_i| / ||B diag(c) A||, averaged over steps. From step start_ratio T the lowest
-over all sites get c_i = 0; their number grows with the cube of the time that has passed, and at
-least one goes. Until (1 - end_ratio) T they may come back; from then on they stay out. Until
-then a penalty (DEM) holds down the variance within rows of A and columns of B.
+2024, arXiv:2405.17357. Not related to `dora`. It follows the authors' code; the paper's body was
+not available to us. A and B start uniform within sqrt(6 / I) and sqrt(6 / r), c at zero, so that
+the adapted model starts as the base. The scale is s = alpha / r with the initial rank r.
 
-Our own: none goes if target_r is r; ties never take more than the number asked for; `interval`
-follows the run's length where it is not given; a row of one number has no variance. The authors'
-int(T (1 - start_ratio - end_ratio)) is one step short where the product is a whole number that
-floats miss (at 34 run lengths under 3,000 with their ratios: 180, 340, 360, ...); ours is not.
+- Score of a component: its share of its site's update, |c_i| |B_i| |A_i| / ||B diag(c) A||, as a
+  moving average over the steps.
+- Pruning starts at step start_ratio * T of T. The components with the lowest scores over all sites
+  get c_i = 0. Their number grows with the cube of the elapsed time and is at least one. They may
+  come back until step (1 - end_ratio) * T; from then on the ranks are fixed.
+- Penalty (DEM), until then: the variance within the rows of A and the columns of B.
+
+Differences from the authors' code: nothing is pruned if target_r is r; ties never prune more than
+the budget; the default `interval` depends on the length of the run; a row of one element has no
+variance. Their int(T (1 - start_ratio - end_ratio)) is one step short where rounding of floats
+misses a whole number (34 run lengths under 3,000 with their ratios: 180, 340, 360, ...); ours is
+not.
+
+    I  in_features   O  out_features   R  r
 """
 
 import math
@@ -30,7 +36,7 @@ from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels.low_rank import low_rank
 
-EPS = 1e-8  # of the norm that a score is divided by
+EPS = 1e-8  # added to the norm that a score is divided by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +47,24 @@ class DoraDynamic(Method, name="dora_dynamic"):
     rates: ClassVar[Rates] = (0.02, 0.0002, 2.0)
     rate_source: ClassVar[str] = "Mao et al. 2024, the authors' configuration"
     r: Annotated[int, Bounds(ge=1)] = 12
-    """Rank of every site at the start; the paper's is 1.5 times target_r."""
+    """Initial rank of every site; 1.5 times target_r in the paper."""
     target_r: Annotated[int, Bounds(ge=1)] | None = None
-    """Mean rank of the sites at the end; None: two thirds of r."""
+    """Average rank of the sites at the end; None: two thirds of r."""
     alpha: Annotated[float, Bounds(gt=0)] | None = None
-    """Numerator of the scale alpha / r, which stays when components go; None: 2 r."""
+    """Numerator of the scale alpha / r, which does not change with the ranks; None: 2 r."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
-    """Probability of dropping an input coordinate of A, in [0, 1); the paper's is 0.1."""
+    """Probability of dropping an input coordinate of A, in [0, 1); 0.1 in the paper."""
     start_ratio: Annotated[float, Bounds(ge=0, lt=1)] = 0.15
-    """Share of the run before the first component goes, in [0, 1)."""
+    """Fraction of the run before the first pruning, in [0, 1)."""
     end_ratio: Annotated[float, Bounds(ge=0, lt=1)] = 0.5
-    """Share of the run after the last component went, in [0, 1); the two leave a middle."""
+    """Fraction of the run after the last pruning, in [0, 1). The sum of both is below 1."""
     interval: Annotated[int, Bounds(ge=1)] | None = None
-    """Steps between two prunings; None: an eightieth of the run, at least 1, at most 100."""
+    """Optimizer steps from one pruning to the next; None: an eightieth of the run, between 1 and
+    100."""
     beta: Annotated[float, Bounds(ge=0, lt=1)] = 0.9
-    """What remains of a component's mean score at each step, in [0, 1)."""
+    """Decay of the moving average of the scores, in [0, 1)."""
     eta: Annotated[float, Bounds(ge=0)] = 0.1
-    """Weight of the variance penalty (DEM); 0: none. The paper's lie from 0.1 to 0.5."""
+    """Weight of the variance penalty (DEM) in the loss; 0: no penalty. 0.1 to 0.5 in the paper."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,8 +72,8 @@ class DoraDynamic(Method, name="dora_dynamic"):
         if self.start_ratio + self.end_ratio >= 1:
             raise ConfigError(
                 f"{self.name}.start_ratio {self.start_ratio} and end_ratio {self.end_ratio} leave "
-                "no part of the run to prune in.",
-                fix="let their sum be less than 1",
+                "no steps for pruning.",
+                fix="choose them so that their sum is below 1",
             )
 
     def build(self, site: Site, shared: Any) -> "DoraDynamicAdapter":
@@ -86,7 +93,7 @@ class DoraDynamicAdapter(Adapter):
         super().__init__()
         self.scale = 2.0 if method.alpha is None else method.alpha / method.r
         self.p = method.dropout
-        self.target = method.target_r or ranking.two_thirds(method.r)
+        self.target = method.target_r or ranking.default_target(method.r)
         self.a = nn.Parameter(torch.empty(method.r, site.in_features))
         self.c = nn.Parameter(torch.zeros(method.r))
         self.b = nn.Parameter(torch.empty(site.out_features, method.r))
@@ -98,23 +105,24 @@ class DoraDynamicAdapter(Adapter):
         return low_rank(x, y, self.a, self.b * self.c, self.scale, dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        a, b = ranking.remaining(self.a, self.c, self.b)
+        a, b = ranking.active_factors(self.a, self.c, self.b)
         return a, self.scale * b
 
     def shares(self) -> Tensor:
         """The size of each component over that of the site's whole update: (R,).
 
-        ||B diag(c) A||^2 = c^T ((B^T B) * (A A^T)) c: no (O, I) matrix is made.
+        ||B diag(c) A||^2 = c^T ((B^T B) * (A A^T)) c, so that no (O, I) matrix is needed.
         """
         sizes = self.c.abs() * self.b.norm(dim=0) * self.a.norm(dim=1)
         square = self.c @ ((self.b.T @ self.b) * (self.a @ self.a.T)) @ self.c
         return sizes / (square.clamp_min(0).sqrt() + EPS)
 
 
-class Pruning(ranking.Ranked):
-    """Counts steps p from the first pruning on, as the authors' code: negative before it.
+class Pruning(ranking.RankSchedule):
+    """Prunes from rank r to target_r.
 
-    The last pruning is at p = last; the scores end with it, and the penalty after it.
+    As in the authors' code, steps are counted from the first pruning on: p is negative before it.
+    The last pruning is at p = last; scores and penalty are computed up to it.
     """
 
     def __init__(self, method: DoraDynamic, adapters: Mapping[str, DoraDynamicAdapter], total: int):
@@ -124,38 +132,38 @@ class Pruning(ranking.Ranked):
         middle = total * (1 - method.start_ratio - method.end_ratio)
         self.last = int(round(middle, 6))  # 350, not 349.99...
         self.interval = method.interval or min(100, max(1, total // 80))
-        self.scores = {site: torch.zeros_like(c.detach()) for site, c in self.vectors.items()}
+        self.scores = {site: torch.zeros_like(c.detach()) for site, c in self.coefficients.items()}
 
-    def since(self, t: int) -> int:
+    def steps_since_first(self, t: int) -> int:
         """p at step t."""
         return int(t - self.wait)
 
-    def count(self, t: int) -> int:
-        """How many components the lowest are at step t."""
-        share = min(max(self.since(t), 0) / self.last, 1.0) if self.last else 1.0
-        return int((sum(self.most.values()) - self.target) * share**3)
+    def n_pruned(self, t: int) -> int:
+        """How many components are pruned at step t, by the cubic budget."""
+        elapsed = min(max(self.steps_since_first(t), 0) / self.last, 1.0) if self.last else 1.0
+        return int((sum(self.max_ranks.values()) - self.target) * elapsed**3)
 
     def penalty(self, t: int) -> Tensor | None:
-        if not self.method.eta or self.since(t) > self.last:
+        if not self.method.eta or self.steps_since_first(t) > self.last:
             return None
-        rows = [m for a in self.adapters.values() for m in (a.a, a.b.T) if m.shape[1] > 1]
-        sums = [m.var(1).sum() for m in rows]
+        matrices = [m for a in self.adapters.values() for m in (a.a, a.b.T) if m.shape[1] > 1]
+        sums = [m.var(1).sum() for m in matrices]
         total = torch.stack([s.to(sums[0].device) for s in sums]).sum()
-        return self.method.eta * total / (2 * sum(self.most.values()))
+        return self.method.eta * total / (2 * sum(self.max_ranks.values()))
 
     @torch.no_grad()
     def after_step(self, t: int) -> None:
-        p, beta = self.since(t), self.method.beta
+        p, beta = self.steps_since_first(t), self.method.beta
         if p <= self.last:
             for site, score in self.scores.items():
                 score.mul_(beta).add_(self.adapters[site].shares(), alpha=1 - beta)
-        if self.target == sum(self.most.values()):
+        if self.target == sum(self.max_ranks.values()):
             return
         due = p == self.last or (0 <= p < self.last and p % self.interval == 0)
-        if due or (p > self.last and not self.out):
-            self.out = ranking.lowest(self.scores, max(self.count(t), 1))
+        if due or (p > self.last and not self.pruned):
+            self.pruned = ranking.lowest(self.scores, max(self.n_pruned(t), 1))
         if due or p > self.last:
-            self.take_out()
+            self.zero_pruned()
 
     def state(self) -> dict[str, Tensor]:
         return {f"{site}.c": score for site, score in self.scores.items()}
@@ -163,7 +171,7 @@ class Pruning(ranking.Ranked):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for site, score in self.scores.items():
             score.copy_(state[f"{site}.c"])
-        self.out = {}
+        self.pruned = {}
 
     def facts(self) -> dict[str, Any]:
         first, last = max(1, math.floor(self.wait)), math.ceil(self.wait + self.last)
