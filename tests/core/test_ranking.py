@@ -119,19 +119,19 @@ def test_the_phases_follow_the_run(total, want):
 def test_given_phases_stand():
     found = ranking.Phases.of(1000, 100, 200, 10)
     assert (found.start, found.end, found.every) == (100, 800, 10)
-    assert [t for t in range(1, 1001) if found.due(t)] == list(range(110, 801, 10))
-    assert [t for t in range(95, 131) if ranking.Phases.of(1000, 100, 876, 9).due(t)] == [
+    assert [t for t in range(1, 1001) if found.is_due(t)] == list(range(110, 801, 10))
+    assert [t for t in range(95, 131) if ranking.Phases.of(1000, 100, 876, 9).is_due(t)] == [
         108,
         117,
         124,
     ]
     assert ranking.Phases.of(1000, 900, None, None).end == 950
     assert ranking.Phases.of(1000, None, 900, None).start == 20
-    assert ranking.Phases.of(1000, None, 0, 1).due(1000)
+    assert ranking.Phases.of(1000, None, 0, 1).is_due(1000)
 
 
 @pytest.mark.parametrize("tinit, tfinal", [(600, 400), (1000, None), (2000, None), (None, 1000)])
 def test_phases_that_do_not_fit(tinit, tfinal):
-    with pytest.raises(ConfigError, match="of 1000 steps") as error:
+    with pytest.raises(ConfigError, match="none of the 1000 steps") as error:
         ranking.Phases.of(1000, tinit, tfinal, None)
     assert "1000" in error.value.fix

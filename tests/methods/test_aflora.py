@@ -14,7 +14,7 @@ from lorica.core.drive import adapters_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods import aflora
-from lorica.methods.aflora import Aflora, AfloraAdapter, Freezing, low
+from lorica.methods.aflora import Aflora, AfloraAdapter, Freezing, below_threshold
 from tests.laws.bases import Stack, move
 from tests.training.rows import adapter as saved
 from tests.training.rows import same, settings
@@ -110,8 +110,8 @@ def test_the_share_that_trains():
     schedule = Freezing(Aflora(tinit=100, tfinal=400), scaled(model), 900, 1)
     want = {1: 1, 100: 1, 150: 0.669922, 200: 0.421875, 300: 0.125, 400: 0.015625, 500: 0, 501: 0}
     for t, share in want.items():
-        assert schedule.share(t) == pytest.approx(share, abs=5e-7), t
-    assert schedule.share(900) == 0
+        assert schedule.trained_fraction(t) == pytest.approx(share, abs=5e-7), t
+    assert schedule.trained_fraction(900) == 0
 
 
 def test_the_averages_by_hand():
@@ -123,15 +123,15 @@ def test_the_averages_by_hand():
         adapter.a.grad = torch.tensor([grad])
         schedule.before_step(t)
         if t == 1:
-            torch.testing.assert_close(schedule.seen[name][0], torch.tensor([[0.5, 1.0]]))
-            assert not schedule.seen[name][1:].any()
+            torch.testing.assert_close(schedule.averages(name)[0], torch.tensor([[0.5, 1.0]]))
+            assert not schedule.averages(name)[1:].any()
         if t == 2:  # window mean 2 and 2
             want = torch.tensor([[[0.0, 0]], [[0.3, 0.3]], [[0.085, 0.085]]])
-            torch.testing.assert_close(schedule.seen[name], want)
+            torch.testing.assert_close(schedule.averages(name), want)
     level = [0.85 * 0.3 + 0.15 * 4, 0.85 * 0.3]
     spread = [0.95 * 0.085 + 0.05 * (4 - level[0]), 0.95 * 0.085 + 0.05 * level[1]]
     want = torch.tensor([[[0.0, 0]], [level], [spread]])
-    torch.testing.assert_close(schedule.seen[name], want)
+    torch.testing.assert_close(schedule.averages(name), want)
     assert level[0] * spread[0] == pytest.approx(0.855 * 0.238)
 
 
@@ -145,19 +145,21 @@ def test_the_size_of_a_gradient_counts_and_not_its_sign_or_the_weight():
             adapter.a.mul_(weight)
         adapter.a.grad = sign * torch.arange(8.0).reshape(2, 4)
         schedule.before_step(1)
-        seen.append(next(iter(schedule.seen.values())))
+        seen.append(next(iter(schedule._averages.values())))
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
 
 
 def test_the_mean_is_held_against_a_quantile():
     heavy, flat = torch.tensor([[0.0, 0, 0, 9]]), torch.ones(2, 2)
     scores = {"heavy": heavy, "flat": flat}  # sorted: 0 0 0 1 1 1 1 9; means 2.25 and 1
-    assert low(scores, 1.0) == low(scores, 0.9) == []
-    assert low(scores, 0.5) == low(scores, 0.125) == [], "the 4th to 7th are 1, and 1 < 1 is false"
-    assert low(scores, 0.0) == ["heavy", "flat"], "much at once"
-    assert low({"heavy": heavy / 10, "flat": flat}, 0.5) == ["heavy"]
-    assert low({"flat": flat}, 0.0) == [], "a mean that is the maximum"
-    assert low({}, 0.0) == []
+    assert below_threshold(scores, 1.0) == below_threshold(scores, 0.9) == []
+    assert below_threshold(scores, 0.5) == below_threshold(scores, 0.125) == [], (
+        "the 4th to 7th are 1, and 1 < 1 is false"
+    )
+    assert below_threshold(scores, 0.0) == ["heavy", "flat"], "much at once"
+    assert below_threshold({"heavy": heavy / 10, "flat": flat}, 0.5) == ["heavy"]
+    assert below_threshold({"flat": flat}, 0.0) == [], "a mean that is the maximum"
+    assert below_threshold({}, 0.0) == []
 
 
 def test_many_scores_are_sampled(monkeypatch):
@@ -166,22 +168,22 @@ def test_many_scores_are_sampled(monkeypatch):
         for k, s in (("x", 0.1), ("y", 1.0), ("z", 3.0))
     }
     for share, want in ((0.9, []), (0.5, ["x"]), (0.25, ["x", "y"])):
-        assert low(scores, share) == want
-        monkeypatch.setattr(aflora, "SAMPLE", 600)
+        assert below_threshold(scores, share) == want
+        monkeypatch.setattr(aflora, "MAX_SCORES", 600)
         sizes = []
         whole = torch.Tensor.kthvalue
         monkeypatch.setattr(
             torch.Tensor, "kthvalue", lambda s, k, w=whole, n=sizes: n.append(len(s)) or w(s, k)
         )
-        assert low(scores, share) == want
+        assert below_threshold(scores, share) == want
         assert 500 < sizes[0] <= 600
         monkeypatch.undo()
 
 
 def test_the_sample_meets_every_column(monkeypatch):
-    monkeypatch.setattr(aflora, "SAMPLE", 500)  # of 2000: every fourth would be of one column
+    monkeypatch.setattr(aflora, "MAX_SCORES", 500)  # of 2000: every fourth would be of one column
     comb = torch.tensor([5.0, 0, 0, 0]).repeat(500, 1)
-    assert low({"comb": comb}, 0.5) == [], "the median is 0, and no 5"
+    assert below_threshold({"comb": comb}, 0.5) == [], "the median is 0, and no 5"
 
 
 @pytest.mark.parametrize("size, which", [(4.0, 0), (100.0, 1)])
@@ -190,7 +192,7 @@ def test_a_score_is_size_times_spread(size, which):
     schedule = Driver(model, total=100).schedule
     assert isinstance(schedule, Freezing)
     for name, level, spread in zip(schedule.matrices, (size, 1.0), (0.1, 1.0), strict=True):
-        schedule._seen(name)[1:] = torch.tensor([level, spread]).reshape(2, 1, 1)
+        schedule.averages(name)[1:] = torch.tensor([level, spread]).reshape(2, 1, 1)
     adapter.a.grad, adapter.b.grad = torch.full((1, 2), size), torch.ones(1, 1)
     schedule.before_step(90)  # of 0.095 size, twice, and of 0.95 the highest is the threshold
     assert [bool(step) for step in schedule.frozen_at.values()] == [which == 0, which == 1]
@@ -232,7 +234,7 @@ def test_the_optimizer_gets_no_gradient_of_what_is_frozen():
     assert {n for n, p in loop.named.items() if p.grad is not None} == {
         f"{site}.{key}" for site in scaled(loop.model) for key in "dv"
     }
-    assert not loop.schedule.seen, "nothing is kept for them"
+    assert not loop.schedule._averages, "nothing is kept for them"
     assert lorica.trainable_parameters(loop.model).trainable == 4 * 3 + 2 * (12 + 20)
 
 
@@ -364,7 +366,7 @@ def phases(total: int, epoch: int, **changed) -> tuple[int, int, int]:
     """tinit, T - tfinal, deltaT."""
     schedule = Driver(one(3, 2, **changed)[0], total=total, epoch=epoch).schedule
     assert isinstance(schedule, Freezing)
-    return schedule.first, schedule.room, schedule.every
+    return schedule.phases.start, schedule.phases.end, schedule.phases.every
 
 
 def test_the_phases():

@@ -11,7 +11,7 @@ from lorica import Driver, Lora
 from lorica.core.drive import adapters_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
-from lorica.methods.alora import Allocation, Alora, AloraAdapter, dealt, reallocated
+from lorica.methods.alora import Allocation, Alora, AloraAdapter, distributed, reallocated
 from tests.laws.bases import STORIES, Stack, move, stories
 from tests.training.rows import adapter as saved
 from tests.training.rows import same, settings
@@ -233,11 +233,11 @@ def test_a_planted_harmful_rank_goes_in_the_first_round():
 
 def test_eight_ranks_for_three_sites():
     means, room = {"x": 0.9, "y": 0.5, "z": 0.7}, {"x": 9, "y": 9, "z": 9, "w": 9}
-    assert dealt(8, means, room) == {"x": 3, "y": 2, "z": 3}
-    assert dealt(7, means, room) == {"x": 3, "y": 2, "z": 2}
-    assert dealt(2, means, room) == {"x": 1, "z": 1}
-    assert dealt(8, means, {**room, "x": 1}) == {"x": 1, "y": 3, "z": 4}
-    assert dealt(3, {"p": -1.0, "q": -1.0}, {"p": 9, "q": 9}) == {"p": 2, "q": 1}
+    assert distributed(8, means, room) == {"x": 3, "y": 2, "z": 3}
+    assert distributed(7, means, room) == {"x": 3, "y": 2, "z": 2}
+    assert distributed(2, means, room) == {"x": 1, "z": 1}
+    assert distributed(8, means, {**room, "x": 1}) == {"x": 1, "y": 3, "z": 4}
+    assert distributed(3, {"p": -1.0, "q": -1.0}, {"p": 9, "q": 9}) == {"p": 2, "q": 1}
 
 
 def test_the_lowest_go_and_the_untouched_share_them():
@@ -288,11 +288,11 @@ def test_momentum_would_move_a_pruned_rank():
     loop.steps(3)
     (adapter, *_) = ranked(model).values()
     adapter.g[1] = 0
-    adapter.settle()
+    adapter.zero_inactive()
     loss_of(model).backward()
     loop.optimizer.step()
     assert adapter.b[:, 1].any() and adapter.a[1].any()
-    adapter.settle()
+    adapter.zero_inactive()
     assert not adapter.b[:, 1].any() and not adapter.a[1].any()
 
 
@@ -309,16 +309,16 @@ def test_a_new_rank_starts_fresh_and_leaves_the_output():
     def draw(model: nn.Module) -> dict[str, AloraAdapter]:
         adapters = ranked(model)
         schedule = Allocation(adapters, 1, 1, 1)
-        schedule.move(loses, torch.Generator().manual_seed(3))
+        schedule.move_ranks(loses, torch.Generator().manual_seed(3))
         return adapters
 
     again = draw(copy.deepcopy(model))
     for adapter in adapters.values():
-        adapter.settle()
+        adapter.zero_inactive()
     pruned = copy.deepcopy(model)
     for site, i in ((first, 1), (last, 1)):
         ranked(pruned)[site].g[i] = 0
-    schedule.move(loses, torch.Generator().manual_seed(3))
+    schedule.move_ranks(loses, torch.Generator().manual_seed(3))
     assert schedule.ranks() == {s: 1 if s in (first, last) else 3 for s in adapters}
     assert torch.equal(model(X), pruned(X)), "an added rank does nothing yet"
     assert set(schedule.fresh()) == {
@@ -427,9 +427,9 @@ def test_when_the_rounds_are():
     ids=str,
 )
 def test_rounds_that_do_not_fit(total, changed):
-    with pytest.raises(ConfigError, match="do not fit") as error:
+    with pytest.raises(ConfigError, match=f"do not fit into {total} steps") as error:
         phases(total, 10, **changed)
-    assert error.value.fix and str(error.value.facts["steps"]).startswith(f"{total}, and ")
+    assert error.value.fix and int(str(error.value.facts["steps_needed"])) > total
 
 
 def test_a_run_without_a_probe_says_so():

@@ -138,7 +138,7 @@ def test_each_tensor_has_the_bits_that_its_gates_say():
     put(adapter, a=[-1.0, 6, 6], b=[6.0, 6, -1], e=[6.0, -1, 6])
     schedule = Driver(model, total=5).schedule
     assert schedule.facts() == {"bits": {"0": {"a": 2, "b": 8, "e": 4}}}
-    a, b, e = adapter.rounded(*adapter.opened(None))
+    a, b, e = adapter.rounded(*adapter.open_gates(None))
     steps = adapter.log_steps.exp() / torch.tensor([1, 5 * 17, 5])
     for rounded, step, levels in zip((a, b, e), steps, (3, 255, 15), strict=True):
         codes = rounded / step
@@ -200,7 +200,7 @@ def test_what_the_gates_of_a_step_are():
     assert torch.equal(adapter.noise, noise)
     u = torch.sigmoid(noise)
     z = (torch.sigmoid(((u / (1 - u)).log() + 0.5) * 1.5) * 1.2 - 0.1).clamp(0, 1)
-    grids, ranks = adapter.opened(adapter.noise)
+    grids, ranks = adapter.open_gates(adapter.noise)
     torch.testing.assert_close(torch.cat([*grids.values()]), z[:9], atol=1e-5, rtol=1e-5)
     want = [1, *z[9:].cumprod(0).round().tolist()]
     assert ranks.tolist() == want
@@ -215,7 +215,7 @@ def test_a_gate_that_is_off_stays_off_in_training():
     schedule = Driver(model, total=99).schedule
     for t in range(1, 40):
         schedule.after_step(t)
-        z = first(model).opened(first(model).noise)[0]["a"]
+        z = first(model).open_gates(first(model).noise)[0]["a"]
         assert z[1] == z[2] == 0
         assert z[0] > 0
 
@@ -227,7 +227,7 @@ def test_gradients_pass_through_the_rounding():
     with torch.no_grad():
         adapter.a *= 5  # past the range that its grid began with
         adapter.e *= 5
-    a, b, e = (t.detach().requires_grad_() for t in adapter.rounded(*adapter.opened(None)))
+    a, b, e = (t.detach().requires_grad_() for t in adapter.rounded(*adapter.open_gates(None)))
     weight = torch.randn(8, 20, generator=torch.Generator().manual_seed(1))
     branch = adapter.after(x, torch.zeros(8, 20), nn.Identity())
     (branch * weight).sum().backward()
@@ -262,7 +262,7 @@ def test_the_penalty_of_bits_counts_multiplications():
     found = Driver(fresh(cost="bits", penalty=1.0), total=9).schedule.penalty(1)
     want = 4 * chain * (48 + 80 + q * 4) / 80
     assert found.item() == pytest.approx(want, rel=1e-5)
-    assert Driver(fresh(), total=9).schedule.most == 0
+    assert Driver(fresh(), total=9).schedule.largest == 0
 
 
 def test_it_falls_with_every_gate():

@@ -1,19 +1,22 @@
-"""ALoRA: LoRA whose ranks move, during training, to the layers that miss them most.
+"""ALoRA: LoRA whose ranks move during training to the layers that need them most.
 
-    y = W x + s B diag(g) A x,  g in {0, 1}^R set by the schedule, s = alpha / r throughout
+    y = W x + s B diag(g) A x,  with gates g in {0, 1}^R that the schedule sets
 
-Liu et al., "ALoRA: Allocating Low-Rank Adaptation for Fine-tuning Large Language Models",
-2024, arXiv:2403.16187, algorithm 1. In each round every live rank is scored by ablation on a
-fixed batch (AB-LoRA), with S = -loss: S(this rank alone) - S(all but this rank). The paper
-adds S(all), the same number for every rank. As many ranks as there are sites, the lowest, are
-pruned; the sites that lost none share them. The sum of ranks never changes. A round costs two
-forward passes over the batch for each live rank: 3,584 for 224 layers of r = 8.
+Liu et al., "ALoRA: Allocating Low-Rank Adaptation for Fine-tuning Large Language Models", 2024,
+arXiv:2403.16187, algorithm 1. The scale is s = alpha / r throughout. In each round every active
+rank is scored by ablation on a fixed batch (AB-LoRA). With S = -loss, the score is S(this rank
+alone) - S(all but this rank). (The paper adds S(all), which is the same for every rank.) The
+ranks with the lowest scores are pruned, as many as there are sites; the sites that lost none get
+them. The total rank never changes. A round costs two forward passes over the batch for each
+active rank: 3,584 passes for 224 layers of r = 8.
 
-Unverified: how the paper starts an added rank (the passage is garbled); here as LoRA starts,
-which leaves the output as it is. Ours: r_max rows per site are laid out from the start, and a
-rank out of use is zeros, so that neither its gradient nor weight decay moves it; the optimizer
-state of a site that gains ranks starts anew; where the untouched sites lack room, fewer move;
-where the paper's epochs do not fit, or have under 4 steps, the rounds lie in half of the run.
+Unverified: how the paper initializes an added rank (the passage is garbled). Here it starts as in
+LoRA, which does not change the output.
+
+Differences from the paper: each site holds r_max ranks from the start. An inactive rank is zero,
+so that neither its gradient nor weight decay moves it. The optimizer state of a site that gains
+ranks starts anew. If the other sites have no room for all pruned ranks, fewer move. If the paper's
+epochs do not fit into the run, or have fewer than 4 steps, the rounds lie in the first half of it.
 
     I  in_features   O  out_features   R  r_max
 """
@@ -34,7 +37,7 @@ from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.kernels.low_rank import low_rank
 
-Scores = Mapping[str, Mapping[int, float]]  # of the live ranks, by site
+Scores = Mapping[str, Mapping[int, float]]  # {site: {index of an active rank: score}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +46,19 @@ class Alora(Method, name="alora"):
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2403.16187"
     count: ClassVar[str] = "(r_max or 2 * r) * (I + O)"
     r: Annotated[int, Bounds(ge=1)] = 8
-    """Ranks of each layer at the start, and of all layers on average for good."""
+    """Initial rank of every layer, and the average rank throughout."""
     r_max: Annotated[int, Bounds(ge=1)] | None = None
-    """Most ranks that one layer can come to; None: 2 r."""
+    """Largest rank that a layer may reach; None: 2 r."""
     alpha: Annotated[float, Bounds(gt=0)] | None = None
-    """Numerator of the scale alpha / r, which stays when ranks move; None: 2 r."""
+    """Numerator of the scale alpha / r, which does not change with the ranks; None: 2 r."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     rounds: Annotated[int, Bounds(ge=1)] = 8
-    """How often ranks move."""
+    """Number of rounds, in each of which ranks move once."""
     first_round: Annotated[int, Bounds(ge=1)] | None = None
-    """Optimizer steps before the first round; None: an epoch, less if the run is too short."""
+    """Optimizer steps before the first round; None: an epoch, or fewer in a short run."""
     round_every: Annotated[int, Bounds(ge=1)] | None = None
-    """Steps from a round to the next; None: a quarter epoch, less if the run is too short."""
+    """Optimizer steps between rounds; None: a quarter epoch, or fewer in a short run."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,16 +68,17 @@ class Alora(Method, name="alora"):
     def build(self, site: Site, shared: Any) -> "AloraAdapter":
         return AloraAdapter(site, self)
 
-    def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> "Allocation":
+    def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> "Allocation":
         first, every = epoch, max(1, epoch // 4)
         if epoch < 4 or first + self.rounds * every > total:
-            share = total / (2 * (4 + self.rounds))
-            first, every = max(1, int(4 * share)), max(1, int(share))
+            interval = total / (2 * (4 + self.rounds))
+            first, every = max(1, int(4 * interval)), max(1, int(interval))
         first, every = self.first_round or first, self.round_every or every
-        if (need := first + self.rounds * every) > total:
+        if (needed := first + self.rounds * every) > total:
             raise ConfigError(
-                f"{self.rounds} rounds of alora, every {every} after {first}, do not fit.",
-                steps=f"{total}, and {need} are needed",
+                f"{self.rounds} rounds of alora, every {every} steps after {first}, do not "
+                f"fit into {total} steps.",
+                steps_needed=needed,
                 fix="train longer, or lower alora.rounds, first_round or round_every",
             )
         return Allocation(adapters, first, every, self.rounds)
@@ -86,10 +90,10 @@ class AloraAdapter(Adapter):
     def __init__(self, site: Site, method: Alora):
         super().__init__()
         self.scale, self.p = (method.alpha or 2 * method.r) / method.r, method.dropout
-        most = method.r_max or 2 * method.r
-        self.a = nn.Parameter(torch.zeros(most, site.in_features))
-        self.b = nn.Parameter(torch.zeros(site.out_features, most))
-        self.register_buffer("g", torch.zeros(most))
+        r_max = method.r_max or 2 * method.r
+        self.a = nn.Parameter(torch.zeros(r_max, site.in_features))
+        self.b = nn.Parameter(torch.zeros(site.out_features, r_max))
+        self.register_buffer("g", torch.zeros(r_max))
         self.grow(method.r)
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
@@ -101,42 +105,46 @@ class AloraAdapter(Adapter):
 
     @torch.no_grad()
     def grow(self, n: int, generator: torch.Generator | None = None) -> None:
-        """Take n more ranks into use, with LoRA's start; the output stays as it is."""
+        """Activate n more ranks, initialized as in LoRA; the output does not change. In place."""
         new, bound = (self.g == 0).nonzero().flatten()[:n], 1 / math.sqrt(self.a.shape[1])
         start = torch.empty(len(new), self.a.shape[1]).uniform_(-bound, bound, generator=generator)
         self.a[new] = start.to(self.a)
         self.g[new] = 1
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Ranks that are out of use are zeros, whatever an optimizer's momentum made of them."""
+    def zero_inactive(self) -> None:
+        """Set inactive ranks to zero, which the optimizer's momentum may have moved. In place."""
         self.a.mul_(self.g.unsqueeze(1))
         self.b.mul_(self.g)
 
 
 class Allocation(Schedule):
-    """New rows of A follow from the step: all processes, and a resumed run, draw the same."""
+    """Moves ranks in rounds. New rows of A are drawn from the step number, so that all processes
+    and resumed runs draw the same.
 
-    def __init__(self, adapters: Mapping[str, Adapter], first: int, every: int, rounds: int):
-        self.adapters: Mapping[str, AloraAdapter] = adapters  # type: ignore[assignment]
+    gained: tensors of the sites that gained ranks in this step.
+    """
+
+    def __init__(self, adapters: Mapping[str, AloraAdapter], first: int, every: int, rounds: int):
+        self.adapters = adapters
         self.rounds = range(first, first + every * rounds, every)
-        self.grown: list[str] = []
+        self.gained: list[str] = []
 
     def probe(self) -> float:  # type: ignore[override]
         raise ConfigError(
-            "alora scores its ranks by the loss on a batch, and was given none.",
+            "alora scores its ranks by the loss on a fixed batch, and no batch is set.",
             fix="train with lorica.train, or set driver.schedule.probe",
         )
 
     def after_step(self, t: int) -> None:
         for adapter in self.adapters.values():
-            adapter.settle()
-        self.grown = []
+            adapter.zero_inactive()
+        self.gained = []
         if t in self.rounds:
-            self.move(self.scores(), torch.Generator().manual_seed(t))
+            self.move_ranks(self.scores(), torch.Generator().manual_seed(t))
 
     def scores(self) -> Scores:
-        """AB-LoRA: the loss without a rank, less the loss with it alone. Higher: keep it."""
+        """AB-LoRA: the loss without a rank, minus the loss with it alone; the lowest are pruned."""
         gates = {site: adapter.g.clone() for site, adapter in self.adapters.items()}
         none = {site: torch.zeros_like(gate) for site, gate in gates.items()}
         try:
@@ -157,39 +165,44 @@ class Allocation(Schedule):
         self.adapters[site].g[i] = on
         return self.probe()
 
-    def move(self, scores: Scores, generator: torch.Generator) -> None:
-        """Prune the lowest ranks, and give as many to other sites."""
+    def move_ranks(self, scores: Scores, generator: torch.Generator) -> None:
+        """Prune the ranks with the lowest scores, and activate as many at other sites."""
         room = {site: int((adapter.g == 0).sum()) for site, adapter in self.adapters.items()}
         pruned, gains = reallocated(scores, room)
         for site, i in pruned:
             self.adapters[site].g[i] = 0
         for site, adapter in self.adapters.items():
-            adapter.settle()
+            adapter.zero_inactive()
             adapter.grow(gains.get(site, 0), generator)
-        self.grown = [f"{site}.{key}" for site in gains for key in ("a", "b")]
+        self.gained = [f"{site}.{key}" for site in gains for key in ("a", "b")]
 
     def fresh(self) -> list[str]:
-        return self.grown
+        return self.gained
 
     def ranks(self) -> dict[str, int]:
         return {site: int(adapter.g.sum()) for site, adapter in self.adapters.items()}
 
 
-def reallocated(scores: Scores, room: Mapping[str, int]) -> tuple[list, Mapping[str, int]]:
-    """Which (site, rank) go, and how many each untouched site gains of the `room` that it has."""
-    every = [(score, site, i) for site, own in scores.items() for i, score in own.items()]
-    lowest = [(site, i) for _, site, i in sorted(every, key=lambda found: found[0])]
+def reallocated(
+    scores: Scores, room: Mapping[str, int]
+) -> tuple[list[tuple[str, int]], Mapping[str, int]]:
+    """The (site, rank) to prune, and how many ranks each of the other sites gains.
+
+    room: how many ranks each site can gain.
+    """
+    flat = [(score, site, i) for site, own in scores.items() for i, score in own.items()]
+    lowest = [(site, i) for _, site, i in sorted(flat, key=lambda item: item[0])]
     for n in range(len(scores), 0, -1):
-        lost = {site for site, _ in lowest[:n]}
-        kept = {site: own.values() for site, own in scores.items() if site not in lost}
-        if sum(room[site] for site in kept) >= n:
-            means = {site: sum(own) / len(own) if own else -math.inf for site, own in kept.items()}
-            return lowest[:n], dealt(n, means, room)
+        losing = {site for site, _ in lowest[:n]}
+        others = {site: own.values() for site, own in scores.items() if site not in losing}
+        if sum(room[site] for site in others) >= n:
+            means = {s: sum(own) / len(own) if own else -math.inf for s, own in others.items()}
+            return lowest[:n], distributed(n, means, room)
     return [], {}
 
 
-def dealt(n: int, means: Mapping[str, float], room: Mapping[str, int]) -> Mapping[str, int]:
-    """n ranks, one after the other to each site, the highest mean first, while it has room."""
+def distributed(n: int, means: Mapping[str, float], room: Mapping[str, int]) -> Mapping[str, int]:
+    """n ranks, dealt one at a time to the sites that have room, the highest mean score first."""
     order = sorted(means, key=lambda site: -means[site])
     turns = sorted((turn, i) for i, site in enumerate(order) for turn in range(room[site]))
     return Counter(order[i] for _, i in turns[:n])

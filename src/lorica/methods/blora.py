@@ -1,27 +1,30 @@
-"""B-LoRA: y = W x + s Q(B) diag(z Q(E)) Q(A) x, whose ranks and bits are learned by gates.
+"""B-LoRA: y = W x + s Q(B) diag(z Q(E)) Q(A) x, whose ranks and bit widths are learned by gates.
 
 Meo et al., "Bayesian-LoRA: LoRA based Parameter Efficient Fine-Tuning using Optimal Quantization
-levels and Rank Values trough Differentiable Bayesian Gates", 2024, arXiv:2406.13046; the formulas
-are those of its authors' fork of PEFT (KseniaSycheva/peft, 6548bad). A and B begin as N(0, 0.02^2),
-E as N(0, 1): the adapted model does not start as the base. Q rounds to 2 ... n_bits bits, on one
-grid a tensor (lorica.kernels.bits), and clips nothing; z = 1, g1, g1 g2, ... keeps a prefix of the
-ranks. The loss gets penalty * R, R being the sum over all grids of
+levels and Rank Values trough Differentiable Bayesian Gates", 2024, arXiv:2406.13046. The formulas
+are those of its authors' fork of PEFT (KseniaSycheva/peft, 6548bad). A and B start as N(0, 0.02^2)
+and E as N(0, 1): the adapted model does not start as the base. Q rounds to 2 ... n_bits bits, on
+one quantization grid per tensor (lorica.kernels.bits), without clipping. z = 1, g1, g1 g2, ...
+keeps a prefix of the ranks. The loss gets penalty * R, where R is the sum over all grids of
 
     mean(q2) (c(2) + c(4) q4 + c(8) q4 q8 + ...)     q: probability that a gate is not 0
 
-with q2 of the rank gates for E, and 1 for the others. The fork does not pass its settings to its
-quantizers: as it runs it clips nothing, its steps are fixed and its bit gates start at 2. A clip
-does harm (docs/methods/results.md). Ours, and not the fork's:
-- The base is not rounded here; the paper rounds it, too. Load it in 4 or 8 bits for that.
-- The first range of a tensor ends at its largest number. In it b bits have 2^b - 1 levels; numbers
-  that grow past it take more. Steps are learned as logarithms: none turns negative. What A, E and B
-  give is rounded to each token's own range, if at all.
-- Gates are drawn once an optimizer step, so that micro-batches and checkpointing see the same ones;
-  in the first step they are at their medians. The fork's epochs of warm-up are left out.
+For E, q2 are the probabilities of the rank gates; for the other grids q2 = 1. The fork does not
+pass its settings to its quantizers: as it runs, it clips nothing, its step sizes are fixed and its
+bit gates start at 2. Clipping does harm (docs/methods/results.md).
 
-Files keep A, B and E in float32. Merging, export and evaluation use the final gates.
+Differences from the fork:
+- The base is not rounded here; the paper rounds it as well. Load it in 4 or 8 bits for that.
+- The initial range of a tensor ends at its largest element, where b bits have 2^b - 1 levels.
+  Elements that grow past it take more levels. Step sizes are learned as logarithms, so that none
+  becomes negative. The outputs of A, E and B are rounded to each token's own range, if at all.
+- Gates are drawn once per optimizer step, so that micro-batches and activation checkpointing see
+  the same ones. In the first step they are at their medians. The fork's warm-up epochs are left
+  out.
 
-    B  batch   T  tokens   I  in_features   O  out_features   R  r   Q  grids   N  gates of each
+Files store A, B and E in float32. Merging, export and evaluation use the final gates.
+
+    B  batch   T  tokens   I  in_features   O  out_features   R  r   Q  grids   N  gates per grid
 """
 
 from collections.abc import Mapping
@@ -48,29 +51,31 @@ class Blora(Method, name="blora"):
     rates: ClassVar[Rates] = (0.01, 0.0002, 1.0)
     starts_as_base: ClassVar[bool] = False
     r: Annotated[int, Bounds(ge=1)] = 8
-    """Largest rank."""
+    """Largest rank; training may close ranks."""
     alpha: Annotated[float, Bounds(gt=0)] | None = None
-    """Numerator of the scale s = alpha / r; null: 2 r."""
+    """Numerator of the scale s = alpha / r; None: 2 r."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
-    """Probability of dropping an input coordinate of A, in [0, 1); the paper's is 0.05."""
+    """Probability of dropping an input coordinate of A, in [0, 1); 0.05 in the paper."""
     n_bits: Literal[4, 8, 16, 32] = 16
-    """Most bits of a number."""
+    """Largest bit width of a grid."""
     prune_rank: bool = True
-    """Learn the rank as well; without it there is no E."""
+    """Learn the ranks as well; false: there is no E."""
     quantise_activations: bool = False
-    """Round what A, E and B give, too: the layer is then not affine, and cannot be merged."""
+    """Round the outputs of A, E and B as well; such an adapter cannot be merged."""
     zero_start: bool = False
-    """Start as the base: E zero, or B where there is no E."""
+    """Start as the base, with E zero (B if there is no E)."""
     penalty: Annotated[float, Bounds(ge=0)] = 1e-3
-    """Weight of R, what bits and ranks cost."""
+    """Weight of R, the cost of bits and ranks, in the loss."""
     cost: Literal["const", "bits"] = "const"
-    """c(b): 1, or b times the grid's multiplications, over those of the largest one."""
+    """const: c(b) = 1. bits: c(b) = b times the grid's multiplications, relative to the largest
+    grid."""
     gate_start: float = 6.0
-    """Where gates begin: at 6, one is closed with probability 0.0005; at 2, with 0.027."""
+    """Initial value of the gates: at 6 a gate is closed with probability 0.0005, at 2 with
+    0.027."""
     gate_lr: Annotated[float, Bounds(gt=0)] = 1e-2
-    """Learning rate of gates, whatever that of A, B and E."""
+    """Learning rate of the gates, independent of that of A, B and E."""
     scale_lr: Annotated[float, Bounds(gt=0)] = 1e-2
-    """Learning rate of the grids' steps, relative to them."""
+    """Learning rate of the logarithms of the step sizes."""
 
     def build(self, site: Site, shared: Any) -> "BloraAdapter":
         return (RoundedBlora if self.quantise_activations else BloraAdapter)(site, self)
@@ -83,9 +88,10 @@ class Blora(Method, name="blora"):
 
 
 class BloraAdapter(Adapter):
-    """gates: (Q N + R - 1,), those of every grid, then those of the ranks; flat: they do not decay.
-
-    sizes: the grids, and the multiplications that each takes part in.
+    """gates: (Q N + R - 1,), those of every grid, then those of the ranks. They are one flat
+    vector, to which weight decay does not apply.
+    sizes: {grid: the number of multiplications that it takes part in}.
+    noise: drawn once per optimizer step for all gates.
     """
 
     noise: Tensor
@@ -114,24 +120,25 @@ class BloraAdapter(Adapter):
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.a, self.b, self.e) if t is not None]
 
-    def opened(self, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        """The gates (N,) of every grid and the ranks in use (R,), drawn; None: the final ones."""
+    def open_gates(self, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """The gates (N,) of every grid and the active ranks (R,), drawn with `noise`; None:
+        final."""
         open_ = bits.settled(self.gates) if noise is None else bits.drawn(self.gates, noise)
         grids, ranks = open_.split(self.split)
         grids = grids.view(len(self.sizes), -1)
         if noise is not None:
             grids = grids * bits.kept(self.gates[: self.split[0]].view_as(grids))
-        used = bits.prefix(ranks) if self.split[1] else torch.ones_like(self.b[0])
-        return dict(zip(self.sizes, grids, strict=True)), used
+        active = bits.prefix(ranks) if self.split[1] else torch.ones_like(self.b[0])
+        return dict(zip(self.sizes, grids, strict=True)), active
 
     def rounded(self, grids: Mapping[str, Tensor], ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q(A) (R, I), Q(B) (O, R) and z Q(E) (R,), float32."""
-        every = zip(self.tensors(), self.log_steps.exp(), grids.values(), strict=False)
-        a, b, *e = (bits.quantise(t, step, gates) for t, step, gates in every)
+        rows = zip(self.tensors(), self.log_steps.exp(), grids.values(), strict=False)
+        a, b, *e = (bits.quantise(t, step, gates) for t, step, gates in rows)
         return a, b, ranks * e[0] if e else ranks
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
-        grids, ranks = self.opened(self.noise if self.training else None)
+        grids, ranks = self.open_gates(self.noise if self.training else None)
         a, b, e = (t.to(y.dtype) for t in self.rounded(grids, ranks))
         h = bits.on_own_range(F.linear(dropout(x, self.p, self.training), a), grids.get("a_x"))
         h = bits.on_own_range(h * e, grids.get("e_x"))  # (B, T, R)
@@ -140,15 +147,15 @@ class BloraAdapter(Adapter):
     def factors(self) -> tuple[Tensor, Tensor] | None:
         if "a_x" in self.sizes:
             return None
-        grids, ranks = self.opened(None)
+        grids, ranks = self.open_gates(None)
         a, b, e = self.rounded(grids, ranks)
         return a[: int(ranks.sum())], (self.scale * b * e)[:, : int(ranks.sum())]
 
-    def price(self, most: int) -> Tensor:
-        """R. most: multiplications of the largest grid of any site; 0: every width costs 1."""
+    def cost(self, largest: int) -> Tensor:
+        """R. largest: multiplications of the largest grid of all sites; 0: every width costs 1."""
         grids, ranks = self.gates.split(self.split)
         sizes = torch.tensor([*self.sizes.values()], device=grids.device)
-        prices = bits.price(grids.view(len(sizes), -1), sizes / most if most else None)
+        prices = bits.price(grids.view(len(sizes), -1), sizes / largest if largest else None)
         return prices.sum() - (prices[2] * (1 - bits.chance(ranks).mean()) if len(ranks) else 0)
 
 
@@ -157,22 +164,23 @@ class RoundedBlora(BloraAdapter):
 
 
 class Gating(Schedule):
-    """Draws gates, once a step, and makes bits and ranks cost something."""
+    """Draws the gates once per step, and adds the cost of bits and ranks to the loss."""
 
     def __init__(self, adapters: Mapping[str, Any], method: Blora):
         self.adapters, self.weight = adapters, method.penalty
         sizes = [size for a in adapters.values() for size in a.sizes.values()]
-        self.most = max(sizes) if method.cost == "bits" else 0
+        self.largest = max(sizes) if method.cost == "bits" else 0
 
     def penalty(self, t: int) -> Tensor:
-        return self.weight * torch.stack([a.price(self.most) for a in self.adapters.values()]).sum()
+        costs = [adapter.cost(self.largest) for adapter in self.adapters.values()]
+        return self.weight * torch.stack(costs).sum()
 
     def after_step(self, t: int) -> None:
-        for a in self.adapters.values():
-            a.noise.copy_(bits.noise(len(a.noise), a.seed + t))
+        for adapter in self.adapters.values():
+            adapter.noise.copy_(bits.noise(len(adapter.noise), adapter.seed + t))
 
     def ranks(self) -> dict[str, int]:
-        return {site: int(a.opened(None)[1].sum()) for site, a in self.adapters.items()}
+        return {site: int(a.open_gates(None)[1].sum()) for site, a in self.adapters.items()}
 
     def state(self) -> dict[str, Tensor]:
         return {f"{site}.noise": adapter.noise for site, adapter in self.adapters.items()}
@@ -182,6 +190,11 @@ class Gating(Schedule):
             adapter.noise.copy_(state[f"{site}.noise"])
 
     def facts(self) -> dict[str, Any]:
-        """The bits of every grid; a_x, e_x and b_x are of what A, E and B give."""
-        every = [(site, adapter.opened(None)[0]) for site, adapter in self.adapters.items()]
-        return {"bits": {s: {k: int(bits.width(z)) for k, z in g.items()} for s, g in every}}
+        """The bit width of every grid; a_x, e_x and b_x are those of the outputs of A, E and B."""
+        grids = {site: adapter.open_gates(None)[0] for site, adapter in self.adapters.items()}
+        return {
+            "bits": {
+                site: {key: int(bits.width(gates)) for key, gates in own.items()}
+                for site, own in grids.items()
+            }
+        }

@@ -1,15 +1,17 @@
-"""Bottleneck adapters: y = h + Wu gelu(Wd h + bd) + bu, where h is what a sublayer gives.
+"""Bottleneck adapters: y = h + Wu gelu(Wd h + bd) + bu, where h is the output of a sublayer.
 
 Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019, arXiv:1902.00751, section
-2.1: behind attention and behind the feed-forward layer, before the residual sum. `pfeiffer` puts
-one behind the feed-forward layer alone, after Pfeiffer et al., 2020, arXiv:2005.00247, whose own
-adapter reads what comes after the sum and the norm: ours reads the layer's output, as above.
-Wd and Wu start from a normal distribution of std 1e-3, cut at two std, as in the authors' code;
-our default has Wu = 0, so that the start is the base exactly. The authors train the norms as
-well, which `train_norms` does, and the head, which lorica always does for a classifier.
+2.1: one adapter behind attention and one behind the feed-forward layer of each block, before the
+residual sum. placement="pfeiffer" keeps only the one behind the feed-forward layer, after Pfeiffer
+et al., 2020, arXiv:2005.00247. (Theirs reads the hidden states after the sum and the norm; ours
+reads the layer's output.) Wd and Wu start as N(0, 1e-3^2), truncated at two standard deviations,
+as in the authors' code; by default Wu is zero, so that the adapted model starts as the base. The
+authors also train the norms, which train_norms does, and the head, which lorica always does for a
+classifier.
 
-What writes to the residual stream is found by its shape: the last linear layer of a sublayer
-that gives as many features as the block takes, and is no query, key or value by its name.
+The layers that write to the residual stream are found by their shape: the last linear layer of a
+sublayer whose output is as wide as the residual stream, and whose name is not that of a query, key
+or value.
 
     I  in_features   O  out_features   m  r, the width of the bottleneck
 """
@@ -30,9 +32,9 @@ from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError, listed
 
 Place = Literal["houlsby", "pfeiffer"]
-STD = 1e-3
-BLOCK = re.compile(r"((?:.*?\.)??\d+)\.(\w+(?:\.\d+)*)")  # a block's name, and its sublayer's
-INPUT = re.compile(r"(q|k|v|kv|qk|qkv|query|key|value|in)(_|$)", re.I)  # leaves that write inside
+STD = 1e-3  # of the initial Wd and Wu
+BLOCK = re.compile(r"((?:.*?\.)??\d+)\.(\w+(?:\.\d+)*)")  # name of a block, name of its sublayer
+INPUT = re.compile(r"(q|k|v|kv|qk|qkv|query|key|value|in)(_|$)", re.I)  # do not write to the stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +46,27 @@ class Bottleneck(Method, name="bottleneck"):
     rate_source: ClassVar[str] = "google-research/adapter-bert, README"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
     r: Annotated[int, Bounds(ge=1)] = 64
-    """Width m of the bottleneck. Parameters per layer: 2 r O + r + O."""
+    """Width of the bottleneck. Parameters per layer: 2 r O + r + O."""
     placement: Place = "houlsby"
-    """Behind attention and feed-forward layer of each block, or behind the latter alone."""
+    """houlsby: behind the attention and the feed-forward layer of each block. pfeiffer: behind the
+    feed-forward layer only."""
     zero_up: bool = True
-    """Wu starts at zero, so that the start is the base; false: near zero, as in the paper."""
+    """Start with Wu = 0, so that the adapted model starts as the base; false: near zero, as in the
+    paper."""
     train_norms: bool = False
     """Train the norms as well, as the paper does."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.train_norms:  # it acts elsewhere then, and there for all rows of a batch alike
+        if self.train_norms:  # norms are other sites, and cannot differ from row to row
             object.__setattr__(self, "kinds", ("linear", "other"))
             object.__setattr__(self, "mixes", False)
 
     def choose(self, sites: list[Site]) -> list[Site]:
-        """Raises: TargetError if there are no blocks, or one does not end as a block does."""
+        """The layers behind which adapters are placed, and the norms.
+
+        Raises: TargetError if there are no blocks, or a block has no such layer.
+        """
         linear = [s for s in sites if s.kind == "linear" and not s.is_head and BLOCK.match(s.name)]
         if not linear:
             raise TargetError(
@@ -67,8 +74,8 @@ class Bottleneck(Method, name="bottleneck"):
                 fix="name the layers to adapt in target_modules",
             )
         names: set[str] = set()
-        for block, inside in groupby(linear, lambda site: _parts(site)[0]):
-            names |= {site.name for site in _writers(block, list(inside), self.placement)}
+        for block, layers in groupby(linear, lambda site: _block_and_sublayer(site)[0]):
+            names |= {site.name for site in _residual_writers(block, list(layers), self.placement)}
         return [site for site in sites if site.name in names or is_norm(site)]
 
     def share(self, sites: list[Site]) -> SavedModules:
@@ -83,39 +90,39 @@ class Bottleneck(Method, name="bottleneck"):
         return BottleneckAdapter(site, self) if site.kind == "linear" else shared.at(site)
 
 
-def _parts(site: Site) -> tuple[str, str]:
-    """The name of the block, and of the sublayer in it; "" for a layer of the block itself."""
-    found = BLOCK.match(site.name)
-    assert found is not None
-    return found[1], "" if found.end() == len(site.name) else found[2]
+def _block_and_sublayer(site: Site) -> tuple[str, str]:
+    """The names of a site's block and sublayer; "" if it is a direct child of the block."""
+    match = BLOCK.match(site.name)
+    assert match is not None
+    return match[1], "" if match.end() == len(site.name) else match[2]
 
 
 def is_norm(site: Site) -> bool:
-    """A layer of vectors alone."""
+    """Whether all parameters of a layer are vectors, as those of norms are."""
     return site.kind == "other" and all(p.ndim == 1 for p in site.module.parameters(recurse=False))
 
 
-def _writers(block: str, inside: list[Site], placement: Place) -> list[Site]:
-    """The layers of a block that write to the residual stream, in order.
+def _residual_writers(block: str, layers: list[Site], placement: Place) -> list[Site]:
+    """The linear layers of a block that write to the residual stream, in order.
 
-    Raises: TargetError if something else writes to it, as experts do.
+    Raises: TargetError if other modules write to it, as experts do.
     """
-    sizes = [n for site in inside for n in (site.in_features, site.out_features)]
+    sizes = [n for site in layers for n in (site.in_features, site.out_features)]
     width = Counter(sizes).most_common(1)[0][0]  # of the residual stream
     last: dict[str, Site] = {}
-    for site in inside:
-        sublayer, leaf = _parts(site)[1], site.name.rpartition(".")[2]
+    for site in layers:
+        sublayer, leaf = _block_and_sublayer(site)[1], site.name.rpartition(".")[2]
         if site.out_features == width and not INPUT.match(leaf):
             last[sublayer] = site
-    behind = [site for sublayer, site in last.items() if "att" not in sublayer.lower()]
-    if not behind or any("expert" in site.name for site in inside):
+    feedforward = [site for sublayer, site in last.items() if "att" not in sublayer.lower()]
+    if not feedforward or any("expert" in site.name for site in layers):
         raise TargetError(
-            f"{block} has no feed-forward layer of linear layers that alone writes {width} "
-            "features to the residual stream (experts do not).",
-            layers=listed(site.name.removeprefix(f"{block}.") for site in inside),
+            f"{block} has no feed-forward layer whose last linear layer alone writes the {width} "
+            "features of the residual stream; a mixture of experts has none.",
+            layers=listed(site.name.removeprefix(f"{block}.") for site in layers),
             fix="name the layers to adapt in target_modules",
         )
-    return behind[-1:] if placement == "pfeiffer" else list(last.values())
+    return feedforward[-1:] if placement == "pfeiffer" else list(last.values())
 
 
 class BottleneckAdapter(Adapter):

@@ -1,16 +1,18 @@
-"""VeRA: y = W x + v * (B (d * (A x))); d and v are trained, A and B random and shared by all sites.
+"""VeRA: y = W x + v * (B (d * (A x))), with trained d and v, and random A and B for all sites.
 
 Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", 2023, arXiv:2310.11454. A and B are
-frozen, drawn once per adapter in the size of the largest layer from the bounds of PEFT's code,
-U(-sqrt(6/I), sqrt(6/I)) and U(-sqrt(6/R), sqrt(6/R)); a site of I inputs and O outputs reads the
-first I columns of A and the first O rows of B, and the first r rows of A where it has its own r.
-d begins at d_initial and v at zero; there is no scale. The learning rate is about ten times
-LoRA's. The paper's result tables are unverified here.
+frozen. They are drawn once per adapter, in the size of the largest layer, as U(-sqrt(6/I),
+sqrt(6/I)) and U(-sqrt(6/R), sqrt(6/R)), the bounds of PEFT's code. A site with I inputs and O
+outputs uses the first I columns of A and the first O rows of B; a site with a smaller r of its own
+uses the first r rows of A. d starts as d_initial and v as zero, so that the adapted model starts
+as the base. There is no scale. Its learning rate is about ten times that of LoRA. The paper's
+result tables are unverified here.
 
-On disk A and B stand once, under the first site, as projections.a and projections.b: they are
-PEFT's base_model.vera_A and base_model.vera_B, whole. Without them (save_projection false) they
-are drawn again from the adapter's seed, as PEFT draws them from its projection_prng_key; another
-processor may draw them a rounding apart, and another version of torch may draw others.
+In the adapter file A and B are stored once, under the first site, as projections.a and
+projections.b: PEFT's base_model.vera_A and base_model.vera_B, whole. With save_projection false
+they are drawn again from the adapter's seed, as PEFT draws them from its projection_prng_key.
+Another processor may draw them with another rounding, and another version of torch may draw other
+values.
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r
 """
@@ -38,13 +40,13 @@ class Vera(Method, name="vera"):
     rates: ClassVar[Rates] = (0.07, 0.002, 10.0)
     rate_source: ClassVar[str] = "Kopiczko et al. 2023: ten times that of LoRA"
     r: Annotated[int, Bounds(ge=1)] = 256
-    """Rows of A and columns of B. Parameters per layer: r + O; far more than LoRA's r is usual."""
+    """Rank. Parameters per layer: r + O, so that r is usually much larger than in LoRA."""
     d_initial: float = 0.1
-    """Where every number of d begins; not zero, or nothing would learn."""
+    """Initial value of every element of d; not 0, or nothing would learn."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     save_projection: bool = True
-    """Write A and B into the file; false: draw them again from the seed, which is smaller."""
+    """Store A and B in the adapter file; false: draw them again from the seed when it is loaded."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,9 +66,9 @@ class Vera(Method, name="vera"):
 
 
 class Projections(nn.Module):
-    """A (R, largest I) and B (largest O, R): one module, a child of every adapter.
+    """A (R, largest I) and B (largest O, R), shared by all adapters as one child module.
 
-    One module and not one tensor, so that moving or casting the model keeps it one.
+    It is a module, and not a tensor, so that it stays shared when the model is moved or cast.
     """
 
     a: Tensor
@@ -74,8 +76,8 @@ class Projections(nn.Module):
 
     def __init__(self, r: int, inputs: int, outputs: int, *, saved: bool):
         super().__init__()
-        for name, shape, fan in (("a", (r, inputs), inputs), ("b", (outputs, r), r)):
-            bound = math.sqrt(6 / fan)
+        for name, shape, fan_in in (("a", (r, inputs), inputs), ("b", (outputs, r), r)):
+            bound = math.sqrt(6 / fan_in)
             drawn = torch.empty(shape).uniform_(-bound, bound)
             self.register_buffer(name, drawn, persistent=saved)
 
@@ -83,11 +85,11 @@ class Projections(nn.Module):
 class VeraAdapter(Adapter):
     def __init__(self, site: Site, method: Vera, projections: Projections):
         super().__init__()
-        have = len(projections.a)
-        if method.r > have:
+        shared_r = len(projections.a)
+        if method.r > shared_r:
             raise ConfigError(
-                f"{site.name} asks for r={method.r}, and the shared projections have r={have}.",
-                fix="make vera.r the largest; rank_pattern can only lower it",
+                f"{site.name} has r={method.r}, and the shared projections have r={shared_r}.",
+                fix="set vera.r to the largest r; rank_pattern can only lower it",
             )
         self.projections, self.p = projections, method.dropout
         self.inputs, self.outputs = site.in_features, site.out_features
@@ -100,7 +102,7 @@ class VeraAdapter(Adapter):
         return y + F.linear(h, b.to(y)) * self.v.to(y.dtype)  # (B, T, O)
 
     def sliced(self) -> tuple[Tensor, Tensor]:
-        """What this site reads of the projections: A (R, I), B (O, R)."""
+        """The part of the projections that this site uses: A (R, I), B (O, R)."""
         r, shared = len(self.d), self.projections
         return shared.a[:r, : self.inputs], shared.b[: self.outputs, :r]
 
