@@ -11,7 +11,8 @@ from lorica.core.drive import Driver, adapters_of
 from lorica.core.port import ports
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
-from lorica.methods.adalora import WARM_UP, Adalora, Decrease, Increase
+from lorica.methods.adalora import Adalora
+from lorica.methods.adalora.schedule import WARM_UP, Decrease, Increase
 from tests.laws.bases import Stack
 from tests.methods.driving import Run, same, zeros
 
@@ -207,7 +208,7 @@ def test_ties_prune_no_more_than_asked_for():
             parameter.grad = torch.ones_like(parameter)
     for t in range(1, 41):
         schedule.after_step(t)
-        if schedule.phases.due(t):
+        if schedule.phases.is_due(t):
             assert sum(schedule.ranks().values()) == schedule.budget(t)
             for adapter in schedule.adapters.values():
                 nn.init.ones_(adapter.e)

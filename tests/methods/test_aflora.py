@@ -13,8 +13,9 @@ from lorica import Driver
 from lorica.core.drive import adapters_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
-from lorica.methods import aflora
-from lorica.methods.aflora import Aflora, AfloraAdapter, Freezing, below_threshold
+from lorica.methods.aflora import Aflora, AfloraAdapter
+from lorica.methods.aflora import schedule as freezing
+from lorica.methods.aflora.schedule import Freezing, below_threshold
 from tests.laws.bases import Stack, move
 from tests.training.rows import adapter as saved
 from tests.training.rows import same, settings
@@ -107,7 +108,7 @@ def test_the_update_by_hand():
 def test_the_share_that_trains():
     model, _ = one(3, 2)
     schedule = Driver(model, total=900).schedule
-    schedule = Freezing(Aflora(tinit=100, tfinal=400), scaled(model), 900, 1)
+    schedule = Aflora(tinit=100, tfinal=400).schedule(scaled(model), 900, 1)
     want = {1: 1, 100: 1, 150: 0.669922, 200: 0.421875, 300: 0.125, 400: 0.015625, 500: 0, 501: 0}
     for t, share in want.items():
         assert schedule.trained_fraction(t) == pytest.approx(share, abs=5e-7), t
@@ -169,7 +170,7 @@ def test_many_scores_are_sampled(monkeypatch):
     }
     for share, want in ((0.9, []), (0.5, ["x"]), (0.25, ["x", "y"])):
         assert below_threshold(scores, share) == want
-        monkeypatch.setattr(aflora, "MAX_SCORES", 600)
+        monkeypatch.setattr(freezing, "MAX_SCORES", 600)
         sizes = []
         whole = torch.Tensor.kthvalue
         monkeypatch.setattr(
@@ -181,7 +182,7 @@ def test_many_scores_are_sampled(monkeypatch):
 
 
 def test_the_sample_meets_every_column(monkeypatch):
-    monkeypatch.setattr(aflora, "MAX_SCORES", 500)  # of 2000: every fourth would be of one column
+    monkeypatch.setattr(freezing, "MAX_SCORES", 500)  # of 2000: every fourth would be of one column
     comb = torch.tensor([5.0, 0, 0, 0]).repeat(500, 1)
     assert below_threshold({"comb": comb}, 0.5) == [], "the median is 0, and no 5"
 

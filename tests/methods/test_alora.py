@@ -11,7 +11,8 @@ from lorica import Driver, Lora
 from lorica.core.drive import adapters_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
-from lorica.methods.alora import Allocation, Alora, AloraAdapter, distributed, reallocated
+from lorica.methods.alora import Alora, AloraAdapter
+from lorica.methods.alora.schedule import Allocation, distributed, reallocated
 from tests.laws.bases import STORIES, Stack, move, stories
 from tests.training.rows import adapter as saved
 from tests.training.rows import same, settings

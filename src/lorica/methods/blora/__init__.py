@@ -37,10 +37,10 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.bounds import Bounds
-from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.kernels import bits
 from lorica.kernels.dropout import dropout
+from lorica.methods.blora.schedule import Gating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class Blora(Method, name="blora"):
     def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
         return {"gates": self.gate_lr, "log_steps": self.scale_lr}.get(parameter, base)
 
-    def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> "Gating":
-        return Gating(adapters, self)
+    def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> Gating:
+        return Gating(adapters, self.penalty, by_size=self.cost == "bits")
 
 
 class BloraAdapter(Adapter):
@@ -161,40 +161,3 @@ class BloraAdapter(Adapter):
 
 class RoundedBlora(BloraAdapter):
     affine: ClassVar[bool] = False
-
-
-class Gating(Schedule):
-    """Draws the gates once per step, and adds the cost of bits and ranks to the loss."""
-
-    def __init__(self, adapters: Mapping[str, Any], method: Blora):
-        self.adapters, self.weight = adapters, method.penalty
-        sizes = [size for a in adapters.values() for size in a.sizes.values()]
-        self.largest = max(sizes) if method.cost == "bits" else 0
-
-    def penalty(self, t: int) -> Tensor:
-        costs = [adapter.cost(self.largest) for adapter in self.adapters.values()]
-        return self.weight * torch.stack(costs).sum()
-
-    def after_step(self, t: int) -> None:
-        for adapter in self.adapters.values():
-            adapter.noise.copy_(bits.noise(len(adapter.noise), adapter.seed + t))
-
-    def ranks(self) -> dict[str, int]:
-        return {site: int(a.open_gates(None)[1].sum()) for site, a in self.adapters.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        return {f"{site}.noise": adapter.noise for site, adapter in self.adapters.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for site, adapter in self.adapters.items():
-            adapter.noise.copy_(state[f"{site}.noise"])
-
-    def facts(self) -> dict[str, Any]:
-        """The bit width of every grid; a_x, e_x and b_x are those of the outputs of A, E and B."""
-        grids = {site: adapter.open_gates(None)[0] for site, adapter in self.adapters.items()}
-        return {
-            "bits": {
-                site: {key: int(bits.width(gates)) for key, gates in own.items()}
-                for site, own in grids.items()
-            }
-        }
