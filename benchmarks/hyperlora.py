@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lorica.evaluation.answers import quiz, take
 from numpy.typing import NDArray
 
 import lorica
@@ -31,7 +32,6 @@ from lorica.core.condition import swapped
 from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import load_data
-from lorica.evaluation.answers import quiz, take
 from lorica.evaluation.loss import score
 from lorica.formats.open_adapter import open_adapter
 from world.translation import translation

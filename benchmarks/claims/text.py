@@ -102,11 +102,12 @@ def run(
 
 def looked_at(output: Path, also: tuple[str, ...], place: Place) -> Run:
     """What else a reported run came to."""
+    from lorica.evaluation.directions import correlation, turns
+
     import lorica
     from lorica.core.state import load_adapter_state
     from lorica.data.config import DataConfig
     from lorica.data.load import load_data as load_rows
-    from lorica.evaluation.directions import correlation, turns
     from lorica.evaluation.loss import mean_loss
     from lorica.formats.commit import read_tensors
     from lorica.formats.open_adapter import open_adapter
