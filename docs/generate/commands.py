@@ -111,10 +111,17 @@ def exit_statuses_page() -> str:
         "`fix`. With `--json` it prints the same as an object on stdout. The exit status says "
         "which kind of failure it is."
     )
-    statuses = table(["status", "meaning"], ([code(n), cell(text)] for n, text in _statuses()))
+    kinds = list(_errors())
+    statuses = table(
+        ["status", "meaning", "errors"],
+        (
+            [code(n), cell(text), ", ".join(code(name) for name, number, _ in kinds if number == n)]
+            for n, text in _statuses()
+        ),
+    )
     classes = table(
         ["error", "status", "meaning"],
-        ([code(name), number, cell(text)] for name, number, text in _errors()),
+        ([code(name), number, cell(text)] for name, number, text in kinds),
     )
     python = (
         "In Python the same failures are exceptions. All are subclasses of "

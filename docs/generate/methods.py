@@ -69,7 +69,7 @@ def _facts(entry: Entry) -> str:
     rows = [
         ["paper", prose(str(facts["paper"])) or "none"],
         ["trained parameters per site", code(str(facts["count"]))],
-        ["default learning rate", cell(about_rates(entry))],
+        ["default learning rate", cell(about_rates(entry).removeprefix("Default learning rate "))],
         ["merges into the base", yes[facts["to_lora"] != "never"]],
         ["as a plain LoRA", MEANING[str(facts["to_lora"])]],
         ["on a quantised base", yes[bool(facts["on_packed"])]],
