@@ -61,25 +61,22 @@ def base(plan: Plan) -> Any:
 
 
 def ours(plan: Plan) -> Step:
-    from accelerate import Accelerator
-
     import lorica
     from lorica.base.packing import packed
     from lorica.core.state import adapter_state
     from lorica.data.example import Example
-    from lorica.training.step import Part, Stepper
+    from lorica.training.placement import Single
+    from lorica.training.step import StepInput, Stepper
 
     model = lorica.adapt(base(plan), lorica.Lora(**SETTINGS), target_modules=TARGETS)
     learned: Any = adapter_state(model)
     optimizer = torch.optim.AdamW(learned.values(), lr=3e-4, fused=True)
-    stepper = Stepper(
-        Accelerator(cpu=plan.device == "cpu"), model, packed=True, shared=True, pad_id=0
-    )
+    stepper = Stepper(Single(torch.device(plan.device)), model, packed=True, shared=True, pad_id=0)
 
     def step(rows: list[Row]) -> None:
         examples = [Example(row.ids, [label >= 0 for label in row.labels], "row") for row in rows]
         with packed(model):
-            stepper([Part(examples, MICRO, learned)])
+            stepper([StepInput(examples, MICRO, learned)])
         optimizer.step()
         optimizer.zero_grad()
 

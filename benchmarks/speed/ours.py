@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 import lorica
 from benchmarks.speed.sides import Side, Work
@@ -14,8 +13,9 @@ from lorica.core.condition import informed, set_conditions
 from lorica.core.site import sites_of
 from lorica.core.state import adapter_state
 from lorica.data.example import Example
-from lorica.training.heap import keep
-from lorica.training.step import Part, Stepper
+from lorica.training.freed_memory import keep_freed_memory
+from lorica.training.placement import Single
+from lorica.training.step import StepInput, Stepper
 from lorica.training.watch import check_finite
 
 HERE = ("name", "quantisation", "unpacked", "shared", "adapters")
@@ -70,10 +70,10 @@ class LoricaTrainer(Lorica):
     """Lorica's own step: rows laid end to end, the head on label tokens alone, clipping."""
 
     def __init__(self, side: Side):
-        keep()  # as its trainer does
+        keep_freed_memory()  # as its trainer does
         super().__init__(side)
         self.stepper = Stepper(
-            Accelerator(cpu=True),
+            Single(torch.device("cpu")),
             self.model,
             packed=True,
             shared=bool(side.settings.get("shared")),
@@ -88,7 +88,7 @@ class LoricaTrainer(Lorica):
         ]
 
     def step(self, i: int) -> None:
-        part = Part(self.examples[i], self.side.batch, self.learned, 1.0, self.driver.penalty)
+        part = StepInput(self.examples[i], self.side.batch, self.learned, 1.0, self.driver.penalty)
         with packed(self.model):
             (done,) = self.stepper([part])
         check_finite(done.loss, done.norm, done.where, self.learned)
@@ -99,9 +99,9 @@ class LoricaEach(Work):
     """A LoRA for each batch, all trained in one pass over one base, as `train_each` does."""
 
     def __init__(self, side: Side):
-        keep()
+        keep_freed_memory()
         super().__init__(side)
-        self.parts: list[Part] = []
+        self.parts: list[StepInput] = []
         for seed, batch in enumerate(self.rows):
             lorica.adapt(self.model, lorica.Lora(**side.settings), name=f"run_{seed}", seed=seed)
             rows = [
@@ -109,10 +109,10 @@ class LoricaEach(Work):
                 for row in batch
             ]
             tensors: Any = adapter_state(self.model, f"run_{seed}")
-            self.parts.append(Part(rows, side.batch, tensors, adapter=f"run_{seed}"))
+            self.parts.append(StepInput(rows, side.batch, tensors, adapter=f"run_{seed}"))
         lorica.activate(self.model, *(str(part.adapter) for part in self.parts))
         self.stepper = Stepper(
-            Accelerator(cpu=True), self.model, packed=True, shared=False, pad_id=0
+            Single(torch.device("cpu")), self.model, packed=True, shared=False, pad_id=0
         )
         self.optimizers = [
             torch.optim.AdamW(part.tensors.values(), lr=1e-4, fused=True) for part in self.parts

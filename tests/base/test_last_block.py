@@ -18,7 +18,7 @@ from lorica.core.port import switch_of
 from lorica.core.route import BASE, BySegment, Segment
 from lorica.data.batch import Batch, concatenate, pack, pad
 from lorica.data.example import Example
-from lorica.training.step import MOST, Objective
+from lorica.training.objective import MAX_LABEL_SHARE, Objective
 from tests.base.architectures import tiny as architecture
 from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
 from tests.laws.bases import SIZES, move
@@ -219,7 +219,7 @@ def test_where_almost_everything_is_read_the_block_sees_all():
         learned = [t > unread for t in range(10)]
         with objective.hooked():
             objective(pad([Example(ids, learned, "one")], 0))
-    assert 8 / 10 <= MOST < 9 / 10
+    assert 8 / 10 <= MAX_LABEL_SHARE < 9 / 10
     assert calls == [8, 6]
 
 

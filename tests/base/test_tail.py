@@ -12,7 +12,7 @@ from lorica.core.site import sites_of
 from lorica.core.state import adapter_state
 from lorica.data.batch import pack, pad
 from lorica.data.example import Example
-from lorica.training.step import Objective
+from lorica.training.objective import Objective
 from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
 
 ODD_HEADS = {

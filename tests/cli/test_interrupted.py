@@ -23,7 +23,7 @@ cli.main()
 """
 TRAIN = ["train", "--base", "base", "--data", "rows.jsonl", "--max_steps", "1", "--output", "out"]
 MOMENTS = {
-    "load": ("lorica.training.prepare", "load_base", TRAIN),
+    "load": ("lorica.training.base_model", "load", TRAIN),
     "tokenise": ("lorica.training.prepare", "load_data", TRAIN),
     "eval": (
         "lorica.evaluation.evaluate",

@@ -5,15 +5,9 @@ import torch
 
 import lorica
 from lorica.core.port import ports, spec_of
-from lorica.training.loop import Trainer
 from tests.laws.bases import IDS
 from tests.laws.bases import stories as base
-from tests.training.rows import adapter, same, settings
-
-
-class Cut(Exception):
-    """Stands for whatever ends a process."""
-
+from tests.training.rows import adapter, interrupt, same, settings
 
 CASES = {
     "pissa": {"method": {"name": "lora", "r": 4, "init": "pissa"}},
@@ -34,17 +28,8 @@ CASES = {
 def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
     changed = {"save_steps": 2, "max_steps": 5, **CASES[case]}
     whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
-    step = Trainer.take
-
-    def cut(self, *given):
-        if self.progress.step == 3:
-            raise Cut
-        step(self, *given)
-
     parted = settings(stories, tmp_path / "b", **changed)
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "take", cut)
-        lorica.train(**parted, show=False)
+    interrupt(monkeypatch, 3, **parted)
     resumed = lorica.train(resume=parted["output"], show=False)
     assert same(adapter(whole.folder), adapter(resumed.folder))
     assert resumed.figures["held_out_loss"] == whole.figures["held_out_loss"]

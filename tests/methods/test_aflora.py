@@ -18,8 +18,7 @@ from lorica.methods.aflora import schedule as freezing
 from lorica.methods.aflora.schedule import Freezing, below_threshold
 from tests.laws.bases import Stack, move
 from tests.training.rows import adapter as saved
-from tests.training.rows import same, settings
-from tests.training.test_resume import interrupted
+from tests.training.rows import interrupt, same, settings
 
 GOAL = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(11))
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(12))
@@ -354,7 +353,7 @@ def test_the_trainer_freezes_and_goes_on_to_the_bit(stories, tmp_path, monkeypat
     assert facts["matrices"] == facts["frozen"] == 20 and len(facts["frozen_at_step"]) > 1
     assert whole.figures["held_out_loss"]["after"] < whole.figures["held_out_loss"]["before"]
     cut = settings(stories, tmp_path / "b", **run)
-    interrupted(monkeypatch, 4, **cut)
+    interrupt(monkeypatch, 4, **cut)
     again = lorica.train(resume=cut["output"], show=False)
     assert same(saved(whole.folder), saved(again.folder))
     assert again.figures["schedule"] == facts

@@ -15,8 +15,7 @@ from lorica.methods.alora import Alora, AloraAdapter
 from lorica.methods.alora.schedule import Allocation, distributed, reallocated
 from tests.laws.bases import STORIES, Stack, move, stories
 from tests.training.rows import adapter as saved
-from tests.training.rows import same, settings
-from tests.training.test_resume import interrupted
+from tests.training.rows import interrupt, same, settings
 
 GOAL = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(11))
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(12))
@@ -389,7 +388,7 @@ def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(stories, tmp_path, monke
     assert held_out["after"] < held_out["before"]
     for at in (2, 5):  # before the round, and after it
         cut = settings(stories, tmp_path / f"b{at}", **run)
-        interrupted(monkeypatch, at, **cut)
+        interrupt(monkeypatch, at, **cut)
         again = lorica.train(resume=cut["output"], show=False)
         assert same(saved(whole.folder), saved(again.folder))
         assert again.figures["ranks"] == ranks

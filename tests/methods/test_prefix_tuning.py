@@ -15,7 +15,7 @@ from lorica.methods.prefix_tuning import PrefixAdapter, PrefixTuning
 from lorica.training.config import TrainConfig
 from tests.core.test_attention import tiny
 from tests.laws.bases import IDS, gpt2, move, stories
-from tests.training.rows import ROUNDING, farthest, same, settings
+from tests.training.rows import ROUNDING, farthest, interrupt, same, settings
 from tests.training.rows import adapter as tensors_of
 
 
@@ -234,22 +234,11 @@ def test_training_packed_padded_and_checkpointed_is_one_update(
         assert farthest(runs["packed"], runs[name]) < ROUNDING
 
 
-def test_a_run_that_stopped_goes_on_bit_by_bit(stories, tmp_path):
+def test_a_run_that_stopped_goes_on_bit_by_bit(stories, tmp_path, monkeypatch):
     changed = {"method": {"name": "prefix_tuning", "num_virtual_tokens": 4}, "save_steps": 3}
     whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
     half = settings(stories, tmp_path / "b", **changed)
-    with pytest.MonkeyPatch.context() as patch:
-        from lorica.training.loop import Trainer
-
-        save = Trainer._save
-
-        def stop(self):
-            save(self)
-            raise KeyboardInterrupt
-
-        patch.setattr(Trainer, "_save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            lorica.train(**half, show=False)
+    interrupt(monkeypatch, 4, **half)
     again = lorica.train(resume=half["output"], show=False)
     assert same(tensors_of(whole.folder), tensors_of(again.folder))
     assert adapter_state(lorica.adapt(tiny("Llama"), PrefixTuning())).keys() == {"model.e"}

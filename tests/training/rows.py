@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import lorica
 from lorica.core.draws import drawing
+from lorica.training import loop
+from lorica.training.state import RunState
 
 WORDS = ["cat", "dog", "bird", "fish", "tree", "house", "river", "stone", "cloud", "field"]
 
@@ -43,6 +47,24 @@ def settings(base: Path, folder: Path, **changed: Any) -> dict[str, Any]:
         "output": str(folder / "run"),
     }
     return {**plain, **changed}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, **config: Any) -> None:
+    """Train, and fail in the middle of step `at` (counted from 0), before the optimizer."""
+    update = loop.apply_update
+
+    def apply_update(state: RunState, *arguments: Any) -> None:
+        if state.progress.step == at:
+            raise Interrupted
+        update(state, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "apply_update", apply_update)
+        lorica.train(**config, show=False)
 
 
 def adapter(run: Path) -> dict[str, Tensor]:

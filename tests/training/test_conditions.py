@@ -9,8 +9,7 @@ from lorica.core.condition import given
 from lorica.errors import ConfigError, DataError
 from lorica.formats.open_adapter import open_adapter
 from lorica.generation.generate import generate
-from lorica.training.loop import Trainer
-from tests.training.rows import ROUNDING, WORDS, adapter, farthest, same, settings
+from tests.training.rows import ROUNDING, WORDS, adapter, farthest, interrupt, same, settings
 
 SMALL = {"name": "hyperlora", "r": 2, "latent": 16, "hidden": 4}
 TOLD = {
@@ -86,25 +85,12 @@ def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch
     assert farthest(plain, adapter(padded.folder)) < ROUNDING
 
 
-class Cut(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["task", "text"])
 def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
     whole = adapter(run(stories, tmp_path / "a", kind, save_steps=2).folder)
-    step = Trainer.take
-
-    def cut(self, *given):
-        if self.progress.step == 3:
-            raise Cut
-        step(self, *given)
-
     config = job(stories, tmp_path / "b", kind, save_steps=2)
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "take", cut)
-        lorica.train(**config, show=False)
+    interrupt(monkeypatch, 3, **config)
     resumed = lorica.train(resume=config["output"], show=False)
     assert same(whole, adapter(resumed.folder))
 

@@ -12,7 +12,7 @@ import lorica
 from lorica.core.attach import activate, routed
 from lorica.core.route import BySegment, Segment
 from lorica.errors import ConfigError, Stopped, TrainingError
-from lorica.training.loop import Trainer
+from lorica.training import each
 from lorica.training.train import train
 from tests.training.rows import adapter, rounding_apart, same, settings, write_rows
 
@@ -119,15 +119,15 @@ def test_stopped_runs_go_on_together_or_alone(stories, tmp_path, monkeypatch):
     runs = runs_of(stories, tmp_path, METHODS[:2])
     whole = [{**run, "output": f"{run['output']}-whole"} for run in runs]
     lorica.train_each(whole, show=False)
-    own, calls = Trainer.look, []
+    own, calls = each.evaluate_and_checkpoint, []
 
-    def look(self):
+    def evaluate_and_checkpoint(*arguments):
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        own(self)
+        own(*arguments)
 
-    monkeypatch.setattr(Trainer, "look", look)
+    monkeypatch.setattr(each, "evaluate_and_checkpoint", evaluate_and_checkpoint)
     with pytest.raises(Stopped, match="everything is saved") as caught:
         lorica.train_each(runs, show=False)
     assert caught.value.exit_code == 143

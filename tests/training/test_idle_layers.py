@@ -1,4 +1,4 @@
-"""Layers that text does not go through are left out of a run, and it says so."""
+"""Layers that does not call them on text are left out of a run, and it says so."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def train(tmp_path: Path, name: str, **settings: object):
 @pytest.mark.parametrize("name", IDLE)
 def test_a_layer_whose_weight_is_taken_without_a_call_is_left_out(name, tmp_path):
     done = train(tmp_path, name)
-    assert any("text does not go through" in line and IDLE[name] in line for line in done.notices)
+    assert any("does not call them on text" in line and IDLE[name] in line for line in done.notices)
     manifest = json.loads((done.folder / "adapter/manifest.json").read_text())
     assert manifest["targets"]["exclude_modules"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lorica
-from lorica.training.heap import keep
-from lorica.training.step import Objective
+from lorica.training.freed_memory import keep_freed_memory
+from lorica.training.objective import Objective
 from tests.training.rows import adapter, farthest, settings
 
 
@@ -40,7 +40,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, mon
         gradient_accumulation_steps=4,
     )
     assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
-    said = "the memory was full at step 1: 2 rows at a time go through the model, not 8"
+    said = "memory was full at step 1: micro-batches have 2 rows from here on, not 8"
     assert said in halved.notices
     assert said in json.loads((halved.folder / "results.json").read_text())["lines"]
     assert said in (halved.folder / "events.jsonl").read_text()
@@ -82,7 +82,7 @@ def test_what_a_step_frees_stays_with_the_process():
     """Blocks as large as activations come without page faults the second time."""
     import resource
 
-    if not keep():
+    if not keep_freed_memory():
         pytest.skip("the C library is not glibc")
 
     def faults() -> int:
@@ -97,11 +97,11 @@ def test_a_heap_of_gigabytes_is_kept_too():
     """In a process of its own; nothing is written to the blocks, so they take no memory."""
     script = """
 import ctypes
-from lorica.training.heap import keep
+from lorica.training.freed_memory import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.sbrk.restype = [ctypes.c_void_p], ctypes.c_void_p
-if not keep():
+if not keep_freed_memory():
     raise SystemExit("not glibc")
 blocks = [libc.malloc(900 << 20) for _ in range(3)]
 end = libc.sbrk(0)

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from lorica.training.optim import load_optimizer_state, make_optimizer, optimizer_state
-from lorica.training.schedule import factor, order
+from lorica.training.plan import lr_factor, row_order
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 def test_schedule(kind):
-    at = [factor(t, total=110, warmup=10, kind=kind) for t in range(111)]
+    at = [lr_factor(t, total=110, warmup=10, kind=kind) for t in range(111)]
     assert at[0] == pytest.approx(1 / 11)
     assert all(b > a for a, b in pairwise(at[:11]))
     assert at[10] == 1
@@ -26,11 +26,11 @@ def test_schedule(kind):
 
 
 def test_every_row_once_a_pass_and_any_piece_is_the_same_stream():
-    stream = order(7, seed=3, start=0, count=30)
+    stream = row_order(7, seed=3, start=0, count=30)
     assert sorted(stream[:7]) == sorted(stream[7:14]) == list(range(7))
     assert stream[:7] != stream[7:14]
-    assert order(7, seed=3, start=5, count=11) == stream[5:16]
-    assert order(7, seed=4, start=0, count=30) != stream
+    assert row_order(7, seed=3, start=5, count=11) == stream[5:16]
+    assert row_order(7, seed=4, start=0, count=30) != stream
 
 
 def test_groups_by_rate_and_decay():

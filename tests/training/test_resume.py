@@ -8,28 +8,8 @@ import pytest
 import lorica
 from lorica.errors import DataError, FileError, LoricaError
 from lorica.training.checkpoint import steps
-from lorica.training.loop import Trainer
 from lorica.training.run import read_events
-from tests.training.rows import adapter, same, settings
-
-
-class Cut(Exception):
-    """Stands for whatever ends a process."""
-
-
-def interrupted(monkeypatch, at: int, **config):
-    """Train, and fail in the middle of step `at` (counted from 0), before the optimizer."""
-    whole = Trainer.take
-
-    def step(self, *given):
-        if self.progress.step == at:
-            raise Cut
-        whole(self, *given)
-
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "take", step)
-        lorica.train(**config, show=False)
-
+from tests.training.rows import adapter, interrupt, same, settings
 
 CASES = {
     "lora": {},
@@ -55,7 +35,7 @@ def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
     changed = {"save_steps": 2, "max_steps": 6, **CASES[case]}
     whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
     cut = settings(stories, tmp_path / "b", **changed)
-    interrupted(monkeypatch, 5, **cut)
+    interrupt(monkeypatch, 5, **cut)
     result = lorica.train(resume=cut["output"], show=False)
     assert same(adapter(whole.folder), adapter(result.folder))
     keep = ("steps", "train_loss", "held_out_loss", "tokens")
@@ -66,7 +46,7 @@ def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
 def test_a_run_without_a_checkpoint_begins_again(stories, tmp_path, monkeypatch):
     whole = lorica.train(**settings(stories, tmp_path / "a"), show=False)
     cut = settings(stories, tmp_path / "b", save_steps=4)
-    interrupted(monkeypatch, 1, **cut)
+    interrupt(monkeypatch, 1, **cut)
     assert same(
         adapter(whole.folder), adapter(lorica.train(resume=cut["output"], show=False).folder)
     )
@@ -91,7 +71,7 @@ def test_only_the_newest_checkpoints_are_kept(stories, tmp_path):
 
 def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
     cut = settings(stories, tmp_path, save_steps=2)
-    interrupted(monkeypatch, 3, **cut)
+    interrupt(monkeypatch, 3, **cut)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "a new", "completion": "row"}\n')
     with pytest.raises(DataError, match="rows are not those"):
@@ -107,7 +87,7 @@ def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
 )
 def test_a_damaged_checkpoint_is_named(stories, tmp_path, monkeypatch, file):
     cut = settings(stories, tmp_path, save_steps=2)
-    interrupted(monkeypatch, 5, **cut)
+    interrupt(monkeypatch, 5, **cut)
     newest = steps(tmp_path / "run" / "checkpoints")[-1]
     path = newest / file
     path.write_bytes(path.read_bytes()[:-40])
@@ -120,7 +100,7 @@ def test_a_damaged_checkpoint_is_named(stories, tmp_path, monkeypatch, file):
 
 def test_the_log_holds_every_step_once_more_after_a_resume(stories, tmp_path, monkeypatch):
     cut = settings(stories, tmp_path, save_steps=2)
-    interrupted(monkeypatch, 5, **cut)
+    interrupt(monkeypatch, 5, **cut)
     log = tmp_path / "run" / "events.jsonl"
     log.write_bytes(log.read_bytes() + b'{"event": "st')  # a line that a kill cut short
     lorica.train(resume=cut["output"], show=False)

@@ -21,8 +21,7 @@ from lorica.formats import commit
 from lorica.recipe.versions import versions
 from lorica.training import checkpoint as ckpt
 from lorica.training.checkpoint import steps
-from tests.training.rows import adapter, same, settings, tiny_base
-from tests.training.test_resume import interrupted
+from tests.training.rows import adapter, interrupt, same, settings, tiny_base
 
 Edit = Callable[[Path], None]
 
@@ -387,7 +386,7 @@ def cut(tmp_path_factory):
     asked = settings(tiny_base(root / "base"), root, save_steps=2)
     whole = lorica.train(**{**asked, "output": str(root / "whole")}, show=False)
     with pytest.MonkeyPatch.context() as patch:
-        interrupted(patch, 5, **asked)
+        interrupt(patch, 5, **asked)
     return root, adapter(whole.folder)
 
 
@@ -459,5 +458,5 @@ def test_another_machine_or_library_is_a_notice(cut, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr("lorica.training.resume.versions", lambda: {**versions(), "torch": "9"})
     result = lorica.train(resume=run, show=False)
-    (line,) = [line for line in result.notices if "may round otherwise" in line]
+    (line,) = [line for line in result.notices if "may round sums differently" in line]
     assert "threads" in line and "torch" in line

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.nn import functional as F
 
 import lorica
@@ -14,7 +13,9 @@ from lorica.base.load import load
 from lorica.base.packing import packed, why_not_packed, why_not_shared
 from lorica.data.batch import pack
 from lorica.data.example import Example
-from lorica.training.step import Objective, Part, Stepper
+from lorica.training.objective import Objective
+from lorica.training.placement import Single
+from lorica.training.step import StepInput, Stepper
 from tests.laws.bases import move
 from tests.training.rows import ROUNDING, adapter, farthest, settings
 
@@ -33,9 +34,9 @@ def test_micro_batches_give_the_big_batch_gradients(name, method):
     tensors = {n: p for n, p in model.named_parameters() if p.requires_grad}
     found, losses = [], []
     for micro in (10, 4, 1):
-        stepper = Stepper(Accelerator(cpu=True), model, packed=True, shared=True, pad_id=0)
+        stepper = Stepper(Single(torch.device("cpu")), model, packed=True, shared=True, pad_id=0)
         with packed(model):
-            losses.append(stepper([Part(alike(), micro, tensors)])[0].loss)
+            losses.append(stepper([StepInput(alike(), micro, tensors)])[0].loss)
         found.append([p.grad for p in tensors.values()])
         model.zero_grad()
     assert max(losses) - min(losses) < 1e-6 * losses[0]
@@ -220,7 +221,7 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tm
     (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"path": str(tmp_path / "alike.jsonl"), "validation": 0}
     once = lorica.train(**settings(stories, tmp_path / "a", data=data, **changed), show=False)
-    assert any("is computed once" in line for line in once.notices)
+    assert any("shared prefixes are computed once" in line for line in once.notices)
     each = lorica.train(
         **settings(
             stories,
@@ -230,7 +231,7 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tm
         ),
         show=False,
     )
-    assert not any("is computed once" in line for line in each.notices)
+    assert not any("shared prefixes are computed once" in line for line in each.notices)
     assert farthest(adapter(once.folder), adapter(each.folder)) < ROUNDING
 
 
@@ -250,7 +251,7 @@ def test_rows_with_dropout_share_nothing(stories, tmp_path):
     data.write_text((json.dumps({"text": "Once there was a cat that ran far away."}) + "\n") * 9)
     changed = {"method": method, "data": {"path": str(data), "validation": 0}}
     done = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
-    assert not any("is computed once" in line for line in done.notices)
+    assert not any("shared prefixes are computed once" in line for line in done.notices)
 
 
 def test_a_state_space_model_is_not_packed():

@@ -14,7 +14,7 @@ from lorica.formats.commit import read_tensors
 from lorica.training.config import read
 from lorica.training.run import read_events
 from lorica.training.split.device import connect
-from lorica.training.split.revive import KillAndRevive
+from lorica.training.split.kill_and_revive import KillAndRevive
 from tests.laws.bases import IDS, Stack, move
 from tests.laws.bases import stories as load_stories
 
@@ -45,7 +45,7 @@ def split(stories):
     base, device = connect(str(stories), torch.float64, peer)
     lorica.adapt(base.model, lorica.Lora(r=4), seed=3)
     move(base.model.double())
-    device.take_up()
+    device.use_adapters()
     yield base.model, device
     device.close()
     assert cloud.wait(60) == 0
@@ -76,7 +76,7 @@ def test_two_processes_give_the_gradients_of_one(split):
     for site, width in sites.items():
         assert device.ledger[site] == 2 * tokens * width * 8
     del device.ledger["ends"]
-    full = device.taken()
+    full = device.take_sent_bytes()
 
     keep = [s for s in sites if s.endswith("q_proj")]
     device.active.intersection_update(keep)
@@ -85,7 +85,7 @@ def test_two_processes_give_the_gradients_of_one(split):
     assert {k.partition(".adapters")[0] for k, g in some.items() if g is not None} == set(keep)
     del device.ledger["ends"]
     share = sum(sites[s] for s in keep) / sum(sites.values())
-    assert device.taken() == round(full * share)
+    assert device.take_sent_bytes() == round(full * share)
 
 
 @pytest.mark.slow

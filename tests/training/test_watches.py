@@ -11,8 +11,8 @@ import lorica
 from lorica.core.adapter import Adapter
 from lorica.errors import ConfigError, ResourceError, TrainingError
 from lorica.methods.lora import LoraAdapter
+from lorica.training import loop
 from lorica.training.checkpoint import Progress
-from lorica.training.loop import Trainer
 from lorica.training.run import Run
 from lorica.training.watch import check_moved, check_rise, notices_of_rise
 from tests.training.rows import adapter, settings
@@ -156,17 +156,18 @@ def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
 def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
     monkeypatch.setattr(
-        "lorica.training.prepare.score",
+        "lorica.training.validation.score",
         lambda *_: SimpleNamespace(loss=next(losses), accuracy=0.0),
     )
     seen = {}
-    own = Trainer._evaluate
+    own = loop.evaluate
 
-    def evaluate(self):
-        own(self)
-        seen[self.progress.step] = {k: t.detach().clone() for k, t in self.tensors.items()}
+    def evaluate(state):
+        own(state)
+        tensors = state.adapter.tensors
+        seen[state.progress.step] = {k: t.detach().clone() for k, t in tensors.items()}
 
-    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     result = lorica.train(
         **settings(stories, tmp_path, eval_steps=1, early_stopping_patience=2, max_steps=9),
         show=False,
@@ -185,7 +186,7 @@ def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypat
 
         return take
 
-    monkeypatch.setattr("lorica.training.log.exporter", broken)
+    monkeypatch.setattr("lorica.training.build.exporter", broken)
     result = lorica.train(**settings(stories, tmp_path, report_to=["wandb"]), show=False)
     log = (result.folder / "events.jsonl").read_text()
     assert "the tracker is away" in log

@@ -1,8 +1,8 @@
-"""Several runs over one frozen base, in one forward and backward pass: `lorica.train_each`.
+"""Train several runs over one frozen base in one forward and backward pass: `lorica.train_each`.
 
-Each has its own rows, method, rates, schedule and run folder, and comes to what it comes to alone;
-what they share is the base: its memory, and the work that every step has with it. A run whose
-steps are done leaves; one that a watch stops does too, and the others go on.
+Each run has its own rows, method, rates, schedule and folder, and produces the adapter that it
+would produce if it were trained alone. They share the base: its memory, and its work in every step.
+A run leaves when its steps are done, or when a watch stops it; the others continue.
 """
 
 import time
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from lorica import plain_files
@@ -24,20 +23,18 @@ from lorica.core.port import INSIDE, ports, spec_of
 from lorica.core.route import BySegment, Segment
 from lorica.core.site import output_head
 from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, listed
+from lorica.training.base_model import exact_fingerprint
+from lorica.training.build import SharedBase, build_run
 from lorica.training.config import TrainConfig, read, resolved
-from lorica.training.heap import keep
-from lorica.training.loop import Trainer
-from lorica.training.prepare import (
-    base_for,
-    check_base_named,
-    identity_of,
-    load_rows,
-    with_learning_rate,
-)
+from lorica.training.finish import finish
+from lorica.training.freed_memory import keep_freed_memory
+from lorica.training.loop import apply_update, begin, compute_gradients, evaluate_and_checkpoint
+from lorica.training.placement import placement_for_several
+from lorica.training.prepare import check_base_named, load_rows, with_learning_rate
 from lorica.training.run import CONFIG, Result, Run
 from lorica.training.signals import Signals
-from lorica.training.step import Stepper
-from lorica.training.together import step_of, stepper_for
+from lorica.training.state import RunState
+from lorica.training.step import Stepper, stepper_for
 
 SHARED = (
     "base",
@@ -47,7 +44,7 @@ SHARED = (
     "unpacked_gib",
     "gradient_checkpointing",
 )
-"""Settings that are the base's, so that all runs have them alike."""
+"""Settings of the base, which all runs must have in common."""
 
 
 def train_each(
@@ -57,56 +54,63 @@ def train_each(
 
     configs: settings, recipes, or run folders to go on with.
 
-    What a run comes to differs from the run alone in the last digits, which B-LoRA's coarse grids
-    make larger; and where the base itself has dropout (GPT-2), in what that drops.
+    The adapter of a run differs from that of the run alone in the last digits, which B-LoRA's
+    coarse grids make larger; and where the base itself has dropout (GPT-2), in what that drops.
 
-    Raises: what `train` raises, before anything is trained; ConfigError if the runs have not one
-        base, or if a method's tokens cannot be told apart in a line. When all others have ended:
+    Raises: what `train` raises, before anything is trained; ConfigError if the runs do not share a
+        base, or if a method acts on the tokens of all runs. When all others have ended:
         TrainingError if a watch stopped some; Stopped on a signal.
     """
-    asked = [_asked(config) for config in configs]
-    _check_alike([config for config, _ in asked])
-    for config, new in asked:
-        if new:
+    requests = [_config_of(config) for config in configs]
+    _check_alike([config for config, _ in requests])
+    for config, is_new in requests:
+        if is_new:
             check_base_named(config)
-    runs = [(*with_learning_rate(config), new) for config, new in asked]
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    if accelerator.num_processes > 1:
-        raise ConfigError("several runs are trained at once by one process, not by several.")
-    if accelerator.device.type == "cpu":
-        keep()
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     with torch.random.fork_rng(), ExitStack() as locks:
-        with ExitStack() as begun:
-            places = []
-            for config, _, new in runs:
-                places.append(run := Run(Path(config.output)))
-                if new:
-                    begun.enter_context(run.beginning(resolved(config)))
-                locks.enter_context(run.lock())
-            base, _ = base_for(runs[0][0], None)
-            identity = identity_of(base, runs[0][0])
-            trainers = [
-                Trainer(
-                    config,
-                    load_rows(config),
-                    run,
-                    accelerator,
-                    show=show,
-                    base=base,
-                    name=f"run_{i}",
-                    notices=notices,
-                    identity=identity,
-                )
-                for i, ((config, notices, _), run) in enumerate(zip(runs, places, strict=True))
-            ]
-            for trainer in trainers:
-                _check_fits(trainer)
-                trainer.run.note_rows(trainer.data.train.contents)
-            activate(base.model, *(trainer.name for trainer in trainers))
-        return _run_to_end(trainers)
+        return _train_to_end(_build(requests, locks, show=show))
 
 
-def _asked(config: TrainConfig | str | Path | dict[str, Any]) -> tuple[TrainConfig, bool]:
+def _build(
+    requests: Sequence[tuple[TrainConfig, bool]], locks: ExitStack, *, show: bool
+) -> list[RunState]:
+    """The states of all runs over one base. requests: (settings, the run is new) of each.
+
+    locks: releases the run folders. The folders of new runs are removed if building fails.
+    """
+    placement = placement_for_several(requests[0][0])
+    chosen = [with_learning_rate(config) for config, _ in requests]
+    with ExitStack() as beginnings:
+        runs = []
+        for config, is_new in requests:
+            runs.append(run := Run(Path(config.output)))
+            if is_new:
+                beginnings.enter_context(run.beginning(resolved(config)))
+            locks.enter_context(run.lock())
+        base = placement.load(chosen[0][0], None)
+        shared = SharedBase(base, exact_fingerprint(base, chosen[0][0]))
+        states = [
+            build_run(
+                config,
+                load_rows(config),
+                run,
+                placement,
+                show=show,
+                notices=notices,
+                shared=shared,
+                name=f"run_{i}",
+            )
+            for i, ((config, notices), run) in enumerate(zip(chosen, runs, strict=True))
+        ]
+        for state in states:
+            _check_fits(state)
+            state.run.note_rows(state.data.train.contents)
+        activate(base.model, *(state.adapter.name for state in states))
+    return states
+
+
+def _config_of(config: TrainConfig | str | Path | dict[str, Any]) -> tuple[TrainConfig, bool]:
     """The settings of a run, and whether it is a new one."""
     if isinstance(config, TrainConfig):
         return config, True
@@ -121,53 +125,54 @@ def _asked(config: TrainConfig | str | Path | dict[str, Any]) -> tuple[TrainConf
 
 
 def _check_alike(configs: Sequence[TrainConfig]) -> None:
+    """Raises: ConfigError if the runs differ in a setting of the base, or share a folder."""
     if not configs:
         raise ConfigError("no run was named.", fix="name a recipe or a run folder for each")
     for key in SHARED:
-        found = list(dict.fromkeys(getattr(config, key) for config in configs))
-        if len(found) > 1:
+        values = list(dict.fromkeys(getattr(config, key) for config in configs))
+        if len(values) > 1:
             raise ConfigError(
-                f"the runs differ in {key}: {listed(found)}.",
+                f"the runs differ in {key}: {listed(values)}.",
                 fix="give all the same, or train them one by one",
             )
     outputs = [str(Path(config.output).resolve()) for config in configs]
-    if twice := sorted({path for path in outputs if outputs.count(path) > 1}):
+    if repeated := sorted({path for path in outputs if outputs.count(path) > 1}):
         raise ConfigError(
-            f"several runs have the output {listed(twice)}.", fix="give each one of its own"
+            f"several runs have the output {listed(repeated)}.",
+            fix="give each run an output of its own",
         )
     if any(config.split for config in configs):
         raise ConfigError("a split run is trained alone.", fix="leave split out")
 
 
-def _check_fits(trainer: Trainer) -> None:
+def _check_fits(state: RunState) -> None:
     """Raises: ConfigError if what a run trains cannot be kept to its own tokens."""
-    model, where = trainer.base.model, trainer.run.folder
-    spec, apart = spec_of(model, trainer.name), "train it alone"
-    if not trainer.packed:
+    model, name = state.base.model, state.adapter.name
+    spec, alone = spec_of(model, name), "train this run alone, without --each"
+    if not state.plan.packed:
         raise ConfigError(
-            "runs are trained at once in rows that lie end to end, and this base "
-            "needs padded ones.",
-            fix=apart,
+            "runs are trained together in packed batches, and this base needs padded ones.",
+            fix=alone,
         )
     whole = spec.targets.modules_to_save or spec.targets.trainable_token_indices
     head = output_head(model)
     sites = [
-        name
-        for name, module, port in ports(model)
-        if trainer.name in port and (module is head or port.kind in INSIDE)
+        site
+        for site, module, port in ports(model)
+        if name in port and (module is head or port.kind in INSIDE)
     ]
     if whole or sites or not spec.method.mixes or spec.method.stands_in:
         raise ConfigError(
-            f"{where}: what it trains acts on the tokens of all runs.",
+            f"{state.run.folder}: what it trains acts on the tokens of all runs.",
             method=spec.method.name,
             trained_whole=listed([*spec.targets.modules_to_save]),
             sites=listed(sites),
-            fix=apart,
+            fix=alone,
         )
     try:
-        _try_route(model, trainer.name)
+        _try_route(model, name)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error.what}", fix=apart) from None
+        raise ConfigError(f"{state.run.folder}: {error.what}", fix=alone) from None
 
 
 @torch.no_grad()
@@ -181,58 +186,59 @@ def _try_route(model: nn.Module, name: str) -> None:
         foreign(input_ids=ids, position_ids=positions, row_lengths=[6, 6], use_cache=False)
 
 
-def _run_to_end(trainers: Sequence[Trainer]) -> list[Result]:
-    stepper, ended = stepper_for(trainers), dict[Trainer, Result | LoricaError]()
+def _train_to_end(states: Sequence[RunState]) -> list[Result]:
+    """Train all runs; each ends with its result, or with the error that ended it."""
+    results, errors = dict[RunState, Result](), dict[RunState, LoricaError]()
     try:
+        stepper = stepper_for(states)
         with Signals() as signals:
-            for trainer in trainers:
-                trainer.signals = signals
-                trainer.begin()
-            while len(ended) < len(trainers):
-                ended |= {t: _finished(t) for t in trainers if t not in ended and not t.goes_on}
-                if going := [t for t in trainers if t not in ended]:
-                    ended |= _stepped(going, stepper)
+            for state in states:
+                begin(state, stepper)
+            while going := [s for s in states if s not in results and s not in errors]:
+                done = [state for state in going if state.is_done]
+                for state in done:
+                    try:
+                        results[state] = finish(state)
+                    except LoricaError as error:
+                        errors[state] = error
+                if active := [state for state in going if state not in done]:
+                    errors |= _step(active, stepper, signals)
     finally:
-        for trainer in trainers:
-            trainer.close()
-    early = {t: e for t, e in ended.items() if isinstance(e, LoricaError)}
-    if early:
-        raise _early(early, len(trainers))
-    return [one for trainer in trainers if isinstance(one := ended[trainer], Result)]
+        for state in states:
+            state.close()
+    if errors:
+        raise _error_of_all(errors, len(states))
+    return [results[state] for state in states]
 
 
-def _stepped(going: Sequence[Trainer], stepper: Stepper) -> dict[Trainer, LoricaError]:
-    """A step of all runs. Returns: those that it ended early, and why; the others go on."""
-    began, early = time.perf_counter(), dict[Trainer, LoricaError]()
-    outcomes = step_of(going, stepper)
-    spent = time.perf_counter() - began
-    for trainer, done in zip(going, outcomes, strict=True):
+def _step(
+    states: Sequence[RunState], stepper: Stepper, signals: Signals
+) -> dict[RunState, LoricaError]:
+    """Take a step of all runs. Returns: the errors of those that it ended."""
+    began, errors = time.perf_counter(), dict[RunState, LoricaError]()
+    outcomes = compute_gradients(states, stepper, routed=True)
+    seconds = time.perf_counter() - began
+    for state, outcome in zip(states, outcomes, strict=True):
         try:
-            trainer.take(done, spent)
-            trainer.look()
+            apply_update(state, outcome, seconds)
+            evaluate_and_checkpoint(state, signals)
         except LoricaError as error:
-            early[trainer] = error
-    return early
+            errors[state] = error
+    return errors
 
 
-def _finished(trainer: Trainer) -> Result | LoricaError:
-    try:
-        return trainer.finish()
-    except LoricaError as error:
-        return error
-
-
-def _early(ended: dict[Trainer, LoricaError], count: int) -> LoricaError:
-    folders = " ".join(str(trainer.run.folder) for trainer in ended)
-    first = next(iter(ended.values()))
-    if all(isinstance(error, Stopped) for error in ended.values()):
+def _error_of_all(errors: dict[RunState, LoricaError], count: int) -> LoricaError:
+    """One error for the runs that ended early, of `count` runs."""
+    folders = " ".join(str(state.run.folder) for state in errors)
+    first = next(iter(errors.values()))
+    if all(isinstance(error, Stopped) for error in errors.values()):
         return Stopped(
             first.what,
             signal=first.facts.get("signal", 0),
             fix=f"go on with: lorica train --each {folders}",
         )
-    facts = {str(trainer.run.folder): error.what for trainer, error in ended.items()}
-    others = "all that are not named here are whole" if len(ended) < count else "none is whole"
+    facts = {str(state.run.folder): error.what for state, error in errors.items()}
+    others = "the others are complete" if len(errors) < count else "none is complete"
     return TrainingError(
-        f"{len(ended)} of {count} runs ended early; {others}.", fix=first.fix, **facts
+        f"{len(errors)} of {count} runs ended early; {others}.", fix=first.fix, **facts
     )

@@ -1,14 +1,39 @@
 """The optimizer over adapter tensors, and its state as plain tensors for a checkpoint."""
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lorica.core.drive import Driver
 from lorica.errors import ConfigError, FileError, MissingError, listed
 
 ADAMW = ("step", "exp_avg", "exp_avg_sq")
 """What torch's AdamW keeps of each tensor."""
+
+
+@dataclass(frozen=True)
+class Updater:
+    """The optimizer and the schedule of the method, which act together at every update."""
+
+    optimizer: torch.optim.Optimizer
+    driver: Driver
+
+    def step(self, tensors: Mapping[str, nn.Parameter], lr_factor: float) -> None:
+        """Update `tensors` with their gradients, which are cleared. In place.
+
+        lr_factor: of each group's peak learning rate.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * lr_factor
+        schedule = self.driver.schedule
+        self.driver.before_step()
+        decay_live(self.optimizer, tensors, schedule.live())
+        self.optimizer.step()
+        self.driver.after_step()
+        forget(self.optimizer, tensors, schedule.fresh())
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def make_optimizer(

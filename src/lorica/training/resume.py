@@ -7,21 +7,20 @@ the length of the run: `max_steps` or `epochs` may be larger, also of a run that
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lorica.base.fingerprint import differences
-from lorica.core.state import load_adapter_state
+from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import BaseError, ConfigError, DataError, FileError, LoricaError, listed
 from lorica.recipe.versions import versions
 from lorica.training import checkpoint as ckpt
 from lorica.training import optim
 from lorica.training.config import TrainConfig, plain_settings
-from lorica.training.schedule import factor
-
-if TYPE_CHECKING:
-    from lorica.training.loop import Trainer
+from lorica.training.plan import lr_factor
+from lorica.training.state import RunState
 
 FREE = ("base", "report_to", "save_steps", "keep_checkpoints", "loss_limit", "output", "peer")
 PATHS = ("data.path", "data.validation")
@@ -30,45 +29,61 @@ PATHS = ("data.path", "data.validation")
 LENGTH = ("max_steps", "epochs")
 
 
-def continue_from(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
-    """Put a checkpoint of the run into the trainer and its model. In place.
+def continue_from(state: RunState, saved: ckpt.Checkpoint) -> None:
+    """Put a checkpoint of the run into its state and its model, and add notices. In place.
 
-    Returns: notices. Raises: ConfigError, DataError, BaseError, FileError if it is not of this
-        run, before anything is changed.
+    Raises: ConfigError, DataError, BaseError, FileError if it is not of this run, before anything
+        is changed.
     """
-    check_same(trainer, found)
-    notices = _length(trainer, found) + _versions(trainer, found)
-    _check_schedule(trainer, found)
-    load_adapter_state(trainer.base.model, found.adapter, trainer.name, source="the checkpoint")
+    check_same(state, saved)
+    notices = _change_length(state, saved) + _version_notices(state, saved)
+    driver = state.updater.driver
+    _check_schedule(driver.state(), saved)
+    load_adapter_state(state.base.model, saved.adapter, state.adapter.name, source="the checkpoint")
     optim.load_optimizer_state(
-        trainer.optimizer,
-        trainer.tensors,
-        found.optimizer,
-        step=found.progress.step,
-        complete=not trainer.driver.scheduled,
+        state.updater.optimizer,
+        state.adapter.tensors,
+        saved.optimizer,
+        step=saved.progress.step,
+        complete=not driver.scheduled,
     )
-    trainer.driver.load_state(found.schedule)
-    trainer.progress, trainer.best = found.progress, found.best
-    return notices
+    driver.load_state(saved.schedule)
+    state.progress, state.adapter.best = saved.progress, saved.best
+    state.run.notices += notices
 
 
-def origin_of(trainer: "Trainer") -> ckpt.Origin:
+def save_checkpoint(state: RunState) -> None:
+    """Save everything that the next step depends on; only the process that writes does."""
+    if not state.run.is_writer:
+        return
+    checkpoint = ckpt.Checkpoint(
+        state.progress,
+        adapter_state(state.base.model, state.adapter.name),
+        optim.optimizer_state(state.updater.optimizer, state.adapter.tensors),
+        state.updater.driver.state(),
+        state.adapter.best,
+        origin_of(state),
+    )
+    path = ckpt.save(state.run.checkpoints, checkpoint, keep=state.config.keep_checkpoints)
+    state.run.log("checkpoint", step=state.progress.step, path=path.name)
+
+
+def origin_of(state: RunState) -> ckpt.Origin:
     return ckpt.Origin(
-        settings=plain_settings(trainer.config),
-        data=trainer.data.digest,
-        base=trainer.identity,
-        total=trainer.total,
-        warmup=trainer.warmup,
-        processes=trainer.accelerator.num_processes,
-        versions={**versions(), **machine(trainer)},
+        settings=plain_settings(state.config),
+        data=state.data.digest,
+        base=state.fingerprint,
+        total=state.plan.total,
+        warmup=state.plan.warmup,
+        processes=state.placement.processes,
+        versions={**versions(), **machine(state.placement.device)},
     )
 
 
-def machine(trainer: "Trainer") -> dict[str, str]:
+def machine(device: torch.device) -> dict[str, str]:
     """What else decides how sums are rounded: the device, and on a CPU its threads and vectors."""
-    kind = trainer.accelerator.device.type
-    if kind != "cpu":
-        return {"device": torch.get_device_module(kind).get_device_name()}
+    if device.type != "cpu":
+        return {"device": torch.get_device_module(device.type).get_device_name()}
     return {
         "device": f"cpu ({torch.backends.cpu.get_cpu_capability()})",
         "threads": str(torch.get_num_threads()),
@@ -80,15 +95,15 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
 
     A setting that `then` lacks is of a newer lorica, and has its default.
     """
-    one, two = dict(_flat(then)), dict(_flat(now))
+    old, new = dict(_flat(then)), dict(_flat(now))
     free = {*FREE, *LENGTH}
-    if one.get("early_stopping_patience") is None is two.get("early_stopping_patience"):
+    if old.get("early_stopping_patience") is None is new.get("early_stopping_patience"):
         free.add("eval_steps")
-    free |= {name for name in PATHS if _alike(one.get(name), two.get(name))}
+    free |= {name for name in PATHS if _are_files_alike(old.get(name), new.get(name))}
     return {
-        name: f"{one[name]!r} -> {two.get(name)!r}"
-        for name in one
-        if one[name] != two.get(name) and name not in free
+        name: f"{old[name]!r} -> {new.get(name)!r}"
+        for name in old
+        if old[name] != new.get(name) and name not in free
     }
 
 
@@ -98,9 +113,9 @@ def check_flags(config: TrainConfig, changed: TrainConfig, run: Path) -> None:
     _refuse_settings(settings, run, f"lorica train --resume {run}, or start a new run")
 
 
-def check_same(trainer: "Trainer", found: ckpt.Checkpoint) -> None:
+def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
     """Raises: the error that names everything which is not as the run began with it."""
-    then, now, run = found.origin, origin_of(trainer), trainer.run.folder
+    then, now, run = saved.origin, origin_of(state), state.run.folder
     settings = changed_settings(then.settings, now.settings)
     base = differences(then.base, now.base)
     if then.base.shapes != now.base.shapes:
@@ -124,11 +139,11 @@ def check_same(trainer: "Trainer", found: ckpt.Checkpoint) -> None:
             f"{run} was trained by {then.processes} processes, and there are {now.processes}.",
             fix=f"go on with {then.processes}, or start a new run",
         )
-    step, rows_seen = found.progress.step, found.progress.rows
-    if rows_seen != step * trainer.rows_per_step:
+    step, rows_seen = saved.progress.step, saved.progress.rows
+    if rows_seen != step * state.plan.rows_per_step:
         raise FileError(
             f"the checkpoint of step {step} has seen {rows_seen} rows, and not "
-            f"{step * trainer.rows_per_step}.",
+            f"{step * state.plan.rows_per_step}.",
             fix="delete it to go on from the one before it",
         )
 
@@ -145,66 +160,65 @@ def _refuse_settings(
         )
 
 
-def _length(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
+def _change_length(state: RunState, saved: ckpt.Checkpoint) -> list[str]:
     """Let the run be longer or shorter than it was begun. In place. Returns: notices."""
-    then, step, run = found.origin, found.progress.step, trainer.run.folder
-    if trainer.total == then.total:
+    then, step, run, plan = saved.origin, saved.progress.step, state.run.folder, state.plan
+    if plan.total == then.total:
         return []
-    if trainer.total < step:
+    if plan.total < step:
         raise ConfigError(
-            f"{run} is to end after {trainer.total} steps, and has done {step}.",
+            f"{run} is to end after {plan.total} steps, and has done {step}.",
             fix="raise max_steps or epochs",
         )
-    if trainer.driver.scheduled:
+    if state.updater.driver.scheduled:
         raise ConfigError(
-            f"the schedule of {trainer.method.name} was made for {then.total} steps, and cannot "
-            f"be made for {trainer.total} on the way.",
+            f"the schedule of {state.config.method['name']} was made for {then.total} steps, and "
+            f"cannot be changed to {plan.total} during the run.",
             fix="put max_steps and epochs back as they were, or start a new run",
         )
-    patience = trainer.config.early_stopping_patience
-    if patience is not None and found.progress.waited >= patience:
+    patience = state.config.early_stopping_patience
+    if patience is not None and saved.progress.waited >= patience:
         raise ConfigError(
-            f"{run} stopped early: {found.progress.waited} evaluations without a lower loss.",
+            f"{run} stopped early: {saved.progress.waited} evaluations without a lower loss.",
             fix="start a new run without early_stopping_patience",
         )
-    trainer.warmup = then.warmup  # the rate has risen already
-    config = trainer.config
-    before, after = (
-        trainer.rate * factor(step, total=n, warmup=then.warmup, kind=config.schedule)
-        for n in (then.total, trainer.total)
-    )
-    notice = f"the run was begun for {then.total} steps and now ends after {trainer.total}"
-    if config.schedule != "constant":
+    plan.warmup = then.warmup  # the rate has risen already
+    notice = f"the run was begun for {then.total} steps and now ends after {plan.total}"
+    if plan.schedule != "constant":
+        before, after = (
+            state.learning_rate
+            * lr_factor(step, total=total, warmup=plan.warmup, kind=plan.schedule)
+            for total in (then.total, plan.total)
+        )
         notice += (
-            f": from step {step} on the {config.schedule} schedule of the learning rate is that of "
-            f"{trainer.total} steps ({after:.3g} there, where it was {before:.3g}); a run of "
-            f"{trainer.total} steps from its start would end otherwise"
+            f": from step {step} on the learning rate follows the {plan.schedule} schedule of "
+            f"{plan.total} steps ({after:.3g} at this step, {before:.3g} before the change); a run "
+            f"of {plan.total} steps from its start gives another adapter"
         )
     return [notice]
 
 
-def _versions(trainer: "Trainer", found: ckpt.Checkpoint) -> list[str]:
-    """A notice if the libraries or the machine are other ones: they may round otherwise."""
-    now, then = {**versions(), **machine(trainer)}, found.origin.versions
+def _version_notices(state: RunState, saved: ckpt.Checkpoint) -> list[str]:
+    """A notice if the libraries or the machine changed: sums may be rounded differently."""
+    now, then = {**versions(), **machine(state.placement.device)}, saved.origin.versions
     other = [f"{k} {then[k]} -> {now.get(k)}" for k in then if then[k] != now.get(k)]
     if not other:
         return []
-    return [f"the run goes on with {listed(other)}, which may round otherwise than it began"]
+    return [f"the run continues with {listed(other)}, which may round sums differently"]
 
 
-def _check_schedule(trainer: "Trainer", found: ckpt.Checkpoint) -> None:
+def _check_schedule(fresh: Mapping[str, Tensor], saved: ckpt.Checkpoint) -> None:
     """Raises: FileError unless the schedule's tensors are those that a fresh one has."""
-    fresh = trainer.driver.state()
-    wrong = [f"{k}: unknown" for k in found.schedule.keys() - fresh.keys()]
-    for key in found.schedule.keys() & fresh.keys():
-        one, two = found.schedule[key], fresh[key]
-        if one.shape != two.shape or one.dtype != two.dtype:
-            wrong.append(f"{key}: {one.dtype} {tuple(one.shape)}, not {tuple(two.shape)}")
-        elif not one.isfinite().all():
+    wrong = [f"{k}: unknown" for k in saved.schedule.keys() - fresh.keys()]
+    for key in saved.schedule.keys() & fresh.keys():
+        old, new = saved.schedule[key], fresh[key]
+        if old.shape != new.shape or old.dtype != new.dtype:
+            wrong.append(f"{key}: {old.dtype} {tuple(old.shape)}, not {tuple(new.shape)}")
+        elif not old.isfinite().all():
             wrong.append(f"{key}: not finite")
-    done = found.schedule.get("step")
-    if done is not None and done.shape == () and int(done) != found.progress.step:
-        wrong.append(f"step: {int(done)}, not {found.progress.step}")
+    done = saved.schedule.get("step")
+    if done is not None and done.shape == () and int(done) != saved.progress.step:
+        wrong.append(f"step: {int(done)}, not {saved.progress.step}")
     if wrong:
         raise FileError(
             "the checkpoint's schedule does not fit the run.",
@@ -213,16 +227,17 @@ def _check_schedule(trainer: "Trainer", found: ckpt.Checkpoint) -> None:
         )
 
 
-def _alike(one: Any, two: Any) -> bool:
+def _are_files_alike(old: Any, new: Any) -> bool:
     """Both name a file, and files that are read in the same way."""
-    return isinstance(one, str) and isinstance(two, str) and Path(one).suffix == Path(two).suffix
+    return isinstance(old, str) and isinstance(new, str) and Path(old).suffix == Path(new).suffix
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> "list[tuple[str, Any]]":
-    found: list[tuple[str, Any]] = []
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """("data.path", value) and so on, of every setting."""
+    pairs: list[tuple[str, Any]] = []
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            found += _flat(value, f"{prefix}{key}.")
+            pairs += _flat(value, f"{prefix}{key}.")
         else:
-            found.append((f"{prefix}{key}", value))
-    return found
+            pairs.append((f"{prefix}{key}", value))
+    return pairs

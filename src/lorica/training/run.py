@@ -9,8 +9,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,23 @@ class Result:
         return result_html(str(self.folder), self.figures, self.notices)
 
 
-class Run:
-    """The folder of one run, open for writing by one process."""
+Follower = Callable[[dict[str, Any]], None]
+"""Receives every event of a run: the display, a tracker."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+
+class Run:
+    """The folder of one run, its event log and its notices.
+
+    is_writer: of several processes that train, the one that writes.
+    """
+
+    def __init__(self, folder: Path, *, is_writer: bool = True):
+        self.folder, self.is_writer = folder, is_writer
         self.checkpoints = folder / "checkpoints"
         self.adapter = folder / "adapter"
         self.notices: list[str] = []
+        self.followers: list[Follower] = []
+        self.closing = ExitStack()
 
     def create(self, config: str) -> None:
         """Make the folder. A run that failed before its first checkpoint gives way.
@@ -165,15 +174,43 @@ class Run:
         """Keep what tells the training rows from others. contents: (N,) digests of the rows."""
         commit.write_bytes(self.folder / ROWS, short_digests(contents))
 
-    def log(self, event: str, **facts: Any) -> dict[str, Any]:
-        """Append one line to the event log."""
+    def log(self, event: str, **facts: Any) -> None:
+        """Append an event to the log, and hand it to the followers. Other processes do nothing.
+
+        A follower that fails is left out from then on, and training continues.
+        """
+        if not self.is_writer:
+            return
         line = {"event": event, **facts}
+        self._append(line)
+        for follower in list(self.followers):
+            try:
+                follower(line)
+            except Exception as error:  # a tracker may fail in any way
+                self.followers.remove(follower)
+                self._append(
+                    {
+                        "event": "line",
+                        "text": f"a follower of the log failed and is left out: {error}",
+                    }
+                )
+
+    def notice(self, *texts: str) -> None:
+        """Add notices to those of the run, and log them."""
+        self.notices += texts
+        for text in texts:
+            self.log("line", text=text)
+
+    def close(self) -> None:
+        """Close the display and the trackers."""
+        self.closing.close()
+
+    def _append(self, event: dict[str, Any]) -> None:
         path = self.folder / EVENTS
         with writing(path), plain_files.open_to_append(path) as file:
             if file.tell() and _last_byte(file) != b"\n":
                 file.write(b"\n")  # a killed process left half a line
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        return line
+            file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
 
 
 def _last_byte(file: Any) -> bytes:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from lorica import plain_files, progress
 from lorica.errors import ConfigError
+from lorica.training.build import build_run
 from lorica.training.config import TrainConfig, read, resolved
-from lorica.training.heap import keep
-from lorica.training.loop import Trainer
+from lorica.training.freed_memory import keep_freed_memory
+from lorica.training.loop import train_to_end
+from lorica.training.placement import choose_placement
 from lorica.training.prepare import check_base_named, load_rows, with_learning_rate
 from lorica.training.resume import check_flags
 from lorica.training.run import CONFIG, Result, Run
@@ -56,27 +57,23 @@ def train(
     if resume is None:
         check_base_named(config)
     config, chosen = with_learning_rate(config)
-    run = Run(Path(resume or config.output))
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        keep()
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        # A method may freeze tensors, or find no use for them in a step.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    main = accelerator.is_main_process
-    with torch.random.fork_rng(), ExitStack() as stack, progress.reporting(show and main):
-        new = main and resume is None
-        with run.beginning(resolved(config)) if new else nullcontext():
-            if main:
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    placement = choose_placement(config)
+    run = Run(Path(resume or config.output), is_writer=placement.is_writer)
+    is_new = run.is_writer and resume is None
+    with (
+        torch.random.fork_rng(),
+        ExitStack() as stack,
+        progress.reporting(show and run.is_writer),
+    ):
+        with run.beginning(resolved(config)) if is_new else nullcontext():
+            if run.is_writer:
                 stack.enter_context(run.lock())
-            accelerator.wait_for_everyone()
-            trainer = Trainer(
-                config, load_rows(config), run, accelerator, show=show, notices=chosen
-            )
-            if main and resume is None:
-                run.note_rows(trainer.data.train.contents)
-            if main and resume is not None and settings:
+            placement.wait()
+            state = build_run(config, load_rows(config), run, placement, show=show, notices=chosen)
+            if is_new:
+                run.note_rows(state.data.train.contents)
+            if run.is_writer and resume is not None and settings:
                 run.rewrite(resolved(config))
-        return trainer.run_to_end()
+        return train_to_end(state)

@@ -10,20 +10,23 @@ from torch import Tensor, nn
 
 from lorica.core.state import not_finite
 from lorica.errors import TrainingError, listed
+from lorica.training.base_model import vocabulary_size
 from lorica.training.checkpoint import Progress
+from lorica.training.state import RunState
+from lorica.training.step import Outcome
 
 SMOOTHING = 0.9  # of the training loss: about the last ten steps
 HARDLY = 0.02  # of the first training loss: a smaller fall is hardly one
 PERSISTENT = 0.2  # agreement of gradients (optim.persistence) from which a rate is too low
 
 
-def check_connected(loss: Tensor) -> None:
-    """Before the first backward pass: the loss must depend on something that is trained."""
-    if not loss.requires_grad:
-        raise TrainingError(
-            "the loss does not depend on the adapter: no gradient can reach it.",
-            fix="target layers that the model calls",
-        )
+def check_step(state: RunState, outcome: Outcome) -> None:
+    """Before the update: the gradients of a step must exist and be finite. Adds notices."""
+    tensors = state.adapter.tensors
+    if state.progress.step == 0:
+        check_gradients(tensors)
+        state.run.notice(*notices_of_first_loss(outcome.loss, vocabulary_size(state.base)))
+    check_finite(outcome.loss, outcome.norm, outcome.where, tensors)
 
 
 def notices_of_first_loss(loss: float, vocabulary: int | None) -> list[str]:
@@ -68,18 +71,16 @@ def check_finite(
     )
 
 
-def check_weights(tensors: Mapping[str, Tensor], progress: Progress, rate: float) -> None:
-    """After an update, before it is evaluated or saved: every trained tensor must be finite.
-
-    rate: the learning rate of the update. Raises: TrainingError.
-    """
+def check_weights(state: RunState) -> None:
+    """After an update, before it is evaluated or saved: every trained tensor must be finite."""
+    tensors, step = state.adapter.tensors, state.progress.step
     if broken := not_finite(tensors):
         raise TrainingError(
-            f"{len(broken)} of {len(tensors)} trained tensors are not finite after step "
-            f"{progress.step}; nothing of them is saved.",
+            f"{len(broken)} of {len(tensors)} trained tensors are not finite after step {step}; "
+            "nothing of them is saved.",
             tensors=listed(broken),
-            learning_rate=f"{rate:g}",
-            fix="lower learning_rate; checkpoints of earlier steps are as they were",
+            learning_rate=f"{state.learning_rate_at(step - 1):g}",
+            fix="lower learning_rate; checkpoints of earlier steps are unchanged",
         )
 
 

@@ -51,13 +51,13 @@ class Device:
         self.held: dict[str, tuple[Tensor, Tensor]] = {}
         self.decoder.forward = self._decode  # the hollow blocks are never run
 
-    def take_up(self) -> None:
-        """Answer with the adapters that are on the model now."""
+    def use_adapters(self) -> None:
+        """Answer the cloud with the adapters that are on the model now."""
         self.adapters = adapters_of(self.model, "default")
         self.active |= self.adapters.keys()
 
-    def taken(self) -> int:
-        """Bytes over both directions since the last call."""
+    def take_sent_bytes(self) -> int:
+        """Bytes sent in both directions since the last call; the count starts anew."""
         total = self.ledger.total()
         self.ledger.clear()
         return total

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-EVERY = 5.0  # seconds between plain lines
+PLAIN_EVERY = 5.0  # seconds between plain lines
 
 
-class Show:
-    """Follows the events of a run. name: stands before its lines, where several are followed."""
+class Display:
+    """Shows the events of a run on stderr. title: before each line, for one of several runs."""
 
-    def __init__(self, total: int, name: str = "", console: Console | None = None):
-        self.total, self.name = total, name
-        self.console = console or Console(stderr=True, highlight=False)
-        self.first, self.began, self.shown = 0, 0.0, 0.0  # the first step seen, and when
+    def __init__(self, total: int, title: str = ""):
+        self.total, self.title = total, title
+        self.console = Console(stderr=True, highlight=False)
+        self.first_step, self.began, self.last_shown = 0, 0.0, 0.0
         self.bar: Progress | None = None
-        if self.console.is_terminal and not name:
+        if self.console.is_terminal and not title:
             columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.start()
@@ -29,15 +29,15 @@ class Show:
             self._step(event)
         elif kind == "eval":
             accuracy = event.get("accuracy")
-            told = "" if accuracy is None else f", accuracy {accuracy:.1%}"
-            self.line(f"step {event['step']}: held-out loss {event['loss']:.4f}{told}")
+            share = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+            self.print(f"step {event['step']}: held-out loss {event['loss']:.4f}{share}")
         elif kind in ("line", "checkpoint", "stop"):
-            self.line(event.get("text", ""))
+            self.print(event.get("text", ""))
 
     def _step(self, event: dict[str, Any]) -> None:
         step, now = event["step"], time.monotonic()
-        if not self.first:
-            self.first, self.began = step, now
+        if not self.first_step:
+            self.first_step, self.began = step, now
         text = (
             f"step {step}/{self.total}  loss {event['loss']:.4f}  lr {event['lr']:.2e}  "
             f"{event['tokens_per_second']:,.0f} tokens/s  {event['memory'] / 2**20:,.0f} MiB"
@@ -45,19 +45,19 @@ class Show:
         if self.bar is not None:
             self.bar.update(self.task, completed=step, description=text)
             return
-        if now - self.shown >= EVERY or step == self.total:
-            self.shown = now
-            self.line(text + self._left(step, now))
+        if now - self.last_shown >= PLAIN_EVERY or step == self.total:
+            self.last_shown = now
+            self.print(text + self._time_left(step, now))
 
-    def _left(self, step: int, now: float) -> str:
-        if step == self.first:  # nothing to judge by yet
+    def _time_left(self, step: int, now: float) -> str:
+        if step == self.first_step:  # nothing to judge by yet
             return ""
-        left = (now - self.began) / (step - self.first) * (self.total - step)
+        left = (now - self.began) / (step - self.first_step) * (self.total - step)
         return f"  {left:,.0f} s left"
 
-    def line(self, text: str) -> None:
+    def print(self, text: str) -> None:
         if text:
-            text = f"{self.name}: {text}" if self.name else text
+            text = f"{self.title}: {text}" if self.title else text
             self.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a run: the loss of every step, and the ranks that a method ended with."""
+"""The plots of a run: the loss of every step, and the rank in use at every layer."""
 
 import io
 from pathlib import Path
@@ -11,17 +11,17 @@ from lorica.training.run import by_step, read_events
 LOSS, RANKS = "loss.png", "ranks.png"
 
 
-def draw(folder: Path) -> None:
+def plot_loss(folder: Path) -> None:
     """loss.png: the training loss of every step, its smoothed line, and the evaluations."""
     events = read_events(folder)
     steps, losses = by_step(events, "step", "loss")
-    at, held_out = by_step(events, "eval", "loss")
+    eval_steps, held_out = by_step(events, "eval", "loss")
     figure, axes = _page(7, 4)
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.13, top=0.92)
     axes.plot(steps, losses, color="#9ab8d8", linewidth=0.8, label="training, each step")
     axes.plot(steps, _smoothed(losses), color="#1f5fa8", linewidth=1.6, label="training, smoothed")
-    if at:
-        axes.plot(at, held_out, color="#c8501e", marker="o", markersize=4, label="held out")
+    if eval_steps:
+        axes.plot(eval_steps, held_out, color="#c8501e", marker="o", markersize=4, label="held out")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per label token)")
     axes.set_title(folder.name)
@@ -30,7 +30,7 @@ def draw(folder: Path) -> None:
     _write(figure, folder / LOSS)
 
 
-def draw_ranks(ranks: dict[str, int], path: Path) -> None:
+def plot_ranks(ranks: dict[str, int], path: Path) -> None:
     """The rank in use at every site: a row for each kind of layer, a column for each block."""
     rows = list(dict.fromkeys(name.rpartition(".")[2] for name in ranks))
     blocks = sorted({-1 if (b := block_of(name)) is None else b for name in ranks})
@@ -73,8 +73,8 @@ def _write(figure: Any, path: Path) -> None:
     commit.write_bytes(path, image.getvalue())
 
 
-def _smoothed(values: list[float], keep: float = 0.9) -> list[float]:
-    line: list[float] = []
+def _smoothed(values: list[float], decay: float = 0.9) -> list[float]:
+    smooth: list[float] = []
     for value in values:
-        line.append(keep * line[-1] + (1 - keep) * value if line else value)
-    return line
+        smooth.append(decay * smooth[-1] + (1 - decay) * value if smooth else value)
+    return smooth

@@ -1,0 +1,55 @@
+"""Load the base of a run: weights, quantisation, added tokens, activation checkpointing."""
+
+from pathlib import Path
+from typing import Any
+
+from lorica import progress
+from lorica.base.added_tokens import grow, with_tokens
+from lorica.base.fingerprint import Fingerprint, fingerprint
+from lorica.base.load import LoadedModel, load, load_tokenizer
+from lorica.base.quantised_model import keep_unpacked
+from lorica.training.config import TrainConfig
+
+
+def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
+    """The base of a run. labels: the classes of its rows; None: it is a language model.
+
+    Raises: what `base.load` raises.
+    """
+    progress.announce(f"loading the base {config.base}")
+    base = load(
+        config.base,
+        dtype=config.dtype,
+        labels=labels,
+        quantisation=config.quantisation,
+        double_quantisation=config.double_quantisation,
+    )
+    model: Any = base.model
+    if tokens := config.data.add_tokens:
+        before = load_tokenizer(config.base)
+        with_tokens(base.tokenizer, tokens)
+        if (rows := len(base.tokenizer)) > len(model.get_input_embeddings().weight):
+            grow(model, before, base.tokenizer, rows)
+    if config.unpacked_gib:
+        base.notices.append(keep_unpacked(model, int(config.unpacked_gib * 2**30)))
+    if config.gradient_checkpointing:
+        # The second name is that of transformers before 5.20.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    return base
+
+
+def exact_fingerprint(base: LoadedModel, config: TrainConfig) -> Fingerprint:
+    """Every bit of the base, and its tokenizer: a resumed run must find the same."""
+    return fingerprint(base.model, path=config.base, tokenizer=base.tokenizer, hashing="exact")
+
+
+def vocabulary_size(base: LoadedModel) -> int | None:
+    """How many tokens a language model chooses among; None: it is a classifier."""
+    config: Any = base.model.config
+    return None if base.labels is not None else config.get_text_config().vocab_size
+
+
+def absolute_if_local(base: str) -> str:
+    """A local folder as an absolute path, so that the adapter finds it from anywhere."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
