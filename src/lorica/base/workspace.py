@@ -1,8 +1,8 @@
 """One buffer per thread and dtype for weights that are unpacked for one product, on the CPU.
 
-What a step frees stays with the process (training/freed_memory.py). If each unpacked weight were allocated
-anew, a small tensor would soon lie where the last one was, and the next weight would need more
-memory: a step on an nf4 base of 212 million parameters took 400 MB more than its tensors.
+What a step frees stays with the process (training/freed_memory.py). If each unpacked weight were
+allocated anew, a small tensor would soon lie where the last one was, and the next weight would need
+more memory: a step on an nf4 base of 212 million parameters took 400 MB more than its tensors.
 """
 
 import threading
