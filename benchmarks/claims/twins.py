@@ -21,7 +21,7 @@ def run(
     torch.set_num_threads(1)
     import lorica
     from lorica.base.load import load
-    from lorica.core.port import ports
+    from lorica.core.bank import adapted_layers
 
     path = str(place.shared / "data/models/stories260K")
     double, lora = (
@@ -32,8 +32,10 @@ def run(
     for base, method in ((one, double), (two, lora)):
         exact(lorica.adapt(base.model, method, seed=seed).double())
     pairs: list[tuple[Any, Any]] = [
-        (port["default"], other["default"])
-        for (_, _, port), (_, _, other) in zip(ports(one.model), ports(two.model), strict=True)
+        (adapters["default"], other["default"])
+        for (_, _, adapters), (_, _, other) in zip(
+            adapted_layers(one.model), adapted_layers(two.model), strict=True
+        )
     ]
     with torch.no_grad():
         for both, single in pairs:

@@ -10,7 +10,7 @@ import lorica
 from lorica import Lora
 from lorica.base.fingerprint import fingerprint, grade, places
 from lorica.base.load import load
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import BaseError
 from tests.laws.bases import CASES, IDS, Packed, Stack, gpt2, move, stories, trained
 
@@ -78,7 +78,7 @@ def test_another_base_is_refused_and_graded(base, verdict, folder):
     with pytest.raises(BaseError, match=verdict) as error:
         lorica.load(model, folder)
     assert verdict in (error.value.fix or "")
-    assert not list(ports(model))
+    assert not list(adapted_layers(model))
     assert torch.equal(STACK.run(model), STACK.run(base())) or base is wider
 
 

@@ -14,7 +14,7 @@ from lorica.base.quantise import quantise
 from lorica.base.tail import tail_of
 from lorica.core.adapter import Method
 from lorica.core.attach import routed
-from lorica.core.port import switch_of
+from lorica.core.bank import bank_of
 from lorica.core.route import BASE, BySegment, Segment
 from lorica.data.batch import Batch, concatenate, pack, pad
 from lorica.data.example import Example
@@ -150,7 +150,7 @@ def test_parts_of_a_line_keep_their_adapters(base, shared):
         with packed(model), routed(model, route), objective.hooked():
             losses = objective(concatenate(batches), [len(b.targets) for b in batches])
             losses.sum().backward()
-            assert switch_of(model).route is route, "as it was, for a recomputation"
+            assert bank_of(model).route is route, "as it was, for a recomputation"
         read = len(concatenate(batches).label_positions.unique())
         assert calls == [sum(sizes) if whole else read]
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
@@ -349,7 +349,7 @@ def test_an_error_in_the_block_leaves_nothing_behind():
     handle = mlp.act_fn.register_forward_hook(lambda *_: 1 / 0)
     ids = torch.arange(3, 9).unsqueeze(0)
     labels = {LABEL_POSITIONS: LabelPositions(torch.tensor([1, 2]), BASE)}
-    with pytest.raises(ZeroDivisionError), block.hooked(switch_of(model)):
+    with pytest.raises(ZeroDivisionError), block.hooked(bank_of(model)):
         model.model(input_ids=ids, use_cache=False, **labels)
     handle.remove()
     assert hooks(model) == 0

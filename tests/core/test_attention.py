@@ -12,8 +12,8 @@ from lorica.base.packing import packed, why_not_packed
 from lorica.core import attention
 from lorica.core.adapter import Method
 from lorica.core.attention import FRONT, listening, made, through, widened
+from lorica.core.bank import adapted_layers
 from lorica.core.front import KEPT, check_prepending, heard, in_front, layers, shifted, shown
-from lorica.core.port import ports
 from lorica.core.state import adapter_state
 from lorica.data.batch import pack
 from lorica.data.example import Example
@@ -277,8 +277,8 @@ def test_copies_stand_on_their_own(name):
     assert not torch.allclose(logits(copied, IDS), want)
     assert torch.equal(logits(model, IDS), want)
     inside = {id(m) for m in copied.modules()}
-    for _, _, port in ports(copied):
-        for adapter in port.acting():
+    for _, _, adapters in adapted_layers(copied):
+        for adapter in adapters.acting_adapters():
             assert all(id(layer) in inside for layer in getattr(adapter, "layer", ()))
     lorica.detach(copied)
     assert torch.equal(logits(copied, IDS), logits(tiny("Llama"), IDS))
@@ -298,7 +298,9 @@ def test_beside_a_lora(name):
     both.square().mean().backward()
     assert {n.split(".adapters.")[1].split(".")[0] for n in grads(model)} == {"default", "lora"}
     if name == "prompt_tuning":  # the vectors go through the adapted layers, as tokens do
-        (adapter,) = next(p for _, _, p in ports(model) if p.kind == "decoder").acting()
+        (adapter,) = next(
+            p for _, _, p in adapted_layers(model) if p.kind == "decoder"
+        ).acting_adapters()
         words = torch.cat([adapter.e.expand(2, -1, -1), model.model.embed_tokens(IDS)], 1)
         with lorica.use(model, "lora"):
             close(both, model(inputs_embeds=words).logits[:, 5:])
@@ -319,11 +321,11 @@ def test_two_in_front_stand_behind_one_another(first, second):
     both = logits(model, IDS)
     assert (both - one).abs().max() > 1e-3
     assert (both - other).abs().max() > 1e-3
-    a, b = next(p for _, _, p in ports(model) if p.kind == "decoder").acting()
+    a, b = next(p for _, _, p in adapted_layers(model) if p.kind == "decoder").acting_adapters()
     if first == second == "prefix_tuning":
         n, table = 8, torch.cat([a.table(), b.table()])
         whole = lorica.adapt(tiny("Llama"), method("prefix_tuning", num_virtual_tokens=n))
-        next(ports(whole))[2]["default"].e.data.copy_(table)
+        next(adapted_layers(whole))[2]["default"].e.data.copy_(table)
         close(both, logits(whole, IDS))
     if first == second == "prompt_tuning":
         words = torch.cat([a.e, b.e]).expand(2, -1, -1)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import lorica
+from lorica.core.bank import bank_of
 from lorica.core.blocks import innermost
 from lorica.core.draws import drawing
-from lorica.core.port import switch_of
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
 from tests.laws.bases import Stack
@@ -80,7 +80,7 @@ def test_the_innermost_block_wins(kinds):
             raise KeyError
         assert near(model(X), want[first])
     assert torch.equal(model(X), want["a"])
-    assert innermost(switch_of(model)) is None
+    assert innermost(bank_of(model)) is None
 
 
 @pytest.mark.parametrize("outer", BLOCKS)
@@ -151,7 +151,7 @@ def test_blocks_are_left_in_any_order(names, order, kind):
         left[place] = ""
     assert torch.is_grad_enabled()
     assert torch.equal(model(X), want["a"])
-    assert innermost(switch_of(model)) is None
+    assert innermost(bank_of(model)) is None
     with BLOCKS["b"](model), torch.enable_grad():
         with BLOCKS["base"](model):
             assert near(model(X), want["base"])

@@ -8,7 +8,7 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Full, Lora
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import MergeError
 from tests.laws.bases import IDS, Stack, X, bits, gpt2, move, same_bits, stories
 
@@ -143,7 +143,7 @@ def test_a_layer_that_does_more_than_its_weight_is_refused_before_anything_is_wr
     assert error.value.fix
     assert same_bits(before, bits(model))
     assert torch.equal(model(IDS[:, :4] % 30), want)
-    assert len(list(ports(model))) == 2
+    assert len(list(adapted_layers(model))) == 2
 
 
 def test_there_must_be_something_to_merge():
@@ -153,7 +153,7 @@ def test_there_must_be_something_to_merge():
     lorica.activate(model)
     with pytest.raises(MergeError, match="no adapter is active"):
         lorica.merge(model)
-    assert list(ports(model))
+    assert list(adapted_layers(model))
 
 
 def test_merging_computes_in_float32_and_rounds_once():

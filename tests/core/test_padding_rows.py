@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.rates import rates_of
 from lorica.core.state import adapter_state
 from lorica.training.optim import make_optimizer
@@ -80,4 +80,4 @@ def test_an_embedding_without_padding_trains_every_row(kind):
     base = Words(None).words.weight
     moved = (model.words(torch.arange(9)) != base).any(1)
     assert moved[IDS.unique()].all()
-    assert all(port.padding_idx is None for _, _, port in ports(model))
+    assert all(adapters.padding_idx is None for _, _, adapters in adapted_layers(model))

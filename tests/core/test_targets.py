@@ -8,7 +8,7 @@ import torch
 import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.attach import trainable_parameters
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import ConfigError, TargetError
 from tests.laws.bases import IDS, Stack, bits, gpt2, move, same_bits, stories
 
@@ -16,7 +16,7 @@ LLAMA_LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 
 def sites(model) -> list[str]:
-    return [name for name, _, _ in ports(model)]
+    return [name for name, _, _ in adapted_layers(model)]
 
 
 def leaves(model) -> set[str]:
@@ -90,7 +90,7 @@ def test_all_that_is_wrong_is_said_at_once():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "two words", "a.b", "training", "switch", "kind", "keys", "own", "forward"]
+    "name", ["", "two words", "a.b", "training", "model_bank", "kind", "keys", "as_site", "forward"]
 )
 def test_names_that_an_adapter_cannot_have(name):
     model = Stack()
@@ -178,8 +178,8 @@ def test_patterns_change_r_and_alpha_where_they_match():
         rank_pattern={"down_proj": 2, "layers.0.self_attn.q_proj": 6},
         alpha_pattern={r"layers\.[12]\..*_proj": 3},
     )
-    for name, _, port in ports(model):
-        adapter, block = port["default"], name.split(".")[2]
+    for name, _, adapters in adapted_layers(model):
+        adapter, block = adapters["default"], name.split(".")[2]
         r = 2 if "down" in name else 6 if block == "0" else 4
         alpha = 3 if block in "12" else 8
         assert (adapter.a.shape[0], adapter.b.shape[1]) == (r, r)
@@ -188,7 +188,7 @@ def test_patterns_change_r_and_alpha_where_they_match():
 
 def test_without_alpha_the_scale_stays_2_where_r_changes():
     model = lorica.adapt(Stack(), Lora(r=4), rank_pattern={"up": 2})
-    assert {port["default"].scale for _, _, port in ports(model)} == {2.0}
+    assert {adapters["default"].scale for _, _, adapters in adapted_layers(model)} == {2.0}
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -278,7 +278,8 @@ def test_a_container_is_saved_with_all_below_it():
 def test_a_layer_that_is_saved_whole_is_no_target():
     model = lorica.adapt(classifier(), Lora(), modules_to_save=["q_proj"])
     kinds = {
-        name.rpartition(".")[2]: type(port["default"]).__name__ for name, _, port in ports(model)
+        name.rpartition(".")[2]: type(adapters["default"]).__name__
+        for name, _, adapters in adapted_layers(model)
     }
     assert kinds["q_proj"] == "Whole"
     assert kinds["v_proj"] == "LoraAdapter"

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import lorica
 from lorica.core.attach import detach
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.site import sites_of
 from lorica.core.targets import Targets, left_out
 from lorica.core.unadapted import fused_experts, not_plain
@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 def adapted(model: nn.Module, **targets: object) -> list[str]:
     lorica.adapt(model, lorica.Lora(r=2), **targets)
-    names = [name for name, _, _ in ports(model)]
+    names = [name for name, _, _ in adapted_layers(model)]
     detach(model)
     return names
 
@@ -120,7 +120,7 @@ def test_a_convolution_that_is_named_is_called_one():
 def test_routers_of_experts_are_left_out_and_experts_are_counted(name):
     model = tiny(name)
     lorica.adapt(model, lorica.Lora(r=2))
-    assert not [site for site, _, _ in ports(model) if site.endswith("router")]
+    assert not [site for site, _, _ in adapted_layers(model) if site.endswith("router")]
     model(torch.arange(3, 9).unsqueeze(0)).logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     (line,) = fused_experts(model)

@@ -8,7 +8,7 @@ import torch
 import lorica
 from lorica import Dora, Lora
 from lorica.base.load import load
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import ConfigError
 from lorica.evaluation.weight_changes import (
     WeightChange,
@@ -47,9 +47,11 @@ def test_dora_changes_magnitude_and_direction_separately(small_base, quantisatio
 
     model = adapted()
     with torch.no_grad():
-        for _, _, port in ports(model):
-            port["default"].m.mul_(1.5)
-    norms = {name: port["default"].m.mean().item() for name, _, port in ports(model)}
+        for _, _, adapters in adapted_layers(model):
+            adapters["default"].m.mul_(1.5)
+    norms = {
+        name: adapters["default"].m.mean().item() for name, _, adapters in adapted_layers(model)
+    }
     changes = weight_changes(model)
     assert [change.site for change in changes] == list(norms)
     for change in changes:
@@ -57,8 +59,8 @@ def test_dora_changes_magnitude_and_direction_separately(small_base, quantisatio
         assert change.direction < 1e-6
     model = adapted()
     with torch.no_grad():
-        for _, _, port in ports(model):
-            port["default"].b.normal_()
+        for _, _, adapters in adapted_layers(model):
+            adapters["default"].b.normal_()
     for change in weight_changes(model):
         assert change.magnitude < 1e-4
         assert change.direction > 1e-3

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lorica
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import (
     FileError,
     LoricaError,
@@ -169,7 +169,7 @@ def test_a_broken_folder_is_named_and_the_model_is_untouched(case, folder):
     with pytest.raises(FileError, match=words) as error:
         lorica.load(model, folder)
     assert error.value.exit_code == 6
-    assert not list(ports(model))
+    assert not list(adapted_layers(model))
     assert same_bits(before, model.state_dict())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert torch.equal(STACK.run(model), STACK.run(Stack()))
@@ -225,7 +225,7 @@ def test_no_scrambled_manifest_gets_past_us(folder):
             try:
                 lorica.load(model, folder)
             except LoricaError:
-                assert not list(ports(model))
+                assert not list(adapted_layers(model))
             except Exception as error:
                 raise AssertionError(f"{place} = {other!r}: {error!r}") from error
             else:

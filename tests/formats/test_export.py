@@ -13,8 +13,8 @@ import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import activate
+from lorica.core.bank import adapted_layers, bank_of, spec_of
 from lorica.core.condition import given
-from lorica.core.port import ports, spec_of, switch_of
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.low_rank import low_rank_update, truncated
 from lorica.formats.open_adapter import open_adapter
@@ -64,8 +64,8 @@ def test_a_lora_becomes_one_of_scale_one(case, tmp_path):
     near(logits(fresh), want)
     assert report.exact and report.max_difference < 1e-4 < report.max_effect
     assert set(report.errors.values()) == {0.0} and report.lost == 0
-    for _, _, port in ports(fresh):
-        assert getattr(port["default"], "scale", 1) == 1
+    for _, _, adapters in adapted_layers(fresh):
+        assert getattr(adapters["default"], "scale", 1) == 1
     method = spec_of(fresh, "default").method
     assert (method.name, method.use_rslora) == ("lora", False)
 
@@ -92,12 +92,12 @@ def test_a_trained_bias_comes_along(tmp_path):
 
 def test_components_that_are_zero_are_left_out_and_so_are_layers(tmp_path):
     model = adapted(target_modules=["q_proj", "v_proj"])
-    for site, _, port in ports(model):
+    for site, _, adapters in adapted_layers(model):
         with torch.no_grad():
             if "layers.0" in site:
-                port["default"].b[:, 1:] = 0
+                adapters["default"].b[:, 1:] = 0
             elif "layers.1" in site:
-                port["default"].a.zero_()
+                adapters["default"].a.zero_()
     want = logits(model)
     report = lorica.export_lora(model, tmp_path / "out")
     assert {r for s, r in report.ranks.items() if "layers.0" in s} == {1}
@@ -132,8 +132,8 @@ def test_the_model_is_left_as_it_was(tmp_path):
     next(p for p in model.parameters() if p.requires_grad).requires_grad_(False)
     before = copy.deepcopy(model)
     lorica.export_lora(model, tmp_path / "out", name="second")
-    assert switch_of(model).route.names == ("default", "second")
-    assert switch_of(model).specs.keys() == {"default", "second"}
+    assert bank_of(model).route.names == ("default", "second")
+    assert bank_of(model).specs.keys() == {"default", "second"}
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
     flags = [[p.requires_grad for p in m.parameters()] for m in (model, before)]
     assert flags[0] == flags[1]
@@ -215,8 +215,8 @@ class Bent(Adapter):
 
 def test_what_is_no_change_of_weights_is_refused_with_the_reason(tmp_path):
     model = adapted(target_modules=["q_proj"])
-    for _, _, port in ports(model):
-        port["default"] = Bent()
+    for _, _, adapters in adapted_layers(model):
+        adapters["default"] = Bent()
     with pytest.raises(MergeError, match="not a linear function") as error:
         lorica.export_lora(model, tmp_path / "out", rank=4)
     assert error.value.fix == "use the adapter as it is"
@@ -235,8 +235,8 @@ class Wrong(Adapter):
 
 def test_factors_that_are_not_what_the_adapter_does_are_found_out(tmp_path):
     model = adapted(target_modules=["q_proj"])
-    for _, _, port in ports(model):
-        port["default"] = Wrong()
+    for _, _, adapters in adapted_layers(model):
+        adapters["default"] = Wrong()
     with pytest.raises(MergeError, match="differs from the lora adapter"):
         lorica.export_lora(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -245,7 +245,7 @@ def test_factors_that_are_not_what_the_adapter_does_are_found_out(tmp_path):
 def test_numbers_that_are_not_finite_are_told(tmp_path):
     model = adapted(kind=Dora)
     with torch.no_grad():
-        next(port["default"] for _, _, port in ports(model)).m[0] = float("nan")
+        next(adapters["default"] for _, _, adapters in adapted_layers(model)).m[0] = float("nan")
     with pytest.raises(MergeError, match="not finite"):
         lorica.export_lora(model, tmp_path / "out", rank=2)
 
@@ -311,11 +311,11 @@ def test_truncation_of_a_matrix_written_out():
 
 def test_a_lower_rank_than_the_factors_have_is_cut_too():
     model = adapted(target_modules=["q_proj"])
-    site, module, port = next(ports(model))
-    part = low_rank_update(port.site(site, module), port["default"], 2)
-    whole = low_rank_update(port.site(site, module), port["default"], None)
+    _, module, adapters = next(adapted_layers(model))
+    part = low_rank_update(adapters.as_site(module), adapters["default"], 2)
+    whole = low_rank_update(adapters.as_site(module), adapters["default"], None)
     assert (part.r, whole.r) == (2, 4) and 0 < part.error < 1 and whole.error == 0
-    assert low_rank_update(port.site(site, module), port["default"], 9).r == 4
+    assert low_rank_update(adapters.as_site(module), adapters["default"], 9).r == 4
 
 
 @pytest.mark.slow

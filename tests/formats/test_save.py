@@ -10,7 +10,7 @@ import torch
 import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.adapter import Method
-from lorica.core.port import spec_of, switch_of
+from lorica.core.bank import bank_of, spec_of
 from lorica.errors import BaseError, ConfigError, LoricaError, ResourceError
 from lorica.methods.hyperlora import Hyperlora
 from lorica.methods.ia3 import Ia3
@@ -171,10 +171,10 @@ def test_one_that_was_driven_or_loaded_or_not_trained_is_saved(tmp_path):
     assert not torch.equal(STACK.run(model), STACK.run(Stack()))
     loaded = Stack()
     lorica.load(loaded, lorica.save(model, tmp_path / "driven"))
-    assert switch_of(loaded).driven == {"default"}
+    assert bank_of(loaded).driven == {"default"}
     lorica.save(loaded, tmp_path / "again")
     lorica.detach(loaded)
-    assert switch_of(loaded).driven == set()
+    assert bank_of(loaded).driven == set()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lorica
 from lorica import Dora, Lora
 from lorica.base.packing import packed
-from lorica.core.port import ports, spec_of
+from lorica.core.bank import adapted_layers, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, DataError
 from lorica.inits.eva import Spectrum, calibrate, dealt, take_ranks
@@ -29,7 +29,7 @@ def batches(n: int = 3) -> list[dict[str, Tensor]]:
 
 
 def places(model: nn.Module, name: str = "default") -> dict[str, LoraAdapter]:
-    return {site: port[name] for site, _, port in ports(model)}
+    return {site: layer_adapters[name] for site, _, layer_adapters in adapted_layers(model)}
 
 
 def calibrated(kind: type[Lora] = Lora, n: int = 3, **settings) -> nn.Module:
@@ -45,7 +45,7 @@ def inputs(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
         module.register_forward_pre_hook(
             lambda _, args, site=site: seen.__setitem__(site, args[0].flatten(0, -2))
         )
-        for site, module, _ in ports(model)
+        for site, module, _ in adapted_layers(model)
     ]
     with lorica.use(model):
         model(input_ids=ids)

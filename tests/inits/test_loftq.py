@@ -6,8 +6,8 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Lora
+from lorica.core.bank import adapted_layers
 from lorica.core.merge import merged
-from lorica.core.port import ports
 from lorica.errors import ConfigError
 from tests.laws.bases import IDS, Stack, stories, stories_nf4
 
@@ -19,8 +19,8 @@ def corrected(**settings) -> nn.Module:
 @pytest.mark.parametrize("settings", [{}, {"alpha": 3}, {"use_rslora": True}], ids=str)
 def test_loftq_is_the_best_correction_whatever_the_scale(settings):
     checked = 0
-    for name, module, port in ports(corrected(r=4, **settings)):
-        site, adapter = port.site(name, module), port["default"]
+    for _, module, adapters in adapted_layers(corrected(r=4, **settings)):
+        site, adapter = adapters.as_site(module), adapters["default"]
         weight, original = site.dense()[0], site.original()
         a, b = adapter.factors()
         before, after = (original - weight).norm(), (original - weight - b @ a).norm()
@@ -63,9 +63,9 @@ TWO, FIVE = {"init": "loftq_iters_2"}, {"init": "loftq_iters_5"}
 def errors(model: nn.Module) -> torch.Tensor:
     """||W - W'|| / ||W|| of every adapted layer, W' being what it computes with."""
     found = []
-    for name, module, port in ports(model):
-        site = port.site(name, module)
-        original, now = site.original(), merged(site, port.acting())[0]
+    for _, module, adapters in adapted_layers(model):
+        site = adapters.as_site(module)
+        original, now = site.original(), merged(site, adapters.acting_adapters())[0]
         found.append((original - now).norm() / original.norm())
     return torch.stack(found)
 
@@ -96,8 +96,8 @@ def test_the_base_is_not_written_to_and_comes_back():
 
 def test_gradients_go_through_the_codes_that_the_layer_computed_with():
     model = lorica.adapt(stories_nf4(), Lora(r=4, **FIVE), target_modules=["gate_proj"])
-    (name, layer, port), *_ = ports(model)
-    weight = merged(port.site(name, layer), port.acting())[0]
+    (_, layer, adapters), *_ = adapted_layers(model)
+    weight = merged(adapters.as_site(layer), adapters.acting_adapters())[0]
     x = torch.randn(3, layer.in_features, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, weight.sum(0).expand(3, -1), atol=1e-5, rtol=1e-4)
@@ -106,8 +106,8 @@ def test_gradients_go_through_the_codes_that_the_layer_computed_with():
 def test_it_is_saved_loaded_and_merged(tmp_path):
     model = lorica.adapt(stories_nf4(), Lora(r=4, **FIVE))
     with torch.no_grad():
-        for _, _, port in ports(model):
-            port["default"].b.add_(0.01)
+        for _, _, adapters in adapted_layers(model):
+            adapters["default"].b.add_(0.01)
         want = model(IDS).logits
         lorica.save(model, tmp_path / "adapter")
         other = stories_nf4()
@@ -129,7 +129,7 @@ def test_what_several_rounds_cannot_do_is_refused(tmp_path):
         Lora(init="loftq_iters_0")
     lorica.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter/adapter_config.json").exists(), "PEFT would read it wrongly"
-    for _, layer, _ in ports(model):
+    for _, layer, _ in adapted_layers(model):
         del layer.original_weight
     lorica.detach(model)
     lorica.load(model, tmp_path / "adapter")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.port import ports, spec_of
+from lorica.core.bank import adapted_layers, spec_of
 from tests.laws.bases import IDS
 from tests.laws.bases import stories as base
 from tests.training.rows import adapter, interrupt, same, settings
@@ -43,11 +43,11 @@ def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(stories, tmp_pat
     )
     model = base()
     lorica.load(model, run.folder / "adapter")
-    ranks = {site: port["default"].r for site, _, port in ports(model)}
+    ranks = {site: adapters["default"].r for site, _, adapters in adapted_layers(model)}
     assert sum(ranks.values()) == 4 * len(ranks)
     assert len(set(ranks.values())) > 1
     assert spec_of(model, "default").targets.rank_pattern
-    for _, _, port in ports(model):
-        assert port["default"].scale == pytest.approx(2)
-        assert port["default"].b.any()
+    for _, _, adapters in adapted_layers(model):
+        assert adapters["default"].scale == pytest.approx(2)
+        assert adapters["default"].b.any()
     assert not torch.equal(model(IDS).logits, base()(IDS).logits)

@@ -10,7 +10,7 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Lora
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.site import Site, sites_of
 from lorica.core.start import Start, skip_starts, start_of
 from lorica.core.state import adapter_state
@@ -35,7 +35,7 @@ def one(weight: list[list[float]], **settings) -> tuple[nn.Sequential, LoraAdapt
 
 
 def adapters(model: nn.Module) -> list[LoraAdapter]:
-    return [port["default"] for _, _, port in ports(model)]
+    return [adapters["default"] for _, _, adapters in adapted_layers(model)]
 
 
 def adapted(case: Case, init: str, kind: type[Lora] = Lora, **settings) -> nn.Module:
@@ -84,9 +84,9 @@ def test_merging_and_saving_a_moved_start(init, kind, case, tmp_path):
 @taken_out
 def test_the_update_is_a_lora_of_twice_the_rank(init):
     model = move(adapted(ON[0], init))
-    for name, module, port in ports(model):
-        adapter = port["default"]
-        weight, _ = port.site(name, module).dense()
+    for _, module, adapters in adapted_layers(model):
+        adapter = adapters["default"]
+        weight, _ = adapters.as_site(module).dense()
         a, b = adapter.factors()
         assert a.shape == (8, weight.shape[1])
         merged, _ = adapter.merged(weight, None)
@@ -199,9 +199,9 @@ def test_pissa_by_hand():
 @everywhere
 def test_pissa_takes_the_largest_singular_directions(case):
     model = adapted(case, "pissa", alpha=3)
-    for name, module, port in ports(model):
-        weight, _ = port.site(name, module).dense()
-        adapter = port["default"]
+    for _, module, adapters in adapted_layers(model):
+        weight, _ = adapters.as_site(module).dense()
+        adapter = adapters["default"]
         whole = torch.linalg.svdvals(weight)
         left = torch.linalg.svdvals(weight - adapter.scale * adapter.b0 @ adapter.a0)
         torch.testing.assert_close(left[: len(whole) - 4], whole[4:], atol=1e-5, rtol=1e-4)
@@ -242,9 +242,9 @@ def test_dropout_is_nothing_at_the_start_of_pissa():
 
 @everywhere
 def test_olora_begins_in_an_orthonormal_basis(case):
-    for name, module, port in ports(adapted(case, "olora")):
-        weight, _ = port.site(name, module).dense()
-        adapter = port["default"]
+    for _, module, adapters in adapted_layers(adapted(case, "olora")):
+        weight, _ = adapters.as_site(module).dense()
+        adapter = adapters["default"]
         torch.testing.assert_close(adapter.b.T @ adapter.b, torch.eye(4), atol=1e-5, rtol=0)
         torch.testing.assert_close(adapter.a, adapter.b.T @ weight, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(
@@ -269,8 +269,8 @@ def test_dora_on_a_start_that_is_taken_out(init):
     for adapter in adapters(model):
         torch.testing.assert_close(adapter.m, adapter.square.sqrt())
     move(model)
-    for name, module, port in ports(model):
-        adapter, (weight, _) = port["default"], port.site(name, module).dense()
+    for _, module, own in adapted_layers(model):
+        adapter, (weight, _) = own["default"], own.as_site(module).dense()
         change = adapter.b @ adapter.a - adapter.b0 @ adapter.a0
         want = (weight + adapter.scale * change).norm(dim=1)
         torch.testing.assert_close(
@@ -331,7 +331,7 @@ def test_starts_for_linear_layers_refuse_embeddings(init):
     with pytest.raises(TargetError, match="an embedding") as error:
         lorica.adapt(model, Lora(r=4, init=init), target_modules="all")
     assert "kaiming" in error.value.fix
-    assert not list(ports(model))
+    assert not list(adapted_layers(model))
 
 
 def test_a_weight_that_is_not_finite_is_named():

@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 import lorica
 from lorica.base.quantise import Kind, quantise
 from lorica.core.adapter import Method
+from lorica.core.bank import bank_of
 from lorica.core.draws import drawing
-from lorica.core.port import switch_of
 from lorica.core.site import sites_of
 from lorica.errors import TargetError
 
@@ -259,8 +259,8 @@ def move(model: nn.Module, seed: int = 1, size: float = 0.05) -> nn.Module:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    switch = switch_of(model)
-    switch.driven |= switch.specs.keys()  # as after a run: what is saved was trained by schedule
+    bank = bank_of(model)
+    bank.driven |= bank.specs.keys()  # as after a run: what is saved was trained by schedule
     return model
 
 

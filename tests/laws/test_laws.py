@@ -9,8 +9,8 @@ from torch import nn
 
 import lorica
 from lorica.core.adapter import Method
+from lorica.core.bank import adapted_layers
 from lorica.core.merge import evaluated
-from lorica.core.port import ports
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import MergeError
 from lorica.formats.commit import read_tensors
@@ -36,7 +36,9 @@ everywhere = pytest.mark.parametrize("name, case", pairs())
 
 
 def affine(model: nn.Module) -> bool:
-    return all(a.affine for _, _, port in ports(model) for a in port.acting())
+    return all(
+        a.affine for _, _, adapters in adapted_layers(model) for a in adapters.acting_adapters()
+    )
 
 
 def close(got, want, case: Case) -> None:
@@ -72,18 +74,18 @@ def test_merge_is_forward(name, case):
             lorica.merge(model)
         return
     lorica.merge(model)
-    assert not list(ports(model))
+    assert not list(adapted_layers(model))
     close(case.run(model), want, case)
 
 
 @everywhere
 def test_closed_form_is_the_action_on_the_identity(name, case):
     model = trained(name, case)
-    for site_name, module, port in ports(model):
-        (adapter,) = port.acting()
+    for _, module, adapters in adapted_layers(model):
+        (adapter,) = adapters.acting_adapters()
         if not adapter.affine or adapter.weights(module) or case.exact > 1e-3:
             continue
-        site = port.site(site_name, module)
+        site = adapters.as_site(module)
         weight, bias = site.dense()
         closed = adapter.merged(weight, bias)
         if closed is None:
@@ -103,9 +105,9 @@ def test_what_it_says_of_plain_lora_is_so(name, case):
         assert not affine(model)
         return
     assert affine(model)
-    for site_name, module, port in ports(model):
-        site = port.site(site_name, module)
-        for adapter in port.acting():
+    for _, module, adapters in adapted_layers(model):
+        site = adapters.as_site(module)
+        for adapter in adapters.acting_adapters():
             found = adapter.factors()
             assert found is not None or says == "approximate"
             if found is None or case.exact > 1e-3:
@@ -177,7 +179,7 @@ def test_copies_stand_on_their_own(name, case):
     copied = copy.deepcopy(model)
     assert torch.equal(case.run(copied), want)
     with lorica.use(copied):
-        assert torch.equal(case.run(model), want), "the copy's switch is the model's"
+        assert torch.equal(case.run(model), want), "the copy's bank is the model's"
     lorica.detach(copied)
     assert torch.equal(case.run(copied), case.run(case.make()))
     assert torch.equal(case.run(model), want)

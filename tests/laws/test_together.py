@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.port import ports, switch_of
+from lorica.core.bank import adapted_layers, bank_of
 from lorica.core.route import Everywhere
 from lorica.errors import ConfigError, TargetError
 from tests.laws.bases import CASES, Stack, bits, method, move, on_stack, pairs, same_bits
@@ -15,7 +15,11 @@ each = pytest.mark.parametrize("name", on_stack())
 
 
 def affine(model: torch.nn.Module) -> bool:
-    return all(a.affine for _, _, port in ports(model) for a in port.acting())
+    return all(
+        a.affine
+        for _, _, layer_adapters in adapted_layers(model)
+        for a in layer_adapters.acting_adapters()
+    )
 
 
 @each
@@ -41,7 +45,11 @@ def test_two_adapters_on_one_model(name):
     lorica.activate(model, "second")
     lorica.detach(model, "first")
     assert torch.equal(STACK.run(model), alone["second"])
-    stands_in = any(a.weights(m) for _, m, port in ports(model) for a in port.acting())
+    stands_in = any(
+        a.weights(m)
+        for _, m, layer_adapters in adapted_layers(model)
+        for a in layer_adapters.acting_adapters()
+    )
     assert torch.allclose(both, alone["second"]) == stands_in, "two whole layers: the last counts"
     lorica.detach(model)
     assert torch.equal(STACK.run(model), STACK.run(Stack()))
@@ -106,7 +114,7 @@ def test_rows_of_a_batch_may_each_have_an_adapter(name, case):
             got = case.run(model)
         for i, adapter in enumerate(names):
             torch.testing.assert_close(got[i], want[adapter][i], atol=1e-5, rtol=1e-4)
-    assert switch_of(model).current == Everywhere.of(["one", "two"][1:])
+    assert bank_of(model).current == Everywhere.of(["one", "two"][1:])
 
 
 def test_a_batch_of_other_rows_than_were_named():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.port import switch_of
+from lorica.core.bank import bank_of
 from lorica.errors import ConfigError
 from tests.laws.bases import CASES, Stack, move, trained
 
@@ -23,7 +23,7 @@ def test_use_restores_after_an_exception():
     want = STACK.run(model)
     with pytest.raises(KeyboardInterrupt), lorica.use(model):
         raise KeyboardInterrupt
-    assert switch_of(model).route.names == ("default",)
+    assert bank_of(model).route.names == ("default",)
     assert torch.equal(STACK.run(model), want)
     assert torch.is_grad_enabled()
 
@@ -51,7 +51,7 @@ def test_an_unknown_adapter_is_named(call):
     with pytest.raises(ConfigError, match="'defualt'") as error:
         call(model, "defualt")
     assert error.value.facts["closest"] == "default"
-    assert switch_of(model).route.names == ("default",)
+    assert bank_of(model).route.names == ("default",)
 
 
 def test_an_adapter_named_twice_acts_once():

@@ -9,7 +9,7 @@ from torch import nn
 import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.adapter import Adapter, Method
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.rates import rates_of
 from lorica.core.site import sites_of
 from lorica.core.state import adapter_state
@@ -35,7 +35,7 @@ class One(nn.Module):
 
 
 def adapter_of(model: nn.Module) -> Adapter:
-    return next(port for _, _, port in ports(model)).acting()[0]
+    return next(adapters for _, _, adapters in adapted_layers(model)).acting_adapters()[0]
 
 
 def hand_made() -> nn.Module:
@@ -156,10 +156,10 @@ def test_dora_holds_the_norm_constant_in_the_backward_pass():
 @pytest.mark.parametrize("case", [c for c in CASES if c.exact < 1e-3], ids=str)
 def test_doras_norm_is_the_norm_of_the_dense_weight(case):
     model = lorica.adapt(case.make(), Dora(r=4), **case.targets)
-    for name, module, port in ports(model):
-        adapter = port["default"]
+    for _, module, adapters in adapted_layers(model):
+        adapter = adapters["default"]
         nn.init.normal_(adapter.a), nn.init.normal_(adapter.b)
-        weight, _ = port.site(name, module).dense()
+        weight, _ = adapters.as_site(module).dense()
         want = (weight + adapter.scale * adapter.b @ adapter.a).norm(dim=1)
         got = adapter.norm(torch.float32, module.forward)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

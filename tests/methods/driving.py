@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.bank import attached
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from tests.laws.bases import Stack
 
@@ -21,7 +22,7 @@ class Run:
         self.model = lorica.adapt(Stack(), method, **targets)
         self.driver = Driver(self.model, total=total)
         self.schedule = self.driver.schedule
-        self.adapters = adapters_of(self.model, "default")
+        self.adapters = attached(self.model, "default").adapters
         self.tensors = {
             k: t for k, t in adapter_state(self.model).items() if isinstance(t, nn.Parameter)
         }

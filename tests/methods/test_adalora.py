@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.core.drive import Driver, adapters_of
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers, attached
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.adalora import Adalora
@@ -43,7 +43,7 @@ def test_the_branch_by_hand():
     layer = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(layer.weight)
     model = lorica.adapt(nn.Sequential(layer), Adalora(r=2, target_r=1, alpha=6))
-    (adapter,) = adapters_of(model, "default").values()
+    (adapter,) = attached(model, "default").adapters.values()
     with torch.no_grad():
         adapter.a.copy_(torch.tensor([[1.0, 2], [3, 4]]))
         adapter.e.copy_(torch.tensor([0.5, -1]))
@@ -62,7 +62,7 @@ def test_the_scale_is_that_of_the_reference_and_of_the_start_rank():
 
 def test_starts():
     model = lorica.adapt(nn.Sequential(nn.Linear(400, 300)), Adalora(r=16))
-    (adapter,) = adapters_of(model, "default").values()
+    (adapter,) = attached(model, "default").adapters.values()
     for tensor in (adapter.a, adapter.b):
         assert abs(tensor.std().item() - 0.02) < 0.001
         assert abs(tensor.mean().item()) < 0.001
@@ -77,12 +77,12 @@ def test_in_the_first_step_the_task_moves_e_alone():
     model = lorica.adapt(Stack(), Adalora(r=4))
     driver = Driver(model, total=10)
     model(torch.randn(3, 12)).square().sum().backward()
-    for adapter in adapters_of(model, "default").values():
+    for adapter in attached(model, "default").adapters.values():
         assert adapter.a.grad.abs().max() == adapter.b.grad.abs().max() == 0
         assert (adapter.e.grad != 0).all()
     model.zero_grad()
     driver.penalty().backward()
-    for adapter in adapters_of(model, "default").values():
+    for adapter in attached(model, "default").adapters.values():
         assert (adapter.a.grad != 0).all()
         assert (adapter.b.grad != 0).all()
         assert adapter.e.grad is None
@@ -94,7 +94,7 @@ def test_the_penalty_by_hand():
             nn.Sequential(nn.Linear(2, 2)), Adalora(r=2, orth_mode=mode, orth_reg_weight=0.3)
         )
         driver = Driver(model, total=10)
-        (adapter,) = adapters_of(model, "default").values()
+        (adapter,) = attached(model, "default").adapters.values()
         with torch.no_grad():
             adapter.a.copy_(torch.tensor([[1.0, 1], [0, 1]]))
             adapter.b.copy_(torch.eye(2))
@@ -392,9 +392,8 @@ def test_settings_out_of_range(settings, words):
 
 def test_the_default_target_is_two_thirds():
     for r, target in ((12, 8), (6, 4), (4, 3), (1, 1), (48, 32)):
-        (adapter,) = adapters_of(
-            lorica.adapt(nn.Sequential(nn.Linear(3, 3)), Adalora(r=r)), "default"
-        ).values()
+        model = lorica.adapt(nn.Sequential(nn.Linear(3, 3)), Adalora(r=r))
+        (adapter,) = attached(model).adapters.values()
         assert adapter.target == target
 
 
@@ -407,7 +406,7 @@ def test_phases_that_leave_no_step():
 
 def test_every_site_is_linear():
     model = lorica.adapt(Stack(), Adalora(r=3))
-    assert len(list(ports(model))) == 4
+    assert len(list(adapted_layers(model))) == 4
     assert all(t.dtype == torch.float32 for t in adapter_state(model).values())
 
 
@@ -433,7 +432,7 @@ def test_peft_gives_the_same_output():
     theirs = SVDLinear(nn.Linear(6, 5), "default", config, r=4, lora_alpha=7)
     theirs.get_base_layer().load_state_dict(layer.state_dict())
     model = lorica.adapt(nn.Sequential(layer), Adalora(r=4, alpha=7))
-    (ours,) = adapters_of(model, "default").values()
+    (ours,) = attached(model, "default").adapters.values()
     with torch.no_grad():
         for mine, other in (
             (ours.a, theirs.lora_A),
@@ -453,7 +452,7 @@ def test_autocast_and_half_precision():
             torch.testing.assert_close(run.model(x), want, atol=0.1, rtol=0.1, check_dtype=False)
     half = lorica.adapt(Stack().bfloat16(), Adalora(r=4))
     half(x).sum().backward()
-    for adapter in adapters_of(half, "default").values():
+    for adapter in attached(half, "default").adapters.values():
         assert adapter.e.dtype == adapter.e.grad.dtype == torch.float32
 
 

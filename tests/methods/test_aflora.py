@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lorica
 from lorica import Driver
-from lorica.core.drive import adapters_of
+from lorica.core.bank import attached
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.aflora import Aflora, AfloraAdapter
@@ -27,7 +27,7 @@ TOTAL = 30  # A and B train for 22 steps
 
 
 def scaled(model: nn.Module) -> dict[str, AfloraAdapter]:
-    return adapters_of(model, "default")  # type: ignore[return-value]
+    return attached(model, "default").adapters  # type: ignore[return-value]
 
 
 def one(inputs: int, outputs: int, **changed) -> tuple[nn.Module, AfloraAdapter]:

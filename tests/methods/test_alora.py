@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import lorica
 from lorica import Driver, Lora
-from lorica.core.drive import adapters_of
+from lorica.core.bank import attached
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.alora import Alora, AloraAdapter
@@ -27,7 +27,7 @@ def loss_of(model: nn.Module) -> Tensor:
 
 
 def ranked(model: nn.Module) -> dict[str, AloraAdapter]:
-    return adapters_of(model, "default")  # type: ignore[return-value]
+    return attached(model, "default").adapters  # type: ignore[return-value]
 
 
 class Loop:
@@ -69,7 +69,7 @@ def dead_parts(model: nn.Module) -> list[Tensor]:
 
 def test_it_starts_as_lora_does():
     alora = lorica.adapt(Stack(), Alora(r=3, r_max=5), seed=4)
-    lora = adapters_of(lorica.adapt(Stack(), Lora(r=3), seed=4), "default")
+    lora = attached(lorica.adapt(Stack(), Lora(r=3), seed=4)).adapters
     assert lora.keys() == ranked(alora).keys()
     for site, adapter in ranked(alora).items():
         assert torch.equal(adapter.a[:3], lora[site].a), site  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_scores_are_ablations():
 
     def loss(keep) -> float:
         base = lorica.adapt(Stack(), Lora(r=2))
-        for site, adapter in adapters_of(base, "default").items():
+        for site, adapter in attached(base, "default").adapters.items():
             a, b = pure[site]
             kept = torch.tensor([float(keep(site, i)) for i in range(2)])
             with torch.no_grad():

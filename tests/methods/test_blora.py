@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.bank import attached
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, MergeError
 from lorica.kernels import bits
@@ -23,7 +24,7 @@ def fresh(seed: int = 0, base: nn.Module | None = None, **settings) -> nn.Module
 
 
 def adapters(model: nn.Module) -> list[BloraAdapter]:
-    return list(adapters_of(model, "default").values())  # type: ignore[arg-type]
+    return list(attached(model, "default").adapters.values())  # type: ignore[arg-type]
 
 
 def first(model: nn.Module) -> BloraAdapter:

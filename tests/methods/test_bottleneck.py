@@ -6,8 +6,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 import lorica
-from lorica.core.drive import adapters_of
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers, attached
 from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.bottleneck import Bottleneck, BottleneckAdapter
@@ -20,7 +19,7 @@ PLAIN = {k: v for k, v in SIZE.items() if "token_id" not in k}
 
 
 def adapters(model: nn.Module) -> dict[str, BottleneckAdapter]:
-    found = adapters_of(model, "default")
+    found = attached(model, "default").adapters
     assert all(isinstance(a, BottleneckAdapter) for a in found.values())
     return found  # type: ignore[return-value]
 
@@ -182,7 +181,11 @@ def test_norms_are_trained_as_the_paper_does(tmp_path):
     want = base(IDS).logits
     model = lorica.adapt(base, Bottleneck(r=4, train_norms=True))
     assert torch.equal(model(IDS).logits, want)
-    norms = [n for n, _, port in ports(model) if isinstance(port["default"], Whole)]
+    norms = [
+        n
+        for n, _, layer_adapters in adapted_layers(model)
+        if isinstance(layer_adapters["default"], Whole)
+    ]
     assert len(norms) == 11 and all("norm" in name for name in norms)
     assert len(adapters(model)) == 10
     count = 10 * (2 * 64 * 4 + 64 + 4) + 11 * 64
@@ -200,7 +203,7 @@ def test_norms_are_trained_as_the_paper_does(tmp_path):
         lorica.adapt(stories(), Bottleneck(train_norms=True), target_modules=["o_proj"])
     named = {"target_modules": ["o_proj", "input_layernorm"]}
     model = lorica.adapt(stories(), Bottleneck(r=2, train_norms=True), **named)
-    assert len(list(ports(model))) == 10
+    assert len(list(adapted_layers(model))) == 10
 
 
 def test_the_width_can_differ_from_layer_to_layer():

@@ -8,7 +8,7 @@ from torch import nn
 
 import lorica
 from lorica import Dora
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from tests.laws.bases import CASES, Stack, X, move
 
 G = torch.tensor([[1.0, 2], [3, 4]])
@@ -19,7 +19,7 @@ def by_hand(**settings) -> tuple[nn.Module, nn.Module]:
     layer = nn.Linear(2, 2, bias=False)
     layer.weight = nn.Parameter(torch.tensor([[3.0, 4], [0, 2]]))
     model = lorica.adapt(nn.Sequential(layer), Dora(r=1, alpha=1, **settings))
-    adapter = next(port for _, _, port in ports(model))["default"]
+    adapter = next(adapters for _, _, adapters in adapted_layers(model))["default"]
     with torch.no_grad():
         adapter.a.copy_(torch.tensor([[1.0, 0]]))
         adapter.b.fill_(1.0)

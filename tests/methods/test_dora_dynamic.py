@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.bank import attached
+from lorica.core.drive import Driver
 from lorica.errors import ConfigError
 from lorica.methods.dora_dynamic import DoraDynamic, DoraDynamicAdapter, Pruning
 from tests.laws.bases import Stack
@@ -32,7 +33,7 @@ def one(inputs: int = 2, outputs: int = 2, **settings) -> tuple[nn.Module, DoraD
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.zeros_(layer.weight)
     model = lorica.adapt(nn.Sequential(layer), DoraDynamic(**{"r": 2, "target_r": 1, **settings}))
-    (adapter,) = adapters_of(model, "default").values()
+    (adapter,) = attached(model, "default").adapters.values()
     assert isinstance(adapter, DoraDynamicAdapter)
     return model, adapter
 
@@ -62,7 +63,7 @@ def test_starts_and_the_scale():
 def test_the_first_step_moves_c_alone():
     model = lorica.adapt(Stack(), DoraDynamic(r=4))
     model(torch.randn(3, 12)).square().sum().backward()
-    for adapter in adapters_of(model, "default").values():
+    for adapter in attached(model, "default").adapters.values():
         assert adapter.a.grad.abs().max() == adapter.b.grad.abs().max() == 0
         assert (adapter.c.grad != 0).all()
 

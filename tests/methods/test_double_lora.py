@@ -8,7 +8,8 @@ from torch import nn
 
 import lorica
 from lorica import Lora
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.bank import attached
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.double_lora import DoubleLora, DoubleLoraAdapter
@@ -22,7 +23,7 @@ def double(**settings) -> nn.Module:
 
 
 def pairs(model: nn.Module) -> list[DoubleLoraAdapter]:
-    return list(adapters_of(model, "default").values())  # type: ignore[arg-type]
+    return list(attached(model, "default").adapters.values())  # type: ignore[arg-type]
 
 
 def beside(adapter: DoubleLoraAdapter) -> tuple[torch.Tensor, torch.Tensor]:

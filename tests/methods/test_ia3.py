@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.site import Site, sites_of
 from lorica.errors import TargetError
 from lorica.methods.ia3 import Ia3, Ia3Adapter, shaped_feedforward, shaped_keys
@@ -13,7 +13,7 @@ from tests.laws.bases import IDS, Stack, X, gpt2, move, stories
 
 
 def places(model: nn.Module) -> dict[str, Ia3Adapter]:
-    return {site: port["default"] for site, _, port in ports(model)}
+    return {site: adapters["default"] for site, _, adapters in adapted_layers(model)}
 
 
 def layout(model: nn.Module, **settings) -> dict[str, bool]:

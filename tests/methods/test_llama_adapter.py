@@ -7,9 +7,8 @@ from torch import nn
 
 import lorica
 from lorica.core.attention import MADE, listening, made
-from lorica.core.drive import adapters_of
+from lorica.core.bank import adapted_layers, attached
 from lorica.core.merge import evaluated
-from lorica.core.port import ports
 from lorica.core.site import sites_of
 from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
@@ -22,7 +21,7 @@ from tests.training.rows import adapter as tensors_of
 
 def adapted(model: nn.Module, **settings) -> tuple[nn.Module, list[PromptedAttention]]:
     lorica.adapt(model, LlamaAdapter(**settings))
-    found = adapters_of(model, "default").values()
+    found = attached(model, "default").adapters.values()
     return model, [a for a in found if isinstance(a, PromptedAttention)]
 
 
@@ -126,14 +125,17 @@ def test_counts():
 def test_which_layers(make, settings, want):
     model, adapters = adapted(make(), **settings)
     assert [a.layer[0].layer_idx for a in adapters] == want
-    assert all(module is port.acting()[0].layer[0] for _, module, port in ports(model))
+    assert all(
+        module is layer_adapters.acting_adapters()[0].layer[0]
+        for _, module, layer_adapters in adapted_layers(model)
+    )
 
 
 def test_layers_that_are_named():
     model = lorica.adapt(stories(), LlamaAdapter(), layers_to_transform=[3])
-    assert list(adapters_of(model, "default")) == ["model.layers.3.self_attn"]
+    assert list(attached(model, "default").adapters) == ["model.layers.3.self_attn"]
     model = lorica.adapt(stories(), LlamaAdapter(), target_modules=["0.self_attn"])
-    assert list(adapters_of(model, "default")) == ["model.layers.0.self_attn"]
+    assert list(attached(model, "default").adapters) == ["model.layers.0.self_attn"]
     with pytest.raises(ConfigError, match="adapter_layers is 2, and the targets have 1"):
         lorica.adapt(stories(), LlamaAdapter(adapter_layers=2), layers_to_transform=[3])
     with pytest.raises(ConfigError, match="adapter_layers is 6, and the base has 5"):
@@ -167,8 +169,8 @@ def test_v2_trains_norms_scales_and_biases():
     model = second(base)
     torch.testing.assert_close(model(IDS).logits, want, atol=1e-5, rtol=1e-5)
     kinds: dict[str, list[str]] = {}
-    for name, _, port in ports(model):
-        kinds.setdefault(type(port.acting()[0]).__name__, []).append(name)
+    for name, _, layer_adapters in adapted_layers(model):
+        kinds.setdefault(type(layer_adapters.acting_adapters()[0]).__name__, []).append(name)
     assert kinds[ScaleAndBias.__name__] == list(linear)
     assert len(kinds[Whole.__name__]) == 11
     assert all("norm" in name for name in kinds[Whole.__name__])

@@ -8,7 +8,8 @@ from torch import nn
 
 import lorica
 from lorica import Lora
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.bank import attached
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, TargetError
 from lorica.methods.lora_fa import LoraFa, LoraFaAdapter, factor
@@ -16,7 +17,7 @@ from tests.laws.bases import IDS, Stack, X, move, stories
 
 
 def adapters(model: nn.Module) -> list[LoraFaAdapter]:
-    return list(adapters_of(model, "default").values())  # type: ignore[arg-type]
+    return list(attached(model, "default").adapters.values())  # type: ignore[arg-type]
 
 
 def learn(
@@ -57,7 +58,7 @@ def test_it_begins_where_lora_does_and_its_first_step_is_loras():
     ours, theirs = (lorica.adapt(Stack(), kind(r=4), seed=3) for kind in (LoraFa, Lora))
     for model in (ours, theirs):
         learn(model, 1)
-    pairs = list(zip(adapters(ours), adapters_of(theirs, "default").values(), strict=True))
+    pairs = list(zip(adapters(ours), attached(theirs, "default").adapters.values(), strict=True))
     assert len(pairs) == 4
     for one, other in pairs:
         assert torch.equal(one.a, other.a), "LoRA's A has no gradient at the first step"

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import lorica
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.bank import attached
+from lorica.core.drive import Driver
 from lorica.core.site import sites_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
@@ -26,7 +27,7 @@ def one(inputs: int, outputs: int, **settings) -> tuple[nn.Module, MoraAdapter]:
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.zeros_(layer.weight)
     model = lorica.adapt(nn.Sequential(layer), Mora(**settings))
-    (adapter,) = adapters_of(model, "default").values()
+    (adapter,) = attached(model, "default").adapters.values()
     assert isinstance(adapter, MoraAdapter)
     return model, adapter
 
@@ -91,7 +92,7 @@ def test_rows_of_the_square(inputs, outputs, r, even, rows):
         for form, want in ((1, rows), (6, even)):
             layer = nn.Linear(inputs, outputs)
             model = lorica.adapt(nn.Sequential(layer), Mora(r=r, mora_type=form))
-            (adapter,) = adapters_of(model, "default").values()
+            (adapter,) = attached(model, "default").adapters.values()
             assert adapter.m.shape == (want, want)
     assert (inputs, outputs, r) != (4096, 4096, 8) or rows**2 == 65_536 == r * (inputs + outputs)
 
@@ -151,7 +152,7 @@ def test_it_starts_as_the_base_and_learns_from_the_first_step(form):
     x = torch.randn(9, 12)
     assert torch.equal(model(x), Stack()(x))
     model(x).square().sum().backward()
-    for adapter in adapters_of(model, "default").values():
+    for adapter in attached(model, "default").adapters.values():
         assert adapter.m.grad.abs().max() > 0
 
 
@@ -178,7 +179,7 @@ def test_bfloat16_and_autocast(form, reset):
     if reset and form == 6:
         pytest.skip("type 6 has no resets")
     exact = lorica.adapt(Stack(), Mora(r=4, mora_type=form, reset_steps=reset))
-    for adapter in adapters_of(exact, "default").values():
+    for adapter in attached(exact, "default").adapters.values():
         nn.init.normal_(adapter.m, std=0.1)
     x = torch.randn(9, 12)
     want = exact(x)
@@ -228,12 +229,12 @@ def test_a_reset_keeps_what_was_learned_to_the_bit(form):
     schedule = Driver(model, total=9).schedule
     x = torch.randn(4, 12)
     for t in range(1, 6):
-        for adapter in adapters_of(model, "default").values():
+        for adapter in attached(model, "default").adapters.values():
             nn.init.normal_(adapter.m)
         before = model(x)
         schedule.after_step(t)
         assert torch.equal(model(x), before)
-        for adapter in adapters_of(model, "default").values():
+        for adapter in attached(model, "default").adapters.values():
             assert adapter.m.abs().max() == 0
             assert adapter.turn.tolist() == [float(k == (form - 1 + t) % 4) for k in range(4)]
 
@@ -308,7 +309,7 @@ def test_remora_is_saved_and_loaded_with_its_turn(tmp_path):
     lorica.load(fresh, tmp_path / "adapter")
     x = torch.randn(3, 12)
     assert torch.equal(fresh(x), run.model(x))
-    for adapter in adapters_of(fresh, "default").values():
+    for adapter in attached(fresh, "default").adapters.values():
         assert adapter.turn.tolist() == [0, 0, 1, 0]
     lorica.merge(fresh)
     torch.testing.assert_close(fresh(x), run.model(x))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import lorica
 from lorica.core.attention import FRONT, through
-from lorica.core.drive import adapters_of
+from lorica.core.bank import attached
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.prefix_tuning import PrefixAdapter, PrefixTuning
@@ -21,7 +21,7 @@ from tests.training.rows import adapter as tensors_of
 
 def adapted(model: nn.Module, seed: int = 0, **settings) -> tuple[nn.Module, PrefixAdapter]:
     lorica.adapt(model, PrefixTuning(**settings), seed=seed)
-    (adapter,) = adapters_of(model, "default").values()
+    (adapter,) = attached(model, "default").adapters.values()
     assert isinstance(adapter, PrefixAdapter)
     return model, adapter
 

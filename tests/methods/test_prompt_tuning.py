@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lorica
-from lorica.core.drive import adapters_of
+from lorica.core.bank import attached
 from lorica.core.front import embedded, embedding_of
 from lorica.errors import ConfigError, MergeError
 from lorica.methods.prompt_tuning import PromptAdapter, PromptTuning
@@ -18,7 +18,7 @@ from tests.training.rows import adapter as tensors_of
 
 def adapted(model: nn.Module, seed: int = 0, **settings) -> tuple[nn.Module, PromptAdapter]:
     lorica.adapt(model, PromptTuning(**settings), seed=seed)
-    (adapter,) = adapters_of(model, "default").values()
+    (adapter,) = attached(model, "default").adapters.values()
     assert isinstance(adapter, PromptAdapter)
     return model, adapter
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lorica
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
 from lorica.formats.commit import read_tensors
@@ -18,7 +18,7 @@ from tests.laws.bases import IDS, SHARED, Stack, X, gpt2, move, stories
 
 
 def places(model: nn.Module) -> dict[str, VeraAdapter]:
-    return {site: port["default"] for site, _, port in ports(model)}
+    return {site: adapters["default"] for site, _, adapters in adapted_layers(model)}
 
 
 def test_by_hand():
@@ -66,9 +66,9 @@ def test_the_first_step_moves_v_alone():
 
 def test_each_site_reads_its_part():
     model = move(lorica.adapt(stories(), Vera(r=16)))
-    for site, module, port in ports(model):
-        adapter, shared = port["default"], port["default"].projections
-        i, o = port.in_features, port.out_features
+    for site, module, adapters in adapted_layers(model):
+        adapter, shared = adapters["default"], adapters["default"].projections
+        i, o = adapters.in_features, adapters.out_features
         want = adapter.v[:, None] * shared.b[:o] @ (adapter.d[:, None] * shared.a[:, :i])
         x = torch.randn(5, i)
         torch.testing.assert_close(
@@ -81,7 +81,7 @@ def test_the_counts_of_the_paper():
     layers = 4 * [4096] + 2 * [11008] + [4096]
     assert 32 * sum(1024 + o for o in layers) == 1_589_248
     model = lorica.adapt(stories(), Vera(r=16))
-    outputs = [port.out_features for _, _, port in ports(model)]
+    outputs = [adapters.out_features for _, _, adapters in adapted_layers(model)]
     assert lorica.trainable_parameters(model).trainable == sum(16 + o for o in outputs)
     assert Vera.count == "r + O"
 

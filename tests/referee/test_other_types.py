@@ -16,7 +16,7 @@ from torch import nn
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.port import ports, spec_of
+from lorica.core.bank import adapted_layers, spec_of
 from lorica.errors import FileError
 from tests.laws.bases import IDS, Stack, gpt2, move, stories
 from tests.referee.test_referee import LINEARS, QV, gemma, llama, near, sorter
@@ -340,8 +340,8 @@ def test_components_that_peft_cut_out_come_back_as_zeros(tmp_path):
     fresh = stories()
     lorica.load(fresh, tmp_path)
     near(logits(fresh), want, 1e-5)
-    for _, _, port in ports(fresh):
-        assert (port["default"].e.detach() != 0).tolist() == kept
+    for _, _, adapters in adapted_layers(fresh):
+        assert (adapters["default"].e.detach() != 0).tolist() == kept
     near(logits(loaded("adalora", tmp_path)), want, 1e-5)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["rank_pattern"][name.format(0, "q_proj")] = [True] * 6
@@ -428,7 +428,7 @@ def test_settings_that_are_not_known_are_refused(case, change, tmp_path):
     model = stories()
     with pytest.raises(FileError, match=list(change)[-1]):
         lorica.load(model, tmp_path)
-    assert not list(ports(model))
+    assert not list(adapted_layers(model))
 
 
 def test_a_peft_type_that_is_not_read_is_named(tmp_path):

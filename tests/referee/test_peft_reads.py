@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.formats.peft.kinds import peft_notices
 from lorica.formats.peft.matching import CONVERTED, selected, shortest
 from lorica.formats.save import PeftWarning
@@ -55,7 +55,7 @@ def test_peft_gives_the_same_logits_or_a_notice_says_that_it_cannot(name, tmp_pa
     (tmp_path / "a/manifest.json").unlink()
     plain = tiny(name)
     lorica.load(plain, tmp_path / "a")  # as PEFT's own folder
-    assert {n for n, _, _ in ports(plain)} == {n for n, _, _ in ports(model)}
+    assert {n for n, _, _ in adapted_layers(plain)} == {n for n, _, _ in adapted_layers(model)}
 
 
 def test_a_base_that_peft_refuses_is_said(tmp_path):

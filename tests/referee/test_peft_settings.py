@@ -7,7 +7,7 @@ import pytest
 
 import lorica
 from lorica import Lora
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import FileError
 from tests.laws.bases import Stack, gpt2, move, stories
 
@@ -33,7 +33,7 @@ def test_a_setting_that_changes_the_result_and_is_unknown_is_refused(key, tmp_pa
     model = Stack()
     with pytest.raises(FileError, match=key):
         lorica.load(model, tmp_path / "adapter")
-    assert not list(ports(model))
+    assert not list(adapted_layers(model))
 
 
 def test_several_that_are_unknown_are_named_together(tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 
 import lorica
 from lorica import Dora, Lora
-from lorica.core.port import ports, spec_of
+from lorica.core.bank import adapted_layers, spec_of
 from lorica.errors import FileError, MergeError
 from lorica.formats.peft.kinds import layout_for
 from tests.laws.bases import IDS, SHARED, Stack, gpt2, move, stories
@@ -351,7 +351,9 @@ def test_a_start_on_another_base_than_it_was_remade_from_is_refused(start, tmp_p
     model = Stack(packed=True)
     with pytest.raises(FileError, match=f"{start} of the float base") as error:
         lorica.load(model, tmp_path)
-    assert error.value.fix == "load the base without quantisation" and not list(ports(model))
+    assert error.value.fix == "load the base without quantisation" and not list(
+        adapted_layers(model)
+    )
 
 
 def test_olora_on_transposed_weights_is_refused(tmp_path):

@@ -169,7 +169,7 @@ def test_a_layer_that_sees_other_tokens_is_refused():
 
 @pytest.mark.parametrize("method", ["lora", "lora_fa", "dora"])
 @pytest.mark.parametrize("absent", [1, 0])
-def test_gradients_along_a_line_are_those_of_each_part(method, absent):
+def test_gradients_of_segments_are_those_of_each_part(method, absent):
     """In float64; a part without an adapter is the base's. Without one, LoRA does all at once."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4))
@@ -177,22 +177,22 @@ def test_gradients_along_a_line_are_those_of_each_part(method, absent):
         lorica.adapt(model, lorica.method(method, r=r, alpha=1.5), name=name)
     activate(model, "one", "two")
     model.double()
-    port = model[0].adapters
+    layer = model[0].adapters
     with torch.no_grad():
-        for parameter in port.parameters():
+        for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter))
     x = torch.randn(1, 7, 3, dtype=torch.float64, requires_grad=True)
     base = model[0].forward
     names = ("two", *["none"] * absent, "one")
     segments = tuple(Segment((name,)) for name in names)
     route = BySegment(segments, (2, *[1] * absent, 5 - absent))
-    port.after(route, x, base(x), base).square().sum().backward()
-    learned = [p for p in port.parameters() if p.requires_grad]
+    layer.adapt_output(route, x, base(x), base).square().sum().backward()
+    learned = [p for p in layer.parameters() if p.requires_grad]
     found = [x.grad.clone(), *(p.grad.clone() for p in learned)]
     x.grad = None
     model.zero_grad()
     a, b, c = x.split([2, absent, 5 - absent], 1)
-    parts = [port["two"].after(a, base(a), base), base(b), port["one"].after(c, base(c), base)]
+    parts = [layer["two"].after(a, base(a), base), base(b), layer["one"].after(c, base(c), base)]
     torch.cat(parts, 1).square().sum().backward()
     for got, want in zip(found, [x.grad, *(p.grad for p in learned)], strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)

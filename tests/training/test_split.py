@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.core.drive import adapters_of
+from lorica.core.bank import attached
 from lorica.errors import ConfigError
 from lorica.formats.commit import read_tensors
 from lorica.training.config import read
@@ -115,7 +115,7 @@ def resting_after(schedule, model, steps):
 
 def killing(share=0.5, interval=2):
     model = move(lorica.adapt(Stack(), lorica.Lora(r=2)))
-    adapters = adapters_of(model, "default")
+    adapters = attached(model, "default").adapters
     return model, KillAndRevive(adapters, set(adapters), share=share, interval=interval, seed=0)
 
 

@@ -19,8 +19,8 @@ from transformers import (
 from transformers.trainer_callback import TrainerCallback
 
 import lorica
+from lorica.core.bank import bank_of
 from lorica.core.draws import drawing
-from lorica.core.port import switch_of
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, FileError, TrainingError
 from lorica.training.trainer_record import RECORD
@@ -181,7 +181,7 @@ def test_the_models_own_functions_come_back(tmp_path):
     lorica.detach(model)
     assert not {"save_pretrained", "load_state_dict"} & vars(model).keys()
     model.save_pretrained(tmp_path / "whole")
-    assert switch_of(model).specs == {}
+    assert bank_of(model).specs == {}
     assert torch.equal(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")), logits(base())
     )

@@ -23,7 +23,7 @@ from lorica.base.bitsandbytes_layers import quantisation_of
 from lorica.base.config_fields import Value, changed, computing, in_training_only
 from lorica.base.digest import digests, tokenizer_parts
 from lorica.base.quantise import QuantisedLinear
-from lorica.core.site import PORT, Site, output_head, site_of, sites_of
+from lorica.core.site import ADAPTERS, Site, output_head, site_of, sites_of
 from lorica.core.targets import lies_in
 from lorica.errors import listed
 
@@ -144,7 +144,7 @@ def weight_digests(
     found, packed = dict[str, Tensor](), dict[str, str]()
     codes: set[str] = set()
     for name, module in model.named_modules():
-        if PORT in name.split(".") or name in left_out:
+        if ADAPTERS in name.split(".") or name in left_out:
             continue
         made_from = getattr(module, "original_digest", None)
         is_packed = isinstance(module, QuantisedLinear) or not _is_plain(name, module)

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from lorica.base.packing import packed
 from lorica.core.attach import use
+from lorica.core.bank import Bank, bank_of
 from lorica.core.modes import in_mode
-from lorica.core.port import Switch, switch_of
 from lorica.core.route import BASE, Route
-from lorica.core.site import PORT, sites_of
+from lorica.core.site import ADAPTERS, sites_of
 
 LABEL_POSITIONS = "lorica_label_positions"
 """Keyword of the decoder's call: the `LabelPositions` of the batch."""
@@ -59,13 +59,13 @@ class LastBlock:
         self.is_hooked = False
 
     @contextmanager
-    def hooked(self, switch: Switch) -> Iterator[None]:
+    def hooked(self, bank: Bank) -> Iterator[None]:
         """Inside the block, calls of the decoder take LABEL_POSITIONS. For a whole training step:
         the backward pass may run the forward pass again.
 
-        switch: of the model. All adapters are attached already: the hooks go around theirs.
+        bank: of the model. All adapters are attached already: the hooks go around theirs.
         """
-        call = _Call(switch)
+        call = _Call(bank)
         handles = [self.attention.register_forward_pre_hook(call.begin, with_kwargs=True)]
         for layer in self.layers:  # before the adapters going in, and after them coming out
             handles.append(layer.register_forward_pre_hook(call.gather, prepend=True))
@@ -82,8 +82,8 @@ class LastBlock:
 class _Call:
     """The hooks, and what they know of the call of the block that goes on."""
 
-    def __init__(self, switch: Switch):
-        self.switch, self.route = switch, switch.route
+    def __init__(self, bank: Bank):
+        self.bank, self.route = bank, bank.route
         self.labels: LabelPositions | None = None
         self.shape = torch.Size()  # (B, T)
         self.gathered: set[nn.Module] = set()  # layers that are running on the label positions
@@ -91,7 +91,7 @@ class _Call:
     def begin(self, attention: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
         """The attention of the block is called, with label positions or without."""
         self.gathered.clear()
-        self.labels, self.route = options.get(LABEL_POSITIONS), self.switch.route
+        self.labels, self.route = options.get(LABEL_POSITIONS), self.bank.route
         self.shape = (args[0] if args else options["hidden_states"]).shape[:2]
         return args, {key: value for key, value in options.items() if key != LABEL_POSITIONS}
 
@@ -100,7 +100,7 @@ class _Call:
         if self.labels is None or args[0].shape[:2] != self.shape:
             return None  # the latter: an adapter calls the layer on something of its own
         self.gathered.add(layer)
-        self.switch.route = self.labels.route
+        self.bank.route = self.labels.route
         return (args[0].flatten(0, 1).index_select(0, self.labels.index).unsqueeze(0), *args[1:])
 
     def scatter(self, layer: nn.Module, args: tuple, y: Any) -> Any:
@@ -108,7 +108,7 @@ class _Call:
         if layer not in self.gathered:
             return None
         self.gathered.remove(layer)
-        self.switch.route = self.route
+        self.bank.route = self.route
         if isinstance(y, tuple):  # experts, whose router gives its logits as well
             return (self._scattered(y[0]), *y[1:])
         return self._scattered(y)
@@ -128,7 +128,7 @@ def last_block_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> Last
     try:
         with use(model), in_mode(model, training=False), rows:
             block = _find(decoder, by_row)
-            if block is not None and _agrees(block, decoder, switch_of(model), by_row):
+            if block is not None and _agrees(block, decoder, bank_of(model), by_row):
                 return block
     except Exception:  # an unknown architecture may refuse in any way at all
         return None
@@ -146,7 +146,7 @@ def _find(decoder: nn.Module, by_row: bool) -> LastBlock | None:
     beside = [
         child
         for name, child in block.named_children()
-        if child is not attention and name != PORT and _mixes_features(child)
+        if child is not attention and name != ADAPTERS and _mixes_features(child)
     ]
     calls = _calls(decoder, [attention, *linear.values(), *beside], by_row)
     modules = [module for module, _ in calls]
@@ -205,7 +205,7 @@ def _hidden(decoder: Any, inputs: Tensor, by_row: bool, **more: Any) -> Tensor:
 
 
 @torch.enable_grad()
-def _agrees(block: LastBlock, decoder: nn.Module, switch: Switch, by_row: bool) -> bool:
+def _agrees(block: LastBlock, decoder: nn.Module, bank: Bank, by_row: bool) -> bool:
     """Whether hidden states at label positions, and their gradients at the input, stay the same.
 
     A call with positions comes first: it shows a layer that still has those of an earlier call.
@@ -213,7 +213,7 @@ def _agrees(block: LastBlock, decoder: nn.Module, switch: Switch, by_row: bool) 
     inputs = _inputs(decoder, by_row).requires_grad_()
     labels = LabelPositions(torch.tensor([1, 4, 7, 10], device=inputs.device), BASE)
     results = []
-    with block.hooked(switch):
+    with block.hooked(bank):
         for more in ({LABEL_POSITIONS: labels}, {}, {LABEL_POSITIONS: labels}):
             read = _hidden(decoder, inputs, by_row, **more)[labels.index].double()
             weights = torch.arange(read.numel(), device=read.device).cos().view_as(read)

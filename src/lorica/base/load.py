@@ -30,8 +30,8 @@ from lorica.base.load_checks import (
 from lorica.base.load_errors import check_kind_of_model, explained, quantised_elsewhere
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.slow_dtype import why_slow
+from lorica.core.bank import bank_of
 from lorica.core.draws import drawing
-from lorica.core.port import switch_of
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
@@ -64,11 +64,9 @@ class LoadedModel:
         Positions that an active adapter takes for itself are not there for the rows.
         """
         most = positions_of(self.model.config, self.model)
-        switch = switch_of(self.model)
-        segments = [segment.adapters for segment in switch.current.segments]
-        positions = {
-            name: switch.specs[name].method.positions() for own in segments for name in own
-        }
+        bank = bank_of(self.model)
+        segments = [segment.adapters for segment in bank.current.segments]
+        positions = {name: bank.specs[name].method.positions() for own in segments for name in own}
         taken = max((sum(positions[name] for name in own) for own in segments), default=0)
         return None if most is None else most - taken
 

@@ -25,7 +25,7 @@ from lorica.base.digest import digest
 from lorica.base.fingerprint import sampled
 from lorica.base.mapped_memory import let_pages_go, mapped_weights
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise
-from lorica.core.site import PORT, Site, output_head, sites_of, tied
+from lorica.core.site import ADAPTERS, Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
 
 MARKS = (
@@ -198,7 +198,7 @@ def footprint(model: nn.Module) -> Footprint:
     """Of the base under any adapters."""
     held: dict[int, Tensor] = {}
     for name, module in model.named_modules():
-        if PORT in name.split("."):
+        if ADAPTERS in name.split("."):
             continue
         own = [p for p in module._parameters.values() if p is not None]
         if isinstance(module, QuantisedLinear):

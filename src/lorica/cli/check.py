@@ -6,7 +6,7 @@ from pathlib import Path
 from cyclopts import App
 
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Switch, Words, one, print_json, split
+from lorica.cli.options import Bank, Words, one, print_json, split
 from lorica.training.config import TrainConfig, read
 
 app = App(
@@ -19,7 +19,7 @@ BAD_DATA = 3  # the exit status of a DataError
 
 
 @app.default
-def check(*words: Words, json: Switch = False) -> None:
+def check(*words: Words, json: Bank = False) -> None:
     """Show what would be trained on: lengths, truncation, duplicates, the loss mask.
 
     The settings are those of lorica train. What would stop a training is listed as a problem,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorica import plain_files
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
+from lorica.cli.options import Bank, Grade, Quantisation, Words, one, print_json, split
 from lorica.data.config import DataConfig
 from lorica.errors import ConfigError, ResourceError
 from lorica.recipe.flags import apply_flags
@@ -41,7 +41,7 @@ def evaluate(
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     predictions: Path | None = None,
-    json: Switch = False,
+    json: Bank = False,
 ) -> None:
     """Measure an adapter beside its base on held-out rows; or a base alone.
 

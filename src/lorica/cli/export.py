@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from lorica.cli.options import Grade, Switch, print_json
+from lorica.cli.options import Bank, Grade, print_json
 
 app = App(name="export")
 
@@ -22,7 +22,7 @@ def export(
     base: str | None = None,
     probe: Annotated[list[str] | None, Parameter(negative=())] = None,
     allow_base: Grade | None = None,
-    json: Switch = False,
+    json: Bank = False,
 ) -> None:
     """Write an adapter as a plain LoRA, which PEFT and the serving engines read.
 

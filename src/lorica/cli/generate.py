@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from lorica.cli.options import Grade, Quantisation, Seed, Switch, open_model, print_json
+from lorica.cli.options import Bank, Grade, Quantisation, Seed, open_model, print_json
 from lorica.errors import ConfigError
 
 app = App(name="generate")
@@ -19,7 +19,7 @@ def generate(
     *,
     prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
     base: str | None = None,
-    chat: Switch = False,
+    chat: Bank = False,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -28,7 +28,7 @@ def generate(
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
     condition: Annotated[list[str] | None, Parameter(negative=())] = None,
-    json: Switch = False,
+    json: Bank = False,
 ) -> None:
     r"""Complete prompts with an adapter, or with a base.
 

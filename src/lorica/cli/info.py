@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App
 
 from lorica import plain_files, strict_json
-from lorica.cli.options import Switch, print_json
+from lorica.cli.options import Bank, print_json
 from lorica.errors import FileError, listed
 
 app = App(name="info")
@@ -19,7 +19,7 @@ WEIGHTS, PEFT, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "m
 
 
 @app.default
-def show(path: str, /, *, json: Switch = False) -> None:
+def show(path: str, /, *, json: Bank = False) -> None:
     """Say what a folder on disk is: a run, an adapter, or a base.
 
     Parameters

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from lorica.cli.options import Grade, Quantisation, Switch, print_json
+from lorica.cli.options import Bank, Grade, Quantisation, print_json
 
 app = App(name="merge")
 
@@ -24,7 +24,7 @@ def merge(
     quantisation: Quantisation | None = None,
     target: Literal["dequant", "original", "requant"] | None = None,
     condition: str | None = None,
-    json: Switch = False,
+    json: Bank = False,
 ) -> None:
     """Write base and adapter as one plain transformers model.
 

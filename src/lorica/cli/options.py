@@ -13,7 +13,7 @@ from lorica.errors import ConfigError
 if TYPE_CHECKING:
     from lorica.base.load import LoadedModel
 
-Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+Bank = Annotated[bool, Parameter(negative=(), show_default=False)]
 """An option without a value."""
 
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]

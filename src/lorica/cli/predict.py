@@ -7,7 +7,7 @@ from cyclopts import App
 
 from lorica.cli.eval import EvalSettings, check_new, rows_of
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Grade, Quantisation, Switch, Words, one, print_json, split
+from lorica.cli.options import Bank, Grade, Quantisation, Words, one, print_json, split
 
 app = App(
     name="predict",
@@ -24,7 +24,7 @@ def predict(
     dtype: Literal["float32", "bfloat16"] | None = None,
     allow_base: Grade | None = None,
     quantisation: Quantisation | None = None,
-    json: Switch = False,
+    json: Bank = False,
 ) -> None:
     """Give the classes of new rows, with probabilities; rows need a text, and no label.
 

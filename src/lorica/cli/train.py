@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Switch, Words, one, print_json, split
+from lorica.cli.options import Bank, Words, one, print_json, split
 from lorica.errors import ConfigError
 from lorica.training.config import TrainConfig, read
 
@@ -23,7 +23,7 @@ app = App(
 
 @app.default
 def train(
-    *words: Words, resume: Path | None = None, each: Switch = False, json: Switch = False
+    *words: Words, resume: Path | None = None, each: Bank = False, json: Bank = False
 ) -> None:
     """Fine-tune a base on your rows.
 

@@ -18,13 +18,22 @@ from torch import nn
 
 from lorica.core import attention
 from lorica.core.adapter import Adapter, Method
+from lorica.core.bank import (
+    INSIDE,
+    LayerAdapters,
+    Spec,
+    adapted_layers,
+    bank_of,
+    parameter_sums,
+    spec_of,
+)
 from lorica.core.blocks import innermost, routing, without_gradients
 from lorica.core.draws import drawing
+from lorica.core.hooks import hook_layer
 from lorica.core.limits import check_sizes
-from lorica.core.port import INSIDE, Port, Spec, hooked, ports, spec_of, sums, switch_of
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.saved_whole import give_back, warn_when_saved
-from lorica.core.site import PORT, Site, sites_of
+from lorica.core.site import ADAPTERS, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, Whole, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
@@ -51,35 +60,35 @@ def adapt(
 
 def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
     """`adapt`, from a ready-made Spec (what a folder on disk holds). In place."""
-    switch = switch_of(model)
-    taken = dir(Port(Site("", model, "other", 0, 0), switch))  # words of nn.Module, "training"
+    bank = bank_of(model)
+    taken = dir(LayerAdapters(Site("", model, "other", 0, 0), bank))  # "training", for one
     if not name.isidentifier() or name in taken:
         raise ConfigError(
             f"{name!r} is no adapter name.",
             fix="use letters, digits and _, and no word of torch.nn.Module",
         )
-    if name in switch.specs:
+    if name in bank.specs:
         raise ConfigError(
             f"an adapter named {name!r} is already attached.",
             fix="pass another name=, or detach(model) first",
         )
     built = _build(model, spec)
-    if not switch.specs:
-        switch.frozen = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+    if not bank.specs:
+        bank.frozen = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         model.requires_grad_(False)
         warn_when_saved(model)
-    if switch.attention is None and any(s.kind in INSIDE for s, _ in built):
-        switch.attention = attention.install(model)
-    switch.specs[name] = spec
+    if bank.attention is None and any(s.kind in INSIDE for s, _ in built):
+        bank.attention = attention.install(model)
+    bank.specs[name] = spec
     for site, adapter in built:
-        port = getattr(site.module, PORT, None)
-        if port is None:
-            port = Port(site, switch)
-            site.module.adapters = port  # type: ignore[assignment]
-            port.handles = hooked(site)
-        port[name] = adapter.float().to(site.like.device).train(site.module.training)
+        layer_adapters = site.module._modules.get(ADAPTERS)
+        if not isinstance(layer_adapters, LayerAdapters):
+            layer_adapters = LayerAdapters(site, bank)
+            site.module.adapters = layer_adapters
+            layer_adapters.hook_handles = hook_layer(site)
+        layer_adapters[name] = adapter.float().to(site.like.device).train(site.module.training)
     own = (adapter for _, adapter in built if not isinstance(adapter, Whole | TokenRows))
-    switch.start[name] = sums(own)
+    bank.start[name] = parameter_sums(own)
     activate(model, name)
     return model
 
@@ -126,34 +135,34 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
 
     The base weights were never written to, so nothing is undone.
     """
-    switch = switch_of(model)
-    gone = list(switch.specs) if name is None else [name]
-    route = switch.current
-    if used := [n for n in gone if isinstance(route, ByRow) and n in route.names]:
+    bank = bank_of(model)
+    detached = list(bank.specs) if name is None else [name]
+    route = bank.current
+    if used := [n for n in detached if isinstance(route, ByRow) and n in route.names]:
         raise ConfigError(
             f"adapter {listed(used)} acts in a block of mixed().", fix="detach it after the block"
         )
-    for one in gone:
-        spec_of(model, one)
-        del switch.specs[one]
-        switch.driven.discard(one)
-        switch.start.pop(one, None)
-    switch.route = Everywhere.of(n for n in switch.route.names if n not in gone)
-    for _, module, port in list(ports(model)):
-        for one in gone:
-            if one in port:
-                del port[one]
-        if not port:
-            for handle in port.handles:
+    for old in detached:
+        spec_of(model, old)
+        del bank.specs[old]
+        bank.driven.discard(old)
+        bank.start.pop(old, None)
+    bank.route = Everywhere.of(n for n in bank.route.names if n not in detached)
+    for _, module, layer_adapters in list(adapted_layers(model)):
+        for old in detached:
+            if old in layer_adapters:
+                del layer_adapters[old]
+        if not layer_adapters:
+            for handle in layer_adapters.hook_handles:
                 handle.remove()
             del module.adapters
-    if switch.attention and not any(p.kind in INSIDE for _, _, p in ports(model)):
-        attention.uninstall(model, switch.attention)
-        switch.attention = None
-    if not switch.specs:
+    if bank.attention and not any(p.kind in INSIDE for _, _, p in adapted_layers(model)):
+        attention.uninstall(model, bank.attention)
+        bank.attention = None
+    if not bank.specs:
         give_back(model)
         for parameter_name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or parameter_name in switch.frozen)
+            parameter.requires_grad_(parameter.requires_grad or parameter_name in bank.frozen)
     return model
 
 
@@ -164,12 +173,12 @@ def activate(model: nn.Module, *names: str) -> None:
     """
     for name in names:
         spec_of(model, name)
-    switch = switch_of(model)
-    switch.route = Everywhere.of(names)
-    if (block := innermost(switch)) is not None:
+    bank = bank_of(model)
+    bank.route = Everywhere.of(names)
+    if (block := innermost(bank)) is not None:
         block.route = None
-    for _, _, port in ports(model):
-        for name, adapter in port.items():
+    for _, _, layer_adapters in adapted_layers(model):
+        for name, adapter in layer_adapters.items():
             for key, parameter in adapter.named_parameters():
                 parameter.requires_grad_(name in names and key not in adapter.frozen)  # type: ignore[operator]
 
@@ -181,12 +190,12 @@ def routed(model: nn.Module, route: Route) -> Iterator[None]:
     The backward pass belongs into the block, because activation checkpointing runs the forward
     pass again during it. All threads see the route, unless they are in a block of `use` or `mixed`.
     """
-    switch = switch_of(model)
-    before, switch.route = switch.route, route
+    bank = bank_of(model)
+    before, bank.route = bank.route, route
     try:
         yield
     finally:
-        switch.route = before
+        bank.route = before
 
 
 @contextmanager
@@ -202,7 +211,7 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     """
     for name in names:
         spec_of(model, name)
-    with routing(switch_of(model), Everywhere.of(names)), without_gradients():
+    with routing(bank_of(model), Everywhere.of(names)), without_gradients():
         yield model
 
 
@@ -267,5 +276,5 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
                 fix="run its rows in a batch of their own",
             )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with routing(switch_of(model), ByRow.of(names, device)), without_gradients():
+    with routing(bank_of(model), ByRow.of(names, device)), without_gradients():
         yield model

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.core.bank import LayerAdapters
 from lorica.core.blocks import routing
 from lorica.core.route import ByRow, Everywhere
-from lorica.core.site import PORT
+from lorica.core.site import ADAPTERS
 from lorica.errors import LoricaError, TargetError
 
 MARK = "lorica_"
@@ -166,9 +167,10 @@ def through(base: Attention, *, fronts: bool = True) -> Attention:
                 mask = widened(mask, query, key, keys.shape[-2], causal, *seen)
                 key, value = before(key, keys), before(value, values)
         mixed, weights = base(module, query, key, value, mask, **options)  # (B, T, H, D)
-        if isinstance(port := getattr(module, PORT, None), nn.Module):
+        if isinstance(adapters := module._modules.get(ADAPTERS), LayerAdapters):
             scale = options.get("scaling") or query.shape[-1] ** -0.5
-            mixed = port.attended(query, mixed.transpose(1, 2), scale).transpose(1, 2)  # type: ignore[operator]
+            heads = adapters.adapt_attention(query, mixed.transpose(1, 2), scale)
+            mixed = heads.transpose(1, 2)
         return mixed, weights
 
     return attention
@@ -231,12 +233,14 @@ def made(layer: nn.Module, x: Tensor) -> list[Tensor]:
 def alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
     """Inside the block `adapter` of `module` acts and no other, where each row of a batch has its
     own: the call that it makes for itself has no rows of the batch."""
-    port: Any = getattr(module, PORT, None)
-    if port is None or not isinstance(port.switch.current, ByRow):
+    adapters = module._modules.get(ADAPTERS)
+    if not isinstance(adapters, LayerAdapters) or not isinstance(
+        adapters.model_bank.current, ByRow
+    ):
         yield
         return
-    names = [name for name, own in port.items() if own is adapter]
-    with routing(port.switch, Everywhere.of(names)):
+    names = [name for name, own in adapters.items() if own is adapter]
+    with routing(adapters.model_bank, Everywhere.of(names)):
         yield
 
 

@@ -20,12 +20,12 @@ from lorica.core.route import Route
 
 @dataclass(eq=False)
 class Block:
-    """A block over the model of `switch`; None: it was left, and acts nowhere.
+    """A block over the model of `bank`; None: it was left, and acts nowhere.
 
     route: None after `activate` inside the block.
     """
 
-    switch: object | None
+    bank: object | None
     route: Route | None
 
 
@@ -33,28 +33,28 @@ _BLOCKS: ContextVar[tuple[Block, ...]] = ContextVar("blocks", default=())
 _OF_THREAD = threading.local()
 
 
-def innermost(switch: object) -> Block | None:
-    """The innermost open block over the model of `switch`; None: there is none."""
+def innermost(bank: object) -> Block | None:
+    """The innermost open block over the model of `bank`; None: there is none."""
     blocks = getattr(_OF_THREAD, "blocks", ()) if torch.compiler.is_compiling() else _BLOCKS.get()
     for block in blocks[::-1]:
-        if block.switch is switch:
+        if block.bank is bank:
             return block
     return None
 
 
 @contextmanager
-def routing(switch: object, route: Route) -> Iterator[None]:
-    """Inside the block `route` holds in the model of `switch`, for this thread and task.
+def routing(bank: object, route: Route) -> Iterator[None]:
+    """Inside the block `route` holds in the model of `bank`, for this thread and task.
 
     Blocks may be left in any order, as generators leave theirs when they are closed.
     """
-    block = Block(switch, route)
+    block = Block(bank, route)
     _set((*_BLOCKS.get(), block))
     try:
         yield
     finally:
-        block.switch = None  # a copy of the context, or another thread, may still hold the block
-        _set(tuple(open_block for open_block in _BLOCKS.get() if open_block.switch is not None))
+        block.bank = None  # a copy of the context, or another thread, may still hold the block
+        _set(tuple(open_block for open_block in _BLOCKS.get() if open_block.bank is not None))
 
 
 @dataclass(eq=False)

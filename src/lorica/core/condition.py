@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import use
+from lorica.core.bank import adapted_layers
 from lorica.core.modes import in_mode
-from lorica.core.port import ports
 from lorica.errors import ConfigError, DataError, listed
 
 _GIVING = threading.RLock()
@@ -149,4 +149,4 @@ def swapped(conditions: Sequence[str]) -> list[str]:
 
 
 def _acting(model: nn.Module) -> Iterator[Adapter]:
-    return (adapter for _, _, port in ports(model) for adapter in port.acting())
+    return (a for layer in adapted_layers(model) for a in layer.adapters.acting_adapters())

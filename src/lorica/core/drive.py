@@ -17,17 +17,14 @@ An adapter whose method has a schedule, and that was trained without it, is not 
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter
-from lorica.core.port import ports, spec_of, sums, switch_of
+from lorica.core.bank import attached, bank_of, parameter_sums, spec_of
 from lorica.core.rates import default_rate, rates_of
 from lorica.core.schedule import Schedule
 from lorica.core.site import hidden_size_of
-from lorica.core.whole import TokenRows, Whole
 from lorica.errors import ConfigError, FileError
 
 STEP = "step"
@@ -51,12 +48,12 @@ class Driver:
         name: str = "default",
         schedule: Schedule | None = None,
     ):
-        self.total, self.t, self._name, self._switch = total, 0, name, switch_of(model)
+        self.total, self.t, self._name, self._bank = total, 0, name, bank_of(model)
         self._model = model
-        method = spec_of(model, name).method
-        found = schedule or method.schedule(adapters_of(model, name), total, max(epoch, 1))
-        self.scheduled = found is not None
-        self.schedule = found or Schedule()
+        own = attached(model, name)
+        driven = schedule or own.method.schedule(own.adapters, total, max(epoch, 1))
+        self.scheduled = driven is not None
+        self.schedule = driven or Schedule()
 
     def learning_rates(
         self, rate: float | None = None, *, optimizer: str = "adamw"
@@ -87,7 +84,7 @@ class Driver:
         """After the optimizer's step, before the gradients are cleared."""
         self.t += 1
         self.schedule.after_step(self.t)
-        self._switch.driven.add(self._name)
+        self._bank.driven.add(self._name)
 
     def unfinished(self, kept: int) -> list[str]:
         """A named line if the adapter is that of step `kept`, before the schedule's end."""
@@ -105,29 +102,19 @@ class Driver:
             self.t = int(state[STEP])
             self.schedule.load_state({k: t for k, t in state.items() if k != STEP})
             if self.t:
-                self._switch.driven.add(self._name)
+                self._bank.driven.add(self._name)
         except KeyError as error:
             raise FileError(f"the schedule's state lacks {error}.") from None
 
 
-def adapters_of(model: nn.Module, name: str) -> dict[str, Adapter]:
-    """The adapters that the method itself built, by site; not modules_to_save, not token rows."""
-    return {
-        site: port[name]  # type: ignore[misc]
-        for site, _, port in ports(model)
-        if name in port and not isinstance(port[name], Whole | TokenRows)
-    }
-
-
 def check_driven(model: nn.Module, name: str) -> None:
     """Raises: ConfigError if the method has a schedule, and the adapter was trained without it."""
-    method: Any = spec_of(model, name).method
-    adapters = adapters_of(model, name)
-    if name in switch_of(model).driven or method.schedule(adapters, 10**9, 1) is None:
+    bank, own = bank_of(model), attached(model, name)
+    if name in bank.driven or own.method.schedule(own.adapters, 10**9, 1) is None:
         return
-    start, now = switch_of(model).start[name], sums(adapters.values())
-    if any(a.item() != b.item() for a, b in zip(start, now, strict=True)):
+    now, method = parameter_sums(own.adapters.values()), own.method.name
+    if any(a.item() != b.item() for a, b in zip(bank.start[name], now, strict=True)):
         raise ConfigError(
-            f"adapter {name!r} was trained, but the schedule of {method.name} was never driven.",
+            f"adapter {name!r} was trained, but the schedule of {method} was never driven.",
             fix="train with lorica.train, or call lorica.Driver in your loop",
         )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.adapter import Adapter
+from lorica.core.adapter import Adapter, BaseLayer
 from lorica.core.attach import detach
-from lorica.core.port import Port, onion, ports, switch_of
+from lorica.core.bank import LayerAdapters, adapted_layers, bank_of
 from lorica.core.site import Site, action, tied
 from lorica.core.state import adapter_state, not_finite
 from lorica.errors import MergeError, listed
@@ -32,28 +32,27 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
     Raises: MergeError, before anything is written, if an adapter is not affine or not
         finite, or a layer computes something else than its weight says.
     """
-    switch = switch_of(model)
+    bank = bank_of(model)
     lines = [
-        f"adapter {n!r} was not active and is dropped"
-        for n in switch.specs
-        if n not in switch.acting
+        f"adapter {n!r} was not active and is dropped" for n in bank.specs if n not in bank.acting
     ]
-    adapted = [(port.site(n, m), port) for n, m, port in ports(model) if port.acting()]
+    layers = [layer for layer in adapted_layers(model) if layer.adapters.acting_adapters()]
+    adapted = [(layer.adapters.as_site(layer.module), layer.adapters) for layer in layers]
     if not adapted:
         raise MergeError("no adapter is active: there is nothing to merge.", fix="activate() one")
-    for name in switch.acting:
+    for name in bank.acting:
         if broken := not_finite(adapter_state(model, name)):
             raise MergeError(
                 f"adapter {name!r} has NaN or infinite numbers, and is not merged.",
                 tensors=listed(broken),
                 fix="train it again with a lower learning rate",
             )
-    for site, port in adapted:
-        _check(site, port.acting())
+    for site, layer_adapters in adapted:
+        _check(site, layer_adapters.acting_adapters())
     groups = tied(model)
     grown = []
-    for site, port in adapted:
-        if _write(model, site, port):
+    for site, layer_adapters in adapted:
+        if _write(model, site, layer_adapters):
             grown.append(site.name)
         after(site.name)
     if grown:
@@ -96,13 +95,23 @@ def evaluated(
         adapter.eval()
     if site.kind == "embedding":
         ids = torch.arange(site.in_features, device=weight.device)
-        new, shift = onion(adapters, ids, lambda h: F.embedding(h, weight.T)).T, bias
+        new, shift = adapted_layer(adapters, ids, lambda h: F.embedding(h, weight.T)).T, bias
     else:
-        layer = lambda x: onion(adapters, x, lambda h: F.linear(h, weight, bias))  # noqa: E731
+        layer = lambda x: adapted_layer(adapters, x, lambda h: F.linear(h, weight, bias))  # noqa: E731
         new, shift = action(layer, site.in_features, like=weight)
     for adapter, mode in zip(adapters, modes, strict=True):
         adapter.train(mode)
     return new, shift if shift is not None and (bias is not None or shift.any()) else None
+
+
+def adapted_layer(adapters: Sequence[Adapter], x: Tensor, base: BaseLayer) -> Tensor:
+    """The adapted layer, written out: the definition that the hooks must agree with."""
+    for adapter in adapters:
+        x = adapter.before(x)
+    y = base(x)
+    for adapter in adapters:
+        y = adapter.after(x, y, base)
+    return y
 
 
 def _check(site: Site, adapters: list[Adapter]) -> None:
@@ -132,14 +141,14 @@ def _check(site: Site, adapters: list[Adapter]) -> None:
         )
 
 
-def _write(model: nn.Module, site: Site, port: Port) -> bool:
+def _write(model: nn.Module, site: Site, layer_adapters: LayerAdapters) -> bool:
     """Put the merged tensors in place. Returns: the layer has got a bias that it had not."""
     if site.kind == "other":
-        for key, tensor in port.acting()[-1].named_parameters():
+        for key, tensor in layer_adapters.acting_adapters()[-1].named_parameters():
             own = site.module._parameters[key]
             site.module._parameters[key] = nn.Parameter(tensor.to(own), requires_grad=False)  # type: ignore[arg-type]
         return False
-    weight, bias = merged(site, port.acting())
+    weight, bias = merged(site, layer_adapters.acting_adapters())
     new = bias is not None and getattr(site.module, "bias", None) is None
     if site.is_dense and (bias is None or "bias" in site.module._parameters):
         site.write(weight, bias)
@@ -149,7 +158,7 @@ def _write(model: nn.Module, site: Site, port: Port) -> bool:
     dense.weight = nn.Parameter(weight.to(site.like), requires_grad=False)
     if bias is not None:
         dense.bias = nn.Parameter(bias.to(site.like), requires_grad=False)
-    dense.adapters = port  # detach() finds it, and takes it off
+    dense.adapters = layer_adapters  # detach() finds it, and takes it off
     parent, _, leaf = site.name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, dense)
     return new

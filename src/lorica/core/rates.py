@@ -17,8 +17,7 @@ import math
 from torch import nn
 
 from lorica.core.adapter import Method
-from lorica.core.port import ports, spec_of
-from lorica.core.whole import TokenRows, Whole
+from lorica.core.bank import attached
 
 SMALL, LARGE = 64, 4096
 """The hidden sizes that a method's two rates are for."""
@@ -43,13 +42,11 @@ def rates_of(model: nn.Module, rate: float, name: str = "default") -> dict[str, 
 
     rate: the run's. What is trained whole beside the method (modules_to_save, token rows) has it.
     """
-    method = spec_of(model, name).method
+    adapter = attached(model, name)
     rates: dict[str, float] = {}
-    for site, _, port in ports(model):
-        if name not in port:
-            continue
-        adapter = port[name]
-        for key, _ in adapter.named_parameters():
-            own = method.learning_rate(key.rpartition(".")[2], rate, port.kind)
-            rates[f"{site}.{key}"] = rate if isinstance(adapter, Whole | TokenRows) else own
+    for site, module in adapter.every.items():
+        kind, whole = adapter.sites[site].kind, site in adapter.whole
+        for key, _ in module.named_parameters():
+            own = adapter.method.learning_rate(key.rpartition(".")[2], rate, kind)
+            rates[f"{site}.{key}"] = rate if whole else own
     return rates

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lorica.errors import MergeError
 
 Kind = Literal["linear", "embedding", "other", "attention", "decoder"]
-PORT = "adapters"
+ADAPTERS = "adapters"
 HEADS = ("lm_head", "score", "classifier", "qa_outputs")
 
 
@@ -159,7 +159,7 @@ def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Sit
     head, decoder = output_head(model), decoder_of(model)
     found: list[Site] = []
     for name, module in model.named_modules():
-        if PORT in name.split("."):
+        if ADAPTERS in name.split("."):
             continue
         if "decoder" in kinds and module is decoder and name:
             found.append(Site(name, module, "decoder", 0, 0))
@@ -192,6 +192,6 @@ def tied(model: nn.Module) -> list[list[tuple[str, str]]]:
     groups: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None and PORT not in name.split("."):
+            if parameter is not None and ADAPTERS not in name.split("."):
                 groups.setdefault(id(parameter), []).append((name, key))
     return [members for members in groups.values() if len(members) > 1]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.errors import FileError, listed
 
 
@@ -16,10 +16,10 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The tensors of adapter `name` themselves (no copies), in model order."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for site, _, port in ports(model):
-        if name not in port:
+    for site, _, adapters in adapted_layers(model):
+        if name not in adapters:
             continue
-        for key, tensor in port[name].state_dict(keep_vars=True).items():
+        for key, tensor in adapters[name].state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 state[f"{site}.{key}"] = tensor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.core.site import PORT, Site, site_of
+from lorica.core.site import ADAPTERS, Site, site_of
 from lorica.errors import TargetError, listed
 
 PLAIN = (nn.Linear.forward, nn.Embedding.forward)
@@ -69,7 +69,7 @@ def refuse_named(odd: dict[str, str]) -> None:
 def what_it_is(model: nn.Module, entry: str) -> str | None:
     """Why a name that selects nothing does not, where the model has a layer of that name."""
     for name, module in model.named_modules():
-        if PORT not in name.split(".") and (name == entry or name.endswith(f".{entry}")):
+        if ADAPTERS not in name.split(".") and (name == entry or name.endswith(f".{entry}")):
             kind = type(module).__name__
             held = any(True for _ in module.children())
             return f"{name} is a {kind}" + (", which holds layers" if held else "")
@@ -82,7 +82,7 @@ def fused_experts(model: nn.Module) -> list[str]:
     every: dict[int, int] = {}
     example = ""
     for name, module in model.named_modules():
-        if PORT in name.split("."):
+        if ADAPTERS in name.split("."):
             continue
         site = site_of(name, module)
         plain = site is not None and site.kind != "other"
@@ -91,7 +91,7 @@ def fused_experts(model: nn.Module) -> list[str]:
             if parameter is None:
                 continue
             every[id(parameter)] = parameter.numel()
-            if experts and not plain and parameter.ndim > 1 and not hasattr(module, PORT):
+            if experts and not plain and parameter.ndim > 1 and not hasattr(module, ADAPTERS):
                 fused[id(parameter)] = parameter.numel()
                 example = example or f"{name}.{key}"
     if not fused:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lorica.core.bank import adapted_layers, spec_of
 from lorica.core.merge import merged
-from lorica.core.port import ports, spec_of
 from lorica.errors import ConfigError
 
 
@@ -39,12 +39,12 @@ def weight_changes(model: nn.Module, name: str = "default") -> list[WeightChange
     """
     spec_of(model, name)
     changes = []
-    for site_name, module, port in ports(model):
-        if name not in port or port.kind != "linear" or not port[name].affine:
+    for site_name, module, adapters in adapted_layers(model):
+        if name not in adapters or adapters.kind != "linear" or not adapters[name].affine:
             continue
-        site = port.site(site_name, module)
+        site = adapters.as_site(module)
         before, _ = site.dense()
-        after, _ = merged(site, [port[name]])  # type: ignore[list-item]
+        after, _ = merged(site, [adapters[name]])  # type: ignore[list-item]
         changes.append(weight_change(site_name, before, after))
     if not changes:
         raise ConfigError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorica.base.classifier import KIND
 from lorica.base.fingerprint import Fingerprint
-from lorica.core.port import Spec
+from lorica.core.bank import Spec
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import FileError, listed
 from lorica.formats import commit

@@ -14,8 +14,8 @@ from torch import nn
 
 from lorica.core.attach import activate, detach
 from lorica.core.attach import attach as attach_spec
+from lorica.core.bank import Spec, bank_of
 from lorica.core.blocks import innermost
-from lorica.core.port import Spec, switch_of
 from lorica.core.start import skip_starts
 from lorica.core.state import load_adapter_state
 from lorica.core.targets import without_dead
@@ -60,7 +60,7 @@ def attach(
     Returns, raises: as `load`.
     """
     spec, notices = _checked(model, file, tokenizer, allow_base)
-    active, block = switch_of(model).route.names, innermost(switch_of(model))
+    active, block = bank_of(model).route.names, innermost(bank_of(model))
     route = block and block.route
     with nullcontext() if file.manifest is None else skip_starts():
         attach_spec(model, spec, name)
@@ -72,7 +72,7 @@ def attach(
         if block is not None:
             block.route = route
         raise
-    switch_of(model).driven.add(name)
+    bank_of(model).driven.add(name)
     return notices
 
 

@@ -15,7 +15,7 @@ import yaml
 from lorica import plain_files
 from lorica.base.bundled import NAME
 from lorica.base.fingerprint import Fingerprint
-from lorica.core.port import Spec
+from lorica.core.bank import Spec
 from lorica.formats.adapter_folder import CARD
 
 MARK = "<!-- lorica writes this card at each save; remove this line to keep your own text -->"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lorica.base.load import LoadedModel
 from lorica.core.attach import detach, use
+from lorica.core.bank import bank_of, spec_of
 from lorica.core.blocks import routing
 from lorica.core.condition import hold, set_conditions
 from lorica.core.modes import in_mode
-from lorica.core.port import spec_of, switch_of
 from lorica.core.route import Everywhere
 from lorica.errors import ConfigError, MergeError
 from lorica.formats import commit
@@ -143,17 +143,17 @@ def _unchanged(model: nn.Module, name: str) -> Iterator[None]:
     Only conditions are not restored: none is set after the block.
     """
     spec_of(model, name)
-    switch = switch_of(model)
-    attached, route = set(switch.specs), switch.route
+    bank = bank_of(model)
+    attached, route = set(bank.specs), bank.route
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        with in_mode(model, training=False), routing(switch, Everywhere.of([name])):
+        with in_mode(model, training=False), routing(bank, Everywhere.of([name])):
             yield
     finally:
         set_conditions(model, None)
-        for extra in switch.specs.keys() - attached:
+        for extra in bank.specs.keys() - attached:
             detach(model, extra)
-        switch.route = route
+        bank.route = route
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
 

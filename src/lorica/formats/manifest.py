@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint
 from lorica.core.adapter import Method
-from lorica.core.port import Spec
+from lorica.core.bank import Spec
 from lorica.core.targets import Targets
 from lorica.data.classes import class_names_fault
 from lorica.data.prompt_format import PromptFormat, prompt_format_from_dict

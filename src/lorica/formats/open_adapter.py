@@ -6,7 +6,7 @@ from lorica.base import classifier
 from lorica.base.load import DTYPES, LoadedModel, class_weights, where
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
-from lorica.core.port import ports
+from lorica.core.bank import adapted_layers
 from lorica.core.whole import Whole
 from lorica.errors import BaseError, FileError, listed
 from lorica.formats.adapter_file import AdapterFile, read
@@ -159,7 +159,10 @@ def head_rows(file: AdapterFile, base: str) -> list[int]:
 def _random_heads(base: LoadedModel) -> list[str]:
     """A notice on fresh weights of a classifier that the adapter does not bring."""
     whole = {
-        site for site, _, port in ports(base.model) for a in port.values() if isinstance(a, Whole)
+        site
+        for site, _, adapters in adapted_layers(base.model)
+        for a in adapters.values()
+        if isinstance(a, Whole)
     }
     random = [key for key in base.head.fresh if key.rpartition(".")[0] not in whole]
     notice = (

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lorica.base.classifier import names_of
 from lorica.base.fingerprint import fingerprint
+from lorica.core.bank import spec_of
 from lorica.core.drive import check_driven
-from lorica.core.port import spec_of
-from lorica.core.site import PORT
+from lorica.core.site import ADAPTERS
 from lorica.core.state import adapter_state, not_finite
 from lorica.data.classes import class_names_fault
 from lorica.data.prompt_format import PromptFormat
@@ -117,6 +117,6 @@ def check_finite(model: nn.Module, path: Path, name: str) -> None:
 def dtype_of(model: nn.Module) -> str | None:
     """The dtype that the base computes in: of its first floating-point matrix."""
     for name, tensor in model.named_parameters():
-        if PORT not in name.split(".") and tensor.is_floating_point() and tensor.ndim > 1:
+        if ADAPTERS not in name.split(".") and tensor.is_floating_point() and tensor.ndim > 1:
             return str(tensor.dtype).removeprefix("torch.")
     return None

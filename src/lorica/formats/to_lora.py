@@ -11,7 +11,7 @@ from torch import nn
 
 from lorica.core.adapter import Adapter
 from lorica.core.attach import attach
-from lorica.core.port import Spec, ports, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.site import Site, sites_of
 from lorica.core.targets import Targets, leaf_names, saved_sites
 from lorica.core.whole import TokenRows, Whole
@@ -68,7 +68,7 @@ def attach_lora(model: nn.Module, name: str, updates: Updates, new_name: str) ->
         seed=0,
     )
     attach(model, spec, new_name)
-    new = {site: port[new_name] for site, _, port in ports(model) if new_name in port}
+    new = attached(model, new_name).every
     _fill(new, live)
     _copy_whole(new, [*others, *norms])
 
@@ -100,10 +100,9 @@ def _split(model: nn.Module, name: str) -> tuple[Sites, Sites]:
     """The adapters of `name`: those of its method, and those of layers and rows trained whole."""
     saved = {s.name for s in saved_sites(model, spec_of(model, name).targets.modules_to_save)}
     of_method, others = Sites(), Sites()
-    for site_name, module, port in ports(model):
-        if name not in port:
-            continue
-        site, adapter = port.site(site_name, module), port[name]
+    own = attached(model, name)
+    for site_name, adapter in own.every.items():
+        site = own.sites[site_name]
         whole = isinstance(adapter, Whole) and site.name in saved
         group = others if whole or isinstance(adapter, TokenRows) else of_method
         group.append((site, adapter))  # type: ignore[arg-type]

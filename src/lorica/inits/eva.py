@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.attach import use
+from lorica.core.bank import LayerAdapters, adapted_layers, bank_of, spec_of
 from lorica.core.bounds import Bounds
 from lorica.core.modes import in_mode
-from lorica.core.port import Port, ports, spec_of, switch_of
 from lorica.core.site import Site
 from lorica.core.start import Start, skip_starts
 from lorica.errors import ConfigError, DataError, listed
@@ -147,24 +147,24 @@ def resize(model: nn.Module, ranks: Mapping[str, int], name: str = "default") ->
     Every site keeps its scale, sites that are not named their rank. The Spec's rank_pattern and
     alpha_pattern say the same.
     """
-    switch, spec, method = switch_of(model), spec_of(model, name), _method_of(model, name)
+    bank, spec, method = bank_of(model), spec_of(model, name), _method_of(model, name)
     places = list(_places(model, name))
     shared = method.share([site for site, _, _ in places])
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-    for site, port, old in sorted(places, key=lambda place: -len(place[0].name)):
+    for site, layer_adapters, old in sorted(places, key=lambda place: -len(place[0].name)):
         r = ranks.get(site.name, old.r)
         alpha = old.numerator if r == old.r else old.scale * method.divisor(r)
         with skip_starts():
             new = method.for_site(r=r, alpha=alpha).build(site, shared)
         new.float().to(site.like.device).train(old.training)
-        port[name] = new.requires_grad_(name in switch.route.names)
+        layer_adapters[name] = new.requires_grad_(name in bank.route.names)
         if r != method.r:
             rank_pattern[site.name] = r
         if r != method.r or alpha != method.numerator:
             alpha_pattern[site.name] = alpha
     targets = replace(spec.targets, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern)
-    switch.specs[name] = replace(spec, targets=targets)
+    bank.specs[name] = replace(spec, targets=targets)
 
 
 def take_ranks(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
@@ -260,8 +260,8 @@ def _method_of(model: nn.Module, name: str) -> Lora:
     return method
 
 
-def _places(model: nn.Module, name: str) -> Iterator[tuple[Site, Port, LoraAdapter]]:
+def _places(model: nn.Module, name: str) -> Iterator[tuple[Site, LayerAdapters, LoraAdapter]]:
     """Every site of the adapter's method, in model order."""
-    for site, module, port in list(ports(model)):
-        if name in port and isinstance(adapter := port[name], LoraAdapter):
-            yield port.site(site, module), port, adapter
+    for _, module, layer_adapters in list(adapted_layers(model)):
+        if name in layer_adapters and isinstance(adapter := layer_adapters[name], LoraAdapter):
+            yield layer_adapters.as_site(module), layer_adapters, adapter

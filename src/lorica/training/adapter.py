@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from lorica.base.added_tokens import trained_with
 from lorica.base.load import LoadedModel
 from lorica.core.attach import Count, adapt, trainable_parameters
+from lorica.core.bank import spec_of
 from lorica.core.condition import describe, informed, unused
-from lorica.core.port import spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.unadapted import fused_experts
 from lorica.data.batch import labels_of, pad

@@ -18,8 +18,8 @@ from lorica import plain_files
 from lorica.base.batching import probe_ids
 from lorica.base.packing import packed
 from lorica.core.attach import activate, routed
+from lorica.core.bank import INSIDE, attached, spec_of
 from lorica.core.modes import in_mode
-from lorica.core.port import INSIDE, ports, spec_of
 from lorica.core.route import BySegment, Segment
 from lorica.core.site import output_head
 from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, listed
@@ -156,11 +156,8 @@ def _check_fits(state: RunState) -> None:
         )
     whole = spec.targets.modules_to_save or spec.targets.trainable_token_indices
     head = output_head(model)
-    sites = [
-        site
-        for site, module, port in ports(model)
-        if name in port and (module is head or port.kind in INSIDE)
-    ]
+    own = attached(model, name).sites.values()
+    sites = [site.name for site in own if site.module is head or site.kind in INSIDE]
     if whole or sites or not spec.method.mixes or spec.method.stands_in:
         raise ConfigError(
             f"{state.run.folder}: what it trains acts on the tokens of all runs.",

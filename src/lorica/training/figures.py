@@ -8,8 +8,8 @@ from typing import Any
 from lorica import plain_files
 from lorica.base.quantised_model import footprint
 from lorica.core.attach import Count
+from lorica.core.bank import spec_of
 from lorica.core.peak_memory import peak_memory
-from lorica.core.port import spec_of
 from lorica.evaluation.trained_rows import short_digests
 from lorica.training.run import EVENTS, by_step, read_events
 from lorica.training.state import RunState

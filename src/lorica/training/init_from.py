@@ -10,8 +10,7 @@ from typing import Any
 
 from lorica.base.load import LoadedModel
 from lorica.core.attach import activate, detach
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.data.load import Data
 from lorica.data.prompt_format import format_notices
@@ -35,7 +34,7 @@ def start_from(base: LoadedModel, path: str, name: str, data: Data) -> list[str]
     own end; FileError, BaseError as loading.
     """
     model, method = base.model, spec_of(base.model, name).method
-    if method.schedule(adapters_of(model, name), 10**6, 1) is not None:
+    if method.schedule(attached(model, name).adapters, 10**6, 1) is not None:
         raise ConfigError(
             f"init_from: {method.name} moves what it trains by a schedule, which cannot begin "
             "from a trained adapter.",

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from lorica.base.last_block import LABEL_POSITIONS, LabelPositions, last_block_of
 from lorica.base.tail import tail_of
+from lorica.core.bank import bank_of
 from lorica.core.condition import conditioned, set_conditions
-from lorica.core.port import switch_of
 from lorica.core.route import BySegment, Route
 from lorica.data.batch import Batch
 from lorica.kernels.loss import label_loss
@@ -41,7 +41,7 @@ class Objective(nn.Module):
 
     def hooked(self) -> AbstractContextManager[None]:
         """Inside the block the last block sees label positions only. For forward and backward."""
-        return nullcontext() if self.last is None else self.last.hooked(switch_of(self.model))
+        return nullcontext() if self.last is None else self.last.hooked(bank_of(self.model))
 
     def forward(self, batch: Batch, parts: Sequence[int] = ()) -> Tensor:
         """parts: the label tokens of each segment of the route.
@@ -76,7 +76,7 @@ class Objective(nn.Module):
             return {}
         # Rows that share a prefix may have labels behind one and the same position.
         index = batch.label_positions.unique() if batch.shared_prefixes else batch.label_positions
-        route, size = switch_of(self.model).route, batch.input_ids.numel()
+        route, size = bank_of(self.model).route, batch.input_ids.numel()
         at_labels = route.at(index)
         sizes, counts = _sizes(route, size), _sizes(at_labels, len(index))
         few = [0 < n <= MAX_LABEL_SHARE * size for n, size in zip(counts, sizes, strict=True)]

@@ -15,7 +15,7 @@ from lorica.base import packing
 from lorica.base.batching import Batching
 from lorica.base.load import LoadedModel
 from lorica.core.attach import use
-from lorica.core.port import spec_of
+from lorica.core.bank import spec_of
 from lorica.data.load import Data
 from lorica.errors import ConfigError
 from lorica.training.batching import choose_batching

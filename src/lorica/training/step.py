@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lorica.base.batching import Batching
 from lorica.core.attach import routed
+from lorica.core.bank import bank_of
 from lorica.core.draws import Seed
-from lorica.core.port import switch_of
 from lorica.core.route import BySegment, Everywhere, Route, Segment
 from lorica.data.batch import Batch, concatenate, pack, pad
 from lorica.data.example import Example
@@ -155,7 +155,7 @@ class Stepper:
         for given in inputs:
             seed: Seed = (given.seed, i)
             if given.adapter is None:
-                return Everywhere.of(switch_of(self.model).route.names, seed)
+                return Everywhere.of(bank_of(self.model).route.names, seed)
             segments.append(Segment((given.adapter,), seed))
         return BySegment(tuple(segments), tuple(batch.input_ids.shape[1] for batch in batches))
 

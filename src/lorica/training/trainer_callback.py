@@ -28,9 +28,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lorica.core.drive import adapters_of
-from lorica.core.port import spec_of, switch_of
-from lorica.core.site import PORT
+from lorica.core.bank import attached, bank_of, spec_of
+from lorica.core.site import ADAPTERS
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, TrainingError, listed
 from lorica.formats import commit
@@ -85,21 +84,21 @@ class Loader:
             finite; TrainingError if a tensor of a checkpoint is not what was saved.
         """
         self.forget()
-        model, switch = self.model, switch_of(self.model)
+        model, bank = self.model, bank_of(self.model)
         tensors = {key: tensor for key, tensor in state_dict.items() if key != RECORD}
         if RECORD in state_dict:
             self.record = read_record(state_dict[RECORD], tensors)
-        self.complete = all(
-            tensors_of(model, n).keys() <= tensors.keys() for n in switch.route.names
-        )
+        self.complete = all(tensors_of(model, n).keys() <= tensors.keys() for n in bank.route.names)
         names = {
-            key.split(f".{PORT}.")[1].partition(".")[0] if f".{PORT}." in key else None
+            key.split(f".{ADAPTERS}.")[1].partition(".")[0] if f".{ADAPTERS}." in key else None
             for key in tensors
         }
         (name,) = names if len(names) == 1 else (None,)
-        if name is None or name not in switch.specs:
+        if name is None or name not in bank.specs:
             return type(model).load_state_dict(model, tensors, *args, **options)
-        plain = {key.replace(f".{PORT}.{name}.", "."): tensor for key, tensor in tensors.items()}
+        plain = {
+            key.replace(f".{ADAPTERS}.{name}.", "."): tensor for key, tensor in tensors.items()
+        }
         load_adapter_state(model, plain, name, source="the Trainer's checkpoint")
         return _IncompatibleKeys([], [])
 
@@ -136,7 +135,7 @@ def install(model: nn.Module, tokenizer: Any = None) -> Loader:
     """Put the two functions in place. In place; once is enough. Returns: load_state_dict."""
     name = active_adapter(model)
     method = spec_of(model, name).method
-    if method.schedule(adapters_of(model, name), 10**6, 1) is not None:
+    if method.schedule(attached(model, name).adapters, 10**6, 1) is not None:
         raise ConfigError(
             f"{method.name} moves what it trains by a schedule, which transformers' Trainer does "
             "not drive.",
@@ -152,7 +151,7 @@ def install(model: nn.Module, tokenizer: Any = None) -> Loader:
 
 def active_adapter(model: nn.Module) -> str:
     """The name of the one active adapter. Raises: ConfigError if there is another number."""
-    active = switch_of(model).route.names
+    active = bank_of(model).route.names
     if len(active) != 1:
         raise ConfigError(
             f"a Trainer saves one adapter, and {len(active)} are active: {listed(active)}.",

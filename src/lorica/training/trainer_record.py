@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lorica import strict_json
 from lorica.base.digest import digests
 from lorica.base.fingerprint import Fingerprint, differences, fingerprint
-from lorica.core.port import spec_of
+from lorica.core.bank import spec_of
 from lorica.errors import TrainingError, listed
 from lorica.formats.save import dtype_of
 

@@ -10,8 +10,9 @@ from torch import nn
 
 import lorica
 from lorica import Lora
+from lorica.core.bank import attached
 from lorica.core.condition import describe, given, informed, set_conditions, swapped, unused
-from lorica.core.drive import Driver, adapters_of
+from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, DataError, MergeError
 from lorica.methods.hyperlora import Hyperlora
@@ -29,7 +30,7 @@ def made(method: Hyperlora | None = None, **settings) -> nn.Module:
 
 
 def network(model: nn.Module):
-    return next(iter(adapters_of(model, "default").values())).network
+    return next(iter(attached(model, "default").adapters.values())).network
 
 
 def at(model: nn.Module, conditions, x: torch.Tensor = X) -> torch.Tensor:
@@ -48,7 +49,7 @@ def test_every_condition_starts_as_the_base_with_the_same_a():
     starts = []
     for task in TASKS:
         with given(model, [task]):
-            starts.append([a.factors() for a in adapters_of(model, "default").values()])
+            starts.append([a.factors() for a in attached(model, "default").adapters.values()])
     for first, *others in zip(*starts, strict=True):
         assert not first[1].any()
         assert first[0].abs().max() > 0
@@ -126,8 +127,8 @@ def test_the_biases_alone_are_a_lora_step_for_step():
     for name, parameter in network(hyper).named_parameters():
         parameter.requires_grad_(name.endswith((".bias_a", ".bias_b")))
     pairs = []
-    for name, adapter in adapters_of(plain, "default").items():
-        place = adapters_of(hyper, "default")[name].place
+    for name, adapter in attached(plain, "default").adapters.items():
+        place = attached(hyper, "default").adapters[name].place
         head = network(hyper).heads[place.head]
         a, b = head.bias_a[place.number].view(3, -1), head.bias_b[place.number].view(-1, 3)
         with torch.no_grad():
@@ -345,7 +346,7 @@ def test_layers_of_one_head_have_one_rank():
         lorica.adapt(Stack(), Hyperlora(r=3), rank_pattern={"layers.0.up": 2})
     assert "rank_pattern" in error.value.fix
     model = lorica.adapt(Stack(), Hyperlora(r=4), alpha_pattern={"layers.0.up": 2})
-    assert [a.scale for a in adapters_of(model, "default").values()] == [0.5, 2, 2, 2]
+    assert [a.scale for a in attached(model, "default").adapters.values()] == [0.5, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -532,15 +533,15 @@ def test_a_condition_as_factors_equals_the_forward(moved):
     for task in TASKS:
         with given(moved, [task]):
             want = moved(X)
-            pairs = {n: a.factors() for n, a in adapters_of(moved, "default").items()}
+            pairs = {n: a.factors() for n, a in attached(moved, "default").adapters.items()}
         plain = lorica.adapt(Stack(), Lora(r=3, alpha=3))
         with torch.no_grad():
-            for name, adapter in adapters_of(plain, "default").items():
+            for name, adapter in attached(plain, "default").adapters.items():
                 adapter.a.copy_(pairs[name][0])
                 adapter.b.copy_(pairs[name][1])
         torch.testing.assert_close(plain(X), want)
     set_conditions(moved, TASKS)
-    assert next(iter(adapters_of(moved, "default").values())).factors() is None
+    assert next(iter(attached(moved, "default").adapters.values())).factors() is None
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -641,7 +642,7 @@ def test_the_penalty_by_hand():
     by_type: dict[str, list[torch.Tensor]] = {"up": [], "down": []}
     for task in TASKS:
         with given(model, [task]):
-            for site, adapter in adapters_of(model, "default").items():
+            for site, adapter in attached(model, "default").adapters.items():
                 a, b = adapter.factors()
                 size = a.square().mean() + (b / adapter.scale).square().mean()
                 by_type[site.rpartition(".")[2]].append(size)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.targets import Targets
 from lorica.errors import FileError
 from lorica.formats.peft.layout import Layout, number, places, plain
@@ -50,7 +49,7 @@ class AdaloraLayout(Layout):
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         method = spec_of(model, name).method
         assert isinstance(method, Adalora)
-        adapter = next(iter(adapters_of(model, name).values()))
+        adapter = next(iter(attached(model, name).adapters.values()))
         assert isinstance(adapter, AdaloraAdapter)
         tinit, tfinal = method.tinit or 0, method.tfinal or 0
         return {

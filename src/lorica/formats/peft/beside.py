@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.port import ports
+from lorica.core.bank import attached
 from lorica.core.whole import TokenRows, Whole
 from lorica.errors import FileError
 
@@ -87,8 +87,7 @@ def _untie(kept: dict[str, Adapter], state: dict[str, Tensor]) -> None:
 
 
 def _beside(model: nn.Module, name: str) -> dict[str, Adapter]:
-    found = ((site, port[name]) for site, _, port in ports(model) if name in port)
-    return {site: a for site, a in found if isinstance(a, Whole | TokenRows)}
+    return dict(attached(model, name).whole)
 
 
 def _same_as_base(model: nn.Module, layer: str, tensor: Tensor, source: str) -> None:

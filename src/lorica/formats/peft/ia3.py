@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec
+from lorica.core.bank import Spec, attached
 from lorica.core.targets import Targets
 from lorica.formats.peft.layout import Layout, places
 from lorica.methods.ia3 import Ia3, Ia3Adapter
@@ -29,7 +28,7 @@ class Ia3Layout(Layout):
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         scaled = {
             s: a.feedforward
-            for s, a in adapters_of(model, name).items()
+            for s, a in attached(model, name).adapters.items()
             if isinstance(a, Ia3Adapter)
         }
         config = {**places(model, name, self.kind), "feedforward_modules": endings(scaled)}

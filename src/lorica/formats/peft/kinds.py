@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lorica.core.drive import adapters_of
-from lorica.core.port import spec_of
+from lorica.core.bank import attached, spec_of
 from lorica.errors import FileError
 from lorica.formats.peft.adalora import AdaloraLayout
 from lorica.formats.peft.ia3 import Ia3Layout
@@ -29,7 +28,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 def layout_for(model: nn.Module, name: str) -> Layout | None:
     """The layout that has a place for all that adapter `name` is; None if PEFT has none."""
-    spec, adapters = spec_of(model, name), adapters_of(model, name)
+    spec, adapters = spec_of(model, name), attached(model, name).adapters
     return next((layout for layout in LAYOUTS if layout.holds(spec, adapters)), None)
 
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec, ports, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.site import Site
 from lorica.core.targets import Targets
 from lorica.core.whole import Whole
@@ -91,7 +90,7 @@ class Layout:
         """Every tensor of adapter `name` under PEFT's names."""
         file = {
             f"{self.prefix}{site}.{key}": tensor
-            for site, adapter in adapters_of(model, name).items()
+            for site, adapter in attached(model, name).adapters.items()
             for key, tensor in self.give(adapter).items()
         }
         return file | beside.give(model, name, self.prefix)
@@ -108,7 +107,7 @@ class Layout:
 
         In place, in adapter `name`: layers that the base ties and that were trained apart.
         """
-        adapters = adapters_of(model, name)
+        adapters = attached(model, name).adapters
         found: dict[str, dict[str, Tensor]] = {site: {} for site in adapters}
         rest: dict[str, Tensor] = {}
         for key, tensor in file.items():
@@ -196,12 +195,14 @@ def places(model: nn.Module, name: str, kind: str, *, parameters: bool = False) 
 
 def own_sites(model: nn.Module, name: str) -> list[Site]:
     """The sites of the method's own adapters."""
-    return [site for site, _ in sites(model, name) if site.name in adapters_of(model, name)]
+    own = attached(model, name)
+    return [own.sites[site] for site in own.adapters]
 
 
 def sites(model: nn.Module, name: str) -> list[tuple[Site, Adapter]]:
     """Every site of adapter `name`, in model order."""
-    return [(p.site(n, m), p[name]) for n, m, p in ports(model) if name in p]  # type: ignore[misc]
+    own = attached(model, name)
+    return [(own.sites[site], adapter) for site, adapter in own.every.items()]
 
 
 def plain(targets: Targets) -> bool:

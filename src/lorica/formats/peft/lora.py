@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.site import Site
 from lorica.core.targets import Targets
 from lorica.errors import FileError, listed
@@ -58,7 +57,9 @@ class LoraLayout(Layout):
         wider = 2 if method.start.takes_out else 1
         grown = math.sqrt(wider) if method.use_rslora else wider  # the scale stays
         r, alpha = wider * method.r, grown * method.numerator
-        loras = {s: a for s, a in adapters_of(model, name).items() if isinstance(a, LoraAdapter)}
+        loras = {
+            s: a for s, a in attached(model, name).adapters.items() if isinstance(a, LoraAdapter)
+        }
         ranks = {site: wider * a.r for site, a in loras.items()}
         alphas = {site: grown * a.numerator for site, a in loras.items()}
         where = places(model, name, self.kind, parameters=_on_weights(model, name))

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec
+from lorica.core.bank import Spec, attached
 from lorica.errors import FileError
 from lorica.formats.peft.virtual import VirtualLayout
 from lorica.methods.prefix_tuning import PrefixAdapter, PrefixTuning
@@ -34,7 +33,7 @@ class PrefixTuningLayout(VirtualLayout):
         )
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
-        (adapter,) = adapters_of(model, name).values()
+        (adapter,) = attached(model, name).adapters.values()
         heads, size = _sizes(adapter)[0]
         return {
             **super().config(model, name),

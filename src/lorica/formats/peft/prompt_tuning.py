@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.port import Spec
+from lorica.core.bank import Spec
 from lorica.formats.peft.virtual import VirtualLayout
 from lorica.methods.prompt_tuning import PromptAdapter, PromptTuning
 

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.targets import Targets
 from lorica.formats.peft.layout import Layout, places, plain
 from lorica.methods.vera import Vera, VeraAdapter
@@ -76,7 +75,7 @@ class VeraLayout(Layout):
         method = spec_of(model, name).method
         assert isinstance(method, Vera)
         file = super().write(model, name)
-        adapter = next(iter(adapters_of(model, name).values()))
+        adapter = next(iter(attached(model, name).adapters.values()))
         assert isinstance(adapter, VeraAdapter)
         if method.save_projection:
             file |= {key: getattr(adapter.projections, ours) for key, ours in SHARED.items()}
@@ -91,7 +90,9 @@ class VeraLayout(Layout):
         source: str,
     ) -> dict[str, Tensor]:
         state = super().read(model, name, file, config, source)
-        first = next(iter(adapters_of(model, name)))  # shared tensors stand under the first site
+        first = next(
+            iter(attached(model, name).adapters)
+        )  # shared tensors stand under the first site
         for key, ours in SHARED.items():
             if key in state and config.get("save_projection", True):
                 state[f"{first}.projections.{ours}"] = state.pop(key)

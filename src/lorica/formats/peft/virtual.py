@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lorica.core.adapter import Adapter
-from lorica.core.drive import adapters_of
-from lorica.core.port import Spec, spec_of
+from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.targets import Targets
 from lorica.errors import FileError
 from lorica.formats.peft.layout import Layout
@@ -86,7 +85,7 @@ class VirtualLayout(Layout):
 
     @torch.no_grad()
     def write(self, model: nn.Module, name: str) -> dict[str, Tensor]:
-        (adapter,) = adapters_of(model, name).values()
+        (adapter,) = attached(model, name).adapters.values()
         file = super().write(model, name)
         file[TABLE] = self.table(adapter).detach().clone()
         if getattr(adapter, "mlp", None) is not None:
@@ -102,7 +101,7 @@ class VirtualLayout(Layout):
         config: Mapping[str, Any],
         source: str,
     ) -> dict[str, Tensor]:
-        ((site, adapter),) = adapters_of(model, name).items()
+        ((site, adapter),) = attached(model, name).adapters.items()
         self.check(adapter, config, source)
         state = super().read(model, name, file, config, source)
         table, mlp = state.pop(TABLE, None), getattr(adapter, "mlp", None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorica import plain_files
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import LoadedModel, load_tokenizer, where
-from lorica.core.drive import adapters_of
+from lorica.core.bank import attached
 from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.training.split.wire import DEVICE, Wire
 
@@ -53,7 +53,7 @@ class Device:
 
     def use_adapters(self) -> None:
         """Answer the cloud with the adapters that are on the model now."""
-        self.adapters = adapters_of(self.model, "default")
+        self.adapters = attached(self.model, "default").adapters
         self.active |= self.adapters.keys()
 
     def take_sent_bytes(self) -> int:
