@@ -286,8 +286,8 @@ def test_what_cannot_be_packed_is_named(stories, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"double_quantisation": False}, "says nothing"),
-        ({"double_quantisation": False, "quantisation": "int8"}, "says nothing"),
+        ({"double_quantisation": False}, "has an effect only with"),
+        ({"double_quantisation": False, "quantisation": "int8"}, "has an effect only with"),
         ({"quantisation": "nf4", "method": "full"}, "float weights"),
         ({"quantisation": "nf3"}, "nf4"),
         ({"unpacked_gib": -1.0}, "unpacked_gib"),

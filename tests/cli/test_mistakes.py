@@ -126,7 +126,7 @@ def test_the_bounds_are_tested():
         ("data: x\nwarmup_steps: 9\nmax_steps: 9\n", ":2: warmup_steps is 9 of max_steps 9"),
         ("data: x\nwarmup_steps: 9\nwarmup_ratio: 0.1\n", ":3: warmup_ratio is 0.1 and warmup_"),
         ("data: x\nearly_stopping_patience: 2\n", ":2: early_stopping_patience needs eval_steps"),
-        ("data: {path: x, validation: 0}\neval_steps: 2\n", ":2: eval_steps needs held-out rows"),
+        ("data: {path: x, validation: 0}\neval_steps: 2\n", ":2: eval_steps needs validation rows"),
         ("data: x\nmax_steps: 2\neval_steps: 3\n", ":3: eval_steps is 3, more than max_steps 2"),
         ("data: x\nseed: 1\nseed: 2\n", ":3: seed is set twice; first in "),
         ("data: x\nbase: !!python/object:os.system x\n", ":2: tag:yaml.org,2002:python/object"),
