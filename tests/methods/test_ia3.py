@@ -8,7 +8,7 @@ import lorica
 from lorica.core.bank import adapted_layers
 from lorica.core.site import Site, sites_of
 from lorica.errors import TargetError
-from lorica.methods.ia3 import Ia3, Ia3Adapter, shaped_feedforward, shaped_keys
+from lorica.methods.ia3 import Ia3, Ia3Adapter, feedforward_by_shape, keys_values_by_shape
 from tests.laws.bases import IDS, Stack, X, gpt2, move, stories
 
 
@@ -114,8 +114,8 @@ def test_unknown_names_are_told_by_shape():
 def test_each_block_has_its_own_widths():
     narrow, wide = Block(a=(4, 9), b=(9, 4)), Block(a=(30, 60), b=(60, 30))
     sites = sites_of(nn.ModuleDict({"layers": nn.ModuleList([narrow, wide])}))
-    assert shaped_feedforward(sites) == {"layers.0.b", "layers.1.b"}
-    assert shaped_keys(sites) == set()
+    assert feedforward_by_shape(sites) == {"layers.0.b", "layers.1.b"}
+    assert keys_values_by_shape(sites) == set()
 
 
 def test_listed_layers_are_told_apart_by_name():

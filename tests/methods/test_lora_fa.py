@@ -12,7 +12,7 @@ from lorica.core.bank import attached
 from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, TargetError
-from lorica.methods.lora_fa import LoraFa, LoraFaAdapter, factor
+from lorica.methods.lora_fa import LoraFa, LoraFaAdapter, preconditioner
 from tests.laws.bases import IDS, Stack, X, move, stories
 
 
@@ -102,7 +102,7 @@ def test_the_backward_pass_keeps_no_input_for_a():
 
 def test_the_factor_by_hand():
     """A = diag(1, 2), s = 2: diag(0.25, 0.0625)."""
-    got = factor(torch.tensor([[1.0, 0], [0, 2]]), 2.0, 1e-8)
+    got = preconditioner(torch.tensor([[1.0, 0], [0, 2]]), 2.0, 1e-8)
     torch.testing.assert_close(got, torch.diag(torch.tensor([0.25, 0.0625])))
     layer = nn.Linear(2, 3, bias=False)
     model = lorica.adapt(nn.Sequential(layer), LoraFa(r=2, alpha=4, precondition=True))

@@ -1,10 +1,13 @@
-"""DoRA: y = m * (W + s B A) x / ||W + s B A||, the norm taken over each output row.
+"""DoRA: y = m * (W + s B A) x / ||W + s B A||, with the norm of each output row and a trained m.
 
-Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353; the norm n
-is held constant in the backward pass (section 4.3), unless detach_norm is false: then the
-gradient of V = W + s B A loses its part along V, and that of m is the same. The bias is not
-scaled. Dropout acts on the input of A alone; the reference code drops the input of W in the
-term (m/n - 1) W x as well, which costs a second product with W and has the same mean.
+Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353, section 4. m
+starts as the norms of the rows of W, so that the adapted model starts as the base. The norm is a
+constant in the backward pass (section 4.3) unless detach_norm is false: then the gradient of
+V = W + s B A loses its component along V, and that of m is the same. The bias is not scaled.
+Dropout acts on the input of A only. The reference code also drops the input of W in the term
+(m/n - 1) W x, which costs a second product with W and has the same mean.
+
+    I  in_features   O  out_features   R  r   n  the norms, (O,)
 """
 
 from dataclasses import dataclass
@@ -14,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import BaseLayer, Rates
+from lorica.core.bounds import setting_error
 from lorica.core.kept import Kept
 from lorica.core.site import Site
-from lorica.errors import ConfigError
 from lorica.methods.lora import Lora, LoraAdapter
 
-TINY = 1e-12  # a row of zeros has no direction: its norm is taken as this, its output stays 0
+TINY = 1e-12  # smallest norm: a row of zeros has no direction, and its output stays 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +33,17 @@ class Dora(Lora, name="dora"):
     rate_source: ClassVar[str] = "Liu et al. 2024, the authors' scripts for LLaMA-7B"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     detach_norm: bool = True
-    """Hold the norm constant in the backward pass, as the paper does; false: differentiate it."""
+    """Treat the norm as a constant in the backward pass, as in the paper; false: differentiate
+    it."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.lora_bias:
-            raise ConfigError("dora.lora_bias is not defined.", fix="leave it out, or use lora")
+            raise setting_error(self, "lora_bias", "false: dora has no bias", fix="use lora")
         if self.start.repacks:
-            raise ConfigError("dora knows one round of loftq.", fix="use init=loftq, or lora")
+            raise setting_error(
+                self, "init", "one round of loftq", fix="use init=loftq, or method lora"
+            )
 
     def build(self, site: Site, shared: Any) -> "DoraAdapter":
         return DoraAdapter(site, self)
@@ -55,19 +61,19 @@ class DoraAdapter(LoraAdapter):
         self.detached = method.detach_norm
         self.kept: Kept[Tensor] = Kept()
         start = self.square.sqrt()
-        if not method.start.starts_as_base:  # its first weight is not W, and keeps its own size
+        if not method.start.starts_as_base:  # the norms of the initial weight, which is not W
             start = LoraAdapter.merged(self, weight, None)[0].detach().norm(dim=1)
         self.m = nn.Parameter(start)
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         size = (self.m / self.norm(y.dtype, base)).to(y.dtype)
-        turned = super().after(x, y, base)  # the bias is in it, and is not scaled
+        adapted = super().after(x, y, base)  # V x plus the bias, which must not be scaled
         if self.base_bias is None:
-            return turned * size
-        return torch.addcmul(self.base_bias.to(y.dtype) * (1 - size), turned, size)
+            return adapted * size
+        return torch.addcmul(self.base_bias.to(y.dtype) * (1 - size), adapted, size)
 
     def norm(self, dtype: torch.dtype, base: BaseLayer) -> Tensor:
-        """Row norms of V = W + s B A, shape (O,), from R rows of the base instead of W itself.
+        """Row norms of V = W + s B A, (O,), without W itself: from the base's outputs for R rows.
 
         ||w + s bA||^2 = ||w||^2 + 2 s <w, bA> + s^2 ||bA||^2, and <w, a> = base(a).
         """
@@ -82,7 +88,7 @@ class DoraAdapter(LoraAdapter):
             return square.clamp_min(TINY**2).sqrt()
 
     def rows(self, a: Tensor, dtype: torch.dtype, base: BaseLayer) -> Tensor:
-        """a W^T: what the base makes of the rows of `a`, (R, O) float32."""
+        """a W^T, the base's outputs for the rows of `a`: (R, O) float32."""
         if self.lookup:
             ids = torch.arange(a.shape[1], device=a.device)
             return a @ base(ids).to(a.dtype) / self.gain
@@ -90,9 +96,9 @@ class DoraAdapter(LoraAdapter):
         return out if self.base_bias is None else out - self.base_bias
 
     def factors(self) -> None:
-        return None  # its update depends on W, and is of full rank
+        return None  # the update depends on W and has full rank
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        turned, _ = super().merged(weight, None)
-        norm = turned.norm(dim=1).clamp_min(TINY)
-        return turned * (self.m / norm).unsqueeze(1), bias
+        adapted, _ = super().merged(weight, None)
+        norm = adapted.norm(dim=1).clamp_min(TINY)
+        return adapted * (self.m / norm).unsqueeze(1), bias

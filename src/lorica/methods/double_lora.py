@@ -1,12 +1,12 @@
-"""Double LoRA: y = W x + s1 B1 A1 x + s2 B2 A2 x, two LoRA pairs side by side.
+"""Double LoRA: y = W x + s1 B1 A1 x + s2 B2 A2 x, two LoRA pairs in parallel.
 
 No paper defines it. It is not more expressive than LoRA: s1 B1 A1 + s2 B2 A2 is the product of
-[s1 B1 | s2 B2] and [A1; A2], one LoRA of rank r1 + r2, and with the settings as they stand here
-the two train alike, number by number (a test holds that). What can differ is ours to choose: the
-second pair's scale, its learning rate, when it joins, and a penalty that keeps the pairs apart,
-w ||A1 A2^T||^2 summed over the layers. r = r1 + r2 is the rank of the equal LoRA, s1 its scale:
-two pairs of rank r / 2 with an alpha each would double the scale unsaid. Both pairs see the same
-dropped input. Of an embedding, A is read by token id.
+[s1 B1 | s2 B2] and [A1; A2], which is one LoRA of rank r = r1 + r2. With the default settings the
+two train alike, element by element (a test holds that). The settings below make a difference: the
+scale and the learning rate of the second pair, the step at which it joins, and a penalty
+w ||A1 A2^T||^2, summed over the layers, that keeps the pairs apart. s1 is the scale of the equal
+LoRA; two pairs of rank r / 2, each with an alpha of its own, would double it silently. Both pairs
+see the same dropped input. For an embedding, A is looked up by token id.
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r1 + r2
 """
@@ -36,15 +36,16 @@ class DoubleLora(Lora, name="double_lora"):
     count: ClassVar[str] = "r * (I + O)"
     rate_source: ClassVar[str] = "as lora"
     second_r: Annotated[int, Bounds(ge=1)] | None = None
-    """Rank of the second pair, less than r, which counts both; null: half of r, rounded down."""
+    """Rank r2 of the second pair. r = r1 + r2, so that it is below r. None: half of r, rounded
+    down."""
     second_scale_ratio: Annotated[float, Bounds(gt=0)] = 1.0
-    """Scale of the second pair over that of the first."""
+    """Scale of the second pair, divided by that of the first."""
     second_lr_ratio: Annotated[float, Bounds(gt=0)] = 1.0
-    """Learning rate of the second pair over that of the first."""
+    """Learning rate of the second pair, divided by that of the first."""
     second_after: Annotated[int, Bounds(ge=0)] = 0
-    """Optimizer steps before the second pair joins; until then it neither acts nor learns."""
+    """Optimizer steps before the second pair joins; until then it neither acts nor trains."""
     orthogonality: Annotated[float, Bounds(ge=0)] = 0.0
-    """Weight w of the penalty w ||A1 A2^T||^2 on pairs that see the same directions; 0: none."""
+    """Weight w of the penalty w ||A1 A2^T||^2 in the loss; 0: no penalty."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,7 +71,7 @@ class DoubleLora(Lora, name="double_lora"):
         rate = super().learning_rate(parameter[0], base, kind)
         return rate * self.second_lr_ratio if parameter.endswith("2") else rate
 
-    def schedule(self, adapters: Mapping[str, Adapter], total: int, epoch: int) -> Schedule | None:
+    def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> Schedule | None:
         if not self.second_after and not self.orthogonality:
             return None
         if self.second_after >= total:
@@ -92,7 +93,7 @@ class DoubleLoraAdapter(Adapter):
         first, second = (method.start.factors(site, r, method.scale) for r in method.ranks)
         self.a1, self.b1 = (nn.Parameter(t) for t in first)
         self.a2, self.b2 = (nn.Parameter(t) for t in second)
-        # 0 until the second pair joins: its gradients are zero, and do not count when clipping
+        # 0 until the second pair joins, so that its gradients are zero and do not affect clipping
         self.register_buffer("on", torch.zeros(()) if method.second_after else None)
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
@@ -108,12 +109,12 @@ class DoubleLoraAdapter(Adapter):
         return torch.cat([self.a1, self.a2]), b
 
     def overlap(self) -> Tensor:
-        """||A1 A2^T||^2, zero where the pairs read different directions of x."""
+        """||A1 A2^T||^2, which is zero if the pairs read orthogonal directions of x."""
         return (self.a1 @ self.a2.T).square().sum()
 
 
 class Pairs(Schedule):
-    """When the second pair joins, and what keeps it apart from the first."""
+    """Lets the second pair join, and adds the penalty that keeps the pairs apart."""
 
     def __init__(self, adapters: Mapping[str, Any], method: DoubleLora):
         self.adapters, self.after, self.method = adapters, method.second_after, method
@@ -128,7 +129,7 @@ class Pairs(Schedule):
     def before_step(self, t: int) -> None:
         if t <= self.after:
             for adapter in self.adapters.values():
-                adapter.a2.grad = adapter.b2.grad = None  # no moments, no decay either
+                adapter.a2.grad = adapter.b2.grad = None  # no optimizer state and no decay
 
     def after_step(self, t: int) -> None:
         if t == self.after:
@@ -136,6 +137,9 @@ class Pairs(Schedule):
                 adapter.on.fill_(1)
 
     def ranks(self) -> dict[str, int]:
-        """Both pairs', or that of the first while it is alone."""
-        waiting = {s: a.on is not None and not a.on for s, a in self.adapters.items()}
-        return {s: len(a.a1) + (0 if waiting[s] else len(a.a2)) for s, a in self.adapters.items()}
+        """The rank of both pairs, or of the first until the second joins."""
+        ranks = {}
+        for site, adapter in self.adapters.items():
+            joined = adapter.on is None or bool(adapter.on)
+            ranks[site] = len(adapter.a1) + (len(adapter.a2) if joined else 0)
+        return ranks

@@ -1,7 +1,7 @@
 """Full fine-tuning: every tensor of the target layers is trained, W <- W - lr * step.
 
-The trained copies are float32 and live in the adapter, so that the base stays as it was, can
-be used beside them, and comes back exactly. Tensors that the base ties stay tied.
+The trained copies are float32 and belong to the adapter. The base is unchanged, can be used beside
+them, and comes back exactly. Tensors that the base ties stay tied.
 """
 
 from dataclasses import dataclass

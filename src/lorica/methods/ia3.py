@@ -1,16 +1,20 @@
-"""IA3: keys, values and the MLP's inner activations are multiplied by learned vectors.
+"""IA3: keys, values and the inner activations of the MLP are multiplied by learned vectors.
 
-y = l * (W x + b) at the layers of keys and values, y = W (l * x) + b at the output layer of the
-MLP; l begins at one. Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
-than In-Context Learning", 2022, arXiv:2205.05638, section 3.3. That a vector acts on the output of
-the key layer, bias included, before the rotation by position, is read off PEFT's code. Only a few
-thousand numbers learn: the learning rate is that of T-Few, 3e-3, rather than LoRA's.
+    y = l * (W x + b)   at the layers of keys and values
+    y = W (l * x) + b   at the output layer of the MLP
 
-Without target_modules the layers are found by the names that are usual; where a model has none of
-them, by shape, which is ours: of a block's layers the one that reads most and writes less ends
-the MLP; of three or more side by side that read the same width, the two that write least (of
-equals, the second and third) are keys and values. Among layers of unknown names that
-target_modules lists, the first of these two rules says which are scaled at their input.
+Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+Learning", 2022, arXiv:2205.05638, section 3.3. l starts as ones, so that the adapted model starts
+as the base. As in PEFT's code, the vector of the keys acts on the output of the layer, bias
+included, before the rotary embedding. Only a few thousand elements are trained, so that the
+learning rate is that of T-Few (3e-3) rather than that of LoRA.
+
+Without target_modules the layers are found by their usual names. If a model has none of them, they
+are found by shape, which is our own rule: of a block's layers, the one with the most inputs and
+fewer outputs is the output of the MLP; of three or more sibling layers with the same input width,
+the two with the fewest outputs (of equals, the second and third) are keys and values. If
+target_modules lists layers of unknown names, the first of these rules decides which are scaled at
+their input.
 """
 
 import re
@@ -29,7 +33,7 @@ from lorica.errors import TargetError, closest, listed
 OUTPUT = re.compile(
     r"(.*\.)?(k_proj|v_proj|key|value|k|v|key_proj|value_proj|k_lin|v_lin|kv_proj|kv_b_proj"
     r"|c_attn|qkv|qkv_proj|query_key_value|Wqkv)"
-)  # fused layers are scaled whole, their queries included, as PEFT does
+)  # fused layers are scaled as a whole, queries included, as in PEFT
 FEEDFORWARD = re.compile(
     r"(.*\.)?(down_proj|fc2|fc_out|w2|wo|dense_4h_to_h|lin2|mlp\.c_proj|(?<!attention\.)output\.dense)"
 )
@@ -44,43 +48,48 @@ class Ia3(Method, name="ia3"):
     rate_source: ClassVar[str] = "Liu et al. 2022, section 3"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
     feedforward_modules: Sequence[str] | None = None
-    """Name endings of target layers that are scaled at their input; null: the output layers of the
-    MLP, by their usual names, or by shape."""
+    """Name endings of the target layers that are scaled at their input; None: the output layers of
+    the MLP, by their usual names or by shape."""
 
     def choose(self, sites: list[Site]) -> list[Site]:
-        """Keys, values and the MLP's output, by name or else by shape; or every linear layer."""
+        """Keys, values and the MLP's output layer by name, else by shape, else all linear
+        layers."""
         linear = super().choose(sites)
         if named := [s for s in linear if is_known(s)]:
             return named
-        found = shaped_feedforward(linear) | shaped_keys(linear)
-        return [s for s in linear if s.name in found] or linear
+        by_shape = feedforward_by_shape(linear) | keys_values_by_shape(linear)
+        return [s for s in linear if s.name in by_shape] or linear
 
     def share(self, sites: list[Site]) -> set[str]:
-        """The sites that are scaled at their input. Raises: TargetError for an entry of none."""
+        """Names of the sites that are scaled at their input.
+
+        Raises: TargetError if an entry of feedforward_modules names no target layer.
+        """
         if self.feedforward_modules is None:
             if any(is_known(s) for s in sites):
                 return {s.name for s in sites if FEEDFORWARD.fullmatch(s.name)}
-            return shaped_feedforward(sites)
+            return feedforward_by_shape(sites)
         names = [s.name for s in sites]
-        hits = {
-            e: {n for n in names if f".{n}".endswith(f".{e}")} for e in self.feedforward_modules
+        matches = {
+            entry: {name for name in names if f".{name}".endswith(f".{entry}")}
+            for entry in self.feedforward_modules
         }
-        if dead := [entry for entry, found in hits.items() if not found]:
+        if unmatched := [entry for entry, matching in matches.items() if not matching]:
             leaves = sorted({n.rpartition(".")[2] for n in names})
             raise TargetError(
-                f"feedforward_modules {listed(dead)} names none of the target layers.",
-                closest=closest(dead[0], leaves),
+                f"feedforward_modules {listed(unmatched)} names none of the target layers.",
+                closest=closest(unmatched[0], leaves),
                 known=listed(leaves),
-                fix="name layers that target_modules names as well",
+                fix="name layers that target_modules names too",
             )
-        return set().union(*hits.values())
+        return set().union(*matches.values())
 
     def build(self, site: Site, shared: Any) -> "Ia3Adapter":
         return Ia3Adapter(site, site.name in shared)
 
 
 class Ia3Adapter(Adapter):
-    """feedforward: the input is scaled, l is (I,); else the output, l is (O,)."""
+    """feedforward: scale the input, l is (I,); otherwise the output, l is (O,)."""
 
     def __init__(self, site: Site, feedforward: bool):
         super().__init__()
@@ -103,8 +112,9 @@ def is_known(site: Site) -> bool:
     return any(pattern.fullmatch(site.name) for pattern in (OUTPUT, FEEDFORWARD))
 
 
-def shaped_feedforward(sites: list[Site]) -> set[str]:
-    """Layers that narrow, and read more than others of their block do, or stand alone in it."""
+def feedforward_by_shape(sites: list[Site]) -> set[str]:
+    """Layers with fewer outputs than inputs that have the most inputs of their block, not all
+    layers being as wide, or that are alone in it."""
     widths: dict[int | None, list[int]] = {}
     for site in sites:
         widths.setdefault(block_of(site.name), []).append(site.in_features)
@@ -112,19 +122,21 @@ def shaped_feedforward(sites: list[Site]) -> set[str]:
         s.name
         for s in sites
         if s.in_features > s.out_features
-        and s.in_features == max(of := widths[block_of(s.name)])
-        and (len(of) == 1 or min(of) < s.in_features)
+        and s.in_features == max(inputs := widths[block_of(s.name)])
+        and (len(inputs) == 1 or min(inputs) < s.in_features)
     }
 
 
-def shaped_keys(sites: list[Site]) -> set[str]:
-    """Of three or more layers side by side that read the same width, the two that write least."""
-    beside: dict[tuple[str, int], list[Site]] = {}
+def keys_values_by_shape(sites: list[Site]) -> set[str]:
+    """Of three or more sibling layers with one input width, the two with the fewest outputs."""
+    siblings: dict[tuple[str, int], list[Site]] = {}
     for site in sites:
-        beside.setdefault((site.name.rpartition(".")[0], site.in_features), []).append(site)
-    found: set[str] = set()
-    for group in beside.values():
+        siblings.setdefault((site.name.rpartition(".")[0], site.in_features), []).append(site)
+    keys_values: set[str] = set()
+    for group in siblings.values():
         if len(group) > 2:
-            least = sorted(enumerate(group), key=lambda p: (p[1].out_features, p[0] not in (1, 2)))
-            found |= {site.name for _, site in least[:2]}
-    return found
+            by_size = sorted(
+                enumerate(group), key=lambda p: (p[1].out_features, p[0] not in (1, 2))
+            )
+            keys_values |= {site.name for _, site in by_size[:2]}
+    return keys_values

@@ -1,11 +1,11 @@
 """LoRA: y = W x + s B A x.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685,
-section 4.1. s = alpha / r, or alpha / sqrt(r) after Kalajdzievski, "A Rank Stabilization
-Scaling Factor", 2023, arXiv:2312.03732. A faster rate for B is LoRA+, Hayou et al., 2024,
-arXiv:2402.12354: vectors (bias, DoRA's m) are fast too, as in its authors' code (lora_plus.py,
-a0c44bf) and PEFT's. Of an embedding, A is read by token id instead of multiplied, and starts at
-zero: there A is the fast one (the authors give embeddings one rate of their own instead, 1e-6).
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685, section
+4.1; s = alpha / r. Variants: s = alpha / sqrt(r) is rsLoRA, Kalajdzievski, 2023, arXiv:2312.03732.
+A larger learning rate for B is LoRA+, Hayou et al., 2024, arXiv:2402.12354; vectors (bias,
+DoRA's m) get it too, as in its authors' code (lora_plus.py, a0c44bf) and PEFT's. Other initial values
+of A and B have a file each in lorica.inits. For an embedding, A is looked up by token id and starts
+at zero, so that A gets the larger rate. (The LoRA+ authors give embeddings a fixed rate of 1e-6.)
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r
 """
@@ -35,22 +35,25 @@ class Lora(Method, name="lora"):
     rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
     rate_source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314 (7B and 13B)"
     r: Annotated[int, Bounds(ge=1)] = 8
-    """Columns of B. Parameters per layer: r * (I + O)."""
+    """Rank of the update. Parameters per layer: r * (I + O)."""
     alpha: Annotated[float, Bounds(gt=0)] | None = None
-    """Numerator of the scale s; None: 2 r, so that the scale stays 2 when r changes."""
+    """Numerator of the scale s; None: 2 r, so that s does not depend on r."""
     use_rslora: bool = False
-    """s = alpha / sqrt(r), which keeps its size as r grows, instead of alpha / r."""
+    """Scale by alpha / sqrt(r) in place of alpha / r (rsLoRA)."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     init: str = "kaiming"
-    """How A and B begin: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: a faster one), olora,
-    loftq (on a quantised base; loftq_iters_5: five rounds) or eva (from data; eva_rho_2: at most
-    2 r at a site)."""
+    """Initial values of A and B: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: faster),
+    olora, loftq (for a quantised base; loftq_iters_5: five rounds) or eva (from data; eva_rho_2: at
+    most
+    rank 2 r at a site)."""
     loraplus_lr_ratio: Annotated[float, Bounds(ge=1)] = 1.0
-    """Learning rate of B and of vectors over that of A (LoRA+); at least 1. Of an embedding, that
-    of A over that of B. Where no learning rate is given, the default is divided by its root."""
+    """Learning rate of B and of vectors, divided by that of A (LoRA+); at least 1. For embeddings,
+    that of A divided by that of B. Without learning_rate, the default is divided by the square root
+    of
+    this ratio."""
     lora_bias: bool = False
-    """Train a bias beside B as well."""
+    """Train a bias as well: y = W x + s (B A x + bias)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +84,7 @@ class Lora(Method, name="lora"):
 
     @property
     def needs_data(self) -> bool:
-        """Its start is complete only after lorica.inits.eva.calibrate."""
+        """Whether the adapter must see data (lorica.inits.eva.calibrate) before training."""
         return self.start.needs_data
 
     @property
@@ -96,16 +99,16 @@ class Lora(Method, name="lora"):
         return self.loraplus_lr_ratio**-0.5
 
     def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
-        slow = "b" if kind == "embedding" else "a"  # the factor that does not start at zero
+        slow = "b" if kind == "embedding" else "a"  # the factor that starts away from zero
         return base if parameter == slow else base * self.loraplus_lr_ratio
 
 
 class LoraAdapter(Adapter):
-    """a0, b0: frozen copies of a start that is taken out again; None for other starts.
+    """a0, b0: frozen initial A and B, whose product is subtracted (PiSSA, OLoRA); else None.
 
-    a1, b1: of a start that repacks: the layer's codes are those of W - s B1 A1, in a layer of
-        their own beside the base's, which stays as it is. None for other starts.
-    waits: its start needs data, and has not seen any.
+    a1, b1: the layer runs with the quantised codes of W - s B1 A1 (LoftQ with several rounds), kept
+        in a copy of the layer, while the base keeps its own codes; else None.
+    waits: the initialization needs data and has not seen any.
     """
 
     a0: Tensor | None
@@ -120,8 +123,8 @@ class LoraAdapter(Adapter):
         self.lookup, self.gain = site.kind == "embedding", site.gain
         if self.lookup and method.lora_bias:
             raise TargetError(
-                f"{site.name} is an embedding: it has no place for a bias.",
-                fix="leave lora_bias out, or this layer",
+                f"{site.name} is an embedding, for which lora_bias is not defined.",
+                fix="leave lora_bias out, or remove this layer from target_modules",
             )
         start = method.start
         a, b = start.factors(site, method.r, method.scale)
@@ -138,7 +141,7 @@ class LoraAdapter(Adapter):
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         if self.waits and self.training and torch.is_grad_enabled():
             raise ConfigError(
-                "this adapter's start needs data, and has not seen any.",
+                "this adapter is initialized from data, and has not seen any.",
                 fix="call lorica.inits.eva.calibrate(model, batches) before the first step",
             )
         a, b = self.pair()
@@ -158,16 +161,17 @@ class LoraAdapter(Adapter):
         y: Tensor,
         base: BaseLayer,
     ) -> Tensor | None:
-        own = cls.after is LoraAdapter.after  # and not that of DoRA, say
-        if not own or any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
+        is_lora = cls.after is LoraAdapter.after  # and not that of a subclass, such as DoRA
+        if not is_lora or any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
             return None
         pairs = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in adapters]
         return low_rank_parts(x, y, pairs, sizes)
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """The factors in use, without the scale: (a (R, I), b (O, R)), or of rank 2 R.
+        """The factors of the update without the scale: (a (R, I), b (O, R)), or of rank 2 R.
 
-        B A - B0 A0 = B (A - A0) + (B - B0) A0: no small change is lost between large products.
+        B A - B0 A0 is computed as B (A - A0) + (B - B0) A0, which does not subtract two large
+        products.
         """
         if self.a0 is None or self.b0 is None:
             return self.a, self.b
@@ -177,17 +181,17 @@ class LoraAdapter(Adapter):
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
         if self.a1 is None or self.b1 is None:
             return {}
-        near = self.repacked.of(layer, self.a1, self.b1, self.scale)
-        return {k: t for k, t in near._buffers.items() if t is not None}
+        repacked = self.repacked.of(layer, self.a1, self.b1, self.scale)
+        return {key: t for key, t in repacked._buffers.items() if t is not None}
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         if self.a1 is not None:
-            return None  # from the base's codes to others the way is of full rank
+            return None  # the difference between two sets of codes has full rank
         a, b = self.pair()
         return a, self.scale * b
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.a1 is not None:  # `weights` comes before it
+        if self.a1 is not None:  # `weights` has been called and has filled `repacked`
             weight = self.repacked.layer.unpacked()[0]
         if self.bias is not None:
             shift = self.scale * self.bias
