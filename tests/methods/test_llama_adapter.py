@@ -216,7 +216,7 @@ def test_v2_on_a_packed_base():
 
 def test_v2_needs_all_its_kinds():
     for targets in ({"target_modules": ["self_attn"]}, {"target_modules": "all-linear"}):
-        with pytest.raises(ConfigError, match="hold no layer of kind"):
+        with pytest.raises(ConfigError, match="needs targets of kind"):
             lorica.adapt(stories(), LlamaAdapter(v2=True), **targets)
 
 

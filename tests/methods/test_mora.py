@@ -101,7 +101,7 @@ def test_type_1_by_hand():
     model, adapter = one(5, 3, r=1, mora_type=1)
     put(adapter, M)
     assert model(torch.tensor([1.0, 2, 3, 4, 5])).tolist() == [23, 55, 23]
-    assert adapter.gather(torch.tensor([1.0, 2, 3, 4, 5]), 1).tolist() == [9, 7]
+    assert adapter.compress(torch.tensor([1.0, 2, 3, 4, 5]), 1).tolist() == [9, 7]
     want = [[3, 2, 1, 2, 1], [7, 4, 3, 4, 3], [3, 2, 1, 2, 1]]
     assert adapter.merged(torch.zeros(3, 5), None)[0].tolist() == want
     found = adapter.factors()

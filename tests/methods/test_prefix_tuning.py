@@ -173,10 +173,10 @@ def test_settings_survive_a_recipe_and_a_manifest():
         ({"init": "text"}, "init_ids"),
         ({"init_ids": (1, 2)}, "init_ids"),
         ({"init": "text", "init_ids": ()}, "init_ids"),
-        ({"init": "vocabulary", "reparametrisation": 4}, "cannot begin with given values"),
+        ({"init": "vocabulary", "reparametrisation": 4}, "cannot start from given values"),
         (
             {"init": "text", "init_ids": (1,), "reparametrisation": 4},
-            "cannot begin with given values",
+            "cannot start from given values",
         ),
     ],
     ids=str,
@@ -190,9 +190,9 @@ def test_settings_out_of_range(settings, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"num_virtual_tokens": 64}, "context 64 tokens"),
-        ({"init": "text", "init_ids": (3, 96)}, "ids of the vocabulary"),
-        ({"init": "text", "init_ids": (-1,)}, "ids of the vocabulary"),
+        ({"num_virtual_tokens": 64}, "the context has 64 tokens"),
+        ({"init": "text", "init_ids": (3, 96)}, "not in the vocabulary"),
+        ({"init": "text", "init_ids": (-1,)}, "not in the vocabulary"),
     ],
     ids=str,
 )

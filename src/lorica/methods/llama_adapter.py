@@ -1,14 +1,16 @@
-"""LLaMA-Adapter: the top layers attend to trained prompts as well, each head through a gate.
+"""LLaMA-Adapter: the top attention layers also attend to trained prompts, each head through a gate.
 
-    o = softmax(s q K^T) V + g softmax(s q Kp^T) Vp,   Kp, Vp = what the layer makes of p
+    o = softmax(s q K^T) V + g softmax(s q Kp^T) Vp,   Kp, Vp = keys and values of the prompts p
 
 Zhang et al., "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention",
-2023, arXiv:2303.16199, section 3. Two softmaxes, and not renormalised; the prompts are not
-rotated, not masked, and never in the key-value cache. p ~ N(0, 1) and g = 0, one for each head,
-so that the start is the base, and only g has a gradient at the first step. The authors' own code
-takes tanh(g) and PEFT one gate for all heads; the paper and its other implementations take g.
-`v2` is Gao et al., 2023, arXiv:2304.15010, for text alone: every norm is trained as well, and of
-every linear layer but the head a scale s and a bias b: y = s (W x + b0 + b). That is Lit-LLaMA's
+2023, arXiv:2303.16199, section 3. There are two softmaxes, and their sum is not renormalised. The
+prompts have no position: they are not rotated, not masked, and never in the KV cache. p ~ N(0, 1)
+and g = 0, one gate per head, so that the adapted model starts as the base, and only g has a
+gradient in the first step. The authors' code takes tanh(g) and PEFT one gate for all heads; the
+paper and its other implementations take g.
+
+`v2` is Gao et al., 2023, arXiv:2304.15010, for text only: every norm is trained as well, and every
+linear layer but the head gets a scale s and a bias b, y = s (W x + b0 + b). This is Lit-LLaMA's
 form; the authors' code (llama_adapter_v2_chat65b at 521a09d) scales the input: W (s x) + b.
 
     B  rows   H  heads   K  key heads   T  tokens   D  head size   n  adapter_len   C  features
@@ -41,17 +43,17 @@ class LlamaAdapter(Method, name="llama_adapter"):
     rate_source: ClassVar[str] = "PEFT's method comparison"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
     adapter_len: Annotated[int, Bounds(ge=1)] = 10
-    """Prompts of each adapted layer."""
+    """Number of prompt vectors of each adapted attention layer."""
     adapter_layers: Annotated[int, Bounds(ge=1)] | None = None
-    """Attention layers that get prompts, from the top; None: all but the lowest two."""
+    """How many attention layers get prompts, from the top; None: all but the lowest two."""
     gate_act: Gate = "none"
-    """What the gate goes through: nothing, or tanh."""
+    """Activation of the gate."""
     v2: bool = False
-    """Train the norms, and a scale and a bias of every linear layer, as well."""
+    """Train the norms as well, and a scale and a bias for every linear layer."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.v2:  # it acts elsewhere then, and on norms for all rows of a batch alike
+        if self.v2:  # norms are other sites, and cannot differ from row to row
             object.__setattr__(self, "kinds", ("attention", "linear", "other"))
             object.__setattr__(self, "mixes", False)
 
@@ -64,14 +66,14 @@ class LlamaAdapter(Method, name="llama_adapter"):
         places = [site.module.layer_idx for site in layers]
         if len(set(places)) < len(places):
             raise TargetError(
-                "this model has several attentions in a layer: its top ones are not clear.",
+                "this model has several attention modules per layer: its top ones are not clear.",
                 fix="name the layers to adapt in target_modules",
             )
         top = self.adapter_layers or max(len(layers) - 2, 1)
         if top > len(layers):
             raise ConfigError(
-                f"llama_adapter.adapter_layers is {top}, and the base has {len(layers)}.",
-                fix="take fewer, or leave it out",
+                f"llama_adapter.adapter_layers is {top}, and the base has {len(layers)} of them.",
+                fix="lower it, or leave it out",
             )
         prompted = {site.name for site in layers[-top:]}
         linear = {site.name for site in sites if site.kind == "linear" and not site.is_head}
@@ -84,13 +86,13 @@ class LlamaAdapter(Method, name="llama_adapter"):
             raise ConfigError(
                 f"llama_adapter.adapter_layers is {self.adapter_layers}, and the targets have "
                 f"{layers} attention layers.",
-                fix="leave adapter_layers out, or target_modules and layers_to_transform",
+                fix="leave out either adapter_layers, or target_modules and layers_to_transform",
             )
         if missing := set(self.kinds) - kinds:
             raise ConfigError(
-                f"the targets of llama_adapter hold no layer of kind {', '.join(sorted(missing))}.",
-                fix="leave target_modules out, or name attention layers" + ", linear layers and "
-                "norms" * self.v2,
+                f"llama_adapter needs targets of kind {', '.join(sorted(missing))}, and has none.",
+                fix="leave target_modules out, or name attention layers"
+                + ", linear layers and norms" * self.v2,
             )
         return SavedModules()
 
@@ -105,14 +107,14 @@ class PromptedAttention(Adapter):
 
     def __init__(self, site: Site, method: LlamaAdapter):
         super().__init__()
-        self.layer = (site.module,)  # in a tuple: the layer holds the adapter, and not it the layer
+        self.layer = (site.module,)  # in a tuple, so that it is no child module of the adapter
         foreign: Any = site.module
         with listening(foreign):
             features = foreign.config.hidden_size
             query, _, _ = made(foreign, site.like.new_zeros(1, features))  # (1, H, 1, D)
         self.p = nn.Parameter(torch.randn(method.adapter_len, features))
         self.g = nn.Parameter(torch.zeros(query.shape[1]))
-        self.bounded = method.gate_act == "tanh"
+        self.tanh = method.gate_act == "tanh"
 
     def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
         with alone(self.layer[0], self):
@@ -121,9 +123,9 @@ class PromptedAttention(Adapter):
         key, value = (
             t.repeat_interleave(groups, dim=1).expand(len(query), -1, -1, -1) for t in (key, value)
         )
-        seen = F.scaled_dot_product_attention(query, key, value, scale=scale)  # (B, H, T, D)
-        gate = self.g.tanh() if self.bounded else self.g
-        return mixed + gate.to(mixed.dtype).view(-1, 1, 1) * seen.to(mixed.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=scale)  # (B, H, T, D)
+        gate = self.g.tanh() if self.tanh else self.g
+        return mixed + gate.to(mixed.dtype).view(-1, 1, 1) * attended.to(mixed.dtype)
 
 
 class ScaleAndBias(Adapter):

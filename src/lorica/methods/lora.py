@@ -2,8 +2,8 @@
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685, section
 4.1; s = alpha / r. Variants: s = alpha / sqrt(r) is rsLoRA, Kalajdzievski, 2023, arXiv:2312.03732.
-A larger learning rate for B is LoRA+, Hayou et al., 2024, arXiv:2402.12354; vectors (bias,
-DoRA's m) get it too, as in its authors' code (lora_plus.py, a0c44bf) and PEFT's. Other initial values
+A larger learning rate for B is LoRA+, Hayou et al., 2024, arXiv:2402.12354; vectors (bias, DoRA's
+m) get it too, as in its authors' code (lora_plus.py, a0c44bf) and in PEFT's. Other initial values
 of A and B have a file each in lorica.inits. For an embedding, A is looked up by token id and starts
 at zero, so that A gets the larger rate. (The LoRA+ authors give embeddings a fixed rate of 1e-6.)
 

@@ -1,15 +1,16 @@
-"""Prompt tuning: n trained vectors stand before the embeddings of every row: [e ; emb(x)].
+"""Prompt tuning: n trained vectors precede the embeddings of every row: [e ; emb(x)].
 
-Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021,
-arXiv:2104.08691, section 2. With `reparametrisation` e = MLP(e0), as in Liu et al., "GPT
-Understands, Too" (P-tuning), 2021, arXiv:2103.10385, without its LSTM. The vectors start from
-real embeddings, or with their spread; N(0, 1), as PEFT draws them, is far from any embedding.
-The paper's optimizer (Adafactor at 0.3) is quoted from memory, and unverified.
+Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021, arXiv:2104.08691,
+section 2. With `reparametrisation` e = MLP(e0), as in Liu et al., "GPT Understands, Too"
+(P-tuning), 2021, arXiv:2103.10385, without its LSTM. The vectors start from real embeddings, or at
+random with their standard deviation; PEFT's N(0, 1) is far from any embedding. The adapted model
+does not start as the base. The paper's optimizer (Adafactor at 0.3) is quoted from memory, and
+unverified.
 
-In a model that reads from left to right the vectors never see the text. So they are run through
-the base once for a forward pass (once for a generation), and their keys and values stand before
-every row: what prepending gives, tried on the base when it is adapted, with rows, masks and
-labels as they were. Our own: a sliding window never loses sight of them.
+In a causal model the vectors never see the text. They are therefore run through the base once per
+forward pass (once per generation), and their keys and values precede every row, while rows, masks
+and labels stay as they are. This equals prepending the vectors, which is tested on the base when it
+is adapted. Our own: a sliding window always sees them.
 
     C  features   n  num_virtual_tokens
 """
@@ -32,24 +33,25 @@ Start = Literal["vocabulary", "text", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Virtual(Method):
-    """What prompt tuning and prefix tuning have in common."""
+    """Settings that prompt tuning and prefix tuning share."""
 
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "never"
     starts_as_base: ClassVar[bool] = False
     num_virtual_tokens: Annotated[int, Bounds(ge=1)] = 20
-    """Vectors in front of every row; so many positions of the context are theirs."""
+    """Number of virtual tokens before every row; they take up positions of the context."""
     init_ids: tuple[int, ...] | None = None
-    """Token ids that init "text" begins with, repeated or cut to num_virtual_tokens."""
+    """Token ids for init "text", repeated or cut to num_virtual_tokens."""
     reparametrisation: Annotated[int, Bounds(ge=1)] | None = None
-    """Width of a network that makes what stands in front while it is trained; None: none does."""
+    """Width of an MLP that computes the virtual tokens during training; None: train them
+    directly."""
     init: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if (self.init == "text") != bool(self.init_ids):
             raise ConfigError(
-                f'{self.name}: init "text" and init_ids, the ids of its tokens, need one another.',
+                f'{self.name}: init "text" needs init_ids, the ids of its tokens, and only then.',
                 init=self.init,
                 init_ids=self.init_ids,
                 fix="give both, or neither",
@@ -57,12 +59,14 @@ class Virtual(Method):
 
     @property
     def rate_factor(self) -> float:
-        return 0.1 if self.reparametrisation else 1.0  # the network moves all of it at once
+        return (
+            0.1 if self.reparametrisation else 1.0
+        )  # a step of the network moves all virtual tokens
 
     def choose(self, sites: list[Site]) -> list[Site]:
         if not sites:
             raise TargetError(
-                f"{self.name} acts on the decoder of a transformers model, and this has none.",
+                f"{self.name} needs a transformers model with a decoder, and this one has none.",
                 fix="load the model with its head (AutoModelForCausalLM), or choose lora",
             )
         return sites
@@ -71,28 +75,32 @@ class Virtual(Method):
         return self.num_virtual_tokens
 
     def vectors(self, decoder: nn.Module, init: str) -> Tensor:
-        """The virtual tokens as they start, (n, C) float32. Raises: ConfigError, TargetError."""
+        """The initial virtual tokens, (n, C) float32.
+
+        Raises: ConfigError if they do not fit into the context or init_ids are no token ids.
+            TargetError if the decoder has no embedding of tokens.
+        """
         n, table, config = self.num_virtual_tokens, embedding_of(decoder), decoder.config
-        most = getattr(config, "max_position_embeddings", None) or n + 1
-        if n >= most:
+        context = getattr(config, "max_position_embeddings", None)
+        if context and n >= context:
             raise ConfigError(
-                f"{self.name}.num_virtual_tokens is {n}, and the base's context {most} tokens.",
-                fix="take fewer",
+                f"{self.name}.num_virtual_tokens is {n}: the context has {context} tokens.",
+                fix="lower it",
             )
         ids = torch.randint(table.in_features, (n,))
         if init == "text":
             ids = torch.tensor([*(self.init_ids or ())] * n)[:n]
         if not 0 <= ids.min() <= ids.max() < table.in_features:
             raise ConfigError(
-                f"{self.name}.init_ids are ids of the vocabulary.",
+                f"{self.name}.init_ids has ids that are not in the vocabulary.",
                 vocabulary=f"0 to {table.in_features - 1}",
                 given=f"{ids.min()} to {ids.max()}",
-                fix="make them with the tokenizer of this base",
+                fix="tokenize the text with the tokenizer of this base",
             )
-        found = embedded(table, ids)
+        vectors = embedded(table, ids)
         if init == "random":
-            found = found.std() * torch.randn(found.shape).to(found)
-        return found
+            vectors = vectors.std() * torch.randn(vectors.shape).to(vectors)
+        return vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,8 @@ class PromptTuning(Virtual, name="prompt_tuning"):
     rates: ClassVar[Rates] = (0.3, 0.001, 50.0)
     rate_source: ClassVar[str] = "PEFT's method comparison"
     init: Start = "vocabulary"
-    """Embeddings of tokens drawn at random, those of init_ids, or N(0, 1) times their spread."""
+    """Initial vectors. vocabulary: embeddings of random tokens. text: those of init_ids. random:
+    N(0, 1) times the standard deviation of the embeddings."""
 
     def build(self, site: Site, shared: Any) -> "PromptAdapter":
         return PromptAdapter(site, self)
@@ -129,8 +138,7 @@ class PromptAdapter(Adapter):
         )
 
     def prompt(self) -> Tensor:
-        """The vectors that stand before every row, (n, C): what is left of the network when it
-        is dropped."""
+        """The vectors before every row, (n, C); with an MLP, its outputs."""
         return self.e if self.mlp is None else self.mlp(self.e)
 
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
