@@ -186,7 +186,7 @@ def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypat
 
         return take
 
-    monkeypatch.setattr("lorica.training.build.exporter", broken)
+    monkeypatch.setattr("lorica.training.build.start_tracker", broken)
     result = lorica.train(**settings(stories, tmp_path, report_to=["wandb"]), show=False)
     log = (result.folder / "events.jsonl").read_text()
     assert "the tracker is away" in log

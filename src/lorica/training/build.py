@@ -22,12 +22,12 @@ from lorica.training.adapter import (
 from lorica.training.base_model import exact_fingerprint
 from lorica.training.config import TrainConfig
 from lorica.training.display import Display
-from lorica.training.export import exporter
 from lorica.training.placement import Placement
 from lorica.training.plan import Plan, make_plan
 from lorica.training.resume import continue_from
 from lorica.training.run import Run
 from lorica.training.state import RunState
+from lorica.training.trackers import start_tracker
 from lorica.training.validation import probe
 
 
@@ -119,4 +119,4 @@ def _add_followers(state: RunState, *, show: bool, title: str) -> None:
         run.followers.append(display)
         run.closing.callback(display.close)
     plain = config.model_dump(mode="json")
-    run.followers += [exporter(name, run.folder, plain) for name in config.report_to]
+    run.followers += [start_tracker(name, run.folder, plain) for name in config.report_to]

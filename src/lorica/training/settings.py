@@ -195,7 +195,7 @@ class TrainSettings(BaseModel):
         None,
         "stop when the smoothed loss is this much (nats) above its lowest; null: never",
     )
-    report_to: list[Literal["tensorboard", "wandb"]] = setting(
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = setting(
         "watching", [], "experiment trackers that receive the metrics of the run"
     )
     output: str = setting(
