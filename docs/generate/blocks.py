@@ -161,7 +161,7 @@ def updated(shown: str, printed: str) -> str:
 
 
 def _most_like(line: str, lines: list[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(line, lines, n=1, cutoff=0.3)), None)
+    return next(iter(difflib.get_close_matches(line, lines, n=1, cutoff=0.5)), None)
 
 
 def update(path: Path) -> None:

@@ -17,7 +17,7 @@ from lorica.training.config import TrainConfig
 
 SETTINGS_LINK = {
     "TrainConfig": "It also takes every [setting of a run](settings.md) as a flag.",
-    "EvalSettings": "It also takes the [settings of the rows](settings.md#data) as flags.",
+    "EvalSettings": "It also takes the [settings of the rows](settings.md#settings-data) as flags.",
 }
 
 
@@ -65,10 +65,12 @@ def _option(argument: Any) -> list[str]:
     default = argument.field_info.default
     kind = type_word(argument.hint)
     empty = default in (None, inspect.Parameter.empty, False)
+    names = [name.replace("-", "_").replace("__", "--", 1) for name in argument.names]
+    shown = "on" if default is True else code(str(default))
     return [
-        code(argument.names[0].replace("-", "_").replace("__", "--", 1)),
+        ", ".join(map(code, names)),
         "switch" if kind == "BOOL" else type_name(kind),
-        "required" if argument.required else "" if empty else code(str(default)),
+        "required" if argument.required else "" if empty else shown,
         cell(argument.parameter.help or ""),
     ]
 
@@ -85,7 +87,7 @@ def settings_page() -> str:
         "Settings of a method are on the page of the [method](../methods/README.md)."
     )
     parts = [
-        f"## {group.capitalize()} {{ #{group} }}\n\n"
+        f"## {group.capitalize()} {{ #settings-{group} }}\n\n"
         + styled(
             "options", table(["setting", "type", "default", "meaning"], map(_setting, entries))
         )

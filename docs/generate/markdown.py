@@ -3,14 +3,19 @@
 import re
 from collections.abc import Iterable, Sequence
 
-_CODE = re.compile(r"(``.+?``|`[^`]+`)")
+_CODE = re.compile(r"(``.+?``|`[^`]+`|(?<![\w-])--[a-z][\w.]*\w)")
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def prose(text: str) -> str:
-    """Plain text as Markdown: formulas keep their stars, arXiv numbers become links."""
-    pieces = _CODE.split(text)
-    return "".join(piece if piece.startswith("`") else _escaped(piece) for piece in pieces)
+    """Plain text as Markdown: formulas keep their stars, flags are code, arXiv numbers links."""
+    return "".join(map(_piece, _CODE.split(text)))
+
+
+def _piece(text: str) -> str:
+    if text.startswith("--"):
+        return code(text)
+    return text if text.startswith("`") else _escaped(text)
 
 
 def _escaped(text: str) -> str:
