@@ -11,9 +11,17 @@ import lorica
 from lorica.base.packing import packed, why_not_packed
 from lorica.core import attention
 from lorica.core.adapter import Method
-from lorica.core.attention import FRONT, listening, made, through, widened
+from lorica.core.attention import FRONT, instrumented, project_qkv, widened_mask, with_adapters
 from lorica.core.bank import adapted_layers
-from lorica.core.front import KEPT, check_prepending, heard, in_front, layers, shifted, shown
+from lorica.core.front import (
+    CACHED,
+    check_prepending,
+    in_front,
+    keys_values_of,
+    layers,
+    probe_keys_values,
+    shifted,
+)
 from lorica.core.state import adapter_state
 from lorica.data.batch import pack
 from lorica.data.example import Example
@@ -391,7 +399,7 @@ def test_rows_with_keys_in_front_are_mixed_by_the_definition(window, causal):
 )
 def test_masks_are_widened(given, t, s, causal, want):
     mask = None if given is None else torch.tensor(given).view(1, 1, t, s)
-    got = widened(mask, torch.zeros(1, 1, t, 4), torch.zeros(1, 1, s, 4), 2, causal)
+    got = widened_mask(mask, torch.zeros(1, 1, t, 4), torch.zeros(1, 1, s, 4), 2, causal)
     assert (got is None) == (want is None)
     if got is not None:
         assert got.shape == (1, 1, t, s + 2)
@@ -427,8 +435,8 @@ def test_keys_and_values_of_a_layer_are_not_rotated():
     for base, keys in (("Llama", "k_proj"), ("Qwen3", "k_proj")):
         layer = tiny(base).model.layers[1].self_attn
         x = torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
-        with listening(layer):
-            query, key, value = made(layer, x)
+        with instrumented(layer):
+            query, key, value = project_qkv(layer, x)
             want = getattr(layer, keys)(x).unflatten(-1, (2, -1))
             want = layer.k_norm(want) if base == "Qwen3" else want
         assert query.shape == (1, 4, 3, layer.head_dim)
@@ -440,7 +448,7 @@ def test_vectors_run_alone_give_the_cache_of_their_tokens():
     model = tiny("Qwen3")
     with torch.no_grad():
         cache = model(IDS[:1], use_cache=True).past_key_values
-        front = shown(model.model, model.model.embed_tokens(IDS[0]))
+        front = probe_keys_values(model.model, model.model.embed_tokens(IDS[0]))
     assert list(front) == [0, 1, 2]
     for i, (keys, values) in front.items():
         torch.testing.assert_close(keys, cache.layers[i].keys[0])
@@ -450,7 +458,8 @@ def test_vectors_run_alone_give_the_cache_of_their_tokens():
 def test_a_generation_runs_the_vectors_once(monkeypatch):
     model, calls = adapted("prompt_tuning", "Llama"), []
     monkeypatch.setattr(
-        "lorica.methods.prompt_tuning.heard", lambda *a: calls.append(1) or heard(*a)
+        "lorica.methods.prompt_tuning.keys_values_of",
+        lambda *a: calls.append(1) or keys_values_of(*a),
     )
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     model.generate(IDS, attention_mask=torch.ones_like(IDS), **settings)
@@ -470,7 +479,7 @@ def test_a_cache_that_is_used_again_holds_nothing_old():
     cache = StaticCache(model.config, max_cache_len=32)
     with torch.no_grad():
         model(IDS, past_key_values=cache, use_cache=True)
-        assert vars(cache)[KEPT]
+        assert vars(cache)[CACHED]
         move(model, 9, size=0.3)
         cache.reset()
         close(model(IDS, past_key_values=cache, use_cache=True).logits, logits(model, IDS))
@@ -480,7 +489,7 @@ def test_listening_leaves_no_trace():
     model = tiny("Llama").train()
     model.model.layers[1].eval()
     modes = [m.training for m in model.modules()]
-    with pytest.raises(TargetError, match="LlamaModel refuses") as error, listening(model.model):
+    with pytest.raises(TargetError, match="LlamaModel refuses") as error, instrumented(model.model):
         assert not any(m.training for m in model.model.modules())
         assert model.config._attn_implementation == "lorica_sdpa"
         raise RuntimeError("no such thing")
@@ -511,11 +520,11 @@ def foreign(kind: str, config: str, **settings: object) -> nn.Module:
 
 def test_attention_that_takes_no_such_mask_is_refused():
     q = torch.zeros(1, 1, 2, 4)
-    attend = through(lambda *a, **k: (q, None), fronts=False)
+    attend = with_adapters(lambda *a, **k: (q, None), fronts=False)
     layer = tiny("Llama").model.layers[0].self_attn
     front = {0: (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4))}
     assert attend(layer, q, q, q, None)[0].shape == q.shape
-    with pytest.raises(TargetError, match="nothing can stand in front") as error:
+    with pytest.raises(TargetError, match="takes no keys and values in front") as error:
         attend(layer, q, q, q, None, **{FRONT: front})
     assert "sdpa" in error.value.fix
 

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 import lorica
-from lorica.core.attention import MADE, listening, made
+from lorica.core.attention import PROJECTED, instrumented, project_qkv
 from lorica.core.bank import adapted_layers, attached
 from lorica.core.merge import evaluated
 from lorica.core.site import sites_of
@@ -30,7 +30,7 @@ class Shown(nn.Module):
     are the rest of it."""
 
     def forward(self, x: torch.Tensor, **options: list) -> None:
-        options[MADE] += [x[:, None, :, :1], x[:, None, :, :1], x[:, None, :, 1:]]
+        options[PROJECTED] += [x[:, None, :, :1], x[:, None, :, :1], x[:, None, :, 1:]]
 
 
 def one_head(**settings) -> PromptedAttention:
@@ -75,7 +75,7 @@ def test_the_layer_by_the_definition():
     values = layer.v_proj(p).unflatten(-1, (2, 12)).transpose(0, 1)
     with torch.no_grad():
         model(IDS)
-        with listening(layer):
+        with instrumented(layer):
             got = adapter.attend(q, mixed, 0.2)
         for head in range(4):
             scores = 0.2 * q[:, head] @ keys[head // 2].T
@@ -151,7 +151,7 @@ def test_prompts_see_a_lora_in_the_projections():
     lorica.activate(model, "default", "lora")
     move(model)
     layer, p = adapter.layer[0], adapter.p.detach()
-    _, _, value = made(layer, p)
+    _, _, value = project_qkv(layer, p)
     torch.testing.assert_close(value[0].transpose(0, 1).flatten(1), layer.v_proj(p))
 
 

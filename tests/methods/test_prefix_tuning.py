@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lorica
-from lorica.core.attention import FRONT, through
+from lorica.core.attention import FRONT, with_adapters
 from lorica.core.bank import attached
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, MergeError, TargetError
@@ -31,7 +31,7 @@ def test_zeros_shrink_what_attention_gives():
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     model = tiny("Llama")
-    layer, attend = model.model.layers[1].self_attn, through(ALL_ATTENTION_FUNCTIONS["sdpa"])
+    layer, attend = model.model.layers[1].self_attn, with_adapters(ALL_ATTENTION_FUNCTIONS["sdpa"])
     draw = torch.Generator().manual_seed(4)
     q = torch.randn(2, 4, 6, 8, generator=draw)
     k, v = (torch.randn(2, 2, 6, 8, generator=draw) for _ in range(2))

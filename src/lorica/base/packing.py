@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base.batching import Batching, batching_of
-from lorica.core.attention import through
+from lorica.core.attention import with_adapters
 from lorica.core.modes import in_mode
 from lorica.kernels.attention import Shared, attention_by_row
 
@@ -54,7 +54,7 @@ def _attention(
     return mixed.transpose(1, 2), None  # (1, T, H, D)
 
 
-_BY_ROW = through(_attention)  # one function, so that a compiled model stays compiled
+_BY_ROW = with_adapters(_attention)  # one function, so that a compiled model stays compiled
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

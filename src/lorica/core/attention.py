@@ -1,19 +1,16 @@
-"""Adapters inside attention, through transformers' registry of attention functions.
+"""Adapters inside attention, through the attention function that a model's layers call.
 
-Attention layers call a function that the registry names, with queries, keys and values after
-any rotation. While an attention site or the decoder is adapted, that function is ours: it calls
-the one that was there, lets keys and values stand in front of every row, and hands the mixed
-values to the adapters of the site. What stands in front never enters the key-value cache. It
-stays in sight of every position, also of those whose sliding window has left the row's start.
+Attention layers call a function that a registry names, with queries, keys and values after any
+rotation. While an attention site or the decoder is adapted, that function is ours: it calls the
+one that was there, puts keys and values in front of every row, and hands the result of the heads to
+the adapters of the site. What stands in front never enters the key-value cache. Every position
+sees it, also those whose sliding window has left the start of the row.
 
     B rows   H heads   K key heads   T tokens   S tokens seen   D head size   C features
     N positions in front
-
-transformers is imported when it is needed: the models that come here are its own.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,22 +21,53 @@ from torch import Tensor, nn
 
 from lorica.core.bank import LayerAdapters
 from lorica.core.blocks import routing
+from lorica.core.modes import in_mode
 from lorica.core.route import ByRow, Everywhere
 from lorica.core.site import ADAPTERS
 from lorica.errors import LoricaError, TargetError
+from lorica.registry import Named
 
-MARK = "lorica_"
+PREFIX = "lorica_"
 FRONT = "lorica_front"
 """Keyword of the decoder's call: layer_idx -> (keys, values) of shape (K, N, D) that every
 position of every row sees, before its own; or (B, K, N, D) each, and (B, N) bool: what it sees."""
-HEARD = "lorica_heard"
+KEYS_VALUES = "lorica_keys_values"
 """Keyword of the decoder's call: a dict that gets layer_idx -> (keys, values), (1, K, T, D)."""
-MADE = "lorica_made"
+PROJECTED = "lorica_projected"
 """Keyword of an attention layer's call: a list that gets its query, keys and values; no more is
 computed than these."""
 CAN_FRONT = ("sdpa", "eager")
 ELSEWHERE = "choose a method that acts on linear layers, such as lora"
 Attention = Callable[..., tuple[Tensor, Any]]
+
+
+class AttentionAccess(Named, family="lorica.base.attention"):
+    """How a library of models names its attention functions; implemented in lorica.base."""
+
+    def name_of(self, module: nn.Module) -> str | None:
+        """The attention function that a model or one of its layers calls; None: it names none."""
+        raise NotImplementedError
+
+    def select(self, model: nn.Module, name: str) -> bool:
+        """Let `model` call the function `name`. In place. Returns: whether it does now."""
+        raise NotImplementedError
+
+    def register(self, name: str, like: str, wrap: Callable[[Attention], Attention]) -> None:
+        """Register wrap(the function `like`) as `name`; it gets the masks that `like` gets."""
+        raise NotImplementedError
+
+    @staticmethod
+    def unreachable(module: nn.Module) -> TargetError:
+        return TargetError(
+            f"adapters cannot reach the attention of {type(module).__name__}: it does not use "
+            "transformers' attention functions.",
+            fix=ELSEWHERE,
+        )
+
+
+@cache
+def _access() -> AttentionAccess:
+    return AttentionAccess.named("transformers")()
 
 
 def install(model: nn.Module) -> str:
@@ -48,39 +76,30 @@ def install(model: nn.Module) -> str:
     Returns: the name of the attention that it had, for `uninstall`.
     Raises: TargetError if the model's attention cannot be reached.
     """
-    foreign: Any = model
-    before = _named(model)
-    if not hasattr(model, "set_attn_implementation"):
-        raise _beyond_reach(model)
-    if not before.startswith(MARK):
-        ours = registered(before)
-        foreign.set_attn_implementation(ours)  # warns, and does nothing, where it cannot
-        if foreign.config._attn_implementation != ours:
-            raise _beyond_reach(model)
+    before = _name_of(model)
+    if not before.startswith(PREFIX) and not _access().select(model, registered(before)):
+        raise AttentionAccess.unreachable(model)
     return before
 
 
 def uninstall(model: nn.Module, before: str) -> None:
     """Give the model back the attention that it had. In place."""
-    foreign: Any = model
-    foreign.set_attn_implementation(before)
+    _access().select(model, before)
 
 
 @contextmanager
-def listening(module: nn.Module) -> Iterator[None]:
+def instrumented(module: nn.Module) -> Iterator[None]:
     """Inside the block, calls of a decoder or an attention layer go through ours: no gradients,
     no dropout. Attention and modes come back.
 
     Raises: TargetError for whatever the module raises: it is not made for such calls.
     """
-    config: Any = getattr(module, "config", None)
-    before = _named(module)
-    modes = [(m, m.training) for m in module.modules()]
-    if not before.startswith(MARK):
+    config: Any = module.config if _name_of(module) else None
+    before = config._attn_implementation
+    if not before.startswith(PREFIX):
         config._attn_implementation = registered(before)
-    module.eval()
     try:
-        with torch.no_grad():
+        with in_mode(module, training=False), torch.no_grad():
             yield
     except LoricaError:
         raise
@@ -92,70 +111,45 @@ def listening(module: nn.Module) -> Iterator[None]:
         ) from error
     finally:
         config._attn_implementation = before
-        for m, training in modes:
-            m.training = training
 
 
 @cache
 def registered(before: str) -> str:
-    """Put the attention function named `before` into the registry, with adapters.
-
-    Returns: its name there.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    base = _eager if before == "eager" else ALL_ATTENTION_FUNCTIONS[before]
-    AttentionInterface.register(MARK + before, through(base, fronts=before in CAN_FRONT))
-    if before in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():  # others are given no mask
-        AttentionMaskInterface.register(MARK + before, ALL_MASK_ATTENTION_FUNCTIONS[before])
-    return MARK + before
+    """Register the attention function named `before` with adapters. Returns: its name there."""
+    wrap = lambda base: with_adapters(base, fronts=before in CAN_FRONT)  # noqa: E731
+    _access().register(PREFIX + before, before, wrap)
+    return PREFIX + before
 
 
-def _named(module: nn.Module) -> str:
-    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+def _name_of(module: nn.Module) -> str:
+    name = _access().name_of(module)
     if name is None:
-        raise _beyond_reach(module)
+        raise AttentionAccess.unreachable(module)
     return name
 
 
-def _beyond_reach(module: nn.Module) -> TargetError:
-    return TargetError(
-        f"{type(module).__name__} has an attention of its own that adapters cannot reach: it does "
-        "not use transformers' attention functions.",
-        fix=ELSEWHERE,
-    )
-
-
-def _eager(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Any]:
-    """What "eager" means to a layer: the function of that name in its own file."""
-    own = getattr(sys.modules[type(module).forward.__module__], "eager_attention_forward", None)
-    if own is None:
-        raise _beyond_reach(module)
-    return own(module, *args, **options)
-
-
-def through(base: Attention, *, fronts: bool = True) -> Attention:
+def with_adapters(base: Attention, *, fronts: bool = True) -> Attention:
     """`base`, an attention function of the registry, with adapters.
 
-    fronts: `base` takes the masks that `widened` makes, or a keyword `front`.
+    fronts: `base` takes the masks that `widened_mask` makes, or a keyword `front`.
     """
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
     ) -> tuple[Tensor, Any]:
-        heard, front, made = (options.pop(k, None) for k in (HEARD, FRONT, MADE))
-        if made is not None:
-            made += [query, key, value]
+        keys_values, front, projected = (
+            options.pop(k, None) for k in (KEYS_VALUES, FRONT, PROJECTED)
+        )
+        if projected is not None:
+            projected += [query, key, value]
             return value.new_zeros(*query.shape[:3], value.shape[-1]).transpose(1, 2), None
-        if heard is not None:
-            heard[module.layer_idx] = key, value
+        if keys_values is not None:
+            keys_values[module.layer_idx] = key, value
         if front is not None:
             if not fronts:
                 raise TargetError(
-                    "under this attention nothing can stand in front of the rows.",
-                    attention=getattr(module.config, "_attn_implementation", "").removeprefix(MARK),
+                    "this attention function takes no keys and values in front of the rows.",
+                    attention=_name_of(module).removeprefix(PREFIX),
                     fix='set_attn_implementation("sdpa") on the model first',
                 )
             keys, values, *seen = front[module.layer_idx]  # type: ignore[index]
@@ -164,8 +158,8 @@ def through(base: Attention, *, fronts: bool = True) -> Attention:
             else:
                 causal = options.get("is_causal")
                 causal = getattr(module, "is_causal", True) if causal is None else causal
-                mask = widened(mask, query, key, keys.shape[-2], causal, *seen)
-                key, value = before(key, keys), before(value, values)
+                mask = widened_mask(mask, query, key, keys.shape[-2], bool(causal), *seen)
+                key, value = prepended(key, keys), prepended(value, values)
         mixed, weights = base(module, query, key, value, mask, **options)  # (B, T, H, D)
         if isinstance(adapters := module._modules.get(ADAPTERS), LayerAdapters):
             scale = options.get("scaling") or query.shape[-1] ** -0.5
@@ -176,12 +170,12 @@ def through(base: Attention, *, fronts: bool = True) -> Attention:
     return attention
 
 
-def before(own: Tensor, front: Tensor) -> Tensor:
+def prepended(own: Tensor, front: Tensor) -> Tensor:
     """(K, N, D) before each row of (B, K, S, D); or (B, K, N, D), a row before each."""
     return torch.cat([front.to(own.dtype).expand(len(own), *front.shape[-3:]), own], dim=2)
 
 
-def widened(
+def widened_mask(
     mask: Tensor | None,
     query: Tensor,
     key: Tensor,
@@ -211,26 +205,26 @@ def widened(
     return torch.cat([seen, mask], dim=-1)
 
 
-def made(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Query, keys and values, (1, H or K, N, D), that an attention layer makes of x (N, C).
+def project_qkv(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Query, keys and values, (1, H or K, N, D), that an attention layer computes from x (N, C).
 
     Without rotation, and without any mixing. Call it where the layer's attention is ours.
     Raises: TargetError if the layer does not show them.
     """
     names = inspect.signature(layer.forward).parameters
-    found: list[Tensor] = []
-    unturned = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)  # cos and sin of no angle
-    options = {"position_embeddings": unturned, "attention_mask": None}
+    projected: list[Tensor] = []
+    unrotated = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)  # cos and sin of no angle
+    options = {"position_embeddings": unrotated, "attention_mask": None}
     layer.forward(
-        x.unsqueeze(0), **{k: v for k, v in options.items() if k in names}, **{MADE: found}
+        x.unsqueeze(0), **{k: v for k, v in options.items() if k in names}, **{PROJECTED: projected}
     )
-    if len(found) != 3:
-        raise _beyond_reach(layer)
-    return found
+    if len(projected) != 3:
+        raise AttentionAccess.unreachable(layer)
+    return projected
 
 
 @contextmanager
-def alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
+def acting_alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
     """Inside the block `adapter` of `module` acts and no other, where each row of a batch has its
     own: the call that it makes for itself has no rows of the batch."""
     adapters = module._modules.get(ADAPTERS)
@@ -244,7 +238,7 @@ def alone(module: nn.Module, adapter: nn.Module) -> Iterator[None]:
         yield
 
 
-def named(decoder: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, Any]:
+def arguments_by_name(decoder: nn.Module, args: tuple, options: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments, all by name."""
     names = [p for p in inspect.signature(decoder.forward).parameters if p != "self"]
     return {**dict(zip(names, args, strict=False)), **options}

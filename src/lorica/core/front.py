@@ -1,7 +1,7 @@
-"""Vectors and keys that stand in front of every row, without being tokens of it.
+"""Keys and values in front of every row, which the decoder attends to as if tokens preceded it.
 
-A decoder that is given `in_front(...)` attends to them as to tokens before the first. They are
-no part of the row: nothing comes out where they stand, and no cache holds them.
+They are no part of the row: the decoder gives no output for them, and no key-value cache holds
+them.
 
     K key heads   T tokens   D head size   C features   N positions in front
 """
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.core.attention import ELSEWHERE, FRONT, HEARD, listening
+from lorica.core.attention import ELSEWHERE, FRONT, KEYS_VALUES, instrumented
 from lorica.core.site import Site, site_of, sites_of
 from lorica.errors import TargetError, listed
 
-KEPT = "lorica_kept"
+CACHED = "lorica_fronts"
+"""Attribute of a key-value cache: the fronts that were computed for its rows."""
 Front = Mapping[int, tuple[Tensor, Tensor]]
 """layer_idx -> (keys, values), each (K, N, D)."""
 
@@ -29,16 +30,16 @@ def in_front(
 
     shift: the tokens' positions are counted from the first position in front.
     """
-    there: Front | None = options.get(FRONT)
+    before: Front | None = options.get(FRONT)
     if shift:
         options = shifted(decoder, options, length(front))
-    if there is not None:
-        front = {i: _joined(there[i], pair) for i, pair in front.items()}
+    if before is not None:
+        front = {i: _joined(before[i], pair) for i, pair in front.items()}
     return {**options, FRONT: front}
 
 
-def _joined(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.cat([one[0], two[0]], dim=1), torch.cat([one[1], two[1]], dim=1)
+def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat([a[0], b[0]], dim=1), torch.cat([a[1], b[1]], dim=1)
 
 
 def length(front: Front) -> int:
@@ -69,35 +70,37 @@ def shifted(decoder: nn.Module, options: dict[str, Any], n: int) -> dict[str, An
     return {**options, "position_ids": places + n}
 
 
-def heard(decoder: nn.Module, vectors: Tensor, like: Mapping[str, Any]) -> Front:
-    """What each attention layer makes of vectors (N, C) in place of token embeddings.
+def keys_values_of(decoder: nn.Module, vectors: Tensor, like: Mapping[str, Any]) -> Front:
+    """The keys and values that each attention layer computes from vectors (N, C), which are given
+    in place of token embeddings.
 
-    They stand behind what is in front already. like: the keyword arguments of the call that
-    this one precedes.
+    They come after what is in front already. like: the keyword arguments of the call that this
+    one precedes.
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    computed: dict[int, tuple[Tensor, Tensor]] = {}
     inputs = vectors.to(decoder.dtype).unsqueeze(0)  # type: ignore[arg-type]
-    options: dict[str, Any] = {"inputs_embeds": inputs, "use_cache": False, HEARD: found}
+    options: dict[str, Any] = {"inputs_embeds": inputs, "use_cache": False, KEYS_VALUES: computed}
     if "row_lengths" in like:
         options["row_lengths"] = [len(vectors)]
-    if there := like.get(FRONT):
-        options = {**shifted(decoder, options, length(there)), FRONT: there}
+    if before := like.get(FRONT):
+        options = {**shifted(decoder, options, length(before)), FRONT: before}
     decoder.forward(**options)
-    return {i: (key.squeeze(0), value.squeeze(0)) for i, (key, value) in found.items()}
+    return {i: (key.squeeze(0), value.squeeze(0)) for i, (key, value) in computed.items()}
 
 
-def kept(options: Mapping[str, Any], key: object, make: Callable[[], Front]) -> Front:
-    """`make()`, once for a whole generation: it is kept with the key-value cache of the rows.
+def cached(options: Mapping[str, Any], key: object, compute: Callable[[], Front]) -> Front:
+    """`compute()`, once for a whole generation: the result is kept in the rows' key-value cache.
 
-    Anew wherever gradients are wanted, or the cache is empty and may serve another text.
+    It is computed again wherever gradients are on, or the cache is empty and may serve another
+    text.
     """
     past = options.get("past_key_values")
     if past is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return make()
-    shelf = vars(past).setdefault(KEPT, {})
-    if key not in shelf or not past.get_seq_length():
-        shelf[key] = make()
-    return shelf[key]
+        return compute()
+    fronts = vars(past).setdefault(CACHED, {})
+    if key not in fronts or not past.get_seq_length():
+        fronts[key] = compute()
+    return fronts[key]
 
 
 def layers(decoder: nn.Module) -> list[nn.Module]:
@@ -105,46 +108,47 @@ def layers(decoder: nn.Module) -> list[nn.Module]:
 
     Raises: TargetError if there are none, or several share a layer (an encoder beside a decoder).
     """
-    found = sites_of(decoder, ("attention",))
-    places: list[Any] = [site.module.layer_idx for site in found]
-    if not found or None in places or len(set(places)) < len(places):
+    sites = sites_of(decoder, ("attention",))
+    numbers: list[Any] = [site.module.layer_idx for site in sites]
+    if not sites or None in numbers or len(set(numbers)) < len(numbers):
         raise TargetError(
             f"{type(decoder).__name__} has no single row of attention layers.",
-            attention=listed(f"{s.name} (layer {i})" for s, i in zip(found, places, strict=True)),
+            attention=listed(f"{s.name} (layer {i})" for s, i in zip(sites, numbers, strict=True)),
             fix=ELSEWHERE,
         )
-    return [site.module for site in found]
+    return [site.module for site in sites]
 
 
-def reads_left_to_right(decoder: nn.Module) -> bool:
+def is_causal(decoder: nn.Module) -> bool:
+    """Every attention layer sees only what precedes a token."""
     return all(layer.is_causal for layer in layers(decoder))
 
 
-def shown(decoder: nn.Module, vectors: Tensor) -> Front:
-    """`heard`, of a base that is not adapted yet.
+def probe_keys_values(decoder: nn.Module, vectors: Tensor) -> Front:
+    """`keys_values_of`, for a base that is not adapted yet.
 
-    Raises: TargetError if the decoder does not show what each of its attention layers does.
+    Raises: TargetError if a layer of the decoder does not call the attention function.
     """
-    wanted: set[Any] = {layer.layer_idx for layer in layers(decoder)}
-    with listening(decoder):
-        found = heard(decoder, vectors, {})
-    if found.keys() != wanted:
+    numbers: set[Any] = {layer.layer_idx for layer in layers(decoder)}
+    with instrumented(decoder):
+        computed = keys_values_of(decoder, vectors, {})
+    if computed.keys() != numbers:
         raise TargetError(
             f"{type(decoder).__name__} has attention that adapters cannot reach.",
-            layers=listed(sorted(wanted ^ found.keys())),
+            layers=listed(sorted(numbers ^ computed.keys())),
             fix=ELSEWHERE,
         )
-    return found
+    return computed
 
 
 def check_prepending(decoder: nn.Module) -> None:
-    """What stands in front must act as if it were prepended. It is tried, not only looked up.
+    """Try whether keys and values in front of a row act as if their tokens were prepended.
 
-    Raises: TargetError if it does not: where virtual tokens see the text, or layers that are no
-        attention carry something from token to token.
+    Raises: TargetError if not: where virtual tokens see the text, or layers other than attention
+        carry something from token to token.
     """
     config: Any = decoder.config
-    if not reads_left_to_right(decoder):
+    if not is_causal(decoder):
         raise TargetError(
             f"{type(decoder).__name__} reads a row in both directions: what virtual tokens become "
             "depends on the text, and cannot stand before every row.",
@@ -153,9 +157,9 @@ def check_prepending(decoder: nn.Module) -> None:
     table = embedding_of(decoder)
     tokens = embedded(table, (torch.arange(3) * 7 + 3) % table.in_features)
     ahead, row = tokens[:1], tokens[1:].to(decoder.dtype).unsqueeze(0)  # type: ignore[arg-type]
-    front = shown(decoder, ahead)
+    front = probe_keys_values(decoder, ahead)
     plain = {"inputs_embeds": row, "use_cache": False}
-    with listening(decoder):
+    with instrumented(decoder):
         joined = torch.cat([ahead.to(row).unsqueeze(0), row], dim=1)
         prepended = decoder.forward(inputs_embeds=joined, use_cache=False)[0][:, 1:].float()
         alone = decoder.forward(**plain)[0].float()

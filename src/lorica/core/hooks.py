@@ -54,7 +54,7 @@ def _enter(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
     adapters: LayerAdapters = module.adapters  # type: ignore[assignment]
     route = adapters.model_bank.current
     if isinstance(route, ByRow):
-        options = attention.named(module, args, options)
+        options = attention.arguments_by_name(module, args, options)
         inputs = inputs_of(options)
         route.split(inputs, adapters.site_name)  # the batch has the rows that are named
         named = zip(route.segments, route.rows, strict=True)
@@ -62,7 +62,7 @@ def _enter(module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
         parts = [(adapter, rows) for group, rows in own for adapter in group]
         return (), enter_by_row(parts, module, options)
     if acting := adapters.adapters_named(route.names):
-        args, options = (), attention.named(module, args, options)
+        args, options = (), attention.arguments_by_name(module, args, options)
         for adapter in acting:
             options = adapter.enter(module, options)
     return args, options

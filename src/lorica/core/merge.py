@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lorica.core.adapter import Adapter, BaseLayer
 from lorica.core.attach import detach
 from lorica.core.bank import LayerAdapters, adapted_layers, bank_of
+from lorica.core.modes import in_mode
 from lorica.core.site import Site, action, tied
 from lorica.core.state import adapter_state, not_finite
 from lorica.errors import MergeError, listed
@@ -90,17 +91,13 @@ def evaluated(
     site: Site, adapters: Sequence[Adapter], weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """`merged` without closed forms: what the adapted layer does to every basis vector."""
-    modes = [adapter.training for adapter in adapters]
-    for adapter in adapters:
-        adapter.eval()
-    if site.kind == "embedding":
-        ids = torch.arange(site.in_features, device=weight.device)
-        new, shift = adapted_layer(adapters, ids, lambda h: F.embedding(h, weight.T)).T, bias
-    else:
-        layer = lambda x: adapted_layer(adapters, x, lambda h: F.linear(h, weight, bias))  # noqa: E731
-        new, shift = action(layer, site.in_features, like=weight)
-    for adapter, mode in zip(adapters, modes, strict=True):
-        adapter.train(mode)
+    with in_mode(nn.ModuleList(adapters), training=False):
+        if site.kind == "embedding":
+            ids = torch.arange(site.in_features, device=weight.device)
+            new, shift = adapted_layer(adapters, ids, lambda h: F.embedding(h, weight.T)).T, bias
+        else:
+            layer = lambda x: adapted_layer(adapters, x, lambda h: F.linear(h, weight, bias))  # noqa: E731
+            new, shift = action(layer, site.in_features, like=weight)
     return new, shift if shift is not None and (bias is not None or shift.any()) else None
 
 

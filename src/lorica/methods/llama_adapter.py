@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
-from lorica.core.attention import ELSEWHERE, alone, listening, made
+from lorica.core.attention import ELSEWHERE, acting_alone, instrumented, project_qkv
 from lorica.core.bounds import Bounds
 from lorica.core.site import Site
 from lorica.core.whole import SavedModules
@@ -109,16 +109,16 @@ class PromptedAttention(Adapter):
         super().__init__()
         self.layer = (site.module,)  # in a tuple, so that it is no child module of the adapter
         foreign: Any = site.module
-        with listening(foreign):
+        with instrumented(foreign):
             features = foreign.config.hidden_size
-            query, _, _ = made(foreign, site.like.new_zeros(1, features))  # (1, H, 1, D)
+            query, _, _ = project_qkv(foreign, site.like.new_zeros(1, features))  # (1, H, 1, D)
         self.p = nn.Parameter(torch.randn(method.adapter_len, features))
         self.g = nn.Parameter(torch.zeros(query.shape[1]))
         self.tanh = method.gate_act == "tanh"
 
     def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
-        with alone(self.layer[0], self):
-            _, key, value = made(self.layer[0], self.p.to(query.dtype))  # (1, K, n, D)
+        with acting_alone(self.layer[0], self):
+            _, key, value = project_qkv(self.layer[0], self.p.to(query.dtype))  # (1, K, n, D)
         groups = query.shape[1] // key.shape[1]
         key, value = (
             t.repeat_interleave(groups, dim=1).expand(len(query), -1, -1, -1) for t in (key, value)

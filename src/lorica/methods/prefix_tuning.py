@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Rates
-from lorica.core.front import Front, in_front, reads_left_to_right, shown
+from lorica.core.front import Front, in_front, is_causal, probe_keys_values
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.methods.prompt_tuning import Virtual
@@ -61,9 +61,9 @@ class PrefixAdapter(Adapter):
         super().__init__()
         width = method.reparametrisation
         init = method.init or ("random" if width else "vocabulary")
-        self.shift = reads_left_to_right(site.module)
+        self.shift = is_causal(site.module)
         vectors = method.vectors(site.module, init if init == "text" else "vocabulary")
-        front = shown(site.module, vectors)
+        front = probe_keys_values(site.module, vectors)
         self.sizes = {i: [(t.shape[0], t.shape[2]) for t in pair] for i, pair in front.items()}
         table = torch.cat(
             [t.transpose(0, 1).flatten(1).float() for pair in front.values() for t in pair], dim=1

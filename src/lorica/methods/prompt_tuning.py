@@ -22,9 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Method, Rates
-from lorica.core.attention import alone
+from lorica.core.attention import acting_alone
 from lorica.core.bounds import Bounds
-from lorica.core.front import check_prepending, embedded, embedding_of, heard, in_front, kept
+from lorica.core.front import (
+    cached,
+    check_prepending,
+    embedded,
+    embedding_of,
+    in_front,
+    keys_values_of,
+)
 from lorica.core.site import Site
 from lorica.errors import ConfigError, TargetError
 
@@ -142,6 +149,8 @@ class PromptAdapter(Adapter):
         return self.e if self.mlp is None else self.mlp(self.e)
 
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-        with alone(decoder, self):
-            front = kept(options, id(self), lambda: heard(decoder, self.prompt(), options))
+        with acting_alone(decoder, self):
+            front = cached(
+                options, id(self), lambda: keys_values_of(decoder, self.prompt(), options)
+            )
         return in_front(decoder, options, front)

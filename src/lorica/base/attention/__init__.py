@@ -1,0 +1,1 @@
+"""How core reaches the attention function of a model: one file for each library of models."""
