@@ -10,8 +10,9 @@ Dropout acts on the input of A only. The reference code also drops the input of 
     I  in_features   O  out_features   R  r   n  the norms, (O,)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,31 @@ class DoraAdapter(LoraAdapter):
         self.m = nn.Parameter(start)
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
-        size = (self.m / self.norm(y.dtype, base)).to(y.dtype)
-        adapted = super().after(x, y, base)  # V x plus the bias, which must not be scaled
+        return self.rescaled(super().after(x, y, base), base)
+
+    @classmethod
+    def apply_many(
+        cls,
+        adapters: Sequence[Self],
+        sizes: Sequence[int],
+        x: Tensor,
+        y: Tensor,
+        base: BaseLayer,
+    ) -> Tensor | None:
+        if cls.after is not DoraAdapter.after:  # that of a subclass
+            return None
+        adapted = cls.add_low_rank(adapters, sizes, x, y)
+        if adapted is None:
+            return None
+        parts = zip(adapters, adapted.split(list(sizes), dim=1), strict=True)
+        return torch.cat([adapter.rescaled(part, base) for adapter, part in parts], dim=1)
+
+    def rescaled(self, adapted: Tensor, base: BaseLayer) -> Tensor:
+        """V x with the row norms m. adapted: V x plus the bias, which is not scaled."""
+        size = (self.m / self.norm(adapted.dtype, base)).to(adapted.dtype)
         if self.base_bias is None:
             return adapted * size
-        return torch.addcmul(self.base_bias.to(y.dtype) * (1 - size), adapted, size)
+        return torch.addcmul(self.base_bias.to(adapted.dtype) * (1 - size), adapted, size)
 
     def norm(self, dtype: torch.dtype, base: BaseLayer) -> Tensor:
         """Row norms of V = W + s B A, (O,), without W itself: from the base's outputs for R rows.

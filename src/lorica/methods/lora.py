@@ -161,8 +161,16 @@ class LoraAdapter(Adapter):
         y: Tensor,
         base: BaseLayer,
     ) -> Tensor | None:
-        is_lora = cls.after is LoraAdapter.after  # and not that of a subclass, such as DoRA
-        if not is_lora or any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
+        if cls.after is not LoraAdapter.after:  # that of a subclass
+            return None
+        return LoraAdapter.add_low_rank(adapters, sizes, x, y)
+
+    @staticmethod
+    def add_low_rank(
+        adapters: "Sequence[LoraAdapter]", sizes: Sequence[int], x: Tensor, y: Tensor
+    ) -> Tensor | None:
+        """y plus the update of each segment, in one pass; None: some need a pass of their own."""
+        if any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
             return None
         pairs = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in adapters]
         return low_rank_parts(x, y, pairs, sizes)
