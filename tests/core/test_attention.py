@@ -598,7 +598,7 @@ def test_layers_that_carry_a_state_are_refused():
 
 @pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning"])
 def test_a_model_without_its_head_has_no_decoder(name):
-    with pytest.raises(TargetError, match="this has none") as error:
+    with pytest.raises(TargetError, match="this one has none") as error:
         lorica.adapt(tiny("Llama").model, method(name))
     assert "AutoModelForCausalLM" in error.value.fix
 
