@@ -1,16 +1,16 @@
-"""What a command says of work that goes on: when, how much, and only where it is to report."""
+"""Progress reports: when they are printed, what they say, and that a library is silent."""
 
 import time
 
 import pytest
 
 from lorica import progress
-from lorica.progress import Progress, announce, first_word, reporting
+from lorica.progress import Progress, announce, announce_slow_start, reporting
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that moves when it is told to."""
+    """A clock that the test moves."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 
@@ -20,14 +20,14 @@ def clock(monkeypatch):
     return move
 
 
-def test_short_work_says_nothing(capsys, clock):
+def test_short_work_prints_nothing(capsys, clock):
     with reporting(), Progress("reading rows", 10) as bar:
         clock(1.9)
         bar.update(5)
     assert capsys.readouterr().err == ""
 
 
-def test_long_work_says_how_much_and_how_long(capsys, clock):
+def test_long_work_prints_amount_and_time_left(capsys, clock):
     with reporting(), Progress("reading a.jsonl", 8_000_000, "B") as bar:
         clock(4)
         bar.update(2_000_000, "1,200 rows")
@@ -43,12 +43,12 @@ def test_long_work_says_how_much_and_how_long(capsys, clock):
     ]
 
 
-def test_without_a_total_there_is_no_end_to_tell(capsys, clock):
+def test_without_a_total_no_time_left_is_printed(capsys, clock):
     with reporting(), Progress("evaluating") as bar:
         clock(3)
         bar.advance(1_500)
-    told = capsys.readouterr().err.splitlines()
-    assert told == ["evaluating: 1,500 rows", "evaluating: done in 3.0 s"]
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == ["evaluating: 1,500 rows", "evaluating: done in 3.0 s"]
 
 
 def test_work_that_fails_is_not_done(capsys, clock):
@@ -58,18 +58,18 @@ def test_work_that_fails_is_not_done(capsys, clock):
     assert "done" not in capsys.readouterr().err
 
 
-def test_a_terminal_gets_a_line_that_goes_away(capsys, clock, monkeypatch):
+def test_the_live_line_of_a_terminal_is_cleared(capsys, clock, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with reporting(), Progress("loading", 4, "files") as bar:
         clock(0.3)
         bar.advance()
         clock(0.1)
         bar.advance()
-    told = capsys.readouterr().err
-    assert told == "\r\x1b[Kloading: 1 of 4 files, 1 s left\r\x1b[K"
+    printed = capsys.readouterr().err
+    assert printed == "\r\x1b[Kloading: 1 of 4 files, 1 s left\r\x1b[K"
 
 
-def test_an_imported_library_is_quiet(capsys, clock):
+def test_an_imported_library_is_silent(capsys, clock):
     with Progress("loading", 4) as bar:
         clock(30)
         bar.advance()
@@ -82,19 +82,19 @@ def test_an_imported_library_is_quiet(capsys, clock):
     assert capsys.readouterr().err == "loading a base\n"
 
 
-def test_the_first_word_comes_soon_and_only_once_it_takes_time(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SOON", 0.01)
-    with reporting(), first_word("lorica train " + "x" * 300):
+def test_a_slow_command_is_announced_once(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SLOW_START", 0.01)
+    with reporting(), announce_slow_start("lorica train " + "x" * 300):
         until = time.monotonic() + 20
-        told = ""
-        while not told and time.monotonic() < until:
+        printed = ""
+        while not printed and time.monotonic() < until:
             time.sleep(0.01)
-            told = capsys.readouterr().err
-    assert told.startswith("lorica train xxx") and told.endswith("...: starting\n")
-    assert len(told) < 200
-    monkeypatch.setattr(progress, "SOON", 60.0)
-    with reporting(), first_word("lorica info"):
+            printed = capsys.readouterr().err
+    assert printed.startswith("lorica train xxx") and printed.endswith("...: starting\n")
+    assert len(printed) < 200
+    monkeypatch.setattr(progress, "SLOW_START", 60.0)
+    with reporting(), announce_slow_start("lorica info"):
         pass
-    with first_word("lorica info"):
+    with announce_slow_start("lorica info"):
         pass
     assert capsys.readouterr().err == ""

@@ -1,7 +1,7 @@
-"""What a command is doing, on stderr: a live line in a terminal, else a plain line now and then.
+"""Progress of a command on stderr: a live line in a terminal, else a plain line now and then.
 
-Whatever may take over two seconds says so here: reading rows, loading a base, evaluating,
-merging. A library that is imported is quiet; commands, and `train` with `show`, report.
+Everything that may take over two seconds reports here: reading rows, loading a base, evaluating,
+merging. As a library the package is silent; commands, and `train` with `show`, report.
 """
 
 import sys
@@ -12,17 +12,17 @@ from contextvars import ContextVar
 from threading import Timer
 from types import TracebackType
 
-AFTER = 2.0  # seconds before a plain line about work that goes on; shorter work needs none
-EVERY = 10.0  # seconds between plain lines
-LIVE = 0.2  # seconds between updates of a live line
-SOON = 1.0  # seconds until a command that goes on says what it is
-WIDTH = 160  # characters of it
+FIRST_LINE = 2.0  # seconds of work before its first plain line; shorter work has none
+PLAIN_INTERVAL = 10.0  # seconds between plain lines
+LIVE_INTERVAL = 0.2  # seconds between updates of a live line
+SLOW_START = 1.0  # seconds until a command that still runs is announced
+MAX_CHARACTERS = 160  # of the announcement
 _reports: ContextVar[bool] = ContextVar("reports", default=False)
 
 
 @contextmanager
 def reporting(on: bool = True) -> Iterator[None]:
-    """Inside the block progress is reported, or not."""
+    """Turn reports on or off inside the block."""
     token = _reports.set(on)
     try:
         yield
@@ -31,19 +31,20 @@ def reporting(on: bool = True) -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """One plain line: what begins now."""
+    """Print one plain line, if reports are on."""
     if _reports.get():
         print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def first_word(command: str) -> Iterator[None]:
-    """Repeat a command that has not ended soon: libraries and bases take seconds to load."""
+def announce_slow_start(command: str) -> Iterator[None]:
+    """Print the command if it still runs after a second: libraries and bases take time to load."""
     if not _reports.get():
         yield
         return
-    text = command if len(command) <= WIDTH else f"{command[: WIDTH - 3]}..."
-    timer = Timer(SOON, print, [f"{text}: starting"], {"file": sys.stderr, "flush": True})
+    text = command if len(command) <= MAX_CHARACTERS else f"{command[: MAX_CHARACTERS - 3]}..."
+    output = {"file": sys.stderr, "flush": True}
+    timer = Timer(SLOW_START, print, [f"{text}: starting"], output)
     timer.daemon = True
     timer.start()
     try:
@@ -53,33 +54,33 @@ def first_word(command: str) -> Iterator[None]:
 
 
 class Progress:
-    """Work that goes on, in a `with` block: how much is done, and how long the rest will take.
+    """Work in a `with` block: how much is done, and the estimated time left.
 
-    what: the work, as "reading rows.jsonl". total: of what `update` counts; None: not known.
-    unit: "B" writes bytes as MB; other units are written behind the count.
+    what: the work, as "reading rows.jsonl". total: of what `update` counts; None: unknown.
+    unit: "B" prints bytes as MB; other units are printed after the count.
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "rows"):
         self.what, self.total, self.unit = what, total, unit
         self._done, self._note = 0, ""
-        self._began = self._shown = time.monotonic()
+        self._began = self._last_line = time.monotonic()
         self._on = _reports.get()
         self._live = self._on and sys.stderr.isatty()
-        self._drawn = False
+        self._has_line = False
 
     def __enter__(self) -> "Progress":
         return self
 
     def update(self, done: int, note: str = "") -> None:
-        """done: of `total`. note: stands behind it, as "120,000 rows"."""
+        """done: of `total`. note: printed after it, as "120,000 rows"."""
         self._done, self._note = done, note
         if not self._on:
             return
         now = time.monotonic()
-        first = AFTER if self._shown == self._began else EVERY
-        if now - self._shown >= (LIVE if self._live else first):
-            self._shown = now
-            self._draw(now)
+        plain_interval = FIRST_LINE if self._last_line == self._began else PLAIN_INTERVAL
+        if now - self._last_line >= (LIVE_INTERVAL if self._live else plain_interval):
+            self._last_line = now
+            self._print_line(now)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.update(self._done + count, note)
@@ -90,32 +91,30 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        took = time.monotonic() - self._began
-        if self._live and self._drawn:
+        seconds = time.monotonic() - self._began
+        if self._live and self._has_line:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        if self._on and kind is None and took >= AFTER:
-            print(f"{self.what}: {self._count()}done in {took:.1f} s", file=sys.stderr, flush=True)
+        if self._on and kind is None and seconds >= FIRST_LINE:
+            note = f"{self._note}, " if self._note else ""
+            print(f"{self.what}: {note}done in {seconds:.1f} s", file=sys.stderr, flush=True)
 
-    def _draw(self, now: float) -> None:
-        text = f"{self.what}: {self._amount()}{self._left(now)}"
-        end, start = ("", "\r\x1b[K") if self._live else ("\n", "")
-        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
-        self._drawn = True
-
-    def _count(self) -> str:
-        return f"{self._note}, " if self._note else ""
+    def _print_line(self, now: float) -> None:
+        start, end = ("\r\x1b[K", "") if self._live else ("", "\n")
+        text = f"{start}{self.what}: {self._amount()}{self._time_left(now)}"
+        print(text, end=end, file=sys.stderr, flush=True)
+        self._has_line = True
 
     def _amount(self) -> str:
-        of = f" of {self._written(self.total)}" if self.total else ""
+        total = f" of {self._format(self.total)}" if self.total else ""
         unit = "" if self.unit == "B" else f" {self.unit}"
         note = f", {self._note}" if self._note else ""
-        return f"{self._written(self._done)}{of}{unit}{note}"
+        return f"{self._format(self._done)}{total}{unit}{note}"
 
-    def _written(self, count: int) -> str:
+    def _format(self, count: int) -> str:
         return f"{count / 1e6:,.1f} MB" if self.unit == "B" else f"{count:,}"
 
-    def _left(self, now: float) -> str:
+    def _time_left(self, now: float) -> str:
         if not self.total or not 0 < self._done < self.total:
             return ""
-        left = (now - self._began) / self._done * (self.total - self._done)
-        return f", {left:,.0f} s left"
+        seconds = (now - self._began) / self._done * (self.total - self._done)
+        return f", {seconds:,.0f} s left"

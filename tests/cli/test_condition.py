@@ -1,4 +1,4 @@
-"""A run on rows with conditions, and the commands that are told one."""
+"""A run on rows with conditions, and the commands that take one."""
 
 import io
 import json
@@ -26,12 +26,12 @@ def write(path, **columns):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory, stories):
+def job(tmp_path_factory, small_base):
     """A run of thirty steps, after which the conditions differ."""
     folder = tmp_path_factory.mktemp("job")
     write(folder / "rows.jsonl")
     (folder / "job.yaml").write_text(
-        f"base: {stories}\ndata: {{path: rows.jsonl, columns: {{condition: direction}}}}\n"
+        f"base: {small_base}\ndata: {{path: rows.jsonl, columns: {{condition: direction}}}}\n"
         "method: {name: hyperlora, condition: pair, r: 4, latent: 16, hidden: 8}\n"
         f"learning_rate: 2e-2\nmax_steps: 30\noutput: {folder / 'run'}\n"
     )
@@ -39,7 +39,7 @@ def job(tmp_path_factory, stories):
     return folder
 
 
-def test_the_adapter_knows_the_conditions_of_its_rows(job):
+def test_the_adapter_records_the_conditions_of_its_rows(job):
     manifest = json.loads((job / "run/adapter/manifest.json").read_text())
     assert manifest["method"]["conditions"] == sorted(KINDS)
     events = [json.loads(line) for line in (job / "run/events.jsonl").read_text().splitlines()]
@@ -48,7 +48,7 @@ def test_the_adapter_knows_the_conditions_of_its_rows(job):
     assert 0 < steps[0]["penalty"] < 0.01
 
 
-def test_generate_takes_one_for_all_or_one_each(job, capsys):
+def test_generate_takes_one_condition_for_all_or_one_each(job, capsys):
     words = ["generate", job / "run", "--prompt", "Tom 1", "--prompt", "Tom 2"]
     words += ["--max_new_tokens", 5]
     both = run_json(capsys, *words, "--condition", "en-fr", "--condition", "en-de")["texts"]
@@ -59,7 +59,7 @@ def test_generate_takes_one_for_all_or_one_each(job, capsys):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ([], "none is set"),
         (["--condition", "fr-en"], "'fr-en'"),
@@ -67,19 +67,19 @@ def test_generate_takes_one_for_all_or_one_each(job, capsys):
     ],
     ids=["none", "unseen", "too many"],
 )
-def test_generate_refuses(job, capsys, words, said):
+def test_generate_refuses(job, capsys, words, message):
     assert cli.run(["generate", str(job / "run"), "--prompt", "Tom", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_base_takes_none(stories, capsys):
-    words = ["generate", "--base", str(stories), "--prompt", "Tom", "--condition", "a"]
+def test_a_base_takes_no_condition(small_base, capsys):
+    words = ["generate", "--base", str(small_base), "--prompt", "Tom", "--condition", "a"]
     assert cli.run(words) == 2
     assert "takes no condition" in capsys.readouterr().err
 
 
-def test_eval_reads_the_column_as_training_did(job, capsys):
-    told = run_json(
+def test_eval_reads_the_condition_column_of_the_run(job, capsys):
+    report = run_json(
         capsys,
         "eval",
         job / "run",
@@ -90,8 +90,8 @@ def test_eval_reads_the_column_as_training_did(job, capsys):
         "--max-new-tokens",
         3,
     )
-    assert any("conditions of other rows" in line for line in told["lines"])
-    assert told["measures"]["loss"]["verdict"] == "better"
+    assert any("conditions of other rows" in notice for notice in report["lines"])
+    assert report["measures"]["loss"]["verdict"] == "better"
     plain = job / "plain.jsonl"
     plain.write_text(json.dumps({"prompt": "Tom", "completion": " ran"}))
     words = ["eval", str(job / "run/adapter"), "--data", str(plain)]
@@ -100,13 +100,13 @@ def test_eval_reads_the_column_as_training_did(job, capsys):
 
 
 def test_chat_under_a_condition(job, capsys, monkeypatch):
-    said = []
+    answers = []
     for kind in ("en-fr", "en-de"):
         monkeypatch.setattr("sys.stdin", io.StringIO("Tom 1\n"))
         words = ["--condition", kind, "--temperature", "0", "--max_new_tokens", "5"]
         assert cli.run(["chat", str(job / "run"), *words]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] != said[1]
+        answers.append(capsys.readouterr().out)
+    assert answers[0] != answers[1]
 
 
 @pytest.mark.parametrize("kind", ["en-fr", pytest.param("fr-de", marks=pytest.mark.slow)])
@@ -122,7 +122,7 @@ def test_merge_and_export_of_one_condition(job, capsys, tmp_path, kind):
 
 
 @pytest.mark.parametrize("command", ["merge", "export"])
-def test_without_a_condition_there_is_nothing_to_write(job, capsys, tmp_path, command):
+def test_merge_and_export_need_a_condition(job, capsys, tmp_path, command):
     status = cli.run([command, str(job / "run"), "--output", str(tmp_path / "out")])
     assert status == {"export": 1}.get(command, 2)
     assert "condition" in capsys.readouterr().err
@@ -136,10 +136,10 @@ def test_rows_without_conditions_are_refused_before_training(job, capsys, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_method_that_has_no_use_for_them_says_so(job, capsys, tmp_path):
+def test_a_method_without_conditions_has_a_notice(job, capsys, tmp_path):
     words = ["--output", tmp_path / "run", "--method.name", "lora", "--max_steps", "1"]
     write(tmp_path / "rows.jsonl")
     lines = (job / "job.yaml").read_text().splitlines()
     (tmp_path / "job.yaml").write_text("\n".join(x for x in lines if "hyperlora" not in x))
-    told = run_json(capsys, "train", tmp_path / "job.yaml", *words)
-    assert any("not used: en-de, en-fr, fr-de" in line for line in told["lines"])
+    result = run_json(capsys, "train", tmp_path / "job.yaml", *words)
+    assert any("not used: en-de, en-fr, fr-de" in line for line in result["lines"])

@@ -13,6 +13,7 @@ import pytest
 from lorica import cli
 from lorica.cli import failures, methods
 from lorica.errors import ConfigError, DataError, FileError, MergeError, MissingError, Stopped
+from tests.small_base import WORDS
 
 BUG = "this is a bug in lorica, run with --debug: "
 
@@ -55,46 +56,46 @@ def failing(monkeypatch, error: BaseException) -> None:
     monkeypatch.setattr(methods, "methods", fail)
 
 
-@pytest.mark.parametrize(("error", "status", "told"), CASES, ids=lambda case: str(case)[:30])
-def test_status_and_message(monkeypatch, capsys, error, status, told):
+@pytest.mark.parametrize(("error", "status", "message"), CASES, ids=lambda case: str(case)[:30])
+def test_status_and_message(monkeypatch, capsys, error, status, message):
     failing(monkeypatch, error)
     assert cli.run(["methods"]) == status
     out, err = capsys.readouterr()
-    assert told in err and out == ""
+    assert message in err and out == ""
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("error", "status", "told"), CASES, ids=lambda case: str(case)[:30])
-def test_json_says_the_same(monkeypatch, capsys, error, status, told):
+@pytest.mark.parametrize(("error", "status", "message"), CASES, ids=lambda case: str(case)[:30])
+def test_json_has_the_same_error(monkeypatch, capsys, error, status, message):
     failing(monkeypatch, error)
     assert cli.run(["methods", "--json"]) == status
     out, _ = capsys.readouterr()
-    if told:
-        said = json.loads(out)["error"]
-        assert said["exit_code"] == status and said["what"]
-        assert set(said) == {"type", "what", "facts", "fix", "exit_code"}
+    if message:
+        printed = json.loads(out)["error"]
+        assert printed["exit_code"] == status and printed["what"]
+        assert set(printed) == {"type", "what", "facts", "fix", "exit_code"}
 
 
-def test_debug_brings_the_traceback(monkeypatch, capsys):
+def test_debug_prints_the_traceback(monkeypatch, capsys):
     failing(monkeypatch, KeyError("x"))
     assert cli.run(["methods", "--debug"]) == 70
     assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["trian"], "closest  train"),
         (["train", "--resume"], "--resume"),
         (["train", "--resume", "runs/x", "--seed", "1"], "runs/x is no run folder"),
         (["train", "-x"], "-x is not an option"),
-        (["train", "a.yaml", "b.yaml"], "one recipe is taken, and 2 were given"),
+        (["train", "a.yaml", "b.yaml"], "one recipe is expected, and 2 were given"),
         (["train"], "data was not given"),
         (["check", "--data", "x", "--epochs", "-1"], "--epochs is -1; it must be"),
         (["eval"], "no run, adapter or base was given"),
         (["eval", "x"], "no rows to measure on"),
         (["eval", "x", "--data", "y", "--data.limt", "1"], "closest --data.limit"),
-        (["eval", "x", "--data", "y", "--exact_match", "false"], "false stands behind a switch"),
+        (["eval", "x", "--data", "y", "--exact_match", "false"], "false follows a switch"),
         (["generate", "x"], "no prompt was given"),
         (["generate", "--prompt", "x"], "no model was named"),
         (["generate", "x", "--prompt", "x", "--top-p", "x"], "top-p"),
@@ -106,13 +107,13 @@ def test_debug_brings_the_traceback(monkeypatch, capsys):
         (["info", "\udcff"], "is not UTF-8 text"),
     ],
 )
-def test_wrong_usage_is_2(capsys, words, told):
+def test_wrong_usage_has_status_2(capsys, words, message):
     assert cli.run(words) == 2
     err = capsys.readouterr().err
-    assert told in err and err.startswith("ConfigError: ")
+    assert message in err and err.startswith("ConfigError: ")
 
 
-def test_a_reader_that_leaves(tmp_path):
+def test_a_reader_that_closes_the_pipe(tmp_path):
     line = f"{sys.executable} -m lorica train --help | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
@@ -121,12 +122,13 @@ def test_a_reader_that_leaves(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, stories, shared, number):
-    text = shared / "data/text/tinyshakespeare/input.txt"
+def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tmp_path, small_base, number):
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS * 400)
     words = [
         "train",
         "--base",
-        stories,
+        small_base,
         "--data",
         text,
         "--data.max_length",

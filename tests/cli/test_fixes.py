@@ -1,4 +1,4 @@
-"""Every fix that an error prints is accepted as printed: its commands, flags and settings exist."""
+"""The fix of every error works as printed: its commands, flags and settings exist."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorica.cli import COMMANDS, app
-from lorica.cli.options import split
+from lorica.cli.options import parse_words
 from lorica.errors import ConfigError
 from lorica.recipe.validate import setting_names
 from lorica.training.config import TrainConfig, read
@@ -52,17 +52,17 @@ FIXES = list(fixes())
 def options(command: str) -> set[str]:
     """The flags that a command accepts, settings of training included where it takes them."""
     own = app[command]
-    found = {
+    names = {
         name.removeprefix("--").replace("-", "_")
         for argument in own.assemble_argument_collection()
         for name in argument.names
         if name.startswith("--")
     }
     takes_settings = command in ("train", "check", "eval")
-    return found | (set(SETTINGS) if takes_settings else set()) | {"debug", "help", "version"}
+    return names | (set(SETTINGS) if takes_settings else set()) | {"debug", "help", "version"}
 
 
-def test_there_are_fixes_to_look_at():
+def test_there_are_fixes():
     assert len(FIXES) > 100
     assert sum(bool(COMMAND.search(text)) for _, text in FIXES) > 5
 
@@ -72,14 +72,14 @@ def test_commands_and_flags_of_a_fix_exist():
     for place, text in FIXES:
         commands = COMMAND.findall(text)
         flags = [] if OTHER_PROGRAM.search(text) else FLAG.findall(text)
-        lost = [flag for flag in flags if flag not in known and not flag.startswith("method.")]
-        lost += set(commands) - set(COMMANDS)
-        wrong += [f"{place}: {name} in {text!r}" for name in lost]
+        unknown = [flag for flag in flags if flag not in known and not flag.startswith("method.")]
+        unknown += set(commands) - set(COMMANDS)
+        wrong += [f"{place}: {name} in {text!r}" for name in unknown]
     assert not wrong
 
 
-def test_settings_of_a_fix_are_taken_as_a_flag():
-    taken = []
+def test_settings_of_a_fix_are_accepted_as_flags():
+    accepted = []
     for place, text in FIXES:
         for key, value in SETTING.findall(text):
             if key not in SETTINGS:
@@ -88,8 +88,8 @@ def test_settings_of_a_fix_are_taken_as_a_flag():
             value = "{condition: name}" if value.startswith("{") else value
             flags = {"data": "rows.jsonl", key: value.replace("X", "8")}
             read(None, {"base": "bundled", **flags, **NEEDED.get(key, {})})
-            taken.append(key)
-    assert {"data.columns", "data.overlong", "data.max_length"} <= set(taken)
+            accepted.append(key)
+    assert {"data.columns", "data.overlong", "data.max_length"} <= set(accepted)
 
 
 NEEDED: dict[str, dict[str, str]] = {"split": {"peer": "localhost:1"}}
@@ -107,8 +107,10 @@ NEEDED: dict[str, dict[str, str]] = {"split": {"peer": "localhost:1"}}
     ],
 )
 def test_a_mapping_is_written_as_a_recipe_writes_it(line):
-    plain, flags = split([*shlex.split(line), "--data", "rows.jsonl", "--base", "bundled"])
-    assert not plain
+    positional, flags = parse_words(
+        [*shlex.split(line), "--data", "rows.jsonl", "--base", "bundled"]
+    )
+    assert not positional
     columns = read(None, flags).data.columns
     assert columns == {"prompt": "mr", "completion": "ref"}
 
@@ -116,14 +118,14 @@ def test_a_mapping_is_written_as_a_recipe_writes_it(line):
 @pytest.mark.parametrize(
     "line", ["--target_modules q_proj v_proj", "--report_to wandb tensorboard"]
 )
-def test_words_behind_a_flag_name_the_comma(line):
+def test_a_second_value_of_a_flag_names_the_comma(line):
     flag, first, second = line.split()
     with pytest.raises(ConfigError, match=f"{flag} {first},{second}"):
-        split(line.split())
+        parse_words(line.split())
 
 
-def test_a_recipe_may_stand_behind_a_flag():
-    assert split(["--seed", "1", "missing.yaml"]) == (["missing.yaml"], {"seed": "1"})
+def test_a_recipe_may_follow_a_flag():
+    assert parse_words(["--seed", "1", "missing.yaml"]) == (["missing.yaml"], {"seed": "1"})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""SIGTERM and read-only folders: one sentence, the documented status, nothing half done."""
+"""SIGTERM and read-only folders: one sentence, the documented status, no incomplete files."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ WHERE = """
 import os, signal, sys, time
 from lorica import cli
 import {module} as module
-def ended(*args, **kwargs):
+def terminate(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(9)
-module.{name} = ended
+module.{name} = terminate
 sys.argv = ["lorica", *sys.argv[1:]]
 cli.main()
 """
@@ -73,22 +74,22 @@ def test_sigterm_outside_of_the_loop(place, moment):
 
 
 def test_an_evaluation_of_a_run_that_cannot_be_written(place, monkeypatch, capsys):
-    from lorica.evaluation import report
+    from lorica.evaluation import evaluate
 
-    def refused(*args):
+    def refuse(*args):
         raise ResourceError("cannot write run/results.json: Read-only file system.")
 
-    monkeypatch.setattr(report, "record", refused)
+    monkeypatch.setattr(evaluate, "record", refuse)
     monkeypatch.chdir(place)
     before = (place / "run/results.json").read_bytes()
     assert cli.run(["eval", "run", "--data", "rows.jsonl", "--no-exact-match"]) == 0
     printed = capsys.readouterr().out
     assert "loss" in printed
-    assert "these figures are not kept in the run: cannot write" in printed
+    assert "these results are not added to the run: cannot write" in printed
     assert (place / "run/results.json").read_bytes() == before
 
 
-def test_a_refused_merge_is_no_mistake_of_usage():
+def test_a_refused_merge_is_not_a_usage_error():
     assert MergeError("x").exit_code == 1
 
 
@@ -116,6 +117,6 @@ def test_settings_out_of_bounds_are_usage_errors(place, monkeypatch, capsys, wor
         "train": ["--base", "base", "--data", "rows.jsonl", "--max_steps", "1", "--output", "out"],
     }
     assert cli.run([command, *rest, *given[command]]) == 2
-    told = capsys.readouterr().err
-    assert "\nConfigError" in f"\n{told}" or "\nTargetError" in f"\n{told}"
+    printed = capsys.readouterr().err
+    assert re.search("^(ConfigError|TargetError)", printed, re.MULTILINE)
     assert not (place / "out").exists()

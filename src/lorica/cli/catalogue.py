@@ -1,4 +1,4 @@
-"""The settings and methods as their source files describe them, read without importing torch."""
+"""The methods and their settings, read from their source files without importing torch."""
 
 import ast
 import importlib.util
@@ -19,7 +19,7 @@ FAMILY = "lorica.methods"
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its name, type and default as the source writes them, and its note."""
+    """One setting of a method: name, type and default as the source writes them, and its note."""
 
     name: str
     kind: str
@@ -29,7 +29,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. `about` is the docstring of its file; `facts` what its class declares.
+    """One method. about: the docstring of its file. facts: what its class declares.
 
     facts: paper, count, to_lora, on_packed, mixes, starts_as_base, rates, rate_source, as in
     core.adapter.Method.
@@ -55,20 +55,17 @@ def methods() -> dict[str, Entry]:
         spec = importlib.util.find_spec(point.module)
         if spec and spec.origin:
             files[point.name] = Path(spec.origin)
-    files |= {"": Path(lorica.__file__).parent / "core/adapter.py"}  # what all have in common
+    files |= {"": Path(lorica.__file__).parent / "core/adapter.py"}  # the base class of all
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
-    classes = {
-        c.name: c for tree in trees.values() for c in ast.walk(tree) if isinstance(c, ast.ClassDef)
-    }
-    found = {}
+    classes = {node.name: node for tree in trees.values() for node in _classes(tree)}
+    entries = {}
     for name, tree in sorted(trees.items()):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and _registered(node) == name:
+        for node in _classes(tree):
+            if _registered_name(node) == name:
                 options = {o.name: o for o in _options(node, classes)}
                 about = ast.get_docstring(tree) or ""
-                facts = _facts(node, classes)
-                found[name] = Entry(name, about, tuple(options.values()), facts)
-    return found
+                entries[name] = Entry(name, about, tuple(options.values()), _facts(node, classes))
+    return entries
 
 
 def method(name: str) -> Entry:
@@ -82,52 +79,64 @@ def method(name: str) -> Entry:
     return methods()[name]
 
 
-def _registered(node: ast.ClassDef) -> str | None:
+def _classes(tree: ast.Module) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def _registered_name(node: ast.ClassDef) -> str | None:
     """The name in `class Lora(Method, name="lora")`."""
-    words = (
-        k.value.value
-        for k in node.keywords
-        if k.arg == "name" and isinstance(k.value, ast.Constant)
-    )
-    return next((str(word) for word in words), None)
+    for keyword in node.keywords:
+        match keyword:
+            case ast.keyword("name", ast.Constant(str(name))):
+                return name
+    return None
+
+
+def _parents(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    for base in node.bases:
+        match base:
+            case ast.Name(name) if name in classes and name != node.name:
+                yield classes[name]
 
 
 def _facts(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Any]:
-    """The literals of a class's ClassVars, those that it inherits included."""
-    found: dict[str, Any] = {}
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes and base.id != node.name:
-            found |= _facts(classes[base.id], classes)
-    for here in node.body:
-        if not isinstance(here, ast.AnnAssign) or not isinstance(here.target, ast.Name):
-            continue
-        if _kind(here.annotation).startswith("ClassVar") and here.value is not None:
-            with suppress(ValueError):  # no literal
-                found[here.target.id] = ast.literal_eval(here.value)
-    return found
+    """The literals of a class's ClassVars, inherited ones included."""
+    facts: dict[str, Any] = {}
+    for parent in _parents(node, classes):
+        facts |= _facts(parent, classes)
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value) if _is_class_var(
+                annotation
+            ):
+                with suppress(ValueError):  # not a literal
+                    facts[name] = ast.literal_eval(value)
+    return facts
 
 
 def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[Option]:
-    for base in node.bases:  # a method may extend another's settings
-        if isinstance(base, ast.Name) and base.id in classes and base.id != node.name:
-            yield from _options(classes[base.id], classes)
-    for here, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if not isinstance(here, ast.AnnAssign) or not isinstance(here.target, ast.Name):
-            continue
-        kind = _kind(here.annotation)
-        if kind.startswith("ClassVar"):
-            continue
-        note = (
-            after.value.value
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            else ""
-        )
-        default = _default(here.value)
-        yield Option(here.target.id, kind, default, cleandoc(str(note)).replace("\n", " "))
+    """The fields of a class, inherited ones first; the string below a field is its note."""
+    for parent in _parents(node, classes):
+        yield from _options(parent, classes)
+    for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
+        match statement:
+            case ast.AnnAssign(ast.Name(name), annotation, value) if not _is_class_var(annotation):
+                yield Option(name, _kind(annotation), _default(value), _note(below))
+
+
+def _note(statement: ast.stmt | None) -> str:
+    match statement:
+        case ast.Expr(ast.Constant(str(text))):
+            return cleandoc(text).replace("\n", " ")
+    return ""
+
+
+def _is_class_var(annotation: ast.expr) -> bool:
+    return _kind(annotation).startswith("ClassVar")
 
 
 def _kind(annotation: ast.expr) -> str:
-    """A type as a reader wants it: int, float | None, kaiming|gaussian."""
+    """A type in words: int, float | None, kaiming|gaussian."""
     match annotation:
         case ast.Subscript(ast.Name("Annotated"), ast.Tuple([kind, *_])):  # bounds are in the note
             return _kind(kind)

@@ -1,12 +1,11 @@
 """lorica chat: a conversation in the terminal."""
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from lorica.cli.options import Grade, Quantisation, Seed, open_model
+from lorica.cli.options import AS_IN_TRAINING, MaxNewTokens, ModelOptions, Seed, Temperature, TopP
 from lorica.errors import DataError
 
 if TYPE_CHECKING:
@@ -14,53 +13,34 @@ if TYPE_CHECKING:
 
 app = App(name="chat")
 
-HELP = "/reset begins anew, /quit ends"
+HELP = "/reset starts a new conversation, /quit ends"
 
 
 @app.default
 def chat(
-    path: Path | None = None,
+    path: str | None = None,
     /,
     *,
-    base: str | None = None,
     system: str | None = None,
-    max_new_tokens: int = 256,
-    temperature: float = 0.7,
-    top_p: float = 0.95,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
     seed: Seed = 0,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    allow_base: Grade | None = None,
-    quantisation: Quantisation | None = None,
     condition: str | None = None,
+    model: ModelOptions = AS_IN_TRAINING,
 ) -> None:
     """Talk with an adapter, or with a base, in the terminal.
 
     Parameters
     ----------
     path
-        A run, an adapter or a base; without it, --base alone speaks.
-    base
-        Another place of the base, or the base to use alone: folder, hub id, or bundled.
+        A run, an adapter or a base. Without it, the base of --base.
     system
-        A system message before the conversation.
-    max_new_tokens
-        Most tokens of an answer.
-    temperature
-        0 takes the most probable token; 1 samples as the model predicts.
-    top_p
-        Sample from the most probable tokens that make up this share.
-    seed
-        Of the sampling; each answer draws from the next one.
-    dtype
-        Data type of the weights and of the computation; by default as in training.
-    allow_base
-        Accept a base that is not the one of training.
-    quantisation
-        Pack the base's linear layers, or not; by default as in training.
+        System message at the start of the conversation.
     condition
-        What an adapter that is made from a condition is asked for (en-fr).
+        Condition of an adapter that is made from one (en-fr).
     """
-    model = open_model(path, base, dtype, allow_base, quantisation)
+    loaded = model.open(path)
 
     from lorica.generation.chat import Chat
     from lorica.generation.sampling import Sampling
@@ -68,36 +48,37 @@ def chat(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    talk = Chat(model, system=system, sampling=sampling, condition=condition)
-    _aside([*model.notices, *talk.notices, HELP])
-    while (said := _ask()) not in (None, "/quit", "/exit"):
-        if said == "/reset":
-            talk = Chat(model, system=system, sampling=sampling, condition=condition)
-        elif said:
-            _answer(talk, str(said))
+    conversation = Chat(loaded, system=system, sampling=sampling, condition=condition)
+    _print_aside([*loaded.notices, *conversation.notices, HELP])
+    while (text := _read_message()) not in (None, "/quit", "/exit"):
+        if text == "/reset":
+            conversation = Chat(loaded, system=system, sampling=sampling, condition=condition)
+        elif text:
+            _answer(conversation, str(text))
 
 
-def _ask() -> str | None:
-    """The next line; None at the end of the input."""
+def _read_message() -> str | None:
+    """The next line of the input; None at its end."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
 
 
-def _answer(talk: "Chat", said: str) -> None:
-    """Write the answer as it comes. A message that cannot be answered does not end the talk."""
-    told = len(talk.notices)
+def _answer(conversation: "Chat", text: str) -> None:
+    """Stream the answer. A message that cannot be answered does not end the conversation."""
+    printed = len(conversation.notices)
     try:
-        talk.answer(said, on_text=lambda text: print(text, end="", flush=True))
+        conversation.answer(text, on_text=lambda piece: print(piece, end="", flush=True))
     except DataError as error:
-        _aside([f"{type(error).__name__}: {error}"])
+        _print_aside([f"{type(error).__name__}: {error}"])
     except KeyboardInterrupt:
-        _aside(["(stopped; the message is not kept)"])
+        _print_aside(["(stopped; the message is not kept)"])
     print()
-    _aside(talk.notices[told:])
+    _print_aside(conversation.notices[printed:])
 
 
-def _aside(lines: list[str]) -> None:
+def _print_aside(lines: list[str]) -> None:
+    """Print to stderr, so that stdout has the answers alone."""
     for line in lines:
         print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""lorica check: what a training would be given, before anything is trained."""
+"""lorica check: the data of a training, before anything is trained."""
 
 from functools import partial
 from pathlib import Path
@@ -6,52 +6,54 @@ from pathlib import Path
 from cyclopts import App
 
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Bank, Words, one, print_json, split
+from lorica.cli.options import Json, Words, parse_words, print_json, single_word
+from lorica.recipe.validate import setting_names
 from lorica.training.config import TrainConfig, read
+
+SETTINGS = [
+    name
+    for name in setting_names(TrainConfig)
+    if name in ("base", "seed") or name.partition(".")[0] == "data"
+]
+"""Those with an effect on the data; the others are only validated."""
 
 app = App(
     name="check",
     usage="Usage: lorica check [RECIPE] [--SETTING VALUE]... [OPTIONS]",
-    help_formatter=SettingsHelp(TrainConfig, method=True),
+    help_formatter=SettingsHelp(TrainConfig, only=SETTINGS),
 )
 
 BAD_DATA = 3  # the exit status of a DataError
 
 
 @app.default
-def check(*words: Words, json: Bank = False) -> None:
+def check(*words: Words, json: Json = False) -> None:
     """Show what would be trained on: lengths, truncation, duplicates, the loss mask.
 
-    The settings are those of lorica train. What would stop a training is listed as a problem,
-    and makes the exit status 3.
-
-    Parameters
-    ----------
-    json
-        Print one JSON object.
+    The settings are those of lorica train. The ones that are not listed here are validated and
+    have no other effect. What would stop a training is a problem: the exit status is then 3.
     """
-    plain, flags = split(words)
-    recipe = one(plain, "recipe")
+    positional, flags = parse_words(words)
+    recipe = single_word(positional, "recipe")
     config = read(Path(recipe) if recipe else None, flags)
 
     from rich.console import Console
 
     from lorica.base.added_tokens import with_tokens
     from lorica.base.context_length import check_tokens
-    from lorica.base.load import context_length, load_tokenizer
-    from lorica.base.load import vocabulary as embedded
+    from lorica.base.load import context_length, load_tokenizer, vocabulary
     from lorica.data.check import check, show
     from lorica.training.prepare import check_base_named
 
     check_base_named(config)
     tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
-    rows = None if config.data.add_tokens else embedded(config.base)
+    embedding_rows = None if config.data.add_tokens else vocabulary(config.base)
     report = check(
         config.data,
         tokenizer,
         seed=config.seed,
         max_length=context_length(config.base),
-        usable=partial(check_tokens, tokenizer=tokenizer, rows=rows),
+        usable=partial(check_tokens, tokenizer=tokenizer, rows=embedding_rows),
     )
     if json:
         print_json(report.as_dict())

@@ -1,11 +1,11 @@
-"""lorica export: an adapter in another form, with the measured difference."""
+"""lorica export: an adapter in another format, with the measured difference."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from lorica.cli.options import Bank, Grade, print_json
+from lorica.cli.options import AllowBase, BaseLocation, Json, OutputFolder, Texts, print_json
 
 app = App(name="export")
 
@@ -15,37 +15,29 @@ def export(
     path: Path,
     /,
     *,
-    output: Path,
+    output: OutputFolder,
     to: Literal["lora"] = "lora",
     condition: str | None = None,
     rank: int | None = None,
-    base: str | None = None,
-    probe: Annotated[list[str] | None, Parameter(negative=())] = None,
-    allow_base: Grade | None = None,
-    json: Bank = False,
+    base: BaseLocation = None,
+    probe: Texts = None,
+    allow_base: AllowBase = None,
+    json: Json = False,
 ) -> None:
-    """Write an adapter as a plain LoRA, which PEFT and the serving engines read.
+    """Write an adapter as a plain LoRA that PEFT and the serving engines read.
 
     Parameters
     ----------
     path
         A run or an adapter.
-    output
-        The folder that is written; it must not hold anything yet.
     to
-        The form: lora, a LoRA in PEFT's layout, with the scale 1.
+        Format: lora, a LoRA in PEFT's layout, with the scale 1.
     condition
-        Which one is exported, of an adapter that is made from a condition (en-fr).
+        Condition to export, of an adapter that is made from one (en-fr).
     rank
-        Cut every layer's update to this rank; without it, the LoRA is exact or refused.
-    base
-        Another place of the base: folder, hub id, or bundled.
+        Truncate the update of every layer to this rank. Without it, the LoRA is exact or refused.
     probe
-        A text to measure on beside the built-in ones; may be given several times.
-    allow_base
-        Accept a base that is not the one of training.
-    json
-        Print one JSON object.
+        Text to measure the difference on, besides the built-in ones; may be given several times.
     """
     from lorica.formats.export import export_lora
 

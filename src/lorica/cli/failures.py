@@ -3,8 +3,8 @@
     0 done    1 a run or a merge failed    2 usage    3 data    4 resource    5 missing package
     6 damaged file    70 a bug in lorica    130 Ctrl-C    141 closed pipe    143 SIGTERM
 
-What lorica raises itself is already clear. Of what others raise, the known cases (disk,
-memory, a package that is not there) are told in our words, and the rest is a bug.
+Lorica's own errors are printed as they are. Known errors of others (disk, memory, a missing
+package) become errors of lorica. Every other error is a bug.
 """
 
 import errno
@@ -27,28 +27,37 @@ from lorica.errors import (
 )
 
 OPTIONAL = {"datasets": "data", "pyarrow": "data", "tensorboard": "tensorboard", "wandb": "wandb"}
-"""Package -> the extra of lorica that brings it."""
+"""Package -> the extra of lorica that installs it."""
 
 
-def tell(error: BaseException, *, as_json: bool, debug: bool) -> int:
+def print_error(error: BaseException, *, as_json: bool, debug: bool) -> int:
     """Print an error to stderr (with --json to stdout as well). Returns the exit status."""
-    if isinstance(error, BrokenPipeError):  # the reader of our output has left: `| head`
-        return 141
+    match error:
+        case BrokenPipeError():  # the reader of our output has closed it: `| head`
+            return 141
+        case KeyboardInterrupt():
+            code = 130
+        case _:
+            code = None
     if debug:
         traceback.print_exception(error)
-    ours = known(error)
-    code = 130 if isinstance(error, KeyboardInterrupt) else ours.exit_code if ours else 70
-    kind = type(ours or error).__name__
-    what, fix, facts = (ours.what, ours.fix, ours.facts) if ours else (_bug(error), None, {})
-    print(f"{kind}: {ours}" if ours else what, file=sys.stderr)
+    ours = as_lorica_error(error)
+    if ours is None:
+        bug = _describe_bug(error)
+        print(bug, file=sys.stderr)
+        plain = {"type": type(error).__name__, "what": bug, "facts": {}, "fix": None}
+    else:
+        print(f"{type(ours).__name__}: {ours}", file=sys.stderr)
+        name = type(ours).__name__
+        plain = {"type": name, "what": ours.what, "facts": ours.facts, "fix": ours.fix}
+    code = code or (ours.exit_code if ours else 70)
     if as_json:
-        told = {"type": kind, "what": what, "facts": facts, "fix": fix, "exit_code": code}
-        print(json.dumps({"error": told}, default=str, ensure_ascii=False))
+        print(json.dumps({"error": plain | {"exit_code": code}}, default=str, ensure_ascii=False))
     return code
 
 
 def check_text(words: Iterable[str]) -> None:
-    """Raises: ConfigError if a word is not UTF-8: it could be written into no recipe or log."""
+    """Raises: ConfigError if a word is not UTF-8: it cannot be written to a recipe or a log."""
     for word in words:
         try:
             word.encode()
@@ -56,38 +65,42 @@ def check_text(words: Iterable[str]) -> None:
             raise ConfigError(f"{word!r} is not UTF-8 text.", fix="rename the file") from None
 
 
-def usage(error: CycloptsError, words: Sequence[str], commands: Iterable[str]) -> ConfigError:
-    """What cyclopts says of the words, as one of our errors."""
-    if isinstance(error, UnknownCommandError):  # its own text would import every command
-        name = next(iter(error.unused_tokens or words))
-        return ConfigError(
-            f"{name} is not a command.", closest=closest(name, commands), known=", ".join(commands)
-        )
+def usage_error(error: CycloptsError, words: Sequence[str], commands: Iterable[str]) -> ConfigError:
+    """An error of cyclopts as one of ours."""
+    match error:
+        case UnknownCommandError():  # its own text would import every command
+            name = next(iter(error.unused_tokens or words))
+            return ConfigError(
+                f"{name} is not a command.",
+                closest=closest(name, commands),
+                known=", ".join(commands),
+            )
     command = " ".join(["lorica", *(w for w in words[:1] if not w.startswith("-"))])
     return ConfigError(str(error).strip(), fix=f"{command} --help")
 
 
-def known(error: BaseException) -> LoricaError | None:
-    """The error in our words; None if nothing is known of it."""
-    if isinstance(error, LoricaError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return LoricaError("stopped by Ctrl-C.")
-    if memory_full(error):
-        return ResourceError(
-            "the memory is full.",
-            why=(str(error).splitlines() or ["-"])[0],
-            fix="lower micro_batch_size (and raise gradient_accumulation_steps) or "
-            "data.max_length, or set gradient_checkpointing: true",
-        )
-    if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
-        extra = OPTIONAL[error.name]
-        return MissingError(
-            f"the package {error.name} is not installed.", fix=f"pip install 'lorica[{extra}]'"
-        )
-    if isinstance(error, OSError) and error.errno in _DISK:
-        where = f" {error.filename}" if error.filename else ""
-        return ResourceError(f"the disk refused{where}: {error.strerror}.", fix=_DISK[error.errno])
+def as_lorica_error(error: BaseException) -> LoricaError | None:
+    """The error as one of ours; None if it is not a known one."""
+    match error:
+        case LoricaError():
+            return error
+        case KeyboardInterrupt():
+            return LoricaError("stopped by Ctrl-C.")
+        case _ if memory_full(error):
+            return ResourceError(
+                "the memory is full.",
+                why=(str(error).splitlines() or ["-"])[0],
+                fix="lower micro_batch_size (and raise gradient_accumulation_steps) or "
+                "data.max_length, or set gradient_checkpointing: true",
+            )
+        case ModuleNotFoundError(name=str(package)) if package in OPTIONAL:
+            return MissingError(
+                f"the package {package} is not installed.",
+                fix=f"pip install 'lorica[{OPTIONAL[package]}]'",
+            )
+        case OSError(errno=int(number)) if number in _DISK:
+            where = f" {error.filename}" if error.filename else ""
+            return ResourceError(f"the disk refused{where}: {error.strerror}.", fix=_DISK[number])
     return None
 
 
@@ -103,7 +116,7 @@ _DISK = {
 }
 
 
-def _bug(error: BaseException) -> str:
+def _describe_bug(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     first = (str(error).splitlines() or [""])[0]
@@ -111,7 +124,7 @@ def _bug(error: BaseException) -> str:
 
 
 def flush() -> None:
-    """Write out what was printed; a reader that has left must not raise at exit."""
+    """Flush stdout. A reader that has closed it must not raise at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,77 +1,68 @@
-"""lorica generate: what a model writes after given prompts, and how fast."""
+"""lorica generate: the text that a model writes after prompts."""
 
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from lorica.cli.options import Bank, Grade, Quantisation, Seed, open_model, print_json
-from lorica.errors import ConfigError
+from lorica.cli.options import (
+    AS_IN_TRAINING,
+    Json,
+    MaxNewTokens,
+    ModelOptions,
+    Seed,
+    Switch,
+    Temperature,
+    Texts,
+    TopP,
+    print_json,
+)
+from lorica.errors import ConfigError, counted
+
+if TYPE_CHECKING:
+    from lorica.generation.generate import Generation
 
 app = App(name="generate")
 
 
 @app.default
 def generate(
-    path: Path | None = None,
+    path: str | None = None,
     /,
     *,
-    prompt: Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)] = None,
-    base: str | None = None,
-    chat: Bank = False,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    prompt: Texts = None,
+    chat: Switch = False,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     seed: Seed = 0,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    allow_base: Grade | None = None,
-    quantisation: Quantisation | None = None,
-    condition: Annotated[list[str] | None, Parameter(negative=())] = None,
-    json: Bank = False,
+    condition: Texts = None,
+    model: ModelOptions = AS_IN_TRAINING,
+    json: Json = False,
 ) -> None:
     r"""Complete prompts with an adapter, or with a base.
 
     Parameters
     ----------
     path
-        A run, an adapter or a base; without it, --base alone writes.
+        A run, an adapter or a base. Without it, the base of --base.
     prompt
-        The text to go on from; may be given several times. `-` reads it from standard input.
-    base
-        Another place of the base, or the base to use alone: folder, hub id, or bundled.
+        Text to continue; may be given several times. `-` reads it from standard input.
     chat
-        Ask as the adapter was trained: its chat template or Alpaca's text around each prompt;
-        without a record of that, the base's chat template.
-    max_new_tokens
-        Most tokens that are written.
-    temperature
-        0 takes the most probable token; 1 samples as the model predicts.
-    top_p
-        Sample from the most probable tokens that make up this share.
-    seed
-        Of the sampling.
-    dtype
-        Data type of the weights and of the computation; by default as in training.
-    allow_base
-        Accept a base that is not the one of training.
-    quantisation
-        Pack the base's linear layers, or not; by default as in training.
+        Write each prompt in the format of the adapter's training: its chat template, or Alpaca's
+        text. Without a record of that, use the base's chat template.
     condition
-        What an adapter that is made from a condition is asked for (en-fr); once for all prompts,
-        or once for each.
-    json
-        Print one JSON object.
+        Condition of an adapter that is made from one (en-fr): one for all prompts, or one for each.
     """
     if not prompt:
         raise ConfigError("no prompt was given.", fix='pass --prompt "..."')
     prompts = [sys.stdin.read() if text == "-" else text for text in prompt]
-    model = open_model(path, base, dtype, allow_base, quantisation)
+    loaded = model.open(path)
 
     from lorica.generation.generate import generate
 
-    done = generate(
-        model,
+    generation = generate(
+        loaded,
         prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -80,26 +71,30 @@ def generate(
         chat=chat,
         conditions=condition,
     )
-    lines = [*model.notices, *done.notices]
-    figures = {
-        "seconds": round(done.seconds, 3),
-        "tokens": sum(map(len, done.tokens)),
-        "tokens_per_second": round(done.tokens_per_second, 1),
-        "peak_memory_bytes": done.peak_memory_bytes,
-    }
+    notices = [*loaded.notices, *generation.notices]
     if json:
-        pairs = zip(prompts, done.texts, strict=True)
+        pairs = zip(prompts, generation.texts, strict=True)
         texts = [{"prompt": prompt, "text": text} for prompt, text in pairs]
-        print_json({"texts": texts, **figures, "lines": lines})
+        print_json({"texts": texts, **_figures(generation), "lines": notices})
         return
-    for text in done.texts:
+    for text in generation.texts:
         print(text)
-    memory = done.peak_memory_bytes
-    print(
-        f"{figures['seconds']:.2f} s  {figures['tokens']} tokens  "
-        f"{done.tokens_per_second:,.0f} tokens/s"
-        + (f"  {memory / 2**20:,.0f} MiB" if memory else ""),
-        *lines,
-        sep="\n",
-        file=sys.stderr,
+    print(_summary(generation), *notices, sep="\n", file=sys.stderr)
+
+
+def _figures(generation: "Generation") -> dict[str, Any]:
+    return {
+        "seconds": round(generation.seconds, 3),
+        "tokens": sum(map(len, generation.tokens)),
+        "tokens_per_second": round(generation.tokens_per_second, 1),
+        "peak_memory_bytes": generation.peak_memory_bytes,
+    }
+
+
+def _summary(generation: "Generation") -> str:
+    memory = generation.peak_memory_bytes
+    return (
+        f"{generation.seconds:.2f} s  {counted(sum(map(len, generation.tokens)), 'token')}  "
+        f"{generation.tokens_per_second:,.0f} tokens/s"
+        + (f"  {memory / 2**20:,.0f} MiB" if memory else "")
     )

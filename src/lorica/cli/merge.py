@@ -1,11 +1,19 @@
 """lorica merge: base and adapter as one plain transformers model, with the measured error."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from lorica.cli.options import Bank, Grade, Quantisation, print_json
+from lorica.cli.options import (
+    AllowBase,
+    BaseLocation,
+    Json,
+    OutputFolder,
+    Quantisation,
+    Texts,
+    print_json,
+)
 
 app = App(name="merge")
 
@@ -15,16 +23,16 @@ def merge(
     path: Path,
     /,
     *,
-    output: Path,
-    base: str | None = None,
+    output: OutputFolder,
+    base: BaseLocation = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     limit: float = 0.05,
-    probe: Annotated[list[str] | None, Parameter(negative=())] = None,
-    allow_base: Grade | None = None,
-    quantisation: Quantisation | None = None,
+    probe: Texts = None,
+    allow_base: AllowBase = None,
+    quantisation: Quantisation = None,
     target: Literal["dequant", "original", "requant"] | None = None,
     condition: str | None = None,
-    json: Bank = False,
+    json: Json = False,
 ) -> None:
     """Write base and adapter as one plain transformers model.
 
@@ -32,28 +40,19 @@ def merge(
     ----------
     path
         A run or an adapter.
-    output
-        The folder that is written; it must not hold anything yet.
-    base
-        Another place of the base: folder, hub id, or bundled.
     dtype
-        Data type of the written weights; by default that of the base's files. The merge is
+        Data type of the written weights. By default that of the base's files. The merge is
         computed in float32.
     limit
-        Largest share of the adapter's effect that merging may lose; above it nothing is written.
+        Largest share of the adapter's effect that may be lost. Above it nothing is written.
     probe
-        A text to measure on beside the built-in ones; may be given several times.
-    allow_base
-        Accept a base that is not the one of training.
-    quantisation
-        Pack the base's linear layers, or not; by default as in training.
+        Text to measure the effect on, besides the built-in ones; may be given several times.
     target
-        What a quantised base is merged into: the floats that its codes stand for (dequant, the
-        default), the floats that it was made from (original), or codes again (requant).
+        What a quantised base is merged into: its dequantised weights (dequant, the default), the
+        weights that it was quantised from (original), or weights that are quantised again
+        (requant).
     condition
-        Which condition is merged, of an adapter that is made from one (en-fr).
-    json
-        Print one JSON object.
+        Condition to merge, of an adapter that is made from one (en-fr).
     """
     from lorica.formats.merge import merge_to
 

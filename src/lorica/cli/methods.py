@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from lorica.cli.catalogue import Entry, method, methods
-from lorica.cli.options import Bank, print_json
+from lorica.cli.options import Switch, print_json
 
 app = App(name="methods")
 
@@ -38,7 +38,7 @@ lorica methods NAME says what one is, and what its settings mean."""
 
 
 @app.default
-def show(name: str | None = None, /, *, json: Bank = False, markdown: Bank = False) -> None:
+def show(name: str | None = None, /, *, json: Switch = False, markdown: Switch = False) -> None:
     """List the methods, or the settings of one.
 
     Parameters

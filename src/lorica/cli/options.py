@@ -1,123 +1,152 @@
-"""What several commands share: options, settings given as --flags, and printing."""
+"""Options that several commands have, each with its type and its help; settings given as flags."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from lorica import plain_files
 from lorica.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorica.base.load import LoadedModel
 
-Bank = Annotated[bool, Parameter(negative=(), show_default=False)]
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 """An option without a value."""
 
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
-"""What random draws follow from."""
+Json = Annotated[Switch, Parameter(help="Print one JSON object.")]
 
 Words = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
-"""The words that cyclopts leaves alone: settings as flags, in any depth."""
+"""Words that cyclopts does not interpret: settings as flags, at any depth; see `parse_words`."""
+
+OutputFolder = Annotated[Path, Parameter(help="Folder to write; it must be new or empty.")]
+
+Texts = Annotated[list[str] | None, Parameter(negative=(), allow_leading_hyphen=True)]
+"""An option that may be given several times."""
+
+BaseLocation = Annotated[
+    str | None,
+    Parameter(help="Location of the base, if not as in training: folder, hub id, or bundled."),
+]
+AllowBase = Annotated[
+    Literal["same shapes", "different"] | None,
+    Parameter(help="Accept a base that is not the one of training."),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    Parameter(help="Data type of the weights and of the computation. By default as in training."),
+]
+Quantisation = Annotated[
+    Literal["nf4", "fp4", "int8", "none"] | None,
+    Parameter(
+        help="Quantise the linear layers of the base to 4 or 8 bits, or not (none). By default "
+        "as in training."
+    ),
+]
+MaxNewTokens = Annotated[int, Parameter(help="Maximum number of new tokens.")]
+Temperature = Annotated[
+    float, Parameter(help="0: greedy decoding. 1: sample from the model's distribution.")
+]
+TopP = Annotated[
+    float, Parameter(help="Sample from the most probable tokens whose probabilities sum to this.")
+]
+Seed = Annotated[
+    int,
+    Parameter(help="Seed of the sampling.", validator=validators.Number(gte=0, lt=2**32)),
+]
 
 
-def split(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Plain words, and flags: --key value, --key=value, or a bare --key, which means true.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a model is opened: where its base is, in which data type, quantised or not."""
 
-    A flag given several times keeps all its values, as a list.
-    Raises: ConfigError for a second word behind a flag that is no path: lists have commas; and
-        for the value of a switch, whose own word is not among these.
+    base: BaseLocation = None
+    dtype: Dtype = None
+    allow_base: AllowBase = None
+    quantisation: Quantisation = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As keyword arguments of `evaluate`, `predict` and `open_model`."""
+        return asdict(self)
+
+    def open(self, path: str | None) -> "LoadedModel":
+        """The model at `path`: a run, an adapter, or a base; None: the base alone.
+
+        Raises: ConfigError if neither is named.
+        """
+        options = self.as_dict()
+        if path is None:
+            path = options.pop("base")
+        if path is None:
+            raise ConfigError("no model was named.", fix="name a run or an adapter, or pass --base")
+        from lorica.formats.open_model import open_model
+
+        return open_model(path, **options)[0]
+
+
+AS_IN_TRAINING = ModelOptions()
+
+
+def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """(positional words, flags): --key value, --key=value, or a bare --key, which means true.
+
+    A flag that is given several times has a list of its values.
+    Raises: ConfigError for an unknown short option, the value of a switch, and a second word
+        behind a flag that is no path, because lists have commas.
     """
-    plain: list[str] = []
-    flags: dict[str, Any] = {}
+    positional: list[str] = []
+    flags: dict[str, list[str]] = {}
     rest = list(words)
-    last = ""  # the flag and value that were read before
+    previous = ""  # the flag and value before this word
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            if word.startswith("-") and len(word) > 1:
-                raise ConfigError(f"{word} is not an option.", fix="settings are --name value")
-            if word.lower() in ("true", "false"):
-                raise ConfigError(
-                    f"{word} stands behind a switch, which takes no value.",
-                    fix="leave it out; to turn a switch off: --no_exact_match, and others alike",
-                )
-            if last and not Path(word).exists() and not word.endswith((".yaml", ".yml")):
-                raise ConfigError(
-                    f"{word} stands behind {last}, and is no path here.",
-                    fix=f"several values have commas: {last},{word}",
-                )
-            plain.append(word)
+            _check_positional(word, previous)
+            positional.append(word)
             continue
         key, equals, value = word[2:].partition("=")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        last = f"--{key} {value}" if value != "true" else ""
-        if key in flags:
-            before = flags[key] if isinstance(flags[key], list) else [flags[key]]
-            flags[key] = [*before, value]
-        else:
-            flags[key] = value
-    return plain, flags
+        previous = f"--{key} {value}" if value != "true" else ""
+        flags.setdefault(key, []).append(value)
+    return positional, {key: v[0] if len(v) == 1 else v for key, v in flags.items()}
 
 
-def one(plain: Sequence[str], what: str, *, needed: bool = False) -> str | None:
-    """The single plain word of a command. Raises: ConfigError if there are more, or none."""
-    if len(plain) > 1:
+def single_word(positional: Sequence[str], what: str, *, required: bool = False) -> str | None:
+    """The one positional word of a command. Raises: ConfigError if there are more, or none."""
+    if len(positional) > 1:
         raise ConfigError(
-            f"one {what} is taken, and {len(plain)} were given: {', '.join(plain)}.",
+            f"one {what} is expected, and {len(positional)} were given: {', '.join(positional)}.",
             fix="settings are written --name value",
         )
-    if needed and not plain:
+    if required and not positional:
         raise ConfigError(f"no {what} was given.")
-    return plain[0] if plain else None
+    return positional[0] if positional else None
+
+
+def check_new_file(path: Path | None) -> None:
+    """Raises: ConfigError if `path` exists: it may be the rows themselves."""
+    if path is not None and (path.exists() or path.is_symlink()):
+        raise ConfigError(f"{path} exists and is not overwritten.", fix="name a new file")
 
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-Grade = Literal["same shapes", "different"]
-"""How far a base may be from the one that the adapter was trained on."""
-
-
-Quantisation = Literal["nf4", "fp4", "int8", "none"]
-"""How a command loads a base: in 4 or 8 bits a weight, or in floats."""
-
-
-def open_model(
-    path: Path | None,
-    base: str | None,
-    dtype: str | None,
-    allow_base: Grade | None,
-    quantisation: Quantisation | None = None,
-) -> "LoadedModel":
-    """The model that a command works on: an adapter on its base, or a base alone.
-
-    path: a run, an adapter, or a base; None: `base` alone.
-    dtype: None: as in training; float32 for a base alone.
-    quantisation: None: as in training; a base alone as it is.
-    Raises: ConfigError if neither is named.
-    """
-    if path is None and base is None:
-        raise ConfigError("no model was named.", fix="name a run or an adapter, or pass --base")
-    from lorica.base.bundled import NAME
-    from lorica.base.load import load
-    from lorica.formats.adapter_folder import is_adapter
-    from lorica.formats.open_adapter import open_adapter
-
-    alone = path is None or str(path) == NAME
-    if path is not None and plain_files.is_file(path / "config.json") and not is_adapter(path):
-        alone = True
-    if alone and path is not None and base is not None:
+def _check_positional(word: str, previous: str) -> None:
+    if word.startswith("-") and len(word) > 1:
+        raise ConfigError(f"{word} is not an option.", fix="settings are --name value")
+    if word.lower() in ("true", "false"):
         raise ConfigError(
-            f"{path} is a base, and --base {base} names another.",
-            fix="leave --base out, or name an adapter",
+            f"{word} follows a switch, which takes no value.",
+            fix="leave it out; to turn a switch off: --no_exact_match, and others alike",
         )
-    if alone:
-        return load(str(path or base), dtype=dtype or "float32", quantisation=quantisation)
-    return open_adapter(
-        str(path), base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
-    )
+    if previous and not Path(word).exists() and not word.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"{word} follows {previous}, and is not a path.",
+            fix=f"separate several values with commas: {previous},{word}",
+        )

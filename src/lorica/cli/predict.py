@@ -1,18 +1,26 @@
 """lorica predict: the classes of new rows, by a classifier."""
 
 from pathlib import Path
-from typing import Literal
 
 from cyclopts import App
 
-from lorica.cli.eval import EvalSettings, check_new, rows_of
 from lorica.cli.help import SettingsHelp
-from lorica.cli.options import Bank, Grade, Quantisation, Words, one, print_json, split
+from lorica.cli.measured_rows import PREDICT_SETTINGS, EvalSettings, rows_of
+from lorica.cli.options import (
+    AS_IN_TRAINING,
+    Json,
+    ModelOptions,
+    Words,
+    check_new_file,
+    parse_words,
+    print_json,
+    single_word,
+)
 
 app = App(
     name="predict",
     usage="Usage: lorica predict RUN|ADAPTER|BASE --data FILE [OPTIONS]",
-    help_formatter=SettingsHelp(EvalSettings),
+    help_formatter=SettingsHelp(EvalSettings, only=PREDICT_SETTINGS),
 )
 
 
@@ -20,45 +28,29 @@ app = App(
 def predict(
     *words: Words,
     output: Path | None = None,
-    base: str | None = None,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    allow_base: Grade | None = None,
-    quantisation: Quantisation | None = None,
-    json: Bank = False,
+    model: ModelOptions = AS_IN_TRAINING,
+    json: Json = False,
 ) -> None:
-    """Give the classes of new rows, with probabilities; rows need a text, and no label.
+    """Predict the classes of new rows, with probabilities. Rows need a text, but no label.
 
-    For a language model there is lorica generate.
+    For a language model use lorica generate.
 
     Parameters
     ----------
     output
-        A new file for all rows, as JSON lines: label, probability, and that of every class.
-    base
-        Another place of the base: folder, hub id, or bundled.
-    dtype
-        Data type of the weights.
-    allow_base
-        Accept a base that is not the one of training.
-    quantisation
-        Pack the base's linear layers, or not; by default as in training.
-    json
-        Print one JSON object.
+        New file for all rows, as JSON lines: label, probability, and that of every class.
     """
-    plain, flags = split(words)
-    path = Path(str(one(plain, "run, adapter or base", needed=True)))
+    positional, flags = parse_words(words)
+    path = Path(str(single_word(positional, "run, adapter or base", required=True)))
     data = rows_of(path, flags)
-    if output is not None:
-        check_new(output)
+    check_new_file(output)
 
     from rich.console import Console
 
     from lorica.evaluation.predict import predict, show_predictions
     from lorica.evaluation.predictions import write
 
-    predictions = predict(
-        path, data, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
-    )
+    predictions = predict(path, data, **model.as_dict())
     if output is not None:
         write(output, predictions.rows)
     if json:

@@ -7,27 +7,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lorica import plain_files
-from lorica.base.bundled import NAME
 from lorica.base.context_length import check_tokens, embedding_rows
-from lorica.base.load import LoadedModel, own_classes
-from lorica.base.load import load as load_base
+from lorica.base.load import LoadedModel
 from lorica.data.config import DataConfig
 from lorica.data.load import Data, load_data
 from lorica.data.prompt_format import format_notices, with_training_templates
-from lorica.errors import ConfigError, DataError, FileError
+from lorica.errors import ConfigError, DataError
 from lorica.evaluation.measure import Report, evaluate_loaded
 from lorica.evaluation.predictions import write
 from lorica.evaluation.trained_rows import seen_in_training
 from lorica.formats import commit
-from lorica.formats.adapter_folder import (
-    PICKLED,
-    WEIGHTS,
-    adapter_folder,
-    is_adapter,
-    weights_file,
-)
-from lorica.formats.open_adapter import open_adapter
+from lorica.formats.open_model import open_model
 
 
 def evaluate(
@@ -62,7 +52,9 @@ def evaluate(
         )
     began = time.perf_counter()
     config = data_settings(data, limit)
-    loaded, adapted = open_model(path, base, dtype, allow_base, quantisation)
+    loaded, adapted = open_model(
+        path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+    )
     config = with_training_templates(loaded.prompt_format, config)
     rows = _rows(config, loaded, path)
     notices = seen_in_training(Path(path), rows.train.contents)
@@ -105,39 +97,6 @@ def data_settings(data: DataConfig | str | dict[str, Any], limit: int | None) ->
     except ValidationError as error:
         wrong = {".".join(map(str, e["loc"])) or "data": e["msg"] for e in error.errors()}
         raise ConfigError("the data settings are wrong.", **wrong) from None
-
-
-def open_model(
-    path: str | Path,
-    base: str | None,
-    dtype: str | None,
-    allow_base: str | None,
-    quantisation: str | None,
-) -> tuple[LoadedModel, bool]:
-    """(the model of a run, an adapter or a base; whether it carries an adapter)."""
-    folder = adapter_folder(path)
-    if is_adapter(folder) or any(plain_files.is_file(folder / name) for name in (WEIGHTS, PICKLED)):
-        loaded = open_adapter(
-            folder, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
-        )
-        if loaded.labels is not None and len(loaded.labels) < 2:
-            raise FileError(
-                f"the head of {folder} has one output, as a regression has: it gives no classes.",
-                fix="lorica.load it on a model that you have loaded",
-            )
-        return loaded, True
-    if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
-        weights_file(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
-    if base is not None:
-        raise ConfigError(
-            f"{path} is a base, and base={base!r} names another.",
-            fix="leave base out, or name an adapter",
-        )
-    labels = own_classes(str(path), needed=True)
-    loaded = load_base(
-        str(path), dtype=dtype or "float32", labels=labels, quantisation=quantisation
-    )
-    return loaded, False
 
 
 def _rows(config: DataConfig, loaded: LoadedModel, path: str | Path) -> Data:

@@ -16,9 +16,10 @@ from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.prediction_rows import load_prediction_rows
 from lorica.errors import ConfigError, TrainingError, counted, listed
-from lorica.evaluation.evaluate import data_settings, open_model
+from lorica.evaluation.evaluate import data_settings
 from lorica.evaluation.loss import class_probabilities
 from lorica.evaluation.predictions import most_probable
+from lorica.formats.open_model import open_model
 
 MAX_ROWS, MAX_CHARACTERS = 20, 100
 """Rows that are printed, and characters of each."""
@@ -68,7 +69,9 @@ def predict(
     began, config = time.perf_counter(), data_settings(data, limit)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
-    loaded, _ = open_model(path, base, dtype, allow_base, quantisation)
+    loaded, _ = open_model(
+        path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+    )
     if loaded.labels is None:
         raise ConfigError(
             f"{path} is a language model: it predicts no classes.",
