@@ -36,7 +36,6 @@ def _command(name: str) -> str:
     command = app.default_command
     assert command is not None
     arguments = list(app.assemble_argument_collection(parse_docstring=True))
-    words = next((a for a in arguments if a.names == ("WORDS",)), None)
     options = [a for a in arguments if a.show]
     about = inspect.cleandoc(command.__doc__ or "").partition("Parameters\n---")[0].strip()
     parts = [f"## lorica {name} {{ #{name} }}", prose(about), _usage(app, name, options)]

@@ -16,7 +16,7 @@ from lorica.training.config import TrainConfig, read
 
 SOURCE = Path(__file__).parents[2] / "src/lorica"
 SETTINGS = setting_names(TrainConfig)
-COMMAND = re.compile(r"lorica (?!that)([a-z_]+)\b")
+COMMAND = re.compile(r"lorica (?!that|without)([a-z_]+)\b")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*)")
 SETTING = re.compile(r"\b((?:data\.)?[a-z_]+): ([A-Za-z0-9_]+|\{[^}]*\})")
 OTHER_PROGRAM = re.compile(r"\b(git|pip|iconv|python) |--name value")
