@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 import lorica
 from lorica.base.load import LoadedModel
-from lorica.core.condition import swapped
+from lorica.core.condition import swapped_conditions
 from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import load_data
@@ -184,7 +184,9 @@ class Arena:
             nll.append(scores.nll)
             tokens.append(scores.tokens)
             if name == "hyperlora":
-                others = zip(rows, swapped([str(row.condition) for row in rows]), strict=True)
+                others = zip(
+                    rows, swapped_conditions([str(row.condition) for row in rows]), strict=True
+                )
                 wrong.append(score(base.model, [replace(r, condition=c) for r, c in others]).nll)
             asked = quiz(base, rows)
             said, _ = take(base, asked, batch_size=64)

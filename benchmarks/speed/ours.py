@@ -9,8 +9,8 @@ from benchmarks.speed.sides import Side, Work
 from lorica.base.packing import packed
 from lorica.base.quantise import quantise as pack
 from lorica.base.quantised_model import keep_unpacked
-from lorica.core.condition import informed, set_conditions
-from lorica.core.site import sites_of
+from lorica.core.condition import set_conditions
+from lorica.core.site import hidden_size_of, sites_of
 from lorica.core.state import adapter_state
 from lorica.data.example import Example
 from lorica.training.freed_memory import keep_freed_memory
@@ -37,7 +37,7 @@ class Lorica(Work):
         hyper = settings["name"] == "hyperlora"
         self.conditions = [f"task {i}" for i in range(side.batch)] if hyper else None
         if self.conditions:
-            method = informed(method, self.model, self.conditions)
+            method = method.for_conditions(self.conditions, hidden_size_of(self.model))
         names = ["default", *(f"other{i}" for i in range(1, settings.get("adapters", 1)))]
         for seed, name in enumerate(names):
             lorica.adapt(self.model, method, name=name, seed=seed)

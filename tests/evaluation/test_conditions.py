@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import lorica
+from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import load as load_base
-from lorica.core.condition import describe, given, informed, set_conditions
+from lorica.core.condition import set_conditions, with_conditions
+from lorica.core.site import hidden_size_of
 from lorica.data.batch import pad
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
@@ -187,14 +189,16 @@ def test_chat_under_a_condition(small_base):
 
 def test_conditions_in_words_are_encoded_before_use(small_base, rows):
     base = load_base(str(small_base))
-    method = informed(Hyperlora(r=2, condition="text"), base.model, list(WORDS))
+    method = Hyperlora(r=2, condition="text").for_conditions(
+        list(WORDS), hidden_size_of(base.model)
+    )
     lorica.adapt(base.model, method)
-    assert describe(base.model, base.tokenizer) == []
+    assert encode_conditions(base.model, base.tokenizer) == []
     move(base.model, size=0.2)
     new = [{**row, "condition": f"a {row['condition']}"} for row in rows_with_conditions(4)]
     lines = evaluate_loaded(base, examples_of(rows(new), base), exact_match=False).notices
     assert any("not trained on" in line and "a cat" in line for line in lines)
     generation = generate(base, ["Tom"], max_new_tokens=4, conditions=["a cow"])
     assert any("a cow" in notice for notice in generation.notices)
-    with given(base.model, ["a cow"]):
+    with with_conditions(base.model, ["a cow"]):
         assert base.model(torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all()

@@ -14,7 +14,7 @@ from lorica import Dora, Full, Lora
 from lorica.core.adapter import Adapter, Method
 from lorica.core.attach import activate
 from lorica.core.bank import adapted_layers, bank_of, spec_of
-from lorica.core.condition import given
+from lorica.core.condition import with_conditions
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.low_rank import low_rank_update, truncated
 from lorica.formats.open_adapter import open_adapter
@@ -335,7 +335,7 @@ def test_each_condition_is_a_lora_of_its_own(tmp_path):
         assert (report.condition, set(report.ranks.values())) == (one, {3})
         fresh = stories()
         lorica.load(fresh, tmp_path / one)
-        with given(model, [one, one]):
+        with with_conditions(model, [one, one]):
             near(logits(fresh), logits(model))
         seen.append(logits(fresh))
     assert (seen[0] - seen[1]).abs().max() > 1e-3

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import lorica
-from lorica.core.condition import given
+from lorica.core.condition import with_conditions
 from lorica.errors import ConfigError, DataError
 from lorica.formats.open_adapter import open_adapter
 from lorica.generation.generate import generate
@@ -99,7 +99,7 @@ def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
 def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
     opened = open_adapter(run(stories, tmp_path / "a", "text").folder)
     ids = opened.tokenizer("Once", return_tensors="pt")["input_ids"]
-    with given(opened.model, ["write of cats"]):  # the base need not read it again
+    with with_conditions(opened.model, ["write of cats"]):  # the base need not read it again
         assert opened.model(ids).logits.isfinite().all()
     done = generate(opened, ["Once"], conditions=["write of fish"], max_new_tokens=3)
     assert any("write of fish" in line for line in done.notices)

@@ -183,8 +183,13 @@ class Method(Named, family="lorica.methods"):
         """
         return None
 
-    def knowing(self, conditions: Sequence[str] | None) -> Self:
-        """This method, told the conditions that the training rows have; None: they have none."""
+    def for_conditions(
+        self, conditions: Sequence[str] | None, hidden_size: int | None = None
+    ) -> Self:
+        """This method with the settings that follow from the conditions of the training rows.
+
+        conditions: None: the rows have none. hidden_size: that of the base; None: unknown.
+        """
         return self
 
     def for_site(self, **settings: object) -> Self:

@@ -1,69 +1,64 @@
-"""What rows are conditioned on: set once, for every adapter that makes its update from it.
+"""Conditions of rows, for adapters whose update depends on them: set once for all adapters.
 
 A condition is a text: a task ("summary"), a pair of languages ("en-fr"), an embedding written as
-JSON ("[0.1, -2.3]"), or a description in words. What is set stays set until the next call,
-because activation checkpointing runs the forward pass again during the backward pass.
+JSON ("[0.1, -2.3]"), or a description in words. Conditions stay set until the next call, because
+activation checkpointing runs the forward pass again during the backward pass.
 """
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lorica.core.adapter import Adapter, Method
-from lorica.core.attach import use
+from lorica.core.adapter import Adapter
 from lorica.core.bank import adapted_layers
-from lorica.core.modes import in_mode
-from lorica.errors import ConfigError, DataError, listed
+from lorica.errors import listed
 
-_GIVING = threading.RLock()
+_ONE_BLOCK = threading.RLock()
 
 
 class Conditioned(Adapter):
-    """An adapter whose update follows from a condition. It overrides `condition`."""
+    """An adapter whose update depends on a condition. It overrides `condition`."""
 
     known: Sequence[str] = ()
     """The conditions that it was made for; (): any."""
 
-    def undescribed(self, conditions: Sequence[str]) -> list[str]:
-        """The texts that it needs a vector of and has none: those it knows, and `conditions`."""
+    def texts_to_encode(self, conditions: Sequence[str]) -> list[str]:
+        """The texts, of those it knows and of `conditions`, that it has no vector of yet."""
         return []
 
-    def describe(self, vectors: Mapping[str, Tensor]) -> list[str]:
-        """Take the vectors (width,) of texts. Returns: those that it was not trained on."""
+    def store_texts(self, vectors: Mapping[str, Tensor]) -> list[str]:
+        """Store the vectors (width,) of texts. Returns: the texts that it was not trained on."""
         return []
 
 
 def set_conditions(
     model: nn.Module, conditions: Sequence[str] | None, lengths: Sequence[int] | None = None
 ) -> None:
-    """Tell the active adapters what the rows of the next forward passes are conditioned on.
+    """Set the conditions of the rows of the next forward passes, for all active adapters.
 
     conditions: one for each row of the batch; a single one is for all rows; None: none.
-    lengths: tokens of each row where rows lie end to end in one; None: each row is its own.
+    lengths: tokens of each row of a packed batch; None: the batch is not packed.
 
-    Adapters of other methods take no notice; `unused` gives the line that says so.
+    Adapters of other methods ignore them; `unused_conditions` gives the notice that says so.
     Raises: ConfigError if an adapter does not know a condition, or cannot read it.
     """
-    whole = (conditions,) if isinstance(conditions, str) else conditions
-    whole = None if whole is None else tuple(whole)
-    for adapter in _acting(model):
-        adapter.condition(whole, None if lengths is None else tuple(lengths))
+    by_row = (conditions,) if isinstance(conditions, str) else conditions
+    by_row = None if by_row is None else tuple(by_row)
+    for adapter in active_adapters(model):
+        adapter.condition(by_row, None if lengths is None else tuple(lengths))
 
 
 @contextmanager
-def given(
+def with_conditions(
     model: nn.Module, conditions: Sequence[str] | None, lengths: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Inside the block the conditions are set; none are afterwards. Not for training.
+    """Inside the block the conditions are set; afterwards none are. Not for training.
 
-    Adapters keep what they are conditioned on: one thread at a time has such a block.
+    Adapters store their conditions, so that one thread at a time can be in such a block.
     """
-    with _GIVING if conditioned(model) else nullcontext():
+    with _ONE_BLOCK if is_conditioned(model) else nullcontext():
         set_conditions(model, conditions, lengths)
         try:
             yield
@@ -71,82 +66,29 @@ def given(
             set_conditions(model, None)
 
 
-def conditioned(model: nn.Module) -> bool:
-    """An active adapter makes its update from a condition."""
-    return any(isinstance(adapter, Conditioned) for adapter in _acting(model))
+def is_conditioned(model: nn.Module) -> bool:
+    """Whether the update of an active adapter depends on a condition."""
+    return bool(conditioned_adapters(model))
 
 
-def unused(model: nn.Module, conditions: Sequence[str] | None) -> list[str]:
-    """A named line if rows have conditions that no active adapter uses."""
-    if not conditions or conditioned(model):
+def conditioned_adapters(model: nn.Module) -> list[Conditioned]:
+    """The active adapters whose update depends on a condition."""
+    return [a for a in active_adapters(model) if isinstance(a, Conditioned)]
+
+
+def unused_conditions(model: nn.Module, conditions: Sequence[str] | None) -> list[str]:
+    """A notice if the rows have conditions that no active adapter uses."""
+    if not conditions or is_conditioned(model):
         return []
     return [f"the condition of the rows is not used: {listed(sorted(set(conditions)))}"]
 
 
-def informed(method: Method, model: nn.Module, conditions: Sequence[str] | None) -> Method:
-    """`method`, told what the training rows are conditioned on; before it is attached.
-
-    One that reads texts is told the width of the base's hidden states as well.
-    """
-    method = method.knowing(conditions)
-    if getattr(method, "condition", None) != "text":
-        return method
-    config: Any = model.config
-    settings: dict[str, Any] = {"width": int(config.get_text_config().hidden_size)}
-    return replace(method, **settings)
+def swapped_conditions(conditions: Sequence[str]) -> list[str]:
+    """The conditions with every distinct one replaced by the next in sorted order."""
+    distinct = sorted(set(conditions))
+    following = dict(zip(distinct, [*distinct[1:], *distinct[:1]], strict=True))
+    return [following[condition] for condition in conditions]
 
 
-@torch.no_grad()
-def describe(
-    model: nn.Module, tokenizer: Any, conditions: Sequence[str] | None = None
-) -> list[str]:
-    """Give the adapters that read texts a vector of each: those they know, and `conditions`.
-
-    The vector is the mean of the base's last hidden states over the text, without adapters.
-    Those of known texts are saved with the adapter; others last as long as the model.
-
-    Returns: a named line on texts that were not trained on. Raises: DataError for an empty one.
-    """
-    adapters = [a for a in _acting(model) if isinstance(a, Conditioned)]
-    wanted = dict.fromkeys(t for a in adapters for t in a.undescribed(tuple(conditions or ())))
-    if not wanted:
-        return []
-    with use(model), in_mode(model, training=False):
-        vectors = {text: _vector(model, tokenizer, text) for text in wanted}
-    new = dict.fromkeys(text for a in adapters for text in a.describe(vectors))
-    return [f"not trained on, and taken by their words alone: {listed(new)}"] if new else []
-
-
-def hold(model: nn.Module, tokenizer: Any, condition: str | None) -> list[str]:
-    """Set one condition for all rows from now on; None leaves everything as it is.
-
-    Returns: the named lines of `describe`. Raises: ConfigError if no active adapter takes a
-        condition, or does not know this one.
-    """
-    if condition is None:
-        return []
-    if not conditioned(model):
-        raise ConfigError("this model takes no condition.", fix="leave it out")
-    lines = describe(model, tokenizer, [condition])
-    set_conditions(model, [condition])
-    return lines
-
-
-def _vector(model: Any, tokenizer: Any, text: str) -> Tensor:
-    ids = tokenizer(text)["input_ids"] if text.strip() else []
-    if not ids:
-        raise DataError("a condition is empty.", fix="give it a text")
-    asked = torch.tensor([ids], device=next(model.parameters()).device)
-    states = model(input_ids=asked, output_hidden_states=True, use_cache=False).hidden_states
-    return states[-1][0].float().mean(0)
-
-
-def swapped(conditions: Sequence[str]) -> list[str]:
-    """Each row's condition in place of another: every distinct one gives way to the next."""
-    kinds = sorted(set(conditions))
-    after = dict(zip(kinds, [*kinds[1:], *kinds[:1]], strict=True))
-    return [after[condition] for condition in conditions]
-
-
-def _acting(model: nn.Module) -> Iterator[Adapter]:
+def active_adapters(model: nn.Module) -> Iterator[Adapter]:
     return (a for layer in adapted_layers(model) for a in layer.adapters.acting_adapters())

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import LoadedModel
-from lorica.core.condition import conditioned, describe, swapped, unused
+from lorica.core.condition import is_conditioned, swapped_conditions, unused_conditions
 from lorica.data.example import Example
 from lorica.errors import DataError
 from lorica.evaluation.loss import Scores, score
@@ -24,13 +25,15 @@ def prepare_conditions(loaded: LoadedModel, examples: Sequence[Example]) -> list
         needs a condition, and the rows have none.
     """
     conditions = _conditions(examples)
-    if conditioned(loaded.model) and not conditions:
+    if is_conditioned(loaded.model) and not conditions:
         raise DataError(
             "the adapter is made from a condition, and the rows have none.",
             fix="name their column, data.columns: {condition: NAME}",
         )
     distinct = sorted(set(conditions))
-    return unused(loaded.model, conditions) + describe(loaded.model, loaded.tokenizer, distinct)
+    return unused_conditions(loaded.model, conditions) + encode_conditions(
+        loaded.model, loaded.tokenizer, distinct
+    )
 
 
 def swapped_condition_notice(
@@ -42,9 +45,9 @@ def swapped_condition_notice(
     have the same.
     """
     conditions = _conditions(examples)
-    if not conditioned(model) or len(set(conditions)) < 2:
+    if not is_conditioned(model) or len(set(conditions)) < 2:
         return []
-    pairs = zip(examples, swapped(conditions), strict=True)
+    pairs = zip(examples, swapped_conditions(conditions), strict=True)
     others = [replace(example, condition=condition) for example, condition in pairs]
     wrong = score(model, others, batch=batch_size)
     rise = ratios([scores.nll, wrong.nll], scores.tokens).difference(0, 1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorica.base.load import LoadedModel
-from lorica.core.condition import conditioned
+from lorica.core.condition import is_conditioned
 from lorica.data.example import Example
 from lorica.data.rendered_row import RenderedRow
 from lorica.data.text_encoder import TextEncoder, prompt_ids
@@ -109,7 +109,7 @@ def answer_questions(
 def _conditions_of(loaded: LoadedModel, rows: Sequence[RenderedRow]) -> list[str] | None:
     """The condition of each row, if the active adapter takes one."""
     conditions = [row.condition for row in rows if row.condition is not None]
-    return conditions if conditions and conditioned(loaded.model) else None
+    return conditions if conditions and is_conditioned(loaded.model) else None
 
 
 def _is_question(row: RenderedRow) -> bool:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lorica.base.batching import pad_id, padding_of
 from lorica.base.context_length import embedding_rows
-from lorica.core.condition import given
+from lorica.core.condition import with_conditions
 from lorica.core.modes import in_mode
 from lorica.data.batch import Batch, pad
 from lorica.data.example import Example
@@ -115,7 +115,7 @@ def label_logits(
     with in_mode(model, training=False), torch.no_grad():
         for picked in _batches(examples, rows, max_tokens, batching.shared):
             inputs = pad([examples[i] for i in picked], pad_id(model)).to(device)
-            with given(model, inputs.conditions):
+            with with_conditions(model, inputs.conditions):
                 logits = _forward(foreign, inputs, head_at_labels)
             yield picked, logits, inputs
 

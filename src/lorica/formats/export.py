@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorica.base.condition_texts import fix_condition
 from lorica.base.load import LoadedModel
 from lorica.core.attach import detach, use
 from lorica.core.bank import bank_of, spec_of
 from lorica.core.blocks import routing
-from lorica.core.condition import hold, set_conditions
+from lorica.core.condition import set_conditions
 from lorica.core.modes import in_mode
 from lorica.core.route import Everywhere
 from lorica.errors import ConfigError, MergeError
@@ -98,7 +99,7 @@ def export_lora(
             opened, adapter = open_adapter(source, base=base, allow_base=allow_base), str(source)
         model = opened.model
         with _unchanged(model, name):
-            opened.notices += hold(model, opened.tokenizer, condition)
+            opened.notices += fix_condition(model, opened.tokenizer, condition)
             updates = low_rank_updates(model, name, rank)
             recorded = record(opened, name, probe)
             attach_lora(model, name, updates, WRITTEN)

@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError
 
 from lorica.base import checkpoint_tensors
+from lorica.base.condition_texts import fix_condition
 from lorica.base.load import DTYPES, LoadedModel, where
 from lorica.base.load import load as load_base
 from lorica.base.merge_quantised import TARGETS, check_target, merged_into
 from lorica.base.quantised_model import checkpoint_of, layers
-from lorica.core.condition import hold
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats import commit
 from lorica.formats.adapter_file import AdapterFile, read
@@ -180,7 +180,7 @@ def _write_merged(
         quantisation=settings.quantisation,
     )
     model, dtype = opened.model, WRITTEN[settings.dtype]
-    notices = opened.notices + hold(model, opened.tokenizer, settings.condition)
+    notices = opened.notices + fix_condition(model, opened.tokenizer, settings.condition)
     packed = layers(model).values()
     kind = next((layer.kind for layer in packed), None)
     check_target(settings.target, model, opened.path)

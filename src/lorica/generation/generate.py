@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import LoadedModel
-from lorica.core.condition import conditioned, describe, given
+from lorica.core.condition import is_conditioned, with_conditions
 from lorica.core.modes import in_mode
 from lorica.core.peak_memory import peak_memory
 from lorica.data.rendered_row import RenderedRow, TextSpan
@@ -126,7 +127,7 @@ def generate_from_ids(
     room = room_for_answers(loaded, prompts, sampling.max_new_tokens)
     size, batching = batching_for(loaded, prompts, batch_size)
     conditions = _condition_per_prompt(loaded, conditions, len(prompts))
-    notices = describe(loaded.model, loaded.tokenizer, conditions)
+    notices = encode_conditions(loaded.model, loaded.tokenizer, conditions)
     notices += batching_notices(size, batching, prompts, room)
     tokens: list[list[int]] = [[] for _ in prompts]
     device = _device(loaded)
@@ -143,7 +144,7 @@ def generate_from_ids(
         for picked in batches(prompts, room, size, batching):
             batch = [prompts[i] for i in picked]
             limited = replace(sampling, max_new_tokens=room[picked[0]])
-            with given(loaded.model, conditions and [conditions[i] for i in picked]):
+            with with_conditions(loaded.model, conditions and [conditions[i] for i in picked]):
                 new = _generate_batch(loaded, batch, limited, stops, streamer)
             for i, row in zip(picked, new, strict=True):
                 tokens[i] = row
@@ -188,7 +189,7 @@ def _condition_per_prompt(
             f"{len(conditions)} conditions were given for {count} prompts.",
             fix="give one for each prompt, or one for all",
         )
-    if not conditioned(loaded.model):
+    if not is_conditioned(loaded.model):
         raise ConfigError("this model takes no condition.", fix="leave it out")
     return list(conditions) if len(conditions) == count else count * list(conditions)
 

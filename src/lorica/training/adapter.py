@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorica.base.added_tokens import trained_with
+from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import LoadedModel
 from lorica.core.attach import Count, adapt, trainable_parameters
 from lorica.core.bank import spec_of
-from lorica.core.condition import describe, informed, unused
+from lorica.core.condition import unused_conditions
+from lorica.core.site import hidden_size_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.core.unadapted import fused_experts
 from lorica.data.batch import labels_of, pad
@@ -53,7 +55,7 @@ def add_adapter(
     known = distinct_conditions(data.train)
     layers, ids = trained_with(base.model, base.tokenizer, config.data.add_tokens)
     whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole, *layers]))
-    method = informed(config.build_method(), base.model, known)
+    method = config.build_method().for_conditions(known, hidden_size_of(base.model))
     exclude, notices = exclude_uncalled(base, config, method, whole, can_probe=placement.has_blocks)
     adapt(
         base.model,
@@ -68,8 +70,8 @@ def add_adapter(
         modules_to_save=whole,
         trainable_token_indices=[*dict.fromkeys([*config.trainable_token_indices, *ids])],
     )
-    notices += unused(base.model, known)
-    notices += describe(
+    notices += unused_conditions(base.model, known)
+    notices += encode_conditions(
         base.model, base.tokenizer, distinct_conditions(data.train, data.validation)
     )
     return notices + fused_experts(base.model)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lorica.base.last_block import LABEL_POSITIONS, LabelPositions, last_block_of
 from lorica.base.tail import tail_of
 from lorica.core.bank import bank_of
-from lorica.core.condition import conditioned, set_conditions
+from lorica.core.condition import is_conditioned, set_conditions
 from lorica.core.route import BySegment, Route
 from lorica.data.batch import Batch
 from lorica.kernels.loss import label_loss
@@ -34,7 +34,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.packed, self.tail = model, packed, tail_of(model)
         self.last = None
-        if self.tail and not whole and not conditioned(model):  # conditions go by position
+        if self.tail and not whole and not is_conditioned(model):  # conditions go by position
             self.last = last_block_of(model, self.tail.decoder, by_row=packed)
         ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
         self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]

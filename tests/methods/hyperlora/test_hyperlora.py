@@ -10,9 +10,16 @@ from torch import nn
 
 import lorica
 from lorica import Lora
+from lorica.base.condition_texts import encode_conditions
 from lorica.core.bank import attached
-from lorica.core.condition import describe, given, informed, set_conditions, swapped, unused
+from lorica.core.condition import (
+    set_conditions,
+    swapped_conditions,
+    unused_conditions,
+    with_conditions,
+)
 from lorica.core.drive import Driver
+from lorica.core.site import hidden_size_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, DataError, MergeError
 from lorica.methods.hyperlora import Hyperlora
@@ -34,7 +41,7 @@ def network(model: nn.Module):
 
 
 def at(model: nn.Module, conditions, x: torch.Tensor = X) -> torch.Tensor:
-    with given(model, conditions):
+    with with_conditions(model, conditions):
         return model(x)
 
 
@@ -48,7 +55,7 @@ def test_every_condition_starts_as_the_base_with_the_same_a():
     assert torch.equal(at(model, TASKS), base)
     starts = []
     for task in TASKS:
-        with given(model, [task]):
+        with with_conditions(model, [task]):
             starts.append([a.factors() for a in attached(model, "default").adapters.values()])
     for first, *others in zip(*starts, strict=True):
         assert not first[1].any()
@@ -322,7 +329,7 @@ def test_other_rows_than_the_conditions_are_refused(moved):
 
 
 def test_conditions_do_not_outlive_the_block(moved):
-    with pytest.raises(KeyboardInterrupt), given(moved, ["add"]):
+    with pytest.raises(KeyboardInterrupt), with_conditions(moved, ["add"]):
         raise KeyboardInterrupt
     with pytest.raises(ConfigError, match="none is set"):
         moved(X)
@@ -380,8 +387,8 @@ def test_settings_out_of_range(settings, word):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"condition": "pair"}, "no condition is known that is a pair"),
-        ({"condition": "text", "width": 4}, "no condition is known that is a text"),
+        ({"condition": "pair"}, "knows no condition that is a pair"),
+        ({"condition": "text", "width": 4}, "knows no condition that is a text"),
         ({"condition": "text", "conditions": ["be kind"]}, "hidden states is not known"),
         ({"condition": "embedding"}, "width of an embedding is not known"),
         ({"condition": "pair", "conditions": ["en"]}, "'en' is no pair"),
@@ -402,9 +409,9 @@ def test_what_is_missing_is_said_when_it_is_attached(settings, words):
 
 
 def test_the_rows_conditions_become_the_known():
-    assert Hyperlora().knowing(["b", "a", "b"]).conditions == ("a", "b")
-    assert Hyperlora(conditions=("b", "a")).knowing(["a", "b"]).conditions == ("b", "a")
-    found = Hyperlora(condition="embedding").knowing(["[1.0, 2.0]", "[0.5, 3]"])
+    assert Hyperlora().for_conditions(["b", "a", "b"]).conditions == ("a", "b")
+    assert Hyperlora(conditions=("b", "a")).for_conditions(["a", "b"]).conditions == ("b", "a")
+    found = Hyperlora(condition="embedding").for_conditions(["[1.0, 2.0]", "[0.5, 3]"])
     assert (found.conditions, found.width) == ((), 2)
 
 
@@ -427,13 +434,15 @@ def test_the_rows_conditions_become_the_known():
 )
 def test_rows_that_do_not_fit(settings, rows, words):
     with pytest.raises(ConfigError, match=words) as error:
-        Hyperlora(**settings).knowing(rows)
+        Hyperlora(**settings).for_conditions(rows)
     assert error.value.fix
 
 
 def test_a_new_pair_of_known_languages_can_be_asked_for_when_it_is_named():
     every = ("de-en", "en-de", "en-fr", "fr-de", "fr-en")
-    method = Hyperlora(condition="pair", conditions=every).knowing(["en-fr", "fr-de", "de-en"])
+    method = Hyperlora(condition="pair", conditions=every).for_conditions(
+        ["en-fr", "fr-de", "de-en"]
+    )
     assert method.conditions == every
     model = move(lorica.adapt(Stack(), method), size=0.3)
     assert (at(model, ["en-de"]) - at(model, ["de-en"])).abs().max() > 1e-3, "order counts"
@@ -443,15 +452,15 @@ def test_a_new_pair_of_known_languages_can_be_asked_for_when_it_is_named():
 
 def test_methods_without_a_use_for_conditions_say_so():
     model = lorica.adapt(Stack(), Lora())
-    (line,) = unused(model, ["b", "a"])
+    (line,) = unused_conditions(model, ["b", "a"])
     assert "not used: a, b" in line
-    assert unused(model, None) == []
-    assert unused(made(), ["add"]) == []
-    assert informed(Lora(), model, ["a"]) == Lora()
+    assert unused_conditions(model, None) == []
+    assert unused_conditions(made(), ["add"]) == []
+    assert Lora().for_conditions(["a"], hidden_size_of(model)) == Lora()
 
 
 def test_swapped_conditions_are_all_others():
-    found = swapped(["b", "a", "c", "a"])
+    found = swapped_conditions(["b", "a", "c", "a"])
     assert found == ["c", "b", "a", "b"]
 
 
@@ -481,16 +490,16 @@ def reader(**settings) -> nn.Module:
     """A real Llama whose adapter is made from texts."""
     base = stories()
     method = Hyperlora(r=2, latent=16, hidden=4, condition="text", **settings)
-    return lorica.adapt(base, informed(method, base, ["be kind", "be brief"]))
+    return lorica.adapt(base, method.for_conditions(["be kind", "be brief"], hidden_size_of(base)))
 
 
 def test_texts_are_read_by_the_base():
     model = reader()
     before = bits(model)
-    with pytest.raises(ConfigError, match="the base has not read the condition 'be kind'"):
+    with pytest.raises(ConfigError, match="the base has not encoded the condition 'be kind'"):
         set_conditions(model, ["be kind"])
     move(model.train(), size=0.2)
-    assert describe(model, Words()) == []
+    assert encode_conditions(model, Words()) == []
     assert model.training, "the mode is as it was"
     state = adapter_state(model)
     (table,) = [t for key, t in state.items() if key.endswith(".table")]
@@ -506,23 +515,23 @@ def test_texts_are_read_by_the_base():
 
 def test_a_new_text_is_taken_by_its_words_and_named(tmp_path):
     model = move(reader(), size=0.2)
-    describe(model, Words())
-    with pytest.raises(ConfigError, match="has not read the condition 'be bold'"):
+    encode_conditions(model, Words())
+    with pytest.raises(ConfigError, match="has not encoded the condition 'be bold'"):
         set_conditions(model, ["be bold"])
-    (line,) = describe(model, Words(), ["be bold", "be kind"])
+    (line,) = encode_conditions(model, Words(), ["be bold", "be kind"])
     assert "not trained on" in line and "be bold" in line and "be kind" not in line
-    assert describe(model, Words(), ["be bold"]) == []
+    assert encode_conditions(model, Words(), ["be bold"]) == []
     outputs = [at(model, [text], IDS).logits for text in ("be bold", "be kind")]
     assert not torch.allclose(*outputs)
     with pytest.raises(DataError, match="empty"):
-        describe(model, Words(), [" "])
+        encode_conditions(model, Words(), [" "])
     lorica.save(model, tmp_path / "adapter")
     fresh = stories()
     lorica.load(fresh, tmp_path / "adapter")
     assert torch.equal(at(fresh, ["be kind"], IDS).logits, outputs[1]), "known texts are kept"
     with pytest.raises(ConfigError, match="be bold"):
         set_conditions(fresh, ["be bold"])
-    describe(fresh, Words(), ["be bold"])
+    encode_conditions(fresh, Words(), ["be bold"])
     torch.testing.assert_close(at(fresh, ["be bold"], IDS).logits, outputs[0])
 
 
@@ -531,7 +540,7 @@ def test_a_new_text_is_taken_by_its_words_and_named(tmp_path):
 
 def test_a_condition_as_factors_equals_the_forward(moved):
     for task in TASKS:
-        with given(moved, [task]):
+        with with_conditions(moved, [task]):
             want = moved(X)
             pairs = {n: a.factors() for n, a in attached(moved, "default").adapters.items()}
         plain = lorica.adapt(Stack(), Lora(r=3, alpha=3))
@@ -612,7 +621,10 @@ class Run:
 
     def loss(self, swap: bool = False) -> float:
         x, tasks, y = batch(-1)
-        with torch.no_grad(), given(self.model, swapped(tasks) if swap else tasks):
+        with (
+            torch.no_grad(),
+            with_conditions(self.model, swapped_conditions(tasks) if swap else tasks),
+        ):
             return (self.model(x) - y).square().mean().item()
 
 
@@ -641,7 +653,7 @@ def test_the_penalty_by_hand():
     driver = Driver(model, total=5)
     by_type: dict[str, list[torch.Tensor]] = {"up": [], "down": []}
     for task in TASKS:
-        with given(model, [task]):
+        with with_conditions(model, [task]):
             for site, adapter in attached(model, "default").adapters.items():
                 a, b = adapter.factors()
                 size = a.square().mean() + (b / adapter.scale).square().mean()
@@ -698,10 +710,10 @@ def test_a_real_model_generates_under_several_conditions():
     }
     alone = []
     for row, task in enumerate(("turn", "add")):
-        with given(model, [task]):
+        with with_conditions(model, [task]):
             one = {**options, "attention_mask": torch.ones_like(IDS[:1])}
             alone.append(model.generate(IDS[row : row + 1], **one)[0].tolist())
-    with given(model, ["turn", "add"]):
+    with with_conditions(model, ["turn", "add"]):
         assert model.generate(IDS, **options).tolist() == alone
-    with given(model, ["add", "turn"]):
+    with with_conditions(model, ["add", "turn"]):
         assert model.generate(IDS, **options).tolist() != alone

@@ -1,12 +1,12 @@
-"""A network that makes the two matrices of a LoRA for every site, from a condition.
+"""The network that generates the two matrices of a LoRA for every site, from a condition.
 
     z = mixer [enc(c) | depth(l) | type(m)]      u = out(z + res(z)) / d
     A = reshape(W_A u + b_A), (R, I)             B = reshape(W_B u + b_B), (O, R)
 
-enc(c), depth(l) and type(m) take a half and two quarters of its width, each normalised; m is a
-layer's name and shape. Sites share all but their biases; sites of one type share W. W starts at
-zero, b_A as a LoRA's A and b_B at zero, so that every condition starts with the same A and with
-no update.
+enc(c) takes up half of its width and depth(l) and type(m) a quarter each; each of them is
+normalised. A type m is the name and the shape of a layer. All sites share the network except their
+biases; sites of one type share W_A and W_B. W starts at zero, b_A as the A of a LoRA and b_B at
+zero, so that every condition starts with the same A and with no update.
 
     C conditions   S sites   I, O features of a site   R r   d hidden
 """
@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from lorica.core.kept import Kept
 from lorica.core.site import Site
 from lorica.core.targets import block_of
-from lorica.methods.hyperlora.encoders import Names, Vectors
+from lorica.methods.hyperlora.encoders import Encoder
 from lorica.methods.hyperlora.rows import Rows
 
 
 class Place(NamedTuple):
-    """Where a site stands: its depth and type, and the head and the number that it has there."""
+    """What the network knows of a site: indices of its depth and type, and of its bias in a
+    head."""
 
     depth: int
     kind: int
@@ -38,14 +39,14 @@ class Place(NamedTuple):
 class Network(nn.Module):
     """The network, and the conditions that are set.
 
-    enc: of conditions, onto latent // 2 numbers. default: the conditions while none are set;
-    None: there are none. codes: (C, ...) what `enc` reads of the distinct conditions that are
-    set. rows: which of them each row has; None: the one for all.
+    enc: encodes conditions as latent // 2 features. default: the conditions if none are set; None:
+        there are none. codes: (C, ...), the codes of the distinct conditions that are set. rows:
+        which of them each row has; None: all rows have the only one.
     """
 
     def __init__(
         self,
-        enc: Names | Vectors,
+        enc: Encoder,
         sites: list[Site],
         *,
         r: int,
@@ -76,38 +77,36 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict({key: Head(r, hidden, own) for key, own in heads.items()})
         self.codes: Tensor | None = None
         self.rows: Rows | None = None
-        self._now: tuple[Any, Any] | None = None
-        self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
-        self._own = tuple(self.parameters())
+        self._arguments: tuple[Any, Any] | None = None  # of the last call of `set`
+        self._cache: Kept[tuple[Tensor, Tensor]] = Kept()
+        self._own_parameters = tuple(self.parameters())
         self.set(None, None)
 
     def place(self, site: Site) -> Place:
         return self._places[site.name]
 
     def set(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
-        """Take up the conditions of the rows; see `core.condition.set_conditions`."""
-        if (conditions, lengths) == self._now:
-            return  # another site has said so
-        each = (self.default if conditions is None else conditions) or ()
-        distinct = list(dict.fromkeys(each))
+        """Set the conditions of the rows; see `core.condition.set_conditions`."""
+        if (conditions, lengths) == self._arguments:
+            return  # already set, by the adapter of another site
+        by_row = (self.default if conditions is None else conditions) or ()
+        distinct = list(dict.fromkeys(by_row))
         device = self.kind.weight.device
         codes = self.enc.codes(distinct).to(device) if distinct else None
-        numbers = tuple(distinct.index(condition) for condition in each)
-        self.rows = (
-            Rows(numbers, None if lengths is None else tuple(lengths)) if len(each) > 1 else None
-        )
-        self.codes, self._now = codes, (conditions, lengths)
-        self._kept.clear()
+        rows = None
+        if len(by_row) > 1:
+            indices = tuple(distinct.index(condition) for condition in by_row)
+            rows = Rows(indices, None if lengths is None else tuple(lengths))
+        self.codes, self.rows, self._arguments = codes, rows, (conditions, lengths)
+        self._cache.clear()
 
-    def made(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-        """A (C, R, I) and B (C, O, R) of a site at the conditions that are set.
-
-        They are kept from token to token of a generation.
-        """
-        return self._kept(self._own, place, lambda: self(codes, [place]))
+    def factors(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """A (C, R, I) and B (C, O, R) of a site for `codes`, cached between tokens of a
+        generation."""
+        return self._cache(self._own_parameters, place, lambda: self(codes, [place]))
 
     def forward(self, codes: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
-        """A (C S, R, I) and B (C S, O, R) of S sites with one head, in float32 always."""
+        """A (C S, R, I) and B (C S, O, R) of S sites that share a head, in float32."""
         kind, head = self.kind.weight[places[0].kind], self.heads[places[0].head]
         with torch.autocast(kind.device.type, enabled=False):
             c = self.enc(codes.to(kind.device)).repeat_interleave(len(places), 0)  # (C S, n / 2)
@@ -119,7 +118,7 @@ class Network(nn.Module):
 
 
 class Head(nn.Module):
-    """A and B of the sites of one type."""
+    """Generates A and B of the sites of one type."""
 
     def __init__(self, r: int, hidden: int, sites: list[Site]):
         super().__init__()
@@ -132,7 +131,7 @@ class Head(nn.Module):
         self.bias_b = nn.Parameter(torch.zeros(len(sites), b))
 
     def forward(self, states: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """states: (C S, d), the sites of one condition side by side."""
+        """states: (C S, d), by condition and then by site. numbers: the S indices of the biases."""
         u, c = states / self.hidden, len(states) // len(numbers)
         a, b = (
             F.linear(u, weight) + torch.stack([bias[i] for i in numbers]).repeat(c, 1)
@@ -142,5 +141,5 @@ class Head(nn.Module):
 
 
 def head_of(site: Site) -> str:
-    """The name of the head that a site has: that of its layer, and its shape."""
+    """The head of a site: the name of its layer and its shape."""
     return f"{site.name.rpartition('.')[2]}_{site.in_features}x{site.out_features}"

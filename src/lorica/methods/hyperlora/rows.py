@@ -1,6 +1,7 @@
 """Which condition each row of a batch has, and so which tokens of a layer's input.
 
-Rows are apart, (B, ..., I), or lie end to end, (1, T, I): then their lengths say where each is.
+Rows are either the batch dimension, (B, ..., I), or segments of a packed batch, (1, T, I), whose
+lengths are given.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from lorica.errors import DataError
 
 @dataclass(frozen=True)
 class Rows:
-    """which: the number of its condition, for each row. lengths: of rows that lie end to end.
+    """which: the index of the condition of each row. lengths: of the segments of a packed batch.
 
     Raises: DataError if there are not as many conditions as rows.
     """
@@ -29,10 +30,10 @@ class Rows:
             )
 
     def spans(self, x: Tensor) -> list[tuple[int, int, int]]:
-        """(start, stop, condition) of each row among the tokens of x, one after another.
+        """(start, stop, condition) of the rows among the flattened tokens of x.
 
-        Neighbours that have one condition are taken together.
-        Raises: DataError if x has not these rows.
+        Neighbours with the same condition are joined.
+        Raises: DataError if x has other rows.
         """
         tokens = x.shape[:-1].numel()
         if self.lengths is None:
@@ -41,20 +42,20 @@ class Rows:
         else:
             _check(tokens, sum(self.lengths), "tokens")
             lengths = self.lengths
-        found: list[tuple[int, int, int]] = []
+        spans: list[tuple[int, int, int]] = []
         stop = 0
         for which, length in zip(self.which, lengths, strict=True):
             start, stop = stop, stop + length
-            if found and found[-1][2] == which:
-                start = found.pop()[0]
-            found.append((start, stop, which))
-        return found
+            if spans and spans[-1][2] == which:
+                start = spans.pop()[0]
+            spans.append((start, stop, which))
+        return spans
 
 
-def _check(found: int, wanted: int, what: str) -> None:
-    if found != wanted:
+def _check(actual: int, expected: int, what: str) -> None:
+    if actual != expected:
         raise DataError(
-            f"a layer sees {found} {what}, and conditions are set for {wanted}.",
-            fix="set_conditions(model, ...) for this very batch; and adapt no layer that is "
-            "given other rows than the batch has (experts, an output head)",
+            f"a layer received {actual} {what}, and conditions are set for {expected}.",
+            fix="call set_conditions(model, ...) for this batch, and adapt no layer whose input "
+            "has other rows than the batch (experts, an output head)",
         )
