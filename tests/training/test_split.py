@@ -74,8 +74,8 @@ def test_two_processes_give_the_gradients_of_one(split):
     ports = {name: model.get_submodule(name).adapters for name in device.adapters}
     sites = {name: port.in_features + port.out_features for name, port in ports.items()}
     for site, width in sites.items():
-        assert device.ledger[site] == 2 * tokens * width * 8
-    del device.ledger["ends"]
+        assert device.sent[site] == 2 * tokens * width * 8
+    del device.sent["ends"]
     full = device.take_sent_bytes()
 
     keep = [s for s in sites if s.endswith("q_proj")]
@@ -83,7 +83,7 @@ def test_two_processes_give_the_gradients_of_one(split):
     model.zero_grad()
     some = gradients(model)
     assert {k.partition(".adapters")[0] for k, g in some.items() if g is not None} == set(keep)
-    del device.ledger["ends"]
+    del device.sent["ends"]
     share = sum(sites[s] for s in keep) / sum(sites.values())
     assert device.take_sent_bytes() == round(full * share)
 
@@ -144,7 +144,7 @@ def test_a_resumed_schedule_goes_on_as_it_was():
 
 def test_one_eighth_is_an_eighth():
     _, schedule = killing(share=0.125)
-    assert schedule.keep == 1  # of four: at least one
+    assert schedule.count == 1  # of four: at least one
     with pytest.raises(ConfigError, match="active_share"):
         killing(share=0.0)
 

@@ -1,9 +1,9 @@
-"""Kill and revive: which adapters of a split run take part in a step.
+"""Kill and revive: choose which adapters of a split run are active in a step.
 
 After Gao & Zhang, 2024, arXiv:2404.05182, of which only the abstract is verified; criterion,
 period and shares are our own:
 
-    S <- 0.9 S + 0.1 sqrt(|grad A|^2 + |grad B|^2) / (|B A|_F + 1e-8)      while a site is active
+    S <- 0.9 S + 0.1 sqrt(|grad A|^2 + |grad B|^2) / (|B A|_F + 1e-8)      while a layer is active
 
 Every `interval` steps the sites with the highest S stay, a share `active` of all; a random
 tenth of the killed ones comes back for one interval, in place of the lowest. A killed adapter
@@ -21,11 +21,13 @@ from lorica.core.adapter import Adapter
 from lorica.core.schedule import Schedule
 from lorica.errors import ConfigError
 
-KEEP, TINY, REVIVED = 0.9, 1e-8, 0.1
+DECAY, EPSILON, REVIVED = 0.9, 1e-8, 0.1
 
 
 class KillAndRevive(Schedule):
-    """adapters: by site. active: the set of sites that take part, changed in place."""
+    """adapters: by layer. active: the layers that take part, changed in place.
+    share: of all layers. interval: optimizer steps between choices.
+    """
 
     def __init__(
         self,
@@ -39,33 +41,33 @@ class KillAndRevive(Schedule):
         if not 0 < share <= 1:
             raise ConfigError(f"active_share is {share}; it lies in (0, 1].", fix="try 0.125")
         self.adapters, self.active, self.interval, self.seed = adapters, active, interval, seed
-        self.keep = max(round(share * len(adapters)), 1)
+        self.count = max(round(share * len(adapters)), 1)
         self.sites = list(adapters)
         self.score = torch.zeros(len(adapters))
 
     def before_step(self, t: int) -> None:
         for i, (site, adapter) in enumerate(self.adapters.items()):
-            found = adapter.factors()
-            if site not in self.active or found is None:
+            factors = adapter.factors()
+            if site not in self.active or factors is None:
                 continue
             size = sum(p.grad.square().sum() for p in adapter.parameters() if p.grad is not None)
-            a, b = (f.detach() for f in found)
+            a, b = (factor.detach() for factor in factors)
             update = ((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt()  # |B A|_F
-            now = torch.as_tensor(size).sqrt() / (update + TINY)
-            self.score[i] = KEEP * self.score[i] + (1 - KEEP) * now.cpu()
+            now = torch.as_tensor(size).sqrt() / (update + EPSILON)
+            self.score[i] = DECAY * self.score[i] + (1 - DECAY) * now.cpu()
 
     def after_step(self, t: int) -> None:
-        if self.keep == len(self.sites) or t % self.interval:
+        if self.count == len(self.sites) or t % self.interval:
             return
         order = self.score.argsort(descending=True, stable=True).tolist()
-        staying, killed = order[: self.keep], order[self.keep :]
-        back = min(round(REVIVED * len(killed)), self.keep - 1)
+        kept, killed = order[: self.count], order[self.count :]
+        revived = min(round(REVIVED * len(killed)), self.count - 1)
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + t)
-        some = torch.randperm(len(killed), generator=draw)[:back].tolist()
-        staying = staying[: self.keep - back] + [killed[i] for i in some]
-        self._take_part({self.sites[i] for i in staying})
+        chosen = torch.randperm(len(killed), generator=draw)[:revived].tolist()
+        kept = kept[: self.count - revived] + [killed[i] for i in chosen]
+        self._set_active({self.sites[i] for i in kept})
 
-    def _take_part(self, sites: set[str]) -> None:
+    def _set_active(self, sites: set[str]) -> None:
         self.active.clear()
         self.active |= sites
         for site, adapter in self.adapters.items():
@@ -75,13 +77,13 @@ class KillAndRevive(Schedule):
                     parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        taking = torch.tensor([site in self.active for site in self.sites])
-        return {"score": self.score, "active": taking}
+        active = torch.tensor([site in self.active for site in self.sites])
+        return {"score": self.score, "active": active}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.score = state["score"].clone()
         pairs = zip(self.sites, state["active"].tolist(), strict=True)
-        self._take_part({site for site, on in pairs if on})
+        self._set_active({site for site, on in pairs if on})
 
     def facts(self) -> dict[str, Any]:
         return {"sites": len(self.sites), "active_sites": sorted(self.active)}
