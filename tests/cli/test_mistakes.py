@@ -1,4 +1,4 @@
-"""Every setting, written wrong in every way: the message names the place, the key, the mend."""
+"""Every setting, written wrong in every way: the message names the place, the key and the fix."""
 
 import re
 
@@ -45,7 +45,7 @@ def type_of(key: str):
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_typo_names_place_and_right_key(tmp_path, key):
+def test_a_typo_names_the_place_and_the_right_key(tmp_path, key):
     wrong = misspelt(key)
     path, line = written(tmp_path, wrong, 1, old=key.rpartition(".")[2])
     with pytest.raises(ConfigError) as error:
@@ -63,7 +63,7 @@ def test_typo_in_a_flag(key):
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_wrong_type_names_place_and_want(tmp_path, key):
+def test_a_wrong_type_names_the_place_and_the_right_type(tmp_path, key):
     kind = type_of(key)
     wrongs = [3.5, "seven", True, [[1]], {"x": {"y": 1}}]
     value = next(
@@ -75,26 +75,26 @@ def test_wrong_type_names_place_and_want(tmp_path, key):
     path, line = written(tmp_path, key, value)
     with pytest.raises(ConfigError) as error:
         read(path)
-    told = str(error.value)
-    assert f"{path}:{line}: {key} is " in told or f"{path}:{line + 1}: {key} is " in told
-    assert f"{key} is " in told and "; it must be " in told
+    message = str(error.value)
+    assert f"{path}:{line}: {key} is " in message or f"{path}:{line + 1}: {key} is " in message
+    assert f"{key} is " in message and "; it must be " in message
 
 
 def bounded() -> list[tuple[str, object]]:
-    found = []
+    values = []
     for key in SETTINGS:
         text = repr(type_of(key))
         for limit, outside in ((Ge, -1), (Gt, 0), (Lt, 0), (Le, 1)):
             name = limit.__name__
-            if found_limit := re.search(rf"{name}\({name.lower()}=(\d+)", text):
+            if bound := re.search(rf"{name}\({name.lower()}=(\d+)", text):
                 above = limit in (Lt, Le)
-                value = outside = int(found_limit[1]) + outside if above else outside
+                value = outside = int(bound[1]) + outside if above else outside
                 if "dict[" in text:
                     value = {"q": outside}
                 elif "list[" in text:
                     value = [outside]
-                found.append((key, value))
-    return found
+                values.append((key, value))
+    return values
 
 
 @pytest.mark.parametrize(("key", "value"), bounded())
@@ -102,9 +102,9 @@ def test_out_of_range(tmp_path, key, value):
     path, line = written(tmp_path, key, value)
     with pytest.raises(ConfigError) as error:
         read(path)
-    told = str(error.value)
-    assert f"{path}:{line}" in told or f"{path}:{line + 1}" in told
-    assert f"{key} is " in told and "it must be" in told
+    message = str(error.value)
+    assert f"{path}:{line}" in message or f"{path}:{line + 1}" in message
+    assert f"{key} is " in message and "it must be" in message
 
 
 def test_the_bounds_are_tested():
@@ -112,7 +112,7 @@ def test_the_bounds_are_tested():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "message"),
     [
         ("data: x\nmethod: lorra\n", ":2: method.name: there is no method 'lorra'; closest lora"),
         ("data: x\nmethod: {r: 0}\n", ":2: method.r is 0; it must be "),
@@ -142,16 +142,16 @@ def test_the_bounds_are_tested():
         ("data: " + "[" * 3000 + "]" * 3000, "nested too deep"),
     ],
 )
-def test_mistakes_that_need_a_recipe(tmp_path, recipe, told):
+def test_mistakes_that_need_a_recipe(tmp_path, recipe, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
     with pytest.raises(ConfigError) as error:
         read(path)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "recipe.yaml" in str(error.value)
 
 
-def test_all_at_once_in_the_order_of_the_lines(tmp_path):
+def test_all_mistakes_are_reported_in_the_order_of_the_lines(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "learning_rat: 1\ndata:\n  path: x\n  limit: 0\nmethod: {r: 0, rr: 1}\n"
@@ -159,14 +159,14 @@ def test_all_at_once_in_the_order_of_the_lines(tmp_path):
     )
     with pytest.raises(ConfigError) as error:
         read(path, {"optimizer": "adam", "sede": "3"})
-    told = str(error.value).splitlines()
-    assert told[0] == "9 settings are wrong:"
-    lines = [int(text.split(":")[1]) for text in told if f"  {path}:" in text]
+    message = str(error.value).splitlines()
+    assert message[0] == "9 settings are wrong:"
+    lines = [int(text.split(":")[1]) for text in message if f"  {path}:" in text]
     assert lines == [1, 4, 5, 5, 6, 8, 9]
-    assert sum("  --" in text for text in told) == 2
+    assert sum("  --" in text for text in message) == 2
 
 
-def test_not_utf8_not_there_not_a_file(tmp_path):
+def test_recipes_that_cannot_be_read(tmp_path):
     (tmp_path / "demo.yaml").write_bytes(b"data: x\nbase: \xff\n")
     with pytest.raises(ConfigError, match=r"demo.yaml:2: the recipe is not UTF-8"):
         read(tmp_path / "demo.yaml")
@@ -177,7 +177,7 @@ def test_not_utf8_not_there_not_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"learning_rate": "fast"}, '--learning_rate is "fast"; it must be a number (above 0)'),
         ({"data.limit": "few"}, '--data.limit is "few"; it must be a whole number'),
@@ -198,10 +198,10 @@ def test_not_utf8_not_there_not_a_file(tmp_path):
         ({"seed": ["1", "2"]}, "--seed is [1, 2]; it must be a whole number"),
     ],
 )
-def test_mistakes_in_flags(flags, told):
+def test_mistakes_in_flags(flags, message):
     with pytest.raises(ConfigError) as error:
         read(None, {"data": "rows.jsonl", **flags})
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_build_method_of_a_config_made_in_python():

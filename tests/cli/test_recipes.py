@@ -1,4 +1,4 @@
-"""Recipes and flags that are right: what they come to, and that it can be written and read."""
+"""Valid recipes and flags: the settings they give, which survive writing and reading."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_flags_over_recipe_over_defaults(tmp_path):
         ("seed", 3, 3),
     ],
 )
-def test_text_of_a_flag_takes_the_type_of_its_setting(flag, text, value):
+def test_the_text_of_a_flag_gets_the_type_of_its_setting(flag, text, value):
     config = read(None, {"data": "x", flag: text})
     key = flag.replace("-", "_").partition(".")[0]
     assert getattr(config, key) == value
@@ -128,7 +128,7 @@ def test_a_method_from_python():
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_python_values_are_taken_as_they_are(settings):
+def test_python_values_are_not_converted(settings):
     config = read(None, {"data": "rows.jsonl", **settings})
     given = config.model_dump(mode="json")
     for key, value in settings.items():
@@ -171,7 +171,7 @@ def test_paths_beside_the_recipe(tmp_path, monkeypatch):
         ("-", "-"),
     ],
 )
-def test_words_are_yaml_1_2(word, value):
+def test_scalars_follow_yaml_1_2(word, value):
     assert parse_scalar(word) == value and type(parse_scalar(word)) is type(value)
 
 

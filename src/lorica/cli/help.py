@@ -48,7 +48,7 @@ class SettingsHelp(DefaultFormatter):
         if self.method:
             groups["method"] = list(_method_entries())
         for title, entries in groups.items():
-            _print_settings(console, title, entries)
+            print_settings(console, title, entries)
 
 
 def setting_entries(
@@ -91,7 +91,8 @@ def type_word(kind: Any) -> str:
     return TYPE_WORDS.get(origin or kind, "VALUE")
 
 
-def _print_settings(console: Console, title: str, entries: list[HelpEntry]) -> None:
+def print_settings(console: Console, title: str, entries: list[HelpEntry]) -> None:
+    """Print each setting with its type on a line, and its meaning below."""
     console.print(Text(f"\nSettings: {title}", style="bold"))
     for entry in entries:
         head = Text.assemble(
@@ -116,14 +117,15 @@ def _method_entries() -> Iterator[HelpEntry]:
     names = ", ".join(methods())
     yield HelpEntry(positive_names=("--method",), description=f"one of {names}", default="lora")
     for option in method("lora").options:
-        yield _method_entry(option)
+        yield method_entry(option)
     yield HelpEntry(
         positive_names=("--method.NAME",),
         description="a setting of another method; lorica methods METHOD lists them",
     )
 
 
-def _method_entry(option: Option) -> HelpEntry:
+def method_entry(option: Option) -> HelpEntry:
+    """A setting of a method as an entry of the help."""
     kind = option.kind.removesuffix(" | None")
     return HelpEntry(
         positive_names=(f"--method.{option.name}",),

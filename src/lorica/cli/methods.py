@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from lorica.cli.catalogue import Entry, method, methods
-from lorica.cli.options import Switch, print_json
+from lorica.cli.help import method_entry, print_settings
+from lorica.cli.options import Json, Switch, print_json
 
 app = App(name="methods")
 
@@ -24,80 +25,78 @@ COLUMNS = (
     "mixed",
     "resume",
 )
+LISTED = ("method", "arXiv", "learning rate", "merge", "LoRA", "4-bit", "mixed")
+"""Columns that fit a terminal; lorica methods NAME has the number of trained parameters."""
 LEGEND = """\
-trained per site: numbers, of I inputs and O outputs; the other names are settings of the method
-learning rate: the default with AdamW, on bases of hidden size 64 and 4096; between them a power
-        of the hidden size
-merge:  into the base's weights
-LoRA:   by lorica export: exact, or approximate (a truncated SVD, with --rank), or never
+learning rate: default with AdamW, for a base of hidden size 64 and of 4096
+merge:  can be merged into the weights of the base
+LoRA:   lorica export writes it as a LoRA: exact, approximate (truncated, with --rank), or never
 4-bit:  works on a quantised base
 mixed:  every row of a batch may have an adapter of its own
-resume: a run that was killed goes on, on the CPU bit by bit
 
-lorica methods NAME says what one is, and what its settings mean."""
+lorica methods NAME describes a method and its settings."""
 
 
 @app.default
-def show(name: str | None = None, /, *, json: Switch = False, markdown: Switch = False) -> None:
+def show(name: str | None = None, /, *, json: Json = False, markdown: Switch = False) -> None:
     """List the methods, or the settings of one.
 
     Parameters
     ----------
     name
-        A method; without it, all are listed.
-    json
-        Print JSON.
+        A method. Without it, all methods are listed.
     markdown
-        Print the list as a Markdown table, as it stands in the documentation.
+        Print the list as a Markdown table, as in the documentation.
     """
     entries = [method(name)] if name else list(methods().values())
     if json:
-        print_json([_plain(entry) for entry in entries])
-        return
-    if markdown:
+        print_json([_as_json(entry) for entry in entries])
+    elif markdown:
         print("\n".join(markdown_rows(entries)))
-        return
-    console = Console(highlight=False)
-    if not name:
-        columns = [Column(c, no_wrap=c == "method", overflow="fold") for c in COLUMNS]
-        table = Table(*columns, box=None, padding=(0, 1, 0, 0))
-        for entry in entries:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row(entry)))
-        console.print(table)
-        console.print("\n" + LEGEND, markup=False, soft_wrap=True)
-        return
-    console.print(entries[0].about, markup=False, soft_wrap=True)
-    console.print("\n" + about_rates(entries[0]), markup=False, soft_wrap=True)
-    table = Table("setting", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0))
-    for o in entries[0].options:
-        table.add_row(
-            o.name, o.kind.replace("[", r"\["), o.default or "", o.note.replace("[", r"\[")
-        )
-    if entries[0].options:
-        console.print()
-        console.print(table)
+    elif name:
+        _print_method(entries[0], Console(highlight=False))
+    else:
+        _print_list(entries, Console(highlight=False))
+
+
+def _print_list(entries: list[Entry], console: Console) -> None:
+    table = Table(*(Column(name, no_wrap=True) for name in LISTED), box=None, padding=(0, 1, 0, 0))
+    for entry in entries:
+        cells = dict(zip(COLUMNS, row(entry), strict=True))
+        table.add_row(*(cells[column] for column in LISTED))
+    console.print(table)
+    console.print("\n" + LEGEND, markup=False, soft_wrap=True)
+
+
+def _print_method(entry: Entry, console: Console) -> None:
+    console.print(entry.about, markup=False, soft_wrap=True)
+    count = f"Trained parameters per site: {entry.facts['count'] or '-'}"
+    console.print(f"\n{count}", markup=False, soft_wrap=True)
+    console.print(about_rates(entry), markup=False)
+    if entry.options:
+        print_settings(console, entry.name, [method_entry(option) for option in entry.options])
 
 
 def row(entry: Entry) -> list[str]:
     """The cells of a method, in the order of COLUMNS."""
-    says = entry.facts
-    found = re.search(r"arXiv:([\d.]+)", str(says["paper"]))
-    to_lora = str(says["to_lora"])
+    facts = entry.facts
+    paper = re.search(r"arXiv:([\d.]+)", str(facts["paper"]))
+    to_lora = str(facts["to_lora"])
     return [
         entry.name,
-        found[1] if found else "-",
-        str(says["count"]) or "-",
-        " to ".join(f"{rate:g}" for rate in says["rates"][:2]),
+        paper[1] if paper else "-",
+        str(facts["count"]) or "-",
+        " to ".join(f"{rate:g}" for rate in facts["rates"][:2]),
         "no" if to_lora == "never" else "yes",
         {"approximate": "approx."}.get(to_lora, to_lora),
-        "yes" if says["on_packed"] else "no",
-        "yes" if says["mixes"] else "no",
+        "yes" if facts["on_packed"] else "no",
+        "yes" if facts["mixes"] else "no",
         "yes",
     ]
 
 
 def about_rates(entry: Entry) -> str:
-    """The default learning rates of a method, and where they are from."""
+    """The default learning rates of a method, with their source."""
     small, large, sgd = entry.facts["rates"]
     return (
         f"Default learning rate with AdamW: {small:g} on a base of hidden size 64 (measured: "
@@ -115,7 +114,7 @@ def markdown_rows(entries: list[Entry]) -> Iterator[str]:
         yield f"| `{name}` | {link} | `{count}` | {' | '.join(rest)} |"
 
 
-def _plain(entry: Entry) -> dict[str, object]:
+def _as_json(entry: Entry) -> dict[str, object]:
     return {
         "name": entry.name,
         "about": entry.about,
