@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lorica.evaluation.answers import quiz, take
 from numpy.typing import NDArray
 
 import lorica
@@ -32,6 +31,7 @@ from lorica.core.condition import swapped_conditions
 from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import load_data
+from lorica.evaluation.exact_match import answer_questions, question_set
 from lorica.evaluation.loss import score
 from lorica.formats.open_adapter import open_adapter
 from world.translation import translation
@@ -188,11 +188,11 @@ class Arena:
                     rows, swapped_conditions([str(row.condition) for row in rows]), strict=True
                 )
                 wrong.append(score(base.model, [replace(r, condition=c) for r, c in others]).nll)
-            asked = quiz(base, rows)
-            said, _ = take(base, asked, batch_size=64)
+            asked = question_set(base, rows)
+            said, _ = answer_questions(base, asked, batch_size=64)
             for question, answer in zip(asked.questions, said, strict=True):
                 wanted = str(question.row.condition).split("-")[1]
-                hits.append(question.wanted == answer)
+                hits.append(question.reference == answer)
                 spoken.append(language(answer, self.words) == wanted)
         trained = sum(lorica.trainable_parameters(base.model).trainable for base, _ in opened)
         return Found(

@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.claims.claim import Claim, Column, Runs, Side, grid, minus, paired
-from benchmarks.claims.text import BATCH, LENGTH, STEPS, WATCHED, WORDS, run
+from benchmarks.claims.text import STEPS, WATCHED, WORDS, run
 from benchmarks.claims.verdict import Part
 
 LOSS = Column("loss", "loss")
@@ -34,7 +34,7 @@ FULL = grid(1e-3)
 def c2(runs: Runs) -> list[Part]:
     worse = [paired(runs, f"{name} r=1", f"{name} r=8", "loss") for name in ("lora", "dora")]
     both = [minus(lora, dora) for lora, dora in zip(*worse, strict=True)]
-    what = "LoRA's rise of the loss from r=8 to r=1, − DoRA's"
+    what = "loss at r=1 − loss at r=8: LoRA − DoRA"
     return [Part(what, both)] + [
         Part(
             f"r={r}: LoRA − DoRA, loss",
@@ -76,12 +76,12 @@ def c7(runs: Runs) -> list[Part]:
     return [
         Part("N(0, 1) − vocabulary, loss", paired(runs, unit, words, "loss")),
         Part(
-            "random of their spread − vocabulary, loss",
+            "random (spread of the embeddings) − vocabulary, loss",
             paired(runs, spread, words, "loss"),
             counts=False,
         ),
         Part(
-            "N(0, 1) − random of their spread, loss",
+            "N(0, 1) − random (spread of the embeddings), loss",
             paired(runs, unit, spread, "loss"),
             counts=False,
         ),
@@ -111,11 +111,9 @@ def c8(runs: Runs) -> list[Part]:
                 continue
             target = max(min(plain["losses"]), min(plus["losses"]))  # both reach it
             saved.append(minus(reached(plain, target), reached(plus, target)))
-        found.append(
-            Part(f"steps to the loss that both reach: ratio 1 − ratio {ratio}", saved, form="+.1f")
-        )
+        found.append(Part(f"steps to the common loss: ratio 1 − ratio {ratio}", saved, form="+.1f"))
         last = paired(runs, "ratio 1", f"ratio {ratio}", "loss")
-        found.append(Part(f"loss at the end: ratio 1 − ratio {ratio}", last, counts=False))
+        found.append(Part(f"final loss: ratio 1 − ratio {ratio}", last, counts=False))
     return found
 
 
@@ -132,10 +130,10 @@ def c10(runs: Runs) -> list[Part]:
 CLAIMS = [
     Claim(
         id="C2",
-        title="DoRA loses less than LoRA when the rank falls",
+        title="DoRA loses less than LoRA when the rank is lowered",
         source="Liu et al. 2024, arXiv:2402.09353, commonsense tasks, LLaMA-7B: with r=4 LoRA "
         "39.5, DoRA 61.9; with r=8 LoRA 40.7, DoRA about 78.",
-        how=f"{WORDS}. What counts is how much of it is lost between r=8 and r=1.",
+        how=f"{WORDS}. The claim is judged by how much the loss rises from r=8 to r=1.",
         sides=[side(f"{name} r={r}", name, r=r) for r in LOW for name in ("lora", "dora")],
         columns=[LOSS, FORGOTTEN],
         parts=c2,
@@ -157,9 +155,9 @@ CLAIMS = [
         id="C4",
         title="LoRA learns less and forgets less than full fine-tuning",
         source="Biderman et al. 2024, arXiv:2405.09673, continued pre-training on code: HumanEval "
-        "0.263 full, 0.224 LoRA r=256; on what was known before, 0.545 full, 0.617 LoRA.",
-        how=f"{WORDS}; forgotten is the rise of the loss on TinyStories, which the base was "
-        "trained on. Rates are chosen by what is learned.",
+        "0.263 full, 0.224 LoRA r=256; on earlier knowledge, 0.545 full, 0.617 LoRA.",
+        how=f"{WORDS}. Forgotten is the rise of the loss on TinyStories, which the base was "
+        "trained on. Learning rates are chosen by the loss on the new text.",
         sides=[side("full", "full", FULL), *(side(f"lora r={r}", "lora", r=r) for r in LEARNING)],
         columns=[LOSS, FORGOTTEN],
         parts=c4,
@@ -167,10 +165,10 @@ CLAIMS = [
     Claim(
         id="C6",
         title="AdaLoRA is better than LoRA on a very low budget",
-        source="Zhang et al. 2023, arXiv:2303.10512, table 1, mean of GLUE with 0.32 M numbers: "
+        source="Zhang et al. 2023, arXiv:2303.10512, table 1, mean of GLUE with 0.32 M parameters: "
         "LoRA r=2 88.15, AdaLoRA 88.86.",
-        how=f"{WORDS}. LoRA has rank 2 in every layer; AdaLoRA starts with 3 and ends with 2 in "
-        "the mean.",
+        how=f"{WORDS}. LoRA has rank 2 in every layer; AdaLoRA starts with rank 3 and ends with a "
+        "mean rank of 2.",
         sides=[side("lora r=2", "lora", r=2), side("adalora r=3 to 2", "adalora", r=3, target_r=2)],
         columns=[LOSS, FORGOTTEN],
         parts=c6,
@@ -179,9 +177,10 @@ CLAIMS = [
         id="C7",
         title="Prompt tuning needs to start from the vocabulary",
         source="PEFT's method comparison, MetaMathQA, Llama-3.2-3B: accuracy on GSM8K 0.343 from "
-        "words of the vocabulary, 0.057 from random vectors.",
-        how=f"{WORDS}. Twenty vectors stand in front. PEFT's random vectors are N(0, 1); those "
-        "that lorica calls random have the spread of the embeddings, and stand beside the claim.",
+        "embeddings of the vocabulary, 0.057 from random vectors.",
+        how=f"{WORDS}. There are 20 prompt vectors. PEFT draws random vectors from N(0, 1). Those "
+        "that Lorica calls random have the spread of the embeddings; they are not part of the "
+        "claim.",
         sides=[
             side("vocabulary", "prompt_tuning", grid(1e-2), init="vocabulary"),
             side("random, spread of the embeddings", "prompt_tuning", grid(1e-2), init="random"),
@@ -194,10 +193,10 @@ CLAIMS = [
         id="C8",
         title="LoRA+ converges faster than LoRA",
         source="Hayou et al. 2024, arXiv:2402.12354: B with a larger learning rate than A learns "
-        "faster (the abstract; no figure of it was checked).",
-        how=f"{WORDS.replace('cosine', 'constant')}. LoRA r=8; the ratio is B's rate over A's, and "
-        f"the rate that is tried is A's. Evaluated every {STEPS // 20} steps; of two runs with one "
-        "seed, the loss that both reach is the higher one of their lowest.",
+        "faster (from the abstract; none of its figures was checked).",
+        how=f"{WORDS.replace('cosine', 'constant')}. LoRA r=8. The ratio is the learning rate of B "
+        f"divided by that of A; the rates tried are those of A. Evaluated every {STEPS // 20} "
+        "steps. The common loss of two runs with one seed is the higher of their two minima.",
         sides=[
             side(
                 f"ratio {k}",
@@ -215,20 +214,20 @@ CLAIMS = [
     ),
     Claim(
         id="C10",
-        title="DoRA turns weights and resizes them against each other, LoRA together",
-        source="Liu et al. 2024, arXiv:2402.09353, section 3: correlation of the change of "
-        "direction and that of magnitude: full −0.62, DoRA −0.31, LoRA +0.83.",
-        how=f"{WORDS}. LoRA and DoRA have r=4. Correlation over the layers' query and value "
-        f"weights and {WATCHED} checkpoints, and over all linear layers beside it "
-        f"({STEPS // WATCHED} steps of {BATCH} x {LENGTH} tokens between checkpoints).",
+        title="DoRA changes direction and magnitude in opposite ways, LoRA in the same way",
+        source="Liu et al. 2024, arXiv:2402.09353, section 3: correlation between the changes of "
+        "direction and of magnitude: full −0.62, DoRA −0.31, LoRA +0.83.",
+        how=f"{WORDS}. LoRA and DoRA have r=4. The correlation is taken over the query and value "
+        f"weights of all layers at {WATCHED} checkpoints, {STEPS // WATCHED} steps apart. That "
+        "over all linear layers is reported as well.",
         sides=[
             side("full", "full", FULL, also=("turns",)),
             *(side(name, name, also=("turns",), r=4) for name in ("lora", "dora")),
         ],
         columns=[
             LOSS,
-            Column("query and value", "query_value", "+.2f"),
-            Column("all linear layers", "all_sites", "+.2f"),
+            Column("correlation, query and value", "query_value", "+.2f"),
+            Column("correlation, all linear layers", "all_sites", "+.2f"),
         ],
         parts=c10,
     ),

@@ -20,9 +20,9 @@ STORIES = "data/text/tinystories-samples/minigpt_tinystories.txt"
 PLAY = "data/text/tinyshakespeare/input.txt"
 HELD, TRAINED_ON = 30_000, 450_000  # characters
 WORDS = (
-    f"stories260K learns tinyshakespeare, {STEPS} steps of {BATCH} x {LENGTH} tokens, on all "
-    "linear layers but the head where a method acts on linear layers; cosine schedule, a tenth "
-    "of warm-up, AdamW. Loss is that on a test text"
+    f"stories260K is trained on tinyshakespeare: {STEPS} steps of {BATCH} x {LENGTH} tokens, all "
+    "linear layers but the head (where the method acts on linear layers), cosine schedule, 10 % "
+    "warm-up, AdamW. Loss is measured on a test text, in nats per token"
 )
 
 
@@ -102,13 +102,12 @@ def run(
 
 def looked_at(output: Path, also: tuple[str, ...], place: Place) -> Run:
     """What else a reported run came to."""
-    from lorica.evaluation.directions import correlation, turns
-
     import lorica
     from lorica.core.state import load_adapter_state
     from lorica.data.config import DataConfig
     from lorica.data.load import load_data as load_rows
     from lorica.evaluation.loss import mean_loss
+    from lorica.evaluation.weight_changes import correlation, weight_changes
     from lorica.formats.commit import read_tensors
     from lorica.formats.open_adapter import open_adapter
     from lorica.training.run import by_step, read_events
@@ -127,7 +126,7 @@ def looked_at(output: Path, also: tuple[str, ...], place: Place) -> Run:
         seen = []
         for checkpoint in sorted((output / "checkpoints").iterdir()):
             load_adapter_state(opened.model, read_tensors(checkpoint / "adapter.safetensors"))
-            seen += turns(opened.model)
+            seen += weight_changes(opened.model)
         attention = [t for t in seen if t.site.endswith(("q_proj", "v_proj"))]
         found |= {"all_sites": correlation(seen), "query_value": correlation(attention)}
     return found

@@ -1,4 +1,4 @@
-"""C9: double_lora and the LoRA of rank r1 + r2 from one start, side by side in float64."""
+"""C9: double_lora and the LoRA of rank r1 + r2, from the same start, in float64."""
 
 from functools import partial
 from typing import Any
@@ -107,7 +107,7 @@ def train(model: Any, method: Any, ids: Any, rate: float) -> float:
 def parts(runs: Runs) -> list[Part]:
     return [
         Part(
-            f"{name}: largest difference of the updates",
+            f"{name}: largest difference between the updates",
             [r.get("apart") for r in found],
             bound=BOUND,
             form=".1e",
@@ -119,21 +119,21 @@ def parts(runs: Runs) -> list[Part]:
 CLAIMS = [
     Claim(
         id="C9",
-        title="double_lora is LoRA of rank r1 + r2",
-        source="no paper: s B1 A1 + s B2 A2 is the product of [B1 | B2] and [A1; A2], and AdamW "
-        "acts on each number alone.",
-        how=f"stories260K in float64, from one start, {STEPS} steps of {BATCH} x {LENGTH} tokens "
-        "of Shakespeare, at three learning rates; no clipping, no dropout. The largest difference "
-        f"between any two numbers of the updates may be {BOUND:g}.",
+        title="double_lora equals LoRA of rank r1 + r2",
+        source="no paper. s B1 A1 + s B2 A2 is the product of [B1 | B2] and [A1; A2], and AdamW "
+        "updates each parameter by itself.",
+        how=f"stories260K in float64, both from the same start; {STEPS} steps of {BATCH} x "
+        f"{LENGTH} tokens of Shakespeare at three learning rates, without clipping or dropout. The "
+        f"largest difference between the two weight updates may be {BOUND:g}.",
         sides=[
             Side(f"{R - r} + {r}, rate {rate:g}", run, {"second_r": r, "rate": rate})
             for r, rate in CASES
         ],
         columns=[
             Column("loss of the last batch", "loss"),
-            Column("losses apart", "loss_apart", ".1e"),
+            Column("difference of the losses", "loss_apart", ".1e"),
             Column("largest update", "moved", ".1e"),
-            Column("updates apart", "apart", ".1e"),
+            Column("difference of the updates", "apart", ".1e"),
         ],
         parts=parts,
     )

@@ -32,13 +32,15 @@ def columns(about: Section, names: Sequence[str]) -> dict[str, dict[str, str]]:
     word = "time" if about.is_time else "speed"
     if not about.in_pairs:
         return {
-            f"{word} over {one}": dict.fromkeys(names, one) for one in about.over if one in names
+            f"{word} relative to {one}": dict.fromkeys(names, one)
+            for one in about.over
+            if one in names
         }
     found, by = {}, ""
     for name in names:
         by = name if name in about.over else by
         found[name] = by or name
-    return {f"{word} over the one above": found}
+    return {f"{word} relative to the row above": found}
 
 
 def on_the_clock(sides: dict[str, Any]) -> float:

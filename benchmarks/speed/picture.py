@@ -41,8 +41,8 @@ def bars(panel: Any, found: dict[str, Any]) -> None:
     axes.set_yticks(range(len(sides)), list(sides), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    better = "less" if about.is_time else "more"
-    axes.set_xlabel(f"{title}: {better} is better", fontsize=9)
+    better = "lower" if about.is_time else "higher"
+    axes.set_xlabel(f"{title} ({better} is better)", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -62,7 +62,7 @@ def lines(panel: Any, found: dict[str, Any]) -> None:
         axes.set_ylim(0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    panel.axes[0].set_ylabel("seconds a step", fontsize=9)
+    panel.axes[0].set_ylabel("seconds per step", fontsize=9)
 
 
 def colour(kind: str) -> str:

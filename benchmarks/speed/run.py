@@ -85,7 +85,7 @@ def gated(processes: dict[str, Process]) -> list[str]:
                 far = apart(wanted, gradients)
                 line = (
                     f"{first.side.name} and {process.side.name}: loss {loss:.6f} and "
-                    f"{other:.6f}, gradients {far:.1e} of their length apart"
+                    f"{other:.6f}, relative difference of the gradients {far:.1e}"
                 )
                 print(line, file=sys.stderr, flush=True)
                 close = CLOSE[process.side.dtype]

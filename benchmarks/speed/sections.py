@@ -21,7 +21,7 @@ ADALORA = {
 
 @dataclass(frozen=True)
 class Section:
-    """how: what the page says of it. over: the sides that the others are measured against.
+    """how: what the page says about it. over: the sides that the others are compared with.
     in_pairs: each side is measured against the last of `over` that stands before it, alone.
     is_time: ratios are of time, not of speed. together: the sides are in one process, whose heap
     keeps its pages: none pays for memory that it takes from the system, and one step follows
@@ -45,10 +45,11 @@ class Section:
 
 
 SAME = Section(
-    "The same padded batch of 8 rows (of median size), the head and the loss on every position, "
-    "AdamW. Before anything is timed, sides that do the same work show that they do: from the same "
-    "weights, with B away from zero, the same loss and the same gradients. All sides are in one "
-    "process, whose heap has its pages before the first of them is timed.",
+    "Every side gets the same padded batch of 8 rows (of median length), computes head and loss at "
+    "every position, and uses AdamW. The floor is the frozen base alone: its forward pass, and its "
+    "backward pass to its inputs. Before timing, sides that do the same work must give the same "
+    "loss and the same gradients, from the same weights and with B away from zero. All sides are "
+    "in one process, whose memory is reserved before the first of them is timed.",
     [
         Side("floor", "floor"),
         Side("LoRA", "lorica", LORA, gate="lora"),
@@ -69,7 +70,7 @@ SAME = Section(
         Side("HyperLoRA, 8 conditions", "lorica", {"name": "hyperlora", "r": 16}),
         Side("LoRA on NF4", "lorica", {**LORA, "quantisation": "nf4"}),
         Side(
-            "LoRA on NF4, kept unpacked",
+            "LoRA on NF4, weights kept unpacked",
             "lorica",
             {**LORA, "quantisation": "nf4", "unpacked": True},
         ),
@@ -82,29 +83,28 @@ SAME = Section(
 PLAIN = Side("PEFT, plain loop", "peft", PEFT, rows="random")
 OURS = Side("Lorica", "lorica trainer", {**LORA, "shared": True}, rows="random")
 SHIPPED = Section(
-    "48 rows, LoRA of rank 16 on all linear layers of the blocks, 8 rows an optimizer step; how "
-    "they are batched, which positions meet the head, and what else a step does is each "
-    "library's default. PEFT has no trainer of its own: its loop is the plain one, on rows in "
-    "random order and on rows of like length. TRL is its SFTTrainer, with the gradient "
-    "checkpointing that it turns on; LitGPT takes its rows one by one, and learns prompts too; "
-    "torchtune two by two, with checkpointing, as its recipe for one device. All three compute in "
-    "bfloat16 by default; here they are told not to. Lorica's is the step of its "
-    "trainer, without the log and the schedule of the learning rate.",
+    "48 rows, LoRA of rank 16 on all linear layers of the blocks, 8 rows per optimizer step. Each "
+    "library uses its defaults for batching, for the positions that pass the head, and for the "
+    "rest of a step. PEFT has no trainer: its side is a plain loop, on rows in random order and on "
+    "rows grouped by length. TRL is its SFTTrainer, which turns gradient checkpointing on. LitGPT "
+    "processes one row at a time and also learns the prompts. torchtune processes two rows at a "
+    "time, with checkpointing, as in its recipe for one device. These three compute in bfloat16 by "
+    "default; here they are set to float32. Lorica is the step of its trainer, without the event "
+    "log and the learning rate schedule.",
     [
         PLAIN,
-        Side("PEFT, rows of like length", "peft", PEFT, rows="grouped"),
+        Side("PEFT, rows grouped by length", "peft", PEFT, rows="grouped"),
         Side("TRL, bf16=False", "trl", {"bf16": False}, rows="random", peer="trl"),
         Side("LitGPT, 32-true", "litgpt", {"precision": "32-true"}, rows="random", peer="litgpt"),
         Side("torchtune, float32", "torchtune", rows="random", peer="torchtune"),
-        Side("Lorica, no beginnings shared", "lorica trainer", LORA, rows="random"),
+        Side("Lorica, shared prefixes off", "lorica trainer", LORA, rows="random"),
         OURS,
     ],
-    over=("PEFT, plain loop", "PEFT, rows of like length"),
+    over=("PEFT, plain loop", "PEFT, rows grouped by length"),
 )
 MIXED = Section(
-    "As above, but TRL, LitGPT and torchtune in the precision that they choose by themselves, "
-    "bfloat16 (the first two under autocast), also where the processor has no instructions for "
-    "it; the others in float32.",
+    "As above, but TRL, LitGPT and torchtune use their default precision, bfloat16 (the first two "
+    "under autocast), even if the processor has no bfloat16 instructions. The others use float32.",
     [
         PLAIN,
         Side("TRL", "trl", rows="random", peer="trl"),
@@ -116,10 +116,11 @@ MIXED = Section(
 )
 SIZES = {"rows": (4, 8, 16), "layers": (4, 8, 16), "adapters": (1, 2, 4)}
 SCALING = Section(
-    "Lorica's own step, LoRA of rank 16 on all linear layers, beginnings not shared; one size "
-    "changes, the others are 8 rows, 8 layers, 1 adapter. Sizes of the batch are its real "
-    'tokens; adapters act all at once, and all learn. "Off the line" is how far the worst of the '
-    "three is from the straight line through them (least squares), as a share of its value.",
+    "Lorica's own step, LoRA of rank 16 on all linear layers, shared prefixes off. One size "
+    "changes; the others stay at 8 rows, 8 layers and 1 adapter. The size of a batch is its number "
+    "of real tokens. Several adapters act at once, and all of them train. The deviation is that of "
+    "the worst of the three points from the least-squares line through them, as a share of its "
+    "value.",
     [
         *(Side(f"{n} rows", "lorica trainer", LORA, batch=n) for n in SIZES["rows"]),
         *(
@@ -139,9 +140,10 @@ SOLO = tuple(
     for what in ("1 row a step", "4 rows a step", "small model, 1 row a step")
 )
 EACH = Section(
-    "Eight LoRAs of rank 16, each with rows of its own: eight runs one after another, and one pass "
-    "over one base (`lorica train --each`). The small model has 6 layers of width 256 and 2,048 "
-    "words. Where one run's rows fill the processor already, there is little to gain.",
+    "Eight LoRAs of rank 16, each with its own rows: eight runs one after another, and one pass "
+    "over one base (`lorica train --each`). The small model has 6 layers of width 256 and a "
+    "vocabulary of 2,048. When the rows of one run already keep the processor busy, there is "
+    "little to gain.",
     [
         Side(SOLO[0], "lorica trainer", LORA, rows="eight", batch=1),
         Side("1 row a step, at once", "lorica each", {"r": 16}, rows="eight", batch=1),
