@@ -15,7 +15,7 @@ from lorica.base.packing import packed
 from lorica.core.bank import adapted_layers, spec_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, DataError
-from lorica.inits.eva import Spectrum, calibrate, dealt, take_ranks
+from lorica.inits.eva import Spectrum, calibrate, distributed, restore_ranks
 from lorica.methods.lora import LoraAdapter
 from lorica.methods.lora_fa import LoraFa
 from tests.laws.bases import IDS, Stack, bits, move, same_bits, stories
@@ -98,7 +98,7 @@ def test_a_spectrum_of_low_rank_is_exact_in_pieces():
     rows = torch.randn(3000, 5) @ torch.randn(5, 30)
     spectrum = Spectrum(3)
     for part in rows.split(700):
-        spectrum.add(part, 0.99)
+        spectrum.update(part, 0.99)
     torch.testing.assert_close(
         spectrum.values[:3], torch.linalg.svdvals(rows)[:3], rtol=1e-4, atol=0
     )
@@ -187,14 +187,14 @@ def test_the_model_is_left_as_it_was():
 def test_ranks_by_hand():
     """5 ranks, 3 sites: one each; the two that are left go to 0.3 and 0.2."""
     explained = {"x": [0.6, 0.3, 0.05], "y": [0.5, 0.2, 0.1], "z": [0.9, 0.04, 0.01]}
-    assert dealt(explained, 5) == {"x": 2, "y": 2, "z": 1}
-    assert dealt(explained, 9) == {"x": 3, "y": 3, "z": 3}
-    assert dealt(explained, 3) == {"x": 1, "y": 1, "z": 1}
-    assert dealt({"x": [0.5, 0.4], "y": [0.5, 0.4]}, 3) == {"x": 2, "y": 1}
-    with pytest.raises(DataError, match="9 directions for the 10"):
-        dealt(explained, 10)
+    assert distributed(explained, 5) == {"x": 2, "y": 2, "z": 1}
+    assert distributed(explained, 9) == {"x": 3, "y": 3, "z": 3}
+    assert distributed(explained, 3) == {"x": 1, "y": 1, "z": 1}
+    assert distributed({"x": [0.5, 0.4], "y": [0.5, 0.4]}, 3) == {"x": 2, "y": 1}
+    with pytest.raises(DataError, match="9 components for the 10"):
+        distributed(explained, 10)
     with pytest.raises(DataError, match="y"):
-        dealt({"x": [1.0], "y": []}, 1)
+        distributed({"x": [1.0], "y": []}, 1)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_resumed_run_takes_the_ranks_of_its_checkpoint(kind):
     move(model)
     state = {k: t.detach().clone() for k, t in adapter_state(model).items()}
     resumed = lorica.adapt(stories(), method)
-    take_ranks(resumed, state)
+    restore_ranks(resumed, state)
     load_adapter_state(resumed, state)
     assert spec_of(resumed, "default") == spec_of(model, "default")
     assert torch.equal(resumed(IDS).logits, model(IDS).logits)
@@ -315,7 +315,7 @@ def test_training_without_data_is_refused():
     model = lorica.adapt(stories(), Lora(r=4, init="eva"))
     base = stories()(IDS).logits
     assert torch.equal(model.eval()(IDS).logits, base)
-    with pytest.raises(ConfigError, match="needs data") as error:
+    with pytest.raises(ConfigError, match="initialized from data") as error:
         model.train()(IDS)
     assert "calibrate" in error.value.fix
     with torch.no_grad():
@@ -323,7 +323,7 @@ def test_training_without_data_is_refused():
 
 
 def test_only_what_begins_from_data_is_calibrated():
-    with pytest.raises(ConfigError, match="does not begin from data"):
+    with pytest.raises(ConfigError, match="is not initialized from data"):
         calibrate(lorica.adapt(stories(), Lora(r=4)), batches())
     with pytest.raises(ConfigError, match="ia3"):
         calibrate(lorica.adapt(stories(), lorica.method("ia3")), batches())
@@ -335,7 +335,7 @@ def test_too_little_data_is_refused_and_changes_nothing():
     model = lorica.adapt(stories(), Lora(r=16, init="eva"))
     before = {k: t.clone() for k, t in adapter_state(model).items()}
     for few in ([], [{"input_ids": TEXT[:1, :9]}]):
-        with pytest.raises(DataError, match="directions for the 560 ranks") as error:
+        with pytest.raises(DataError, match="components for the 560 ranks") as error:
             calibrate(model, few)
         assert error.value.fix
         assert same_bits({k: t.detach() for k, t in adapter_state(model).items()}, before)
@@ -379,7 +379,7 @@ def test_inputs_that_cannot_be_used_are_refused():
     x, mask = torch.randn(2, 30, 12), torch.ones(2, 31)
     mask[0, 0] = 0
     model = lorica.adapt(Keyed(), Lora(r=2, init="eva"))
-    with pytest.raises(DataError, match="which inputs of stack") as error:
+    with pytest.raises(DataError, match="the input of stack") as error:
         calibrate(model, [{"x": x, "attention_mask": mask}])
     assert error.value.facts["attention_mask"] == (2, 31)
     with pytest.raises(DataError, match="not finite"):

@@ -1,1 +1,1 @@
-"""How the factors of a LoRA begin, one file per start: the file name is the start's name."""
+"""Initial values of the A and B of a LoRA, one file each; the file name is the value of `init`."""

@@ -1,18 +1,20 @@
-"""EVA: begin A with the directions that a layer's inputs fill most, and give rank where it pays.
+"""EVA: A from the principal components of a layer's inputs, and ranks where they explain most.
 
-A's rows are the leading right-singular vectors of the layer's inputs over some batches, found by
-an incremental decomposition; B is zero. The ranks of all sites are then dealt out anew: the
-components that explain most of their own site's inputs win, at most rho r at a site; the sum of
-all ranks stays, and so does every site's scale. Paischer et al., "One Initialization to Rule them
-All: Fine-tuning via Explained Variance Adaptation", 2024, arXiv:2410.07170 (its result tables are
-unverified here). The authors' code (ml-jku/EVA, a5ac24b) and PEFT's center the inputs; the text
+The rows of A are the leading right-singular vectors of the layer's inputs over some batches, from
+an incremental decomposition; B is zero. Then ranks are distributed over all sites: the components
+that explain the largest share of their own site's inputs get them, at most rho r per site. The
+total rank and the scale of every site do not change. Paischer et al., "One Initialization to Rule
+them All: Fine-tuning via Explained Variance Adaptation", 2024, arXiv:2410.07170 (its result tables
+are unverified here).
+
+Differences: the authors' code (ml-jku/EVA, a5ac24b) and PEFT's center the inputs; the text
 decomposes them as they are, and so do we, which gives most sites other ranks. Two runs of
-stories260K on Shakespeare reach 3.047 and 3.058 nats so, 3.061 and 3.078 centered, 3.111 and 3.137
-from kaiming. Training looks at label tokens alone, as PEFT does: on Alpaca rows (stories260K, 60
-steps of 4 rows, rate 0.005) that gives 3.590, 3.920 and 3.756 on three splits, and all tokens give
-3.624, 3.916 and 3.750: no difference is shown, and the authors' choice is kept.
-Ours: every site keeps rank 1 at least, and twice the components that can win are carried from
-batch to batch, as a truncated decomposition loses a little at each.
+stories260K on Shakespeare reach 3.047 and 3.058 nats that way, 3.061 and 3.078 centered, 3.111 and
+3.137 from kaiming. Training uses the inputs at label tokens only, as PEFT does: on Alpaca rows
+(stories260K, 60 steps of 4 rows, rate 0.005) that gives 3.590, 3.920 and 3.756 on three splits, and
+all tokens give 3.624, 3.916 and 3.750, which shows no difference. Every site keeps rank 1 at least.
+Twice as many components as can be used are carried from batch to batch, because a truncated
+decomposition loses some accuracy with each.
 
     N  tokens   I  in_features   R  rank of a site   K  components carried along
 """
@@ -34,16 +36,17 @@ from lorica.core.start import Start, skip_starts
 from lorica.errors import ConfigError, DataError, listed
 from lorica.methods.lora import Lora, LoraAdapter
 
-CHUNK = 1024  # rows that are decomposed at a time
+CHUNK = 1024  # rows per decomposition
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eva(Start, name="eva"):
     needs_data: ClassVar[bool] = True
     rho: Annotated[float, Bounds(ge=1)] = 2.0
-    """No site gets a rank above rho r; 1: every site keeps its own."""
+    """Largest rank of a site, divided by r; 1: every site keeps its rank."""
     tau: Annotated[float, Bounds(gt=0, le=1)] = 0.99
-    """A site is settled when a batch turns no component by more than this cosine; 1: use all."""
+    """A site has converged if a batch leaves every component at a cosine above this; 1: use all
+    batches."""
 
     def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
@@ -52,30 +55,31 @@ class Eva(Start, name="eva"):
 class Spectrum:
     """The leading right-singular vectors of rows that come batch by batch.
 
-    wanted: how many may be asked for. values: (K,) singular values, vectors: (K, I). energy: the
-    sum of the squares of all rows.
+    max_rank: how many of them can be used. values: (K,) singular values. vectors: (K, I). energy:
+    the sum of the squares of all rows. converged: the last batch changed no usable vector.
     """
 
-    def __init__(self, wanted: int):
-        self.wanted, self.energy, self.settled = wanted, 0.0, False
+    def __init__(self, max_rank: int):
+        self.max_rank, self.energy, self.converged = max_rank, 0.0, False
         self.values, self.vectors = torch.empty(0), torch.empty(0, 0)
 
-    def add(self, rows: Tensor, tau: float) -> None:
-        """Take in (N, I) rows; it is settled if they turn no wanted vector beyond `tau`."""
-        self.wanted = min(self.wanted, rows.shape[1])
-        before = self.vectors[: self.wanted]
+    def update(self, rows: Tensor, tau: float) -> None:
+        """Update with rows (N, I); converged if the cosine of every usable vector stays above
+        tau."""
+        self.max_rank = min(self.max_rank, rows.shape[1])
+        before = self.vectors[: self.max_rank]
         self.energy += rows.double().square().sum().item()
         for part in rows.float().split(CHUNK):
             known = self.values.unsqueeze(1) * self.vectors if len(self.values) else part[:0]
             _, values, vectors = torch.linalg.svd(torch.cat([known, part]), full_matrices=False)
-            self.values, self.vectors = values[: 2 * self.wanted], vectors[: 2 * self.wanted]
-        now = self.vectors[: self.wanted]
-        if len(now) == len(before) == self.wanted:
-            self.settled = bool(((now * before).sum(1).abs() > tau).all())
+            self.values, self.vectors = values[: 2 * self.max_rank], vectors[: 2 * self.max_rank]
+        now = self.vectors[: self.max_rank]
+        if len(now) == len(before) == self.max_rank:
+            self.converged = bool(((now * before).sum(1).abs() > tau).all())
 
-    def explained(self, most: int) -> list[float]:
-        """What share of the rows' squared size each of the first `most` vectors has."""
-        return [value**2 / (self.energy or 1.0) for value in self.values[:most].tolist()]
+    def explained(self, n: int) -> list[float]:
+        """The share of the energy that each of the first `n` vectors explains."""
+        return [value**2 / (self.energy or 1.0) for value in self.values[:n].tolist()]
 
 
 @torch.no_grad()
@@ -84,57 +88,61 @@ def calibrate(
 ) -> dict[str, int]:
     """Complete adapter `name`, whose init is eva. In place, before the optimizer is made.
 
-    batches: the keyword arguments of one forward call each, on the model's device: the model is
-        run as ``model(**batch)``, as the bare base and in eval mode. Where `attention_mask`
-        (B, T) is among them, positions with 0 are padding and are left out; rows laid end to end
-        have none. Where `labels` (B, T) are, only label tokens count (not -100), as in PEFT, and
-        the model is not given them. Once every site is settled no further batch is asked for.
-        Under several processes each must be given the same batches.
+    batches: the keyword arguments of one forward call each, on the model's device. The model is
+        run as ``model(**batch)``, without adapters and in eval mode. With `attention_mask` (B, T),
+        positions with 0 are padding and do not count; a packed batch has none. With `labels`
+        (B, T), only label tokens (not -100) count, as in PEFT; they are not passed to the model.
+        No further batch is taken when every site has converged. With several processes, each
+        must get the same batches.
 
-    The adapters at the sites become new modules of the ranks found, and the adapter's Spec
-    (rank_pattern, alpha_pattern) says so. Returns: the rank at each site. Raises: ConfigError if
-    the adapter does not begin from data; DataError if the batches are too few for its ranks.
+    The adapters of the sites are replaced by modules with the new ranks, and the adapter's Spec is
+    updated (rank_pattern, alpha_pattern). Returns: the rank of each site. Raises: ConfigError if
+    the adapter is not initialized from data; DataError if the batches are too few for its ranks.
     """
     start = _method_of(model, name).start
     if not isinstance(start, Eva):
         raise ConfigError(
-            f"adapter {name!r} does not begin from data.", fix='use init="eva", or do not calibrate'
+            f"adapter {name!r} is not initialized from data.",
+            fix='use init="eva", or do not call calibrate',
         )
-    places = list(_places(model, name))
-    most = {site.name: min(int(start.rho * a.r), site.in_features) for site, _, a in places}
-    budget = sum(adapter.r for _, _, adapter in places)
-    watch = Watch(most, start.tau)
-    with in_mode(model, training=False), use(model), watch.over([site for site, _, _ in places]):
+    sites = list(_lora_sites(model, name))
+    max_ranks = {site.name: min(int(start.rho * a.r), site.in_features) for site, _, a in sites}
+    budget = sum(adapter.r for _, _, adapter in sites)
+    recorder = InputRecorder(max_ranks, start.tau)
+    recording = recorder.attached([site for site, _, _ in sites])
+    with in_mode(model, training=False), use(model), recording:
         for batch in batches:
-            watch.mask = mask_of(batch)
+            recorder.mask = mask_of(batch)
             model(**{key: value for key, value in batch.items() if key != "labels"})
-            if watch.settled():
+            if recorder.have_converged():
                 break
-    found = watch.spectra
-    ranks = dealt({site: found[site].explained(n) for site, n in most.items()}, budget)
+    spectra = recorder.spectra
+    explained = {site: spectra[site].explained(n) for site, n in max_ranks.items()}
+    ranks = distributed(explained, budget)
     resize(model, ranks, name)
-    for site, _, adapter in _places(model, name):
-        adapter.a.copy_(found[site.name].vectors[: adapter.r])
+    for site, _, adapter in _lora_sites(model, name):
+        adapter.a.copy_(spectra[site.name].vectors[: adapter.r])
     return ranks
 
 
-def dealt(explained: Mapping[str, list[float]], budget: int) -> dict[str, int]:
-    """Ranks that sum to `budget`: one each, and the rest where the next component explains most.
+def distributed(explained: Mapping[str, list[float]], budget: int) -> dict[str, int]:
+    """Ranks that sum to `budget`: one per site, and the rest where the next component explains
+    most.
 
-    explained: the shares of each site's components, largest first. Raises: DataError if they are
-    fewer than the budget.
+    explained: the shares of each site's components, largest first. Raises: DataError if there are
+    fewer components than the budget.
     """
-    have = sum(len(shares) for shares in explained.values())
+    n_components = sum(len(shares) for shares in explained.values())
     empty = [site for site, shares in explained.items() if not shares]
-    if empty or have < budget:
+    if empty or n_components < budget:
         raise DataError(
-            f"the batches give {have} directions for the {budget} ranks of the adapter.",
-            without_any=listed(empty),
-            fix="give more or longer batches to calibrate, or lower r",
+            f"the batches give {n_components} components for the {budget} ranks of the adapter.",
+            sites_without=listed(empty),
+            fix="pass more or longer batches to calibrate, or lower r",
         )
     ranks = dict.fromkeys(explained, 1)
     rest = [(share, site) for site, shares in explained.items() for share in shares[1:]]
-    rest.sort(key=lambda pair: -pair[0])  # stable: model order where shares are equal
+    rest.sort(key=lambda pair: -pair[0])  # stable: ties go in model order
     for _, site in rest[: budget - len(ranks)]:
         ranks[site] += 1
     return ranks
@@ -142,17 +150,17 @@ def dealt(explained: Mapping[str, list[float]], budget: int) -> dict[str, int]:
 
 @torch.no_grad()
 def resize(model: nn.Module, ranks: Mapping[str, int], name: str = "default") -> None:
-    """Build the adapters of `name` anew, without a start, with these ranks by site. In place.
+    """Replace the adapters of `name` by uninitialized ones with these ranks by site. In place.
 
-    Every site keeps its scale, sites that are not named their rank. The Spec's rank_pattern and
-    alpha_pattern say the same.
+    Every site keeps its scale, and a site without a new rank its rank. The Spec's rank_pattern and
+    alpha_pattern are updated.
     """
     bank, spec, method = bank_of(model), spec_of(model, name), _method_of(model, name)
-    places = list(_places(model, name))
-    shared = method.share([site for site, _, _ in places])
+    sites = list(_lora_sites(model, name))
+    shared = method.share([site for site, _, _ in sites])
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-    for site, layer_adapters, old in sorted(places, key=lambda place: -len(place[0].name)):
+    for site, layer_adapters, old in sorted(sites, key=lambda item: -len(item[0].name)):
         r = ranks.get(site.name, old.r)
         alpha = old.numerator if r == old.r else old.scale * method.divisor(r)
         with skip_starts():
@@ -167,35 +175,36 @@ def resize(model: nn.Module, ranks: Mapping[str, int], name: str = "default") ->
     bank.specs[name] = replace(spec, targets=targets)
 
 
-def take_ranks(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
-    """Give adapter `name` the ranks that the tensors of a checkpoint have. In place.
+def restore_ranks(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
+    """Give adapter `name` the ranks of the tensors of a checkpoint. In place.
 
-    state: adapter tensors by name, as load_adapter_state takes them next. A run that goes on
-    does this instead of calibrating, before its optimizer is made.
+    state: adapter tensors by name, which load_adapter_state loads next. A resumed run calls this in
+    place of `calibrate`, before its optimizer is made.
     """
-    sites = {site.name for site, _, _ in _places(model, name)}
+    sites = {site.name for site, _, _ in _lora_sites(model, name)}
     resize(model, {s: len(state[f"{s}.a"]) for s in sites if f"{s}.a" in state}, name)
 
 
-class Watch:
-    """What the sites read while the model runs, taken in by one Spectrum each.
+class InputRecorder:
+    """Updates a Spectrum per site with the site's inputs while the model runs.
 
-    most: how many vectors each may be asked for. mask: (B, T), the tokens that count; None: all.
-    Sites that are given one and the same tensor (query, key, value) share one Spectrum.
+    max_ranks: how many vectors of each site can be used. mask: (B, T), the tokens that count; None:
+    all. Sites with the same input tensor (query, key, value) share a Spectrum.
     """
 
-    def __init__(self, most: Mapping[str, int], tau: float):
+    def __init__(self, max_ranks: Mapping[str, int], tau: float):
         self.tau = tau
         self.mask: Tensor | None = None
-        largest = max(most.values())
-        self.spectra = {site: Spectrum(largest) for site in most}
+        largest = max(max_ranks.values())
+        self.spectra = {site: Spectrum(largest) for site in max_ranks}
         self.last: tuple[str, Tensor] | None = None
 
-    def settled(self) -> bool:
-        return all(spectrum.settled for spectrum in self.spectra.values())
+    def have_converged(self) -> bool:
+        return all(spectrum.converged for spectrum in self.spectra.values())
 
     @contextmanager
-    def over(self, sites: list[Site]) -> Iterator[None]:
+    def attached(self, sites: list[Site]) -> Iterator[None]:
+        """Inside the block the inputs of `sites` are recorded."""
         handles = [s.module.register_forward_pre_hook(self.hook(s.name)) for s in sites]
         try:
             yield
@@ -205,35 +214,36 @@ class Watch:
                 handle.remove()
 
     def hook(self, site: str) -> Callable[[nn.Module, tuple], None]:
-        def read(module: nn.Module, args: tuple) -> None:
+        def record(module: nn.Module, args: tuple) -> None:
             x = args[0]
             if self.last is not None and self.last[1] is x:
                 self.spectra[site] = self.spectra[self.last[0]]
                 return
             self.last = (site, x)
-            if not self.spectra[site].settled:
-                self.spectra[site].add(counted(x, self.mask, site), self.tau)
+            if not self.spectra[site].converged:
+                self.spectra[site].update(counted_rows(x, self.mask, site), self.tau)
 
-        return read
+        return record
 
 
-def counted(x: Tensor, mask: Tensor | None, site: str) -> Tensor:
-    """The rows (N, I) of a layer's input that are no padding.
+def counted_rows(x: Tensor, mask: Tensor | None, site: str) -> Tensor:
+    """The rows (N, I) of a layer's input at the tokens of `mask`.
 
-    Raises: DataError if they cannot be told apart, or are not finite.
+    Raises: DataError if the input does not have the shape of the mask, or is not finite.
     """
     rows = x.reshape(-1, x.shape[-1])
     if mask is not None:
         if x.shape[:-1] not in (mask.shape, (mask.numel(),)):
             raise DataError(
-                f"which inputs of {site} are padding cannot be told.",
+                f"the input of {site} does not have the shape of attention_mask: its padding is "
+                "unknown.",
                 input=tuple(x.shape),
                 attention_mask=tuple(mask.shape),
-                fix="give calibrate batches without padding",
+                fix="pass batches without padding to calibrate",
             )
         rows = rows[mask.flatten().to(rows.device)]
     if not rows.isfinite().all():
-        raise DataError(f"{site} is given numbers that are not finite.", fix="use dtype float32")
+        raise DataError(f"the input of {site} is not finite.", fix="use dtype float32")
     return rows
 
 
@@ -247,8 +257,8 @@ def mask_of(batch: Mapping[str, Any]) -> Tensor | None:
         return None
     if mask.ndim != 2:
         raise DataError(
-            f"calibrate reads padding off an attention_mask (B, T), not {tuple(mask.shape)}.",
-            fix="give it the mask of the tokens",
+            f"calibrate needs an attention_mask (B, T), and got one of shape {tuple(mask.shape)}.",
+            fix="pass the mask of the tokens",
         )
     return None if mask.bool().all() else mask.bool()
 
@@ -256,12 +266,14 @@ def mask_of(batch: Mapping[str, Any]) -> Tensor | None:
 def _method_of(model: nn.Module, name: str) -> Lora:
     method = spec_of(model, name).method
     if not isinstance(method, Lora):
-        raise ConfigError(f"adapter {name!r} is a {method.name}, which begins without data.")
+        raise ConfigError(
+            f"adapter {name!r} is a {method.name}, which is not initialized from data."
+        )
     return method
 
 
-def _places(model: nn.Module, name: str) -> Iterator[tuple[Site, LayerAdapters, LoraAdapter]]:
-    """Every site of the adapter's method, in model order."""
+def _lora_sites(model: nn.Module, name: str) -> Iterator[tuple[Site, LayerAdapters, LoraAdapter]]:
+    """The sites of the adapter's method, in model order: (site, adapters of its layer, adapter)."""
     for _, module, layer_adapters in list(adapted_layers(model)):
         if name in layer_adapters and isinstance(adapter := layer_adapters[name], LoraAdapter):
             yield layer_adapters.as_site(module), layer_adapters, adapter

@@ -1,7 +1,9 @@
-"""Normal A, B zero: the start that LoRA's text describes.
+"""Gaussian: A is normal and B zero, as the text of the LoRA paper describes it.
 
 A ~ N(0, 1/r^2), with the standard deviation of PEFT's "gaussian"; Hu et al., 2021,
-arXiv:2106.09685, section 4.1, names no deviation. Of an embedding A is zero and B ~ N(0, 1).
+arXiv:2106.09685, section 4.1, gives none. For an embedding A is zero and B ~ N(0, 1).
+
+    I  in_features   O  out_features   R  r
 """
 
 from dataclasses import dataclass

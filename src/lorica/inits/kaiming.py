@@ -1,8 +1,10 @@
-"""Uniform A, B zero: the start of LoRA's own code.
+"""Kaiming: A is uniform and B zero, as in the code of the LoRA paper.
 
-A ~ U(-1/sqrt(I), 1/sqrt(I)), which is torch's Kaiming start with a = sqrt(5): Hu et al., 2021,
-arXiv:2106.09685, loralib. Of an embedding A is zero and B ~ N(0, 1), so that the rows that are
-looked up learn first.
+A ~ U(-1/sqrt(I), 1/sqrt(I)), which is torch's kaiming_uniform_ with a = sqrt(5): Hu et al., 2021,
+arXiv:2106.09685, loralib. For an embedding A is zero and B ~ N(0, 1), so that the rows of the
+tokens that occur learn first.
+
+    I  in_features   O  out_features   R  r
 """
 
 import math

@@ -1,21 +1,23 @@
-"""LoftQ: begin with the best rank-r correction of what quantisation did to W.
+"""LoftQ: A and B as the best rank-r correction of the quantisation error of W.
 
 With W the original weight, Q the quantised one and W - Q = U S V^T: s B A = U_r S_r V_r^T, split
-evenly, so that ||W - Q - s B A|| <= ||W - Q||. Further rounds quantise W - s B A anew and correct
-what that did: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
-2023, arXiv:2310.08659, algorithm 1. The paper has no scale s; PEFT leaves it in the forward pass
-alone, which is right for s = 1 only. Here it is divided out, so that the product is the
+evenly, so that ||W - Q - s B A|| <= ||W - Q||. Li et al., "LoftQ: LoRA-Fine-Tuning-Aware
+Quantization for Large Language Models", 2023, arXiv:2310.08659, algorithm 1: further rounds
+quantise W - s B A again and correct the new error. The paper has no scale s, and PEFT applies it in
+the forward pass only, which is right for s = 1. Here it is divided out, so that s B A is the
 correction whatever alpha is.
 
-One round goes with the base's own codes and is the default. The paper does five, which needs other
-codes than the base's: `loftq_iters_5`. The base is never written to, so the adapter then keeps a
-second set of codes for its layers, as large as the base's. It makes them from the original weights
-and the factors of the last round but one, which are in its folder. Such an adapter is not mixed
-with others in a batch, and PEFT cannot read it. The error ||W - Q - s B A|| falls further with each
-round (docs/methods/results.md).
+One round, the default, keeps the base's own codes. The paper does five, which needs other codes:
+`loftq_iters_5`. The base is never written to, so that the adapter then holds a second set of codes
+for its layers, as large as the base's. It computes them from the original weights and the factors
+of the last round but one, which are in its folder. Such an adapter cannot be mixed with others in a
+batch, and PEFT cannot read it. The error ||W - Q - s B A|| falls with each round
+(docs/methods/results.md).
 
-This start does not begin as the quantised base but nearer to the original one. It needs the
-original weights, which a base that was quantised when it was loaded knows.
+The adapted model does not start as the quantised base but closer to the original one. The original
+weights are known if the base was quantised when it was loaded.
+
+    I  in_features   O  out_features   R  r
 """
 
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from lorica.errors import ConfigError
 class Loftq(Start, name="loftq"):
     starts_as_base: ClassVar[bool] = False
     iters: Annotated[int, Bounds(ge=1)] = 1
-    """Rounds of quantising and correcting; more than one keep codes of their own."""
+    """Rounds of quantising and correcting; with more than one the adapter holds its own codes."""
 
     @property
     def repacks(self) -> bool:
@@ -53,13 +55,13 @@ class Loftq(Start, name="loftq"):
         """A and B after `count` rounds."""
         if site.is_dense:
             raise ConfigError(
-                f"loftq corrects what quantisation did, and {site.name} is not quantised.",
+                f"init=loftq corrects the error of quantisation, and {site.name} is not quantised.",
                 fix='load the base in 4 or 8 bit, or use init="kaiming"',
             )
         original = site.original()
         if original is None:
             raise ConfigError(
-                f"loftq needs the original weight of {site.name}, and only the quantised is known.",
+                f"init=loftq needs the original weight of {site.name}, which is not known.",
                 fix='load the base from its float files with quantisation, or use init="kaiming"',
             )
         packed = matrix_of(site, r, "loftq")
@@ -71,7 +73,8 @@ class Loftq(Start, name="loftq"):
 
 
 def correction(error: Tensor, r: int, scale: float) -> tuple[Tensor, Tensor]:
-    """(a (R, I), b (O, R)), for which s b a is the nearest to `error` (O, I) of rank r."""
+    """(a (R, I), b (O, R)) such that s b a is the best approximation of rank r of `error` (O,
+    I)."""
     u, singular, v = torch.linalg.svd(error, full_matrices=False)
     root = (singular[:r] / scale).sqrt()
     return root.unsqueeze(1) * v[:r], u[:, :r] * root

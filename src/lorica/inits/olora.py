@@ -1,9 +1,11 @@
-"""OLoRA: begin with the first r columns of an orthonormal basis of W, and what W is in them.
+"""OLoRA: A and B from the QR decomposition of W.
 
 With the thin decomposition W = Q R: B0 = Q[:, :r], A0 = R[:r], and y = W x + s (B A - B0 A0) x.
 Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", 2024,
-arXiv:2406.01775 (the number is unverified; the formula is that of PEFT's code). As in pissa, the
-base stays as it is, and the adapter is a LoRA of rank 2 r on it.
+arXiv:2406.01775 (the number is unverified; the formula is that of PEFT's code). As with pissa, the
+base is unchanged, and the adapter is a LoRA of rank 2 r on it.
+
+    I  in_features   O  out_features   R  r
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,2 @@
-"""Adapter methods, one per file; the file name is the method's name. See lorica.core.adapter."""
+"""Adapter methods, one file or folder each; its name is the method's name. See
+lorica.core.adapter."""

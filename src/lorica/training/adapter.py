@@ -127,10 +127,10 @@ def _initialize_from_rows(
 
     saved: tensors of a checkpoint, which has its start already: its ranks are taken; or None.
     """
-    from lorica.inits.eva import calibrate, take_ranks
+    from lorica.inits.eva import calibrate, restore_ranks
 
     if saved is not None:
-        take_ranks(base.model, saved, name)
+        restore_ranks(base.model, saved, name)
         return
     device = next(base.model.parameters()).device
     pad_id = base.tokenizer.pad_token_id or 0
