@@ -130,7 +130,7 @@ def test_what_several_rounds_cannot_do_is_refused(tmp_path):
     lorica.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter/adapter_config.json").exists(), "PEFT would read it wrongly"
     for _, layer, _ in adapted_layers(model):
-        del layer.original_weight
+        layer.original_weight = None
     lorica.detach(model)
     lorica.load(model, tmp_path / "adapter")
     with pytest.raises(ConfigError, match="float weights"):

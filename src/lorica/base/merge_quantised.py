@@ -31,7 +31,7 @@ def check_target(target: str | None, model: nn.Module, path: str) -> None:
         raise ConfigError(
             f"target is {target!r}, and {path} is not quantised here.", fix="leave target out"
         )
-    unknown = [name for name, layer in packed.items() if not hasattr(layer, "original_weight")]
+    unknown = [name for name, layer in packed.items() if layer.original_weight is None]
     if target == "original" and unknown:
         raise MergeError(
             f"the original weights of {len(unknown)} layers are not known.",

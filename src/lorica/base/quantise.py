@@ -33,7 +33,7 @@ from lorica.base import codebook
 from lorica.base.bitsandbytes_kernels import require
 from lorica.base.codebook import BLOCK, SECOND_BLOCK
 from lorica.base.workspace import buffer
-from lorica.core.site import site_of
+from lorica.core.site import PackedLayer, site_of
 from lorica.errors import ConfigError
 
 Kind = Literal["nf4", "fp4", "int8"]
@@ -43,7 +43,7 @@ PART = 2**18
 PARTS = ("codes", "scales", "second", "offset", "table")
 
 
-class QuantisedLinear(nn.Module):
+class QuantisedLinear(PackedLayer):
     """A frozen linear layer in a few bits a weight. It computes in the dtype of its input.
 
     codes: uint8 (O * I / 2, rounded up), the first weight in the high half; int8 (O, I).
@@ -51,7 +51,7 @@ class QuantisedLinear(nn.Module):
         second: the scales of 256 scales each, offset: their mean, table: (256,) code -> value.
     transposed: the layer that it stands for keeps its weight (I, O): Conv1D.
     kept: the weight (O, I) unpacked in some dtype, where the memory is there for it; see `keep`.
-    original_weight: reads the weight that was quantised, (O, I); absent when it is not known.
+    original_weight: reads the weight that was quantised, (O, I); None when it is not known.
     original_sample: a few of its values, for the fingerprint; None when it is not known.
     original_digest: of all its values, rounded to bfloat16; None when it is not known.
     checked: (kernel, device, dtype) -> whether bitsandbytes' kernel agrees with the codebook.
@@ -64,7 +64,7 @@ class QuantisedLinear(nn.Module):
     table: Tensor | None
     like: Tensor
     kept: Tensor | None
-    original_weight: Callable[[], Tensor]
+    original_weight: Callable[[], Tensor] | None
 
     def __init__(
         self,

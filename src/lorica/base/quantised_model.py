@@ -227,7 +227,7 @@ def said(model: nn.Module) -> list[str]:
     if found.bits_per_parameter is None:
         return []
     rest = [s.name for s in sites_of(model) if not isinstance(s.module, QuantisedLinear)]
-    unknown = sum(not hasattr(layer, "original_weight") for layer in layers(model).values())
+    unknown = sum(layer.original_weight is None for layer in layers(model).values())
     double = " with double quantisation" if found.double_quantisation else ""
     packed = (
         f"{found.quantisation}{double}: {found.packed} linear layers are packed, at "

@@ -30,12 +30,22 @@ class Block:
 
 
 _BLOCKS: ContextVar[tuple[Block, ...]] = ContextVar("blocks", default=())
-_OF_THREAD = threading.local()
+
+
+class _OfThread(threading.local):
+    """blocks: those that are open in this thread. paused: of `without_gradients`, in order."""
+
+    def __init__(self) -> None:
+        self.blocks: tuple[Block, ...] = ()
+        self.paused: list[_Paused] = []
+
+
+_OF_THREAD = _OfThread()
 
 
 def innermost(bank: object) -> Block | None:
     """The innermost open block over the model of `bank`; None: there is none."""
-    blocks = getattr(_OF_THREAD, "blocks", ()) if torch.compiler.is_compiling() else _BLOCKS.get()
+    blocks = _OF_THREAD.blocks if torch.compiler.is_compiling() else _BLOCKS.get()
     for block in blocks[::-1]:
         if block.bank is bank:
             return block
@@ -71,7 +81,7 @@ def without_gradients() -> Iterator[None]:
     torch.no_grad puts back what it saw when it began: of two that are left in the order in which
     they were entered, the second would turn gradients off for ever.
     """
-    paused, stack = _Paused(torch.is_grad_enabled()), _paused()
+    paused, stack = _Paused(torch.is_grad_enabled()), _OF_THREAD.paused
     stack.append(paused)
     torch.set_grad_enabled(False)
     try:
@@ -81,14 +91,10 @@ def without_gradients() -> Iterator[None]:
         stack.remove(paused)
         if later:
             later[0].before = paused.before
-        elif stack is _paused():  # not closed by another thread, whose gradients are its own
+        elif (
+            stack is _OF_THREAD.paused
+        ):  # not closed by another thread, whose gradients are its own
             torch.set_grad_enabled(paused.before)
-
-
-def _paused() -> list[_Paused]:
-    if not hasattr(_OF_THREAD, "paused"):
-        _OF_THREAD.paused = []
-    return _OF_THREAD.paused
 
 
 def _set(blocks: tuple[Block, ...]) -> None:

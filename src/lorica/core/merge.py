@@ -15,7 +15,7 @@ from lorica.core.adapter import Adapter, BaseLayer
 from lorica.core.attach import detach
 from lorica.core.bank import LayerAdapters, adapted_layers, bank_of
 from lorica.core.modes import in_mode
-from lorica.core.site import Site, action, tied
+from lorica.core.site import Site, action, config_of, tied
 from lorica.core.state import adapter_state, not_finite
 from lorica.errors import MergeError, listed
 
@@ -146,7 +146,7 @@ def _write(model: nn.Module, site: Site, layer_adapters: LayerAdapters) -> bool:
             site.module._parameters[key] = nn.Parameter(tensor.to(own), requires_grad=False)  # type: ignore[arg-type]
         return False
     weight, bias = merged(site, layer_adapters.acting_adapters())
-    new = bias is not None and getattr(site.module, "bias", None) is None
+    new = bias is not None and not site.has_bias
     if site.is_dense and (bias is None or "bias" in site.module._parameters):
         site.write(weight, bias)
         return new
@@ -156,8 +156,7 @@ def _write(model: nn.Module, site: Site, layer_adapters: LayerAdapters) -> bool:
     if bias is not None:
         dense.bias = nn.Parameter(bias.to(site.like), requires_grad=False)
     dense.adapters = layer_adapters  # detach() finds it, and takes it off
-    parent, _, leaf = site.name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, dense)
+    model.set_submodule(site.name, dense)
     return new
 
 
@@ -173,8 +172,7 @@ def _retie(model: nn.Module, groups: list[list[tuple[str, str]]], changed: set[s
             for parameters, (_, key) in zip(own, members, strict=True):
                 parameters[key] = first
             continue
-        config = getattr(model, "config", None)
-        if config is not None:
+        if (config := config_of(model)) is not None:
             config.tie_word_embeddings = False
         names = " and ".join(f"{name}.{key}" for name, key in members)
         lines.append(f"untied {names}: the adapter changed one of them and not the other")

@@ -8,12 +8,12 @@
     attention   what calls the attention function (self_attn)       0             0
     decoder     the model without its head                          0             0
 
-This is the one file that asks foreign modules what they are.
+This is the one file of core that asks the modules of other libraries what they are.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,23 @@ from lorica.errors import MergeError
 Kind = Literal["linear", "embedding", "other", "attention", "decoder"]
 ADAPTERS = "adapters"
 HEADS = ("lm_head", "score", "classifier", "qa_outputs")
+
+
+class PackedLayer(nn.Module):
+    """A linear layer of ours that keeps its weight in a few bits; implemented in lorica.base.
+
+    original_weight: reads the weight that was packed, (O, I); None: it is not known.
+    """
+
+    original_weight: Callable[[], Tensor] | None = None
+
+    def unpacked(self) -> tuple[Tensor, Tensor | None]:
+        """float32 (weight (O, I), bias (O,) or None)."""
+        raise NotImplementedError
+
+    def requantised(self, weight: Tensor) -> "PackedLayer":
+        """Another weight (O, I), packed as this one is."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,9 @@ class Site:
     in_features: int
     out_features: int
     transposed: bool = False
-    """The weight lies (I, O) instead of (O, I): Conv1D, and every embedding."""
+    """The weight is (I, O) instead of (O, I): Conv1D, and every embedding."""
     is_head: bool = False
-    """It is the output head."""
+    """The layer is the output head."""
 
     @property
     def like(self) -> Tensor:
@@ -52,7 +69,7 @@ class Site:
 
     @property
     def is_dense(self) -> bool:
-        """The layer keeps its weight as one plain float tensor of the declared shape."""
+        """Whether the layer keeps its weight as one plain float tensor of the declared shape."""
         weight = self.module._parameters.get("weight")
         shape = (self.out_features, self.in_features)
         return (
@@ -62,8 +79,12 @@ class Site:
         )
 
     @property
+    def has_bias(self) -> bool:
+        return getattr(self.module, "bias", None) is not None
+
+    @property
     def gain(self) -> float:
-        """What an embedding multiplies its rows by: not 1 in Gemma and BART."""
+        """The factor of an embedding's rows: not 1 in Gemma and BART."""
         return float(getattr(self.module, "embed_scale", 1)) if self.kind == "embedding" else 1.0
 
     @property
@@ -75,9 +96,9 @@ class Site:
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The layer as float32 (weight (O, I), bias (O,) or None).
 
-        A packed layer is not unpacked: it is asked. Its weight is its action on the
-        identity, so every quantisation format works, today's and tomorrow's. A layer that
-        knows its weight says it: that is faster, and a large bias drowns no bits of it.
+        The weight of a packed layer is its action on the identity, so every quantisation format
+        works. A `PackedLayer` unpacks its weight itself, which is faster, and loses no bits beside
+        a large bias.
         """
         if self.is_dense:
             weight = self.module._parameters["weight"]
@@ -87,31 +108,32 @@ class Site:
             return weight.float(), None if bias is None else bias.detach().float()
         if self.kind != "linear":
             raise MergeError(f"{self.name} keeps no plain weight, and is no linear layer.")
-        if (unpacked := getattr(self.module, "unpacked", None)) is not None:
-            return unpacked()
+        if isinstance(self.module, PackedLayer):
+            return self.module.unpacked()
         weight, shift = action(self.module.forward, self.in_features, self.like)
         return weight, shift if shift.any() else None
 
     @torch.no_grad()
     def original(self) -> Tensor | None:
         """The weight that a quantised layer was made from, float32 (O, I); None: not known."""
-        read = getattr(self.module, "original_weight", None)
+        read = self.module.original_weight if isinstance(self.module, PackedLayer) else None
         return None if read is None else read().to(self.like.device, torch.float32)
 
     @torch.no_grad()
     def requantised(self, weight: Tensor) -> Tensor:
-        """What `weight` (O, I) becomes when it is packed as this quantised layer's is, float32."""
-        return self.module.requantised(weight).unpacked()[0]  # type: ignore[operator]
+        """`weight` (O, I) after it was packed as this layer's is, and unpacked, float32."""
+        assert isinstance(self.module, PackedLayer)
+        return self.module.requantised(weight).unpacked()[0]
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
         """Put (O, I) float32 `weight` and `bias` into the dense layer, in its own layout. In place.
 
-        The tensors are new parameters: whatever was tied to the old ones keeps its values.
+        The tensors are new parameters: what was tied to the old ones keeps its values.
         """
         like = self.like
-        laid = weight.T.contiguous() if self.transposed else weight
-        self.module._parameters["weight"] = nn.Parameter(laid.to(like), requires_grad=False)
+        own = weight.T.contiguous() if self.transposed else weight
+        self.module._parameters["weight"] = nn.Parameter(own.to(like), requires_grad=False)
         if bias is not None:
             self.module._parameters["bias"] = nn.Parameter(bias.to(like), requires_grad=False)
 
@@ -133,58 +155,83 @@ def action(
     return torch.cat(rows).T.contiguous(), shift
 
 
-def hidden_size_of(model: nn.Module) -> int | None:
-    """The width that a transformers model's configuration says; None: it says none."""
-    config = getattr(model, "config", None)
-    text = getattr(config, "get_text_config", None)
-    return getattr(text() if callable(text) else config, "hidden_size", None)
-
-
 def site_of(name: str, module: nn.Module) -> Site | None:
-    """`module` as a layer with tensors; None when it has nothing of its own to adapt."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return Site(name, module, "linear", int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
+    """`module` as a layer with tensors; None if it has nothing of its own to adapt."""
     weight = module._parameters.get("weight")
-    if hasattr(module, "nf") and hasattr(module, "nx") and weight is not None and weight.ndim == 2:
-        return Site(name, module, "linear", weight.shape[0], weight.shape[1], transposed=True)
-    if hasattr(module, "num_embeddings") and weight is not None and weight.ndim == 2:
-        return Site(name, module, "embedding", weight.shape[0], weight.shape[1], transposed=True)
+    shape = weight.shape if weight is not None and weight.ndim == 2 else None
+    match module:
+        case nn.Module(in_features=inputs, out_features=outputs):
+            return Site(name, module, "linear", int(inputs), int(outputs))
+        case nn.Module(nf=_, nx=_) if shape is not None:
+            return Site(name, module, "linear", *shape, transposed=True)
+        case nn.Module(num_embeddings=_) if shape is not None:
+            return Site(name, module, "embedding", *shape, transposed=True)
     if any(p is not None for p in module._parameters.values()):
         return Site(name, module, "other", 0, 0)
     return None
 
 
 def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Site]:
-    """Every site of the base of one of `kinds`, in model order. Adapters are no sites."""
+    """Every site of the base of one of `kinds`, in model order, without those of adapters."""
     head, decoder = output_head(model), decoder_of(model)
-    found: list[Site] = []
+    sites: list[Site] = []
     for name, module in model.named_modules():
         if ADAPTERS in name.split("."):
             continue
         if "decoder" in kinds and module is decoder and name:
-            found.append(Site(name, module, "decoder", 0, 0))
-        elif "attention" in kinds and hasattr(module, "is_causal") and hasattr(module, "layer_idx"):
-            found.append(Site(name, module, "attention", 0, 0))
+            sites.append(Site(name, module, "decoder", 0, 0))
+        elif "attention" in kinds and _is_attention(module):
+            sites.append(Site(name, module, "attention", 0, 0))
         elif (site := site_of(name, module)) is not None and site.kind in kinds:
-            found.append(replace(site, is_head=module is head))
-    return found
+            sites.append(replace(site, is_head=module is head))
+    return sites
+
+
+def _is_attention(module: nn.Module) -> bool:
+    match module:
+        case nn.Module(is_causal=_, layer_idx=_):
+            return True
+    return False
+
+
+# -- questions to the model as a whole ---------------------------------------------------------
+
+
+def _call(model: object, name: str) -> Any:
+    """What the method `name` of a foreign object returns; None if it has none."""
+    method = getattr(model, name, None)
+    return method() if callable(method) else None
+
+
+def config_of(model: nn.Module) -> Any:
+    """The configuration of a transformers model; None: it has none."""
+    return getattr(model, "config", None)
+
+
+def hidden_size_of(model: nn.Module) -> int | None:
+    """The width in the configuration of a transformers model; None: there is none."""
+    config = config_of(model)
+    return getattr(_call(config, "get_text_config") or config, "hidden_size", None)
 
 
 def decoder_of(model: nn.Module) -> nn.Module | None:
-    """The part of a model that turns token ids into hidden states, where it says which."""
-    ask = getattr(model, "get_decoder", None)
-    found = ask() if callable(ask) else None
-    return found if isinstance(found, nn.Module) else getattr(model, "base_model", None)
+    """The part of a model that turns token ids into hidden states, if the model declares it."""
+    decoder = _call(model, "get_decoder")
+    return decoder if isinstance(decoder, nn.Module) else getattr(model, "base_model", None)
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The layer that turns features into logits or classes, if the model says which one it is."""
-    ask = getattr(model, "get_output_embeddings", None)
-    head = ask() if callable(ask) else None
+    """The layer that turns features into logits or classes, if the model declares it."""
+    head = _call(model, "get_output_embeddings")
     if isinstance(head, nn.Module):
         return head
-    heads = (getattr(model, leaf, None) for leaf in HEADS)
-    return next((h for h in heads if isinstance(h, nn.Module)), None)
+    children = dict(model.named_children())
+    return next((children[leaf] for leaf in HEADS if leaf in children), None)
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The layer that turns token ids into features, if the model declares it."""
+    return _call(model, "get_input_embeddings")
 
 
 def tied(model: nn.Module) -> list[list[tuple[str, str]]]:

@@ -6,7 +6,7 @@ nothing: each is a typing error that other tools pass over, and is refused here.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -44,14 +44,30 @@ class Targets:
     """Ids of tokens whose embeddings are trained, and no others."""
 
     def __post_init__(self):
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, int) or (name == "modules_to_save" and isinstance(value, str)):
-                object.__setattr__(self, name, [value])
-            elif isinstance(value, set | frozenset):
-                object.__setattr__(self, name, sorted(value))
-            elif isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, list(value))
+        saved = self.modules_to_save
+        lists = {
+            "target_modules": _as_list(self.target_modules),
+            "exclude_modules": _as_list(self.exclude_modules),
+            "layers_to_transform": _as_list(self.layers_to_transform),
+            "modules_to_save": [saved] if isinstance(saved, str) else _as_list(saved),
+            "trainable_token_indices": _as_list(self.trainable_token_indices),
+        }
+        for name, value in lists.items():
+            object.__setattr__(self, name, value)
+
+
+def _as_list(value: Any) -> Any:
+    """A setting that may be one value, a set or a tuple, as a list; None and texts as they are."""
+    match value:
+        case None | str():
+            return value
+        case int():
+            return [value]
+        case set() | frozenset():
+            return sorted(value)
+        case Sequence():
+            return list(value)
+    return value
 
 
 Choose = Callable[[list[Site]], list[Site]]
@@ -105,7 +121,7 @@ def without_dead(
     _, _, wrong = _search(model, targets, kinds, lambda sites: sites)
     kept: dict[str, Any] = {}
     for key in dict.fromkeys(key for key, _ in wrong):
-        entries, dead = getattr(targets, key), {entry for k, entry in wrong if k == key}
+        entries, dead = asdict(targets)[key], {entry for k, entry in wrong if k == key}
         if isinstance(entries, dict):
             kept[key] = {e: value for e, value in entries.items() if e not in dead}
         elif not isinstance(entries, str):
@@ -144,8 +160,9 @@ def _search(
             ("layers_to_transform", str(i)) for i in targets.layers_to_transform if i not in known
         ]
         chosen = [s for s in chosen if block_of(s.name) in targets.layers_to_transform]
-    for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(targets, key):
+    patterns = {"rank_pattern": targets.rank_pattern, "alpha_pattern": targets.alpha_pattern}
+    for key, own in patterns.items():
+        for pattern in own:
             check_pattern(key, pattern, [s.name for s in chosen])
             if not any(names(pattern, s.name) for s in chosen):
                 wrong.append((key, pattern))

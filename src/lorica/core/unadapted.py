@@ -91,7 +91,7 @@ def fused_experts(model: nn.Module) -> list[str]:
             if parameter is None:
                 continue
             every[id(parameter)] = parameter.numel()
-            if experts and not plain and parameter.ndim > 1 and not hasattr(module, ADAPTERS):
+            if experts and not plain and parameter.ndim > 1 and ADAPTERS not in module._modules:
                 fused[id(parameter)] = parameter.numel()
                 example = example or f"{name}.{key}"
     if not fused:

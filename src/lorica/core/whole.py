@@ -1,8 +1,8 @@
-"""Layers that are trained whole, and token rows that are trained alone.
+"""Layers that are trained whole (modules_to_save), and rows of an embedding that are trained
+(trainable_token_indices).
 
-Both stand in for a tensor of the layer while it runs, and leave the layer's own tensor as it
-was. They serve modules_to_save and trainable_token_indices beside any method, and are all
-that full fine-tuning is.
+Both replace a tensor of the layer during a call, and leave the layer's own tensor unchanged. They
+go with any method; full fine-tuning consists of nothing else.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
-from lorica.core.site import Site, output_head, sites_of
+from lorica.core.site import Site, input_embedding, output_head, sites_of
 from lorica.errors import TargetError
 
 
@@ -35,7 +35,7 @@ class Whole(Adapter):
 
 
 class SavedModules:
-    """Makes `Whole` adapters; tensors that the base ties stay tied among the copies."""
+    """Builds `Whole` adapters; tensors that are tied in the base are tied among the copies."""
 
     def __init__(self) -> None:
         self.copies: dict[int, nn.Parameter] = {}
@@ -44,8 +44,8 @@ class SavedModules:
         own: dict[str, nn.Parameter] = {}
         if site.kind != "other" and not site.is_dense:
             raise TargetError(
-                f"{site.name} ({type(site.module).__name__}) keeps no plain float weight: "
-                "packed layers cannot be trained whole.",
+                f"{site.name} ({type(site.module).__name__}) has no plain float weight: packed "
+                "layers cannot be trained whole.",
                 fix="load the base without quantisation, or leave this layer out",
             )
         for key, parameter in site.module._parameters.items():
@@ -57,7 +57,7 @@ class SavedModules:
 
 
 class TokenRows(Adapter):
-    """Some rows of an embedding, and of the head when it is the same tensor."""
+    """Rows of an embedding, and of the head if it is the same tensor."""
 
     ids: Tensor
 
@@ -89,15 +89,14 @@ class TokenRows(Adapter):
 
 def token_sites(model: nn.Module) -> list[Site]:
     """The input embedding, and the output head where the base ties it to the embedding."""
-    ask = getattr(model, "get_input_embeddings", None)
-    module = ask() if callable(ask) else None
-    every = sites_of(model, ("embedding", "linear"))
-    first = [s for s in every if s.module is module and s.kind == "embedding"]
-    if not first:
+    module = input_embedding(model)
+    sites = sites_of(model, ("embedding", "linear"))
+    inputs = [s for s in sites if s.module is module and s.kind == "embedding"]
+    if not inputs:
         raise TargetError(
             f"{type(model).__name__} does not say which layer is its input embedding.",
             fix="leave trainable_token_indices out",
         )
-    table, head = first[0].module._parameters["weight"], output_head(model)
-    tie = [s for s in every if s.module is head and s.module._parameters.get("weight") is table]
-    return first + tie
+    table, head = inputs[0].module._parameters["weight"], output_head(model)
+    tied = [s for s in sites if s.module is head and s.module._parameters.get("weight") is table]
+    return inputs + tied
