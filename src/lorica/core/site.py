@@ -161,7 +161,7 @@ def site_of(name: str, module: nn.Module) -> Site | None:
     shape = weight.shape if weight is not None and weight.ndim == 2 else None
     match module:
         case nn.Module(in_features=inputs, out_features=outputs):
-            return Site(name, module, "linear", int(inputs), int(outputs))
+            return Site(name, module, "linear", int(inputs), int(outputs))  # type: ignore[arg-type]
         case nn.Module(nf=_, nx=_) if shape is not None:
             return Site(name, module, "linear", *shape, transposed=True)
         case nn.Module(num_embeddings=_) if shape is not None:
