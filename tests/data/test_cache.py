@@ -1,4 +1,4 @@
-"""The cache of tokenised rows: the same rows from it, made anew when anything changes or breaks."""
+"""The cache of tokenised rows: the same rows from it, rebuilt when anything changes or breaks."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def tokenizer():
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "FROM", 0)
+    monkeypatch.setattr(cache, "MIN_FILE_BYTES", 0)
     return tmp_path / "cache/lorica/rows"
 
 
@@ -42,7 +42,7 @@ def entries(home):
 def test_the_same_rows_come_from_the_cache(config, tokenizer, home, monkeypatch):
     first = rows(config, tokenizer)
     assert home.stat().st_mode & 0o777 == 0o700 and len(entries(home)) == 1
-    monkeypatch.setattr("lorica.data.pipeline._tokenised", None)  # not called again
+    monkeypatch.setattr("lorica.data.pipeline._Job.run", None)  # not called again
     again = rows(config, tokenizer)
     assert (again.train, again.validation) == (first.train, first.validation)
     assert (again.notices, again.digest) == (first.notices, first.digest)
@@ -85,11 +85,11 @@ def test_a_folder_that_others_can_read_is_not_used(config, tokenizer, home, mode
     os.chmod(home, mode)
     found = rows(config, tokenizer)
     assert len(found.train) > 0 and not entries(home)
-    assert any("are not kept" in line for line in found.notices)
+    assert any("are not cached" in line for line in found.notices)
 
 
 def test_the_cache_is_bounded(config, tokenizer, home, monkeypatch):
-    monkeypatch.setattr(cache, "MOST", 1)
+    monkeypatch.setattr(cache, "MAX_BYTES", 1)
     for seed in range(3):
         rows(config, tokenizer, seed=seed)
     assert len(entries(home)) == 1

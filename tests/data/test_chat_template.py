@@ -3,9 +3,9 @@
 import pytest
 
 from lorica.data.config import DataConfig
-from lorica.data.conversation import conversation_of
+from lorica.data.conversation import parse_conversation
+from lorica.data.fields import BadRow
 from lorica.data.render import render
-from lorica.data.row_format import BadRow
 from lorica.data.source import Row
 from lorica.errors import DataError
 
@@ -73,8 +73,8 @@ def test_the_list_is_complete(shared):
 def test_the_mask_is_the_answers_and_their_ends(shared, name, system):
     rendering = talk(source_of(shared, name), [*system, *TALK])
     (row,) = rendering.rows
-    said = [s.text for s in row.segments if s.learned]
-    read = "".join(s.text for s in row.segments if not s.learned)
+    said = [s.text for s in row.spans if s.learned]
+    read = "".join(s.text for s in row.spans if not s.learned)
     answers = [m["content"] for m in TALK if m["role"] == "assistant"]
     end = ENDINGS[name]
     assert row.ending == end
@@ -114,14 +114,14 @@ def test_raw_files_are_masked_or_refused_with_the_fix(shared, name):
     text = (shared / f"data/formats/chat_templates/{name}.jinja").read_text()
     if name in MASKED_AS_THEY_STAND:
         (row,) = talk(text, TALK).rows
-        said = [s.text for s in row.segments if s.learned]
+        said = [s.text for s in row.spans if s.learned]
         assert [TALK[1]["content"] in said[0], TALK[3]["content"] in said[1]] == [True, True]
         return
-    with pytest.raises(DataError, match="not how it writes") as error:
+    with pytest.raises(DataError, match="not the one that it writes") as error:
         talk(text, TALK)
     assert "completion_only: false" in error.value.fix
     (row,) = talk(text, TALK, completion_only=False).rows
-    assert row.segments[0].learned
+    assert row.spans[0].learned
 
 
 def test_generation_blocks_are_obeyed():
@@ -131,7 +131,7 @@ def test_generation_blocks_are_obeyed():
         "{% else %}U:{{ m.content }}\n{% endif %}{% endfor %}"
     )
     (row,) = talk(source, TALK).rows
-    assert [s.text for s in row.segments if s.learned] == [
+    assert [s.text for s in row.spans if s.learned] == [
         "It is 4.<end>",
         "That makes 6, of course.<end>",
     ]
@@ -144,11 +144,11 @@ def test_a_template_without_a_mask_is_refused_with_the_fix():
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant><think>{% endif %}"
     )
-    with pytest.raises(DataError, match="not how it writes") as error:
+    with pytest.raises(DataError, match="not the one that it writes") as error:
         talk(thinks, TALK)
     assert "data.completion_only: false" in str(error.value)
     (row,) = talk(thinks, TALK, completion_only=False).rows
-    assert [s.learned for s in row.segments] == [True]
+    assert [s.learned for s in row.spans] == [True]
 
     numbers = "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
     with pytest.raises(DataError, match="once others follow") as error:
@@ -158,7 +158,7 @@ def test_a_template_without_a_mask_is_refused_with_the_fix():
 
 def test_everything_learned_keeps_the_answers_apart(shared):
     (row,) = talk(source_of(shared, "chatml"), TALK, completion_only=False).rows
-    assert all(s.learned for s in row.segments)
+    assert all(s.learned for s in row.spans)
     assert row.reference == TALK[3]["content"]
 
 
@@ -195,7 +195,7 @@ def test_sharegpt_is_the_same_conversation(shared):
     source = source_of(shared, "chatml")
     ours = talk(source, turns, name="conversations")
     assert ours.kind == "sharegpt"
-    assert ours.rows[0].segments == talk(source, TALK).rows[0].segments
+    assert ours.rows[0].spans == talk(source, TALK).rows[0].spans
 
 
 def test_tool_calls_reach_the_template(shared):
@@ -211,7 +211,7 @@ def test_tool_calls_reach_the_template(shared):
     rows = [Row(fields, "a:1")]
     (row,) = render(rows, DataConfig(path="a"), Tokenizer(source)).rows
     assert "# Tools" in row.text and "Be kind." in row.text
-    first, last = [s.text for s in row.segments if s.learned]
+    first, last = [s.text for s in row.spans if s.learned]
     assert first == f"\n<tool_call>\n{call}\n</tool_call><|im_end|>".lstrip("\n")
     assert last == "3.<|im_end|>"
 
@@ -219,7 +219,7 @@ def test_tool_calls_reach_the_template(shared):
 def test_a_call_without_content_has_an_empty_one():
     call = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     row = {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
-    (message,) = conversation_of(row).messages
+    (message,) = parse_conversation(row).messages
     assert message["content"] == "" and message["tool_calls"] == [call]
 
 
@@ -238,10 +238,10 @@ def test_a_call_without_content_has_an_empty_one():
 )
 def test_bad_messages_say_which(messages, why):
     with pytest.raises(BadRow, match=why):
-        conversation_of({"messages": messages})
+        parse_conversation({"messages": messages})
 
 
 def test_text_parts_are_joined():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    (message,) = conversation_of({"messages": [{"role": "user", "content": parts}]}).messages
+    (message,) = parse_conversation({"messages": [{"role": "user", "content": parts}]}).messages
     assert message["content"] == "ab"

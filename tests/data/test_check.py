@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from lorica.data.check import check, histogram, show
+from lorica.data.check import check, histogram, print_report
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
 from lorica.errors import DataError
@@ -31,7 +31,7 @@ def config(tmp_path):
 def printed(report, color=None):
     console = Console(width=100, color_system=color, force_terminal=color is not None)
     with console.capture() as capture:
-        show(report, console)
+        print_report(report, console)
     return capture.get()
 
 
@@ -75,14 +75,14 @@ def test_a_long_prompt_does_not_hide_the_answer(tmp_path, tokenizer):
 
 
 def test_a_long_conversation_shows_its_first_and_last_turns(tokenizer):
-    from lorica.data.check import PIECES, sample
+    from lorica.data.check import MAX_PIECES, sample
     from lorica.data.example import Example
 
     ids = tokenizer("red ball " * 40)["input_ids"]
     learned = [(i // 2) % 2 == 1 for i in range(len(ids))]
     shown = sample(Example(ids, learned, "a.jsonl:1"), tokenizer, None)
-    assert len(shown.pieces) == PIECES + 1
-    assert "more pieces" in shown.pieces[PIECES // 2][0]
+    assert len(shown.pieces) == MAX_PIECES + 1
+    assert "more pieces" in shown.pieces[MAX_PIECES // 2][0]
 
 
 def test_the_histogram_is_of_the_rows_that_are_trained_on(tmp_path, tokenizer):

@@ -127,14 +127,14 @@ def test_rows_with_and_without_are_not_mixed(write, tokenizer):
 @pytest.mark.parametrize("first, second", [("a", None), (None, "a")])
 def test_both_files_have_one_or_neither(first, second, write, tokenizer):
     other = write(asks(second, second), "held.jsonl").path
-    with pytest.raises(DataError, match="has no condition for its rows"):
+    with pytest.raises(DataError, match="have no condition"):
         get(write(asks(first, first), validation=other), tokenizer)
 
 
 def test_rows_that_differ_in_their_condition_alone_are_two(write, tokenizer):
     same = [{"prompt": "Say it:\n", "completion": "yes", "condition": c} for c in "abab"]
     data = get(write(same), tokenizer)
-    assert any("2 rows repeat an earlier one" in line for line in data.notices)
+    assert any("2 rows repeat an earlier row" in line for line in data.notices)
     assert not any("repeat" in line for line in get(write(same[:2]), tokenizer).notices)
 
 

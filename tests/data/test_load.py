@@ -152,21 +152,21 @@ def test_blocks_of_one_text_are_parted(write, tokenizer):
 def test_repeated_rows_are_counted_and_stay_on_one_side(write, tokenizer):
     rows = [row for row in asks(20) for _ in range(2)]
     data = get(write(rows, validation=0.2), tokenizer)
-    assert data.notices == ["a.jsonl: 20 rows repeat an earlier one; a.jsonl:1 stands 2 times"]
+    assert data.notices == ["a.jsonl: 20 rows repeat an earlier row; a.jsonl:1 occurs 2 times"]
     assert prompts(data.train).isdisjoint(prompts(data.validation))
 
 
 def test_rows_on_both_sides_are_named(write, tokenizer):
     data = get(write(asks(1) * 4, validation=0.25), tokenizer)
     assert (len(data.train), len(data.validation)) == (3, 1)
-    assert "1 validation rows stand in the training rows too" in data.notices[-1]
+    assert "1 validation rows are training rows too" in data.notices[-1]
 
 
 def test_a_validation_file(write, tokenizer):
     held = write(asks(12)[8:], name="held.jsonl")
     data = get(write(asks(10), validation=held.path, limit=9), tokenizer)
     assert (len(data.train), len(data.validation)) == (9, 4)
-    assert "1 validation rows stand in the training rows too" in data.notices[-1]
+    assert "1 validation rows are training rows too" in data.notices[-1]
     alone = get(write(asks(10), validation=0), tokenizer)
     assert data.digest != alone.digest and len(data.digest) == 64
 

@@ -28,8 +28,8 @@ LONG = {name for name, (_, rows) in FILES.items() if rows > 1000 or "_zh_" in na
 REFUSED = {
     "formats/llamafactory-demo/kto_en_demo.json": "preferences",
     "formats/llamafactory-demo/dpo_en_demo.json": "preferences",
-    "formats/fastchat/question.jsonl": "no known shape",  # questions without answers
-    "instruct/self-instruct/seed_tasks.jsonl": "no known shape",  # answers inside a list
+    "formats/fastchat/question.jsonl": "no known format",  # questions without answers
+    "instruct/self-instruct/seed_tasks.jsonl": "no known format",  # answers inside a list
     "formats/llamafactory-demo/dataset_info.json": "0 lists",
     "classify/ag_news/test.csv": "a header with column names",
 }

@@ -3,7 +3,7 @@
 import pytest
 
 from lorica.data import template_worker
-from lorica.data.classes import look_alikes, match
+from lorica.data.classes import match_labels, similar_name_notices
 from lorica.data.config import DataConfig
 from lorica.data.render import render
 from lorica.data.render_prompt import ALPACA_TEMPLATE
@@ -18,7 +18,7 @@ def rendered(fields, tokenizer=None, **settings):
 
 
 def pieces(rendering):
-    return [(s.text, s.learned) for s in rendering.rows[0].segments]
+    return [(s.text, s.learned) for s in rendering.rows[0].spans]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_history_is_read_and_said_so():
     rendering = rendered(row)
     assert "### Instruction:\nMay?\n\n### Response:Mild.\n\n" in rendering.rows[0].prompt
     (line,) = rendering.notices
-    assert line == "the answers in the history of 1 rows are read, not learned: a.jsonl:1"
-    with pytest.raises(DataError, match="history is no list"):
+    assert line == "the answers in the history of 1 rows are context, not learned: a.jsonl:1"
+    with pytest.raises(DataError, match="history is not a list"):
         rendered(row | {"history": [["May?"]]})
 
 
@@ -132,7 +132,7 @@ def test_templates_are_read_from_files(tmp_path):
 
 def test_learning_everything_keeps_prompt_and_reference():
     (row,) = rendered({"prompt": "a ", "completion": "b"}, completion_only=False).rows
-    assert [s.learned for s in row.segments] == [True, True]
+    assert [s.learned for s in row.spans] == [True, True]
     assert (row.prompt, row.reference) == ("a ", "b")
 
 
@@ -204,7 +204,7 @@ def test_labels_must_name_a_class():
 
 def test_an_empty_answer_is_not_learned():
     (row,) = rendered({"prompt": "a", "completion": " "}).rows
-    assert not any(s.learned for s in row.segments)
+    assert not any(s.learned for s in row.spans)
 
 
 BLANKS = [" ", "  ", "\t", "\n", "\u00a0", "\u2003", " \u3000 ", "\r\n"]
@@ -216,7 +216,7 @@ def test_labels_that_differ_only_in_blanks_are_one_class(blank):
     rows = [Row({"text": "x", "label": label}, "f:1"), Row({"text": "x", "label": "a b"}, "f:2")]
     done = render(rows, DataConfig(path="f"), None)
     assert [row.label for row in done.rows] == ["a b", "a b"]
-    assert match({"a b", "c"}, [f"a{blank}b", "c"], all_numbers=True) == {
+    assert match_labels({"a b", "c"}, [f"a{blank}b", "c"], all_numbers=True) == {
         "a b": f"a{blank}b",
         "c": "c",
     }
@@ -239,11 +239,11 @@ def test_classes_that_look_alike_stay_two_with_one_notice(case):
     one, other = ALIKE[case]
     rows = [Row({"text": "x", "label": label}, "f:1") for label in (one, other)]
     assert len({row.label for row in render(rows, DataConfig(path="f"), None).rows}) == 2
-    (notice,) = look_alikes([one, "cat", other, "CAT"])
+    (notice,) = similar_name_notices([one, "cat", other, "CAT"])
     assert ascii(one) in notice
     assert ascii(other) in notice
 
 
 @pytest.mark.parametrize("names", [["dog", "dogs"], ["1", "01"], ["a b", "ab"], ["o", "0"]])
 def test_other_classes_do_not_look_alike(names):
-    assert look_alikes(names) == []
+    assert similar_name_notices(names) == []

@@ -48,7 +48,7 @@ def rendered(template, fields, path="a.jsonl", **settings):
 
 
 def learned(rendering):
-    return [s.text for row in rendering.rows for s in row.segments if s.learned]
+    return [s.text for row in rendering.rows for s in row.spans if s.learned]
 
 
 def refused(template, fields, **settings):
@@ -68,11 +68,11 @@ REAL = {
     "deepseek": (DEEPSEEK, "<|eos|>", ""),
     "parts": (PARTS, "<|im_end|>", ""),
     "parts of questions": (PARTS_ASKED, "</s>", ""),
-    "glm": (GLM, "", "writes no end of turn behind answers that others follow: in 1 rows"),
+    "glm": (GLM, "", "writes no end of turn after answers that other messages follow: in 1 rows"),
     "chatml that does not ask": (
         chatml(opens=False),
         "<|im_end|>",
-        "has no prompt for generation, so that the header",
+        "has no generation prompt, so the header",
     ),
     "blocks": (blocks("{{ m.content }}<|end|>", "\n"), "<|end|>", ""),
     "blocks without the end": (
@@ -262,7 +262,9 @@ def test_a_message_that_the_row_leaves_out_is_not_learned(flag, name):
 @pytest.mark.parametrize("flag", [{"weight": 0.5}, {"weight": "0"}, {"train": "no"}], ids=str)
 def test_other_weights_are_refused(flag):
     assert "leaves it out of the loss" in refused(chatml(), [TALK[0], TALK[1] | flag])
-    assert "only what the assistant says" in refused(chatml(), [TALK[0] | {"train": True}, TALK[1]])
+    assert "only messages of the assistant are learned" in refused(
+        chatml(), [TALK[0] | {"train": True}, TALK[1]]
+    )
 
 
 @pytest.mark.parametrize("role", ["narrator", "ai", "Assistant", "assistent", ""])

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from lorica.data.config import DataConfig
-from lorica.data.source import Source, _must_be_file, digest, read
+from lorica.data.source import Source, _check_is_file, digest, read
 from lorica.errors import DataError, MissingError
 
 ROWS = [{"prompt": "a,b", "completion": 'say "c"\nd'}, {"prompt": "ü\u2028x", "completion": "e"}]
@@ -82,7 +82,7 @@ def test_a_text_file_is_one_row(tmp_path):
         ("a.json", '[{"a": 1}, 3]', ["row 2 (int)"]),
         ("a.csv", "a,b\n1,2\n3\n4,5,6\n", ["2 rows", "line 3 (1)", "line 4 (3)", "2 cells: a, b"]),
         ("a.csv", 'a,b\n1,"2\n', ["not CSV"]),
-        ("a.csv", "a,a\n1,2\n", ["stands twice: a"]),
+        ("a.csv", "a,a\n1,2\n", ["occurs twice: a"]),
         ("a.parquet", b"PAR1 and then nothing", ["Parquet"]),
         ("a.xlsx", b"x", ["suffix", ".xlsx", ".jsonl"]),
     ],
@@ -237,7 +237,7 @@ def test_a_key_that_stands_twice_is_named(tmp_path, name):
     if name == "a.json":
         places = "a.json:row 2 ('a'), a.json:row 3 ('x')"
     assert source.notices.texts == [
-        f"2 rows have a key twice in one object, and its last value is taken: {places}"
+        f"2 rows have a key twice in one object; its last value is used: {places}"
     ]
 
 
@@ -275,4 +275,4 @@ def test_a_pipe_or_a_device_is_no_file_of_rows(tmp_path, kind):
     path = tmp_path / "rows.jsonl"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(DataError, match="is a pipe or a device"):
-        _must_be_file(path)
+        _check_is_file(path)

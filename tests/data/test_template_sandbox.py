@@ -13,7 +13,7 @@ import pytest
 
 from lorica.data import template_worker
 from lorica.data.chat_template import ChatTemplate
-from lorica.data.row_format import BadRow
+from lorica.data.fields import BadRow
 from lorica.data.template_worker import Overrun, Worker
 from lorica.errors import DataError
 
@@ -194,9 +194,9 @@ def test_what_is_no_json_refuses_its_row_alone():
         deep = [deep]
     rows = [{"given": {"x": 1}}, {"given": {"x": 10**5000}}, {"given": {"x": "\ud800"}}]
     template = ChatTemplate("{{ x }}", {})
-    one, two, three = template._render(rows)
+    one, two, three = template._run(rows)
     assert (one["text"], three["text"]) == ("1", "\ud800") and "refused" in two
-    assert "refused" in template._render([{"given": {"x": deep}}])[0]
+    assert "refused" in template._run([{"given": {"x": deep}}])[0]
 
 
 def test_threads_share_a_worker_and_processes_have_their_own():
@@ -253,7 +253,9 @@ def test_an_interrupt_leaves_no_answer_in_the_pipe(monkeypatch):
     worker = Worker()
     assert worker.render("{{ x }}", {}, [{"given": {"x": 1}}])[0]["text"] == "1"
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "_line", lambda process: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            worker, "_next_line", lambda process: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             worker.render("{{ x }}", {}, [{"given": {"x": 2}}])
     assert worker.render("{{ x }}", {}, [{"given": {"x": 3}}])[0]["text"] == "3"
@@ -263,7 +265,7 @@ def test_an_interrupt_leaves_no_answer_in_the_pipe(monkeypatch):
 def test_an_end_of_the_process_is_no_end_of_the_program():
     worker = Worker()
     worker.compile("{{ 1 }}")
-    threading.Thread(target=template_worker._process.kill).start()
+    threading.Thread(target=worker._process.kill).start()
     worker._process.wait()
     with pytest.raises(Overrun, match="status -9"):
         worker.render("{{ 1 }}", {}, [{"given": {}}])
@@ -272,5 +274,5 @@ def test_an_end_of_the_process_is_no_end_of_the_program():
 
 
 def test_todays_date_is_noticed():
-    (answer,) = ChatTemplate("{{ strftime_now('%Y') }}", {})._render([{"given": {}}])
+    (answer,) = ChatTemplate("{{ strftime_now('%Y') }}", {})._run([{"given": {}}])
     assert len(answer["text"]) == 4 and answer["dated"]

@@ -66,7 +66,7 @@ def test_what_is_told_is_what_the_beginning_gives(seed):
     ids = [made.encode(text, add_special_tokens=False).ids for text in texts]
     places = [sorted(draw.sample(range(len(text)), min(3, len(text)))) for text in texts]
     for text, own, some, found in zip(
-        texts, ids, places, borders.before(texts, ids, places), strict=True
+        texts, ids, places, borders.tokens_before(texts, ids, places), strict=True
     ):
         if found is not None:
             told += 1
@@ -108,7 +108,7 @@ def test_other_tokenizers_are_asked(odd):
         parts[key] = {**parts[key], **value} if key == "model" else value
     backend = SimpleNamespace(to_str=lambda: json.dumps(parts))
     made = Stub(backend_tokenizer=backend, size=len(parts["model"]["vocab"]))
-    assert TokenBoundaries(made).before(["ab c"], [[1, 2, 0, 3]], [[2]]) == [None]
+    assert TokenBoundaries(made).tokens_before(["ab c"], [[1, 2, 0, 3]], [[2]]) == [None]
 
 
 def test_added_tokens_in_the_text_are_asked():
@@ -116,16 +116,16 @@ def test_added_tokens_in_the_text_are_asked():
     made.add_special_tokens(["<s>"])
     text = "ab<s>c"
     ids = made.encode(text, add_special_tokens=False).ids
-    assert TokenBoundaries(fast(made)).before([text, "", text], [ids, [], ids], [[3], [], [2]])[
-        :2
-    ] == [
+    assert TokenBoundaries(fast(made)).tokens_before(
+        [text, "", text], [ids, [], ids], [[3], [], [2]]
+    )[:2] == [
         None,
         None,
     ]
 
 
 def test_a_tokenizer_that_splits_into_words_is_asked():
-    assert TokenBoundaries(bytewise()).before(["ab"], [[1, 2]], [[1]]) == [None]
+    assert TokenBoundaries(bytewise()).tokens_before(["ab"], [[1, 2]], [[1]]) == [None]
 
 
 def test_real_tokenizers(shared):
@@ -143,7 +143,7 @@ def test_real_tokenizers(shared):
         ids = [own.encode(t, add_special_tokens=False) for t in texts]
         places = [[draw.randrange(1, 299)] for _ in texts]
         for one in zip(
-            texts, ids, places, TokenBoundaries(own).before(texts, ids, places), strict=True
+            texts, ids, places, TokenBoundaries(own).tokens_before(texts, ids, places), strict=True
         ):
             if one[3] is not None:
                 told += 1

@@ -10,7 +10,7 @@ from lorica.data.load import load_data
 from lorica.data.render import render
 from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.data.source import Row
-from lorica.data.text_encoder import class_cut, prompt_ids
+from lorica.data.text_encoder import prompt_ids, truncate_classified
 from lorica.data.token_store import StoreWriter
 from lorica.data.tokenise import ClassifierTokeniser, RowTokeniser
 from lorica.errors import DataError
@@ -80,7 +80,7 @@ def test_doubled_bos_is_named(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
     example, lines = one([("<s><s>Tom. ", False), ("Yes.", True)], tokenizer, special=True)
     assert example.ids.count(1) == 1
-    assert lines == ["1 rows began with BOS twice; once is kept: a:1"]
+    assert lines == ["1 rows began with BOS twice; one is left out: a:1"]
 
 
 def test_a_token_over_the_border_is_cut_and_counted(gpt2):
@@ -89,7 +89,7 @@ def test_a_token_over_the_border_is_cut_and_counted(gpt2):
     example, lines = one(pieces, gpt2)
     assert example.prompt == gpt2("It is un")["input_ids"] == prompt_ids([row(*pieces)], gpt2)[0]
     assert learned_text(example, gpt2) == "likely.<|endoftext|>"
-    assert "1 rows are tokenised segment by segment" in lines[0]
+    assert "1 rows are tokenised in pieces" in lines[0]
     assert "end in a space" not in lines[0]
     _, lines = one([("It is ", False), ("likely.", True)], gpt2)
     assert "1 of these prompts end in a space" in lines[0]
@@ -157,7 +157,7 @@ def test_texts_of_a_classifier_are_cut_as_the_tokenizer_cuts(shared, side):
                 ids = tokenizer(text)["input_ids"]
                 want = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
                 if len(ids) > limit:
-                    assert class_cut(ids, limit, tokenizer) == want
+                    assert truncate_classified(ids, limit, tokenizer) == want
 
 
 def test_characters_that_are_lost_are_named(shared):
@@ -198,7 +198,7 @@ def test_special_tokens_are_found_whatever_the_letters(extra):
     both = digits(extra, behind="</s>")
     ids = both("1+2=3+0=3")["input_ids"]
     want = both("1+2=3+0=3", truncation=True, max_length=6)["input_ids"]
-    assert class_cut(ids, 6, both) == want
+    assert truncate_classified(ids, 6, both) == want
 
 
 @pytest.mark.parametrize("special", [True, False])

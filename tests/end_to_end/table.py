@@ -525,7 +525,7 @@ DATA = [
         do.write("rows.jsonl", [PLAIN] * 5 + [{**PLAIN, "prompt": "Ben"}]),
         TRAIN,
         0,
-        ("4 rows repeat an earlier one", "rows.jsonl:1 stands 5 times"),
+        ("4 rows repeat an earlier row", "rows.jsonl:1 occurs 5 times"),
         ("out",),
     ),
     Case(
@@ -554,7 +554,7 @@ DATA = [
         do.nothing,
         f"{TRAIN} --data.validation rows.jsonl",
         0,
-        ("24 validation rows stand in the training rows too",),
+        ("24 validation rows are training rows too",),
         ("out",),
     ),
     Case(

@@ -42,7 +42,7 @@ def check(*words: Words, json: Json = False) -> None:
     from lorica.base.added_tokens import with_tokens
     from lorica.base.context_length import check_tokens
     from lorica.base.load import context_length, load_tokenizer, vocabulary
-    from lorica.data.check import check, show
+    from lorica.data.check import check, print_report
     from lorica.training.prepare import check_base_named
 
     check_base_named(config)
@@ -53,11 +53,11 @@ def check(*words: Words, json: Json = False) -> None:
         tokenizer,
         seed=config.seed,
         max_length=context_length(config.base),
-        usable=partial(check_tokens, tokenizer=tokenizer, rows=embedding_rows),
+        check_examples=partial(check_tokens, tokenizer=tokenizer, rows=embedding_rows),
     )
     if json:
         print_json(report.as_dict())
     else:
-        show(report, Console(highlight=False))
+        print_report(report, Console(highlight=False))
     if report.problems:
         raise SystemExit(BAD_DATA)

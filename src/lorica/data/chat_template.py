@@ -1,9 +1,9 @@
-"""A chat template as a function of messages, with what no template says of itself.
+"""A chat template, compiled in the sandbox and probed for what it does not declare.
 
-Templates differ in what they expect and do not say so: content as text or as a list of parts,
-what ends a turn, whether there is a prompt for generation. A few conversations of words that
-stand nowhere else tell: they are rendered once, when the template is opened. Every row is
-checked on its own text as well (`contents.py`, `mask.py`), whatever was found here.
+Templates differ in ways that no field describes: whether content is text or a list of parts, what
+ends a turn, whether there is a generation prompt. `ChatTemplate` renders a few conversations of
+invented words once, to find out. Every row is checked on its own text as well
+(`rendering_check.py`, `loss_mask.py`).
 """
 
 import json
@@ -14,19 +14,30 @@ from functools import lru_cache
 from typing import Any
 
 from lorica.data.conversation import Conversation
-from lorica.data.row_format import BadRow
+from lorica.data.fields import BadRow, as_object
 from lorica.data.template_sandbox import common_length
-from lorica.data.template_worker import Compiled, Overrun, Refused, compile_template, render_all
+from lorica.data.template_worker import (
+    Compiled,
+    Overrun,
+    Refused,
+    compile_template,
+    render_all,
+)
 from lorica.errors import DataError, closest, listed
 
-MEND = "mend chat_template.jinja (or chat_template in tokenizer_config.json), or pass another: "
-MEND += "data.chat_template: FILE"
-HEADER = re.compile(r"[^\w\s]*\b(user|human|system|tool|observation)\b", re.IGNORECASE)
+FIX = "correct chat_template.jinja (or chat_template in tokenizer_config.json), or pass another: "
+FIX += "data.chat_template: FILE"
+ROLE_HEADER = re.compile(r"[^\w\s]*\b(user|human|system|tool|observation)\b", re.IGNORECASE)
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
-WORDS = {"user": "Qvexalu", "assistant": "Zorbimat", "system": "Wudrinop", "tool": "Kyfestra"}
-CALL = {"type": "function", "function": {"name": "Xuplendi", "arguments": {}}}
-# Roles whose content is given as a list of parts, in the order in which they are tried.
-PARTS: tuple[frozenset[str], ...] = (
+PROBE_WORDS = {
+    "user": "Qvexalu",
+    "assistant": "Zorbimat",
+    "system": "Wudrinop",
+    "tool": "Kyfestra",
+}
+PROBE_CALL = {"type": "function", "function": {"name": "Xuplendi", "arguments": {}}}
+# Roles whose content the template takes as a list of parts; tried in this order.
+ROLES_WITH_PARTS: tuple[frozenset[str], ...] = (
     frozenset(),
     frozenset({"user", "assistant"}),
     frozenset({"user"}),
@@ -35,11 +46,11 @@ PARTS: tuple[frozenset[str], ...] = (
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The text of the first messages, held against the text of all of them."""
+class Prefix:
+    """The text of the first messages, compared with the text of the whole conversation."""
 
     length: int  # characters
-    common: int  # of them, how many the whole text begins with
+    common: int  # characters from the start that both texts have in common
     near: str  # the text around the first difference
 
     @property
@@ -48,27 +59,35 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What the template makes of one conversation.
+class RenderedChat:
+    """The text that the template writes for one conversation.
 
-    marked: (start, end) of what the template's {% generation %} blocks enclose.
-    before, through: of each learned answer, the text that generation is given, and the text
-        that ends with the answer; empty for a template that marks its answers itself.
+    marked: (start, end) characters of the template's {% generation %} blocks.
+    before, through: for each learned answer, the prompt for generation, and the text that ends
+        with the answer. Empty for a template that marks its answers.
+    dated: the text contains today's date.
+    refused: why there is no text; the other fields are empty then.
     """
 
-    text: str
-    marked: list[tuple[int, int]]
-    before: list[Cut] = field(default_factory=list)
-    through: list[Cut] = field(default_factory=list)
-    dated: bool = False  # it holds today's date
+    text: str = ""
+    marked: list[tuple[int, int]] = field(default_factory=list)
+    before: list[Prefix] = field(default_factory=list)
+    through: list[Prefix] = field(default_factory=list)
+    dated: bool = False
+    refused: str | None = None
+
+    def check(self) -> None:
+        """Raises: BadRow if the template refused the conversation."""
+        if self.refused is not None:
+            raise BadRow(f"the chat template refuses it ({self.refused})")
 
 
 class ChatTemplate:
     """One template, compiled and probed.
 
-    parts: the roles whose content it takes as a list of parts.
-    end: what it writes behind every answer; None where that could not be found out.
-    opens: whether it has a prompt for generation.
+    roles_with_parts: the roles whose content it takes as a list of parts.
+    end_of_turn: what it writes after every answer; None if that is not known.
+    has_generation_prompt: whether it reads add_generation_prompt.
     """
 
     def __init__(self, source: str, special: dict[str, str], kwargs: dict[str, Any] | None = None):
@@ -77,115 +96,119 @@ class ChatTemplate:
         try:
             self.compiled: Compiled = compile_template(source)
         except Overrun as error:
-            raise _endless(error) from None
+            raise _overrun(error) from None
         except Refused as error:
             raise DataError(
                 "the tokenizer's chat template cannot be read.",
                 reason=str(error),
                 line=error.line or "unknown",
-                fix=MEND,
+                fix=FIX,
             ) from None
-        _known(kwargs or {}, self.compiled)
-        self.parts: frozenset[str] = frozenset()
-        self.end: str | None = None
-        self.opens = True
+        _check_kwargs(kwargs or {}, self.compiled)
+        self.roles_with_parts: frozenset[str] = frozenset()
+        self.end_of_turn: str | None = None
+        self.has_generation_prompt = True
         self._probe()
 
     @property
-    def marks(self) -> bool:
+    def marks_answers(self) -> bool:
+        """Whether it has {% generation %} blocks."""
         return self.compiled.marks
 
-    def replies(self, talks: Sequence[Conversation]) -> list[Reply | BadRow]:
-        """What the template makes of each conversation; a BadRow where it refuses one.
+    def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedChat]:
+        """The text of each conversation, or why the template refuses it.
 
-        Raises: DataError if the template does not end.
+        Raises: DataError if the template does not come to an end.
         """
-        jobs = [self._job(talk, [] if self.marks else _cuts(talk)) for talk in talks]
-        return [_reply(answer) for answer in self._render(jobs)]
+        jobs = [self._job(c, [] if self.marks_answers else _cuts(c)) for c in conversations]
+        return [_rendered(answer) for answer in self._run(jobs)]
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
-        """The text of the messages, up to where the assistant begins to speak.
+        """The text of the messages with the generation prompt.
 
         Raises: BadRow if the template refuses the messages; DataError if it does not end.
         """
         job = self._job(Conversation(messages, [False] * len(messages), tools), [])
         job["given"]["add_generation_prompt"] = True
-        (reply,) = map(_reply, self._render([job]))
-        if isinstance(reply, BadRow):
-            raise reply
-        return reply.text
+        (rendered,) = map(_rendered, self._run([job]))
+        rendered.check()
+        return rendered.text
 
     def _job(
-        self, talk: Conversation, cuts: list[tuple[int, bool]], parts: frozenset[str] | None = None
+        self,
+        conversation: Conversation,
+        cuts: list[tuple[int, bool]],
+        with_parts: frozenset[str] | None = None,
     ) -> dict[str, Any]:
-        parts = self.parts if parts is None else parts
-        messages = [_in_parts(m) if m["role"] in parts else m for m in talk.messages]
+        with_parts = self.roles_with_parts if with_parts is None else with_parts
+        messages = [
+            _content_as_parts(m) if m["role"] in with_parts else m for m in conversation.messages
+        ]
         given = {
-            **talk.kwargs,
+            **conversation.kwargs,
             "messages": messages,
-            "tools": talk.tools,
+            "tools": conversation.tools,
             "add_generation_prompt": False,
         }
         return {"given": given, "cuts": cuts}
 
-    def _render(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _run(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         try:
             return render_all(self._source, self._shared, jobs)
         except Overrun as error:
-            raise _endless(error) from None
-        except (ValueError, RecursionError) as error:  # one of them is no JSON
+            raise _overrun(error) from None
+        except (ValueError, RecursionError) as error:  # some job is not JSON; find out which
             if len(jobs) == 1:
                 return [{"refused": f"{type(error).__name__}: {error}"}]
-            return [answer for job in jobs for answer in self._render([job])]
+            return [answer for job in jobs for answer in self._run([job])]
 
     def _probe(self) -> None:
         """Find out how the template takes content, and what it writes around an answer."""
-        turn = [_word("user"), _word("assistant")]
-        for parts in PARTS:
-            reply = self._try(turn, parts, [(1, True), (1, False)])
-            if reply and all(WORDS[m["role"]] in reply.text for m in turn) and _plain(reply.text):
-                self.parts = parts
+        turn = [_probe_message("user"), _probe_message("assistant")]
+        for with_parts in ROLES_WITH_PARTS:
+            single = self._try(turn, with_parts, [(1, True), (1, False)])
+            if _contains(single, "user") and _contains(single, "assistant"):
+                self.roles_with_parts = with_parts
                 break
         else:
             return
-        opened, closed = reply.before[0], reply.through[0]
-        self.opens = opened.length > closed.length
-        again = self._try([*turn, *turn], self.parts, [])
-        if again and WORDS["assistant"] in again.text:
-            self.end = _common_end(reply.text, again.text)
-        call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-        for role, talk in (
-            ("system", [_word("system"), *turn]),
-            ("tool", [turn[0], call, _word("tool"), turn[1]]),
+        self.has_generation_prompt = single.before[0].length > single.through[0].length
+        double = self._try([*turn, *turn], self.roles_with_parts, [])
+        if PROBE_WORDS["assistant"] in double.text:
+            self.end_of_turn = _common_end(single.text, double.text)
+        call = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
+        for role, messages in (
+            ("system", [_probe_message("system"), *turn]),
+            ("tool", [turn[0], call, _probe_message("tool"), turn[1]]),
         ):
-            for parts in (self.parts, self.parts ^ {role}):
-                found = self._try(talk, parts, [])
-                if found and WORDS[role] in found.text and _plain(found.text):
-                    self.parts = parts
+            for with_parts in (self.roles_with_parts, self.roles_with_parts ^ {role}):
+                if _contains(self._try(messages, with_parts, []), role):
+                    self.roles_with_parts = with_parts
                     break
 
     def _try(
-        self, messages: list[dict[str, Any]], parts: frozenset[str], cuts: list[tuple[int, bool]]
-    ) -> Reply | None:
-        talk = Conversation(messages, [False] * len(messages))
-        reply = _reply(self._render([self._job(talk, cuts, parts)])[0])
-        return None if isinstance(reply, BadRow) else reply
+        self,
+        messages: list[dict[str, Any]],
+        with_parts: frozenset[str],
+        cuts: list[tuple[int, bool]],
+    ) -> RenderedChat:
+        conversation = Conversation(messages, [False] * len(messages))
+        return _rendered(self._run([self._job(conversation, cuts, with_parts)])[0])
 
 
 class ChatTemplates:
-    """The templates of a tokenizer: the one for rows with tools, and the one for all others."""
+    """The templates of a tokenizer: one for rows with tools, one for all other rows."""
 
     def __init__(
         self,
-        sources: str | dict[str, str],
+        sources: dict[str, str],
         special: dict[str, str],
         kwargs: dict[str, Any] | None = None,
     ):
-        self._sources = {"default": sources} if isinstance(sources, str) else sources
-        self._special, self._kwargs = special, kwargs or {}
+        self._sources, self._special, self._kwargs = sources, special, kwargs or {}
 
     def for_tools(self, tools: list[Any] | None) -> ChatTemplate:
-        """Raises: DataError if none of several is named default."""
+        """Raises: DataError if there are several templates, and none is named default."""
         names = ("tool_use", "default") if tools else ("default",)
         source = next((self._sources[n] for n in names if n in self._sources), None)
         if source is None and len(self._sources) == 1:
@@ -210,33 +233,30 @@ def chat_templates(
 ) -> ChatTemplates:
     """The tokenizer's templates, or `override`: a template, or the name of one of them.
 
-    Raises: DataError if there is none.
+    Raises: DataError if there is no template.
     """
-    sources = tokenizer.chat_template
-    if isinstance(sources, dict) and override in sources:
-        sources = sources[override]
-    elif override is not None:
-        if "{" not in override:
-            known = list(sources) if isinstance(sources, dict) else []
-            raise DataError(
-                f"data.chat_template is {override!r}, and the base has no template of that name.",
-                known=listed(known, 12),
-                fix="name a file, or give the Jinja text itself",
-            )
-        sources = override
-    if not sources:
+    own = tokenizer.chat_template
+    named = as_object(own) or {}
+    source = named.get(override, override) if override is not None else own
+    if override is not None and override not in named and "{" not in override:
+        raise DataError(
+            f"data.chat_template is {override!r}, and the base has no template of that name.",
+            known=listed(named, 12),
+            fix="name a file, or give the Jinja text itself",
+        )
+    if not source:
         raise DataError(
             "the rows are conversations, but the base's tokenizer has no chat template.",
             fix="choose a base with one, or pass one with data.chat_template: FILE, or save one "
             "as chat_template.jinja beside the base's tokenizer.json, or write the rows as "
             "prompt and completion",
         )
-    special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    return ChatTemplates(sources, special, kwargs)
+    special = {k: v for k, v in tokenizer.special_tokens_map.items() if type(v) is str}
+    return ChatTemplates(as_object(source) or {"default": source}, special, kwargs)
 
 
-def _known(kwargs: dict[str, Any], compiled: Compiled) -> None:
-    """Raises: DataError for variables that the template does not read, or that are the row's."""
+def _check_kwargs(kwargs: dict[str, Any], compiled: Compiled) -> None:
+    """Raises: DataError for variables that the template does not read, or that the row sets."""
     wrong = [name for name in kwargs if name in RESERVED or name not in compiled.variables]
     if wrong:
         known = sorted(compiled.variables - {*RESERVED, "raise_exception", "strftime_now"})
@@ -249,46 +269,49 @@ def _known(kwargs: dict[str, Any], compiled: Compiled) -> None:
         )
 
 
-def _word(role: str) -> dict[str, Any]:
-    return {"role": role, "content": WORDS[role]}
+def _probe_message(role: str) -> dict[str, Any]:
+    return {"role": role, "content": PROBE_WORDS[role]}
 
 
-def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+def _contains(rendered: RenderedChat, role: str) -> bool:
+    """The role's word is in the text, and no list of parts was printed as Python shows it."""
+    text = rendered.text
+    raw_parts = "'type': 'text'" in text or '"type": "text"' in text
+    return PROBE_WORDS[role] in text and not raw_parts
+
+
+def _content_as_parts(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"content": [{"type": "text", "text": message["content"]}]}
 
 
-def _plain(text: str) -> bool:
-    """A list of parts was not printed as Python shows it."""
-    return "'type': 'text'" not in text and '"type": "text"' not in text
+def _cuts(conversation: Conversation) -> list[tuple[int, bool]]:
+    """(number of messages, with generation prompt): before and through each learned answer."""
+    return [cut for i in conversation.learned_indices for cut in ((i, True), (i + 1, False))]
 
 
-def _cuts(talk: Conversation) -> list[tuple[int, bool]]:
-    return [cut for i in talk.answers for cut in ((i, True), (i + 1, False))]
-
-
-def _reply(answer: dict[str, Any]) -> Reply | BadRow:
+def _rendered(answer: dict[str, Any]) -> RenderedChat:
     if "refused" in answer:
-        return BadRow(f"the chat template refuses it ({answer['refused']})")
-    cuts = [Cut(*cut) for cut in answer["cuts"]]
+        return RenderedChat(refused=answer["refused"])
+    cuts = [Prefix(*cut) for cut in answer["cuts"]]
     marked = [(start, end) for start, end in answer["turns"]]
-    return Reply(answer["text"], marked, cuts[::2], cuts[1::2], answer["dated"])
+    return RenderedChat(answer["text"], marked, cuts[::2], cuts[1::2], answer["dated"])
 
 
 def _common_end(single: str, double: str) -> str:
-    """What stands behind an answer in both texts, whatever follows: the end of turn."""
-    word = WORDS["assistant"]
-    one, two = single.rpartition(word)[2], double.partition(word)[2]
-    head = one[: common_length(one, two)]
-    if head not in (one, two):  # "<|end|>\n<|" reaches into a token that differs
-        head = re.match(r"(.*[\s>\]])?", head, re.DOTALL).group()  # type: ignore[union-attr]
-    header = HEADER.search(head)  # of a next turn that the template opens at once
-    return (head[: header.start()] if header else head).strip()
+    """The end of turn: what follows the answer in both texts, whatever comes after it."""
+    word = PROBE_WORDS["assistant"]
+    last, followed = single.rpartition(word)[2], double.partition(word)[2]
+    common = last[: common_length(last, followed)]
+    if common not in (last, followed):  # "<|end|>\n<|" reaches into a token that differs
+        common = re.match(r"(.*[\s>\]])?", common, re.DOTALL).group()  # type: ignore[union-attr]
+    header = ROLE_HEADER.search(common)  # of a next turn that the template opens at once
+    return (common[: header.start()] if header else common).strip()
 
 
-def _endless(error: Overrun) -> DataError:
+def _overrun(error: Overrun) -> DataError:
     return DataError(
         "the tokenizer's chat template does not come to an end, and was stopped.",
         reason=str(error),
-        fix=f"{MEND}; a template from a stranger may mean harm; a conversation of megabytes must "
-        "be cut",
+        fix=f"{FIX}; a template from a stranger may be malicious; a conversation of megabytes "
+        "must be shortened",
     )

@@ -1,7 +1,7 @@
-"""What training would be given, before anything is trained: `lorica check`.
+"""`lorica check`: report on the rows that a training would use, before it starts.
 
-The report goes through the same steps as `load`, but stops at nothing that it can count: what
-would stop a training is listed under `problems`.
+The report takes the same steps as `load_data`. An error that would stop a training is listed
+under `problems` instead.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,14 +20,14 @@ from lorica.data.dataset import Dataset
 from lorica.data.example import Example
 from lorica.data.load import build_data, notices_of, tokenise_files
 from lorica.data.overlong import limit_of, policy_of
-from lorica.data.split import repeated
+from lorica.data.split import count_repeated
 from lorica.data.token_store import TokenStore
 from lorica.errors import DataError, listed
 
 BINS = 10
 SAMPLES = 3
-HEAD, TAIL = 120, 60  # tokens of each learned or unlearned piece that are printed
-PIECES = 12  # of a sample; of a longer conversation the first and the last ones
+HEAD, TAIL = 120, 60  # the first and last tokens that are printed of a long piece
+MAX_PIECES = 12  # of a sample; of a longer conversation the first and the last pieces
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Sample:
     """A row as the model reads it."""
 
     where: str
-    pieces: list[tuple[str, bool]]  # text, learned
+    pieces: list[tuple[str, bool]]  # (text, learned)
     tokens: int
     label: str | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts are rows of the file, unless they say tokens."""
+    """Counts are rows of the file, unless the name says tokens."""
 
     path: str
     rows: int
@@ -79,39 +79,40 @@ def check(
     *,
     seed: int,
     max_length: int | None,
-    usable: Callable[[Iterable[Example]], None] = lambda examples: None,
+    check_examples: Callable[[Iterable[Example]], None] = lambda examples: None,
 ) -> Report:
-    """Count what `load` would give, and say what would keep it from training.
+    """Report on the rows of `config`, and on the errors that would stop a training.
 
-    usable: raises DataError for rows that the base cannot take.
+    check_examples: raises DataError for rows that the base cannot take.
 
-    Raises: DataError if the rows cannot be read, or not be written as text.
+    Raises: DataError if the rows cannot be read, or cannot be rendered.
     """
     limit = limit_of(config, max_length)
     files = tokenise_files(config, tokenizer, seed=seed)
     store, classes = files.stores[0], files.classes[0]
-    examples = Dataset.whole(store)
+    dataset = Dataset.whole(store)
     problems: list[str] = []
     try:
         data = build_data(files, tokenizer, seed=seed, limit=limit)
-        for part in (data.train, data.validation):
-            usable(part)
-        train, validation, lines = len(data.train), len(data.validation), data.notices
-        trained = np.concatenate([side.lengths for side in (data.train, data.validation)])
+        sides = (data.train, data.validation)
+        for examples in sides:
+            check_examples(examples)
+        (train, validation), notices = map(len, sides), data.notices
+        lengths_used = np.concatenate([examples.lengths for examples in sides])
     except DataError as error:
         problems.append(str(error))
         train = validation = 0
-        trained = examples.lengths
-        lines = [
-            f"{Path(config.path).name}: {line}"
+        lengths_used = dataset.lengths
+        notices = [
+            f"{Path(config.path).name}: {notice}"
             for config, store in zip(files.configs, files.stores, strict=True)
-            for line in notices_of(store)
+            for notice in notices_of(store)
         ]
     policy = policy_of(config)
-    lengths, labels = examples.lengths, examples.labels
+    lengths, labels = dataset.lengths, dataset.label_counts
     overlong = 0 if limit is None else int((lengths > limit).sum())
     tokens, learned = int(lengths.sum()), int(labels.sum())
-    samples = replace(examples, classes=classes)[:SAMPLES]
+    samples = replace(dataset, classes=classes)[:SAMPLES]
     return Report(
         path=config.path,
         rows=len(store),
@@ -126,16 +127,16 @@ def check(
         shortest=int(lengths.min()),
         median=int(np.sort(lengths)[len(lengths) // 2]),
         longest=int(lengths.max()),
-        histogram=histogram(trained),
+        histogram=histogram(lengths_used),
         max_length=limit,
         policy=policy,
         overlong=overlong,
         truncated=overlong if policy == "truncate" else 0,
         dropped=overlong if policy == "drop" else 0,
         unlearned=0 if store.kind == "label" else int((labels == 0).sum()),
-        duplicates=repeated(store),
+        duplicates=count_repeated(store),
         samples=[sample(example, tokenizer, files.labels) for example in samples],
-        notices=lines,
+        notices=notices,
         problems=problems,
     )
 
@@ -148,39 +149,39 @@ def _counts(store: TokenStore, column: str, names: str) -> dict[str, int]:
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """(from, to, rows) in bins of equal width from 0 to the longest; `to` belongs to the bin."""
+    """(from, to, rows) in bins of equal width up to the longest row; `to` is inclusive."""
     width = max(1, -(-int(lengths.max()) // BINS))
     counts = np.bincount(np.maximum(lengths - 1, 0) // width).tolist()
     return [(i * width + 1, (i + 1) * width, count) for i, count in enumerate(counts)]
 
 
 def sample(example: Example, tokenizer: Any, labels: list[str] | None) -> Sample:
-    """The example's text in pieces, read back from its ids: what is lost there is lost."""
+    """The example's text, decoded from its ids, in learned and context pieces."""
     pairs = zip(example.learned, example.ids, strict=True)
     runs = [
         (learned, [i for _, i in run]) for learned, run in groupby(pairs, key=lambda pair: pair[0])
     ]
     pieces = [(_shortened(ids, tokenizer), learned) for learned, ids in runs]
-    if len(pieces) > PIECES:
-        left = f"\n[... {len(pieces) - PIECES} more pieces ...]\n"
-        pieces = [*pieces[: PIECES // 2], (left, False), *pieces[-PIECES // 2 :]]
+    if len(pieces) > MAX_PIECES:
+        left = f"\n[... {len(pieces) - MAX_PIECES} more pieces ...]\n"
+        pieces = [*pieces[: MAX_PIECES // 2], (left, False), *pieces[-MAX_PIECES // 2 :]]
     label = None if example.label is None or labels is None else labels[example.label]
     return Sample(example.where, pieces, len(example.ids), label)
 
 
 def _shortened(ids: list[int], tokenizer: Any) -> str:
-    """The text of `ids`; of a long one its two ends, so that a long prompt hides no answer."""
+    """The decoded text; of a long one the first and the last tokens."""
     if len(ids) <= HEAD + TAIL:
         return tokenizer.decode(ids)
-    left = f" [... {len(ids) - HEAD - TAIL:,} tokens ...] "
-    return tokenizer.decode(ids[:HEAD]) + left + tokenizer.decode(ids[-TAIL:])
+    skipped = f" [... {len(ids) - HEAD - TAIL:,} tokens ...] "
+    return tokenizer.decode(ids[:HEAD]) + skipped + tokenizer.decode(ids[-TAIL:])
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the report; learned text is green, and stands in «» for eyes without colour."""
-    shape = ", ".join(f"{n:,} {kind}" for kind, n in report.kinds.items())
+def print_report(report: Report, console: Console) -> None:
+    """Print the report. Learned text is green, and in «» for terminals without colour."""
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in report.kinds.items())
     facts = {
-        "rows": f"{shape}; {report.train:,} train, {report.validation:,} validation",
+        "rows": f"{kinds}; {report.train:,} train, {report.validation:,} validation",
         "tokens": f"{report.tokens:,}, of which {report.label_tokens:,} are learned "
         f"({report.label_share:.1%})",
         "length": f"{report.shortest} to {report.longest} tokens, median {report.median}; "
@@ -194,18 +195,19 @@ def show(report: Report, console: Console) -> None:
         facts["classes"] = ", ".join(f"{name} {n:,}" for name, n in report.classes.items())
         facts["tokens"] = f"{report.tokens:,}"
         del facts["nothing to learn"]
-    if told := report.conditions:
-        facts["conditions"] = f"{len(told):,}: {listed((f'{c} {n:,}' for c, n in told.items()), 8)}"
+    if counts := report.conditions:
+        names = listed((f"{name} {n:,}" for name, n in counts.items()), 8)
+        facts["conditions"] = f"{len(counts):,}: {names}"
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value))
     console.print(Text(report.path, style="bold"))
     console.print(table)
     console.print(_bars(report.histogram))
-    for one in report.samples:
-        console.print(_row(one))
-    for line in report.notices:
-        console.print(Text(f"note: {line}", style="yellow"))
+    for row in report.samples:
+        console.print(_sample_text(row))
+    for notice in report.notices:
+        console.print(Text(f"note: {notice}", style="yellow"))
     for problem in report.problems:
         console.print(Text(f"problem: {problem}", style="red"))
 
@@ -220,12 +222,12 @@ def _bars(bins: list[tuple[int, int, int]]) -> Table:
     return table
 
 
-def _row(one: Sample) -> Text:
-    """A sample with its loss mask. Text, not markup: rows may hold [INST] and the like."""
-    text = Text().append(f"\n{one.where}, {one.tokens} tokens", style="bold")
-    if one.label is not None:
-        text.append(f", class {one.label}")
+def _sample_text(row: Sample) -> Text:
+    """A sample with its loss mask. It is not markup: rows may contain [INST] and the like."""
+    text = Text().append(f"\n{row.where}, {row.tokens} tokens", style="bold")
+    if row.label is not None:
+        text.append(f", class {row.label}")
     text.append("\n")
-    for piece, learned in one.pieces:
+    for piece, learned in row.pieces:
         text.append(f"«{piece}»" if learned else piece, style="green" if learned else "dim")
     return text

@@ -1,7 +1,7 @@
-"""What the rows are and how they are used: the settings of the data layer.
+"""The settings under `data`: where the rows are, their format, and how they become examples.
 
-This file imports neither torch nor transformers, so that `--help` and the check of a recipe
-stay quick. The docstring under a field is its line in `--help`.
+This file imports neither torch nor transformers, so that `--help` and the check of a recipe stay
+fast. The docstring under a field is its help text.
 """
 
 from difflib import get_close_matches
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Format = Literal["auto", "alpaca", "prompt", "messages", "sharegpt", "text", "label"]
 Overlong = Literal["raise", "drop", "truncate", "split"]
 
-LARGEST_TEMPLATE = 1_000_000
-# Every column that a row shape knows. `columns` maps these to the names in the file.
+MAX_TEMPLATE_BYTES = 1_000_000
+# Every column of a row format. `columns` maps these to the names in the file.
 COLUMNS = (
     "instruction",
     "input",
@@ -35,83 +35,85 @@ COLUMNS = (
 
 
 class DataConfig(BaseModel):
-    """Rows to train on, or to measure on."""
+    """Rows for training or evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: str
-    """A file (.json .jsonl .csv .parquet .txt), or a data set of the hub (owner/name, or
-    owner/name:subset)."""
+    """A file (.json .jsonl .csv .parquet .txt), or a data set of the Hugging Face hub
+    (owner/name, or owner/name:subset)."""
     split: str = "train"
-    """Which split of a hub data set is read; files have none."""
+    """Split of a hub data set. Files have none."""
     format: Format = "auto"
-    """The shape of a row. auto finds it from the columns."""
+    """Format of the rows. auto detects it from the columns."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column name to the one in the file, for example {prompt: question}."""
+    """Our column name to the name in the file, for example {prompt: question}."""
     validation: Annotated[float, Field(ge=0, lt=1)] | str | None = None
-    """Share of the rows that is kept for evaluation, or another file; 0 keeps none. By default a
-    twentieth, at most 256 rows: they are evaluated before the first step as well."""
+    """Validation rows: a share of the rows, or another file; 0 for none. By default 5 % of the
+    rows, at most 256. They are also evaluated before the first step."""
     completion_only: bool = True
-    """Learn the answers only; false learns the prompts as well."""
+    """Learn only the answers; false learns the prompts too."""
     chat_template: str | None = None
-    """Chat template in place of the base's: its Jinja text, a file, or the name of one of the
-    base's templates."""
+    """Chat template in place of the base's: Jinja text, a file, or the name of one of the base's
+    templates."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Variables of the chat template, for example {enable_thinking: false}; a row may set its own
+    """Variables of the chat template, for example {enable_thinking: false}. A row can set its own
     in a column of this name."""
     prompt_template: str | None = None
-    """Text before the answer of an alpaca or prompt row, Jinja or a file of it, with
+    """Template of the prompt of an alpaca or prompt row: Jinja text or a file, with
     {{ instruction }}, {{ input }}, {{ system }} and {{ history }}, or with {{ prompt }}. By default
-    Alpaca's published text, or the prompt as it is."""
+    Alpaca's published text, or the prompt unchanged."""
     split_turns: bool = False
-    """Make one row of each answer of a conversation, with what stands before it: for templates
-    that write earlier answers otherwise once others follow (thinking)."""
+    """Make one row for each answer of a conversation, with the messages before it. For chat
+    templates that write earlier answers differently, for example without their thinking."""
     max_length: int | None = Field(default=None, ge=2)
-    """Longest row, in tokens; by default what the base can take."""
+    """Longest row in tokens. By default the context length of the base."""
     overlong: Overlong | None = None
-    """What happens to a longer row. By default split for .txt, else raise."""
+    """What to do with a longer row: raise an error, drop it, truncate it, or split it (plain text
+    only). By default split for .txt files, otherwise raise."""
     add_tokens: list[str] = Field(default_factory=list)
-    """Texts that become one token each: they get rows in the embedding and the head, which are
-    trained, and the adapter brings its tokenizer."""
+    """New tokens, one for each text. Their rows in the embedding and the output head are trained,
+    and the adapter folder contains the extended tokenizer."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first rows of the file, this many."""
+    """Use only this many rows, from the start of the file."""
 
     @model_validator(mode="before")
     @classmethod
-    def _path_alone(cls, value: Any) -> Any:
+    def _from_path(cls, value: Any) -> Any:
+        """`data: rows.jsonl` means `data: {path: rows.jsonl}`."""
         return {"path": value} if isinstance(value, str) else value
 
     @field_validator("path")
     @classmethod
-    def _named(cls, value: str) -> str:
+    def _check_path(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("the path is empty; name a file or a data set of the hub")
         return value
 
     @field_validator("add_tokens")
     @classmethod
-    def _tokens(cls, value: list[str]) -> list[str]:
+    def _check_tokens(cls, value: list[str]) -> list[str]:
         if any(not token.strip() for token in value) or len(set(value)) < len(value):
-            raise ValueError("each token must be a text of its own")
+            raise ValueError("each token must be a different text, and not blank")
         return value
 
     @field_validator("chat_template", "prompt_template")
     @classmethod
-    def _template_text(cls, value: str | None) -> str | None:
-        """The text of a template that is named by its file, so that a run records the text."""
+    def _read_template_file(cls, value: str | None) -> str | None:
+        """Replace the name of a file by its text, so that a run records the text."""
         return value if value is None or "{" in value else _read_template(value)
 
     @field_validator("prompt_template")
     @classmethod
-    def _with_fields(cls, value: str | None) -> str | None:
+    def _check_prompt_template(cls, value: str | None) -> str | None:
         if value is not None and "{" not in value:
             raise ValueError(f"it is neither a file nor Jinja text with a field in it: {value!r}")
         return value
 
     @field_validator("validation", mode="before")
     @classmethod
-    def _number_in_words(cls, value: Any) -> Any:
-        """A share that arrives as text, from a flag, is still a share."""
+    def _parse_share(cls, value: Any) -> Any:
+        """A number that is a text (from a flag) is a share, not a file."""
         if isinstance(value, str):
             try:
                 return float(value)
@@ -121,7 +123,7 @@ class DataConfig(BaseModel):
 
     @field_validator("columns")
     @classmethod
-    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_columns(cls, value: dict[str, str]) -> dict[str, str]:
         for key in value:
             if key not in COLUMNS:
                 near = get_close_matches(key, COLUMNS, n=1, cutoff=0.4)
@@ -137,14 +139,14 @@ class DataConfig(BaseModel):
 
 
 def _read_template(name: str) -> str:
-    """The text of the file `name`; `name` itself if it can be no file's name."""
+    """The text of the file `name`; `name` itself if it does not look like a file name."""
     path = Path(name)
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise ValueError(f"there is no file {name}; name one, or give the Jinja text itself")
         return name
-    if path.stat().st_size > LARGEST_TEMPLATE:
-        raise ValueError(f"{name} is larger than {LARGEST_TEMPLATE:,} bytes, and no template")
+    if path.stat().st_size > MAX_TEMPLATE_BYTES:
+        raise ValueError(f"{name} is larger than {MAX_TEMPLATE_BYTES:,} bytes, so not a template")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

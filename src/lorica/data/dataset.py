@@ -1,4 +1,4 @@
-"""Rows that are trained or measured on: stretches of stored rows, made examples on access."""
+"""A sequence of examples: ranges of stored rows, made into `Example` objects on access."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,11 @@ from lorica.data.token_store import TokenStore
 
 @dataclass(frozen=True, eq=False)
 class Dataset(Sequence[Example]):
-    """Tokens start..stop of rows of a store.
+    """Examples i: the tokens starts[i] to stops[i] of row rows[i] of a store.
 
-    rows, starts, stops: (N,). blocks: several may be of one row. classes: the class of each of
-        the store's labels; None without classes. cut: how a row of a classifier is cut.
+    rows, starts, stops: (N,). blocks: several examples may be of one row. classes: the class of
+        each of the store's labels; None without classes. truncate: (ids, limit) -> ids, for rows
+        of a classifier, whose special tokens stay.
     """
 
     store: TokenStore
@@ -25,11 +26,11 @@ class Dataset(Sequence[Example]):
     stops: np.ndarray
     blocks: bool = False
     classes: np.ndarray | None = None
-    cut: Callable[[list[int], int], list[int]] | None = None
+    truncate: Callable[[list[int], int], list[int]] | None = None
 
     @classmethod
     def whole(cls, store: TokenStore) -> "Dataset":
-        """Every row of a store, uncut."""
+        """One example for every row of a store, uncut."""
         count = len(store)
         return cls(store, np.arange(count), np.zeros(count, np.int64), store.lengths)
 
@@ -41,14 +42,15 @@ class Dataset(Sequence[Example]):
     @overload
     def __getitem__(self, index: slice) -> "Dataset": ...
     def __getitem__(self, index: int | slice) -> "Example | Dataset":
-        if isinstance(index, slice):
-            return self.pick(index)
+        return self.select(index) if isinstance(index, slice) else self._example(index)
+
+    def _example(self, index: int) -> Example:
         row, start, stop = int(self.rows[index]), int(self.starts[index]), int(self.stops[index])
         label = None if self.classes is None else int(self.classes[self.store.label(row)])
         length = self.store.length(row)
-        if self.cut and stop < length:
+        if self.truncate and stop < length:
             example = self.store.example(row, 0, length, label)
-            ids = self.cut(example.ids, stop)
+            ids = self.truncate(example.ids, stop)
             return replace(example, ids=ids, learned=[False] * len(ids))
         example = self.store.example(row, start, stop, label)
         if self.blocks and stop - start < length:
@@ -65,10 +67,10 @@ class Dataset(Sequence[Example]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def pick(self, which: "np.ndarray | slice") -> "Dataset":
-        """Those of a mask, of numbers or of a slice."""
+    def select(self, index: "np.ndarray | slice") -> "Dataset":
+        """The examples of a mask, of indices or of a slice."""
         return replace(
-            self, rows=self.rows[which], starts=self.starts[which], stops=self.stops[which]
+            self, rows=self.rows[index], starts=self.starts[index], stops=self.stops[index]
         )
 
     @property
@@ -77,12 +79,12 @@ class Dataset(Sequence[Example]):
         return self.stops - self.starts
 
     @property
-    def labels(self) -> np.ndarray:
-        """(N,) tokens that are learned; the first of an example never is."""
+    def label_counts(self) -> np.ndarray:
+        """(N,) label tokens; the first token of an example is never a label."""
         first = self.store.arrays["starts"][self.rows]
         begin = np.minimum(self.starts + 1, self.stops)
-        before = self.store.learned_before
-        return before(first + self.stops) - before(first + begin)
+        labels_before = self.store.labels_before
+        return labels_before(first + self.stops) - labels_before(first + begin)
 
     @property
     def conditions(self) -> set[str]:
@@ -92,14 +94,14 @@ class Dataset(Sequence[Example]):
 
     @property
     def contents(self) -> np.ndarray:
-        """The digests of the distinct rows' contents, in the order of the rows: dtype S16."""
+        """The content digests of the distinct rows, in order: dtype S16."""
         _, first = np.unique(self.rows, return_index=True)
         return self.store.digests("content", self.rows[np.sort(first)])
 
-    def places(self, notes: np.ndarray | None = None) -> str:
-        """The first few rows by name, and how many more; notes: a number behind each."""
-        found = Places()
-        for i in range(min(len(self), found.most)):
-            found.add(self[i].where + ("" if notes is None else f" ({notes[i]})"))
-        found.count = len(self)
-        return str(found) if found else "none"
+    def places(self, numbers: np.ndarray | None = None) -> str:
+        """The names of the first few rows, and how many follow. numbers: shown behind each."""
+        places = Places()
+        for i in range(min(len(self), places.most)):
+            places.add(self[i].where + ("" if numbers is None else f" ({numbers[i]})"))
+        places.count = len(self)
+        return str(places) if places else "none"

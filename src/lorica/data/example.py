@@ -7,19 +7,23 @@ from lorica.data.rendered_row import RenderedRow
 
 @dataclass(frozen=True)
 class Example:
-    """One row as the model sees it."""
+    """A tokenised row, or a range of one.
+
+    learned[i]: token i is a label; learned[0] is always False. where: file and line. label: the
+    class. source: the row's text, if it was kept. row: the number of the row in the file.
+    """
 
     ids: list[int]
-    learned: list[bool]  # learned[i]: token i is a label; learned[0] is always False
+    learned: list[bool]
     where: str
     label: int | None = None
     source: RenderedRow | None = field(default=None, compare=False, repr=False)
-    row: int = field(default=0, compare=False, repr=False)  # number of the row it comes from
+    row: int = field(default=0, compare=False, repr=False)
     condition: str | None = None
 
     @property
     def prompt(self) -> list[int]:
-        """The ids that generation is given: those before the last learned stretch."""
+        """The prompt ids for generation: those before the last range of labels."""
         end = len(self.learned)
         while end and not self.learned[end - 1]:
             end -= 1

@@ -1,15 +1,15 @@
-"""Notices about rows, counted while rows come in chunks, from one process or several."""
+"""Notices about rows, counted over all chunks of a file."""
 
 from dataclasses import dataclass, field
 
-SHOWN = 4  # places that a notice names
+SHOWN = 4  # rows that a notice names
 
 
 @dataclass
 class Places:
-    """How many things there are, and where the first of them stand."""
+    """Counts places (file and line), and names the first of them."""
 
-    most: int = SHOWN  # that are named
+    most: int = SHOWN  # places that are named
     between: str = ", "
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -23,13 +23,13 @@ class Places:
         return self.count > 0
 
     def __str__(self) -> str:
-        left = self.count - len(self.first)
-        return self.between.join(self.first) + (f" ... and {left:,} more" if left else "")
+        more = self.count - len(self.first)
+        return self.between.join(self.first) + (f" ... and {more:,} more" if more else "")
 
 
 @dataclass
 class Tally:
-    """How many rows a sentence is about, the first of them, and the last."""
+    """How many rows a notice is about, the first of them, and the last."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -38,37 +38,29 @@ class Tally:
 
 @dataclass
 class Notices:
-    """Sentences, and the rows that each is about.
+    """Notices, each with the rows that it is about.
 
-    A sentence holds {n} where the count belongs; the places follow it.
+    A notice has {n} in place of the number of rows. Their places follow it.
     """
 
-    about: dict[str, Tally] = field(default_factory=dict)
+    rows_of: dict[str, Tally] = field(default_factory=dict)
 
-    def add(self, sentence: str, place: str = "") -> None:
-        """place: of the row; none for what is not about a row. A row counts once."""
-        tally = self.about.setdefault(sentence, Tally())
+    def add(self, notice: str, place: str = "") -> None:
+        """place: of the row; empty for a notice about no row. A row is counted once."""
+        tally = self.rows_of.setdefault(notice, Tally())
         if place and place != tally.last:
             tally.count += 1
             tally.first = [*tally.first, place][:SHOWN]
             tally.last = place
 
-    def merge(self, later: "Notices") -> None:
-        """Add those of rows that stand behind these. In place."""
-        for sentence, told in later.about.items():
-            tally = self.about.setdefault(sentence, Tally())
-            tally.count += told.count
-            tally.first = [*tally.first, *told.first][:SHOWN]
-            tally.last = told.last
-
     @property
     def texts(self) -> list[str]:
-        return [_line(sentence, tally) for sentence, tally in self.about.items()]
+        return [_with_rows(notice, tally) for notice, tally in self.rows_of.items()]
 
 
-def _line(sentence: str, tally: Tally) -> str:
-    text = sentence.replace("{n}", f"{tally.count:,}")
+def _with_rows(notice: str, tally: Tally) -> str:
+    text = notice.replace("{n}", f"{tally.count:,}")
     if not tally.count:
         return text
-    left = tally.count - len(tally.first)
-    return f"{text}: {', '.join(tally.first)}" + (f" ... and {left:,} more" if left else "")
+    more = tally.count - len(tally.first)
+    return f"{text}: {', '.join(tally.first)}" + (f" ... and {more:,} more" if more else "")

@@ -1,7 +1,7 @@
-"""One pass over a file: rows are read, written as text and tokenised, a chunk at a time.
+"""Tokenise one file: read, render and tokenise its rows in chunks, through the cache.
 
-Reading and rendering are Python; tokenising is done by the library's own threads, outside of
-Python's lock. So other threads tokenise chunks while this one prepares the next.
+Reading and rendering are Python code. Tokenising runs in the tokenizer library, which releases
+Python's lock: other threads tokenise earlier chunks while this one renders the next.
 """
 
 import gc
@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorica.data import cache
@@ -22,113 +23,118 @@ from lorica.data.tokenise import ClassifierTokeniser, Encoded, RowTokeniser
 from lorica.errors import DataError, LoricaError
 from lorica.progress import Progress
 
-CHUNK = 1_000  # rows at a time
+CHUNK = 1_000  # rows
 
 
 def tokenise_file(
     config: DataConfig, tokenizer: Any, *, seed: int, kind: str | None = None, texts: bool = False
 ) -> TokenStore:
-    """The tokenised rows of one file, uncut; from the cache where they are in it.
+    """The tokenised rows of one file, uncut; from the cache if they are in it.
 
-    kind: what the rows must be, when another file has settled that. texts: keep their text.
-    Raises: DataError if rows cannot be read, or not be written as text.
+    kind: the format of the training rows, which these rows must match. texts: keep their text.
+    Raises: DataError if rows cannot be read, or cannot be rendered.
     """
     source = Source(config)
-    digest = source.digest()
+    job = _Job(source, source.digest(), tokenizer, kind, texts, seed)
+    large = source.size >= cache.MIN_FILE_BYTES or not source.path.is_file()
+    key = cache.cache_key(config, job.digest, tokenizer, seed) if large and not texts else None
     with ExitStack() as stack:
-        entry, lines = None, []
-        large = source.size >= cache.FROM or not source.path.is_file()
-        if large and not texts and (name := cache.key(config, digest, tokenizer, seed)):
+        entry = None
+        if key:
             try:
-                entry = stack.enter_context(cache.entry(name))
-                if (found := entry.read()) is not None:
-                    _check_kind(config, found.kind, kind)
-                    return found
-                lines = entry.notices
+                entry = stack.enter_context(cache.locked_entry(key))
+                if (store := entry.read()) is not None:
+                    _check_kind(config, store.kind, kind)
+                    return store
+                job.notices += entry.notices
             except OSError as error:
-                lines, entry = [_without_cache(error)], None
-        found, more = _tokenised(source, digest, tokenizer, kind, texts, seed, entry)
-        found.meta["lines"] = [*found.meta["lines"], *lines, *more]
-        return found
+                job.notices.append(_without_cache(error))
+                entry = None
+        store = job.run(entry)
+        store.meta["notices"] += job.notices
+        return store
 
 
-def _tokenised(
-    source: Source,
-    digest: str,
-    tokenizer: Any,
-    kind: str | None,
-    texts: bool,
-    seed: int,
-    entry: cache.Entry | None,
-) -> tuple[TokenStore, list[str]]:
-    """(the rows, a notice if they could not be written to the cache)."""
-    shaped = _shape(source)
-    _check_kind(source.config, shaped.kind, kind)
+@dataclass
+class _Job:
+    """Tokenises the rows of one file. notices: on the cache."""
 
-    def fill(writer: StoreWriter) -> dict[str, Any]:
-        return {"kind": shaped.kind, "digest": digest, **_fill(writer, source, shaped, tokenizer)}
+    source: Source
+    digest: str
+    tokenizer: Any
+    kind: str | None
+    texts: bool
+    seed: int
+    notices: list[str] = field(default_factory=list)
 
-    def writer() -> StoreWriter:
-        small = max(tokenizer.get_vocab().values(), default=0) < 1 << 16
-        return StoreWriter("uint16" if small else "int32", seed, texts=texts)
-
-    more: list[str] = []
-    if entry is not None:
-        try:
-            spilled = writer()
-            entry.begin(spilled)
-            return entry.commit(spilled, fill(spilled)), []
-        except OSError as error:
-            if isinstance(error, LoricaError):
+    def run(self, entry: cache.Entry | None) -> TokenStore:
+        """The rows, written to the cache entry if there is one; in memory if that fails."""
+        row_format = self._detect_format()
+        _check_kind(self.source.config, row_format.kind, self.kind)
+        if entry is not None:
+            try:
+                writer = self._writer()
+                entry.begin(writer)
+                return entry.commit(writer, self._fill(writer, row_format))
+            except LoricaError:
                 raise
-            entry.discard()
-            more = [_without_cache(error)]
-    held = writer()
-    return held.store(fill(held)), more
+            except OSError as error:
+                entry.discard()
+                self.notices.append(_without_cache(error))
+        writer = self._writer()
+        return writer.store(self._fill(writer, row_format))
+
+    def _writer(self) -> StoreWriter:
+        small = max(self.tokenizer.get_vocab().values(), default=0) < 1 << 16
+        return StoreWriter("uint16" if small else "int32", self.seed, texts=self.texts)
+
+    def _detect_format(self) -> RowFormat:
+        """The format of the rows, from the columns of all of them."""
+        source = self.source
+        columns = columns_of((), source.config)
+        with Progress(f"reading {source.path.name}", source.size, "B") as bar:
+            for chunk in source.chunks(CHUNK):
+                columns.add(chunk)
+                bar.update(source.done)
+        return detect_format(columns, source.config)
+
+    def _fill(self, writer: StoreWriter, row_format: RowFormat) -> dict[str, Any]:
+        """Give the writer all rows. Returns: the meta data of the store."""
+        source = self.source
+        renderer = Renderer(row_format, source.config, self.tokenizer)
+        classifier = row_format.kind == "label"
+        tokeniser = (ClassifierTokeniser if classifier else RowTokeniser)(self.tokenizer)
+        chunks = _rendered_chunks(source, renderer)
+        with Progress(f"tokenising {source.path.name}", source.size, "B") as bar, _gc_disabled():
+            for rows, encoded in _map_ahead(chunks, tokeniser.encode):
+                writer.add(rows, tokeniser.frame(rows, encoded))
+                bar.update(source.done, f"{writer.rows:,} rows")
+        notices = [*source.notices.texts, *row_format.notices, *renderer.finish()]
+        prompt_format = renderer.prompt_format()
+        return {
+            "kind": row_format.kind,
+            "digest": self.digest,
+            "notices": [*notices, *tokeniser.notices()],
+            "prompt_format": None if prompt_format is None else prompt_format.as_dict(),
+        }
 
 
 def _without_cache(error: OSError) -> str:
     reason = error.strerror or str(error)
-    return f"tokenised rows are not kept, {cache.folder()} cannot be used: {reason}"
+    return f"tokenised rows are not cached, {cache.folder()} cannot be used: {reason}"
 
 
-def _shape(source: Source) -> RowFormat:
-    """What the rows are, from the columns of all of them."""
-    columns = columns_of((), source.config)
-    with Progress(f"reading {source.path.name}", source.size, "B") as bar:
-        for chunk in source.chunks(CHUNK):
-            columns.add(chunk)
-            bar.update(source.done)
-    return detect_format(columns, source.config)
-
-
-def _check_kind(config: DataConfig, found: str, kind: str | None) -> None:
-    if kind and (found == "label") != (kind == "label"):
+def _check_kind(config: DataConfig, kind: str, training_kind: str | None) -> None:
+    if training_kind and (kind == "label") != (training_kind == "label"):
         raise DataError(
-            f"{config.path} holds {found} rows, but the training rows are {kind}.",
-            fix="give validation rows of the same shape",
+            f"{config.path} holds {kind} rows, but the training rows are {training_kind}.",
+            fix="give validation rows of the same format",
         )
 
 
-def _fill(writer: StoreWriter, source: Source, shaped: RowFormat, tokenizer: Any) -> dict[str, Any]:
-    """Give a writer all rows. Returns: notices ("lines"), and the prompt format."""
-    renderer = Renderer(shaped, source.config, tokenizer)
-    tokeniser = (ClassifierTokeniser if shaped.kind == "label" else RowTokeniser)(tokenizer)
-    with Progress(f"tokenising {source.path.name}", source.size, "B") as bar, _uncollected():
-        for rows, encoded in _ahead(_rendered(source, renderer), tokeniser.encoded):
-            writer.add(rows, tokeniser.framed(rows, encoded))
-            bar.update(source.done, f"{writer.rows:,} rows")
-    lines = [*source.notices.texts, *shaped.notices, *renderer.finish()]
-    form = renderer.prompt_format()
-    return {
-        "lines": [*lines, *tokeniser.notices()],
-        "prompt_format": None if form is None else form.as_dict(),
-    }
-
-
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python looks for cycles among what was made lately: a quarter of the time, and none here."""
+def _gc_disabled() -> Iterator[None]:
+    """Disable the cycle collector: it took a quarter of the time, and there are no cycles here."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -138,25 +144,26 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _rendered(source: Source, renderer: Renderer) -> Iterator[list[RenderedRow]]:
-    """The text of the rows in chunks; none any more once a row cannot be used."""
+def _rendered_chunks(source: Source, renderer: Renderer) -> Iterator[list[RenderedRow]]:
+    """The text of the rows in chunks; after an unusable row, rows are only checked."""
     for chunk in source.chunks(CHUNK):
-        rows = renderer.write(chunk)
+        rows = renderer.render(chunk)
         if rows and not renderer.failed:
             yield rows
 
 
-def _ahead(
-    chunks: Iterator[list[RenderedRow]], work: Callable[[Sequence[RenderedRow]], list[Encoded]]
+def _map_ahead(
+    chunks: Iterator[list[RenderedRow]],
+    encode: Callable[[Sequence[RenderedRow]], list[Encoded]],
 ) -> Iterator[tuple[list[RenderedRow], list[Encoded]]]:
-    """Each chunk with what `work` makes of it, in order; two threads work some chunks ahead."""
-    waiting: deque[tuple[list[RenderedRow], Future[list[Encoded]]]] = deque()
-    with ThreadPoolExecutor(2) as pool:  # while one has Python's lock, the other tokenises
+    """Each chunk with its encoding, in order. Two threads encode up to three chunks ahead."""
+    pending: deque[tuple[list[RenderedRow], Future[list[Encoded]]]] = deque()
+    with ThreadPoolExecutor(2) as pool:  # one tokenises while the other holds Python's lock
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(work, chunk)))
-            if len(waiting) > 3:
-                rows, future = waiting.popleft()
+            pending.append((chunk, pool.submit(encode, chunk)))
+            if len(pending) > 3:
+                rows, future = pending.popleft()
                 yield rows, future.result()
-        while waiting:
-            rows, future = waiting.popleft()
+        while pending:
+            rows, future = pending.popleft()
             yield rows, future.result()

@@ -1,8 +1,8 @@
-"""How the rows of a training were put into words: recorded with an adapter, and taken from there.
+"""The prompt format of a training: recorded in the adapter's manifest, and used from there.
 
-An adapter answers as it was taught: with the chat template, the Alpaca text or the plain prompts
-of its training, whatever the base brings today. So its manifest holds the format itself, not a
-name for it: the template's text, its variables, what ends an answer.
+An adapter needs the prompts of its training: the chat template, the Alpaca text or plain prompts,
+whatever template the base has today. So the manifest holds the format itself, not its name: the
+text of the template, its variables, and the end of turn.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lorica.data.chat_template import chat_templates
 from lorica.data.config import DataConfig
+from lorica.data.fields import as_object
 from lorica.data.render_prompt import ALPACA_TEMPLATE
 from lorica.data.row_format import columns_of, detect_format
 from lorica.data.source import Source
@@ -21,7 +22,7 @@ from lorica.data.text_encoder import TextEncoder
 from lorica.errors import FileError
 
 Kind = Literal["chat", "alpaca", "prompt", "text"]
-FIRST = 100  # rows that tell their shape
+SAMPLE = 100  # rows from which the format of a file is detected
 NAMES = {
     "chat": "a chat template",
     "alpaca": "the text of Alpaca rows",
@@ -32,13 +33,13 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """What stands around a prompt and behind an answer.
+    """The text around a prompt and after an answer.
 
-    template: Jinja text: the chat template (several by name), or what stands before an answer;
-        None: the prompt as it is.
-    kwargs: variables of the chat template. end_of_turn: what it writes behind an answer.
-    bos, eos: the tokens that every row begins with and ends in; of a chat template, which writes
-        its own, only the end.
+    template: Jinja text: the chat template (or several, by name), or the prompt template; None:
+        the prompt as it is.
+    kwargs: variables of the chat template. end_of_turn: what it writes after an answer.
+    bos, eos: the first and the last token of every row. A chat template writes its own BOS, so
+        bos is None.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class PromptFormat:
 
     @property
     def name(self) -> str:
+        """The format in words, for notices."""
         own = self.kind == "prompt" and self.template is not None
         own = own or (self.kind == "alpaca" and self.template != ALPACA_TEMPLATE)
         return "a prompt template" if own else NAMES[self.kind]
@@ -63,50 +65,50 @@ class PromptFormat:
         return {**asdict(self), "template_sha256": self.digest}
 
     def same_text(self, other: "PromptFormat") -> bool:
-        """Whether both put the same words around a prompt."""
+        """Whether both write the same text around a prompt."""
         return (self.kind, self.template, self.kwargs) == (other.kind, other.template, other.kwargs)
 
 
 def prompt_format_from_dict(value: Any, where: str) -> PromptFormat | None:
-    """What `as_dict` wrote. Raises: FileError if it was changed since."""
+    """The format that `as_dict` wrote. Raises: FileError if it was changed since."""
     if value is None:
         return None
     try:
         fields = dict(value)
         digest = fields.pop("template_sha256", None)
-        found = TypeAdapter(PromptFormat).validate_json(json.dumps(fields), strict=True)
+        prompt_format = TypeAdapter(PromptFormat).validate_json(json.dumps(fields), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
         raise FileError(
             f"{where}: prompt_format is damaged.", why=error, fix="copy the folder anew"
         ) from None
-    if digest != found.digest:
+    if digest != prompt_format.digest:
         raise FileError(
-            f"{where}: prompt_format is damaged: its template is not the one whose "
-            "digest stands beside it.",
+            f"{where}: prompt_format is damaged: its template does not match its digest.",
             fix="copy the folder anew",
         )
-    return found
+    return prompt_format
 
 
-def format_of(kind: str, talks: bool, config: DataConfig, tokenizer: Any) -> PromptFormat | None:
-    """The format of rows of `kind`; None for rows that have classes.
+def format_of(
+    kind: str, has_conversations: bool, config: DataConfig, tokenizer: Any
+) -> PromptFormat | None:
+    """The prompt format of rows of `kind`; None for rows with classes.
 
-    talks: the rows are conversations, or prompts and completions given as messages.
+    has_conversations: rows are conversations, or prompts and completions given as messages.
     """
     if kind == "label":
         return None
-    if talks:
-        template = config.chat_template
-        named = tokenizer.chat_template
-        if template is None or (isinstance(named, dict) and template in named):
-            template = named if template is None else named[template]
+    if has_conversations:
+        template = tokenizer.chat_template
+        if config.chat_template is not None:
+            template = (as_object(template) or {}).get(config.chat_template, config.chat_template)
         kwargs = config.chat_template_kwargs
         opened = chat_templates(tokenizer, config.chat_template, kwargs).for_tools(None)
         return PromptFormat(
             kind="chat",
             template=template,
             kwargs=kwargs,
-            end_of_turn=opened.end,
+            end_of_turn=opened.end_of_turn,
             eos=tokenizer.eos_token,
         )
     template = config.prompt_template or (ALPACA_TEMPLATE if kind == "alpaca" else None)
@@ -116,38 +118,38 @@ def format_of(kind: str, talks: bool, config: DataConfig, tokenizer: Any) -> Pro
 
 
 def format_notices(
-    form: PromptFormat | None, rows: PromptFormat | None, tokenizer: Any
+    trained: PromptFormat | None, rows: PromptFormat | None, tokenizer: Any
 ) -> list[str]:
-    """Notices: what an adapter is shown now otherwise than in its training.
+    """Notices on differences between the prompts of the training and those of today.
 
-    form: of the training. rows: of the rows that it is measured on; None: there are none.
+    trained: the format of the training. rows: the format of the rows of an evaluation, if any.
     """
-    if form is None:
+    if trained is None:
         return []
-    lines = []
-    if rows is not None and not form.same_text(rows):
-        other = rows.name if rows.name != form.name else f"another text of {rows.name}"
-        lines.append(
-            f"the adapter was trained with {form.name}; these rows are written with {other}"
+    notices = []
+    if rows is not None and not trained.same_text(rows):
+        other = rows.name if rows.name != trained.name else f"another text of {rows.name}"
+        notices.append(
+            f"the adapter was trained with {trained.name}; these rows are written with {other}"
         )
-    if form.eos != tokenizer.eos_token:
-        lines.append(
-            f"rows ended in {form.eos!r} in training; the tokenizer's end is now "
+    if trained.eos != tokenizer.eos_token:
+        notices.append(
+            f"rows ended in {trained.eos!r} in training; the tokenizer's end is now "
             f"{tokenizer.eos_token!r}"
         )
-    return lines
+    return notices
 
 
-def with_training_templates(form: PromptFormat | None, config: DataConfig) -> DataConfig:
-    """`config` with the templates of `form`, where it names none and the rows are of its kind."""
-    if form is None:
+def with_training_templates(trained: PromptFormat | None, config: DataConfig) -> DataConfig:
+    """`config` with the training's templates, unless it sets its own or has other rows."""
+    if trained is None:
         return config
     changes: dict[str, Any] = {}
-    if form.kind == "chat" and not config.chat_template_kwargs and config.chat_template is None:
-        changes["chat_template_kwargs"] = form.kwargs
-    own = form.kind in ("alpaca", "prompt") and form.template not in (None, ALPACA_TEMPLATE)
+    if trained.kind == "chat" and not config.chat_template_kwargs and config.chat_template is None:
+        changes["chat_template_kwargs"] = trained.kwargs
+    own = trained.kind in ("alpaca", "prompt") and trained.template not in (None, ALPACA_TEMPLATE)
     if own and config.prompt_template is None:
-        first = next(Source(config).chunks(FIRST), [])
-        if detect_format(columns_of(first, config), config).kind == form.kind:
-            changes["prompt_template"] = form.template
+        first = next(Source(config).chunks(SAMPLE), [])
+        if detect_format(columns_of(first, config), config).kind == trained.kind:
+            changes["prompt_template"] = trained.template
     return config.model_copy(update=changes)

@@ -1,11 +1,11 @@
-"""The parsers of the file formats: each takes a path and yields (fields, where) pairs.
+"""Readers of the file formats: each takes a path and yields (fields, where) pairs.
 
-A file is read a row at a time, so memory holds a line, an element or a Parquet batch of it;
-only plain text, and JSON whose rows stand inside an object, are read whole. What is wrong is
-collected, and raised once at the file's end: rows are usable when the reader has come to it.
+Files are streamed: memory holds one line, element or Parquet batch. Plain text, and JSON whose
+rows are inside an object, are read whole. Errors are collected and raised once, at the end of
+the file; the rows are valid only if the reader gets there.
 
-Text is read as UTF-8, strictly: a byte that is none is an error with its offset, because a
-replacement character in training data is learned like any other.
+Text is read as strict UTF-8. An invalid byte is an error with its offset, because a replacement
+character in training data would be learned like any other.
 """
 
 import csv
@@ -17,35 +17,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from lorica.data.charset import encodings
-from lorica.data.json_stream import ListReader, RowDecoder
+from lorica.data.charset import possible_encodings
+from lorica.data.fields import as_list, as_object
+from lorica.data.json_stream import JsonListReader, RowDecoder
 from lorica.data.notices import Notices, Places
 from lorica.errors import DataError, MissingError, ResourceError, listed
 
-Pairs = Iterator[tuple[dict[str, Any], str]]
-STEP = 1 << 20  # bytes, of what is looked through in pieces
-BATCH = 1_000  # rows of a Parquet file at a time
+Rows = Iterator[tuple[dict[str, Any], str]]
+PIECE = 1 << 20  # bytes that are searched at a time
+PARQUET_BATCH = 1_000  # rows
 
 
 @dataclass
 class Reading:
-    """What is asked of a reader, and what it notes on its way."""
+    """The limit of a reader, and its progress and notices."""
 
-    limit: int | None = None  # only the first rows
+    limit: int | None = None  # read only this many rows
     notices: Notices = field(default_factory=Notices)
-    file: BinaryIO | None = None  # text is read from
-    done: int = 0  # bytes, where there is no such file
+    file: BinaryIO | None = None  # the open file, for formats that are read as a stream
+    done: int = 0  # bytes that were read, for other formats
 
     def position(self) -> int:
-        """Bytes of the file that are read."""
+        """Bytes of the file that were read."""
         return self.done if self.file is None or self.file.closed else self.file.tell()
 
 
 @contextmanager
-def opened(path: Path, reading: Reading, newline: str) -> Iterator[TextIO]:
-    """The file as text without a byte order mark. newline: as for `open`.
+def open_text(path: Path, reading: Reading, newline: str) -> Iterator[TextIO]:
+    """Open a file as text, without its byte order mark. newline: as for `open`.
 
-    Raises: DataError with byte offset and line if it is not UTF-8, or is empty.
+    Raises: DataError if it is empty, or not UTF-8 (with line and byte offset).
     """
     try:
         with (
@@ -63,19 +64,19 @@ def opened(path: Path, reading: Reading, newline: str) -> Iterator[TextIO]:
             reading.done = raw.tell()
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error
+    except ResourceError:
+        raise
     except OSError as error:
-        if isinstance(error, ResourceError):
-            raise
         raise ResourceError(
             f"cannot read {path}: {error.strerror}.", fix="check the file's permissions"
         ) from error
 
 
 def not_utf8(path: Path) -> DataError:
-    """The error that names the first byte which is no UTF-8, by line and offset."""
+    """The error that names the first byte that is not UTF-8, by line and offset."""
     offset, line, rest = 0, 1, b""
     with path.open("rb") as file:
-        while piece := file.read(STEP):
+        while piece := file.read(PIECE):
             data = rest + piece
             try:
                 data.decode("utf-8")
@@ -93,127 +94,130 @@ def not_utf8(path: Path) -> DataError:
     with path.open("rb") as file:
         begin = data.rfind(b"\n", 0, good) + 1 if offset else 0
         file.seek(offset + begin)
-        read_as = encodings(file.read(STEP), good - begin)
-    likely = next(iter(read_as), "ENCODING")
+        encodings = possible_encodings(file.read(PIECE), good - begin)
+    likely = next(iter(encodings), "ENCODING")
     return DataError(
         f"{path.name} is not UTF-8.",
         line=line + data.count(b"\n", 0, good),
         byte=f"0x{data[good]:02x} at offset {offset + good:,}",
-        **{f"as {name}": repr(text) for name, text in read_as.items()},
+        **{f"as {name}": repr(text) for name, text in encodings.items()},
         fix=f"save it as UTF-8 from the encoding that reads right: iconv -f {likely} -t utf-8 "
         f"{path.name} > {path.stem}-utf8{path.suffix}",
     )
 
 
-def read_json(path: Path, reading: Reading) -> Pairs:
-    """A list of objects; or one object with a single list in it."""
+def read_json(path: Path, reading: Reading) -> Rows:
+    """A list of objects, or an object that contains exactly one list."""
     wrong = Places()
     decoder = RowDecoder(reading.notices)
-    with opened(path, reading, "\n") as file:
-        rows = ListReader(file, decoder)
+    with open_text(path, reading, "\n") as file:
+        rows = JsonListReader(file, decoder)
         try:
-            elements = rows if rows.is_list else _one_list(path, rows.whole())
+            elements = rows if rows.is_list else _only_list(path, rows.whole())
             for number, row in enumerate(elements, 1):
                 if reading.limit is not None and number > reading.limit:
                     break
                 where = f"{path.name}:row {number}"
-                if not isinstance(row, dict):
+                fields = as_object(row)
+                if fields is None:
                     wrong.add(f"{where} ({type(row).__name__})")
                 elif not wrong:
-                    decoder.note(where)
-                    yield row, where
+                    decoder.notice_repeated_keys(where)
+                    yield fields, where
         except json.JSONDecodeError as error:
-            line, column = rows.place(error)
-            lines = error.msg.startswith("Extra data") and not rows.is_list
+            line, column = rows.position(error)
+            is_jsonl = error.msg.startswith("Extra data") and not rows.is_list
             raise DataError(
                 f"{path.name} is not JSON: {error.msg}.",
                 line=line,
                 column=column,
                 fix="one object a line is JSON Lines: name the file .jsonl"
-                if lines
-                else "mend the file there",
+                if is_jsonl
+                else "correct the file there",
             ) from error
+        except (DataError, UnicodeDecodeError):
+            raise
         except (ValueError, RecursionError) as error:
-            if isinstance(error, DataError | UnicodeDecodeError):
-                raise
             raise DataError(
-                f"{path.name} is not usable JSON: {error}.", fix="mend the file"
+                f"{path.name} is not usable JSON: {error}.", fix="correct the file"
             ) from error
     if wrong:
-        raise _no_objects(path, wrong)
+        raise _not_objects(path, wrong)
 
 
-def _one_list(path: Path, whole: Any) -> list[Any]:
-    """The rows: the only list inside an object."""
-    if not isinstance(whole, dict):
+def _only_list(path: Path, value: Any) -> list[Any]:
+    """The only list inside an object."""
+    fields = as_object(value)
+    if fields is None:
         raise DataError(
-            f"{path.name} holds a {type(whole).__name__}, not a list of objects.",
+            f"{path.name} holds a {type(value).__name__}, not a list of objects.",
             fix="write a list of objects, one for each row",
         )
-    lists = {key: value for key, value in whole.items() if isinstance(value, list)}
+    lists = [item for item in map(as_list, fields.values()) if item is not None]
     if len(lists) != 1:
         raise DataError(
             f"{path.name} is one object with {len(lists)} lists in it; which are the rows?",
-            keys=listed(whole),
-            fix="write the rows as a list of objects, or keep just one list in the object",
+            keys=listed(fields),
+            fix="write the rows as a list of objects, or leave only one list in the object",
         )
-    return next(iter(lists.values()))
+    return lists[0]
 
 
-def read_jsonl(path: Path, reading: Reading) -> Pairs:
-    broken, wrong = Places(), Places()
+def read_jsonl(path: Path, reading: Reading) -> Rows:
+    invalid, wrong = Places(), Places()
     decoder = RowDecoder(reading.notices)
     rows, first, row = 0, "", None
     # Lines end at "\n" alone: U+2028 and its like may stand inside a JSON string.
-    with opened(path, reading, "\n") as file:
+    with open_text(path, reading, "\n") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             if reading.limit is not None and rows >= reading.limit:
                 break
             rows += 1
-            first = first or line[:STEP]
+            first = first or line[:PIECE]
             where = f"{path.name}:{number}"
             try:
                 row = decoder.decode(line)
             except json.JSONDecodeError as error:
-                broken.add(f"line {number} column {error.colno} ({error.msg})")
+                invalid.add(f"line {number} column {error.colno} ({error.msg})")
                 continue
             except (ValueError, RecursionError) as error:
-                broken.add(f"line {number} ({error})")
+                invalid.add(f"line {number} ({error})")
                 continue
-            if not isinstance(row, dict):
+            fields = as_object(row)
+            if fields is None:
                 wrong.add(f"{where} ({type(row).__name__})")
-            elif not broken and not wrong:
-                decoder.note(where)
-                yield row, where
-    if broken:
-        whole = first.lstrip().startswith(("[", "{\n", "{\r"))
+            elif not invalid and not wrong:
+                decoder.notice_repeated_keys(where)
+                yield fields, where
+    if invalid:
+        is_json = first.lstrip().startswith(("[", "{\n", "{\r"))
         raise DataError(
-            f"{path.name} has {broken.count} lines that are not JSON.",
-            where=str(broken),
+            f"{path.name} has {invalid.count} lines that are not JSON.",
+            where=str(invalid),
             fix="this looks like one JSON value over several lines: name the file .json"
-            if whole
-            else "mend these lines; each must be one whole object",
+            if is_json
+            else "correct these lines; each must be one whole object",
         )
     if wrong:
-        raise _no_objects(path, wrong, one_list=rows == 1 and isinstance(row, list))
+        raise _not_objects(path, wrong, is_json=rows == 1 and as_list(row) is not None)
 
 
-def _no_objects(path: Path, wrong: Places, one_list: bool = False) -> DataError:
+def _not_objects(path: Path, wrong: Places, is_json: bool = False) -> DataError:
     return DataError(
         f"{path.name} has {wrong.count} rows that are not objects.",
         where=str(wrong),
         fix="this is one JSON list: name the file .json"
-        if one_list
+        if is_json
         else 'write each row as {"column": value, ...}',
     )
 
 
-def read_csv(path: Path, reading: Reading) -> Pairs:
+def read_csv(path: Path, reading: Reading) -> Rows:
     csv.field_size_limit(2**31 - 1)  # its default of 128 KiB refuses long documents
     wrong, rows, start, header = Places(), 0, 1, []
-    with opened(path, reading, "") as file:
+    with open_text(path, reading, "") as file:
         lines = csv.reader(file, strict=True)
         try:
             header = next(lines)
@@ -231,14 +235,14 @@ def read_csv(path: Path, reading: Reading) -> Pairs:
                 start = lines.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"{path.name} is not CSV: {error}.", line=start, fix="mend the quotes there"
+                f"{path.name} is not CSV: {error}.", line=start, fix="correct the quotes there"
             ) from error
     if wrong:
         raise DataError(
             f"{path.name} has {wrong.count} rows with another number of cells than its header.",
             header=f"{len(header)} cells: {listed(header)}",
             where=str(wrong),
-            fix='mend these rows; a cell with a comma or a line break needs "quotes"',
+            fix='correct these rows; a cell with a comma or a line break needs "quotes"',
         )
 
 
@@ -247,13 +251,13 @@ def _check_header(path: Path, header: list[str]) -> None:
     if twice or "" in header:
         raise DataError(
             f"{path.name} has a header with a column "
-            + (f"that stands twice: {listed(twice)}." if twice else "without a name."),
+            + (f"name that occurs twice: {listed(twice)}." if twice else "without a name."),
             header=listed(header, 8),
-            fix="the first line must name every column, each by another name",
+            fix="give every column a name of its own in the first line",
         )
 
 
-def read_parquet(path: Path, reading: Reading) -> Pairs:
+def read_parquet(path: Path, reading: Reading) -> Rows:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -265,7 +269,9 @@ def read_parquet(path: Path, reading: Reading) -> Pairs:
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             total = max(table.metadata.num_rows, 1)
-            for batch in table.iter_batches(batch_size=min(reading.limit or BATCH, BATCH)):
+            for batch in table.iter_batches(
+                batch_size=min(reading.limit or PARQUET_BATCH, PARQUET_BATCH)
+            ):
                 for row in batch.to_pylist():
                     if reading.limit is not None and number >= reading.limit:
                         return
@@ -280,13 +286,13 @@ def read_parquet(path: Path, reading: Reading) -> Pairs:
         ) from error
 
 
-def read_text(path: Path, reading: Reading) -> Pairs:
-    """A text file is one long row: nothing in it says where a document would end."""
-    with opened(path, reading, "\n") as file:
+def read_text(path: Path, reading: Reading) -> Rows:
+    """The whole file as one row: nothing in a text file says where a document ends."""
+    with open_text(path, reading, "\n") as file:
         yield {"text": file.read()}, path.name
 
 
-READERS: dict[str, Callable[[Path, Reading], Pairs]] = {
+READERS: dict[str, Callable[[Path, Reading], Rows]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".csv": read_csv,

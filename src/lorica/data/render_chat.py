@@ -1,4 +1,4 @@
-"""Rows that are conversations, as text: rendered in batches, checked, and masked."""
+"""Render rows that are conversations: in batches, each text checked and masked."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorica.data.chat_template import ChatTemplate, Reply, chat_templates
+from lorica.data.chat_template import ChatTemplate, RenderedChat, chat_templates
 from lorica.data.config import DataConfig
-from lorica.data.conversation import Conversation, conversation_of, tools_of
-from lorica.data.loss_mask import WHOLE, learned_turns
+from lorica.data.conversation import Conversation, parse_conversation, parse_tools
+from lorica.data.fields import BadRow
+from lorica.data.loss_mask import LEARN_ALL, LossMask, Turn
 from lorica.data.notices import Notices
-from lorica.data.rendered_row import RenderedRow, TextSpan
-from lorica.data.rendering_check import check
-from lorica.data.row_format import BadRow
+from lorica.data.rendered_row import Outcome, RenderedRow, TextSpan
+from lorica.data.rendering_check import check_rendering
 from lorica.data.source import Row
 
-TEXT_FILES = (".json", ".jsonl")  # formats in which a null is one that somebody wrote
+WRITTEN_NULLS = (".json", ".jsonl")  # file formats in which somebody wrote the null
 
 
 @dataclass(frozen=True)
@@ -27,72 +27,74 @@ class _Job:
     where: str
     group: str  # of several texts of one row
     template: ChatTemplate
-    talk: Conversation
+    conversation: Conversation
 
 
-def conversations(
+def render_conversations(
     kind: str, rows: Sequence[Row], config: DataConfig, tokenizer: Any, notices: Notices
-) -> list[list[RenderedRow] | BadRow]:
-    """Of each row its texts (several under data.split_turns), or why it cannot be used."""
+) -> list[Outcome]:
+    """The texts of each row (several under data.split_turns), or why it cannot be used."""
     templates = chat_templates(tokenizer, config.chat_template, config.chat_template_kwargs)
-    found: list[list[RenderedRow] | BadRow] = []
+    outcomes: list[Outcome] = []
     by_template: dict[int, list[_Job]] = defaultdict(list)
-    nulls = Path(config.path).suffix.lower() in TEXT_FILES
+    nulls = Path(config.path).suffix.lower() in WRITTEN_NULLS
     for number, row in enumerate(rows):
-        found.append([])
+        outcomes.append(Outcome())
         try:
-            tools = tools_of(row.fields, nulls=nulls)
+            tools = parse_tools(row.fields, nulls=nulls)
             template = templates.for_tools(tools)
-            talk = conversation_of(row.fields, tools, words=template.compiled.words, nulls=nulls)
-            _check_kwargs(talk, template, row.where, notices)
-            for job in _jobs(number, row, template, talk, config, notices):
+            literals = template.compiled.words
+            conversation = parse_conversation(row.fields, tools, literals=literals, nulls=nulls)
+            _notice_unread_kwargs(conversation, template, row.where, notices)
+            for job in _jobs(number, row, template, conversation, config, notices):
                 by_template[id(template)].append(job)
         except BadRow as error:
-            found[-1] = error
+            outcomes[-1].problem = error
     for jobs in by_template.values():
-        replies = jobs[0].template.replies([job.talk for job in jobs])
-        for job, reply in zip(jobs, replies, strict=True):
-            texts = found[job.row]
-            if isinstance(texts, BadRow):
-                continue
-            try:
-                texts.append(_rendered(kind, job, reply, config, notices))
-            except BadRow as error:
-                found[job.row] = error
-    return found
+        texts = jobs[0].template.render_all([job.conversation for job in jobs])
+        for job, rendered in zip(jobs, texts, strict=True):
+            outcome = outcomes[job.row]
+            if outcome.problem is None:
+                try:
+                    outcome.rows.append(_rendered_row(kind, job, rendered, config, notices))
+                except BadRow as error:
+                    outcome.problem = error
+    return outcomes
 
 
 def _jobs(
     number: int,
     row: Row,
     template: ChatTemplate,
-    talk: Conversation,
+    conversation: Conversation,
     config: DataConfig,
     notices: Notices,
 ) -> list[_Job]:
-    if talk.left_out and not config.completion_only:
+    if conversation.has_unlearned_answer and not config.completion_only:
         raise BadRow(
             "leaves an answer out of the loss, but data.completion_only: false learns the whole "
             "conversation",
             "data.completion_only: true",
         )
-    answers = talk.answers
-    if answers and answers[-1] + 1 < len(talk.messages):
+    answers = conversation.learned_indices
+    if answers and answers[-1] + 1 < len(conversation.messages):
         notices.add(
             "{n} conversations go on after their last answer; what follows it is left out",
             row.where,
         )
-        talk = talk.upto(answers[-1] + 1)
+        conversation = conversation.first(answers[-1] + 1)
     if not config.split_turns or len(answers) < 2:
-        return [_Job(number, row.where, "", template, talk)]
+        return [_Job(number, row.where, "", template, conversation)]
     return [
         _Job(number, f"{row.where} answer {i}", row.where, template, part)
-        for i, part in enumerate(talk.one_answer_each(), 1)
+        for i, part in enumerate(conversation.split_by_answer(), 1)
     ]
 
 
-def _check_kwargs(talk: Conversation, template: ChatTemplate, where: str, notices: Notices) -> None:
-    for name in talk.kwargs:
+def _notice_unread_kwargs(
+    conversation: Conversation, template: ChatTemplate, where: str, notices: Notices
+) -> None:
+    for name in conversation.kwargs:
         if name not in template.compiled.variables:
             notices.add(
                 f"the chat template does not read {name!r}, which {{n}} rows set in "
@@ -101,34 +103,43 @@ def _check_kwargs(talk: Conversation, template: ChatTemplate, where: str, notice
             )
 
 
-def _rendered(
-    kind: str, job: _Job, reply: Reply | BadRow, config: DataConfig, notices: Notices
+def _rendered_row(
+    kind: str, job: _Job, rendered: RenderedChat, config: DataConfig, notices: Notices
 ) -> RenderedRow:
-    if isinstance(reply, BadRow):
-        raise reply
-    talk, text, where = job.talk, reply.text, job.where
-    check(text, talk, where, notices)
-    if reply.dated:
+    """Raises: BadRow if the text lacks part of the row, or has no loss mask."""
+    rendered.check()
+    conversation, text, where = job.conversation, rendered.text, job.where
+    check_rendering(text, conversation, where, notices)
+    if rendered.dated:
         notices.add("the chat template prints today's date, so the rows' text changes with it")
-    if not talk.answers:
+    if not conversation.learned_indices:
         return RenderedRow(kind, (TextSpan(text, False),), True, where=where, group=job.group)
     try:
-        turns = learned_turns(job.template, talk, reply, where, notices)
+        turns = LossMask(job.template, conversation, rendered, where, notices).turns()
     except BadRow as error:
-        if config.completion_only or WHOLE not in (error.fix or ""):
+        if config.completion_only or LEARN_ALL not in (error.fix or ""):
             raise
-        return RenderedRow(
-            kind, (TextSpan(text.rstrip(), True),), True, where=where, group=job.group
-        )
-    said = [talk.messages[i] for i in talk.answers]
-    empty = [not m["content"].strip() and not m.get("tool_calls") for m in said]
-    if len(empty) != len(turns):
-        empty = [False] * len(turns)
-    pieces, last = [], 0
-    for turn, nothing in zip(turns, empty, strict=True):
-        pieces.append(TextSpan(text[last : turn.start], not config.completion_only))
-        pieces.append(TextSpan(text[turn.start : turn.end], not nothing))
-        last = turn.end
+        spans = (TextSpan(text.rstrip(), True),)
+        return RenderedRow(kind, spans, True, where=where, group=job.group)
+    spans = _spans(text, turns, _empty_answers(conversation, turns), config.completion_only)
     ending = text[turns[-1].stop : turns[-1].end].strip()
-    segments = tuple(piece for piece in pieces if piece.text)
-    return RenderedRow(kind, segments, True, None, where, ending, group=job.group)
+    return RenderedRow(kind, spans, True, where=where, ending=ending, group=job.group)
+
+
+def _empty_answers(conversation: Conversation, turns: list[Turn]) -> list[bool]:
+    """Which turns have neither content nor tool calls: they teach the model to say nothing."""
+    answers = [conversation.messages[i] for i in conversation.learned_indices]
+    empty = [not m["content"].strip() and not m.get("tool_calls") for m in answers]
+    return empty if len(empty) == len(turns) else [False] * len(turns)
+
+
+def _spans(
+    text: str, turns: list[Turn], empty: list[bool], completion_only: bool
+) -> tuple[TextSpan, ...]:
+    """The text up to the last turn, cut into turns and what is between them."""
+    spans, end = [], 0
+    for turn, is_empty in zip(turns, empty, strict=True):
+        spans.append(TextSpan(text[end : turn.start], not completion_only))
+        spans.append(TextSpan(text[turn.start : turn.end], not is_empty))
+        end = turn.end
+    return tuple(span for span in spans if span.text)

@@ -1,15 +1,16 @@
-"""The text that a plain answer follows: Alpaca's, or a template that the user gives.
+"""The prompt of a row without messages: Alpaca's text, a user's template, or the text as it is.
 
-Alpaca's is the published one (tatsu-lab/stanford_alpaca, train.py), so that adapters go with
-what other tools put in front of them: two sentences, one for rows with an input. The answer
-follows "### Response:" at once. Many tools add a line break there; `data.prompt_template`
+Alpaca's text is the published one (tatsu-lab/stanford_alpaca, train.py), so that adapters work
+with other tools that use it: one opening for rows with an input, another for rows without. The
+answer follows "### Response:" directly. Many tools add a line break there; `data.prompt_template`
 takes such a text.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lorica.data.row_format import BadRow, text_in
+from lorica.data.fields import BadRow, as_list, text_field
 from lorica.data.template_worker import Overrun, Refused, render_all
 from lorica.errors import DataError
 
@@ -21,7 +22,7 @@ WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n"
 )
-# The same as `alpaca_prompt`, as a template: what an adapter's manifest records.
+# `alpaca_prompt` as a template: an adapter's manifest records it.
 ALPACA_TEMPLATE = (
     "{% if system %}{{ system }}\n\n{% elif input %}"
     + WITH_INPUT
@@ -34,16 +35,19 @@ ALPACA_TEMPLATE = (
 
 
 def alpaca_prompt(
-    instruction: str, given: str = "", system: str = "", history: Sequence[Sequence[str]] = ()
+    instruction: str,
+    input_text: str = "",
+    system: str = "",
+    history: Sequence[Sequence[str]] = (),
 ) -> str:
-    """The text that an Alpaca row's answer follows.
+    """The prompt of an Alpaca row.
 
-    given: the row's input. system: stands in place of the opening sentence. history: pairs of
-    instruction and answer that came before.
+    input_text: the row's input. system: replaces the opening sentence. history: earlier pairs of
+    instruction and answer.
     """
-    opening = f"{system}\n\n" if system else WITH_INPUT if given else WITHOUT_INPUT
+    opening = f"{system}\n\n" if system else WITH_INPUT if input_text else WITHOUT_INPUT
     before = "".join(f"### Instruction:\n{q}\n\n### Response:{a}\n\n" for q, a in history)
-    middle = f"### Input:\n{given}\n\n" if given else ""
+    middle = f"### Input:\n{input_text}\n\n" if input_text else ""
     return f"{opening}{before}### Instruction:\n{instruction}\n\n{middle}### Response:"
 
 
@@ -58,26 +62,46 @@ def default_prompt(kind: str, fields: dict[str, Any]) -> str:
 
 def alpaca_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Instruction, input, system and history of an Alpaca row. Raises: BadRow."""
-    found: dict[str, Any] = {"instruction": text_in(fields, "instruction")}
+    values: dict[str, Any] = {"instruction": text_field(fields, "instruction")}
     for name in ("input", "system"):
-        found[name] = "" if fields.get(name) is None else text_in(fields, name)
-    history = fields.get("history") or []
-    if not isinstance(history, list) or not all(_is_pair(item) for item in history):
-        raise BadRow("history is no list of [instruction, answer] pairs")
-    return found | {"history": [list(pair) for pair in history]}
+        values[name] = "" if fields.get(name) is None else text_field(fields, name)
+    return values | {"history": [_turn(pair) for pair in _turns(fields.get("history") or [])]}
 
 
-def _is_pair(item: Any) -> bool:
-    pair = isinstance(item, list | tuple) and len(item) == 2
-    return pair and all(isinstance(text, str) for text in item)
+def _turns(history: Any) -> list[Any]:
+    if as_list(history) is None:
+        raise BadRow("history is not a list of [instruction, answer] pairs")
+    return history
 
 
-def render_prompts(template: str, rows: Sequence[dict[str, Any]]) -> list[str | BadRow]:
-    """The template's text of each row's fields; a BadRow where it refuses, or drops one.
+def _turn(pair: Any) -> list[str]:
+    match pair:
+        case [str(instruction), str(answer)]:
+            return [instruction, answer]
+        case _:
+            raise BadRow("history is not a list of [instruction, answer] pairs")
 
-    Raises: DataError if it is no template, or does not end.
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """The text of a prompt template, or why it cannot be used."""
+
+    text: str = ""
+    problem: BadRow | None = None
+
+    def checked(self) -> str:
+        """The text. Raises: BadRow."""
+        if self.problem is not None:
+            raise self.problem
+        return self.text
+
+
+def render_prompts(template: str, rows: Sequence[dict[str, Any]]) -> list[RenderedPrompt]:
+    """The text that the template writes for the fields of each row.
+
+    Raises: DataError if the template cannot be read, or does not come to an end.
     """
-    fix = "mend data.prompt_template"
+    fix = "correct data.prompt_template"
     try:
         answers = render_all(template, {}, [{"given": fields} for fields in rows])
     except Overrun as error:
@@ -93,19 +117,22 @@ def render_prompts(template: str, rows: Sequence[dict[str, Any]]) -> list[str | 
             line=error.line or "unknown",
             fix=fix,
         ) from None
-    return [_checked(answer, fields) for answer, fields in zip(answers, rows, strict=True)]
+    return [_rendered(answer, fields) for answer, fields in zip(answers, rows, strict=True)]
 
 
-def _checked(answer: dict[str, Any], fields: dict[str, Any]) -> str | BadRow:
+def _rendered(answer: dict[str, Any], fields: dict[str, Any]) -> RenderedPrompt:
+    """The text, if every field of the row is in it; white space may differ."""
     if "refused" in answer:
-        return BadRow(f"data.prompt_template refuses it ({answer['refused']})")
+        reason = f"data.prompt_template refuses it ({answer['refused']})"
+        return RenderedPrompt(problem=BadRow(reason))
     text = answer["text"]
     flat = "".join(text.split())
-    said = [(name, value) for name, value in fields.items() if isinstance(value, str)]
-    said += [("history", turn) for pair in fields.get("history", ()) for turn in pair]
-    for name, value in said:
+    values = [(name, value) for name, value in fields.items() if name != "history"]
+    values += [("history", turn) for pair in fields.get("history", ()) for turn in pair]
+    for name, value in values:
         if "".join(value.split()) not in flat:
-            return BadRow(
+            problem = BadRow(
                 f"data.prompt_template does not write its {name}", f"put {{{{ {name} }}}} into it"
             )
-    return text
+            return RenderedPrompt(problem=problem)
+    return RenderedPrompt(text)

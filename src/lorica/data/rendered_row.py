@@ -1,6 +1,8 @@
-"""One row as text: segments in order, each learned or only read."""
+"""A row as text: spans in order, each learned or context only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from lorica.data.fields import BadRow
 
 
 @dataclass(frozen=True)
@@ -11,39 +13,51 @@ class TextSpan:
 
 @dataclass(frozen=True)
 class RenderedRow:
-    """One row as text.
+    """A row as text, before it is tokenised.
 
-    group: what rows made from one row of the file share (data.split_turns); they stay on one
-        side of the split. Empty for a row of its own.
-    references: other right answers beside `reference`; they are compared with, and not learned.
+    special: the text has its own BOS and similar tokens (it comes from a chat template).
+    ending: the end-of-turn text at the end of the last learned span; "" without chat template.
+    group: rows made from one row of the file share it (data.split_turns), and stay on one side
+        of the validation split. Empty for a row of its own.
+    references: other right answers. An evaluation accepts them; they are not learned.
     """
 
     kind: str
-    segments: tuple[TextSpan, ...]
-    special: bool  # the text carries BOS and its like already (chat template)
+    spans: tuple[TextSpan, ...]
+    special: bool
     label: str | None = None
     where: str = ""
-    ending: str = ""  # the chat template's end-of-turn, at the end of the last learned segment
+    ending: str = ""
     condition: str | None = None
     group: str = ""
     references: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
-        """What generation is given: the text before the last learned segment."""
-        return "".join(segment.text for segment in self.segments[: self._last])
+        """The prompt for generation: the text before the last learned span."""
+        return "".join(span.text for span in self.spans[: self._last_learned])
 
     @property
     def reference(self) -> str:
-        """What generation should answer: the last learned segment, without end-of-turn."""
-        last = self.segments[self._last].text if self._last < len(self.segments) else ""
-        return last.rstrip().removesuffix(self.ending) if self.ending else last
+        """The expected answer: the last learned span without its end of turn."""
+        if self._last_learned == len(self.spans):
+            return ""
+        text = self.spans[self._last_learned].text
+        return text.rstrip().removesuffix(self.ending) if self.ending else text
 
     @property
     def text(self) -> str:
-        return "".join(segment.text for segment in self.segments)
+        return "".join(span.text for span in self.spans)
 
     @property
-    def _last(self) -> int:
-        learned = (i for i, segment in enumerate(self.segments) if segment.learned)
-        return max(learned, default=len(self.segments))
+    def _last_learned(self) -> int:
+        learned = (i for i, span in enumerate(self.spans) if span.learned)
+        return max(learned, default=len(self.spans))
+
+
+@dataclass
+class Outcome:
+    """What rendering one row of the file gives: its rows of text, or why it cannot be used."""
+
+    rows: list[RenderedRow] = field(default_factory=list)
+    problem: BadRow | None = None

@@ -1,8 +1,8 @@
-"""Whether what a row says stands in the text that a template made of it.
+"""Check that the text of a chat template contains what the row says.
 
-Whatever a template did, its text is held against the row: every content, every tool call with
-its arguments. White space may differ (templates trim), text may be escaped as in JSON (some
-write tool results so), and thinking may be left out, which is noticed where it was to be learned.
+Whatever a template does, every content and every tool call of the row must be in its text. White
+space may differ (templates trim), and text may be escaped as in JSON (some templates write tool
+results so). Thinking may be left out, with a notice where it was to be learned.
 """
 
 import json
@@ -11,46 +11,51 @@ from contextlib import suppress
 from typing import Any
 
 from lorica.data.conversation import Conversation
+from lorica.data.fields import BadRow, as_object
 from lorica.data.notices import Notices
-from lorica.data.row_format import BadRow
 
-THINKING = ("reasoning_content", "reasoning", "thinking")
-OTHER = "pass another template, data.chat_template: FILE; or choose a base whose template does it"
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+OTHER_TEMPLATE = (
+    "pass another template, data.chat_template: FILE; or choose a base whose template does it"
+)
 
 
-def check(text: str, talk: Conversation, where: str, notices: Notices) -> None:
-    """Every message of `talk` stands in `text`, its rendering.
+def check_rendering(text: str, conversation: Conversation, where: str, notices: Notices) -> None:
+    """Check that every message of a conversation is in `text`, in order.
 
-    Raises: BadRow that names the first message which does not.
+    where: file and line of the row, for notices.
+    Raises: BadRow that names the first message which is missing.
     """
-    missing = _missing(text, talk.messages, squeeze=False)
+    messages = conversation.messages
+    missing = _first_missing(text, messages, ignore_space=False)
     if missing is not None:
-        missing = _missing(_squeezed(text), talk.messages, squeeze=True)
+        missing = _first_missing(_without_space(text), messages, ignore_space=True)
     if missing is not None:
-        message = talk.messages[missing]
+        message = messages[missing]
         raise BadRow(
             f"message {missing + 1} ({message['role']}): the chat template does not write what it "
-            f"says ({_shown(message['content'])})",
-            OTHER,
+            f"says ({_shortened(message['content'])})",
+            OTHER_TEMPLATE,
         )
-    for number, message in enumerate(talk.messages):
+    for number, message in enumerate(messages):
         for call in message.get("tool_calls") or ():
-            _check_call(text, call, number)
-        if talk.learned[number] and not _thinking_stands(text, message):
+            _check_tool_call(text, call, number)
+        if conversation.learned[number] and not _has_thinking(text, message):
             notices.add(
                 "the chat template leaves out the thinking of answers that are learned ({n} rows)",
                 where,
             )
-    if unnamed := [name for name in map(_name, talk.tools or ()) if name and name not in text]:
+    names = [name for tool in conversation.tools or () if (name := _tool_name(tool))]
+    if unwritten := [name for name in names if name not in text]:
         notices.add(
-            f"the chat template does not write the tools of {{n}} rows ({unnamed[0]}, for "
+            f"the chat template does not write the tools of {{n}} rows ({unwritten[0]}, for "
             "example), so calls are learned without them",
             where,
         )
 
 
-def forms(message: dict[str, Any]) -> Iterator[str]:
-    """How the content of a message may stand in a text: whole, without its thinking, as JSON."""
+def written_forms(message: dict[str, Any]) -> Iterator[str]:
+    """The forms of a message's content in a text: whole, without its thinking, as JSON."""
     content = message["content"]
     yield content
     if "</think>" in content:
@@ -60,85 +65,97 @@ def forms(message: dict[str, Any]) -> Iterator[str]:
         yield json.dumps(content)[1:-1]
 
 
-def _missing(text: str, messages: list[dict[str, Any]], squeeze: bool) -> int | None:
-    """The first message that does not stand behind those before it; a system text anywhere."""
-    at = 0
+def _first_missing(text: str, messages: list[dict[str, Any]], ignore_space: bool) -> int | None:
+    """The first message that is not in `text` after the ones before it; a system text anywhere."""
+    position = 0
     for number, message in enumerate(messages):
         system = message["role"] in ("system", "developer")
-        for form in forms(message):
-            form = _squeezed(form) if squeeze else form.strip()
-            found = text.find(form, 0 if system else at)
-            if found >= 0:
-                at = at if system else found + len(form)
+        for form in written_forms(message):
+            form = _without_space(form) if ignore_space else form.strip()
+            start = text.find(form, 0 if system else position)
+            if start >= 0:
+                position = position if system else start + len(form)
                 break
         else:
             return number
     return None
 
 
-def _squeezed(text: str) -> str:
+def _without_space(text: str) -> str:
     return "".join(text.split())
 
 
-def _thinking_stands(text: str, message: dict[str, Any]) -> bool:
+def _has_thinking(text: str, message: dict[str, Any]) -> bool:
     content = message["content"]
-    thoughts = [message[key] for key in THINKING if isinstance(message.get(key), str)]
+    thoughts = [message[key] for key in THINKING_KEYS if type(message.get(key)) is str]
     if "</think>" in content:
         thoughts.append(content.rpartition("</think>")[0].rpartition("<think>")[2])
-    flat = _squeezed(text) if thoughts else ""
-    return all(_squeezed(thought) in flat for thought in thoughts)
+    flat = _without_space(text) if thoughts else ""
+    return all(_without_space(thought) in flat for thought in thoughts)
 
 
-def _check_call(text: str, call: dict[str, Any], number: int) -> None:
-    """Name and arguments of a tool call stand in the text, and not as Python writes them."""
-    function = call["function"] if isinstance(call.get("function"), dict) else call
-    name, arguments = function.get("name"), function.get("arguments")
-    if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments)
-    words = [name, *_leaves(arguments)]
-    lost = next((w for w in words if w is not None and not _stands(text, w)), None)
+def _check_tool_call(text: str, call: dict[str, Any], number: int) -> None:
+    """Name and arguments of a tool call are in the text, and not in Python's notation."""
+    function = as_object(call.get("function")) or call
+    name = function.get("name")
+    words = [name, *_leaves(_parsed(function.get("arguments")))]
+    lost = next((w for w in words if w is not None and not _is_written(text, w)), None)
     if lost is not None:
         raise BadRow(
             f"message {number + 1}: the chat template does not write its tool call "
-            f"({_shown(str(lost))} is missing)",
-            OTHER,
+            f"({_shortened(str(lost))} is missing)",
+            OTHER_TEMPLATE,
         )
-    if isinstance(name, str) and f"'name': {name!r}" in text:
+    if f"'name': {name!r}" in text:
         raise BadRow(
             f"message {number + 1}: the chat template writes its tool call in Python's notation, "
             "not as JSON",
-            "write it with tojson: {{ tool_call.function.arguments | tojson }}; " + OTHER,
+            "write it with tojson: {{ tool_call.function.arguments | tojson }}; " + OTHER_TEMPLATE,
         )
+
+
+def _parsed(arguments: Any) -> Any:
+    """The arguments as an object; the row may have them as JSON text."""
+    match arguments:
+        case str():
+            with suppress(ValueError, RecursionError):
+                return json.loads(arguments)
+    return arguments
 
 
 def _leaves(value: Any) -> list[Any]:
     """The keys, texts, numbers and truth values of a JSON value."""
-    found, todo = [], [value]
+    leaves, todo = [], [value]
     while todo:
-        item = todo.pop()
-        if isinstance(item, dict):
-            found += item.keys()
-            todo += item.values()
-        elif isinstance(item, list):
-            todo += item
-        elif item is not None:
-            found.append(item)
-    return found
+        match todo.pop():
+            case dict() as item:
+                leaves += item.keys()
+                todo += item.values()
+            case list() as item:
+                todo += item
+            case None:
+                pass
+            case item:
+                leaves.append(item)
+    return leaves
 
 
-def _stands(text: str, value: Any) -> bool:
-    if not isinstance(value, str):
-        return json.dumps(value) in text or str(value) in text
-    escaped = (json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1])
-    return value.strip() in text or any(form in text for form in escaped)
+def _is_written(text: str, value: Any) -> bool:
+    match value:
+        case str():
+            escaped = (json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1])
+            return value.strip() in text or any(form in text for form in escaped)
+        case _:
+            return json.dumps(value) in text or str(value) in text
 
 
-def _name(tool: Any) -> str:
-    tool = tool.get("function", tool) if isinstance(tool, dict) else {}
-    name = tool.get("name") if isinstance(tool, dict) else None
-    return name if isinstance(name, str) else ""
+def _tool_name(tool: Any) -> str:
+    match tool:
+        case {"function": {"name": str(name)}} | {"name": str(name)}:
+            return name
+        case _:
+            return ""
 
 
-def _shown(text: str) -> str:
+def _shortened(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")

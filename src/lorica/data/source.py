@@ -1,10 +1,10 @@
-"""Where rows come from: a file, or a data set of the hub. Each row knows its place.
+"""The source of rows: a file, or a data set of the Hugging Face hub.
 
-Whatever is wrong with a file is said with the file and the line or row, so that it can be
-opened there. A path that exists is a file; `owner/name` that does not exist is looked up on
-the hub, but only if its first part is no folder here (then it is a misspelt file). A single
-word is never looked up: the library `datasets` takes "json", "text" and their like for a way
-to read whatever files it finds in the working directory.
+Every row has the name of its file and its line, so that an error can name them. A path that
+exists is a file. A path `owner/name` that does not exist is looked up on the hub, unless its
+first part is a folder here (then it is a misspelt file). A single word is never looked up: the
+library `datasets` takes "json" or "text" as a request to read all such files in the working
+directory.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ class Row:
 
 
 class Source:
-    """The rows of `config.path`, or the first `config.limit`, read anew by each loop over them.
+    """The rows of `config.path`, or the first `config.limit`. Each iteration reads the file again.
 
-    notices: of the last loop, complete at its end. done, size: bytes that were read, and all.
+    notices: of the last iteration, complete at its end. done, size: bytes read, and in all.
 
-    Raises: DataError if there is no such file; in a loop: DataError with file and line, or if
-        there is no row; MissingError if a package for the format is missing.
+    Raises: DataError if there is no such file. An iteration raises DataError for an invalid or
+        empty file, and MissingError if a package for the format is missing.
     """
 
     def __init__(self, config: DataConfig):
@@ -47,18 +47,18 @@ class Source:
         if not self.path.exists() and _on_hub(config.path):
             self._hub = _load_from_hub(config)
         else:
-            _must_be_file(self.path)
+            _check_is_file(self.path)
             self.size = self.path.stat().st_size
         self._reading = readers.Reading(config.limit)
 
     def __iter__(self) -> Iterator[Row]:
         self._reading = readers.Reading(self.config.limit)
         if self._hub is None:
-            pairs = readers.READERS[self.path.suffix.lower()](self.path, self._reading)
+            rows = readers.READERS[self.path.suffix.lower()](self.path, self._reading)
         else:
-            pairs = _hub_rows(self._hub, self.config.path)
+            rows = _hub_rows(self._hub, self.config.path)
         empty = True
-        for fields, where in pairs:
+        for fields, where in rows:
             empty = False
             yield Row(fields, where)
         if empty:
@@ -67,9 +67,9 @@ class Source:
             )
 
     def chunks(self, rows: int) -> Iterator[list[Row]]:
-        """The rows in lists of at most so many."""
-        every = iter(self)
-        while chunk := list(islice(every, rows)):
+        """The rows in lists of at most `rows`."""
+        iterator = iter(self)
+        while chunk := list(islice(iterator, rows)):
             yield chunk
 
     @property
@@ -81,7 +81,7 @@ class Source:
         return self._reading.position()
 
     def digest(self) -> str:
-        """sha256 of the file's bytes; of the rows as JSON when there is no file."""
+        """sha256 of the file's bytes; without a file, of the rows as JSON."""
         return digest(self.config, () if self.path.is_file() else self)
 
 
@@ -94,7 +94,7 @@ def read(config: DataConfig) -> list[Row]:
 
 
 def digest(config: DataConfig, rows: Iterable[Row]) -> str:
-    """sha256 of the file's bytes; of the rows as JSON when there is no file."""
+    """sha256 of the file's bytes; without a file, of the rows as JSON."""
     path = Path(config.path)
     if path.is_file():
         with path.open("rb") as file:
@@ -113,7 +113,7 @@ def _on_hub(name: str) -> bool:
     return not Path(name.partition("/")[0]).is_dir()
 
 
-def _must_be_file(path: Path) -> None:
+def _check_is_file(path: Path) -> None:
     known = " ".join(readers.READERS)
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in readers.READERS)
@@ -127,9 +127,10 @@ def _must_be_file(path: Path) -> None:
         facts = {"folder": f"{folder} does not exist either"}
         if folder.is_dir():
             facts = {"closest": closest(path.name, (p.name for p in folder.iterdir()))}
-        word = len(path.parts) == 1 and not path.suffix
-        fix = "check the path; a data set of the hub is named owner/name" if word else None
-        raise DataError(f"there is no file {path}.", fix=fix or "check the path", **facts)
+        fix = "check the path"
+        if len(path.parts) == 1 and not path.suffix:
+            fix += "; a data set of the hub is named owner/name"
+        raise DataError(f"there is no file {path}.", fix=fix, **facts)
     if not path.is_file():
         raise DataError(
             f"{path} is a pipe or a device, not a file.", fix="write the rows into a file first"
@@ -143,38 +144,38 @@ def _must_be_file(path: Path) -> None:
 
 
 def _load_from_hub(config: DataConfig) -> Any:
-    """The data set, memory-mapped, of the rows that are asked for."""
+    """The first `config.limit` rows of the data set, memory-mapped."""
     try:
         import datasets
     except ImportError as error:
         raise MissingError(
-            f"{config.path} is no file here, and reading the hub needs the package datasets.",
+            f"{config.path} is not a file here, and reading the hub needs the package datasets.",
             fix='pip install "lorica[data]", or correct the path',
         ) from error
     name, _, subset = config.path.partition(":")
     try:
         rows = datasets.load_dataset(name, subset or None, split=config.split)
         return rows.select(range(min(config.limit or len(rows), len(rows))))
-    except Exception as error:  # the library raises a dozen classes, none of them its own
+    except Exception as error:  # the library raises a dozen classes, none its own
         raise DataError(
-            f"{config.path} is no file here, and the hub does not give split {config.split!r} "
-            "of a data set of that name.",
+            f"{config.path} is not a file here, and the hub does not give split "
+            f"{config.split!r} of a data set of that name.",
             reason=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             fix="check the name, the split and the network; a subset is named owner/name:subset",
         ) from error
 
 
-def _hub_rows(rows: Any, path: str) -> readers.Pairs:
+def _hub_rows(rows: Any, path: str) -> readers.Rows:
     name = path.partition(":")[0]
     for number, row in enumerate(rows, 1):
-        yield _named_classes(dict(row), rows.features), f"{name}:row {number}"
+        yield _with_class_names(dict(row), rows.features), f"{name}:row {number}"
 
 
-def _named_classes(row: dict[str, Any], features: Any) -> dict[str, Any]:
-    """The hub stores classes as numbers beside a list of names; rows carry the names."""
-    return {
-        key: features[key].int2str(value)
-        if type(features[key]).__name__ == "ClassLabel" and isinstance(value, int) and value >= 0
-        else value
-        for key, value in row.items()
-    }
+def _with_class_names(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    """The row with class names in place of the hub's numbers. A number below 0 is no class."""
+    fields = dict(row)
+    for name, value in row.items():
+        is_class = type(features[name]).__name__ == "ClassLabel"
+        if is_class and type(value) is int and value >= 0:
+            fields[name] = features[name].int2str(value)
+    return fields

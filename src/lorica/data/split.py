@@ -1,8 +1,8 @@
-"""Training and validation rows, and what both sides have in common.
+"""Split rows into training and validation rows, and report what both sides share.
 
 The split is a function of seed and content: the rows with the smallest sha256 of both are the
-validation rows. So it does not move when the file is sorted, and rows that are equal stay on
-one side where that is possible.
+validation rows. So it does not change when the file is sorted, and equal rows stay on one side
+where that is possible.
 """
 
 import hashlib
@@ -13,85 +13,85 @@ from lorica.data.dataset import Dataset
 from lorica.data.token_store import TokenStore
 from lorica.errors import listed
 
-SHARE, MOST = 0.05, 256
-"""What is kept for evaluation by default: a share of the rows, and at most so many."""
+DEFAULT_SHARE, DEFAULT_MAX = 0.05, 256
+"""The default validation rows: this share of the rows, but at most this many."""
 
 
-def split_validation(examples: Dataset, share: float | None, seed: int) -> tuple[Dataset, Dataset]:
-    """Train and validation examples, both in the file's order.
+def split_validation(dataset: Dataset, share: float | None, seed: int) -> tuple[Dataset, Dataset]:
+    """(training, validation) examples, both in the order of the file.
 
-    What is parted is the rows of the file; of a file that is one row, its blocks.
-    At least one goes to each side when `share` > 0 and there are two. share: None is the default.
+    The rows of the file are divided; of a file that is one row, its blocks. With a share above 0
+    and two rows, each side gets at least one. share: None is the default.
     """
-    rows, unit_of = np.unique(examples.rows, return_inverse=True)
+    rows, unit_of = np.unique(dataset.rows, return_inverse=True)
     if len(rows) > 1:
-        keys = examples.store.digests("key", rows)
+        keys = dataset.store.digests("key", rows)
     else:
-        unit_of = np.arange(len(examples))
-        texts = (f"{seed}\0{example.ids}" for example in examples)
+        unit_of = np.arange(len(dataset))
+        texts = (f"{seed}\0{example.ids}" for example in dataset)
         keys = np.array([hashlib.sha256(text.encode()).digest() for text in texts], "S32")
     count = len(keys)
     if share == 0 or count < 2:
-        return examples, examples.pick(slice(0, 0))
-    want = min(round(SHARE * count), MOST) if share is None else round(share * count)
-    held = _held(keys, min(max(1, want), count - 1))
-    mask = held[unit_of]
-    return examples.pick(~mask), examples.pick(mask)
+        return dataset, dataset.select(slice(0, 0))
+    default = min(round(DEFAULT_SHARE * count), DEFAULT_MAX)
+    wanted = default if share is None else round(share * count)
+    in_validation = _choose(keys, min(max(1, wanted), count - 1))[unit_of]
+    return dataset.select(~in_validation), dataset.select(in_validation)
 
 
-def _held(keys: np.ndarray, want: int) -> np.ndarray:
-    """Which units are validation ones: whole groups of equal keys, the smallest first."""
+def _choose(keys: np.ndarray, wanted: int) -> np.ndarray:
+    """(len(keys),) bool: about `wanted` units in whole groups of equal keys, smallest first."""
     _, first, group, sizes = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )
     chosen, total = np.zeros(len(sizes), bool), 0
     for i, size in enumerate(sizes.tolist()):
-        if total + size <= want:
+        if total + size <= wanted:
             chosen[i] = True
             total += size
     if total:
         return chosen[group]
-    # Every row stands often; rather a large group than a row on both sides.
-    least = min(range(len(sizes)), key=lambda i: (sizes[i], first[i]))
-    held = group == least
-    if sizes[least] == len(keys):
-        held[np.flatnonzero(held)[want:]] = False
-    return held
+    # Every group is too large. Take the smallest: better too many rows than rows on both sides.
+    smallest = min(range(len(sizes)), key=lambda i: (sizes[i], first[i]))
+    mask = group == smallest
+    if sizes[smallest] == len(keys):
+        mask[np.flatnonzero(mask)[wanted:]] = False
+    return mask
 
 
-def repeated(store: TokenStore) -> int:
-    """Rows beyond the first of their content."""
+def count_repeated(store: TokenStore) -> int:
+    """Rows that repeat the content of an earlier row."""
     return len(store) - len(np.unique(store.digests("content", np.arange(len(store)))))
 
 
-def repetitions(store: TokenStore) -> list[str]:
-    """A notice on rows that stand more than once."""
+def repetition_notices(store: TokenStore) -> list[str]:
+    """A notice on rows that occur more than once."""
     contents = store.digests("content", np.arange(len(store)))
     _, first, times = np.unique(contents, return_index=True, return_counts=True)
     if len(times) == len(store):
         return []
     most = times.max()
     where = store.where(int(first[times == most].min()))
-    return [f"{len(store) - len(times)} rows repeat an earlier one; {where} stands {most} times"]
+    return [f"{len(store) - len(times)} rows repeat an earlier row; {where} occurs {most} times"]
 
 
-def unmatched(train: Dataset, held: Dataset, labels: list[str] | None) -> list[str]:
-    """Rows on both sides, and classes on one side only."""
-    lines = []
-    others = held
-    if held.store is train.store:  # blocks of one text share their row, and are no repetition
-        others = held.pick(~np.isin(held.rows, train.rows))
+def overlap_notices(train: Dataset, validation: Dataset, classes: list[str] | None) -> list[str]:
+    """Notices on rows that are on both sides, and on classes without a training row."""
+    notices = []
+    others = validation
+    if validation.store is train.store:  # blocks of one text share its row without repeating it
+        others = validation.select(~np.isin(validation.rows, train.rows))
     _, first = np.unique(others.rows, return_index=True)
-    others = others.pick(np.sort(first))
-    both = others.pick(np.isin(others.contents, train.contents))
+    others = others.select(np.sort(first))
+    both = others.select(np.isin(others.contents, train.contents))
     if len(both):
-        lines.append(
-            f"{len(both)} validation rows stand in the training rows too, so their loss "
+        notices.append(
+            f"{len(both)} validation rows are training rows too, so their loss "
             f"says little: {both.places()}"
         )
-    if labels is not None and len(held) and train.classes is not None:
+    if classes is not None and len(validation) and train.classes is not None:
         seen = set(train.classes[train.store.arrays["label"][train.rows]].tolist())
-        missing = [name for i, name in enumerate(labels) if i not in seen]
+        missing = [name for i, name in enumerate(classes) if i not in seen]
         if missing:
-            lines.append(f"no training row has the class {listed(missing)}")
-    return lines
+            notices.append(f"no training row has the class {listed(missing)}")
+    return notices

@@ -34,18 +34,18 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 5  # of processor time for one rendering
+SECONDS = 5  # of CPU time for one rendering
 MEMORY = 1 << 30  # bytes of address space, the interpreter's 30 MB included
-LARGEST = 32_000_000  # characters of one text
-AROUND = 16  # characters shown on either side of a difference
-# What {% generation %} encloses is marked with characters that no row can know.
+MAX_CHARACTERS = 32_000_000  # of one text
+CONTEXT = 16  # characters shown on either side of a difference
+# {% generation %} blocks are marked with a random text that no row can contain.
 _NONCE = secrets.token_hex(8)
 MARK_START, MARK_END = f"\ue0f0{_NONCE}\ue0f1", f"\ue0f1{_NONCE}\ue0f0"
 MARKS = re.compile(f"{MARK_START}|{MARK_END}")
 
 
 class Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: what the assistant writes, marked in the text."""
+    """`{% generation %}...{% endgeneration %}`: marks what the assistant writes."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -60,7 +60,10 @@ class Generation(Extension):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment in which transformers renders chat templates, without random text."""
+    """jinja2's sandbox, set up as transformers sets it up, without its random functions.
+
+    dated: a template asked for the date since this was last set to False.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -77,9 +80,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class JsonDict(dict):
-    """A mapping that a template prints as JSON, whether it asks for an object or for its text.
+    """A dict that prints as JSON, so that tool calls come out right in any template.
 
     Some templates write `arguments | tojson`, others `arguments` or `'...' + arguments`.
+    text: the JSON as the row has it; by default it is made from the items.
     """
 
     def __init__(self, items: dict[str, Any], text: str | None = None):
@@ -112,7 +116,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it stands, without jinja's escapes for HTML."""
+    """JSON without jinja2's escapes for HTML, as transformers' filter writes it."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -123,36 +127,47 @@ def _raise(message: str) -> None:
 
 
 def printed_as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return JsonDict({key: printed_as_json(item) for key, item in value.items()})
-    return JsonList(map(printed_as_json, value)) if isinstance(value, list) else value
+    """A JSON value whose objects and lists print as JSON, at any depth."""
+    match value:
+        case dict():
+            return JsonDict({key: printed_as_json(item) for key, item in value.items()})
+        case list():
+            return JsonList(map(printed_as_json, value))
+        case _:
+            return value
 
 
-def _call(call: Any) -> Any:
-    """A tool call whose arguments serve as an object and as text, however the row gave them."""
-    if not isinstance(call, dict):
-        return call
-    if isinstance(call.get("function"), dict):
-        return JsonDict(call | {"function": _call(call["function"])})
-    arguments, text = call.get("arguments"), None
-    if isinstance(arguments, str):
-        try:
-            arguments, text = json.loads(arguments), arguments
-        except (ValueError, RecursionError):
+def _tool_call(call: Any) -> Any:
+    """A tool call whose arguments are an object that prints as JSON, however the row gave them."""
+    match call:
+        case {"function": dict(function)}:
+            return JsonDict(call | {"function": _tool_call(function)})
+        case {"arguments": dict(arguments)}:
+            return JsonDict(call | {"arguments": printed_as_json(arguments)})
+        case {"arguments": str(text)}:
+            return JsonDict(call | {"arguments": _parsed_arguments(text)})
+        case dict():
             return JsonDict(call)
-    if isinstance(arguments, dict):
-        items = {key: printed_as_json(item) for key, item in arguments.items()}
-        return JsonDict(call | {"arguments": JsonDict(items, text)})
-    return JsonDict(call)
+        case _:
+            return call
 
 
-def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
+def _parsed_arguments(text: str) -> Any:
+    """The object that a JSON text describes, printed as that text; any other text unchanged."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return JsonDict(printed_as_json(arguments), text) if type(arguments) is dict else text
+
+
+def _with_printable_calls(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
-    return message | {"tool_calls": JsonList(map(_call, calls))} if calls else message
+    return message | {"tool_calls": JsonList(map(_tool_call, calls))} if calls else message
 
 
-def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and what the template marks as written by the assistant: (start, end)."""
+def _remove_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """(the text without marks, the (start, end) characters of each marked range)."""
     pieces, turns, length, last, start = [], [], 0, 0, 0
     for mark in MARKS.finditer(text):
         pieces.append(text[last : mark.start()])
@@ -165,12 +180,12 @@ def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join([*pieces, text[last:]]), turns
 
 
-def common_length(one: str, other: str) -> int:
-    """How many characters the two begin with alike."""
-    low, high = 0, min(len(one), len(other))
+def common_length(first: str, second: str) -> int:
+    """The length of the prefix that two texts have in common, in characters."""
+    low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if first[low:middle] == second[low:middle]:
             low = middle
         else:
             high = middle - 1
@@ -178,39 +193,42 @@ def common_length(one: str, other: str) -> int:
 
 
 class Server:
-    """The worker's side of the pipes."""
+    """Answers the requests of `template_worker.py`, which come on stdin, on stdout."""
 
     def __init__(self, answers: BinaryIO, seconds: int):
         self._sandbox, self._answers, self._seconds = Sandbox(), answers, seconds
         self._templates: list[jinja2.Template] = []
-        self._last = time.monotonic()
-        self._until = 0
+        self._last_write = time.monotonic()
+        self._cpu_limit = 0
 
     def serve(self, requests: BinaryIO) -> None:
         for line in requests:
-            self._limit()
+            self._renew_limit()
             request = json.loads(line)
             if "compile" in request:
                 self._answer(self._guarded(self._compile, request["compile"]))
                 continue
             template = self._templates[request["template"]]
             for job in request["jobs"]:
-                self._answer(self._guarded(self._job, template, request["shared"], job))
+                self._answer(self._guarded(self._render_job, template, request["shared"], job))
 
     def _guarded(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+        """The answer of `work`, or its error as an answer: a template may raise anything."""
         try:
             return work(*given)
         except (RecursionError, MemoryError) as error:
             return {"overrun": f"it ends in a {type(error).__name__}"}
-        except Exception as error:  # a program that we did not write may raise anything
-            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-            why = f"{kind}{error}".strip().partition("\n")[0][:500]
-            return {"refused": why, "line": getattr(error, "lineno", None)}
+        except jinja2.TemplateSyntaxError as error:
+            return {"refused": _first_line(str(error)), "line": error.lineno}
+        except jinja2.TemplateError as error:
+            return {"refused": _first_line(str(error)), "line": None}
+        except Exception as error:
+            return {"refused": _first_line(f"{type(error).__name__}: {error}"), "line": None}
 
     def _compile(self, source: str) -> dict[str, Any]:
         tree = self._sandbox.parse(source)
         self._templates.append(self._sandbox.from_string(source))
-        words = {c.value for c in tree.find_all(nodes.Const) if isinstance(c.value, str)}
+        words = {c.value for c in tree.find_all(nodes.Const) if type(c.value) is str}
         return {
             "template": len(self._templates) - 1,
             "marks": bool(re.search(r"\{%[-+]?\s*generation\b", source)),
@@ -218,44 +236,44 @@ class Server:
             "words": sorted(word for word in words if len(word) < 40),
         }
 
-    def _job(
+    def _render_job(
         self, template: jinja2.Template, shared: dict[str, Any], job: dict[str, Any]
     ) -> dict[str, Any]:
-        """Render the job's variables; and of each cut, how far its text is that of the whole.
+        """Render the job's variables, and compare the text of each cut with the whole text.
 
-        A cut is (number of messages, whether the prompt for generation follows), and becomes
-        (its length, characters in common with the whole text, its text around the difference).
+        A cut is (number of messages, with generation prompt). Its answer is (length in
+        characters, length of the prefix in common with the whole text, text around the difference).
         """
         given = shared | job["given"]
         if "messages" in given:
-            given["messages"] = [_with_calls(message) for message in given["messages"]]
+            given["messages"] = [_with_printable_calls(message) for message in given["messages"]]
         self._sandbox.dated = False
         text, turns = self._render(template, given)
         cuts = []
         for upto, prompt in job.get("cuts", ()):
-            part = {"messages": given["messages"][:upto], "add_generation_prompt": prompt}
-            other, _ = self._render(template, given | part)
-            common = common_length(text, other)
-            near = other[max(common - AROUND, 0) : common + AROUND]
-            cuts.append((len(other), common, near if common < len(other) else ""))
+            first = {"messages": given["messages"][:upto], "add_generation_prompt": prompt}
+            prefix, _ = self._render(template, given | first)
+            common = common_length(text, prefix)
+            near = prefix[max(common - CONTEXT, 0) : common + CONTEXT]
+            cuts.append((len(prefix), common, near if common < len(prefix) else ""))
         return {"text": text, "turns": turns, "cuts": cuts, "dated": self._sandbox.dated}
 
     def _render(
         self, template: jinja2.Template, given: dict[str, Any]
     ) -> tuple[str, list[tuple[int, int]]]:
-        self._limit()
+        self._renew_limit()
         text = template.render(given)
-        if len(text) > LARGEST:
+        if len(text) > MAX_CHARACTERS:
             raise MemoryError
-        return _without_marks(text)
+        return _remove_marks(text)
 
-    def _limit(self) -> None:
-        """Let the kernel end this process if what follows takes too much processor time."""
-        until = int(time.process_time()) + self._seconds + 1
-        if until != self._until:
-            self._until = until
-            _limit_to(resource.RLIMIT_CPU, until)
-        if time.monotonic() > self._last + 1:  # the parent's patience begins anew
+    def _renew_limit(self) -> None:
+        """Let the kernel end this process if the next rendering takes too much CPU time."""
+        limit = int(time.process_time()) + self._seconds + 1
+        if limit != self._cpu_limit:
+            self._cpu_limit = limit
+            _set_soft_limit(resource.RLIMIT_CPU, limit)
+        if time.monotonic() > self._last_write + 1:  # tell the parent to wait on
             self._write(b"")
 
     def _answer(self, answer: dict[str, Any]) -> None:
@@ -264,19 +282,23 @@ class Server:
     def _write(self, line: bytes) -> None:
         self._answers.write(line + b"\n")
         self._answers.flush()
-        self._last = time.monotonic()
+        self._last_write = time.monotonic()
 
 
-def _limit_to(kind: int, value: int) -> None:
-    """Lower the soft limit of this process; the hard one stays as the system has it."""
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:500]
+
+
+def _set_soft_limit(kind: int, value: int) -> None:
+    """Set the soft limit of this process; the hard limit stays as the system has it."""
     _, hard = resource.getrlimit(kind)
     with suppress(ValueError, OSError):  # a system without this limit; its parent has a clock
         resource.setrlimit(kind, (value if hard < 0 else min(value, hard), hard))
 
 
 def main(seconds: int, memory: int) -> None:
-    _limit_to(resource.RLIMIT_AS, memory)
-    _limit_to(resource.RLIMIT_CORE, 0)
+    _set_soft_limit(resource.RLIMIT_AS, memory)
+    _set_soft_limit(resource.RLIMIT_CORE, 0)
     Server(sys.stdout.buffer, seconds).serve(sys.stdin.buffer)
 
 

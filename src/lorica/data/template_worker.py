@@ -1,7 +1,7 @@
-"""The process that renders templates, as its parent sees it: started when needed, killed when late.
+"""Start, talk to and stop the process that renders templates (`template_sandbox.py`).
 
-One worker serves a process; a lock lets threads take turns, and a forked child starts its own.
-It ends with its parent, whose end closes the pipe that it reads from.
+A Python process has one worker. A lock lets its threads take turns; a forked child starts its
+own. The worker ends with its parent: then the pipe that it reads from is closed.
 """
 
 import atexit
@@ -23,17 +23,17 @@ import markupsafe
 
 from lorica.data import template_sandbox
 
-PATIENCE = 20.0  # seconds without a sign of life; the kernel's limit is usually first
-AT_ONCE = 64  # jobs a request
-KEPT = ("TZ", "LANG", "LC_ALL", "LC_TIME", "LD_LIBRARY_PATH")  # of the environment
+PATIENCE = 20.0  # seconds of silence after which it is killed; usually the kernel is first
+JOBS_PER_REQUEST = 64
+ENVIRONMENT = ("TZ", "LANG", "LC_ALL", "LC_TIME", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What is known of a template without rendering it."""
+    """The properties of a template that are known without rendering it."""
 
     marks: bool  # it has {% generation %} blocks
-    variables: frozenset[str]  # that it reads
+    variables: frozenset[str]  # the names that it reads
     words: frozenset[str]  # its string literals
 
 
@@ -42,15 +42,15 @@ class Overrun(Exception):
 
 
 class Refused(Exception):
-    """A template cannot be read; the line of it where that is known."""
+    """A template cannot be read. line: where in the template, if known."""
 
-    def __init__(self, why: str, line: int | None):
-        super().__init__(why)
+    def __init__(self, reason: str, line: int | None):
+        super().__init__(reason)
         self.line = line
 
 
 class Worker:
-    """The process and its pipes. Every method is safe to call from several threads."""
+    """The process and its pipes. All methods are thread-safe."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Worker:
         memory: int = template_sandbox.MEMORY,
         patience: float = PATIENCE,
     ) -> None:
-        """seconds of processor time, and of silence (patience); bytes of memory."""
+        """seconds: CPU time for one rendering. memory: bytes. patience: seconds of silence."""
         self._seconds, self._memory, self._patience = seconds, memory, patience
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,30 +66,30 @@ class Worker:
         self._buffer = b""
 
     def compile(self, source: str) -> Compiled:
-        """Raises: Refused for a template that is no Jinja; Overrun."""
+        """Raises: Refused for a template that is not Jinja; Overrun."""
         with self._lock:
             return self._compiled(source)[1]
 
     def render(
         self, source: str, shared: dict[str, Any], jobs: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The answer to each job, in order; a rendering that fails has "refused": why.
+        """The answer to each job, in order. A rendering that fails answers {"refused": reason}.
 
         shared: variables of every job. A job is {"given": variables, "cuts": [...]}.
-        Raises: Refused for a template that is no Jinja; Overrun; ValueError, RecursionError for
-            variables that are no JSON.
+        Raises: Refused for a template that is not Jinja; Overrun; ValueError, RecursionError for
+            variables that are not JSON.
         """
         answers: list[dict[str, Any]] = []
         with self._lock:
-            for start in range(0, len(jobs), AT_ONCE):
-                part = jobs[start : start + AT_ONCE]
+            for start in range(0, len(jobs), JOBS_PER_REQUEST):
+                batch = jobs[start : start + JOBS_PER_REQUEST]
                 number, _ = self._compiled(source)
-                request = {"template": number, "shared": shared, "jobs": part}
-                answers += self._exchange(request, len(part))
+                request = {"template": number, "shared": shared, "jobs": batch}
+                answers += self._exchange(request, len(batch))
         return answers
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process. The next call starts a new one."""
         process, self._process, self._numbers, self._buffer = self._process, None, {}, b""
         if process is None:
             return
@@ -97,7 +97,7 @@ class Worker:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # what was not written yet has no reader
+                with suppress(OSError):  # buffered bytes that nobody reads any more
                     pipe.close()
 
     def _compiled(self, source: str) -> tuple[int, Compiled]:
@@ -105,10 +105,10 @@ class Worker:
             (answer,) = self._exchange({"compile": source}, 1)
             if "refused" in answer:
                 raise Refused(answer["refused"], answer["line"])
-            known = Compiled(
+            compiled = Compiled(
                 answer["marks"], frozenset(answer["variables"]), frozenset(answer["words"])
             )
-            self._numbers[source] = answer["template"], known
+            self._numbers[source] = answer["template"], compiled
         return self._numbers[source]
 
     def _exchange(self, request: dict[str, Any], answers: int) -> list[dict[str, Any]]:
@@ -118,26 +118,26 @@ class Worker:
         try:
             process.stdin.write(line)
             process.stdin.flush()
-            received = [json.loads(self._line(process)) for _ in range(answers)]
+            received = [json.loads(self._next_line(process)) for _ in range(answers)]
         except BrokenPipeError:
-            raise self._ended(process) from None
-        except BaseException:  # an interrupt leaves answers in the pipe that nobody waits for
+            raise self._end_error(process) from None
+        except BaseException:  # an interrupt leaves unread answers in the pipe
             self.close()
             raise
         if reason := next((a["overrun"] for a in received if "overrun" in a), None):
-            self.close()  # what it took of the memory goes with it
+            self.close()  # this frees the memory that the template took
             raise Overrun(reason)
         return received
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """Plain Python with jinja2 alone: neither this package nor its environment enters."""
+        """Plain Python with only jinja2, without this package and without the environment."""
         script = Path(template_sandbox.__file__)
         paths = [str(Path(str(m.__file__)).parents[1]) for m in (jinja2, markupsafe)]
         code = (
             f"import sys, runpy; sys.path += {paths!r}; "
             f"runpy.run_path({str(script)!r}, run_name='__main__')"
         )
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code, str(self._seconds), str(self._memory)],
             env=environment,
@@ -149,8 +149,8 @@ class Worker:
         )
         return self._process
 
-    def _line(self, process: subprocess.Popen[bytes]) -> bytes:
-        """The next line that is not empty. Raises: Overrun if the process ends, or is silent."""
+    def _next_line(self, process: subprocess.Popen[bytes]) -> bytes:
+        """The next line that is not empty. Raises: Overrun if the process ends or is silent."""
         assert process.stdout is not None
         while True:
             line, newline, rest = self._buffer.partition(b"\n")
@@ -159,9 +159,9 @@ class Worker:
                 if line:
                     return line
                 continue
-            self._buffer += self._received(process)
+            self._buffer += self._read_available(process)
 
-    def _received(self, process: subprocess.Popen[bytes]) -> bytes:
+    def _read_available(self, process: subprocess.Popen[bytes]) -> bytes:
         assert process.stdout is not None
         pieces: list[bytes] = []
         with selectors.DefaultSelector() as selector:
@@ -172,11 +172,11 @@ class Worker:
                     raise Overrun(f"it gave no sign of life for {self._patience:g} s")
                 piece = os.read(process.stdout.fileno(), 1 << 20)
                 if not piece:
-                    raise self._ended(process)
+                    raise self._end_error(process)
                 pieces.append(piece)
         return b"".join(pieces)
 
-    def _ended(self, process: subprocess.Popen[bytes]) -> Overrun:
+    def _end_error(self, process: subprocess.Popen[bytes]) -> Overrun:
         status = process.wait()
         self.close()
         if status == -signal.SIGXCPU:
@@ -202,11 +202,11 @@ def render_all(
     return _worker.render(source, shared, jobs)
 
 
-def _forget() -> None:
-    """In a forked child: the worker and its pipes are the parent's."""
+def _start_anew() -> None:
+    """In a forked child: leave the worker and its pipes to the parent."""
     global _worker
     _worker = Worker()
 
 
 atexit.register(lambda: _worker.close())
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_start_anew)

@@ -1,7 +1,7 @@
 """Tokenised rows as flat arrays, in memory or in memory-mapped files: no text, no Python lists.
 
-A row is a stretch of `ids`; what is learned of it are runs of tokens. Everything else of a row
-is a number, a digest, or its place as UTF-8. 300,000 rows of 300 tokens take 200 MB of file.
+A row is a range of `ids`; its label tokens are ranges too (`runs`). Everything else of a row is a
+number, a digest, or its place in the file as UTF-8. 300,000 rows of 300 tokens take 200 MB.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from lorica.data.example import Example
 from lorica.data.rendered_row import RenderedRow
 from lorica.data.tokenise import Tokens
 
-CONTENT, KEY = 16, 32  # bytes of a row's digest, and of its key in the split
-SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "starts": ("int64", ()),  # where a row's tokens begin in ids; one more than rows
-    "runs": ("int64", (2,)),  # first and last + 1 token of each learned run, counted in ids
-    "label": ("int32", ()),  # number of the label's name; -1: none
+CONTENT_BYTES, KEY_BYTES = 16, 32  # of a row's content digest, and of its key in the split
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "starts": ("int64", ()),  # (rows + 1,) where a row's tokens begin in ids
+    "runs": ("int64", (2,)),  # (start, stop) in ids of each range of label tokens
+    "label": ("int32", ()),  # the number of the label's name; -1: none
     "condition": ("int32", ()),
-    "content": ("uint8", (CONTENT,)),
-    "key": ("uint8", (KEY,)),
-    "places": ("uint8", ()),
-    "place": ("int64", ()),  # where a row's place begins in places; one more than rows
+    "content": ("uint8", (CONTENT_BYTES,)),
+    "key": ("uint8", (KEY_BYTES,)),
+    "places": ("uint8", ()),  # "tickets.jsonl:17" of every row, as UTF-8
+    "place": ("int64", ()),  # (rows + 1,) where a row's place begins in places
 }
 
 
 @dataclass
 class Names:
-    """Distinct texts, numbered in the order of their appearance."""
+    """Numbers distinct texts in the order of their first appearance."""
 
     numbers: dict[str, int] = field(default_factory=dict)
 
@@ -45,13 +45,13 @@ class Names:
 class TokenStore:
     """The tokenised rows of one file, uncut.
 
-    arrays: see SHAPES, and ids. meta: "kind", "labels" and "conditions" (names), "lines"
-        (notices), "digest" (of the file).
+    arrays: ids, and those of COLUMNS. meta: "kind", "labels" and "conditions" (names), "lines"
+        (notices), "digest" (of the file), "prompt_format". texts: kept for evaluation only.
     """
 
     arrays: Mapping[str, np.ndarray]
     meta: dict[str, Any]
-    texts: list[RenderedRow] | None = None  # kept for evaluation alone
+    texts: list[RenderedRow] | None = None
 
     def __len__(self) -> int:
         return len(self.arrays["starts"]) - 1
@@ -78,23 +78,23 @@ class TokenStore:
         picked = np.ascontiguousarray(self.arrays[name][rows])
         return picked.view(f"S{picked.shape[1]}").ravel()
 
-    def learned_before(self, token: np.ndarray) -> np.ndarray:
-        """How many tokens are learned before each of these, counted in ids."""
+    def labels_before(self, token: np.ndarray) -> np.ndarray:
+        """The number of label tokens before each of these indices into ids."""
         runs = self.arrays["runs"]
         if not len(runs):
             return np.zeros(np.shape(token), np.int64)
         total = np.concatenate([[0], np.cumsum(runs[:, 1] - runs[:, 0])])
-        run = np.searchsorted(runs[:, 0], token, side="right")  # runs that begin at or before
+        run = np.searchsorted(runs[:, 0], token, side="right")  # ranges that begin at or before
         last = np.maximum(run - 1, 0)
-        over = np.maximum(runs[last, 1] - token, 0)  # of the last of them, what lies behind
-        return total[run] - np.where(run > 0, over, 0)
+        excess = np.maximum(runs[last, 1] - token, 0)  # the part of the last range after the index
+        return total[run] - np.where(run > 0, excess, 0)
 
     def where(self, row: int) -> str:
         start, stop = self.arrays["place"][row : row + 2]
         return bytes(self.arrays["places"][start:stop]).decode()
 
     def example(self, row: int, start: int, stop: int, label: int | None) -> Example:
-        """Tokens start..stop of a row; the first of them is no label."""
+        """Tokens start to stop of a row as an example; the first of them is not a label."""
         first = int(self.arrays["starts"][row])
         ids = self.arrays["ids"][first + start : first + stop].tolist()
         learned = [False] * len(ids)
@@ -119,7 +119,7 @@ class TokenStore:
 
 
 class Column:
-    """An array that grows: in memory, or in a file from `spill` on."""
+    """An array that grows, in memory; after `spill`, in a file."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...] = ()):
         self.dtype, self.shape = np.dtype(dtype), shape
@@ -136,7 +136,7 @@ class Column:
             self._file.write(part.tobytes())
 
     def spill(self, path: Path) -> None:
-        """Write what is held, and all that comes, to a file."""
+        """Write the values so far, and all later ones, to a file."""
         self._file = path.open("xb")
         for part in self._parts:
             self._file.write(part.tobytes())
@@ -151,20 +151,20 @@ class Column:
 
 
 class StoreWriter:
-    """Collects the tokens of rows. texts: keep the rows' text as well.
+    """Collects tokenised rows into a store.
 
-    ids: dtype of the token ids. seed: of the split into training and validation rows.
+    ids: dtype of the token ids. seed: of the validation split. texts: keep the rows' text.
     """
 
     def __init__(self, ids: str, seed: int, *, texts: bool = False):
         self.columns = {"ids": Column(ids)}
-        self.columns |= {name: Column(*rest) for name, rest in SHAPES.items()}
+        self.columns |= {name: Column(*rest) for name, rest in COLUMNS.items()}
         self.columns["starts"].append([0])
         self.columns["place"].append([0])
         self.labels, self.conditions = Names(), Names()
         self.texts: list[RenderedRow] | None = [] if texts else None
         self._seed = f"{seed}\0".encode()
-        self._tokens = self._letters = self.rows = 0
+        self._tokens = self._place_bytes = self.rows = 0
 
     @property
     def bytes(self) -> int:
@@ -186,23 +186,23 @@ class StoreWriter:
         columns["label"].append([self.labels.number(row.label) for row in rows])
         columns["condition"].append([self.conditions.number(row.condition) for row in rows])
         contents = [content(row) for row in rows]
-        digests = b"".join(hashlib.blake2b(c, digest_size=CONTENT).digest() for c in contents)
+        digests = b"".join(hashlib.blake2b(c, digest_size=CONTENT_BYTES).digest() for c in contents)
         columns["content"].append(np.frombuffer(digests, np.uint8))
-        # Rows made from one conversation begin alike, and stay together.
+        # Rows made from one conversation share a prefix: they stay on one side of the split.
         groups = [r.group.encode() or c for r, c in zip(rows, contents, strict=True)]
         keys = b"".join(hashlib.sha256(self._seed + g).digest() for g in groups)
         columns["key"].append(np.frombuffer(keys, np.uint8))
         places = [row.where.encode() for row in rows]
         columns["places"].append(np.frombuffer(b"".join(places), np.uint8))
-        stops = self._letters + np.cumsum([len(place) for place in places])
+        stops = self._place_bytes + np.cumsum([len(place) for place in places])
         columns["place"].append(stops)
-        self._tokens, self._letters = int(ends[-1]), int(stops[-1])
+        self._tokens, self._place_bytes = int(ends[-1]), int(stops[-1])
         self.rows += len(rows)
         if self.texts is not None:
             self.texts += rows
 
     def store(self, meta: dict[str, Any]) -> TokenStore:
-        """What was collected, in memory."""
+        """The collected rows as a store in memory."""
         arrays = {name: column.array() for name, column in self.columns.items()}
         return TokenStore(arrays, self.meta(meta), self.texts)
 
@@ -212,20 +212,20 @@ class StoreWriter:
 
 
 def content(row: RenderedRow) -> bytes:
-    """What makes a row the same as another: its segments, label and condition."""
+    """The bytes that equal rows share: those of its spans, label and condition."""
     condition = [] if row.condition is None else [row.condition]
-    parts = [*(s.text for s in row.segments), row.label or "", *condition]
+    parts = [*(span.text for span in row.spans), row.label or "", *condition]
     return "\x1f".join(parts).encode()
 
 
 def open_store(folder: Path) -> TokenStore:
-    """The store in a folder, memory-mapped.
+    """Open the store in a folder, memory-mapped, and check its digests.
 
-    Raises: OSError, ValueError, KeyError, TypeError if it is not whole.
+    Raises: OSError, ValueError, KeyError, TypeError if it is damaged.
     """
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     arrays: dict[str, np.ndarray] = {}
-    for name, (dtype, shape) in {"ids": (meta["ids"], ()), **SHAPES}.items():
+    for name, (dtype, shape) in {"ids": (meta["ids"], ()), **COLUMNS}.items():
         path = folder / name
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"][name]:
@@ -238,7 +238,7 @@ def open_store(folder: Path) -> TokenStore:
 
 
 def finish_store(folder: Path, writer: StoreWriter, meta: dict[str, Any]) -> None:
-    """Close the files that a writer spilled to a folder, and write what makes them a store."""
+    """Close the files that a writer spilled to a folder, and write the meta.json of the store."""
     sums = {}
     for name, column in writer.columns.items():
         column.close()

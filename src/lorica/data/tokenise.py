@@ -1,10 +1,10 @@
-"""Text to token ids, and which of them are learned.
+"""Tokenise rendered rows, and mark which tokens are labels.
 
-A row is tokenised as one text, and at every border between segments the text up to there is
-tokenised alone as well: that is what generation will see. Where the one does not begin with
-the other (a token reaches over the border), the row is tokenised segment by segment instead,
-and counted. Tokens in front (BOS) are the tokenizer's own, unless the text brings them; EOS
-stands at the end of every row and is learned, unless the last answer ends in it already.
+A row is encoded as one text. At each border between two spans the text before it is encoded
+alone too: generation will see those tokens. If the row does not begin with them (a token crosses
+the border), the row is encoded span by span instead, and counted in a notice. The front tokens
+(BOS) are the tokenizer's, unless the text brings its own. Every row ends in EOS, which is a label,
+unless the last answer ends in it already.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from lorica.data.unknown_characters import UnknownCharacters
 
 @dataclass(frozen=True)
 class Tokens:
-    """A row's ids, and the runs of them that are learned: (first, last + 1), never token 0."""
+    """A row's ids, and its ranges of labels: (start, stop), never token 0."""
 
     ids: list[int]
     runs: list[tuple[int, int]]
@@ -29,103 +29,105 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row's ids, and how many stand before each segment and behind the last.
+    """A row's ids without front and end tokens.
 
-    apart: each segment was tokenised by itself.
+    offsets: the number of ids before each span, and of all. piecewise: each span was encoded
+    by itself.
     """
 
     ids: list[int]
-    cuts: list[int]
-    apart: bool = False
+    offsets: list[int]
+    piecewise: bool = False
 
 
 class RowTokeniser:
-    """Tokenises rows for a language model, a chunk at a time, and counts what there is to say.
+    """Tokenises rows for a language model, a chunk at a time, and collects notices.
 
     Raises: DataError if the tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, tokenizer: Any):
         self._eos = end_token(tokenizer)
-        self._texts, self._borders = TextEncoder(tokenizer), TokenBoundaries(tokenizer)
-        self._apart, self._spaces, self._twice = Places(), 0, Places()
-        self._unwritten = UnknownCharacters(tokenizer, self._texts.ids)
+        self._encoder, self._boundaries = TextEncoder(tokenizer), TokenBoundaries(tokenizer)
+        self._piecewise, self._final_spaces, self._doubled_bos = Places(), 0, Places()
+        self._unknown = UnknownCharacters(tokenizer, self._encoder.ids)
 
     def tokens(self, rows: Sequence[RenderedRow]) -> list[Tokens]:
         """The tokens of each row, in order."""
-        return self.framed(rows, self.encoded(rows))
+        return self.frame(rows, self.encode(rows))
 
-    def encoded(self, rows: Sequence[RenderedRow]) -> list[Encoded]:
-        """The ids of each row, and of its segments. Counts nothing, so threads may call it."""
-        whole = [row.text for row in rows]
-        ids = self._texts.ids(whole)
-        cuts = self._cuts(rows, whole, ids)
-        return [self._encoded(*one) for one in zip(rows, ids, cuts, strict=True)]
+    def encode(self, rows: Sequence[RenderedRow]) -> list[Encoded]:
+        """The ids of each row. Thread-safe: it changes nothing."""
+        texts = [row.text for row in rows]
+        ids = self._encoder.ids(texts)
+        borders = self._border_offsets(rows, texts, ids)
+        return [self._encoded(*row) for row in zip(rows, ids, borders, strict=True)]
 
-    def framed(self, rows: Sequence[RenderedRow], encoded: Sequence[Encoded]) -> list[Tokens]:
-        """The tokens of each row from its ids, in order."""
-        self._unwritten.add(rows, [row.text for row in rows])
-        return [self._row(row, one) for row, one in zip(rows, encoded, strict=True)]
+    def frame(self, rows: Sequence[RenderedRow], encoded: Sequence[Encoded]) -> list[Tokens]:
+        """Add front and end tokens to the rows' ids, mark the labels, and count for notices."""
+        self._unknown.add(rows, [row.text for row in rows])
+        return [self._tokens_of(*pair) for pair in zip(rows, encoded, strict=True)]
 
-    def _cuts(
-        self, rows: Sequence[RenderedRow], whole: list[str], ids: list[list[int]]
+    def _border_offsets(
+        self, rows: Sequence[RenderedRow], texts: list[str], ids: list[list[int]]
     ) -> list[list[int | None]]:
-        """For each row and border between two of its segments: how many tokens stand before it.
+        """For each border between two spans of each row: the number of tokens before it.
 
-        None where the text before it alone has other tokens.
+        None if the text before the border has other tokens alone.
         """
-        borders = [list(accumulate(len(s.text) for s in row.segments))[:-1] for row in rows]
-        found = self._borders.before(whole, ids, borders)
-        asked = [i for i, cuts in enumerate(found) if cuts is None]
-        alone = iter(self._texts.ids(whole[i][:place] for i in asked for place in borders[i]))
-        cuts = [[] if known is None else known for known in found]
-        for i in asked:
-            for before in (next(alone) for _ in borders[i]):
-                cuts[i].append(len(before) if ids[i][: len(before)] == before else None)
-        return cuts
+        borders = [list(accumulate(len(s.text) for s in row.spans))[:-1] for row in rows]
+        known = self._boundaries.tokens_before(texts, ids, borders)
+        unknown = [i for i, offsets in enumerate(known) if offsets is None]
+        prefixes = iter(self._encoder.ids(texts[i][:at] for i in unknown for at in borders[i]))
+        result = [[] if offsets is None else offsets for offsets in known]
+        for i in unknown:
+            for prefix in (next(prefixes) for _ in borders[i]):
+                result[i].append(len(prefix) if ids[i][: len(prefix)] == prefix else None)
+        return result
 
-    def _encoded(self, row: RenderedRow, ids: list[int], before: list[int | None]) -> Encoded:
-        if None not in before:
-            return Encoded(ids, [0, *(cut for cut in before if cut is not None), len(ids)])
-        pieces = self._texts.piecewise([segment.text for segment in row.segments])
+    def _encoded(self, row: RenderedRow, ids: list[int], borders: list[int | None]) -> Encoded:
+        if None not in borders:
+            return Encoded(ids, [0, *(n for n in borders if n is not None), len(ids)])
+        pieces = self._encoder.piecewise([span.text for span in row.spans])
         ends = accumulate(map(len, pieces))
-        return Encoded([i for piece in pieces for i in piece], [0, *ends], apart=True)
+        return Encoded([i for piece in pieces for i in piece], [0, *ends], piecewise=True)
 
     def notices(self) -> list[str]:
         """Notices about all rows."""
-        lines = []
-        if self._apart:
-            usual = f"{self._spaces} of these prompts end in a space, better left out"
-            lines.append(
-                f"{self._apart.count} rows are tokenised segment by segment, because a token would "
-                f"reach over the border of prompt and answer: {self._apart}"
-                + (f"; {usual}" if self._spaces else "")
+        notices = []
+        if self._piecewise:
+            spaces = f"; {self._final_spaces} of these prompts end in a space, better left out"
+            notices.append(
+                f"{self._piecewise.count} rows are tokenised in pieces, because a token would "
+                f"cross the border of prompt and answer: {self._piecewise}"
+                + (spaces if self._final_spaces else "")
             )
-        if self._twice:
-            lines.append(
-                f"{self._twice.count} rows began with BOS twice; once is kept: {self._twice}"
+        if self._doubled_bos:
+            notices.append(
+                f"{self._doubled_bos.count} rows began with BOS twice; one is left out: "
+                f"{self._doubled_bos}"
             )
-        return lines + self._unwritten.notices()
+        return notices + self._unknown.notices()
 
-    def _row(self, row: RenderedRow, encoded: Encoded) -> Tokens:
-        ids, cuts = encoded.ids, encoded.cuts
-        if encoded.apart:
-            self._apart.add(row.where)
-            self._spaces += row.segments[0].text.endswith(" ")
+    def _tokens_of(self, row: RenderedRow, encoded: Encoded) -> Tokens:
+        if encoded.piecewise:
+            self._piecewise.add(row.where)
+            self._final_spaces += row.spans[0].text.endswith(" ")
         runs: list[tuple[int, int]] = []
-        for segment, start, end in zip(row.segments, cuts, cuts[1:], strict=False):
-            if segment.learned and end > start:
+        offsets = encoded.offsets
+        for span, start, end in zip(row.spans, offsets, offsets[1:], strict=False):
+            if span.learned and end > start:
                 if runs and runs[-1][1] == start:
                     start = runs.pop()[0]
                 runs.append((start, end))
-        return self._framed(row, ids, runs)
+        return self._framed(row, encoded.ids, runs)
 
     def _framed(self, row: RenderedRow, ids: list[int], runs: list[tuple[int, int]]) -> Tokens:
-        """The row with BOS once in front and, if anything is learned, EOS at its end."""
-        ids, shift, doubled = self._texts.begun(ids, special=row.special)
+        """The row with BOS once in front and, if it has labels, EOS as its last label."""
+        ids, shift, doubled = self._encoder.with_front(ids, special=row.special)
         if doubled:
-            self._twice.add(row.where)
-        # The first token is no label: nothing stands before it.
+            self._doubled_bos.add(row.where)
+        # Token 0 is not a label: nothing precedes it.
         runs = [(max(a + shift, 1), b + shift) for a, b in runs if b + shift > 0]
         if runs and not (runs[-1][1] == len(ids) and ids[-1] == self._eos):
             ids = [*ids, self._eos]
@@ -140,19 +142,19 @@ class ClassifierTokeniser:
     """Tokenises rows for a classifier, with the tokenizer's own special tokens."""
 
     def __init__(self, tokenizer: Any):
-        self._texts = TextEncoder(tokenizer)
-        self._unwritten = UnknownCharacters(tokenizer, self._texts.ids)
+        self._encoder = TextEncoder(tokenizer)
+        self._unknown = UnknownCharacters(tokenizer, self._encoder.ids)
 
     def tokens(self, rows: Sequence[RenderedRow]) -> list[Tokens]:
-        return self.framed(rows, self.encoded(rows))
+        return self.frame(rows, self.encode(rows))
 
-    def encoded(self, rows: Sequence[RenderedRow]) -> list[Encoded]:
-        ids = self._texts.ids([row.text for row in rows], special=True)
-        return [Encoded(some, [0, len(some)]) for some in ids]
+    def encode(self, rows: Sequence[RenderedRow]) -> list[Encoded]:
+        rows_ids = self._encoder.ids([row.text for row in rows], special=True)
+        return [Encoded(ids, [0, len(ids)]) for ids in rows_ids]
 
-    def framed(self, rows: Sequence[RenderedRow], encoded: Sequence[Encoded]) -> list[Tokens]:
-        self._unwritten.add(rows, [row.text for row in rows])
-        return [Tokens(one.ids, []) for one in encoded]
+    def frame(self, rows: Sequence[RenderedRow], encoded: Sequence[Encoded]) -> list[Tokens]:
+        self._unknown.add(rows, [row.text for row in rows])
+        return [Tokens(row.ids, []) for row in encoded]
 
     def notices(self) -> list[str]:
-        return self._unwritten.notices()
+        return self._unknown.notices()

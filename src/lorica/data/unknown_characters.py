@@ -1,6 +1,6 @@
-"""Characters of the rows that a tokenizer cannot write.
+"""Find characters of the rows that a tokenizer has no tokens for.
 
-It drops them, or reads them as unknown, without a word: arithmetic without "=" and "/".
+A tokenizer drops them, or reads them as unknown, without a warning: arithmetic without "=".
 """
 
 import sys
@@ -12,41 +12,45 @@ import numpy as np
 from lorica.data.notices import Places
 from lorica.data.rendered_row import RenderedRow
 
+SHOWN = 12  # characters in the notice
+
 
 class UnknownCharacters:
     """Counts rows with characters that the tokenizer has no tokens for."""
 
-    def __init__(self, tokenizer: Any, ids: Callable[[list[str]], list[list[int]]]):
-        """ids: the token ids of each text."""
-        self._tokenizer, self._ids = tokenizer, ids
-        self._known = set(" \t\n\r")
-        self._lost: set[str] = set()
+    def __init__(self, tokenizer: Any, encode: Callable[[list[str]], list[list[int]]]):
+        """encode: gives the token ids of each text."""
+        self._tokenizer, self._encode = tokenizer, encode
+        self._checked = set(" \t\n\r")
+        self._unknown: set[str] = set()
         self._rows = Places()
 
     def add(self, rows: Sequence[RenderedRow], texts: Sequence[str]) -> None:
+        """Check the characters of a chunk of rows. texts: the text of each row."""
         codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-        there = np.zeros(sys.maxunicode + 1, bool)
-        there[codes] = True  # ten times as fast as a set of the letters
-        present = set(map(chr, np.flatnonzero(there).tolist()))
-        if new := sorted(present - self._known):
-            self._known.update(new)
-            self._lost.update(self._unwritten(new))
-        if lost := present & self._lost:
+        occurs = np.zeros(sys.maxunicode + 1, bool)
+        occurs[codes] = True  # ten times as fast as a set of the characters
+        present = set(map(chr, np.flatnonzero(occurs).tolist()))
+        if new := sorted(present - self._checked):
+            self._checked.update(new)
+            self._unknown.update(self._without_tokens(new))
+        if unknown := present & self._unknown:
             for row, text in zip(rows, texts, strict=True):
-                if not lost.isdisjoint(text):
+                if not unknown.isdisjoint(text):
                     self._rows.add(row.where)
 
     def notices(self) -> list[str]:
-        if not self._lost:
+        if not self._unknown:
             return []
-        shown = " ".join(sorted(self._lost)[:12]) + (" ..." if len(self._lost) > 12 else "")
+        names = " ".join(sorted(self._unknown)[:SHOWN])
+        names += " ..." if len(self._unknown) > SHOWN else ""
         what = "characters that the tokenizer cannot write, so they are lost or unknown"
-        return [f"{self._rows.count} rows hold {what}: {shown} ({self._rows})"]
+        return [f"{self._rows.count} rows hold {what}: {names} ({self._rows})"]
 
-    def _unwritten(self, characters: list[str]) -> list[str]:
-        unknown, lost = self._tokenizer.unk_token_id, []
-        for character, ids in zip(characters, self._ids(characters), strict=True):
-            is_unknown = unknown is not None and unknown in ids
-            if not character.isspace() and (is_unknown or not self._tokenizer.decode(ids).strip()):
-                lost.append(character)
-        return lost
+    def _without_tokens(self, characters: list[str]) -> list[str]:
+        unk, unknown = self._tokenizer.unk_token_id, []
+        for character, ids in zip(characters, self._encode(characters), strict=True):
+            is_unk = unk is not None and unk in ids
+            if not character.isspace() and (is_unk or not self._tokenizer.decode(ids).strip()):
+                unknown.append(character)
+        return unknown

@@ -8,10 +8,10 @@ from typing import Any
 
 from lorica.base.load import LoadedModel
 from lorica.data.chat_template import ChatTemplate, chat_templates
+from lorica.data.fields import BadRow
 from lorica.data.prompt_format import PromptFormat
 from lorica.data.render_prompt import ALPACA_TEMPLATE, alpaca_prompt, render_prompts
 from lorica.data.rendered_row import RenderedRow, TextSpan
-from lorica.data.row_format import BadRow
 from lorica.errors import ConfigError, DataError
 
 
@@ -77,7 +77,7 @@ def end_of_turn(loaded: LoadedModel) -> str:
         return ""
     if form.end_of_turn is not None:
         return form.end_of_turn
-    return _chat_template(loaded, form).end or ""
+    return _chat_template(loaded, form).end_of_turn or ""
 
 
 def conversation_notices(loaded: LoadedModel, *, has_system: bool = False) -> list[str]:
@@ -124,7 +124,5 @@ def _chat_template(loaded: LoadedModel, form: PromptFormat) -> ChatTemplate:
 
 
 def _filled(template: str, fields: dict[str, Any]) -> str:
-    (text,) = render_prompts(template, [fields])
-    if isinstance(text, BadRow):
-        raise text
-    return text
+    (prompt,) = render_prompts(template, [fields])
+    return prompt.checked()

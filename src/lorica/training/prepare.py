@@ -77,7 +77,7 @@ def summary(config: TrainConfig, data: Data) -> str:
     if data.labels is not None:
         learns = f"{len(data.labels)} classes"
     else:
-        tokens, labels = int(data.train.lengths.sum()), int(data.train.labels.sum())
+        tokens, labels = int(data.train.lengths.sum()), int(data.train.label_counts.sum())
         learns = f"{labels:,} of {tokens:,} tokens are learned"
     held = f" and {len(data.validation):,} validation" if len(data.validation) else ""
     return (
