@@ -186,7 +186,7 @@ def test_every_public_name_is_there_and_sorted():
     import lorica
 
     assert lorica.__all__ == sorted(lorica.__all__)
-    assert set(lorica._HOMES) == set(lorica.__all__)
+    assert set(lorica._HOMES) == set(lorica.__all__) == set(dir(lorica))
     for name, home in lorica._HOMES.items():
         if (ROOT / f"{home.replace('.', '/')}.py").is_file():
             assert getattr(lorica, name).__module__ == f"lorica.{home}"

@@ -1,6 +1,6 @@
-"""Lorica fits a frozen language model to a task, and proves what it did.
+"""Lorica adapts a frozen language model to a task by training small adapters.
 
-Importing this module loads nothing heavy: each name is fetched when it is first used.
+Importing this module loads nothing heavy: a name is imported when it is first used.
 """
 
 from importlib import import_module
@@ -73,6 +73,10 @@ _HOMES = {
     "trainable_parameters": "core.attach",
     "use": "core.attach",
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> object:
