@@ -17,7 +17,7 @@ from lorica.data.load import load_data
 from lorica.errors import BaseError, ConfigError, DataError, FileError, TrainingError
 from lorica.evaluation.evaluate import evaluate
 from lorica.evaluation.loss import Scores, score
-from lorica.evaluation.measure import Measure, evaluate_loaded, token_measures
+from lorica.evaluation.measure import Measure, Report, evaluate_loaded, token_measures
 from lorica.evaluation.stats import Interval
 from lorica.evaluation.tables import show_report
 from lorica.formats.attach import load as load_adapter
@@ -156,6 +156,17 @@ def test_samples_json_and_the_printed_table(adapter, small_base, rows):
     for word in ("exact match", "perplexity", "reference", "rows.jsonl:1", "few rows (6", "points"):
         assert word in text
     assert all(notice in text for notice in report.notices)
+
+
+def test_large_values_and_long_verdicts_fit_80_columns():
+    base, adapter = Interval(42230.3, 7665.5, 322175.5), Interval(4974.6, 1614.2, 18198.9)
+    difference = Interval(-37255.7, -99715.9, 5883.0)
+    out = io.StringIO()
+    measures = [Measure("perplexity", 4, "lower", base, adapter, difference)]
+    show_report(Report(measures, 4, 20), Console(file=out, width=80))
+    text = out.getvalue()
+    assert "perplexity" in text and "[-99,716, 5,883]" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_one_row_has_no_interval_and_shows_no_difference(adapter, small_base, rows):

@@ -47,11 +47,12 @@ def show_report(report: Report, console: Console) -> None:
 
 def _metrics(measures: list[Measure]) -> Table:
     adapted = any(measure.adapter for measure in measures)
-    table = Table("", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", min_width=len("perplexity"))
     for column in ("base", "adapter", "difference") if adapted else ("base",):
         table.add_column(column, no_wrap=True)
     if adapted:
-        table.add_column("")
+        table.add_column("", min_width=len("difference"))  # the verdict
     for measure in measures:
         is_share = measure.name in SHARES
         cells = [measure.name.replace("_", " "), _written(measure.base, is_share)]
@@ -59,7 +60,7 @@ def _metrics(measures: list[Measure]) -> Table:
             cells += [
                 _written(measure.adapter, is_share),
                 _written(measure.difference, is_share, signed=True),
-                measure.verdict or "",
+                str(measure.verdict),
             ]
         table.add_row(*cells)
     return table
@@ -101,13 +102,17 @@ def _table(*columns: str) -> Table:
 def _written(interval: Interval, is_share: bool, signed: bool = False) -> str:
     sign = "+" if signed else ""
     unit = (" points" if signed else " %") if is_share else ""
-    size = abs(interval.value)
-    scale, digits = (100, 1) if is_share else (1, 3 if size < 10 else 2 if size < 100 else 1)
+    scale, digits = (100, 1) if is_share else (1, _digits(abs(interval.value)))
     value, low, high = (
-        f"{scale * number:{sign}.{digits}f}" if math.isfinite(number) else "?"
+        f"{scale * number:{sign},.{digits}f}" if math.isfinite(number) else "?"
         for number in (interval.value, interval.low, interval.high)
     )
     return f"{value}{unit}\n\\[{low}, {high}]"
+
+
+def _digits(size: float) -> int:
+    """Digits behind the point of a value of this size."""
+    return next((digits for limit, digits in ((10, 3), (100, 2), (1000, 1)) if size < limit), 0)
 
 
 def _percent(interval: Interval | None) -> str:
