@@ -165,7 +165,7 @@ def test_large_values_and_long_verdicts_fit_80_columns():
     measures = [Measure("perplexity", 4, "lower", base, adapter, difference)]
     show_report(Report(measures, 4, 20), Console(file=out, width=80))
     text = out.getvalue()
-    assert "perplexity" in text and "[-99,716, 5,883]" in text and "…" not in text
+    assert "perplexity" in text and "[-99,716, +5,883]" in text and "…" not in text
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -219,7 +219,7 @@ def test_chat_rows_are_compared_without_their_end_of_turn(base, rows, monkeypatc
     answer = generate(talking, ["Hello"], chat=True, max_new_tokens=9).texts[0]
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     path = rows([{"messages": turns}] * 2)
-    monkeypatch.setattr("lorica.evaluation.evaluate.load_base", lambda *_, **__: talking)
+    monkeypatch.setattr("lorica.formats.open_model.load_base", lambda *_, **__: talking)
     report = evaluate(base.path, path, max_new_tokens=9)
     assert report["exact_match"].base.value == 1
     assert report.samples[0].wanted == answer.strip()
