@@ -1,9 +1,9 @@
-"""One settings language: YAML recipes, flags and Python values, judged alike.
+"""One settings language: YAML recipes, flags and Python values, all validated in one way.
 
-settings.py   nested plain data with the place of each part
-text.py       YAML in (with lines) and out
-values.py     one value: its type in words, from a flag's text
-judge.py      pydantic models and method dataclasses; all mistakes at once
-flags.py      flags over a recipe
-versions.py   of the packages that can change a result
+settings   nested plain data, with the place of every setting (file and line, or flag)
+yaml_file  read and write YAML, with the line of every setting
+flags      set single values by flags
+values     one value: its type in words, and its parsing from the text of a flag
+validate   plain data to pydantic models and method dataclasses; all mistakes at once
+versions   the versions of packages that can change a result
 """

@@ -1,7 +1,7 @@
 """Flags over a recipe: `--data.max_length 256` sets one nested value.
 
-Text from a flag becomes the value that its setting asks for: `--layers_to_transform 0,1` is a
-list, `--data.validation 0.1` a number and `--data.validation rows.jsonl` a name.
+The text of a flag becomes the type of its setting: `--layers_to_transform 0,1` is a list,
+`--data.validation 0.1` a number, and `--data.validation rows.jsonl` a file.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,48 +22,57 @@ SHORT = {"data": ("data", "path"), "method": ("method", "name")}
 def apply_flags(
     settings: Settings, model: type[BaseModel], flags: Mapping[str, Any]
 ) -> list[Mistake]:
-    """Put flags over `settings`, in place. Returns the flags that name no setting."""
-    mistakes = []
-    _lengthen(settings)
-    for flag, value in flags.items():
-        place = f"--{flag}"
-        value = member_as_dict(value) if isinstance(value, Named) else value
-        where, kind = setting_at(model, tuple(flag.replace("-", "_").split(".")))
-        rest = ".".join(flag.split(".")[len(where) :])
-        inside = get_origin(kind) is dict
-        if kind is None or (rest and not inside) or "" in flag.split("."):
-            where = tuple(flag.replace("-", "_").split("."))
-            lost = Settings(places={where: place})
-            mistakes.append(Mistake(where, unknown_setting(where, setting_names(model), lost)))
-        elif where[0] == "method" and rest:
-            where = ("method", rest.replace("-", "_"))
-            settings.put(where, value, place)
-            settings.texts.add(where)
-        elif rest:
-            settings.put((*where, rest), parse_flag(kind, {rest: value})[rest], place)
-        elif (
-            where == (where[0],)
-            and where[0] in SHORT
-            and isinstance(value, str)
-            and not value.startswith("{")
-        ):
-            settings.put(SHORT[where[0]], value, place)
-        else:
-            settings.put(where, parse_flag(kind, value), place)
-    _lengthen(settings)
+    """Set the values of flags in `settings`. Returns the flags that are not settings."""
+    _expand_short_forms(settings)
+    mistakes = [
+        mistake
+        for flag, value in flags.items()
+        if (mistake := _apply_flag(settings, model, flag, value)) is not None
+    ]
+    _expand_short_forms(settings)
     return mistakes
 
 
-def _lengthen(settings: Settings) -> None:
+def _apply_flag(
+    settings: Settings, model: type[BaseModel], flag: str, value: Any
+) -> Mistake | None:
+    place, parts = f"--{flag}", flag.split(".")
+    names = tuple(flag.replace("-", "_").split("."))
+    where, kind = setting_at(model, names)
+    rest = ".".join(parts[len(where) :])  # the key inside a mapping
+    if kind is None or (rest and get_origin(kind) is not dict) or "" in parts:
+        lost = Settings(places={names: place})
+        return Mistake(names, unknown_setting(names, setting_names(model), lost))
+    if where[0] == "method" and rest:
+        where = ("method", rest.replace("-", "_"))
+        settings.put(where, value, place)
+        settings.texts.add(where)
+    elif rest:
+        settings.put((*where, rest), parse_flag(kind, {rest: value})[rest], place)
+    else:
+        match value:
+            case Named():
+                settings.put(where, member_as_dict(value), place)
+            case str() if len(where) == 1 and where[0] in SHORT and not value.startswith("{"):
+                settings.put(SHORT[where[0]], value, place)
+            case _:
+                settings.put(where, parse_flag(kind, value), place)
+    return None
+
+
+def _expand_short_forms(settings: Settings) -> None:
+    """`method: lora` becomes `method: {name: lora}`."""
     for key, where in SHORT.items():
-        if isinstance(settings.data.get(key), str):
-            settings.put(where, settings.data.pop(key), settings.place((key,)))
+        match settings.data.get(key):
+            case str(word):
+                del settings.data[key]
+                settings.put(where, word, settings.place((key,)))
 
 
 def resolve_paths(settings: Settings, folder: Path, wheres: Iterable[Where]) -> None:
-    """Paths that exist only relative to the recipe's folder are taken from there, in place."""
-    _lengthen(settings)
+    """Make paths that exist only in the recipe's folder relative to it."""
+    _expand_short_forms(settings)
     for where in wheres:
-        name = settings.get(where)
-        if isinstance(name, str) and not Path(name).exists() and (folder / name).exists():
-            settings.put(where, str(folder / name), settings.place(where))
+        match settings.get(where):
+            case str(name) if not Path(name).exists() and (folder / name).exists():
+                settings.put(where, str(folder / name), settings.place(where))

@@ -1,4 +1,4 @@
-"""Settings before they are judged: nested plain data that knows where each part was written."""
+"""Settings before they are validated: nested plain data that knows where it was written."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ Where = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Mistake:
-    """One setting that cannot be used. `what` starts with the setting's name."""
+    """A setting that cannot be used. `what` begins with its name."""
 
     path: Where
     what: str
@@ -20,47 +20,55 @@ class Mistake:
 
 @dataclass
 class Settings:
-    """Nested plain data, and the place each part came from: a file's line, or a flag."""
+    """Nested plain data, and the place of each setting: a file and line, or a flag.
+
+    mistakes: of the writing itself: a key set twice, a tag. texts: values that are still the text
+    of a flag, because only the method knows their type.
+    """
 
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Where, str] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
-    """What was wrong already in the writing: a key set twice, a tag."""
     texts: set[Where] = field(default_factory=set)
-    """Values that are still text of a flag, because only the chosen method knows their type."""
 
     def place(self, path: Where) -> str:
-        """The place of a setting, or of the nearest part around it; "" when unknown."""
+        """The place of a setting, or of the nearest mapping around it; "" if unknown."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "")
 
     def put(self, path: Where, value: Any, place: str = "") -> None:
-        """Set one nested value, in place, making the mappings on the way.
+        """Set a nested value, and create the mappings on the way.
 
-        Where something else than a mapping stands in the way, that is left for the judge.
+        If another value is where a mapping should be, nothing is set: validation reports it.
         """
-        node: Any = self.data
+        node = self.data
         for key in path[:-1]:
             if node.get(key) is None:
                 node[key] = {}
-            node = node[key]
-            if not isinstance(node, dict):
-                return
+            match node[key]:
+                case dict() as inner:
+                    node = inner
+                case _:
+                    return
         node[path[-1]] = value
         self.places = {p: w for p, w in self.places.items() if p[: len(path)] != path}
         if place:
             self.places[path] = place
 
     def get(self, path: Where) -> Any:
-        """The nested value, None where there is none."""
+        """The nested value; None if there is none."""
         node: Any = self.data
         for key in path:
-            node = node.get(key) if isinstance(node, dict) else None
+            match node:
+                case dict():
+                    node = node.get(key)
+                case _:
+                    return None
         return node
 
-    def told(self, mistake: Mistake) -> str:
-        """A mistake behind its file and line; one in a flag begins with the flag's name."""
+    def describe(self, mistake: Mistake) -> str:
+        """A mistake with its file and line; one in a flag begins with the flag's name."""
         place, what = self.place(mistake.path), mistake.what
         if not place or what.startswith("--"):
             return what
@@ -70,13 +78,15 @@ class Settings:
 
 
 def raise_mistakes(mistakes: list[Mistake], settings: Settings) -> NoReturn:
-    """Raise one ConfigError that tells all mistakes, in the order of their places."""
-    told = list(dict.fromkeys(settings.told(m) for m in mistakes))
-    told.sort(key=_by_line)
-    what = told[0] if len(told) == 1 else "\n  ".join([f"{len(told)} settings are wrong:", *told])
+    """Raise one ConfigError with all mistakes, in the order of their lines."""
+    lines = list(dict.fromkeys(settings.describe(mistake) for mistake in mistakes))
+    lines.sort(key=_line_number)
+    what = lines[0]
+    if len(lines) > 1:
+        what = "\n  ".join([f"{len(lines)} settings are wrong:", *lines])
     raise ConfigError(what, fix="`lorica train --help` lists every setting")
 
 
-def _by_line(told: str) -> int:
-    found = re.match(r".*?:(\d+): ", told)
-    return int(found[1]) if found else 0
+def _line_number(line: str) -> int:
+    number = re.match(r".*?:(\d+): ", line)
+    return int(number[1]) if number else 0

@@ -1,7 +1,7 @@
-"""From plain data to typed settings: every mistake is found, and told in one kind of sentence.
+"""Validate plain data as typed settings, and report every mistake in the same form.
 
-pydantic judges in its strict JSON mode (`"8"` is not a number, `true` is not 1); the sentences
-are made here from the types and limits of the fields.
+pydantic validates in its strict JSON mode: `"8"` is not a number, `true` is not 1. The messages
+are written here, from the types and limits of the fields.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from lorica.errors import LoricaError, closest
 from lorica.recipe.settings import Mistake, Settings, Where
 from lorica.recipe.values import (
+    as_model,
     describe_type,
     format_value,
     nearest_choice,
@@ -50,35 +51,35 @@ ALIASES = {
     "output_dir": "output",
     "bf16": "dtype",
 }
-"""What other tools call a setting -> what it is called here."""
+"""The names of settings in other tools -> their names here."""
 
 
 def setting_at(model: type[BaseModel], where: Where) -> tuple[Where, Any]:
-    """The part of `where` that names a setting of `model`, and the type that it must have."""
+    """(the part of `where` that is a setting of `model`, its type; None if there is no such)."""
     kind: Any = model
     for depth, key in enumerate(where):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            info = kind.model_fields.get(key)
-            if info is None:
-                return where[: depth + 1], None
-            kind = info.annotation
-            if info.metadata:
-                kind = Annotated[(kind, *info.metadata)]
-        else:
+        inner = as_model(kind)
+        if inner is None:
             return where[:depth], kind
+        info = inner.model_fields.get(key)
+        if info is None:
+            return where[: depth + 1], None
+        kind = info.annotation
+        if info.metadata:
+            kind = Annotated[(kind, *info.metadata)]
     return where, kind
 
 
 def mistakes_of(
     error: ValidationError, settings: Settings, model: type[BaseModel]
 ) -> list[Mistake]:
-    """pydantic's findings, one for each setting, in our words."""
-    found: dict[Where, Mistake] = {}
+    """pydantic's errors as mistakes, one for each setting."""
+    mistakes: dict[Where, Mistake] = {}
     for detail in error.errors(include_url=False):
         loc = tuple(str(part) for part in detail["loc"])
         where, kind = setting_at(model, loc)
         inner = loc[: len(where) + 1]
-        spot = inner if inner in settings.places else where
+        path = inner if inner in settings.places else where
         name = ".".join(where)
         if detail["type"] == "default_factory_not_called":
             continue
@@ -87,79 +88,80 @@ def mistakes_of(
         elif detail["type"] == "missing":
             what = f"{name} was not given; it must be {describe_type(kind)}"
         elif detail["type"] in ("value_error", "cross"):
-            what = _told(detail, name)
+            what = _message(detail, name)
         else:
             what = (
                 f"{name} is {format_value(settings.get(where))}; it must be {describe_type(kind)}"
             )
             what += nearest_choice(kind, settings.get(where))
-        found.setdefault(
-            (*where, what) if detail["type"] == "cross" else where, Mistake(spot, what)
-        )
-    return list(found.values())
+        key = (*where, what) if detail["type"] == "cross" else where
+        mistakes.setdefault(key, Mistake(path, what))
+    return list(mistakes.values())
 
 
-def _told(detail: Any, name: str) -> str:
-    error = detail.get("ctx", {}).get("error")
-    if isinstance(error, LoricaError):
-        return one_line(error)
-    what = str(error) if error else detail["msg"]
-    return what if not name or name.split(".")[-1] in what else f"{name}: {what}"
+def _message(detail: Any, name: str) -> str:
+    """The message of an error that a validator raised, with the name of the setting."""
+    match detail.get("ctx", {}).get("error"):
+        case LoricaError() as error:
+            return one_line(error)
+        case error:
+            what = str(error) if error else detail["msg"]
+            return what if not name or name.split(".")[-1] in what else f"{name}: {what}"
 
 
 def one_line(error: LoricaError) -> str:
-    """An error's sentence with its facts and its fix, for a list of mistakes."""
+    """An error's message with its facts and its fix on one line, for a list of mistakes."""
     facts = [f"{key} {value}" for key, value in error.facts.items()]
     return "; ".join([error.what.rstrip("."), *facts, *([error.fix] if error.fix else [])])
 
 
 def setting_names(model: type[BaseModel], before: str = "") -> list[str]:
-    """The settings of a model and of the models inside it, dotted."""
-    found = []
+    """The dotted names of the settings of a model, and of the models inside it."""
+    settings = []
     for name, info in model.model_fields.items():
-        found.append(before + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found += setting_names(info.annotation, f"{before}{name}.")
-    return found
+        settings.append(before + name)
+        if (inner := as_model(info.annotation)) is not None:
+            settings += setting_names(inner, f"{before}{name}.")
+    return settings
 
 
 def unknown_setting(where: Where, known: Iterable[str], settings: Settings) -> str:
-    """The sentence for a setting that does not exist, with the name that was meant.
+    """The message for a setting that does not exist, with the closest one that does.
 
-    known: dotted names; those beside `where`, and those of other mappings, which are
-    offered only when the last part is the same (`max_length` for `data.max_length`).
+    known: the dotted names of all settings. One of another mapping is suggested only if its last
+    part is the same: `data.max_length` for `max_length`.
     """
     key, name = where[-1].replace("-", "_"), ".".join(where)
-    beside, away = {}, {}
+    siblings, elsewhere = {}, {}
     for full in known:
         *parents, leaf = full.split(".")
-        (beside if tuple(parents) == where[:-1] else away)[leaf] = full
-    meant = [away.get(key) or ALIASES.get(key) or ""]
-    if not meant[0]:
-        meant = [beside[word] for word in closest(key, beside).split(", ")[:1] if word in beside]
+        (siblings if tuple(parents) == where[:-1] else elsewhere)[leaf] = full
+    near = elsewhere.get(key) or ALIASES.get(key)
+    if near is None:
+        near = siblings.get(closest(key, siblings).split(", ")[0])
     dash = "--" if settings.place(where).startswith("--") else ""
-    near = ", ".join(dash + word for word in meant) or "(nothing similar)"
-    return f"{dash}{name} is not a setting; closest {near}"
+    suggestion = "(nothing similar)" if near is None else dash + near
+    return f"{dash}{name} is not a setting; closest {suggestion}"
 
 
 def validate_settings(model: type[M], settings: Settings) -> tuple[M | None, list[Mistake]]:
-    """Settings as `model`; when something is wrong, None and all that is wrong.
+    """(settings as `model`, []), or (None, all mistakes).
 
-    The checks between settings run also when single settings are wrong: those are left out,
-    at their defaults, for a second look.
+    If single settings are wrong, validation runs again without them, so that the checks between
+    the other settings report their mistakes too.
     """
     try:
         return _validated(model, settings.data), []
     except ValidationError as error:
         mistakes = mistakes_of(error, settings, model)
-        second = json.loads(json.dumps(settings.data, default=str))
+        others = Settings(json.loads(json.dumps(settings.data, default=str)))
         for detail in error.errors():
-            _drop(second, setting_at(model, tuple(map(str, detail["loc"])))[0])
+            _remove(others, setting_at(model, tuple(map(str, detail["loc"])))[0])
     try:
-        _validated(model, second)
+        _validated(model, others.data)
     except ValidationError as error:
-        told = {m.path for m in mistakes}
-        mistakes += [m for m in mistakes_of(error, settings, model) if m.path not in told]
+        reported = {m.path for m in mistakes}
+        mistakes += [m for m in mistakes_of(error, settings, model) if m.path not in reported]
     return None, mistakes
 
 
@@ -167,22 +169,21 @@ def _validated(model: type[M], data: dict[str, Any]) -> M:
     return model.model_validate_json(json.dumps(data, default=str), strict=True)
 
 
-def _drop(data: dict[str, Any], where: Where) -> None:
-    for key in where[:-1]:
-        data = data.get(key, {})
-    if where and isinstance(data, dict):
-        data.pop(where[-1], None)
+def _remove(settings: Settings, where: Where) -> None:
+    match settings.get(where[:-1]):
+        case dict() as data if where:
+            data.pop(where[-1], None)
 
 
 def member_as_dict(member: Named) -> dict[str, Any]:
-    """A member of a family as the mapping that describes it."""
+    """A member of a family (a method) as the mapping that a recipe has for it."""
     return {"name": member.name, **dataclasses.asdict(cast(Any, member))}
 
 
 def validate_member(
     family: type[N], settings: Settings, key: str
 ) -> tuple[N | None, list[Mistake]]:
-    """The member of a family of dataclasses (a method) that the mapping at `key` describes."""
+    """(the member of a family of dataclasses that `settings.data[key]` describes, mistakes)."""
     given = settings.data[key]
     try:
         kind = family.named(given["name"])
@@ -208,5 +209,5 @@ def validate_member(
         return kind(**values), mistakes
     except LoricaError as error:
         name = next((n for n in values if f"{kind.name}.{n} " in error.what), "name")
-        told = one_line(error).replace(f"{kind.name}.{name} ", f"{key}.{name} ")
-        return None, [*mistakes, Mistake((key, name), told)]
+        what = one_line(error).replace(f"{kind.name}.{name} ", f"{key}.{name} ")
+        return None, [*mistakes, Mistake((key, name), what)]

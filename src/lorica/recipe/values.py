@@ -1,8 +1,9 @@
-"""One value and its type: judged, told in words, or read from a flag's text."""
+"""One value of a setting: its type in words, and its parsing from the text of a flag."""
 
+import dataclasses
 import json
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -11,49 +12,53 @@ from pydantic.fields import FieldInfo
 from lorica.errors import closest
 from lorica.recipe.yaml_file import parse_inline, parse_scalar
 
-_PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-_PLAIN |= {types.NoneType: "null"}
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_NAMES |= {types.NoneType: "null"}
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-def describe_type(kind: Any, limits: Iterable[Any] = ()) -> str:
-    """What a value of `kind` is, in words: "a whole number, at least 1, or null"."""
+def describe_type(kind: Any, metadata: Iterable[Any] = ()) -> str:
+    """A type in words: "a whole number (at least 1) or null". metadata: of its Annotated."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return describe_type(args[0], [*args[1:], *limits])
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return describe_type(args[0], [*args[1:], *metadata])
+    if as_model(kind) is not None:
         return "a mapping of settings, or one word"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
-        rest = [describe_type(a, limits if i == 0 else ()) for i, a in enumerate(args)]
-        return " or ".join(rest)
+        words = [describe_type(a, metadata if i == 0 else ()) for i, a in enumerate(args)]
+        return " or ".join(words)
     if origin in (list, tuple, set, frozenset):
         inner = args[0] if args else Any
         words = describe_type(inner).removeprefix("one of ")
-        return f"a list of {words}" if get_origin(inner) is not Literal else f"a list of: {words}"
+        return f"a list of: {words}" if get_origin(inner) is Literal else f"a list of {words}"
     if origin is dict:
-        return (
-            f"a mapping of names to {describe_type(args[1])}"
-            if args[1:] != (Any,)
-            else "a mapping, or one word"
-        )
-    bounds = [
-        f"{_LIMITS[k]} {getattr(m, k):g}" for m in _unpacked(limits) for k in _LIMITS if _has(m, k)
-    ] + ["not empty" for m in _unpacked(limits) if _has(m, "min_length")]
-    word = _PLAIN.get(kind, getattr(kind, "__name__", str(kind)))
+        values = args[1]
+        free = "a mapping, or one word"
+        return free if values is Any else f"a mapping of names to {describe_type(values)}"
+    limits = _limits(metadata)
+    bounds = [f"{words} {limits[name]:g}" for name, words in _LIMITS.items() if name in limits]
+    bounds += ["not empty"] if "min_length" in limits else []
+    word = _NAMES.get(kind) or (kind.__name__ if isinstance(kind, type) else str(kind))
     return f"{word} ({' and '.join(bounds)})" if bounds else word
 
 
-def _has(limit: Any, name: str) -> bool:
-    return getattr(limit, name, None) is not None  # pydantic's and annotated_types' classes
+def _limits(metadata: Iterable[Any]) -> dict[str, Any]:
+    """Limits by name, from metadata such as Field(ge=1) or Bounds(ge=1, lt=9)."""
+    limits: dict[str, Any] = {}
+    for item in metadata:
+        match item:
+            case FieldInfo():
+                limits |= _limits(item.metadata)
+            case _ if dataclasses.is_dataclass(item) and not isinstance(item, type):
+                limits |= {k: v for k, v in dataclasses.asdict(item).items() if v is not None}
+    return limits
 
 
-def _unpacked(limits: Iterable[Any]) -> list[Any]:
-    """The limits, with those inside a Field(...) of an Annotated."""
-    return [
-        m for limit in limits for m in (limit.metadata if isinstance(limit, FieldInfo) else [limit])
-    ]
+def as_model(kind: Any) -> type[BaseModel] | None:
+    """`kind` if it is a class of settings, otherwise None."""
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def format_value(value: Any) -> str:
@@ -63,15 +68,20 @@ def format_value(value: Any) -> str:
 
 
 def nearest_choice(kind: Any, value: Any) -> str:
-    """The end of a sentence on a wrong word: the one that was meant, of those that are allowed."""
-    words = value if isinstance(value, list) else [value]
-    wrong = next((w for w in words if isinstance(w, str) and w not in choices(kind)), "")
-    near = closest(wrong, choices(kind)).split(", ")[0] if wrong and choices(kind) else ""
-    return f"; closest {near}" if near in choices(kind) else ""
+    """The end of a message on a wrong word: the allowed word that is closest."""
+    allowed = choices(kind)
+    match value:
+        case list():
+            words = value
+        case _:
+            words = [value]
+    wrong = next((w for w in words if type(w) is str and w not in allowed), "")
+    near = closest(wrong, allowed).split(", ")[0] if wrong and allowed else ""
+    return f"; closest {near}" if near in allowed else ""
 
 
 def choices(kind: Any) -> list[str]:
-    """The words that a type allows, one of which stands in it or in a list of it."""
+    """The words that a type allows, alone or in a list."""
     args = get_args(kind)
     if get_origin(kind) is Literal:
         return [str(arg) for arg in args]
@@ -79,12 +89,12 @@ def choices(kind: Any) -> list[str]:
 
 
 def parse_strict(kind: Any, value: Any) -> Any:
-    """`value` as `kind`. Raises: ValidationError if it is of another type or out of range."""
+    """`value` as `kind`. Raises: ValidationError if it has another type, or is out of range."""
     return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
 
 
 def is_valid(kind: Any, value: Any) -> bool:
-    """Whether `value` is of this type, and within its limits."""
+    """Whether `value` has this type, and is within its limits."""
     try:
         parse_strict(kind, value)
     except ValidationError:
@@ -93,25 +103,32 @@ def is_valid(kind: Any, value: Any) -> bool:
 
 
 def parse_flag(kind: Any, value: Any) -> Any:
-    """Text of a flag (or a list of texts: a flag given repeatedly) as a value of `kind`.
+    """The text of a flag (or a list of texts: a repeated flag) as a value of `kind`.
 
-    The first reading that fits is taken: number, true, false, null or JSON; a comma-separated
-    list; the text itself; a list of one. Where none fits, the first, for the judge to refuse.
+    The first reading that is valid is taken: a number, true, false, null or JSON; a
+    comma-separated list; the text itself; a list of one. If none is valid, the first reading is
+    returned, and validation refuses it.
     """
-    if isinstance(value, Mapping):
-        inner = get_args(kind)[1] if get_origin(kind) is dict else Any
-        return {key: parse_flag(inner, item) for key, item in value.items()}
-    readings = [_read(value)] if isinstance(value, str) else []
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        readings = [[_read(item) for item in value], value]
-    elif isinstance(value, str):
-        plain = [part.strip() for part in value.split(",")]
-        several = [[parse_scalar(part) for part in plain], plain]
-        readings = [r for r in readings if r != value]
-        readings += [*(several if "," in value else []), value, *several]
-    else:
-        return value
+    match value:
+        case {**items}:
+            inner = get_args(kind)[1] if get_origin(kind) is dict else Any
+            return {key: parse_flag(inner, item) for key, item in items.items()}
+        case list() if all(type(item) is str for item in value):
+            readings = [[_read(item) for item in value], value]
+        case str():
+            readings = _readings(value)
+        case _:
+            return value
     return next((r for r in readings if is_valid(kind, r)), readings[0])
+
+
+def _readings(text: str) -> list[Any]:
+    """What the text of a flag can mean, the likeliest first."""
+    words = [part.strip() for part in text.split(",")]
+    as_list = [[parse_scalar(word) for word in words], words]
+    parsed = _read(text)
+    first = [parsed] if parsed != text else []
+    return [*first, *(as_list if "," in text else []), text, *as_list]
 
 
 def _read(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Versions, asked of the installed packages without importing them."""
+"""The versions of the packages that can change a result, from their metadata."""
 
 import platform
 from contextlib import suppress
@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that can change a result; asked without importing them."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of these packages, which are not imported."""
+    installed = {"python": platform.python_version()}
     for name in ("lorica", "torch", "transformers", "tokenizers", "accelerate", "safetensors"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed

@@ -1,9 +1,9 @@
-"""Recipes as text: YAML in, with the line of every setting, and YAML out.
+"""Read a recipe from YAML, with the line of every setting, and write settings as YAML.
 
-A recipe is plain data: mappings, lists, text, numbers, true/false and null, as in JSON. So
-scalars follow YAML 1.2's core schema, and not PyYAML's 1.1 rules: `1e-3` is a number and `no`
-is a word. Anchors, tags and a key written twice are refused, because each can change a setting
-that the reader of the file does not see.
+A recipe is plain data, as in JSON: mappings, lists, text, numbers, true/false and null. Unquoted
+words follow YAML 1.2's core schema, not PyYAML's YAML 1.1: `1e-3` is a number, `no` is a word.
+Aliases, tags and repeated keys are refused: each can change a setting without the reader of the
+file seeing it. PyYAML parses the text to nodes, which carry their lines; it constructs no values.
 """
 
 import json
@@ -18,9 +18,8 @@ from lorica import plain_files
 from lorica.errors import ConfigError, FileError, closest
 from lorica.recipe.settings import Mistake, Settings, Where
 
-DEPTH = 20
-MAX_RECIPE = 2**20
-"""Bytes of a recipe."""
+MAX_DEPTH = 20
+MAX_BYTES = 2**20
 
 _NUMBERS = [
     (re.compile(r"[-+]?[0-9]{1,40}"), int),
@@ -38,68 +37,73 @@ def parse_scalar(word: str) -> Any:
     """The value of an unquoted word: a number, true, false, null, or the word itself."""
     if word in _WORDS:
         return _WORDS[word]
-    for pattern, make in _NUMBERS:
+    for pattern, convert in _NUMBERS:
         if pattern.fullmatch(word):
-            return make(word)
+            return convert(word)
     return word
 
 
 def read_yaml(path: Path) -> Settings:
-    """Read a YAML file of settings. Tags and keys set twice are left in `mistakes`.
+    """Read a YAML file of settings. Tags and repeated keys are left in `Settings.mistakes`.
 
-    Raises: ConfigError if it cannot be read, or is no mapping.
+    Raises: ConfigError if it cannot be read, or is not a mapping.
     """
-    text = _text(path)
+    text = _read_text(path)
     settings = Settings(places={(): str(path)})
     try:
-        _check_form(path, text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and not isinstance(node, yaml.MappingNode):
-            raise ConfigError(
-                f"{path}:{node.start_mark.line + 1}: a recipe is a list of "
-                "`name: value` lines; this is none.",
-                fix="see the examples under recipes/",
-            )
-        if node is not None:
-            settings.data = _value(node, (), path, settings)
+        _check_structure(path, text)
+        match yaml.compose(text, Loader=yaml.SafeLoader):
+            case None:
+                pass
+            case yaml.MappingNode() as node:
+                settings.data = _Values(path, settings).value(node, ())
+            case node:
+                raise ConfigError(
+                    f"{path}:{node.start_mark.line + 1}: a recipe is a list of "
+                    "`name: value` lines; this is not one.",
+                    fix="see the examples under recipes/",
+                )
     except yaml.YAMLError as error:
-        raise _unreadable(path, error) from error
+        raise _syntax_error(path, error) from error
     return settings
 
 
 def parse_inline(text: str) -> Any:
-    """A flag's value that is written as a recipe writes it, `{prompt: mr}` or `[a, b]`.
+    """A flag's value that is written as in a recipe: `{prompt: mr}` or `[a, b]`.
 
-    Text that is no such YAML is returned as it is, for the judge to refuse.
+    Text that is not such YAML is returned unchanged, and validation refuses it.
     """
     settings = Settings()
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = None if node is None else _value(node, (), Path("flag"), settings)
+        value = None if node is None else _Values(Path("flag"), settings).value(node, ())
     except (yaml.YAMLError, RecursionError):
         return text
     return text if settings.mistakes else value
 
 
-def _check_form(path: Path, text: str) -> None:
-    """Refuse aliases and great depth before anything is built of the text."""
+def _check_structure(path: Path, text: str) -> None:
+    """Refuse aliases and deep nesting before anything is built from the text."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         where = f"{path}:{event.start_mark.line + 1}"
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(
-                f"{where}: *{event.anchor} is an alias; recipes have none.",
-                fix="write the value out",
-            )
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEPTH:
+        match event:
+            case yaml.AliasEvent():
+                raise ConfigError(
+                    f"{where}: *{event.anchor} is an alias; recipes have none.",
+                    fix="write the value out",
+                )
+            case yaml.CollectionStartEvent():
+                depth += 1
+            case yaml.CollectionEndEvent():
+                depth -= 1
+        if depth > MAX_DEPTH:
             raise ConfigError(f"{where}: the settings are nested too deep to read.")
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
-        return plain_files.read_text(path, MAX_RECIPE, follow=True)
+        return plain_files.read_text(path, MAX_BYTES, follow=True)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(
@@ -113,68 +117,90 @@ def _text(path: Path) -> str:
         raise ConfigError(f"there is no recipe {path}.", closest=closest(path.name, near)) from None
 
 
-def _unreadable(path: Path, error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+def _syntax_error(path: Path, error: yaml.YAMLError) -> ConfigError:
+    line, problem = "", str(error).splitlines()[0]
+    match error:
+        case yaml.MarkedYAMLError(problem_mark=mark):
+            line, problem = f":{mark.line + 1}" if mark else "", error.problem or problem
     return ConfigError(
         f"{path}{line}: this is not YAML: {problem}.",
         fix="indent with spaces; quote text that holds ': ' or ' #'",
     )
 
 
-def _value(node: yaml.Node, at: Where, file: Path, settings: Settings) -> Any:
-    places, mistakes = settings.places, settings.mistakes
-    if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        places.setdefault(at, f"{file}:{node.start_mark.line + 1}")
-        mistakes.append(Mistake(at, f"{node.tag} is a tag; recipes hold plain values only"))
-        return None
-    if isinstance(node, yaml.ScalarNode):
-        return parse_scalar(node.value) if node.style is None else node.value
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, at, file, settings) for item in node.value]
-    data: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = f"{file}:{key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            places[here := (*at, "?")] = line
-            mistakes.append(Mistake(here, "the name of a setting must be a word"))
-            continue
-        here = (*at, key_node.value)
-        if key_node.value in data:
-            twice = f"{'.'.join(here)} is set twice; first in {places[here]}"
-            places[again := (*here, line)] = line
-            mistakes.append(Mistake(again, twice))
-            continue
-        places[here] = line
-        data[key_node.value] = _value(value_node, here, file, settings)
-    return data
+class _Values:
+    """Turns YAML nodes into plain values, and notes their lines and mistakes in `settings`."""
+
+    def __init__(self, path: Path, settings: Settings):
+        self._path, self._settings = path, settings
+
+    def value(self, node: yaml.Node, at: Where) -> Any:
+        """at: the path of the setting that the node is the value of."""
+        if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in node.tag:
+            self._settings.places.setdefault(at, self._line(node))
+            self._mistake(at, f"{node.tag} is a tag; recipes hold plain values only")
+            return None
+        match node:
+            case yaml.ScalarNode():
+                return parse_scalar(node.value) if node.style is None else node.value
+            case yaml.SequenceNode():
+                return [self.value(item, at) for item in node.value]
+            case _:
+                return self._mapping(node, at)
+
+    def _mapping(self, node: yaml.Node, at: Where) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        places = self._settings.places
+        for key, value in node.value:
+            line = self._line(key)
+            match key:
+                case yaml.ScalarNode(value=str(name)):
+                    here = (*at, name)
+                case _:
+                    places[unnamed := (*at, "?")] = line
+                    self._mistake(unnamed, "the name of a setting must be a word")
+                    continue
+            if name in data:
+                places[again := (*here, line)] = line
+                self._mistake(again, f"{'.'.join(here)} is set twice; first in {places[here]}")
+                continue
+            places[here] = line
+            data[name] = self.value(value, here)
+        return data
+
+    def _line(self, node: yaml.Node) -> str:
+        return f"{self._path}:{node.start_mark.line + 1}"
+
+    def _mistake(self, at: Where, what: str) -> None:
+        self._settings.mistakes.append(Mistake(at, what))
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Settings as YAML that `load` reads back to the same data."""
-    return "\n".join([*_lines(data, 0), ""])
+    """Settings as YAML that `read_yaml` reads back to the same data."""
+    return "\n".join([*_yaml_lines(data, 0), ""])
 
 
-def _lines(data: Mapping[str, Any], depth: int) -> Iterator[str]:
+def _yaml_lines(data: Mapping[str, Any], depth: int) -> Iterator[str]:
     for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield f"{'  ' * depth}{_word(key)}:"
-            yield from _lines(value, depth + 1)
-        elif isinstance(value, str):
-            yield f"{'  ' * depth}{_word(key)}: {_word(value)}"
-        else:  # flow style: every JSON value is YAML
-            yield f"{'  ' * depth}{_word(key)}: {_flow(value)}"
+        name = f"{'  ' * depth}{_word(key)}:"
+        match value:
+            case {**items} if items:
+                yield name
+                yield from _yaml_lines(value, depth + 1)
+            case str():
+                yield f"{name} {_word(value)}"
+            case _:  # flow style: every JSON value is YAML
+                yield f"{name} {_json(value)}"
 
 
-def _flow(value: Any) -> str:
-    """JSON, with the signs that YAML takes for line breaks or refuses written as escapes."""
+def _json(value: Any) -> str:
+    """JSON, with escapes for the characters that YAML reads as line breaks, or refuses."""
     text = json.dumps(value, ensure_ascii=False)
-    odd = r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
-    return re.sub(odd, lambda sign: f"\\u{ord(sign[0]):04x}", text)
+    special = r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
+    return re.sub(special, lambda character: f"\\u{ord(character[0]):04x}", text)
 
 
 def _word(text: str) -> str:
-    """A word as it is where YAML reads it back unchanged, otherwise in quotes."""
+    """A text without quotes if YAML reads it back unchanged, otherwise in quotes."""
     plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text) and parse_scalar(text) == text
-    return text if plain else _flow(text)
+    return text if plain else _json(text)
