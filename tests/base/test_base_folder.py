@@ -9,7 +9,8 @@ import pytest
 
 from lorica.base import hub
 from lorica.base.bundled import FOLDER
-from lorica.base.load import load, load_tokenizer, where
+from lorica.base.describe import locate
+from lorica.base.load import load, load_tokenizer
 from lorica.errors import BaseError, FileError, LoricaError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -134,7 +135,7 @@ def test_sentencepiece_alone_names_its_package(base, monkeypatch):
     only_tokenizer(base, "tokenizer.model")
     monkeypatch.setattr("lorica.base.folder._sentencepiece", lambda: False)
     with pytest.raises(BaseError, match="pip install sentencepiece"):
-        where(str(base))
+        locate(str(base))
 
 
 def test_a_path_that_is_no_folder_is_named(tmp_path, base):
@@ -148,7 +149,7 @@ def test_a_path_that_is_no_folder_is_named(tmp_path, base):
         (tmp_path, "name one of the folders in it"),
     ]:
         with pytest.raises(BaseError, match=words):
-            where(str(path))
+            locate(str(path))
 
 
 def test_an_encoder_decoder_is_no_language_model(tmp_path, base):
@@ -166,7 +167,7 @@ def test_an_encoder_decoder_is_no_language_model(tmp_path, base):
 def test_an_adapter_folder_is_not_a_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/model"}')
     with pytest.raises(BaseError, match="--base owner/model"):
-        where(str(tmp_path))
+        locate(str(tmp_path))
 
 
 class Session:
@@ -195,7 +196,7 @@ def ask(monkeypatch):
 def test_a_hub_that_does_not_answer_is_asked_once(ask):
     session = ask(Session(answers=False))
     with pytest.raises(BaseError, match="hub cannot be reached"):
-        where("owner/model")
+        locate("owner/model")
     assert session.asked == 1
 
 
@@ -203,16 +204,16 @@ def test_a_base_in_the_cache_serves_without_the_hub(ask, monkeypatch):
     ask(Session(answers=False))
     found = str(FOLDER / "config.json")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: found)
-    assert where("owner/model") == str(FOLDER)
+    assert locate("owner/model") == str(FOLDER)
 
 
 def test_a_hub_that_answers_is_left_to_transformers(ask):
     session = ask(Session(answers=True))
-    assert [where("owner/model"), where("owner/model")] == ["owner/model"] * 2
+    assert [locate("owner/model"), locate("owner/model")] == ["owner/model"] * 2
     assert session.asked == 1
 
 
 def test_what_is_no_model_id_is_named(ask):
     ask(Session(answers=True))
     with pytest.raises(BaseError, match="neither a folder here nor a model id"):
-        where("own er/mo del")
+        locate("own er/mo del")

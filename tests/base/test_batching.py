@@ -5,7 +5,8 @@ import torch
 
 import lorica
 from lorica.base.batching import Batching, alone, difference, padded_rows, padding_of, probe_ids
-from lorica.base.length_thresholds import forget_lengths, thresholds
+from lorica.base.dynamic_rope import reset_before_each_call
+from lorica.base.length_thresholds import length_thresholds
 from lorica.base.packing import packed_rows, packing_of
 from tests.base.architectures import BASES, tiny
 
@@ -43,7 +44,7 @@ def off(model, forward, batching, lengths, size) -> float:
 @everywhere
 def test_rows_in_their_groups_give_what_each_gives_alone(name):
     model = tiny(name)
-    forget_lengths(model)
+    reset_before_each_call(model)
     packing, padding = packing_of(model), padding_of(model)
     for size in (2, 13):
         if packing.refused is None:
@@ -98,7 +99,7 @@ def test_rounding_hides_no_threshold(name):
 
 def test_a_dynamic_rope_forgets_the_rows_before():
     model = tiny("llama_dynamic")
-    forget_lengths(model)
+    reset_before_each_call(model)
     short, middle, long = rows(model, [20, 30, 70])
     fresh = alone(tiny("llama_dynamic"), [middle])
     alone(model, [long])
@@ -129,8 +130,8 @@ def test_groups_keep_every_row_once():
 
 
 def test_thresholds_are_those_of_the_text_model():
-    assert thresholds(tiny("llama")) == []
-    assert [t.name for t in thresholds(tiny("gpt_neo"))] == [
+    assert length_thresholds(tiny("llama")) == []
+    assert [t.name for t in length_thresholds(tiny("gpt_neo"))] == [
         "window_size",
         "max_position_embeddings",
     ]

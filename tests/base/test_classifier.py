@@ -68,7 +68,7 @@ def test_a_hole_outside_the_head_is_refused(name, tmp_path):
     lost = [k for k in whole if any(f".{n}".endswith(f".{k}") for n in needed)]
     for key in (lost[0], lost[len(lost) // 2], lost[-1]):
         save_file({k: t for k, t in whole.items() if k != key}, file, metadata={"format": "pt"})
-        with pytest.raises(FileError, match="not whole") as error:
+        with pytest.raises(FileError, match="not complete") as error:
             load(path, labels=CLASSES)
         assert key.rpartition(".")[2] in str(error.value)
 
@@ -111,7 +111,7 @@ def test_a_classifier_that_lost_its_head_is_refused(tmp_path):
     whole = load_file(file)
     rest = {k: t for k, t in whole.items() if not k.startswith("classifier.")}
     save_file(rest, file, metadata={"format": "pt"})
-    with pytest.raises(FileError, match="not whole"):
+    with pytest.raises(FileError, match="not complete"):
         load(path, labels=["a", "b"])
 
 
@@ -120,7 +120,7 @@ def test_a_head_of_another_size_than_its_config_says_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FileError, match="not whole"):
+    with pytest.raises(FileError, match="not complete"):
         load(path, labels=["a", "b", "c"])
 
 

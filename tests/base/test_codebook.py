@@ -12,7 +12,7 @@ from lorica.base import quantise as quantise_file
 from lorica.base.codebook import BLOCK, SECOND_BLOCK
 from lorica.base.load import load
 from lorica.base.quantise import QuantisedLinear, quantise
-from lorica.base.quantised_model import layers, pack, wrong_kernels
+from lorica.base.quantised_model import faulty_kernel_notices, layers, quantise_model
 from lorica.errors import BaseError
 from tests.base import nf4
 from tests.laws.bases import gpt2
@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite_are_named(kind, value):
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[3, 4] = value
     with pytest.raises(BaseError, match=r"transformer\.h\.1\.mlp\.c_fc of base: .*NaN or infinite"):
-        pack(model, "base", torch.float32, kind, double_quantisation=True)
+        quantise_model(model, "base", torch.float32, kind, double_quantisation=True)
 
 
 # -- kernels that are wrong ---------------------------------------------------------------------
@@ -196,11 +196,11 @@ def test_the_scales_of_a_faulty_kernel_are_found_as_well(monkeypatch):
 
 
 def test_layers_that_a_kernel_gets_wrong_are_named(monkeypatch, stories):
-    assert not wrong_kernels(load(str(stories), quantisation="nf4").model)
+    assert not faulty_kernel_notices(load(str(stories), quantisation="nf4").model)
     monkeypatch.setattr(torch.ops.bitsandbytes.dequantize_4bit, "default", all_wrong)
     base = load(str(stories), quantisation="nf4")
     (notice,) = [line for line in base.notices if "incorrectly" in line]
-    assert notice.startswith("bitsandbytes unpacks 35 of 35 layers incorrectly")
+    assert notice.startswith("bitsandbytes dequantises 35 of 35 layers incorrectly")
     for layer in layers(base.model).values():
         assert torch.equal(layer.weight_as(torch.float32), defined(layer, torch.float32))
 

@@ -11,8 +11,10 @@ import transformers
 import lorica
 from lorica import cli
 from lorica.base.causal import check_causal
-from lorica.base.context_length import check_tokens, config_positions, fit_padding, positions_of
-from lorica.base.load import context_length, load
+from lorica.base.context_length import check_tokens, fit_padding, positions_of
+from lorica.base.describe import context_length
+from lorica.base.load import load
+from lorica.base.model_view import config_view
 from lorica.data.example import Example
 from lorica.errors import BaseError, DataError
 from tests.base.architectures import BASES, SIZE, tiny, tokenizer, write
@@ -40,7 +42,7 @@ def test_a_base_that_reads_both_ways_is_refused(kind, dtype):
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
     for parameter in model.parameters():
         parameter.data.mul_(4 if parameter.ndim > 1 else 1)
-    with pytest.raises(BaseError, match="reads rows in both directions") as error:
+    with pytest.raises(BaseError, match="attends in both directions") as error:
         check_causal(model, "here")
     assert "is_decoder" in str(error.value)
     config.is_decoder = True
@@ -57,7 +59,7 @@ def test_it_is_refused_where_it_is_loaded(tmp_path):
     config = transformers.BertConfig(**BERT)
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(BaseError, match="reads rows in both directions"):
+    with pytest.raises(BaseError, match="attends in both directions"):
         load(str(tmp_path))
 
 
@@ -75,10 +77,10 @@ def test_positions_are_counted_as_the_base_counts_them(kind):
 
 
 def test_configs_without_a_limit():
-    assert config_positions(transformers.XLNetConfig()) is None
-    assert config_positions(transformers.MambaConfig()) is None
-    assert config_positions(tiny("llama_dynamic").config) == 96  # 24, four times as far
-    assert config_positions(tiny("mpt").config) == 96
+    assert config_view(transformers.XLNetConfig()).max_length is None
+    assert config_view(transformers.MambaConfig()).max_length is None
+    assert config_view(tiny("llama_dynamic").config).max_length == 96  # 24, four times as far
+    assert config_view(tiny("mpt").config).max_length == 96
 
 
 def test_the_limit_is_known_before_weights_are_read(tmp_path):

@@ -14,12 +14,19 @@ from torch import nn
 
 import lorica
 from lorica import Lora
-from lorica.base.bitsandbytes_layers import taken_over
+from lorica.base.bitsandbytes_layers import from_bitsandbytes
 from lorica.base.fingerprint import fingerprint, grade
 from lorica.base.load import load
 from lorica.base.merge_quantised import check_target
 from lorica.base.quantise import KINDS
-from lorica.base.quantised_model import footprint, keep_unpacked, layers, outside, pack, said
+from lorica.base.quantised_model import (
+    footprint,
+    keep_dequantised,
+    layers,
+    layers_outside_decoder,
+    quantisation_notices,
+    quantise_model,
+)
 from lorica.core.site import site_of, sites_of
 from lorica.errors import BaseError, ConfigError, FileError, MergeError, MissingError
 from lorica.formats.merge import merge_to
@@ -63,8 +70,8 @@ def test_linear_layers_are_packed_and_the_rest_is_left(kind, stories):
     assert base.model.lm_head.weight is base.model.model.embed_tokens.weight
     packed, held = base.notices
     double = "" if kind == "int8" else " with double quantisation"
-    assert packed.startswith(f"{kind}{double}: 35 linear layers are packed, at ")
-    assert packed.endswith("not packed: lm_head")
+    assert packed.startswith(f"{kind}{double}: 35 linear layers are quantised, at ")
+    assert packed.endswith("not quantised: lm_head")
     assert "520,064" in held, "two bytes for each of 260,032 parameters"
     off = (logits(base.model) - logits(plain)).abs().mean()
     assert 0.001 < off < {"nf4": 0.3, "fp4": 0.7, "int8": 0.04}[kind]
@@ -138,10 +145,13 @@ def test_what_the_files_do_not_hold_is_unknown_and_said_so(stories):
     with torch.no_grad():
         weight = model.get_submodule(UP).weight
         weight.copy_(weight.roll(1, 0))
-    pack(model, str(stories), torch.float32, "nf4", double_quantisation=True)
+    quantise_model(model, str(stories), torch.float32, "nf4", double_quantisation=True)
     unknown = [n for n, layer in layers(model).items() if layer.original_weight is None]
     assert unknown == [UP]
-    assert said(model)[-1] == "the original weights of 1 packed layers are not known"
+    assert (
+        quantisation_notices(model)[-1]
+        == "the original weights of 1 quantised layers are not known"
+    )
     with pytest.raises(MergeError, match="not known"):
         check_target("original", model, "base")
 
@@ -180,7 +190,7 @@ def test_a_classifiers_head_is_left(stories):
     assert isinstance(one.model.score, nn.Linear)
     assert torch.equal(one.model.score.weight, two.model.score.weight), "the start of seed 0"
     assert "score.weight" in one.notices[0]
-    assert one.notices[1].endswith("not packed: score")
+    assert one.notices[1].endswith("not quantised: score")
 
 
 def test_a_head_of_several_layers_is_left():
@@ -191,7 +201,7 @@ def test_a_head_of_several_layers_is_left():
     )
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    assert outside(model) == ["classifier.dense", "classifier.out_proj"]
+    assert layers_outside_decoder(model) == ["classifier.dense", "classifier.out_proj"]
 
 
 # -- the same base ------------------------------------------------------------------------------
@@ -244,7 +254,7 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
     packed = requantised(load(str(stories), quantisation="nf4"), tmp_path / "packed")
     base = load(str(packed))
     assert [layer.kind for layer in layers(base.model).values()] == ["nf4"] * 35
-    assert base.notices[-1] == "the original weights of 35 packed layers are not known"
+    assert base.notices[-1] == "the original weights of 35 quantised layers are not known"
     first = layers(load(str(stories), quantisation="nf4").model)
     for name, layer in layers(base.model).items():
         if name != "model.layers.0.self_attn.q_proj":
@@ -257,7 +267,7 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(stories, tmp_path):
 
     theirs = AutoModelForCausalLM.from_pretrained(packed)
     for name, layer in layers(base.model).items():  # what it computes depends on the processor
-        other = taken_over(theirs.get_submodule(name))
+        other = from_bitsandbytes(theirs.get_submodule(name))
         assert other is not None
         assert same_bits(bits(other), bits(layer))
     path = save(move(lorica.adapt(base.model, Lora(r=2))), tmp_path / "a", base_path=str(packed))
@@ -328,8 +338,8 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
 )
 def test_kept_weights_give_the_same_numbers(kind, dtype, stories):
     models = [load(str(stories), quantisation=kind, dtype=dtype).model for _ in range(2)]
-    line = keep_unpacked(models[1], 2**20)
-    assert line.startswith("the weights of 35 of 35 packed layers")
+    line = keep_dequantised(models[1], 2**20)
+    assert line.startswith("the weights of 35 of 35 quantised layers")
     for model in models:
         move(lorica.adapt(model, Lora(r=4)))
     assert all(map(torch.equal, *map(gradients, models)))
@@ -348,14 +358,14 @@ def test_memory_for_kept_weights_is_not_exceeded(stories):
     model = load(str(stories), quantisation="nf4").model
     packed = list(layers(model).values())
     first = 4 * packed[0].in_features * packed[0].out_features
-    line = keep_unpacked(model, first + 100)
+    line = keep_dequantised(model, first + 100)
     assert "of 1 of 35" in line and f"{first:,} bytes" in line
     assert [layer.kept is not None for layer in packed] == [True] + [False] * 34
     before = packed[0].kept.clone()
     lorica.merge(move(lorica.adapt(model, Lora(r=4))))
     assert torch.equal(packed[0].kept, before), "merging read it, and wrote elsewhere"
     with pytest.raises(ConfigError, match="not quantised") as error:
-        keep_unpacked(load(str(stories)).model, 2**20)
+        keep_dequantised(load(str(stories)).model, 2**20)
     assert "nf4" in error.value.fix
 
 
@@ -393,7 +403,7 @@ def test_a_run_on_a_quantised_base(kind, stories, rows, tmp_path):
     trained, total = (result.figures["parameters"][key] for key in ("trained", "total"))
     assert (trained, total) == (46_240, 260_032)
     assert result.notices[0].startswith(kind)
-    assert sum("kept unpacked" in line for line in result.notices) == 1
+    assert sum("kept dequantised" in line for line in result.notices) == 1
     shutil.rmtree(tmp_path / "run/adapter")
     for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
         shutil.rmtree(path)

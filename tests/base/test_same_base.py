@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import lorica
-from lorica.base.config_fields import IGNORED, changed, computing
+from lorica.base.config_fields import IGNORED, changed_fields, computing_fields
 from lorica.base.digest import CHUNK, digest, tokenizer_parts
 from lorica.base.fingerprint import differences, fingerprint, grade, places
 from lorica.base.load import load, load_tokenizer
@@ -78,7 +78,7 @@ def test_each_field_of_a_config_counts_unless_it_is_named(name):
         said = {**config.to_dict(), field: other(value)}
         model.config = type("Config", (), {"to_dict": lambda self, said=said: said})()
         now = fingerprint(model, hashing=None)
-        names = changed(before.config or {}, now.config or {})
+        names = changed_fields(before.config or {}, now.config or {})
         assert bool(names) == (field not in IGNORED), field
         assert all(n.partition(".")[0] == field for n in names)
 
@@ -254,10 +254,10 @@ def test_an_adapter_of_an_earlier_version_opens_by_what_it_has(tiny, adapter, tm
 
 
 def test_a_newer_library_may_know_more_fields_than_an_older_one():
-    one = computing(AutoModelForCausalLM.from_config(CONFIGS["llama"])) or {}
+    one = computing_fields(AutoModelForCausalLM.from_config(CONFIGS["llama"])) or {}
     two = {**one, "a_new_field": 3}
-    assert changed(one, two) == {"a_new_field": "None -> 3"}
-    assert changed(one, {**two, "transformers_version": "99.0"}) == {}
-    assert changed(one, {**two, "transformers_version": "99.0", "rms_norm_eps": 1.0}).keys() == {
-        "rms_norm_eps"
-    }
+    assert changed_fields(one, two) == {"a_new_field": "None -> 3"}
+    assert changed_fields(one, {**two, "transformers_version": "99.0"}) == {}
+    assert changed_fields(
+        one, {**two, "transformers_version": "99.0", "rms_norm_eps": 1.0}
+    ).keys() == {"rms_norm_eps"}

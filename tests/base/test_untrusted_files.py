@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorica.base.load import context_length, load, load_tokenizer
-from lorica.base.untrusted_files import check_contents, check_size, held_by, named_in
+from lorica.base.describe import context_length
+from lorica.base.load import load, load_tokenizer
+from lorica.base.untrusted_files import check_files, check_size, files_in_index, weight_contents
 from lorica.errors import BaseError, FileError, LoricaError
 from tests.attack.good import write_base
 
@@ -56,7 +57,7 @@ NAMES = [
 def test_an_index_names_safetensors_of_the_folder_alone(base, name):
     index(base, name)
     with pytest.raises(FileError, match=r"index\.json"):
-        named_in(base / "model.safetensors.index.json")
+        files_in_index(base / "model.safetensors.index.json")
     with pytest.raises(FileError, match=r"index\.json"):
         load(str(base))
 
@@ -110,7 +111,7 @@ def test_links_of_the_same_kind_and_of_the_hubs_cache_are_read(good, tmp_path):
     folder.mkdir()
     for file in good.iterdir():
         (folder / file.name).symlink_to(file)
-    check_contents(folder)
+    check_files(folder)
     blobs = tmp_path / "models--a--b/blobs"
     blobs.mkdir(parents=True)
     snapshot = tmp_path / "models--a--b/snapshots/0"
@@ -166,13 +167,13 @@ def test_weights_that_are_no_floats_are_refused(base, dtype, name):
     tensors = load_file(path)
     key = next(key for key in tensors if key.endswith(name))
     save_file(tensors | {key: tensors[key].to(dtype)}, path, {"format": "pt"})
-    with pytest.raises(BaseError, match="no floats") as error:
+    with pytest.raises(BaseError, match="not floats") as error:
         load(str(base))
     assert key in str(error.value)
 
 
 def test_a_model_may_be_larger_than_its_files_within_reason(good):
-    held = held_by(good)
+    held = weight_contents(good)
     assert held.tensors >= 20
     check_size("base", 10**8 + 16 * held.bytes, held)
     with pytest.raises(BaseError, match="describes a model of"):

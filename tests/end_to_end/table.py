@@ -234,7 +234,7 @@ BASES = [
         do.tensors(lambda s: s.pop("model.norm.weight"), "base/model.safetensors"),
         TRAIN,
         6,
-        ("the weights of base", "not whole", "missing", "model.norm.weight", "fix"),
+        ("the weights of base", "not complete", "missing", "model.norm.weight", "fix"),
     ),
     Case(
         "weights with a NaN",

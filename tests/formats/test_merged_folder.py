@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import lorica
-from lorica.base.bitsandbytes_layers import taken_over
+from lorica.base.bitsandbytes_layers import from_bitsandbytes
 from lorica.base.load import load as load_base
 from lorica.base.quantised_model import layers
 from lorica.errors import ConfigError, MergeError, ResourceError
@@ -281,7 +281,7 @@ def test_a_quantised_base_of_conv1d_layers(target, stories, tmp_path):
     ours = load_base(str(tmp_path / "out")).model
     if target == "requant":  # what layers of bitsandbytes compute depends on the processor
         for name, layer in layers(ours).items():
-            other = taken_over(theirs.get_submodule(name))
+            other = from_bitsandbytes(theirs.get_submodule(name))
             assert other is not None
             assert same_bits(bits(other), bits(layer))
         return

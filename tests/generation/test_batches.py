@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorica.base.batching import Batching
-from lorica.base.length_thresholds import forget_lengths
+from lorica.base.dynamic_rope import reset_before_each_call
 from lorica.base.load import LoadedModel
 from lorica.generation.batches import batches, batching_for, batching_notices
 from lorica.generation.generate import generate_from_ids
@@ -18,7 +18,7 @@ EXACT = ("llama", "gpt2", "gemma3", "qwen3", "opt")  # batches of any lengths ar
 
 def base(name: str) -> LoadedModel:
     model = tiny(name)
-    forget_lengths(model)
+    reset_before_each_call(model)
     return LoadedModel(model, tokenizer(), name)
 
 

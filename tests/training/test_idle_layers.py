@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorica
-from lorica.base.training_probe import draws_in_training, uncalled
+from lorica.base.training_probe import is_random_in_training, layers_not_called
 from lorica.core.site import sites_of
 from lorica.core.targets import also_excluded
 from lorica.errors import TrainingError
@@ -50,7 +50,7 @@ def test_experts_that_no_token_chose_are_not_idle():
     model.model.layers[0].mlp.register_forward_hook(lambda mlp, x, y: y + mlp.experts[0](x[0]))
     model.model.vision_tower = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4)})
     names = [site.name for site in sites_of(model)]
-    assert uncalled(model, names) == ["model.vision_tower.proj"]
+    assert layers_not_called(model, names) == ["model.vision_tower.proj"]
 
 
 def test_exclusions_are_added_to_those_of_the_user():
@@ -69,14 +69,14 @@ def test_draws_that_seldom_change_anything_are_found(chance, changes):
         return y + 1 if layer.training and torch.rand(()) < chance else y
 
     model.model.norm.register_forward_hook(noise)
-    assert draws_in_training(model) is changes
+    assert is_random_in_training(model) is changes
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_base_that_draws_at_random_in_training_is_said(dropout, tmp_path):
     model = tiny("llama", attention_dropout=dropout)
     before = torch.random.get_rng_state()
-    assert draws_in_training(model) is (dropout > 0)
+    assert is_random_in_training(model) is (dropout > 0)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not model.training
     if dropout:

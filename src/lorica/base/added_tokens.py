@@ -1,7 +1,7 @@
-"""Tokens that a run adds to its base's vocabulary, and the rows that they need.
+"""Add tokens to the vocabulary of a base, and rows to its embedding.
 
-A new row starts as a copy of the row of the first piece that its text had before: the same bits
-in every dtype, so that the base is the same one when the adapter is opened.
+A new row starts as a copy of the row of the first token that its text had before: the same bits in
+every dtype, so that the base has the same fingerprint when the adapter is opened.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ import torch
 from lorica.errors import ConfigError, listed
 
 
-def with_tokens(tokenizer: Any, tokens: Sequence[str]) -> Any:
-    """`tokenizer` with `tokens`, each of which becomes one token wherever it stands. In place.
+def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> Any:
+    """Add each of `tokens` to the vocabulary. In place. Returns: `tokenizer`.
 
-    Raises: ConfigError for one that is there already.
+    Raises: ConfigError if the vocabulary has one of them already.
     """
     known = [token for token in tokens if token in tokenizer.get_vocab()]
     if known:
@@ -27,30 +27,32 @@ def with_tokens(tokenizer: Any, tokens: Sequence[str]) -> Any:
     return tokenizer
 
 
-def grow(model: Any, before: Any, after: Any, rows: int) -> None:
-    """Give embedding and head `rows` rows. In place.
+def resize_embedding(model: Any, before: Any, after: Any, rows: int) -> None:
+    """Resize embedding and head to `rows` rows. In place.
 
     before, after: the tokenizers without and with the new tokens.
     """
     table = model.get_input_embeddings()
-    have = len(table.weight)
-    pieces = [
+    old_rows = len(table.weight)
+    old_ids = [
         before(text, add_special_tokens=False)["input_ids"] if text else []
-        for text in after.convert_ids_to_tokens(list(range(have, rows)))
+        for text in after.convert_ids_to_tokens(list(range(old_rows, rows)))
     ]
-    first = torch.tensor([ids[0] if ids else 0 for ids in pieces])
+    first = torch.tensor([ids[0] if ids else 0 for ids in old_ids])
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             if layer is not None:
-                layer.weight[have:] = layer.weight[first.to(layer.weight.device)]
+                layer.weight[old_rows:] = layer.weight[first.to(layer.weight.device)]
     model.requires_grad_(False)
 
 
-def trained_with(model: Any, tokenizer: Any, tokens: Sequence[str]) -> tuple[list[str], list[int]]:
+def trained_for_tokens(
+    model: Any, tokenizer: Any, tokens: Sequence[str]
+) -> tuple[list[str], list[int]]:
     """(layers to train whole, ids of rows to train) so that `tokens` are learned.
 
-    Where the head is tied to the embedding their rows do; else both layers are trained whole.
+    If the head is tied to the embedding, only their rows; otherwise both layers, whole.
     """
     if not tokens:
         return [], []

@@ -1,5 +1,6 @@
-"""Layers that bitsandbytes has packed, as layers of ours with the same bits."""
+"""Convert quantised layers of bitsandbytes to QuantisedLinear, with the same bits."""
 
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,17 +13,22 @@ from lorica.base.quantise import QuantisedLinear
 from lorica.errors import ConfigError
 
 
-def taken_over(layer: Any) -> QuantisedLinear | None:
-    """A quantised layer of bitsandbytes as one of ours, with its bits; None: it is none."""
-    nn_ = require().nn
-    if not isinstance(layer, nn_.Linear4bit | nn_.Linear8bitLt):
-        return None
-    shape, bias = (layer.in_features, layer.out_features), layer.bias
-    dtype = torch.float32 if bias is None else bias.dtype
-    if isinstance(layer, nn_.Linear8bitLt):
-        scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-        codes = layer.weight.data
-        return QuantisedLinear("int8", *shape, bias, dtype, codes=codes, scales=scales)
+def from_bitsandbytes(layer: Any) -> QuantisedLinear | None:
+    """A quantised layer of bitsandbytes as a QuantisedLinear; None: it is another layer.
+
+    Raises: ConfigError for blocks or values that QuantisedLinear does not have.
+    """
+    bnb = require().nn
+    match layer:
+        case bnb.Linear8bitLt():
+            scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+            return _quantised(layer, "int8", codes=layer.weight.data, scales=scales)
+        case bnb.Linear4bit():
+            return _from_4bit(layer)
+    return None
+
+
+def _from_4bit(layer: Any) -> QuantisedLinear:
     state = layer.weight.quant_state
     reason = None
     if state.blocksize != BLOCK or (state.nested and state.state2.blocksize != SECOND_BLOCK):
@@ -34,8 +40,12 @@ def taken_over(layer: Any) -> QuantisedLinear | None:
             f"a quantised layer has {reason}.",
             fix="load the base that it was made from, and quantise that",
         )
-    parts = _parts(layer.weight.data, state)
-    return QuantisedLinear(state.quant_type, *shape, bias, dtype, **parts)
+    return _quantised(layer, state.quant_type, **_parts(layer.weight.data, state))
+
+
+def _quantised(layer: Any, kind: str, **parts: Any) -> QuantisedLinear:
+    dtype = torch.float32 if layer.bias is None else layer.bias.dtype
+    return QuantisedLinear(kind, layer.in_features, layer.out_features, layer.bias, dtype, **parts)
 
 
 def _parts(codes: Tensor, state: Any) -> dict[str, Tensor | None]:
@@ -51,14 +61,15 @@ def _parts(codes: Tensor, state: Any) -> dict[str, Tensor | None]:
 
 
 def quantisation_of(settings: Any) -> tuple[str | None, bool]:
-    """(quantisation, double quantisation) that a transformers quantization_config says."""
+    """(quantisation, double quantisation) by a transformers quantization_config."""
     if settings is None:
         return None, False
-    said = settings if isinstance(settings, dict) else settings.to_dict()
-    if said.get("load_in_8bit"):
+    fields = settings if isinstance(settings, dict) else settings.to_dict()
+    if fields.get("load_in_8bit"):
         return "int8", False
-    if said.get("load_in_4bit"):
-        double = bool(said.get("bnb_4bit_use_double_quant"))
-        return str(said.get("bnb_4bit_quant_type", "fp4")), double
-    method = said.get("quant_method") or "unknown"
-    return str(getattr(method, "value", method)), False
+    if fields.get("load_in_4bit"):
+        double = bool(fields.get("bnb_4bit_use_double_quant"))
+        return str(fields.get("bnb_4bit_quant_type", "fp4")), double
+    match fields.get("quant_method") or "unknown":
+        case Enum(value=method) | method:
+            return str(method), False

@@ -1,4 +1,4 @@
-"""Whether a base reads from left to right: else it would learn to copy the answers that it sees."""
+"""Check that a base attends from left to right: otherwise it would see the answers in training."""
 
 import torch
 from torch import nn
@@ -19,19 +19,19 @@ def check_causal(model: nn.Module, path: str) -> None:
     other = torch.cat([row[:-CHANGED], probe_ids(model, CHANGED, 1)])
     try:
         with in_mode(model, training=False):
-            found = [logits[:-CHANGED] for logits in alone(model, [row, other])]
-            off = difference(found[:1], found[1:])
-    except Exception:  # what keeps it from running is named where it runs
+            logits = [of_row[:-CHANGED] for of_row in alone(model, [row, other])]
+            change = difference(logits[:1], logits[1:])
+    except Exception:  # training and generation report why it does not run
         return
-    if not all(logits.isfinite().all() for logits in found):
+    if not all(of_row.isfinite().all() for of_row in logits):
         return  # training and generation name the weights, or the row
-    if off <= ROUNDING.get(dtype_of(model), LOW):
+    if change <= ROUNDING.get(dtype_of(model), LOW):
         return
     raise BaseError(
-        f"{path} reads rows in both directions: trained on text it sees the answers.",
+        f"{path} attends in both directions: in training it would see the answers.",
         architecture=type(model).__name__,
-        tried=f"other tokens at the end change the logits of the first ones by {off:.2g} of the "
+        tried=f"other tokens at the end change the logits of the first ones by {change:.2g} of the "
         "largest",
-        fix="use a base that reads from left to right; for classes, give rows with a label; if the "
-        "base was trained as a decoder, set is_decoder: true in its config.json",
+        fix="use a base that attends from left to right; for classes, give rows with a label; if "
+        "the base was trained as a decoder, set is_decoder: true in its config.json",
     )

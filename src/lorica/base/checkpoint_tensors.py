@@ -1,7 +1,7 @@
-"""The weights that a quantised base was made from, read one by one from its own files.
+"""Read single tensors of a base from its safetensors files.
 
-Quantised layers keep no second copy. What needs the original (merging into it, LoftQ's start)
-asks for one tensor at a time, and gets it from the safetensors of the base.
+Quantised layers keep no copy of their original weights. Where those are needed (merging into them,
+LoftQ's start), one tensor at a time is read from the files of the base.
 """
 
 import json
@@ -24,9 +24,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read(file: str, key: str, transposed: bool = False) -> Tensor:
-    """Tensor `key` of a safetensors file as (O, I), in the dtype that it is kept in.
+    """Tensor `key` of a safetensors file as (O, I), in the dtype of the file.
 
-    transposed: it lies (I, O) in the file. Raises: FileError if it is there no longer.
+    transposed: it is (I, O) in the file. Raises: FileError if it cannot be read any more.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -46,36 +46,36 @@ def keys_of(folder: str) -> dict[str, str]:
     """Every tensor of a base (folder or hub id) and its file; only what is on this machine."""
     from safetensors import safe_open
 
-    single, index = _here(folder, SINGLE), _here(folder, INDEX)
+    single, index = _local_file(folder, SINGLE), _local_file(folder, INDEX)
     if single is not None:
         with safe_open(single, framework="pt") as tensors:
             return dict.fromkeys(tensors.keys(), single)
     if index is None:
         return {}
     names: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    files = {name: _here(folder, name) for name in sorted(set(names.values()))}
+    files = {name: _local_file(folder, name) for name in sorted(set(names.values()))}
     return {key: file for key, name in names.items() if (file := files[name]) is not None}
 
 
 def dtype_of(keys: dict[str, str]) -> str | None:
     """The dtype of most floats of a base, as torch names it; None: it has none, or no files."""
     sizes: Counter[str] = Counter()
-    for part in _tensors(keys):
-        if (name := FLOATS.get(part.get_dtype())) is not None:
-            sizes[name] += math.prod(part.get_shape())
+    for tensor in _slices(keys):
+        if (name := FLOATS.get(tensor.get_dtype())) is not None:
+            sizes[name] += math.prod(tensor.get_shape())
     return sizes.most_common(1)[0][0] if sizes else None
 
 
 def largest_file(keys: dict[str, str]) -> int | None:
     """Bytes of tensors in the largest of several files; None: there are not several."""
     sizes: Counter[str] = Counter()
-    for (_, file), part in zip(sorted(keys.items(), key=_by_file), _tensors(keys), strict=True):
-        sizes[file] += math.prod(part.get_shape()) * BYTES.get(part.get_dtype(), 1)
+    for (_, file), tensor in zip(sorted(keys.items(), key=_by_file), _slices(keys), strict=True):
+        sizes[file] += math.prod(tensor.get_shape()) * BYTES.get(tensor.get_dtype(), 1)
     return max(sizes.values()) if len(sizes) > 1 else None
 
 
-def _tensors(keys: dict[str, str]) -> Iterator[Any]:
-    """Slices of all tensors, file by file; their numbers stay unread."""
+def _slices(keys: dict[str, str]) -> Iterator[Any]:
+    """Slices of all tensors, file by file; their numbers are not read."""
     from safetensors import safe_open
 
     for file, members in groupby(sorted(keys.items(), key=_by_file), key=lambda item: item[1]):
@@ -98,22 +98,22 @@ def key_of(layer: str, keys: dict[str, str], prefix: str) -> str | None:
 
 
 def sample(file: str, key: str) -> bytes:
-    """What a fingerprint sees of a matrix in a file; the rest of it stays unread."""
+    """The numbers of a matrix that a fingerprint samples; the others are not read."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
-        part: Any = tensors.get_slice(key)
-        rows, columns = part.get_shape()
+        matrix: Any = tensors.get_slice(key)
+        rows, columns = matrix.get_shape()
         at = [divmod(int(place), columns) for place in places(rows * columns)]
-        return sampled(torch.stack([part[r : r + 1, c : c + 1].flatten()[0] for r, c in at]))
+        return sampled(torch.stack([matrix[r : r + 1, c : c + 1].flatten()[0] for r, c in at]))
 
 
-def _here(folder: str, name: str) -> str | None:
-    """A file of a base: in its folder, or where the hub's client keeps what it fetched."""
+def _local_file(folder: str, name: str) -> str | None:
+    """A file of a base, in its folder or the hub's cache; None: it is not on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(folder).is_dir():
         file = Path(folder) / name
         return str(file.resolve()) if file.is_file() else None
-    found = try_to_load_from_cache(folder, name)
-    return found if isinstance(found, str) else None
+    cached = try_to_load_from_cache(folder, name)
+    return cached if isinstance(cached, str) else None

@@ -1,11 +1,11 @@
-"""Sequence classifiers: the classes that a base names, and which of its weights are fresh.
+"""Sequence classifiers: the classes that a base names, and which of its weights are new.
 
-A checkpoint rarely has the head that rows need. What it lacks is fresh by design if the class
-that wrote it lacks it too: BertForMaskedLM has no pooler, and no classifier of any depth. What
-that class has and the files have not is a hole. So no list of names decides.
+A checkpoint rarely has the head that the rows need. A missing weight is new by design if the class
+that wrote the checkpoint lacks it too: BertForMaskedLM has no pooler, and no classifier of any
+depth. A weight that this class has and the files lack is an error. So no list of names is needed.
 
 A classification layer is kept only if the checkpoint's classes are those of the rows, in that
-order. Else it starts anew, also where its shape would fit.
+order. Otherwise it starts anew, also where its shape would fit.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorica.base.model_view import config_of, config_view, model_view
 from lorica.core.draws import drawing
 from lorica.data.classes import class_names_fault
 from lorica.errors import BaseError, listed
@@ -28,7 +29,7 @@ SHOWN = 6
 class Head:
     """The classification head on a checkpoint.
 
-    fresh: keys of weights that start from seed 0. lost, misshaped: what must be refused.
+    fresh: keys of weights that start from seed 0. lost, misshaped: keys that must be refused.
     whole: the layers that every adapter trains and saves whole.
     """
 
@@ -45,8 +46,8 @@ def is_classifier(config: Any) -> bool:
 
 def other_problem(config: Any) -> str | None:
     """The problem_type of a head whose outputs are not one class for each row; None: they are."""
-    problem = getattr(config, "problem_type", None)
-    return None if problem in (None, ONE_CLASS) else str(problem)
+    problem = config_view(config).problem_type
+    return None if problem == ONE_CLASS else problem
 
 
 def fault_of_head(config: Any) -> str | None:
@@ -64,14 +65,14 @@ def fault_of_head(config: Any) -> str | None:
 
 
 def class_names(config: Any) -> list[str]:
-    """What a config calls the outputs of a classifier, in their order."""
+    """The names that a config gives the outputs of a classifier, in their order."""
     names: dict[int, str] = config.id2label or {}
     return ["" if (name := names.get(i)) is None else str(name) for i in range(config.num_labels)]
 
 
-def names_of(model: Any) -> list[str] | None:
-    """The names that a model's config gives its classes; None: it is no classifier, or has none."""
-    config = getattr(model, "config", None)
+def names_of(model: nn.Module) -> list[str] | None:
+    """The class names of a model; None: it is not a classifier, or its config names none."""
+    config = config_of(model)
     if config is None or not type(model).__name__.endswith(KIND) or fault_of_head(config):
         return None
     names = class_names(config)
@@ -95,40 +96,40 @@ def check_head(path: str, config: Any) -> None:
 
 
 def settings_for(labels: list[str], config: Any) -> dict[str, Any]:
-    """What stands over a checkpoint's `config` in a classifier of `labels`, one for each row."""
-    named = {
+    """What replaces fields of a checkpoint's `config` in a classifier of `labels`."""
+    settings = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {name: i for i, name in enumerate(labels)},
     }
-    return named | ({"problem_type": ONE_CLASS} if other_problem(config) else {})
+    return settings | ({"problem_type": ONE_CLASS} if other_problem(config) else {})
 
 
 def inspect(model: nn.Module, config: Any, info: Mapping[str, Any], labels: list[str]) -> Head:
-    """Part what is fresh from what is lost. In place: fresh weights that a file had start anew.
+    """Tell new weights from lost ones. In place: new weights that the files had start anew.
 
-    config: the checkpoint's own. info: what transformers says of missing and misshaped weights.
+    config: the checkpoint's own. info: missing and misshaped weights, by transformers.
     """
-    shape_of = {key: tuple(there) for key, there, _ in info["mismatched_keys"]}
+    shape_of = {key: tuple(shape) for key, shape, _ in info["mismatched_keys"]}
     missing = {str(key) for key in info["missing_keys"]} - set(shape_of)
     expected = designed(config) if missing else set[str]()
-    prefix = str(getattr(model, "base_model_prefix", ""))
-    lost = {k for k in missing if is_hole(k, prefix, expected)}
-    axes, kept = class_axes(model), own_classes(config) == labels
+    prefix = model_view(model).prefix
+    lost = {k for k in missing if is_lost(k, prefix, expected)}
+    axes, same_classes = class_axes(model), own_classes(config) == labels
     sizes = {key: tuple(p.shape) for key, p in model.named_parameters()}
     misshaped = [
-        f"{key} is {there}, not {sizes.get(key)}"
-        for key, there in sorted(shape_of.items())
-        if kept or key not in axes or not _alike(there, sizes[key], axes[key])
+        f"{key} is {shape}, not {sizes.get(key)}"
+        for key, shape in sorted(shape_of.items())
+        if same_classes or key not in axes or not _differ_along(shape, sizes[key], axes[key])
     ]
-    if not kept:
+    if not same_classes:
         renew(model, [key for key in axes if key not in missing and key not in shape_of])
-    fresh = sorted({*(() if kept else axes), *(missing - lost)})
+    fresh = sorted({*(() if same_classes else axes), *(missing - lost)})
     return Head(fresh, sorted(lost), misshaped, trained_whole(sizes, prefix, fresh, axes))
 
 
 def designed(config: Any) -> set[str] | None:
-    """The weights that the class named in a checkpoint's config has; None: it is not known."""
+    """The weights of the class that a checkpoint's config names; None: the class is not known."""
     import transformers
 
     for name in config.architectures or ():
@@ -139,11 +140,11 @@ def designed(config: Any) -> set[str] | None:
     return None
 
 
-def is_hole(key: str, prefix: str, expected: Collection[str] | None) -> bool:
-    """A missing weight is one that the checkpoint should have.
+def is_lost(key: str, prefix: str, expected: Collection[str] | None) -> bool:
+    """Whether a missing weight is one that the checkpoint should have.
 
     prefix: of the backbone's keys, which the classes of one architecture may write or leave out.
-    expected: the keys of the checkpoint's own class; None: everything inside of the backbone.
+    expected: the keys of the checkpoint's own class; None: those of the backbone.
     """
     bare = key.removeprefix(f"{prefix}.") if prefix else key
     if expected is None:
@@ -156,27 +157,27 @@ def class_axes(model: nn.Module) -> dict[str, int]:
     foreign: Any = type(model)
     config: Any = model.config
     shapes = []
-    for more in (0, 1):
+    for extra in (0, 1):
         other = type(config).from_dict(config.to_dict() | {"id2label": None, "label2id": None})
-        other.num_labels = config.num_labels + more
+        other.num_labels = config.num_labels + extra
         with torch.device("meta"):
             shapes.append({k: p.shape for k, p in foreign(other).named_parameters()})
-    few, many = shapes
+    fewer, more = shapes
     return {
-        key: next(i for i, (a, b) in enumerate(zip(shape, many[key], strict=True)) if a != b)
-        for key, shape in few.items()
-        if shape != many[key]
+        key: next(i for i, (a, b) in enumerate(zip(shape, more[key], strict=True)) if a != b)
+        for key, shape in fewer.items()
+        if shape != more[key]
     }
 
 
 def renew(model: nn.Module, keys: Iterable[str]) -> None:
-    """Start the layers that own `keys` anew, from seed 0, as their author does. In place."""
+    """Initialise the layers that own `keys` again, from seed 0, as their class does. In place."""
     foreign: Any = model
     with drawing(0), torch.no_grad():
         for name in sorted({key.rpartition(".")[0] for key in keys}):
             layer = model.get_submodule(name)
-            for own in layer.parameters():
-                own._is_hf_initialized = False  # type: ignore[attr-defined]
+            for parameter in layer.parameters():
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
             foreign._init_weights(layer)
 
 
@@ -185,19 +186,19 @@ def trained_whole(
 ) -> list[str]:
     """The layers that every adapter of a classifier trains and saves whole.
 
-    Those that are fresh, and those that give the classes; each with all of its part of the head,
-    as PEFT wraps it. PEFT takes any layer whose name ends in such a name: they come along.
+    The new ones, and those that give the classes; each with all of its part of the head, as PEFT
+    wraps it. PEFT wraps any layer whose name ends in such a name, so these are included.
 
     keys: of all weights. prefix: of the backbone's. classes: keys of the layers that give classes.
     """
     inside = f"{prefix}."
 
-    def part(key: str) -> str:
+    def top_of(key: str) -> str:
         names = key.split(".")
         return ".".join(names[: 2 if key.startswith(inside) else 1])
 
-    whole = {part(key) for key in (*fresh, *classes)}
-    outside = {part(key) for key in keys if not key.startswith(inside)}
+    whole = {top_of(key) for key in (*fresh, *classes)}
+    outside = {top_of(key) for key in keys if not key.startswith(inside)}
     return sorted(whole | {name for name in outside if name.endswith(tuple(whole))})
 
 
@@ -218,8 +219,8 @@ def head_notices(config: Any, labels: list[str], fresh: list[str]) -> list[str]:
     return [f"{why}; new, trained and saved whole with the adapter: {listed(fresh)}"]
 
 
-def _alike(there: tuple[int, ...], here: tuple[int, ...], axis: int) -> bool:
-    """Two shapes differ along `axis` alone."""
-    return len(there) == len(here) and all(
-        a == b for i, (a, b) in enumerate(zip(there, here, strict=True)) if i != axis
+def _differ_along(a: tuple[int, ...], b: tuple[int, ...], axis: int) -> bool:
+    """Whether two shapes differ along `axis` alone."""
+    return len(a) == len(b) and all(
+        m == n for i, (m, n) in enumerate(zip(a, b, strict=True)) if i != axis
     )

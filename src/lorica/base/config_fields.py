@@ -1,7 +1,7 @@
-"""The settings of a model's config that decide what it computes.
+"""The fields of a model's config that decide what it computes.
 
-All of a config counts but the names below: a field that nobody has heard of may change the
-function, and is compared.
+All fields count but those listed below: an unknown field may change the function, so it is
+compared.
 """
 
 import json
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
+
+from lorica.base.model_view import config_of
 
 VERSION = "transformers_version"
 IGNORED = frozenset(
@@ -53,30 +55,30 @@ IGNORED = frozenset(
         "quantization_config",
     }
 )
-"""Fields that cannot change what a model computes from its weights: where it came from, dtype,
-what else is returned, how weights begin, names of classes, and special ids, which the tokenizer
-has. What is tied shows in the weights; what is quantised is compared apart."""
+"""Fields that cannot change what a model computes from its weights: its origin, dtype, further
+outputs, how weights are initialised, names of classes, and special ids, which the tokenizer has.
+Ties show in the weights; quantisation is compared by itself."""
 
 Value = bool | int | float | str | None
 
 
-def computing(model: nn.Module) -> dict[str, Value] | None:
+def computing_fields(model: nn.Module) -> dict[str, Value] | None:
     """{"rope_parameters.rope_theta": 10000.0, ...} of a model; None: it has no config.
 
     The version of transformers that read the config stands beside the fields.
     """
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    config = config_of(model)
+    if config is None:
         return None
-    said = config.to_dict()
-    return {**dict(_flat(said)), VERSION: str(said.get(VERSION))}
+    fields = config.to_dict()
+    return {**dict(_flat(fields)), VERSION: str(fields.get(VERSION))}
 
 
-def changed(then: Mapping[str, Value], now: Mapping[str, Value]) -> dict[str, str]:
-    """{field: "10000.0 -> 20000.0"} of what differs.
+def changed_fields(then: Mapping[str, Value], now: Mapping[str, Value]) -> dict[str, str]:
+    """{field: "10000.0 -> 20000.0"} of the fields that differ.
 
-    A field on one side alone counts only if both configs were read by one version of
-    transformers: another version may know more of them.
+    A field on one side alone counts only if the same version of transformers read both configs:
+    another version may know more fields.
     """
     alike = then.get(VERSION) == now.get(VERSION)
     names = then.keys() | now.keys() if alike else then.keys() & now.keys()
@@ -88,19 +90,20 @@ def changed(then: Mapping[str, Value], now: Mapping[str, Value]) -> dict[str, st
 
 
 def in_training_only(name: str) -> bool:
-    """The field changes what training draws, and nothing of what the model computes without."""
+    """Whether the field acts in training alone, as dropout does."""
     return "drop" in name.rpartition(".")[2]
 
 
-def _flat(said: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
-    for key, value in said.items():
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for key, value in fields.items():
         if key in IGNORED or key == VERSION:
             continue
-        if isinstance(value, Mapping):
-            yield from _flat({str(k): v for k, v in value.items()}, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | str | None) or (
-            isinstance(value, float) and math.isfinite(value)
-        ):
-            yield f"{prefix}{key}", value
-        else:
-            yield f"{prefix}{key}", json.dumps(value, default=str)
+        match value:
+            case Mapping():
+                yield from _flat({str(k): v for k, v in value.items()}, f"{prefix}{key}.")
+            case bool() | int() | str() | None:
+                yield f"{prefix}{key}", value
+            case float() if math.isfinite(value):
+                yield f"{prefix}{key}", value
+            case _:
+                yield f"{prefix}{key}", json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""Digests of every number of a model's weights, and of what its tokenizer does.
+"""Digests of every number of a model's weights, and of the behaviour of its tokenizer.
 
 Tensors are hashed with sha256 in threads, a few million numbers at a time: hashlib releases the
 interpreter's lock, and no copy of a model is made. A file's own digest would be as fast, but a
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 22
-"""Numbers that are hashed at a time, which is what a thread copies at most."""
+"""Numbers that are hashed at a time; a thread copies no more."""
 DIGITS = 16
 """Hexadecimal digits that are kept: two different tensors agree once in 10^19."""
 PROBE = (
     "Hello world! It's 10,234.5 km,  twice\tas far.\n\n    def f(x): return x**2  # naïve\n"
     "Größe ÄÖÜ, ¿qué?, Москва, 東京都, 한국어, مرحبا, 🙂👍🏽, ﬁ, e\u0301"
 )
-"""A text that shows what a tokenizer does to case, spaces, digits, accents and scripts."""
+"""A text that shows how a tokenizer treats case, spaces, digits, accents and scripts."""
 
 
 def digests(tensors: Mapping[str, Tensor], *, rounded: bool) -> dict[str, str]:
@@ -74,10 +74,13 @@ def tokenizer_parts(tokenizer: Any) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Without settings that are off: a newer library writes more of them."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if v is not None and v is not False}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+    """`value` without settings that are off: a newer library writes more of them."""
+    match value:
+        case dict():
+            return {k: _plain(v) for k, v in value.items() if v is not None and v is not False}
+        case list() | tuple():
+            return [_plain(v) for v in value]
+    return value
 
 
 def _sha(value: Any) -> str:

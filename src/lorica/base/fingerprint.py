@@ -1,18 +1,18 @@
-"""What a base is: enough to say later whether it is the same one, and if not, what differs.
+"""The fingerprint of a base: whether it is the same base later, and if not, what differs.
 
 Every number of every tensor is hashed, rounded to bfloat16, so that a base loaded in float32 and
-in bfloat16 is the same base. Of a layer that was packed here the weight that it was made from is
-hashed, so that a base is the same one in any quantisation; how it is quantised stands beside it.
-The fields of the config that decide what is computed stand there as they are. A run that goes on
-compares the exact bits instead.
+in bfloat16 has one fingerprint. Of a layer that was quantised here the original weight is hashed,
+so that the fingerprint does not depend on the quantisation, which is recorded by itself. The fields
+of the config that decide what is computed are recorded as they are. A resumed run compares the
+exact bits instead.
 
-Adapters of earlier versions have samples alone: 64 values of each tensor, rounded to bfloat16;
-linear layers apart from the rest. They are still written and compared where there is no more.
+Adapters of earlier versions have only samples: 64 values of each tensor, rounded to bfloat16, of
+linear layers and of all others. They are still written, and compared where there is no more.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base.bitsandbytes_layers import quantisation_of
-from lorica.base.config_fields import Value, changed, computing, in_training_only
+from lorica.base.config_fields import Value, changed_fields, computing_fields, in_training_only
 from lorica.base.digest import digests, tokenizer_parts
+from lorica.base.model_view import config_view_of, model_view
 from lorica.base.quantise import QuantisedLinear
 from lorica.core.site import ADAPTERS, Site, output_head, site_of, sites_of
 from lorica.core.targets import lies_in
@@ -29,7 +30,7 @@ from lorica.errors import listed
 
 SAMPLE = 64
 CODES = "codes:"
-"""Before a hash of linear layers whose codes were read, because their weights are not known."""
+"""Marks a hash of codes: of linear layers whose original weights are not known."""
 Grade = Literal["same", "same but quantised", "same shapes", "different"]
 Hashing = Literal["rounded", "exact"]
 
@@ -73,27 +74,26 @@ def fingerprint(
     whole: modules_to_save of the adapter, which replaces these layers. Of a classifier they are
         left out as well: they are fresh as a rule, and hold random numbers.
 
-    A model that stands for one whose weights lie elsewhere says so in `stands_for`.
     hashing: see Fingerprint; None leaves the weights out.
     """
-    known = getattr(model, "stands_for", None)
-    if isinstance(known, dict):
-        return replace(known[hashing], **_text(tokenizer))
+    remote = model_view(model).remote_fingerprints
+    if remote is not None:
+        return replace(remote[hashing], **_text(tokenizer))
     left_out = head_layers(model, whole)
     shapes: list[str] = []
     linear, rest = hashlib.sha256(), hashlib.sha256()
-    known = True
-    sizes: dict[int, int] = {}  # by tensor: a tied one counts once
+    originals_known = True
+    sizes: dict[int, int] = {}  # by tensor: a tied tensor counts once
     for site in sites_of(model, ("linear", "embedding", "other")):
         if site.name in left_out:
             continue
         if site.kind == "linear":
             shapes.append(f"{site.name} {site.out_features} {site.in_features}")
-            for part in _packed(site):
-                linear.update(part)
+            for sample in _buffer_samples(site):
+                linear.update(sample)
             if not site.is_dense:
                 sizes[id(site.module)] = site.out_features * site.in_features
-                known &= getattr(site.module, "original_sample", None) is not None
+                originals_known &= _original_sample(site.module) is not None
         for key, parameter in site.module._parameters.items():
             if parameter is None:
                 continue
@@ -102,18 +102,17 @@ def fingerprint(
             if site.kind != "linear":
                 shapes.append(f"{site.name}.{key} {tuple(parameter.shape)}")
             (linear if site.kind == "linear" else rest).update(sampled(parameter))
-    config = getattr(model, "config", None)
     quantisation, double = _quantisation(model)
     return Fingerprint(
-        path=path or str(getattr(config, "_name_or_path", "")),
+        path=path or config_view_of(model).path,
         architecture=type(model).__name__,
         parameters=sum(sizes.values()),
         shapes=_sha("\n".join(sorted(shapes)).encode()),
-        linear=linear.hexdigest() if known else CODES + linear.hexdigest(),
+        linear=linear.hexdigest() if originals_known else CODES + linear.hexdigest(),
         rest=rest.hexdigest(),
         quantisation=quantisation,
         double_quantisation=double,
-        config=computing(model),
+        config=computing_fields(model),
         weights=None if hashing is None else weight_digests(model, hashing, left_out),
         hashing=hashing or "rounded",
         **_text(tokenizer),
@@ -121,12 +120,11 @@ def fingerprint(
 
 
 def head_layers(model: nn.Module, whole: Sequence[str] = ()) -> set[str]:
-    """The names of a sequence classifier's layers that are no part of its base.
+    """The names of a sequence classifier's layers that do not belong to its base.
 
-    Its head, and what an adapter with modules_to_save `whole` replaces.
+    Its head, and the layers that an adapter with modules_to_save `whole` replaces.
     """
-    ask = getattr(model, "get_output_embeddings", None)
-    if callable(ask) and ask() is not None:
+    if model_view(model).output_head is not None:
         return set()
     head = output_head(model)
     tops = [*whole, *(name for name, module in model.named_modules() if module is head and name)]
@@ -138,48 +136,48 @@ def weight_digests(
 ) -> dict[str, str]:
     """A digest of every parameter and every buffer that a checkpoint would hold, by its name.
 
-    A packed layer has one for what it was made from; where that is not known, or the exact bits
-    are asked for, for each of its buffers, marked as codes.
+    A quantised layer has one of its original weight; where that is not known, or the exact bits
+    are asked for, one of each of its buffers, marked as codes.
     """
-    found, packed = dict[str, Tensor](), dict[str, str]()
+    tensors, originals = dict[str, Tensor](), dict[str, str]()
     codes: set[str] = set()
     for name, module in model.named_modules():
         if ADAPTERS in name.split(".") or name in left_out:
             continue
-        made_from = getattr(module, "original_digest", None)
+        original = module.original_digest if isinstance(module, QuantisedLinear) else None
         is_packed = isinstance(module, QuantisedLinear) or not _is_plain(name, module)
-        if is_packed and made_from is not None and hashing == "rounded":
-            packed[f"{name}.weight"] = made_from
+        if original is not None and hashing == "rounded":
+            originals[f"{name}.weight"] = original
         else:
-            kept = {
+            buffers = {
                 f"{name}.{k}": b
                 for k, b in module._buffers.items()
                 if b is not None and k not in module._non_persistent_buffers_set
             }
-            found |= kept
-            codes |= kept.keys() if is_packed else set()
+            tensors |= buffers
+            codes |= buffers.keys() if is_packed else set()
         own = {f"{name}.{k}": p for k, p in module._parameters.items() if p is not None}
-        found |= own
+        tensors |= own
         codes |= {f"{name}.weight"} & own.keys() if is_packed else set()
-    done = digests({str(id(t)): t for t in found.values()}, rounded=hashing == "rounded")
-    every = {name: done[str(id(tensor))] for name, tensor in found.items()} | packed
-    return {name: CODES + d if name in codes else d for name, d in sorted(every.items())}
+    by_id = digests({str(id(t)): t for t in tensors.values()}, rounded=hashing == "rounded")
+    by_name = {name: by_id[str(id(tensor))] for name, tensor in tensors.items()} | originals
+    return {name: CODES + d if name in codes else d for name, d in sorted(by_name.items())}
 
 
 def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
-    """What differs between two bases of the same shapes, in words, by its kind.
+    """The differences of two bases of the same shapes, in words, by kind.
 
     weights, config, tokenizer, chat_template; training: fields of the config that act in training
-    alone. What one side does not know is not compared; quantisation is not looked at.
+    alone. What one side does not know is not compared, and neither is quantisation.
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     if then.weights is not None and now.weights is not None and then.hashing == now.hashing:
-        found["weights"] = listed(_other_tensors(then, now))
+        kinds["weights"] = listed(_other_tensors(then, now))
     else:
-        found["weights"] = listed(_other_samples(then, now))
-    fields = changed(then.config or {}, now.config or {}) if then.config and now.config else {}
+        kinds["weights"] = listed(_other_samples(then, now))
+    fields = changed_fields(then.config, now.config) if then.config and now.config else {}
     for kind, wanted in (("config", False), ("training", True)):
-        found[kind] = listed(
+        kinds[kind] = listed(
             (
                 f"{name} {values}"
                 for name, values in fields.items()
@@ -189,26 +187,26 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
         )
     parts = [f.tokenizer_parts or {} for f in (then, now)]
     if all(parts):
-        one, two = parts
-        names = sorted(one.keys() | two.keys())
-        found["tokenizer"] = listed([k for k in names if one.get(k) != two.get(k)])
+        kinds["tokenizer"] = listed(_differing(*parts))
     if now.tokenizer is not None and then.tokenizer is not None:
         other = then.chat_template != now.chat_template
-        found["chat_template"] = "another one" if other else "none"
-    return {kind: what for kind, what in found.items() if what != "none"}
+        kinds["chat_template"] = "another one" if other else "none"
+    return {kind: what for kind, what in kinds.items() if what != "none"}
+
+
+def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """The keys whose values differ, or that are on one side alone."""
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
 def _other_tensors(then: Fingerprint, now: Fingerprint) -> list[str]:
-    one, two = then.weights or {}, now.weights or {}
-    other = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
+    sides = then.weights or {}, now.weights or {}
+    other = _differing(*sides)
     if _quantised_as(then) == _quantised_as(now):
         return other
-    # Codes say nothing of floats, and nothing of other codes.
+    # Codes cannot be compared with floats, nor with codes of another quantisation.
     layers = {
-        name.rpartition(".")[0]
-        for side in (one, two)
-        for name, d in side.items()
-        if d.startswith(CODES)
+        name.rpartition(".")[0] for side in sides for name, d in side.items() if d.startswith(CODES)
     }
     biases = {f"{layer}.bias" for layer in layers}
     return [n for n in other if n.rpartition(".")[0] not in layers or n in biases]
@@ -216,15 +214,15 @@ def _other_tensors(then: Fingerprint, now: Fingerprint) -> list[str]:
 
 def _other_samples(then: Fingerprint, now: Fingerprint) -> list[str]:
     codes = any(f.linear.startswith(CODES) for f in (then, now))
-    apart = codes and _quantised_as(then) != _quantised_as(now)
-    found = ["linear layers"] if then.linear != now.linear and not apart else []
-    return found + (["embeddings, norms and others"] if then.rest != now.rest else [])
+    comparable = not codes or _quantised_as(then) == _quantised_as(now)
+    linear = ["linear layers"] if then.linear != now.linear and comparable else []
+    return linear + (["embeddings, norms and others"] if then.rest != now.rest else [])
 
 
 def grade(then: Fingerprint, now: Fingerprint) -> Grade:
-    """How far the base that is here is the one that the adapter was trained on.
+    """How far the base `now` is the base `then` that the adapter was trained on.
 
-    Another chat template, and what acts in training alone, do not count.
+    Another chat template, and fields that act in training alone, do not count.
     """
     if then.shapes != now.shapes:
         return "different"
@@ -237,11 +235,16 @@ def _quantised_as(base: Fingerprint) -> tuple[str | None, bool]:
     return base.quantisation, base.double_quantisation
 
 
-def _packed(site: Site) -> list[bytes]:
-    """What a layer keeps in buffers, sampled; what it was made from where that is known."""
-    known = getattr(site.module, "original_sample", None)
-    if known is not None:
-        return [known]
+def _original_sample(module: nn.Module) -> bytes | None:
+    """The sample of the weight that a layer was quantised from; None: it is not known."""
+    return module.original_sample if isinstance(module, QuantisedLinear) else None
+
+
+def _buffer_samples(site: Site) -> list[bytes]:
+    """Samples of the buffers of a layer; of its original weight instead, where that is known."""
+    original = _original_sample(site.module)
+    if original is not None:
+        return [original]
     hidden = site.module._non_persistent_buffers_set
     buffers = site.module._buffers.items()
     return [sampled(buffer) for key, buffer in buffers if buffer is not None and key not in hidden]
@@ -255,14 +258,16 @@ def sampled(tensor: Tensor) -> bytes:
 
 
 def places(n: int) -> Tensor:
-    """Up to SAMPLE places among n, at even distances, in whole numbers: float32 would round the
-    last one of a large tensor past its end."""
-    many = min(SAMPLE, n)
-    return torch.arange(many) * (n - 1) // max(many - 1, 1)
+    """Up to SAMPLE of n places, at even distances.
+
+    In integers: float32 would round the last place of a large tensor past its end.
+    """
+    count = min(SAMPLE, n)
+    return torch.arange(count) * (n - 1) // max(count - 1, 1)
 
 
 def _is_plain(name: str, module: nn.Module) -> bool:
-    """Not a packed linear layer of another library."""
+    """Whether a layer is not a quantised linear layer of another library."""
     site = site_of(name, module)
     return site is None or site.kind != "linear" or site.is_dense
 
@@ -297,5 +302,4 @@ def _quantisation(model: nn.Module) -> tuple[str | None, bool]:
     packed = [m for m in model.modules() if isinstance(m, QuantisedLinear)]
     if packed:
         return packed[0].kind, any(layer.double_quantisation for layer in packed)
-    config = getattr(model, "config", None)
-    return quantisation_of(getattr(config, "quantization_config", None))
+    return quantisation_of(config_view_of(model).quantisation)

@@ -1,22 +1,22 @@
-"""Examine a local base folder before any library reads it, so that a problem is named as it is.
+"""Check a local base folder before any library reads it, so that errors name the actual problem.
 
-transformers reports many of these as something else: a lost shard as pickled weights, a Git LFS
-pointer as broken JSON, a SentencePiece file as a missing package. An adapter that was left in the
-folder would even be attached to the base without a word.
+transformers reports many of these as something else: a missing shard as pickled weights, a Git LFS
+pointer as broken JSON, a SentencePiece file as a missing package. It even attaches an adapter that
+was left in the folder to the base, silently.
 """
 
 from pathlib import Path
 
 from lorica import strict_json
-from lorica.base.untrusted_files import INDEX, check_contents, named_in
+from lorica.base.untrusted_files import INDEX, check_files, files_in_index
 from lorica.errors import BaseError, FileError, closest, listed
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 POINTER = b"version https://git-lfs"
-"""What a Git LFS pointer begins with: a text of three lines in the place of a file."""
+"""The first bytes of a Git LFS pointer: a text of three lines in the place of a file."""
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"}
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
-"""Files that a tokenizer is read from without a further package."""
+"""Files from which a tokenizer is read without a further package."""
 
 
 def check_folder(folder: Path) -> None:
@@ -26,7 +26,7 @@ def check_folder(folder: Path) -> None:
         missing or is a Git LFS pointer.
     """
     if not folder.exists():
-        raise _not_there(folder)
+        raise _missing(folder)
     if not folder.is_dir():
         raise _not_a_folder(folder)
     names = sorted(p.name for p in folder.iterdir())
@@ -36,10 +36,10 @@ def check_folder(folder: Path) -> None:
     _check_leftovers(folder, names)
     _check_weights(folder, names)
     _check_tokenizer(folder, names)
-    check_contents(folder)
+    check_files(folder)
 
 
-def _not_there(folder: Path) -> BaseError:
+def _missing(folder: Path) -> BaseError:
     parent = folder.parent
     if not parent.is_dir():
         return BaseError(
@@ -96,22 +96,22 @@ def _is_pointer(path: Path) -> bool:
 
 
 def _check_leftovers(folder: Path, names: list[str]) -> None:
-    left = [name for name in ADAPTER if name in names]
-    if left:
+    files = [name for name in ADAPTER if name in names]
+    if files:
         raise BaseError(
-            f"{folder} holds an adapter beside the base: {listed(left)}.",
+            f"{folder} holds an adapter beside the base: {listed(files)}.",
             why="transformers would attach it, and a new adapter would be trained on top of it",
-            fix=f"move {' and '.join(left)} out of {folder}; to use that adapter, name its own "
+            fix=f"move {' and '.join(files)} out of {folder}; to use that adapter, name its own "
             "folder",
         )
 
 
 def _check_weights(folder: Path, names: list[str]) -> None:
-    shards = set(named_in(folder / INDEX)) if INDEX in names else set()
+    shards = set(files_in_index(folder / INDEX)) if INDEX in names else set()
     lost = sorted(shards - set(names))
     if lost:
         raise FileError(
-            f"{folder} has lost {len(lost)} of the {len(shards)} files of its weights.",
+            f"{folder} lacks {len(lost)} of the {len(shards)} files of its weights.",
             missing=listed(lost),
             listed_in=INDEX,
             fix="download these files",

@@ -1,4 +1,4 @@
-"""Whether the hub answers for a model id: asked once, and answered within seconds.
+"""Whether the hub can be reached for a model id: one request, with a short timeout.
 
 huggingface_hub tries each file of an unreachable hub six times, for half a minute. One request
 decides instead: a hub that does not answer is replaced by the copy in its cache, or refused.

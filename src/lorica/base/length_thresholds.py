@@ -1,12 +1,12 @@
-"""Lengths of a model's config past which a row, or a batch, is computed in another way.
+"""Lengths in a model's config past which a row, or a batch, is computed in another way.
 
     original_max_position_embeddings   LongRoPE, Llama-4's temperature in Ministral
     max_position_embeddings            dynamic RoPE; the length of position tables and masks
     attention_chunk_size, floor_scale  Llama-4's chunks and temperature
     sliding_window, window_size ...    windows of attention
 
-A threshold that the code reads at every call can be lowered for a trial. Others are tried at their
-own length where the model is small enough for it.
+A threshold that the model reads at every call can be lowered for a trial. Others are tried at their
+own length if the model is small enough.
 """
 
 import re
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from lorica.base.dynamic_rope import CACHED_LENGTHS, is_dynamic, reset
+from lorica.base.model_view import model_view, rows_of
 
 LOWERED = 8
 MOVABLE = (
@@ -27,8 +30,6 @@ MOVABLE = (
 FIXED = re.compile(r"window|chunk|block_size|local_attention|floor")
 POSITIONS = "max_position_embeddings"
 TABLES = re.compile(r"max_pos|max_seq|n_positions|n_ctx|context_length")
-CACHED = ("original_max_seq_len", "max_seq_len_cached")
-"""Where a dynamic RoPE keeps it."""
 WORK = {"cpu": 5e8}
 """Parameters times tokens of the longest row that is tried; WORK_GPU elsewhere."""
 WORK_GPU = 2e12
@@ -38,7 +39,7 @@ WORK_GPU = 2e12
 class Threshold:
     """One setting of the config.
 
-    movable: it can be lowered. tried: rows may reach it; else it is only known to be there.
+    movable: it can be lowered. tried: a trial may cross it; otherwise it is only known to exist.
     """
 
     name: str
@@ -51,59 +52,32 @@ class Threshold:
         return "window" in self.name
 
 
-def thresholds(model: nn.Module) -> list[Threshold]:
-    """What may matter to this model, the shortest first."""
+def length_thresholds(model: nn.Module) -> list[Threshold]:
+    """The thresholds that may matter to `model`, the shortest first."""
     device = next(model.parameters()).device.type
     size = sum(p.numel() for p in model.parameters())
     reach = WORK.get(device, WORK_GPU) / max(size, 1)
-    dynamic = any(_is_dynamic(module) for module in model.modules())
-    found: dict[tuple[str, int], Threshold] = {}
+    dynamic = any(is_dynamic(module) for module in model.modules())
+    thresholds: dict[tuple[str, int], Threshold] = {}
     for _, name, tokens in _settings(model):
         if tokens < LOWERED and name not in MOVABLE:
             continue
         if name in MOVABLE or (name == POSITIONS and dynamic):
-            found[name, tokens] = Threshold(name, tokens, movable=True)
+            thresholds[name, tokens] = Threshold(name, tokens, movable=True)
         elif TABLES.search(name) and _has_table(model, tokens):
-            found[name, tokens] = Threshold(name, tokens, movable=False, tried=tokens <= reach)
+            thresholds[name, tokens] = Threshold(name, tokens, movable=False, tried=tokens <= reach)
         elif FIXED.search(name) and tokens <= reach:
-            found[name, tokens] = Threshold(name, tokens, movable=False)
-    return sorted(found.values(), key=lambda threshold: threshold.tokens)
-
-
-def forget_lengths(model: nn.Module) -> None:
-    """Let a dynamic RoPE start anew at every call. In place.
-
-    It keeps the angles of the longest row that it met, so that what a row gives would depend on
-    the rows before it.
-    """
-    for module in model.modules():
-        if _is_dynamic(module):
-            module.register_forward_pre_hook(_reset)
-
-
-def _is_dynamic(module: nn.Module) -> bool:
-    return "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, CACHED[0])
-
-
-def _reset(module: nn.Module, *_: Any) -> None:
-    rope: Any = module
-    kinds = rope.rope_type if isinstance(rope.rope_type, dict) else {"": rope.rope_type}
-    for layer, kind in kinds.items():
-        prefix = f"{layer}_" if layer else ""
-        angles = getattr(rope, f"{prefix}original_inv_freq", None)
-        if "dynamic" in str(kind) and angles is not None:
-            now = getattr(rope, f"{prefix}inv_freq")
-            rope.register_buffer(f"{prefix}inv_freq", angles.to(now.device), persistent=False)
-            setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
+            thresholds[name, tokens] = Threshold(name, tokens, movable=False)
+    return sorted(thresholds.values(), key=lambda threshold: threshold.tokens)
 
 
 @contextmanager
 def lowered(model: nn.Module, threshold: Threshold) -> Iterator[int]:
-    """Inside the block a movable threshold lies at LOWERED tokens. Yields where it lies."""
+    """Inside the block a movable threshold is LOWERED tokens. Yields the threshold in tokens."""
     if not threshold.movable or threshold.tokens <= LOWERED:
         yield max(threshold.tokens, 4)
         return
-    keys = {threshold.name, *(CACHED if threshold.name == POSITIONS else ())}
+    keys = {threshold.name, *(CACHED_LENGTHS if threshold.name == POSITIONS else ())}
     places = [
         (owner, name)
         for owner, name, tokens in _settings(model)
@@ -123,32 +97,30 @@ def lowered(model: nn.Module, threshold: Threshold) -> Iterator[int]:
         for owner, key in places:
             owner[key] = threshold.tokens
         for module in model.modules():
-            if _is_dynamic(module):
-                _reset(module)
+            if is_dynamic(module):
+                reset(module)
 
 
 def _settings(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, int]]:
-    """(where it stands, name, tokens) of every whole number of the text model's config."""
+    """(its dict, name, tokens) of every integer of the text model's config."""
     foreign: Any = model
-    waiting: list[dict[str, Any]] = [vars(foreign.config.get_text_config())]
-    while waiting:
-        owner = waiting.pop()
+    pending: list[dict[str, Any]] = [vars(foreign.config.get_text_config())]
+    while pending:
+        owner = pending.pop()
         for name, value in owner.items():
             if isinstance(value, dict):
-                waiting.append(value)
-            elif isinstance(value, int) and not isinstance(value, bool) and value > 1:
+                pending.append(value)
+            elif type(value) is int and value > 1:
                 yield owner, str(name), value
 
 
 def _has_table(model: nn.Module, positions: int) -> bool:
-    """Some buffer, or an embedding that is not that of tokens, is as long as the positions."""
-    foreign: Any = model
-    tokens = foreign.get_input_embeddings()
+    """Whether a buffer, or an embedding other than that of tokens, has a row per position."""
+    tokens = model_view(model).input_embeddings
     near = range(positions, positions + 3)
     for module in model.modules():
         if any(n in near for b in module._buffers.values() if b is not None for n in b.shape):
             return True
-        rows = getattr(module, "num_embeddings", None)
-        if module is not tokens and rows in near:
+        if module is not tokens and rows_of(module) in near:
             return True
     return False

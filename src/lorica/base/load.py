@@ -4,32 +4,31 @@ Weights come from safetensors only, and no code of the model's author is run.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from lorica.base import classifier, quantised_model
-from lorica.base.bitsandbytes_layers import quantisation_of
-from lorica.base.bundled import FOLDER, NAME
 from lorica.base.causal import check_causal
 from lorica.base.classifier import Head
-from lorica.base.context_length import config_positions, fit_padding, has_rope, positions_of
-from lorica.base.folder import check_folder
-from lorica.base.hub import reachable_or_cached
-from lorica.base.length_thresholds import forget_lengths
+from lorica.base.context_length import fit_padding, positions_of
+from lorica.base.describe import locate, quantised_as, read_config, skeleton
+from lorica.base.dynamic_rope import reset_before_each_call
 from lorica.base.load_checks import (
-    MAX_POSITIONS,
-    check_runs,
-    check_token_ids,
+    check_forward,
+    check_special_tokens,
+    check_tokenizer,
     check_weights,
-    checked_tokenizer,
 )
-from lorica.base.load_errors import check_kind_of_model, explained, quantised_elsewhere
+from lorica.base.load_errors import (
+    check_model_type,
+    translated_errors,
+    unsupported_quantisation,
+)
+from lorica.base.model_view import config_of, model_view
 from lorica.base.quantise import KINDS, check_kind, require
-from lorica.base.slow_dtype import why_slow
+from lorica.base.slow_dtype import slow_dtype_notice
 from lorica.core.bank import bank_of
 from lorica.core.draws import drawing
 from lorica.data.prompt_format import PromptFormat
@@ -42,11 +41,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class LoadedModel:
     """A frozen model with its tokenizer.
 
-    path: what was asked for: a folder, a hub id, or "bundled".
+    path: as it was asked for: a folder, a hub id, or "bundled".
     labels: the classes of a sequence classifier; None for a language model.
     notices: sentences for the user on what the loader noticed.
-    head: what is fresh of a classifier's head, and what of it is trained whole.
-    prompt_format: how the rows of its adapter were put into words; None: not recorded.
+    head: which weights of a classifier's head are new, and which are trained whole.
+    prompt_format: how the rows of its adapter were written as text; None: not recorded.
     """
 
     model: nn.Module
@@ -71,6 +70,38 @@ class LoadedModel:
         return None if most is None else most - taken
 
 
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What is to be loaded. labels: see `load`. auto: transformers' class that reads it.
+
+    prequantised: how its files are quantised already; quantise_to: how to quantise its floats.
+    """
+
+    path: str
+    folder: str
+    config: Any
+    auto: Any
+    labels: list[str] | None
+    prequantised: str | None
+    quantise_to: str | None
+
+    @property
+    def is_packed(self) -> bool:
+        """Its files hold quantised layers that lorica can take over."""
+        return self.prequantised in KINDS
+
+    def options(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The keywords of from_pretrained."""
+        options: dict[str, Any] = {"dtype": dtype}
+        if self.labels is not None:
+            options |= classifier.settings_for(self.labels, self.config)
+        if self.is_packed:
+            options |= {"dtype": torch.float32, "device_map": {"": "cpu"}}
+        elif self.quantise_to is not None:
+            options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
+        return options
+
+
 def load(
     path: str,
     *,
@@ -81,223 +112,150 @@ def load(
 ) -> LoadedModel:
     """The base at `path`, frozen and in eval mode, on the accelerator if there is one.
 
-    dtype: "float32" or "bfloat16": of what is computed, and of the layers that are not packed.
+    dtype: "float32" or "bfloat16": of the computation, and of the layers that are not quantised.
     labels: classes; with them the base is loaded as a sequence classifier, whose head starts
         from seed 0 where the checkpoint has none for these classes in this order.
-    quantisation: "nf4", "fp4" or "int8": pack the linear layers, all but heads. None: load it
-        as it is, which may be packed already; "none": refuse it if it is.
-    double_quantisation: pack the scales of 4-bit blocks too.
+    quantisation: "nf4", "fp4" or "int8": quantise the linear layers, except heads. None: load it
+        as it is, which may be quantised already; "none": refuse it if it is.
+    double_quantisation: quantise the scales of 4-bit blocks too.
 
     Raises: ConfigError, BaseError, FileError; MissingError without bitsandbytes.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.utils import logging
-
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}.", known=", ".join(DTYPES))
-    pack = None if quantisation == "none" else quantisation
-    if pack is not None:
-        check_kind(pack)
-    folder = where(path)
-    kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
-    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
-    if labels is not None:
-        options |= classifier.settings_for(labels, _config(path))
-    logging.set_verbosity_error()  # what it would warn of is checked below, and named
-    logging.disable_progress_bar()
-    there = _quantised_as(path)
-    check_kind_of_model(path, _config(path), classifier=labels is not None)
-    skeleton = None
-    if there in KINDS:
-        _check_asked(path, quantisation, there)
-        require()
-        skeleton = _skeleton(path, kind)
-        options |= {"dtype": torch.float32, "device_map": {"": "cpu"}}
-    elif pack is not None:
-        require()
-        options["dtype"] = "auto"  # the checkpoint's own, so that its files are mapped
-    check_weights(path, folder, kind, options)
-    try:
-        model, info = explained(path, lambda: _read(folder, kind, options))
-    except BaseError as error:
-        if there is None or there in KINDS:
-            raise
-        raise quantised_elsewhere(path, there, error) from None
-    _check_alone(path, model)
-    head, lines = _check_loaded(path, model, info, labels)
-    if skeleton is not None:
-        quantised_model.take_over(model, DTYPES[dtype], skeleton)
-    elif pack is not None:
-        quantised_model.pack(
-            model,
-            folder,
-            DTYPES[dtype],
-            pack,
-            double_quantisation=double_quantisation,
-            whole=head.whole,
-        )
-    text = load_tokenizer(path)
+    checkpoint, compute = _open(path, labels, quantisation), DTYPES[dtype]
+    model, info = _read(checkpoint, compute)
+    head, notices = _check_loaded(checkpoint, model, info)
+    _quantise(model, checkpoint, compute, head, double=double_quantisation)
+    tokenizer = load_tokenizer(path)
     device = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(device or "cpu")
-    check_token_ids(path, model)
-    check_runs(path, model)
-    forget_lengths(model)
-    base = LoadedModel(model.eval().requires_grad_(False), text, path, labels, head=head)
-    base.notices += [*lines, *quantised_model.said(model)]
-    if device is None and (slow := why_slow(DTYPES[dtype])):
-        base.notices.append(slow)
-    if text.pad_token_id is None:
-        text.pad_token = text.eos_token
-    base.notices += fit_padding(model, text)
-    if labels is not None and model.config.pad_token_id is None:
-        model.config.pad_token_id = text.pad_token_id
+    check_special_tokens(path, model)
+    check_forward(path, model)
+    reset_before_each_call(model)
+    base = LoadedModel(model.eval().requires_grad_(False), tokenizer, path, labels, head=head)
+    base.notices += [*notices, *quantised_model.quantisation_notices(model)]
+    if device is None and (notice := slow_dtype_notice(compute)):
+        base.notices.append(notice)
+    base.notices += _set_padding(base)
     if labels is None:
         check_causal(model, path)
     return base
-
-
-def _check_alone(path: str, model: Any) -> None:
-    """Raises: BaseError if transformers attached an adapter that lies beside the base."""
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise BaseError(
-            f"{path} holds an adapter beside the base, and transformers attached it.",
-            fix="name a base without adapter_config.json",
-        )
-
-
-def _read(folder: str, kind: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What transformers makes of the files, and what it says of it."""
-    with drawing(0):  # the head of a new classifier
-        return kind.from_pretrained(
-            folder,
-            **options,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-        )
 
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of the base at `path`."""
     from transformers import AutoTokenizer
 
-    folder = where(path)
-    load = partial(AutoTokenizer.from_pretrained, folder, trust_remote_code=False)
-    return checked_tokenizer(path, explained(path, load))
+    folder = locate(path)
+    with translated_errors(path):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_tokenizer(path, tokenizer)
+    return tokenizer
 
 
-def context_length(path: str) -> int | None:
-    """The longest row in tokens that the base at `path` was made for; its weights stay unread."""
-    from transformers import AutoModel
+def _open(path: str, labels: list[str] | None, quantisation: str | None) -> _Checkpoint:
+    """Find the checkpoint, and refuse one that cannot be loaded as is asked."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
 
-    config = _config(path)
-    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if stated not in (None, -1) and not (type(stated) is int and 0 < stated <= MAX_POSITIONS):
+    logging.set_verbosity_error()  # what it would warn of is checked, and named, by `load`
+    logging.disable_progress_bar()
+    quantise_to = None if quantisation == "none" else quantisation
+    if quantise_to is not None:
+        check_kind(quantise_to)
+    folder, config, prequantised = locate(path), read_config(path), quantised_as(path)
+    check_model_type(path, config, classifier=labels is not None)
+    auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    checkpoint = _Checkpoint(path, folder, config, auto, labels, prequantised, quantise_to)
+    if checkpoint.is_packed and quantisation not in (None, prequantised):
+        wanted = "its floats were" if quantisation == "none" else f"{quantisation} was"
         raise BaseError(
-            f"config.json of {path} has max_position_embeddings {stated!r:.80}, which is no "
-            "length.",
-            fix="correct that value, or download the model's config.json again",
+            f"{path} is quantised already, as {prequantised}, and {wanted} asked for.",
+            fix=f"ask for {prequantised} or for nothing, or name the float base",
         )
-    if (most := config_positions(config)) is None or has_rope(config):
-        return most  # there is no table of positions whose rows could be fewer
-    return positions_of(config, _skeleton(path, AutoModel))
+    if checkpoint.is_packed or quantise_to is not None:
+        require()
+    return checkpoint
 
 
-def vocabulary(path: str) -> int | None:
-    """How many tokens the base at `path` has embeddings of, where its configuration says it."""
-    return getattr(_config(path).get_text_config(), "vocab_size", None)
-
-
-def hidden_size(path: str) -> int | None:
-    """The width of the base at `path`, where its configuration says it."""
-    return getattr(_config(path).get_text_config(), "hidden_size", None)
-
-
-def _config(path: str) -> Any:
-    from transformers import AutoConfig
-
-    return explained(path, lambda: AutoConfig.from_pretrained(where(path), trust_remote_code=False))
-
-
-def _skeleton(path: str, kind: Any) -> nn.Module:
-    """The model without its weights, on no device."""
-    config = _config(path)
-    with torch.device("meta"):
-        return explained(path, lambda: kind.from_config(config, trust_remote_code=False))
-
-
-def _quantised_as(path: str) -> str | None:
-    """How the checkpoint at `path` is quantised already, if it is."""
-    return quantisation_of(getattr(_config(path), "quantization_config", None))[0]
-
-
-def _check_asked(path: str, wanted: str | None, there: str) -> None:
-    if wanted not in (None, there):
-        words = "its floats were" if wanted == "none" else f"{wanted} was"
+def _read(checkpoint: _Checkpoint, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that transformers loads, and which keys were missing, unexpected or misshaped."""
+    path, options = checkpoint.path, checkpoint.options(dtype)
+    check_weights(path, checkpoint.folder, checkpoint.auto, options)
+    try:
+        with translated_errors(path), drawing(0):  # the head of a new classifier
+            model, info = checkpoint.auto.from_pretrained(
+                checkpoint.folder,
+                **options,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
+    except BaseError as error:
+        if checkpoint.prequantised is None or checkpoint.is_packed:
+            raise
+        raise unsupported_quantisation(path, checkpoint.prequantised, error) from None
+    if model_view(model).has_peft_adapter:
         raise BaseError(
-            f"{path} is quantised already, as {there}, and {words} asked for.",
-            fix=f"ask for {there} or for nothing, or name the float base",
+            f"{path} holds an adapter beside the base, and transformers attached it.",
+            fix="name a base without adapter_config.json",
         )
-
-
-def where(path: str) -> str:
-    """The folder of a base, or the hub id.
-
-    Raises: BaseError, FileError if it is neither, or the folder is not a whole base.
-    """
-    if path == NAME:
-        return str(FOLDER)
-    local = Path(path)
-    local_only = local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
-    if local.exists() or local_only or local.suffix == ".gguf":
-        check_folder(local)
-        return str(local)
-    return reachable_or_cached(path)
-
-
-def own_classes(path: str, *, needed: bool = False) -> list[str] | None:
-    """The classes of the base at `path`; None: it has no head that gives any. Weights stay unread.
-
-    needed: raise a BaseError if it is a sequence classifier, and its head gives none.
-    """
-    config = _config(path)
-    if needed:
-        classifier.check_head(path, config)
-    return classifier.own_classes(config)
-
-
-def class_weights(path: str) -> list[str]:
-    """The keys of the weights that give classes, of a classifier on the base at `path`."""
-    from transformers import AutoModelForSequenceClassification
-
-    return list(classifier.class_axes(_skeleton(path, AutoModelForSequenceClassification)))
+    return model, info
 
 
 def _check_loaded(
-    path: str, model: nn.Module, info: Any, labels: list[str] | None
+    checkpoint: _Checkpoint, model: nn.Module, info: dict[str, Any]
 ) -> tuple[Head, list[str]]:
     """Refuse a checkpoint that is not whole. Returns: the head of a classifier, and notices.
 
     In place: weights of a classification layer for other classes than `labels` start anew.
     """
-    if labels is None:
+    notices: list[str] = []
+    if checkpoint.labels is None:
         misshaped = sorted(map(str, info["mismatched_keys"]))
-        head, notices = Head(lost=sorted(info["missing_keys"]), misshaped=misshaped), []
+        head = Head(lost=sorted(info["missing_keys"]), misshaped=misshaped)
     else:
-        config = _config(path)
-        head = classifier.inspect(model, config, info, labels)
-        notices = classifier.head_notices(config, labels, head.fresh)
+        head = classifier.inspect(model, checkpoint.config, info, checkpoint.labels)
+        notices = classifier.head_notices(checkpoint.config, checkpoint.labels, head.fresh)
     if head.lost or head.misshaped:
         raise FileError(
-            f"the weights of {path} are not whole.",
+            f"the weights of {checkpoint.path} are not complete.",
             missing=listed(head.lost),
             misshaped=listed(head.misshaped),
-            fix="download the model anew",
+            fix="download the model again",
         )
-    if extra := sorted(info["unexpected_keys"]):
-        notices = [
-            f"the checkpoint has tensors that the model leaves out: {listed(extra)}",
-            *notices,
-        ]
+    if unused := sorted(info["unexpected_keys"]):
+        notice = f"the checkpoint has tensors that the model does not use: {listed(unused)}"
+        notices = [notice, *notices]
     return head, notices
+
+
+def _quantise(
+    model: nn.Module, checkpoint: _Checkpoint, dtype: torch.dtype, head: Head, *, double: bool
+) -> None:
+    """Replace linear layers by quantised ones, if that is asked for or in the files. In place."""
+    if checkpoint.is_packed:
+        floats = skeleton(checkpoint.path, checkpoint.auto)
+        quantised_model.convert_prequantised(model, dtype, floats)
+    elif checkpoint.quantise_to is not None:
+        quantised_model.quantise_model(
+            model,
+            checkpoint.folder,
+            dtype,
+            checkpoint.quantise_to,
+            double_quantisation=double,
+            whole=head.whole,
+        )
+
+
+def _set_padding(base: LoadedModel) -> list[str]:
+    """Give tokenizer and config a padding token. In place. Returns: notices."""
+    tokenizer, config = base.tokenizer, config_of(base.model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    notices = fit_padding(base.model, tokenizer)
+    if base.labels is not None and config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return notices

@@ -1,52 +1,60 @@
-"""Say why a base cannot be loaded: errors of transformers, tokenizers and the hub, in our words.
+"""Errors of transformers, tokenizers and the hub while a base is loaded, as errors with a fix.
 
 These libraries raise a dozen classes for damaged or foreign files, a bare Exception among them.
 Whatever they raise while they read a base is the base's fault, and is reported as such.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 from lorica.base.classifier import is_classifier
+from lorica.base.model_view import config_view
 from lorica.errors import BaseError, FileError, LoricaError, memory_full
 
-T = TypeVar("T")
 
-
-def explained(path: str, load: Callable[[], T], *, what: str = "base") -> T:
-    """`load()`, whose errors become a BaseError or FileError that names `path` and the fix.
+@contextmanager
+def translated_errors(path: str, *, what: str = "base") -> Iterator[None]:
+    """Inside the block, a library's errors become a BaseError or FileError that names `path`.
 
     what: what is loaded from `path`, for the message.
     """
     try:
-        return load()
+        yield
     except LoricaError:
         raise
-    except BaseException as error:
-        foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"  # Rust's
-        if memory_full(error) or not foreign:
+    except Exception as error:
+        if memory_full(error):
             raise
-        raise reason_of(path, error, what) from None
+        raise _translated(path, error, what) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of tokenizers' Rust code
+            raise
+        raise _translated(path, error, what) from None
 
 
-def reason_of(path: str, error: BaseException, what: str = "base") -> LoricaError:
+def _translated(path: str, error: BaseException, what: str) -> LoricaError:
     """The error to raise for what a library raised while it read the base at `path`."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     text = " ".join(str(error).split())
-    if isinstance(error, SafetensorError):
-        return FileError(f"the weights of {path} are damaged: {text}.", fix="download them again")
-    if isinstance(error, StrictDataclassError):
-        return BaseError(
-            f"config.json of {path} has a wrong value.",
-            why=_short(text),
-            fix="correct that value, or download the model's config.json again",
-        )
+    match error:
+        case SafetensorError():
+            fix = "download them again"
+            return FileError(f"the weights of {path} are damaged: {text}.", fix=fix)
+        case StrictDataclassError():
+            return BaseError(
+                f"config.json of {path} has a wrong value.",
+                why=_short(text),
+                fix="correct that value, or download the model's config.json again",
+            )
+        case KeyError():
+            text = f"{text} is missing in its files"
     if "untagged enum" in text or "data did not match any variant" in text:
         return BaseError(
-            f"tokenizer.json of {path} is not one that tokenizers {version('tokenizers')} reads.",
+            f"tokenizer.json of {path} cannot be read by tokenizers {version('tokenizers')}.",
             why=_short(text),
             fix="pip install -U tokenizers transformers if a newer release wrote it; "
             "else download it again",
@@ -56,8 +64,6 @@ def reason_of(path: str, error: BaseException, what: str = "base") -> LoricaErro
             return BaseError(
                 f"the {what} {path!r} cannot be loaded.", why=why or _short(text), fix=fix
             )
-    if isinstance(error, KeyError):
-        text = f"{text} is missing in its files"
     return BaseError(
         f"the {what} {path!r} cannot be loaded.",
         why=_short(text) or type(error).__name__,
@@ -69,7 +75,7 @@ def reason_of(path: str, error: BaseException, what: str = "base") -> LoricaErro
 _KNOWN = [
     (
         "trust_remote_code",
-        "it needs code of its author's, which lorica does not run",
+        "it needs its author's code, which lorica does not run",
         "use a copy of the model in transformers' own format",
     ),
     (
@@ -83,26 +89,31 @@ _KNOWN = [
         "use a base of one of these two kinds",
     ),
 ]
-"""Words in a library's message, what they mean ("": as they stand), and the fix."""
+"""Words of a library's message, their meaning ("": the message as it stands), and the fix."""
 
 
-def check_kind_of_model(path: str, config: Any, *, classifier: bool) -> None:
-    """Raises: BaseError for a model that is no causal language model, and is to be one."""
-    if not classifier and is_classifier(config):
+def check_model_type(path: str, config: Any, *, classifier: bool) -> None:
+    """Raises: BaseError if a causal language model is wanted, and the base is another kind.
+
+    classifier: a sequence classifier is wanted; any base may become one.
+    """
+    if classifier:
+        return
+    view = config_view(config)
+    if is_classifier(config):
         raise BaseError(
             f"{path} is a classifier, not a causal language model.",
             fix="give rows of text and label, or use the language model that it was made from",
         )
-    if not classifier and getattr(config, "is_encoder_decoder", False):
+    if view.is_encoder_decoder:
         raise BaseError(
-            f"{path} is an encoder-decoder model ({config.model_type}), not a causal language "
-            "model.",
+            f"{path} is an encoder-decoder model ({view.model_type}), not a causal language model.",
             fix="use a decoder-only base; rows of text and label train it as a classifier",
         )
 
 
-def quantised_elsewhere(path: str, method: str, error: LoricaError) -> LoricaError:
-    """The error for a base that was packed by a library which cannot unpack it here."""
+def unsupported_quantisation(path: str, method: str, error: LoricaError) -> LoricaError:
+    """The error for a base that was quantised by a library which cannot dequantise it here."""
     return BaseError(
         f"{path} is quantised with {method}, and cannot be loaded here.",
         why=error.facts.get("why", error.what),

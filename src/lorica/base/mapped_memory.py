@@ -1,8 +1,8 @@
-"""Let go of the memory of weights that were read through the memory map of their file.
+"""Release the memory of weights that were read through the memory map of their file.
 
-transformers maps a safetensors file as a whole. A page of it that was read counts as memory of the
-process until the map is closed, which is when the last tensor of the file is gone. On Linux the
-pages of one tensor can be let go before; they are read from the file again if they are needed.
+transformers maps a safetensors file as a whole. A page that was read counts as memory of the
+process until the map is closed, which happens when the last tensor of the file is freed. On Linux
+the pages of one tensor can be released earlier; they are read from the file again if needed.
 """
 
 import ctypes
@@ -16,25 +16,25 @@ DONTNEED = 4  # of madvise(2), on Linux
 
 
 def mapped_weights() -> list[tuple[int, int]]:
-    """(start, end) of each address range that maps a safetensors file; none outside of Linux.
+    """(start, end) of each address range that maps a safetensors file; empty outside of Linux.
 
-    A file of the hub's cache is a link to a blob, so that its name is a hash.
+    A file of the hub's cache is a link to a blob, whose name is a hash.
     """
     try:
         lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
+    ranges = []
     for line in lines:
-        parts = line.split(maxsplit=5)
-        if len(parts) == 6 and (parts[5].endswith(".safetensors") or "/blobs/" in parts[5]):
-            start, end = parts[0].split("-")
-            found.append((int(start, 16), int(end, 16)))
-    return found
+        columns = line.split(maxsplit=5)
+        if len(columns) == 6 and (columns[5].endswith(".safetensors") or "/blobs/" in columns[5]):
+            start, end = columns[0].split("-")
+            ranges.append((int(start, 16), int(end, 16)))
+    return ranges
 
 
-def let_pages_go(weight: Tensor, ranges: list[tuple[int, int]]) -> None:
-    """Let go of the pages that hold `weight` alone, if they are of one of the mapped ranges."""
+def release_pages(weight: Tensor, ranges: list[tuple[int, int]]) -> None:
+    """Release the pages that hold `weight` alone, if it is in one of the mapped ranges."""
     storage = weight.untyped_storage()
     start = storage.data_ptr() + int(weight.storage_offset()) * weight.element_size()
     end = start + weight.nbytes

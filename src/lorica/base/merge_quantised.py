@@ -1,11 +1,11 @@
-"""What becomes of a quantised base when an adapter is merged into it: one of three things.
+"""Merge an adapter into a quantised base, in one of three ways.
 
-    dequant   the floats that its codes stand for, and the update: what training saw, exactly
-    original  the floats that it was made from, and the update: the error of quantisation, which
-              training had seen, is gone, so this is another model
-    requant   codes again, of the merged floats: rounded as the base was
+    dequant   the dequantised weights plus the update: exactly the model that training saw
+    original  the original weights plus the update: without the error of quantisation, which
+              training had seen, so this is another model
+    requant   the merged weights, quantised again: rounded as the base was
 
-For a method that is no plain sum (DoRA), the update is what it changes on the quantised weight.
+For a method that is not a plain sum (DoRA), the update is its change of the quantised weight.
 """
 
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lorica.base.mapped_memory import let_pages_go, mapped_weights
+from lorica.base.mapped_memory import mapped_weights, release_pages
 from lorica.base.quantise import QuantisedLinear, quantise
 from lorica.base.quantised_model import layers
 from lorica.core.merge import merge
@@ -44,13 +44,13 @@ def check_target(target: str | None, model: nn.Module, path: str) -> None:
 def merged_into(
     model: nn.Module, target: str | None, dtype: torch.dtype = torch.float32
 ) -> list[str]:
-    """Fold the active adapters into the base, and every packed layer into `target`. In place.
+    """Merge the active adapters, and convert every quantised layer to `target`. In place.
 
     target: None is "dequant". Layers without an adapter are treated alike; "requant" leaves the
-        codes of those as they are. dtype: of the floats that packed layers become.
+        codes of those as they are. dtype: of the floats that quantised layers become.
 
-    One layer at a time is computed in float32, and what it replaces is let go.
-    Returns: named lines. Raises: MergeError.
+    One layer at a time is computed in float32, and the memory of its old weight is released.
+    Returns: notices. Raises: MergeError.
     """
     packed, ranges = layers(model), mapped_weights()
     weights = {site.name: site.module._parameters.get("weight") for site in sites_of(model)}
@@ -59,19 +59,19 @@ def merged_into(
         if (layer := packed.pop(name, None)) is not None:
             model.set_submodule(name, _float_or_packed(model, name, layer, target, dtype))
         elif (weight := weights.get(name)) is not None:
-            let_pages_go(weight, ranges)
+            release_pages(weight, ranges)
 
-    lines = merge(model, after=finish)
+    notices = merge(model, after=finish)
     if target != "requant":
         for name in list(packed):
             finish(name)
-    return lines
+    return notices
 
 
 def _float_or_packed(
     model: nn.Module, name: str, layer: QuantisedLinear, target: str | None, dtype: torch.dtype
 ) -> nn.Module:
-    """The layer that takes the place of `layer`, from what merging has left there."""
+    """The layer that replaces `layer`, from the merged layer in its place."""
     now = site_of(name, model.get_submodule(name))
     assert now is not None
     if target != "requant":
@@ -82,7 +82,7 @@ def _float_or_packed(
 
 
 def _dense(layer: QuantisedLinear, now: Site, target: str | None) -> nn.Module:
-    """The float layer for the place of `layer`. now: what merging has left there."""
+    """The float layer that replaces `layer`. now: the merged layer in its place."""
     weight, bias = now.dense()
     if target == "original":
         before = Site(now.name, layer, "linear", layer.in_features, layer.out_features)
@@ -102,7 +102,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def _conv1d(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """transformers' layer whose weight lies (I, O); it always has a bias."""
+    """transformers' layer whose weight is (I, O); it always has a bias."""
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):

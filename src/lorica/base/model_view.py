@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -39,11 +39,22 @@ class ConfigView:
     has_rope: bool = False
     window: int | None = None
 
+    @property
+    def max_length(self) -> int | None:
+        """The longest row in tokens by the config; None: no limit.
+
+        A dynamic RoPE goes on past the length of its training, by its factor.
+        """
+        if self.max_positions is None or "dynamic" not in str(self.rope.get("rope_type")):
+            return self.max_positions
+        return int(self.max_positions * max(float(self.rope.get("factor") or 1.0), 1.0))
+
 
 def config_view(config: Any) -> ConfigView:
     """The view of a transformers config."""
-    text = config.get_text_config()
-    lengths = (_ask(text, name) for name in POSITIONS)
+    find_text = _ask(config, "get_text_config")
+    text = config if find_text is None else find_text()
+    lengths = (_ask(text, name) for name in LENGTHS)
     rope = _ask(text, "rope_parameters")
     problem = _ask(config, "problem_type")
     return ConfigView(
@@ -73,6 +84,7 @@ class ModelView:
     float32_modules: parts of names of modules that transformers keeps in float32 when loading;
     strict_float32_modules: also if bfloat16 is asked for.
     special_tokens: ids of its generation settings, by name, as they stand.
+    remote_fingerprints: of the model that it stands for, whose weights are on another machine.
     """
 
     config: ConfigView | None
@@ -84,6 +96,7 @@ class ModelView:
     strict_float32_modules: frozenset[str]
     special_tokens: Mapping[str, Any]
     has_peft_adapter: bool
+    remote_fingerprints: Mapping[Any, Any] | None
 
 
 def model_view(model: nn.Module) -> ModelView:
@@ -99,13 +112,14 @@ def model_view(model: nn.Module) -> ModelView:
         strict_float32_modules=frozenset(_ask(model, "_keep_in_fp32_modules_strict") or ()),
         special_tokens={name: _ask(settings, name) for name in SPECIAL_TOKENS},
         has_peft_adapter=bool(_ask(model, "_hf_peft_config_loaded")),
+        remote_fingerprints=_ask(model, "stands_for"),
     )
 
 
 def config_of(model: nn.Module) -> Any:
     """The transformers config of a model; None: it has none."""
     config = _ask(model, "config")
-    return config if _ask(config, "get_text_config") else None
+    return config if _ask(config, "to_dict") else None
 
 
 def config_view_of(model: nn.Module) -> ConfigView:
@@ -122,6 +136,12 @@ def embedding_rows(model: nn.Module) -> int | None:
 def rows_of(module: nn.Module | None) -> int | None:
     """The rows of an embedding, of torch's class or of another's; None: it is not an embedding."""
     return _ask(module, "num_embeddings")
+
+
+def offset_of(table: nn.Embedding) -> int | None:
+    """The rows that a position table keeps before that of the first token; None: it names none."""
+    offset = _ask(table, "offset")
+    return offset if type(offset) is int else None
 
 
 def is_causal(attention: nn.Module) -> bool:

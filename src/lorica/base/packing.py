@@ -1,8 +1,8 @@
-"""Padding-free (packed) batches through any transformers model whose attention can carry them.
+"""Packed (padding-free) batches in any transformers model whose attention supports them.
 
-The attention function is put into transformers' registry under a name of ours; rows are
-concatenated to one sequence, and their lengths travel as a keyword of the forward call. Whether an
-architecture carries this is not looked up but tried, see base.batching.
+Our attention function is registered in transformers under its own name; rows are concatenated to
+one sequence, and their lengths are a keyword of the forward call. Whether an architecture supports
+this is not looked up but tried, see base.batching.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base.batching import Batching, batching_of
+from lorica.base.model_view import is_causal
 from lorica.core.attention import with_adapters
 from lorica.core.modes import in_mode
 from lorica.kernels.attention import Shared, attention_by_row
@@ -47,7 +48,7 @@ def _attention(
         scale=scaling,
         dropout=dropout,
         window=sliding_window,
-        causal=bool(getattr(module, "is_causal", True)),
+        causal=is_causal(module),
         front=front,
         shared=row_shared,
     )
@@ -63,9 +64,9 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Inside the block, `model` takes rows laid end to end, with ``row_lengths=[...]``.
+    """Inside the block, `model` takes packed batches, with the keyword ``row_lengths=[...]``.
 
-    ``row_shared=[...]``: what each of them begins with, of the line; see kernels.attention.
+    ``row_shared=[...]``: the shared prefix of each row; see kernels.attention.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -86,7 +87,7 @@ def packing_of(model: nn.Module) -> Batching:
 
 
 def why_not_packed(model: nn.Module) -> str | None:
-    """None if packed rows give what they give alone; else the reason, in words."""
+    """Why rows cannot be packed; None: packed rows have the logits that they have alone."""
     return packing_of(model).refused
 
 
@@ -108,16 +109,18 @@ def packed_rows(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def why_not_shared(model: nn.Module) -> str | None:
-    """None if a row whose beginning another row has computed gives what it gives alone, as the
-    model is in training; else the reason, in words. For models that `why_not_packed` is None of."""
+    """Why rows cannot share a prefix; None: each row has the logits that it has alone.
+
+    Tried in training mode, and only for models whose rows can be packed.
+    """
     foreign: Any = model
     size = int(foreign.config.get_text_config().vocab_size)
     device = next(model.parameters()).device
     ids = (torch.arange(16, device=device) * 7 + 3).remainder(size).unsqueeze(0)
-    first, begins = 10, 8  # the second row: 8 tokens of the first one, and 6 of its own
-    row = torch.cat([ids[:, :begins], ids[:, first:]], 1)
+    first, prefix = 10, 8  # the second row: 8 tokens of the first row, and 6 of its own
+    row = torch.cat([ids[:, :prefix], ids[:, first:]], 1)
     places = torch.arange(16, device=device)
-    places[first:] -= first - begins
+    places[first:] -= first - prefix
     try:
         with packed(model), in_mode(model, training=True):
             alone = foreign(input_ids=row, row_lengths=[row.shape[1]], use_cache=False).logits
@@ -126,11 +129,12 @@ def why_not_shared(model: nn.Module) -> str | None:
                 position_ids=places.unsqueeze(0),
                 use_cache=False,
                 row_lengths=[first, 16 - first],
-                row_shared=[[], [(0, begins)]],
+                row_shared=[[], [(0, prefix)]],
             ).logits
-    except Exception as error:  # a short context, or an architecture that trains otherwise
-        return f"{type(model).__name__} refuses it ({type(error).__name__}: {error})"
-    off = (alone[:, begins:] - together[:, first:]).abs().max() / alone.abs().max().clamp_min(1e-6)
-    if off <= (1e-3 if alone.dtype == torch.float32 else 5e-2):
+    except Exception as failure:  # a short context, or an architecture that trains otherwise
+        return f"{type(model).__name__} refuses it ({type(failure).__name__}: {failure})"
+    error = (alone[:, prefix:] - together[:, first:]).abs().max()
+    error /= alone.abs().max().clamp_min(1e-6)
+    if error <= (1e-3 if alone.dtype == torch.float32 else 5e-2):
         return None
-    return f"{type(model).__name__} has dropout, or sees more of a line than its attention shows"
+    return f"{type(model).__name__} has dropout, or mixes rows outside of its attention"

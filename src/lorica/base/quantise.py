@@ -50,7 +50,7 @@ class QuantisedLinear(PackedLayer):
     scales: of blocks or rows; the 8-bit codes of them where they are quantised again, with
         second: the scales of 256 scales each, offset: their mean, table: (256,) code -> value.
     transposed: the layer that it stands for keeps its weight (I, O): Conv1D.
-    kept: the weight (O, I) unpacked in some dtype, where the memory is there for it; see `keep`.
+    kept: the weight (O, I) dequantised, if there is memory for it; see `keep`.
     original_weight: reads the weight that was quantised, (O, I); None when it is not known.
     original_sample: a few of its values, for the fingerprint; None when it is not known.
     original_digest: of all its values, rounded to bfloat16; None when it is not known.
@@ -64,7 +64,6 @@ class QuantisedLinear(PackedLayer):
     table: Tensor | None
     like: Tensor
     kept: Tensor | None
-    original_weight: Callable[[], Tensor] | None
 
     def __init__(
         self,
@@ -84,13 +83,14 @@ class QuantisedLinear(PackedLayer):
                 # Kept as bits, because model.to(bfloat16) would round every float buffer.
                 part = part.detach().float().contiguous().view(torch.int32)
             self.register_buffer(name, part)
-        # Empty: it says where the layer is, and what dtype the model around it has.
+        # Empty: it has the device of the layer, and the dtype of the model around it.
         empty = torch.empty(0, dtype=dtype, device=self.codes.device)
         self.register_buffer("like", empty, persistent=False)
         self.register_buffer("kept", None, persistent=False)
         kept = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         self.bias = kept
         self.transposed = False
+        self.original_weight: Callable[[], Tensor] | None = None
         self.original_sample: bytes | None = None
         self.original_digest: str | None = None
         self.checked: dict[tuple[str, str, torch.dtype], bool] = {}
@@ -103,7 +103,7 @@ class QuantisedLinear(PackedLayer):
     @property
     def bits_per_parameter(self) -> float:
         """Bits that codes and scales take, for each weight. `table` is the same in all layers."""
-        parts = [getattr(self, name) for name in PARTS if name != "table"]
+        parts = [self._buffers[name] for name in PARTS if name != "table"]
         used = sum(part.numel() * part.element_size() for part in parts if part is not None)
         return 8 * used / (self.in_features * self.out_features)
 
@@ -118,7 +118,7 @@ class QuantisedLinear(PackedLayer):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def requantised(self, weight: Tensor) -> "QuantisedLinear":
-        """Another weight (O, I) packed as this layer's is; see inits.loftq."""
+        """Another weight (O, I), quantised as this layer is; see inits.loftq."""
         with torch.device(weight.device):
             dense = nn.Linear(self.in_features, self.out_features, bias=False)
         dense.weight = nn.Parameter(weight.float(), requires_grad=False)
@@ -129,7 +129,7 @@ class QuantisedLinear(PackedLayer):
         return packed
 
     def keep(self) -> None:
-        """Unpack the weight in `like.dtype`, once for all passes in this dtype."""
+        """Keep the weight dequantised in `like.dtype`, for all forward passes in this dtype."""
         self.kept = None
         self.kept = self.weight_as(self.like.dtype)
 

@@ -1,10 +1,10 @@
-"""A whole base in a few bits a weight: what is packed, what is not, and what it takes.
+"""Quantise the linear layers of a base, and measure the memory of its weights.
 
-Layers are packed one after another, on the CPU, from the numbers of the checkpoint, whatever the
-run's dtype and device are: the codes of a base are the same in each of its runs. (Packed on a GPU,
-2 of 8 million bytes of a layer came out otherwise, and one in 500 scales.) The float weights are
-read through the memory map of their files. The pages of each are let go once it is packed, so that
-one float weight at a time is in memory.
+Layers are quantised one after another, on the CPU, from the numbers of the checkpoint, whatever the
+dtype and device of the run are: a base has the same codes in all of its runs. (On a GPU, 2 of 8
+million bytes of a layer differed, and one in 500 scales.) The float weights are read through the
+memory map of their files. The pages of a weight are released once it is quantised, so that one
+float weight at a time is in memory.
 
 Embeddings, norms, the output head and every other layer outside of the decoder (the head of a
 classifier) stay as they are.
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base import checkpoint_tensors
-from lorica.base.bitsandbytes_layers import taken_over
+from lorica.base.bitsandbytes_layers import from_bitsandbytes
 from lorica.base.codebook import BLOCK
 from lorica.base.digest import digest
 from lorica.base.fingerprint import sampled
-from lorica.base.mapped_memory import let_pages_go, mapped_weights
+from lorica.base.mapped_memory import mapped_weights, release_pages
+from lorica.base.model_view import model_view
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise
 from lorica.core.site import ADAPTERS, Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
@@ -38,16 +39,15 @@ MARKS = (
 )
 
 
-def outside(model: nn.Module) -> list[str]:
+def layers_outside_decoder(model: nn.Module) -> list[str]:
     """Linear layers outside of the decoder: the output head, or the layers of a classifier's."""
-    decoder: Any = getattr(model, "base_model", model)
-    inside = {id(module) for module in decoder.modules()}
+    inside = {id(module) for module in model_view(model).decoder.modules()}
     head = output_head(model)
     return [s.name for s in sites_of(model) if s.module is head or id(s.module) not in inside]
 
 
 @torch.no_grad()
-def pack(
+def quantise_model(
     model: nn.Module,
     path: str,
     dtype: torch.dtype,
@@ -56,17 +56,17 @@ def pack(
     double_quantisation: bool,
     whole: Sequence[str] = (),
 ) -> None:
-    """Pack the linear layers of a float base, and make the rest `dtype`. In place.
+    """Quantise the linear layers of a float base, and convert the rest to `dtype`. In place.
 
     path: its folder or hub id, from which original weights can be read again.
     whole: layers that stay in floats, with all below them, because they will be trained whole.
 
-    Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to pack.
+    Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to quantise.
     """
-    keys, prefix = checkpoint_tensors.keys_of(path), str(getattr(model, "base_model_prefix", ""))
+    keys, prefix = checkpoint_tensors.keys_of(path), model_view(model).prefix
     ranges = mapped_weights()
     inside = tuple(f"{name}." for name in whole)
-    for site in _to_pack(model):
+    for site in _to_quantise(model):
         if f"{site.name}.".startswith(inside):
             continue
         weight = site.module._parameters["weight"]
@@ -78,24 +78,25 @@ def pack(
         layer.original_sample = sampled(weight)
         layer.original_digest = digest(weight, rounded=True)
         key = checkpoint_tensors.key_of(site.name, keys, prefix)
-        # A loader may turn what a file holds: then it is not what was packed.
+        # A loader may transpose what a file holds: then the file's tensor is not this weight.
         if key is not None and checkpoint_tensors.sample(keys[key], key) == layer.original_sample:
             layer.original_weight = partial(
                 checkpoint_tensors.read, keys[key], key, site.transposed
             )
         model.set_submodule(site.name, layer)
-        let_pages_go(weight, ranges)
+        release_pages(weight, ranges)
     if not layers(model):
         raise BaseError(
-            f"{path} has no linear layer that can be packed.", fix="load it without quantisation"
+            f"{path} has no linear layer that can be quantised.",
+            fix="load it without quantisation",
         )
     _settle(model, dtype)
 
 
-def take_over(model: nn.Module, dtype: torch.dtype, skeleton: nn.Module) -> None:
-    """Make the layers of a checkpoint that was packed already ours. In place.
+def convert_prequantised(model: nn.Module, dtype: torch.dtype, skeleton: nn.Module) -> None:
+    """Convert the layers of a checkpoint that bitsandbytes quantised. In place.
 
-    skeleton: the float model, on no device.
+    skeleton: the float model, on the meta device.
     """
     foreign: Any = model
     for mark in MARKS:
@@ -103,30 +104,30 @@ def take_over(model: nn.Module, dtype: torch.dtype, skeleton: nn.Module) -> None
     del foreign.config.quantization_config
     transposed = {site.name for site in sites_of(skeleton) if site.transposed}
     for name, module in list(model.named_modules()):
-        if (layer := taken_over(module)) is not None:
+        if (layer := from_bitsandbytes(module)) is not None:
             layer.transposed = name in transposed
             model.set_submodule(name, layer)
     _settle(model, dtype)
 
 
-def _to_pack(model: nn.Module) -> list[Site]:
-    """Plain linear layers, and Conv1D, of the decoder, whose weight is theirs alone."""
+def _to_quantise(model: nn.Module) -> list[Site]:
+    """Plain linear layers, and Conv1D, of the decoder, whose weight is not tied."""
     shared = {name for group in tied(model) for name, _ in group}
-    left = {*outside(model), *shared}
-    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    excluded = {*layers_outside_decoder(model), *shared}
+    keep = model_view(model).float32_modules
     return [
         site
         for site in sites_of(model)
         if site.is_dense
         and (type(site.module) is nn.Linear or site.transposed)
-        and site.name not in left
+        and site.name not in excluded
         and not keep & set(site.name.split("."))
     ]
 
 
 def _settle(model: nn.Module, dtype: torch.dtype) -> None:
-    """All that is not packed in `dtype`, but what its author keeps in float32. In place."""
-    keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    """Convert tensors that are not quantised to `dtype`, but keep those of float32. In place."""
+    keep = model_view(model).strict_float32_modules
     for name, parameter in model.named_parameters():
         exact = keep & set(name.split("."))
         parameter.data = parameter.data.to(torch.float32 if exact else dtype)
@@ -138,18 +139,18 @@ def _settle(model: nn.Module, dtype: torch.dtype) -> None:
             layer.table = table  # one for all
     foreign: Any = model
     foreign.config.dtype = dtype
-    # Each process has read the same files: nothing of the codes need go from one to another.
+    # Every process reads the same files, so codes need not be sent between processes.
     parts = [f"{name}.{part}" for name in packed for part in (*PARTS, "like", "kept")]
     foreign._ddp_params_and_buffers_to_ignore = parts
 
 
 @torch.no_grad()
-def keep_unpacked(model: nn.Module, memory: int) -> str:
-    """Unpack the weights of the first layers for good, as many as take `memory` bytes. In place.
+def keep_dequantised(model: nn.Module, memory: int) -> str:
+    """Keep the first layers dequantised as well, as many as fit in `memory` bytes. In place.
 
-    Their numbers are the same, and are not worked out again in each pass.
+    Their numbers are the same, and are not computed again in every forward pass.
 
-    Returns: a named line. Raises: ConfigError if nothing is packed.
+    Returns: a notice. Raises: ConfigError if nothing is quantised.
     """
     packed = list(layers(model).values())
     if not packed:
@@ -157,29 +158,30 @@ def keep_unpacked(model: nn.Module, memory: int) -> str:
             "unpacked_gib is given, and the base is not quantised.",
             fix="leave it out, or add quantisation: nf4",
         )
-    left, kept = memory, 0
+    free, count = memory, 0
     for layer in packed:
         size = layer.in_features * layer.out_features * layer.like.element_size()
-        if size <= left:
+        if size <= free:
             layer.keep()
-            left, kept = left - size, kept + 1
+            free, count = free - size, count + 1
     return (
-        f"the weights of {kept} of {len(packed)} packed layers are kept unpacked as well, in "
-        f"{memory - left:,} bytes"
+        f"the weights of {count} of {len(packed)} quantised layers are kept dequantised as well, "
+        f"in {memory - free:,} bytes"
     )
 
 
 def layers(model: nn.Module) -> dict[str, QuantisedLinear]:
-    """The packed layers of a model, by name."""
+    """The quantised layers of a model, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantisedLinear)}
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the weights of a base take.
+    """The memory of the weights of a base.
 
-    parameters: all, each tied one once. bytes: measured. bytes_in_bfloat16: without quantisation.
-    quantisation: of its packed layers; packed: how many there are; bits_per_parameter: of theirs.
+    parameters: all of them, tied tensors once. bytes: measured. bytes_in_bfloat16: if it were not
+    quantised. quantisation: the kind of its quantised layers; packed: their number;
+    bits_per_parameter: in these layers.
     """
 
     parameters: int
@@ -195,7 +197,7 @@ class Footprint:
 
 
 def footprint(model: nn.Module) -> Footprint:
-    """Of the base under any adapters."""
+    """The footprint of the base under any adapters."""
     held: dict[int, Tensor] = {}
     for name, module in model.named_modules():
         if ADAPTERS in name.split("."):
@@ -221,28 +223,30 @@ def footprint(model: nn.Module) -> Footprint:
     )
 
 
-def said(model: nn.Module) -> list[str]:
-    """Named lines on what is packed, and what the weights take."""
-    found = footprint(model)
-    if found.bits_per_parameter is None:
+def quantisation_notices(model: nn.Module) -> list[str]:
+    """Notices on which layers are quantised, and on the memory of the weights."""
+    size = footprint(model)
+    if size.bits_per_parameter is None:
         return []
-    rest = [s.name for s in sites_of(model) if not isinstance(s.module, QuantisedLinear)]
+    others = [s.name for s in sites_of(model) if not isinstance(s.module, QuantisedLinear)]
     unknown = sum(layer.original_weight is None for layer in layers(model).values())
-    double = " with double quantisation" if found.double_quantisation else ""
-    packed = (
-        f"{found.quantisation}{double}: {found.packed} linear layers are packed, at "
-        f"{found.bits_per_parameter:.3f} bits per parameter; not packed: {listed(rest)}"
+    double = " with double quantisation" if size.double_quantisation else ""
+    quantised = (
+        f"{size.quantisation}{double}: {size.packed} linear layers are quantised, at "
+        f"{size.bits_per_parameter:.3f} bits per parameter; not quantised: {listed(others)}"
     )
-    held = (
-        f"the weights take {found.bytes:,} bytes in memory; in bfloat16 they would take "
-        f"{found.bytes_in_bfloat16:,}"
+    memory = (
+        f"the weights take {size.bytes:,} bytes in memory; in bfloat16 they would take "
+        f"{size.bytes_in_bfloat16:,}"
     )
-    lost = [f"the original weights of {unknown} packed layers are not known"] if unknown else []
-    return [packed, held, *lost, *wrong_kernels(model)]
+    notices = [quantised, memory]
+    if unknown:
+        notices.append(f"the original weights of {unknown} quantised layers are not known")
+    return notices + faulty_kernel_notices(model)
 
 
-def wrong_kernels(model: nn.Module) -> list[str]:
-    """Compare the kernels of bitsandbytes with the codebook on each layer; notices of faults."""
+def faulty_kernel_notices(model: nn.Module) -> list[str]:
+    """Compare the kernels of bitsandbytes with the codebook on each layer; notices on faults."""
     packed = layers(model)
     faulty = [
         name
@@ -254,14 +258,14 @@ def wrong_kernels(model: nn.Module) -> list[str]:
     if not faulty:
         return []
     notice = (
-        f"bitsandbytes unpacks {len(faulty)} of {len(packed)} layers incorrectly on this "
-        f"processor, so lorica unpacks them itself, more slowly: {listed(faulty)}"
+        f"bitsandbytes dequantises {len(faulty)} of {len(packed)} layers incorrectly on this "
+        f"processor, so lorica dequantises them itself, more slowly: {listed(faulty)}"
     )
     return [notice]
 
 
 def checkpoint_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(state, quantization_config) of a model as bitsandbytes and transformers keep it on disk."""
+    """(state, quantization_config) of a model as bitsandbytes and transformers save it."""
     state, packed = dict(model.state_dict()), layers(model)
     for name, layer in packed.items():
         for part in PARTS:
@@ -272,9 +276,9 @@ def checkpoint_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state[f"{name}.weight_format"] = torch.tensor(0, dtype=torch.uint8)  # row by row
             continue
         state[f"{name}.weight"] = layer.codes.unsqueeze(1)
-        held = layer.state(torch.float32)
-        held.shape = torch.Size((layer.out_features, layer.in_features))
-        for key, tensor in held.as_dict(packed=True).items():
+        quant_state = layer.state(torch.float32)
+        quant_state.shape = torch.Size((layer.out_features, layer.in_features))
+        for key, tensor in quant_state.as_dict(packed=True).items():
             state[f"{name}.weight.{key}"] = tensor.clone()
     return state, _config_of(model)
 
@@ -284,8 +288,8 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
 
     packed = layers(model)
     first = next(iter(packed.values()))
-    kept = [site.name for site in sites_of(model) if site.name not in packed]
-    said: dict[str, Any] = (
+    floats = [site.name for site in sites_of(model) if site.name not in packed]
+    settings: dict[str, Any] = (
         {"load_in_8bit": True}
         if first.kind == "int8"
         else {
@@ -294,4 +298,4 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
             "bnb_4bit_use_double_quant": first.double_quantisation,
         }
     )
-    return BitsAndBytesConfig(**said, llm_int8_skip_modules=kept).to_dict()
+    return BitsAndBytesConfig(**settings, llm_int8_skip_modules=floats).to_dict()

@@ -1,6 +1,6 @@
-"""Layers that text goes through in training, and layers that it does not.
+"""Run a base as it trains, to see which layers are called and whether it draws random numbers.
 
-A model of text and images has a tower that text never enters; some blocks take a layer's weight and
+A model of text and images has a tower that text never enters; some blocks read a layer's weight and
 never call the layer (Mamba's dt_proj, Gemma 3n in training). An adapter there would learn nothing.
 """
 
@@ -16,50 +16,50 @@ from lorica.core.draws import drawing, generators_of
 from lorica.core.modes import in_mode
 
 DRAWS = 24
-"""Draws that are tried where a base draws at random without a change."""
+"""Seeds that are tried if a base draws random numbers and its logits stay the same."""
 
 
 @torch.no_grad()
-def uncalled(model: nn.Module, names: Sequence[str]) -> list[str]:
+def layers_not_called(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Those of the layers `names` that a training pass over text does not call.
 
-    Experts that no token chose count as called. None are found where the pass fails.
+    Experts that no token was routed to count as called. Empty if the pass fails.
     """
     foreign: Any = model
     called: set[nn.Module] = set()
-    every = dict(model.named_modules())
+    modules = dict(model.named_modules())
     handles = [
         module.register_forward_pre_hook(lambda module, *_: called.add(module))
-        for module in every.values()
+        for module in modules.values()
     ]
     try:
         with use(model), in_mode(model, training=True), drawing(0):
             foreign(input_ids=probe_ids(model, 6, 0).unsqueeze(0))
-    except Exception:  # what keeps it from running is named when it is trained
+    except Exception:  # training reports why the pass fails
         return []
     finally:
         for handle in handles:
             handle.remove()
-    idle = [name for name in names if every[name] not in called]
-    return [name for name in idle if not _chosen_among(name, every, called)]
+    idle = [name for name in names if modules[name] not in called]
+    return [name for name in idle if not _is_expert(name, modules, called)]
 
 
-def _chosen_among(name: str, every: dict[str, nn.Module], called: set[nn.Module]) -> bool:
-    """The largest uncalled part of the model that the layer is in is one of several in a list."""
+def _is_expert(name: str, modules: dict[str, nn.Module], called: set[nn.Module]) -> bool:
+    """Whether the largest uncalled module around the layer is an item of a module list."""
     parts = name.split(".")
     for i in range(1, len(parts) + 1):
-        part = ".".join(parts[:i])
-        if not any(module in called for module in every[part].modules()):
+        around = modules[".".join(parts[:i])]
+        if not any(module in called for module in around.modules()):
             return parts[i - 1].isdigit()
     return False
 
 
 @torch.no_grad()
-def draws_in_training(model: nn.Module) -> bool:
-    """Whether what the base draws at random in training changes logits: dropout, noise at a router.
+def is_random_in_training(model: nn.Module) -> bool:
+    """Whether random numbers change the logits in training: dropout, noise at a router.
 
-    A router may take another expert for one token in a hundred, so several draws are tried; but
-    none where nothing is drawn.
+    A router may choose another expert for one token in a hundred, so several seeds are tried,
+    unless no random number is drawn.
     """
     foreign: Any = model
     ids = probe_ids(model, 12, 0).unsqueeze(0)
@@ -71,12 +71,12 @@ def draws_in_training(model: nn.Module) -> bool:
                     generators = generators_of(ids.device)
                     before = [generator.get_state() for generator in generators]
                     logits = foreign(input_ids=ids).logits
-                    drawn = [generator.get_state() for generator in generators]
+                    after = [generator.get_state() for generator in generators]
                 if first is not None and not torch.equal(first, logits):
                     return True
-                if all(map(torch.equal, before, drawn)):
+                if all(map(torch.equal, before, after)):
                     return False
                 first = logits
-    except Exception:  # what keeps it from running is named where it runs
+    except Exception:  # training reports why the pass fails
         return False
     return False

@@ -1,9 +1,9 @@
-"""Check the files of a base as input that someone else made, before transformers opens them.
+"""Check the files of a base as untrusted input, before transformers opens them.
 
 transformers follows links, reads whatever an index names (pickles and absolute paths too), and
-makes room for every size that config.json states before it looks for the weights. So each file
-must be a regular file of the folder, an index may name safetensors files of the folder alone, and
-the sizes in config.json must be those of weights that are there.
+allocates every size that config.json states before it looks for the weights. So each file must be
+a regular file of the folder, an index may name only safetensors files of the folder, and the sizes
+in config.json must be those of the weights.
 """
 
 import json
@@ -34,7 +34,7 @@ MAX_JSON = 128 * 2**20
 MAX_HEADER = 100 * 2**20
 """Bytes of the header of a safetensors file, by its format."""
 PACKED = 16
-"""Values that one byte of a checkpoint stands for at most, also where it is quantised."""
+"""Values per byte of a checkpoint at most, also if it is quantised."""
 SPARE = 10**8
 """Values that a model may have beyond its checkpoint: tied and new heads, buffers."""
 COUNT = re.compile(r"(num|n)_.*(layer|block|expert|stage)s?$|depths?$")
@@ -42,10 +42,10 @@ COUNT = re.compile(r"(num|n)_.*(layer|block|expert|stage)s?$|depths?$")
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the weight files of a base hold: the number of their tensors, and of their bytes.
+class WeightContents:
+    """The number of tensors in the weight files of a base, and their size in bytes.
 
-    others: name -> dtype, of tensors that are no floats.
+    others: name -> dtype, of tensors that are not floats.
     """
 
     tensors: int
@@ -53,7 +53,7 @@ class Held:
     others: dict[str, str] = field(default_factory=dict)
 
 
-def check_contents(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """Raises: FileError, BaseError if a file of a base is not what its name says."""
     for path in sorted(folder.iterdir()):
         if path.suffix in SUFFIXES:
@@ -61,9 +61,9 @@ def check_contents(folder: Path) -> None:
     for name in CONFIGS:
         if (folder / name).exists():
             _json(folder / name)
-    config, held = _json(folder / "config.json"), held_by(folder)
+    config, contents = _json(folder / "config.json"), weight_contents(folder)
     _check_names(folder, config)
-    _check_counts(folder, config, held)
+    _check_counts(folder, config, contents)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -92,13 +92,13 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises: FileError if the index names anything but safetensors files of the folder.
     """
-    names = named_in(folder / INDEX) if (folder / INDEX).exists() else []
+    names = files_in_index(folder / INDEX) if (folder / INDEX).exists() else []
     if names and not (folder / SINGLE).is_file():
         return [folder / name for name in names]
     return sorted(folder.glob("*.safetensors"))
 
 
-def named_in(index: Path) -> list[str]:
+def files_in_index(index: Path) -> list[str]:
     """The files that an index of weights names, sorted. Raises: as `weight_files`."""
     names = _json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
@@ -116,21 +116,21 @@ def named_in(index: Path) -> list[str]:
     return sorted(set(names.values()))
 
 
-def held_by(folder: Path) -> Held:
-    """What the weight files hold, from their headers. Raises: FileError if one is damaged."""
+def weight_contents(folder: Path) -> WeightContents:
+    """The contents of the weight files, by their headers. Raises: FileError if one is damaged."""
     tensors, size, others = 0, 0, dict[str, str]()
     for file in weight_files(folder):
-        if file.exists():  # a lost one is named by the check of the folder
+        if file.exists():  # the check of the folder names a missing one
             header = _header(file)
             tensors += len(header)
             size += file.stat().st_size
             dtypes = {
-                key: part.get("dtype")
-                for key, part in header.items()
-                if isinstance(part, dict) and key != "__metadata__"
+                key: entry.get("dtype")
+                for key, entry in header.items()
+                if isinstance(entry, dict) and key != "__metadata__"
             }
             others |= {k: str(d) for k, d in dtypes.items() if not re.match("B?F[0-9]", str(d))}
-    return Held(tensors, size, others)
+    return WeightContents(tensors, size, others)
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -158,40 +158,41 @@ def _check_names(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _check_counts(folder: Path, config: dict[str, Any], held: Held) -> None:
+def _check_counts(folder: Path, config: dict[str, Any], contents: WeightContents) -> None:
     """Raises: BaseError if config.json asks for more modules than there are tensors for them."""
-    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
-        for key, value in part.items():
-            most = max(held.tensors, 65_536 if "expert" in key else 64)
+    for fields in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        for key, value in fields.items():
+            most = max(contents.tensors, 65_536 if "expert" in key else 64)
             if type(value) is int and value > most and COUNT.match(key):
                 raise BaseError(
                     f"config.json of {folder} has {key} {value:,}, and its weights are "
-                    f"{held.tensors:,} tensors.",
+                    f"{contents.tensors:,} tensors.",
                     fix="download config.json and the weights again",
                 )
 
 
-def check_floats(path: str, weights: Iterable[str], held: Held) -> None:
-    """Raises: BaseError if a weight is stored in another type: it would be cast, unseen.
+def check_floats(path: str, weights: Iterable[str], contents: WeightContents) -> None:
+    """Raises: BaseError if a weight is stored in another type: it would be cast silently.
 
     weights: the names of the model's weights, which are floats.
     """
-    if wrong := [f"{name} ({held.others[name]})" for name in weights if name in held.others]:
+    others = contents.others
+    if wrong := [f"{name} ({others[name]})" for name in weights if name in others]:
         raise BaseError(
-            f"{len(wrong)} weights of {path} are stored in types that are no floats.",
+            f"{len(wrong)} weights of {path} are stored in types that are not floats.",
             weights=listed(wrong),
             fix="download the model again",
         )
 
 
-def check_size(path: str, values: int, held: Held) -> None:
+def check_size(path: str, values: int, contents: WeightContents) -> None:
     """Raises: BaseError if a model has far more values than its weight files can hold.
 
-    values: of the model that config.json describes. held: what its files hold.
+    values: of the model that config.json describes.
     """
-    if values > PACKED * held.bytes + SPARE:
+    if values > PACKED * contents.bytes + SPARE:
         raise BaseError(
             f"config.json of {path} describes a model of {values:,} values, and its weights have "
-            f"{held.bytes:,} bytes.",
+            f"{contents.bytes:,} bytes.",
             fix="download config.json and the weights again",
         )

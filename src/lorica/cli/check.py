@@ -39,15 +39,16 @@ def check(*words: Words, json: Json = False) -> None:
 
     from rich.console import Console
 
-    from lorica.base.added_tokens import with_tokens
+    from lorica.base.added_tokens import add_tokens
     from lorica.base.context_length import check_tokens
-    from lorica.base.load import context_length, load_tokenizer, vocabulary
+    from lorica.base.describe import context_length, vocabulary_size
+    from lorica.base.load import load_tokenizer
     from lorica.data.check import check, print_report
     from lorica.training.prepare import check_base_named
 
     check_base_named(config)
-    tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
-    embedding_rows = None if config.data.add_tokens else vocabulary(config.base)
+    tokenizer = add_tokens(load_tokenizer(config.base), config.data.add_tokens)
+    embedding_rows = None if config.data.add_tokens else vocabulary_size(config.base)
     report = check(
         config.data,
         tokenizer,

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lorica import plain_files
-from lorica.base.load import where
+from lorica.base.describe import locate
 from lorica.formats.vocabulary import TOKENIZERS
 
 TOKENIZER = (
@@ -76,7 +76,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _local(base: str) -> Path:
     """The folder of a base; of a hub id its newest copy in the cache, with its side files."""
-    folder = Path(where(base))
+    folder = Path(locate(base))
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download

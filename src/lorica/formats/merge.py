@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 
 from lorica.base import checkpoint_tensors
 from lorica.base.condition_texts import fix_condition
-from lorica.base.load import DTYPES, LoadedModel, where
+from lorica.base.describe import locate
+from lorica.base.load import DTYPES, LoadedModel
 from lorica.base.load import load as load_base
 from lorica.base.merge_quantised import TARGETS, check_target, merged_into
 from lorica.base.quantised_model import checkpoint_of, layers
@@ -159,7 +160,7 @@ def _settings(
     target: str | None,
     condition: str | None,
 ) -> _Settings:
-    tensors = checkpoint_tensors.keys_of(where(base))
+    tensors = checkpoint_tensors.keys_of(locate(base))
     on_disk = checkpoint_tensors.dtype_of(tensors) or "float32"
     dtype = dtype or on_disk
     # From bfloat16 to bfloat16 one layer at a time is widened, not the whole base.

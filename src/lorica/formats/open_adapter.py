@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lorica.base import classifier
-from lorica.base.load import DTYPES, LoadedModel, class_weights, where
+from lorica.base.describe import class_weights, locate
+from lorica.base.load import DTYPES, LoadedModel
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.bank import adapted_layers
@@ -119,7 +120,7 @@ def _unnamed_classes(file: AdapterFile, base: str) -> list[str]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(where(base), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(locate(base), trust_remote_code=False)
     except (OSError, ValueError):  # loading the base says what is wrong with it
         config = None
     heads = [] if config is None else head_rows(file, base)

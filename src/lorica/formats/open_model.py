@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lorica import plain_files
 from lorica.base.bundled import NAME
-from lorica.base.load import LoadedModel, own_classes
+from lorica.base.describe import own_classes
+from lorica.base.load import LoadedModel
 from lorica.base.load import load as load_base
 from lorica.errors import ConfigError, FileError
 from lorica.formats.adapter_folder import (

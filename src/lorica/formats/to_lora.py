@@ -5,6 +5,7 @@ trains them, as layers to save.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def attach_lora(model: nn.Module, name: str, updates: Updates, new_name: str) ->
 
 
 @torch.no_grad()
-def _fill(new: dict[str, nn.Module], live: Updates) -> None:
+def _fill(new: Mapping[str, nn.Module], live: Updates) -> None:
     """Copy the factors of each update into its LoRA. In place."""
     for site, update in live:
         lora = new[site.name]
@@ -87,7 +88,7 @@ def _fill(new: dict[str, nn.Module], live: Updates) -> None:
             lora.bias.copy_(update.shift)
 
 
-def _copy_whole(new: dict[str, nn.Module], sites: Sites) -> None:
+def _copy_whole(new: Mapping[str, nn.Module], sites: Sites) -> None:
     """Copy layers and rows that are trained whole; those that share a tensor still share it."""
     copies: dict[int, nn.Parameter] = {}
     for site, adapter in sites:

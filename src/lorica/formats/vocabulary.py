@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lorica import plain_files
-from lorica.base.added_tokens import grow
+from lorica.base.added_tokens import resize_embedding
 from lorica.base.context_length import fit_padding
 from lorica.base.load import LoadedModel
-from lorica.base.load_errors import explained
+from lorica.base.load_errors import translated_errors
 from lorica.errors import FileError, listed
 from lorica.formats.adapter_file import AdapterFile
 from lorica.formats.adapter_folder import WEIGHTS
@@ -48,11 +48,8 @@ def _adopt_tokenizer(base: LoadedModel, folder: Path) -> list[str]:
     from transformers import AutoTokenizer
 
     plain_files.check(folder, *plain_files.names_in(folder))  # it opens what it finds there
-    own = explained(
-        str(folder),
-        lambda: AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False),
-        what="tokenizer of the adapter",
-    )
+    with translated_errors(str(folder), what="tokenizer of the adapter"):
+        own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     before, notices = base.tokenizer, []
     if own.chat_template and own.chat_template != before.chat_template:
         notices.append(f"the chat template is the adapter's, not that of {base.path}")
@@ -97,5 +94,5 @@ def _resize_embedding(
         )
     if wanted == rows:
         return []
-    grow(model, before, tokenizer, wanted)
+    resize_embedding(model, before, tokenizer, wanted)
     return [f"the embedding has {wanted:,} rows, as the adapter was trained; the base had {rows:,}"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorica.base.added_tokens import trained_with
+from lorica.base.added_tokens import trained_for_tokens
 from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import LoadedModel
 from lorica.core.attach import Count, adapt, trainable_parameters
@@ -53,7 +53,7 @@ def add_adapter(
     In place; the adapter is the only active one afterwards. Returns: notices.
     """
     known = distinct_conditions(data.train)
-    layers, ids = trained_with(base.model, base.tokenizer, config.data.add_tokens)
+    layers, ids = trained_for_tokens(base.model, base.tokenizer, config.data.add_tokens)
     whole = list(dict.fromkeys([*config.modules_to_save, *base.head.whole, *layers]))
     method = config.build_method().for_conditions(known, hidden_size_of(base.model))
     exclude, notices = exclude_uncalled(base, config, method, whole, can_probe=placement.has_blocks)

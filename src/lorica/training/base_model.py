@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from lorica import progress
-from lorica.base.added_tokens import grow, with_tokens
+from lorica.base.added_tokens import add_tokens, resize_embedding
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import LoadedModel, load, load_tokenizer
-from lorica.base.quantised_model import keep_unpacked
+from lorica.base.quantised_model import keep_dequantised
 from lorica.training.config import TrainConfig
 
 
@@ -27,11 +27,11 @@ def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
     model: Any = base.model
     if tokens := config.data.add_tokens:
         before = load_tokenizer(config.base)
-        with_tokens(base.tokenizer, tokens)
+        add_tokens(base.tokenizer, tokens)
         if (rows := len(base.tokenizer)) > len(model.get_input_embeddings().weight):
-            grow(model, before, base.tokenizer, rows)
+            resize_embedding(model, before, base.tokenizer, rows)
     if config.unpacked_gib:
-        base.notices.append(keep_unpacked(model, int(config.unpacked_gib * 2**30)))
+        base.notices.append(keep_dequantised(model, int(config.unpacked_gib * 2**30)))
     if config.gradient_checkpointing:
         # The second name is that of transformers before 5.20.
         enable = getattr(model, "activation_checkpointing_enable", None)

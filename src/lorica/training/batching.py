@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lorica.base import packing
 from lorica.base.batching import Batching, padding_of
 from lorica.base.load import LoadedModel
-from lorica.base.training_probe import draws_in_training
+from lorica.base.training_probe import is_random_in_training
 from lorica.core.attach import use
 from lorica.data.load import Data
 from lorica.training.config import TrainConfig
@@ -21,7 +21,7 @@ def choose_batching(
     """(rows are packed, which of them share a pass, notices)."""
     lengths, micro = data.train.lengths.tolist(), config.micro_batch_size
     batching, notices = _packing(base, lengths), []
-    if placement.has_blocks and draws_in_training(base.model):
+    if placement.has_blocks and is_random_in_training(base.model):
         notices.append(
             "the base itself draws at random in training (dropout or noise in its config): "
             "micro-batches of another size give other random numbers"

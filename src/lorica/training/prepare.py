@@ -1,15 +1,10 @@
 """Prepare a run before the weights of its base are read: its rows, and a learning rate."""
 
 from lorica import progress
-from lorica.base.added_tokens import with_tokens
+from lorica.base.added_tokens import add_tokens
 from lorica.base.context_length import check_tokens
-from lorica.base.load import (
-    context_length,
-    hidden_size,
-    load_tokenizer,
-    own_classes,
-)
-from lorica.base.load import vocabulary as embedded
+from lorica.base.describe import context_length, hidden_size, own_classes, vocabulary_size
+from lorica.base.load import load_tokenizer
 from lorica.core.rates import default_rate
 from lorica.data.load import Data, load_data
 from lorica.errors import ConfigError
@@ -34,7 +29,7 @@ def load_rows(config: TrainConfig) -> Data:
     A row may be as long as the context of the base, less the positions that the method uses.
     """
     reserved = config.build_method().positions()
-    tokenizer = with_tokens(load_tokenizer(config.base), config.data.add_tokens)
+    tokenizer = add_tokens(load_tokenizer(config.base), config.data.add_tokens)
     data = load_data(
         config.data,
         tokenizer,
@@ -45,7 +40,7 @@ def load_rows(config: TrainConfig) -> Data:
     )
     if not config.data.add_tokens:
         for rows in (data.train, data.validation):
-            check_tokens(rows, tokenizer, embedded(config.base))
+            check_tokens(rows, tokenizer, vocabulary_size(config.base))
     progress.announce(summary(config, data))
     return data
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lorica.base.load import LoadedModel
-from lorica.base.training_probe import uncalled
+from lorica.base.training_probe import layers_not_called
 from lorica.core.adapter import Method
 from lorica.core.targets import Targets, also_excluded, left_out, select
 from lorica.errors import listed
@@ -13,7 +13,7 @@ from lorica.training.config import TrainConfig
 def exclude_uncalled(
     base: LoadedModel, config: TrainConfig, method: Method, whole: list[str], *, can_probe: bool
 ) -> tuple[str | list[str] | None, list[str]]:
-    """`exclude_modules` as in the settings, with the uncalled layers added; and notices.
+    """`exclude_modules` as in the settings, with the layers_not_called layers added; and notices.
 
     whole: modules that are trained whole. can_probe: the base can be run here to see what it calls.
     A target that names uncalled layers only stays, so that the first step refuses it by name.
@@ -30,7 +30,7 @@ def exclude_uncalled(
     if not can_probe or method.kinds[0] not in ("linear", "embedding"):
         return exclude, notices
     names = [site.name for site in select(base.model, targets, method.kinds, method.choose)]
-    idle = uncalled(base.model, names)
+    idle = layers_not_called(base.model, names)
     if not idle or len(idle) == len(names):
         return exclude, notices
     if _has_target_of(targets.target_modules, names, idle):

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lorica import plain_files
+from lorica.base.describe import locate
 from lorica.base.fingerprint import Fingerprint, fingerprint
-from lorica.base.load import LoadedModel, load_tokenizer, where
+from lorica.base.load import LoadedModel, load_tokenizer
 from lorica.core.bank import attached
 from lorica.errors import BaseError, ConfigError, FileError, listed
 from lorica.training.split.connection import DEVICE, Connection
@@ -161,7 +162,7 @@ def connect(path: str, dtype: torch.dtype, peer: str) -> tuple[LoadedModel, Devi
     path: the folder of the base; only its embedding and head are read. peer: HOST:PORT.
     Raises: BaseError, FileError if that is not possible; TrainingError without a cloud.
     """
-    folder = Path(where(path))
+    folder = Path(locate(path))
     if not folder.is_dir():
         raise BaseError(
             f"the device reads its embedding from a folder, and {path} is none.",
