@@ -24,10 +24,10 @@ def rows(shared, path, count=48):
     return path
 
 
-def test_classifier_learns_saves_and_reloads(shared, stories, tmp_path):
+def test_classifier_learns_saves_and_reloads(shared, small_base, tmp_path):
     data = rows(shared, tmp_path / "reviews.jsonl")
     result = lorica.train(
-        base=str(stories),
+        base=str(small_base),
         data={"path": str(data), "validation": 0.25},
         learning_rate=5e-3,
         max_steps=12,

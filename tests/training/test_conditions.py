@@ -20,7 +20,7 @@ TOLD = {
 }
 
 
-def job(stories, folder, kind="task", told=None, **changed):
+def job(small_base, folder, kind="task", told=None, **changed):
     """Settings of a run of six steps, on rows with conditions in turn."""
     folder.mkdir()
     told = told or TOLD[kind]
@@ -34,7 +34,7 @@ def job(stories, folder, kind="task", told=None, **changed):
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     method = {**SMALL, "condition": kind, **changed.pop("method", {})}
-    return settings(stories, folder, method=method, **changed)
+    return settings(small_base, folder, method=method, **changed)
 
 
 def run(*words, **changed):
@@ -45,8 +45,8 @@ def run(*words, **changed):
     "kind",
     ["task", *(pytest.param(k, marks=pytest.mark.slow) for k in ("text", "pair", "embedding"))],
 )
-def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
-    result = run(stories, tmp_path / "a", kind, learning_rate=2e-2)
+def test_every_kind_trains_and_is_opened_again(small_base, tmp_path, kind):
+    result = run(small_base, tmp_path / "a", kind, learning_rate=2e-2)
     loss = result.figures["held_out_loss"]
     assert loss["after"] < loss["before"]
     opened = open_adapter(result.folder)
@@ -58,13 +58,13 @@ def test_every_kind_trains_and_is_opened_again(stories, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
+def test_micro_batches_give_the_big_batch_update(small_base, tmp_path):
     """The penalty as well: it does not depend on the rows at hand."""
     changed = {"learning_rate": 2e-4, "method": {"penalty": 1.0}, "max_steps": 3}
-    whole = adapter(run(stories, tmp_path / "a", **changed).folder)
+    whole = adapter(run(small_base, tmp_path / "a", **changed).folder)
     for name, micro, steps in (("b", 4, 2), ("c", 1, 8)):
         parts = run(
-            stories,
+            small_base,
             tmp_path / name,
             micro_batch_size=micro,
             gradient_accumulation_steps=steps,
@@ -74,30 +74,30 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path):
 
 
 @pytest.mark.slow
-def test_checkpointing_and_padding_change_nothing(stories, tmp_path, monkeypatch):
+def test_checkpointing_and_padding_change_nothing(small_base, tmp_path, monkeypatch):
     changed = {"learning_rate": 2e-4, "max_steps": 3}
-    plain = adapter(run(stories, tmp_path / "a", **changed).folder)
-    kept = run(stories, tmp_path / "b", gradient_checkpointing=True, **changed)
+    plain = adapter(run(small_base, tmp_path / "a", **changed).folder)
+    kept = run(small_base, tmp_path / "b", gradient_checkpointing=True, **changed)
     assert farthest(plain, adapter(kept.folder)) < 1e-6
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
-    padded = run(stories, tmp_path / "c", **changed)
+    padded = run(small_base, tmp_path / "c", **changed)
     assert any("padded" in line for line in padded.notices)
     assert farthest(plain, adapter(padded.folder)) < ROUNDING
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["task", "text"])
-def test_a_resumed_run_is_the_same_run(stories, tmp_path, monkeypatch, kind):
-    whole = adapter(run(stories, tmp_path / "a", kind, save_steps=2).folder)
-    config = job(stories, tmp_path / "b", kind, save_steps=2)
+def test_a_resumed_run_is_the_same_run(small_base, tmp_path, monkeypatch, kind):
+    whole = adapter(run(small_base, tmp_path / "a", kind, save_steps=2).folder)
+    config = job(small_base, tmp_path / "b", kind, save_steps=2)
     interrupt(monkeypatch, 3, **config)
     resumed = lorica.train(resume=config["output"], show=False)
     assert same(whole, adapter(resumed.folder))
 
 
 @pytest.mark.slow
-def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
-    opened = open_adapter(run(stories, tmp_path / "a", "text").folder)
+def test_what_a_text_means_is_kept_with_the_adapter(small_base, tmp_path):
+    opened = open_adapter(run(small_base, tmp_path / "a", "text").folder)
     ids = opened.tokenizer("Once", return_tensors="pt")["input_ids"]
     with with_conditions(opened.model, ["write of cats"]):  # the base need not read it again
         assert opened.model(ids).logits.isfinite().all()
@@ -116,8 +116,8 @@ def test_what_a_text_means_is_kept_with_the_adapter(stories, tmp_path):
     ids=str,
 )
 def test_rows_that_do_not_fit_are_refused_before_training(
-    stories, tmp_path, kind, told, error, words
+    small_base, tmp_path, kind, told, error, words
 ):
     with pytest.raises(error, match=words):
-        run(stories, tmp_path / "a", kind, told)
+        run(small_base, tmp_path / "a", kind, told)
     assert not (tmp_path / "a/run").exists()

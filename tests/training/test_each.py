@@ -65,8 +65,8 @@ def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
     ],
     ids=["three", "four others", "with dropout"],
 )
-def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path, methods):
-    runs = runs_of(stories, tmp_path, methods)
+def test_each_comes_to_what_it_comes_to_alone(small_base, tmp_path, methods):
+    runs = runs_of(small_base, tmp_path, methods)
     results = lorica.train_each(runs, show=False)
     for i, (run, result) in enumerate(zip(runs, results, strict=True)):
         alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
@@ -79,10 +79,10 @@ def test_each_comes_to_what_it_comes_to_alone(stories, tmp_path, methods):
 
 
 @pytest.mark.slow
-def test_checkpointing_keeps_the_tokens_of_each_apart(stories, tmp_path):
+def test_checkpointing_keeps_the_tokens_of_each_apart(small_base, tmp_path):
     changed = {"gradient_checkpointing": True}
     methods = [*METHODS[:2], DRAWING[0]]
-    runs = [{**run, **changed} for run in runs_of(stories, tmp_path, methods)]
+    runs = [{**run, **changed} for run in runs_of(small_base, tmp_path, methods)]
     results = lorica.train_each(runs, show=False)
     for i, (run, result) in enumerate(zip(runs, results, strict=True)):
         alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
@@ -90,9 +90,9 @@ def test_checkpointing_keeps_the_tokens_of_each_apart(stories, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_plain_text_draws_as_it_does_alone(stories, tmp_path):
+def test_a_run_on_plain_text_draws_as_it_does_alone(small_base, tmp_path):
     """Almost every position of it is a label, so its last block sees them all; the other's not."""
-    runs = runs_of(stories, tmp_path, DRAWING[:2])
+    runs = runs_of(small_base, tmp_path, DRAWING[:2])
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"{i} cats ran home."}) + "\n" for i in range(30)))
     runs[1]["data"] = {"path": str(text), "validation": 0.1}
@@ -102,8 +102,8 @@ def test_a_run_on_plain_text_draws_as_it_does_alone(stories, tmp_path):
         assert rounding_apart(adapter(alone.folder), adapter(result.folder), run)
 
 
-def test_a_run_that_a_watch_stops_leaves_the_others_going(stories, tmp_path):
-    good, bad = runs_of(stories, tmp_path, METHODS[:1] * 2)
+def test_a_run_that_a_watch_stops_leaves_the_others_going(small_base, tmp_path):
+    good, bad = runs_of(small_base, tmp_path, METHODS[:1] * 2)
     bad |= {"learning_rate": 30.0, "loss_limit": 0.1, "warmup_ratio": 0.0}
     with pytest.raises(TrainingError, match="1 of 2 runs ended early") as caught:
         lorica.train_each([bad, good], show=False)
@@ -114,9 +114,9 @@ def test_a_run_that_a_watch_stops_leaves_the_others_going(stories, tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_runs_go_on_together_or_alone(stories, tmp_path, monkeypatch):
+def test_stopped_runs_go_on_together_or_alone(small_base, tmp_path, monkeypatch):
     """And end as if they had never been stopped."""
-    runs = runs_of(stories, tmp_path, METHODS[:2])
+    runs = runs_of(small_base, tmp_path, METHODS[:2])
     whole = [{**run, "output": f"{run['output']}-whole"} for run in runs]
     lorica.train_each(whole, show=False)
     own, calls = each.evaluate_and_checkpoint, []
@@ -147,9 +147,9 @@ def test_stopped_runs_go_on_together_or_alone(stories, tmp_path, monkeypatch):
         ({"target_modules": ["lm_head"]}, "acts on the tokens of all runs"),
     ],
 )
-def test_runs_that_do_not_fit_together_are_refused(stories, tmp_path, changed, said):
+def test_runs_that_do_not_fit_together_are_refused(small_base, tmp_path, changed, said):
     """Before anything is trained, and nothing is left behind."""
-    first, second = runs_of(stories, tmp_path, METHODS[:1] * 2)
+    first, second = runs_of(small_base, tmp_path, METHODS[:1] * 2)
     changed = {k: v.format(first["output"]) if k == "output" else v for k, v in changed.items()}
     with pytest.raises(ConfigError, match=said):
         lorica.train_each([first, {**second, **changed}], show=False)
@@ -198,11 +198,11 @@ def test_gradients_of_segments_are_those_of_each_part(method, absent):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
-def test_the_command_names_each_run(stories, tmp_path, capsys):
+def test_the_command_names_each_run(small_base, tmp_path, capsys):
     from lorica.cli import run
 
     recipes = []
-    for i, one in enumerate(runs_of(stories, tmp_path, METHODS[:2])):
+    for i, one in enumerate(runs_of(small_base, tmp_path, METHODS[:2])):
         recipes.append(path := tmp_path / f"recipe-{i}.yaml")
         path.write_text(json.dumps(one))
     assert run(["train", "--each", *map(str, recipes), "--max_steps", "2"]) == 0

@@ -20,10 +20,10 @@ def ownless(base, output, **changed):
     ("method", "optimizer", "rate"),
     [("lora", "adamw", 0.007), ("ia3", "adamw", 0.1), ("lora", "sgd", lorica.Lora().rates[2])],
 )
-def test_the_methods_own_rate_is_taken_and_named(stories, tmp_path, method, optimizer, rate):
+def test_the_methods_own_rate_is_taken_and_named(small_base, tmp_path, method, optimizer, rate):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     run = lorica.train(
-        **ownless(stories, tmp_path / "run", method=method, optimizer=optimizer, **changed),
+        **ownless(small_base, tmp_path / "run", method=method, optimizer=optimizer, **changed),
         show=False,
     )
     words = {"adamw": "AdamW", "sgd": "SGD"}[optimizer]
@@ -33,16 +33,16 @@ def test_the_methods_own_rate_is_taken_and_named(stories, tmp_path, method, opti
     assert kept["learning_rate"] == rate, "so that a later version of lorica goes on with it"
 
 
-def test_a_rate_that_is_given_is_kept_and_not_explained(stories, tmp_path):
-    run = lorica.train(**settings(stories, tmp_path / "run", learning_rate=3e-3), show=False)
+def test_a_rate_that_is_given_is_kept_and_not_explained(small_base, tmp_path):
+    run = lorica.train(**settings(small_base, tmp_path / "run", learning_rate=3e-3), show=False)
     assert not any("learning rate" in line for line in run.notices)
 
 
 @pytest.mark.slow
-def test_runs_at_once_take_their_own(stories, tmp_path):
+def test_runs_at_once_take_their_own(small_base, tmp_path):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     results = lorica.train_each(
-        [ownless(stories, tmp_path / m, method=m, **changed) for m in ("lora", "lora_fa")],
+        [ownless(small_base, tmp_path / m, method=m, **changed) for m in ("lora", "lora_fa")],
         show=False,
     )
     for result, rate in zip(results, (0.007, 0.01), strict=True):

@@ -28,12 +28,12 @@ def small(monkeypatch):
     return asked
 
 
-def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, monkeypatch):
+def test_a_micro_batch_that_does_not_fit_is_halved(small_base, tmp_path, small, monkeypatch):
     """As often as needed, once for the run; the update is that of the micro-batch that fits."""
-    halved = lorica.train(**settings(stories, tmp_path / "a", learning_rate=2e-4), show=False)
+    halved = lorica.train(**settings(small_base, tmp_path / "a", learning_rate=2e-4), show=False)
     assert small == [8, 4, 2, 2, 2, 2, *[2] * 20]
     asked_for = settings(
-        stories,
+        small_base,
         tmp_path / "b",
         learning_rate=2e-4,
         micro_batch_size=2,
@@ -47,25 +47,25 @@ def test_a_micro_batch_that_does_not_fit_is_halved(stories, tmp_path, small, mon
 
 
 @pytest.mark.slow
-def test_dropout_is_drawn_as_for_the_micro_batch_that_fits(stories, tmp_path, small):
+def test_dropout_is_drawn_as_for_the_micro_batch_that_fits(small_base, tmp_path, small):
     changed = {"method": {"name": "lora", "dropout": 0.2}}
-    halved = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
+    halved = lorica.train(**settings(small_base, tmp_path / "a", **changed), show=False)
     asked_for = settings(
-        stories, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=4, **changed
+        small_base, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=4, **changed
     )
     assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
 
 
-def test_a_single_row_that_does_not_fit_ends_the_run(stories, tmp_path, monkeypatch):
+def test_a_single_row_that_does_not_fit_ends_the_run(small_base, tmp_path, monkeypatch):
     def forward(self, batch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
     monkeypatch.setattr(Objective, "forward", forward)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        lorica.train(**settings(stories, tmp_path), show=False)
+        lorica.train(**settings(small_base, tmp_path), show=False)
 
 
-def test_other_errors_are_not_taken_for_a_full_memory(stories, tmp_path, monkeypatch):
+def test_other_errors_are_not_taken_for_a_full_memory(small_base, tmp_path, monkeypatch):
     calls = []
 
     def forward(self, batch):
@@ -74,7 +74,7 @@ def test_other_errors_are_not_taken_for_a_full_memory(stories, tmp_path, monkeyp
 
     monkeypatch.setattr(Objective, "forward", forward)
     with pytest.raises(RuntimeError, match="shapes"):
-        lorica.train(**settings(stories, tmp_path), show=False)
+        lorica.train(**settings(small_base, tmp_path), show=False)
     assert len(calls) == 1
 
 

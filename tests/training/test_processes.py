@@ -34,16 +34,16 @@ def script(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "aflora"])
-def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
+def test_two_processes_give_the_adapter_of_one(small_base, tmp_path, method):
     changed = {"method": method, "learning_rate": 2e-4, "max_steps": 4, "eval_steps": 2}
     alone = lorica.train(
         **settings(
-            stories, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2, **changed
+            small_base, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2, **changed
         ),
         show=False,
     )
     config = settings(
-        stories, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=2, **changed
+        small_base, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=2, **changed
     )
     launch = [
         sys.executable,
@@ -62,9 +62,9 @@ def test_two_processes_give_the_adapter_of_one(stories, tmp_path, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(stories, tmp_path, number):
-    whole = lorica.train(**settings(stories, tmp_path / "a", max_steps=60), show=False)
-    config = settings(stories, tmp_path / "b", max_steps=60)
+def test_a_signal_saves_and_says_how_to_go_on(small_base, tmp_path, number):
+    whole = lorica.train(**settings(small_base, tmp_path / "a", max_steps=60), show=False)
+    config = settings(small_base, tmp_path / "b", max_steps=60)
     process = subprocess.Popen(
         [sys.executable, str(script(tmp_path)), json.dumps(config)],
         stderr=subprocess.PIPE,

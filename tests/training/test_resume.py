@@ -31,10 +31,10 @@ QUICK = ("dropout", "evaluated")
 @pytest.mark.parametrize(
     "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 )
-def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
+def test_resume_is_bit_identical(small_base, tmp_path, monkeypatch, case):
     changed = {"save_steps": 2, "max_steps": 6, **CASES[case]}
-    whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
-    cut = settings(stories, tmp_path / "b", **changed)
+    whole = lorica.train(**settings(small_base, tmp_path / "a", **changed), show=False)
+    cut = settings(small_base, tmp_path / "b", **changed)
     interrupt(monkeypatch, 5, **cut)
     result = lorica.train(resume=cut["output"], show=False)
     assert same(adapter(whole.folder), adapter(result.folder))
@@ -43,25 +43,25 @@ def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
 
 
 @pytest.mark.slow
-def test_a_run_without_a_checkpoint_begins_again(stories, tmp_path, monkeypatch):
-    whole = lorica.train(**settings(stories, tmp_path / "a"), show=False)
-    cut = settings(stories, tmp_path / "b", save_steps=4)
+def test_a_run_without_a_checkpoint_begins_again(small_base, tmp_path, monkeypatch):
+    whole = lorica.train(**settings(small_base, tmp_path / "a"), show=False)
+    cut = settings(small_base, tmp_path / "b", save_steps=4)
     interrupt(monkeypatch, 1, **cut)
     assert same(
         adapter(whole.folder), adapter(lorica.train(resume=cut["output"], show=False).folder)
     )
 
 
-def test_a_finished_run_is_left_as_it_is(stories, tmp_path):
-    done = lorica.train(**settings(stories, tmp_path), show=False)
+def test_a_finished_run_is_left_as_it_is(small_base, tmp_path):
+    done = lorica.train(**settings(small_base, tmp_path), show=False)
     before = adapter(done.folder)
     again = lorica.train(resume=done.folder, show=False)
     assert same(before, adapter(again.folder))
 
 
-def test_only_the_newest_checkpoints_are_kept(stories, tmp_path):
+def test_only_the_newest_checkpoints_are_kept(small_base, tmp_path):
     result = lorica.train(
-        **settings(stories, tmp_path, save_steps=1, keep_checkpoints=2), show=False
+        **settings(small_base, tmp_path, save_steps=1, keep_checkpoints=2), show=False
     )
     assert [p.name for p in steps(result.folder / "checkpoints")] == [
         "step-00000005",
@@ -69,8 +69,8 @@ def test_only_the_newest_checkpoints_are_kept(stories, tmp_path):
     ]
 
 
-def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
-    cut = settings(stories, tmp_path, save_steps=2)
+def test_other_rows_are_refused(small_base, tmp_path, monkeypatch):
+    cut = settings(small_base, tmp_path, save_steps=2)
     interrupt(monkeypatch, 3, **cut)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "a new", "completion": "row"}\n')
@@ -85,8 +85,8 @@ def test_other_rows_are_refused(stories, tmp_path, monkeypatch):
         *(pytest.param(f, marks=pytest.mark.slow) for f in ("adapter.safetensors", "state.json")),
     ],
 )
-def test_a_damaged_checkpoint_is_named(stories, tmp_path, monkeypatch, file):
-    cut = settings(stories, tmp_path, save_steps=2)
+def test_a_damaged_checkpoint_is_named(small_base, tmp_path, monkeypatch, file):
+    cut = settings(small_base, tmp_path, save_steps=2)
     interrupt(monkeypatch, 5, **cut)
     newest = steps(tmp_path / "run" / "checkpoints")[-1]
     path = newest / file
@@ -98,8 +98,8 @@ def test_a_damaged_checkpoint_is_named(stories, tmp_path, monkeypatch, file):
     lorica.train(resume=cut["output"], show=False)
 
 
-def test_the_log_holds_every_step_once_more_after_a_resume(stories, tmp_path, monkeypatch):
-    cut = settings(stories, tmp_path, save_steps=2)
+def test_the_log_holds_every_step_once_more_after_a_resume(small_base, tmp_path, monkeypatch):
+    cut = settings(small_base, tmp_path, save_steps=2)
     interrupt(monkeypatch, 5, **cut)
     log = tmp_path / "run" / "events.jsonl"
     log.write_bytes(log.read_bytes() + b'{"event": "st')  # a line that a kill cut short
@@ -113,15 +113,15 @@ def test_the_log_holds_every_step_once_more_after_a_resume(stories, tmp_path, mo
     ]
 
 
-def test_resume_takes_no_other_settings(stories, tmp_path):
+def test_resume_takes_no_other_settings(small_base, tmp_path):
     with pytest.raises(LoricaError, match="keeps its settings"):
         lorica.train("recipe.yaml", resume=tmp_path)
     with pytest.raises(LoricaError, match="no run folder"):
         lorica.train(resume=tmp_path)
 
 
-def test_results_are_plain_numbers(stories, tmp_path):
-    result = lorica.train(**settings(stories, tmp_path), show=False)
+def test_results_are_plain_numbers(small_base, tmp_path):
+    result = lorica.train(**settings(small_base, tmp_path), show=False)
     on_disk = json.loads((result.folder / "results.json").read_text())
     assert on_disk == result.figures
     assert on_disk["held_out_loss"]["after"] < on_disk["held_out_loss"]["before"]

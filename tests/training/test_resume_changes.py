@@ -1,173 +1,40 @@
 """What may change before a run goes on, and what may not: the same bytes, or refused by name.
 
-Each change of the table is made to a run that was cut at step 5 of 6 and to what it stands on.
+Each change of the table is made to a run that was interrupted at step 5 of 6.
 """
 
-import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import lorica
-from lorica.errors import ConfigError, LoricaError
-from lorica.formats import commit
-from lorica.recipe.versions import versions
-from lorica.training import checkpoint as ckpt
-from lorica.training.checkpoint import steps
-from tests.training.rows import adapter, interrupt, same, settings, tiny_base
-
-Edit = Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class Change:
-    """names: a pattern that the refusal must hold; None: the run ends with the same bytes."""
-
-    edit: Edit
-    names: str | None
-
-
-def setting(key: str, text: str) -> Edit:
-    """Another value of a setting in the run's config.yaml; nested ones with dots."""
-
-    def edit(root: Path) -> None:
-        file = root / "run" / "config.yaml"
-        *parents, leaf = key.split(".")
-        start = 0
-        whole = file.read_text()
-        for parent in parents:
-            start = re.search(rf"^{parent}:", whole, re.M).end()  # type: ignore[union-attr]
-        head, tail = whole[:start], whole[start:]
-        indent = "  " * len(parents)
-        new, count = re.subn(
-            rf"^{indent}{leaf}:.*$", f"{indent}{leaf}: {text}", tail, count=1, flags=re.M
-        )
-        assert count == 1 and new != tail, f"{key} is not in config.yaml, or not another one"
-        file.write_text(head + new)
-
-    return edit
-
-
-def of_json(path: str, edit_value: Callable[[Any], Any]) -> Edit:
-    def edit(root: Path) -> None:
-        (file,) = root.glob(path)
-        said = json.loads(file.read_text())
-        edit_value(said)
-        file.write_text(json.dumps(said))
-
-    return edit
-
-
-def config(**fields: Any) -> Edit:
-    return of_json("base/config.json", lambda said: said.update(fields))
-
-
-def tokenizer(edit_value: Callable[[Any], Any]) -> Edit:
-    return of_json("base/tokenizer.json", edit_value)
-
-
-def state(*keys: str, value: Any) -> Edit:
-    def set_value(said: Any) -> None:
-        for key in keys[:-1]:
-            said = said[key]
-        said[keys[-1]] = value
-
-    return of_json("run/checkpoints/step-00000004/state.json", set_value)
-
-
-def weights(edit_tensors: Callable[[dict[str, torch.Tensor]], Any], file: str = "base") -> Edit:
-    def edit(root: Path) -> None:
-        (path,) = root.glob(f"{file}/model.safetensors" if file == "base" else file)
-        tensors = load_file(path)
-        edit_tensors(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    return edit
-
-
-def of_checkpoint(**changes: Callable[[Any], Any]) -> Edit:
-    """The newest checkpoint written again, with other contents and digests that fit them."""
-
-    def edit(root: Path) -> None:
-        found = ckpt.load_newest(root / "run" / "checkpoints")
-        assert found is not None
-        new = {key: change(getattr(found, key)) for key, change in changes.items()}
-        ckpt.save(root / "run" / "checkpoints", replace(found, **new), keep=9)
-
-    return edit
-
-
-def moments(change: Callable[[torch.Tensor], torch.Tensor | None], word: str) -> Edit:
-    def edit(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        key = sorted(k for k in state if k.endswith(word))[3]
-        new = change(state[key])
-        return {k: t for k, t in state.items() if k != key} | ({} if new is None else {key: new})
-
-    return of_checkpoint(optimizer=edit)
-
-
-def nothing(root: Path) -> None:
-    pass
-
-
-def swap(said: dict) -> None:
-    vocabulary = said["model"]["vocab"]
-    one, two = list(vocabulary)[300:302]
-    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-
-
-def hollow(tensors: dict[str, torch.Tensor]) -> None:
-    from lorica.base.fingerprint import places
-
-    for tensor in tensors.values():
-        flat, keep = tensor.view(-1), places(tensor.numel())
-        kept = flat[keep].clone()
-        flat.zero_()
-        flat[keep] = kept
-
-
-def one_bit(name: str) -> Edit:
-    return weights(lambda tensors: tensors[name].view(torch.int32).view(-1)[7].bitwise_xor_(1))
-
-
-def append(path: str, text: str) -> Edit:
-    return lambda root: (root / path).write_text((root / path).read_text() + text) and None
-
-
-def move_data(root: Path) -> None:
-    (root / "elsewhere").mkdir()
-    shutil.move(root / "rows.jsonl", root / "elsewhere" / "others.jsonl")
-    setting("data.path", str(root / "elsewhere" / "others.jsonl"))(root)
-
-
-def move_base(root: Path) -> None:
-    shutil.move(root / "base", root / "moved.v2")
-    setting("base", str(root / "moved.v2"))(root)
-
-
-def rename_data(root: Path) -> None:
-    shutil.move(root / "rows.jsonl", root / "rows.txt")
-    setting("data.path", str(root / "rows.txt"))(root)
-
-
-def rows(change: Callable[[list[str]], list[str]]) -> Edit:
-    def edit(root: Path) -> None:
-        file = root / "rows.jsonl"
-        file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
-
-    return edit
-
-
-def files(act: Callable[[Path], Any]) -> Edit:
-    return lambda root: act(root / "run" / "checkpoints" / "step-00000004")
-
+from lorica.errors import LoricaError
+from tests.training.rows import adapter, same
+from tests.training.run_edits import (
+    Change,
+    append,
+    config,
+    edited_copy,
+    files,
+    moments,
+    move_base,
+    move_data,
+    nothing,
+    of_checkpoint,
+    of_json,
+    one_bit,
+    rename_data,
+    rows,
+    setting,
+    state,
+    swap_ids,
+    tokenizer,
+    weights,
+    zero_where_no_hash_looks,
+)
 
 ROPE = {"rope_theta": 20000.0, "rope_type": "default"}
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -195,10 +62,10 @@ CHANGES: dict[str, Change] = {
     "name": Change(config(_name_or_path="elsewhere"), None),
     "start of weights": Change(config(initializer_range=0.5), None),
     "generation settings": Change(
-        of_json("base/generation_config.json", lambda said: said.update(temperature=0.3)), None
+        of_json("base/generation_config.json", lambda value: value.update(temperature=0.3)), None
     ),
     # its weights
-    "hollow weights": Change(weights(hollow), "other_weights"),
+    "hollow weights": Change(weights(zero_where_no_hash_looks), "other_weights"),
     "one bit of a layer": Change(one_bit(UP), re.escape(UP)),
     "one bit of a norm": Change(one_bit("model.norm.weight"), "model.norm.weight"),
     "one bit of the embedding": Change(one_bit("model.embed_tokens.weight"), "embed_tokens"),
@@ -212,7 +79,7 @@ CHANGES: dict[str, Change] = {
     ),
     "a tensor missing": Change(weights(lambda t: t.pop(UP)), "up_proj"),
     # its tokenizer
-    "ids swapped": Change(tokenizer(swap), "other_tokenizer .*model"),
+    "ids swapped": Change(tokenizer(swap_ids), "other_tokenizer .*model"),
     "a merge less": Change(tokenizer(lambda s: s["model"]["merges"].pop()), "other_tokenizer"),
     "normalizer": Change(
         tokenizer(lambda s: s.update(normalizer={"type": "Lowercase"})), "other_tokenizer"
@@ -379,26 +246,6 @@ QUICK = (
 )
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory):
-    """(a folder with base, rows and a run that was cut at step 5, the adapter of a whole run)."""
-    root = tmp_path_factory.mktemp("cut")
-    asked = settings(tiny_base(root / "base"), root, save_steps=2)
-    whole = lorica.train(**{**asked, "output": str(root / "whole")}, show=False)
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, 5, **asked)
-    return root, adapter(whole.folder)
-
-
-def resumed(cut: Path, to: Path, edit: Edit) -> Path:
-    """A copy of everything, edited."""
-    shutil.copytree(cut, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("whole"))
-    file = to / "run" / "config.yaml"
-    file.write_text(file.read_text().replace(str(cut), str(to)))
-    edit(to)
-    return to / "run"
-
-
 def test_the_table_is_as_long_as_it_says():
     assert len(CHANGES) >= 110
 
@@ -409,54 +256,10 @@ def test_the_table_is_as_long_as_it_says():
 def test_the_same_bytes_or_refused_by_name(cut, tmp_path, name):
     root, want = cut
     change = CHANGES[name]
-    run = resumed(root, tmp_path / "copy", change.edit)
+    run = edited_copy(root, tmp_path / "copy", change.edit)
     if change.names is None:
         assert same(adapter(lorica.train(resume=run, show=False).folder), want)
         return
     with pytest.raises(LoricaError, match=change.names):
         lorica.train(resume=run, show=False)
     assert not (run / "adapter").exists()
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_finished_run_can_be_longer(tmp_path, schedule):
-    base = tiny_base(tmp_path / "base")
-    plain = {"schedule": schedule, "warmup_ratio": 0.0}
-    done = lorica.train(**settings(base, tmp_path, max_steps=4, **plain), show=False)
-    longer = lorica.train(resume=done.folder, max_steps=6, save_steps=5, show=False)
-    assert longer.figures["steps"] == 6
-    assert any("begun for 4 steps and now ends after 6" in line for line in longer.notices)
-    assert "max_steps: 6" in (done.folder / "config.yaml").read_text()
-    assert steps(done.folder / "checkpoints")[-1].name == "step-00000006"
-    whole = settings(base, tmp_path, max_steps=6, output=str(tmp_path / "whole"), **plain)
-    unbroken = adapter(lorica.train(**whole, show=False).folder)
-    assert same(adapter(longer.folder), unbroken) == (schedule == "constant")
-    again = lorica.train(resume=done.folder, show=False)  # its settings are those it was given
-    assert same(adapter(again.folder), adapter(longer.folder))
-
-
-def test_a_schedule_of_a_method_cannot_be_longer(tmp_path):
-    base = tiny_base(tmp_path / "base")
-    method = {"name": "adalora", "r": 2}
-    done = lorica.train(**settings(base, tmp_path, max_steps=4, method=method), show=False)
-    with pytest.raises(ConfigError, match="schedule of adalora was made for 4 steps"):
-        lorica.train(resume=done.folder, max_steps=6, show=False)
-    before = commit.digest(done.folder / "config.yaml")
-    assert "max_steps: 4" in (done.folder / "config.yaml").read_text()
-    assert commit.digest(done.folder / "config.yaml") == before
-
-
-def test_flags_that_reach_the_adapter_are_refused_before_anything_is_read(cut, tmp_path):
-    run = resumed(cut[0], tmp_path / "copy", nothing)
-    with pytest.raises(ConfigError, match="keeps its settings") as caught:
-        lorica.train(resume=run, learning_rate=1.0, seed=3, show=False)
-    assert "learning_rate" in str(caught.value) and "seed" in str(caught.value)
-
-
-def test_another_machine_or_library_is_a_notice(cut, tmp_path, monkeypatch):
-    run = resumed(cut[0], tmp_path / "copy", nothing)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    monkeypatch.setattr("lorica.training.resume.versions", lambda: {**versions(), "torch": "9"})
-    result = lorica.train(resume=run, show=False)
-    (line,) = [line for line in result.notices if "may round sums differently" in line]
-    assert "threads" in line and "torch" in line

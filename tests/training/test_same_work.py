@@ -48,13 +48,13 @@ def test_micro_batches_give_the_big_batch_gradients(name, method):
 @pytest.mark.parametrize(
     "method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("dora", "full"))]
 )
-def test_micro_batches_give_the_big_batch_update(stories, tmp_path, method):
+def test_micro_batches_give_the_big_batch_update(small_base, tmp_path, method):
     """Rows have different numbers of label tokens: a mean of means would show here."""
     changed = {"method": {"name": method}, "learning_rate": 2e-4}
-    whole = run(stories, tmp_path / "a", **changed)
+    whole = run(small_base, tmp_path / "a", **changed)
     for name, micro, steps in (("b", 4, 2), ("c", 1, 8)):
         parts = run(
-            stories,
+            small_base,
             tmp_path / name,
             micro_batch_size=micro,
             gradient_accumulation_steps=steps,
@@ -64,16 +64,16 @@ def test_micro_batches_give_the_big_batch_update(stories, tmp_path, method):
 
 
 @pytest.mark.slow
-def test_checkpointing_changes_nothing(stories, tmp_path):
-    plain = run(stories, tmp_path / "a")
-    assert farthest(plain, run(stories, tmp_path / "b", gradient_checkpointing=True)) < 1e-6
+def test_checkpointing_changes_nothing(small_base, tmp_path):
+    plain = run(small_base, tmp_path / "a")
+    assert farthest(plain, run(small_base, tmp_path / "b", gradient_checkpointing=True)) < 1e-6
 
 
-def test_padded_batches_give_the_packed_update(stories, tmp_path, monkeypatch):
+def test_padded_batches_give_the_packed_update(small_base, tmp_path, monkeypatch):
     """An architecture that cannot carry packed rows gets padded ones, and the same adapter."""
-    plain = run(stories, tmp_path / "a", learning_rate=2e-4)
+    plain = run(small_base, tmp_path / "a", learning_rate=2e-4)
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
-    config = settings(stories, tmp_path / "b", learning_rate=2e-4)
+    config = settings(small_base, tmp_path / "b", learning_rate=2e-4)
     result = lorica.train(**config, show=False)
     assert any("batches are padded: it was told so" in line for line in result.notices)
     assert farthest(plain, adapter(result.folder)) < ROUNDING
@@ -212,7 +212,7 @@ def test_beginnings_that_are_computed_once_change_nothing(name, method):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-9)
 
 
-def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tmp_path):
+def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(small_base, tmp_path):
     changed = {"learning_rate": 2e-4, "gradient_accumulation_steps": 1}
     rows = [
         {"prompt": "Below is a task that you do. " + word, "completion": f" the {word} ran"}
@@ -220,11 +220,11 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(stories, tm
     ]
     (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"path": str(tmp_path / "alike.jsonl"), "validation": 0}
-    once = lorica.train(**settings(stories, tmp_path / "a", data=data, **changed), show=False)
+    once = lorica.train(**settings(small_base, tmp_path / "a", data=data, **changed), show=False)
     assert any("shared prefixes are computed once" in line for line in once.notices)
     each = lorica.train(
         **settings(
-            stories,
+            small_base,
             tmp_path / "b",
             data=data,
             **{**changed, "micro_batch_size": 1, "gradient_accumulation_steps": 8},
@@ -242,7 +242,7 @@ def test_a_context_too_short_to_try_it_shares_nothing():
     assert "refuses it" in (why_not_shared(GPT2LMHeadModel(config)) or "")
 
 
-def test_rows_with_dropout_share_nothing(stories, tmp_path):
+def test_rows_with_dropout_share_nothing(small_base, tmp_path):
     model = tiny("GPT2")
     assert "dropout" in (why_not_shared(model) or "")
     assert not model.training
@@ -250,7 +250,7 @@ def test_rows_with_dropout_share_nothing(stories, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text((json.dumps({"text": "Once there was a cat that ran far away."}) + "\n") * 9)
     changed = {"method": method, "data": {"path": str(data), "validation": 0}}
-    done = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
+    done = lorica.train(**settings(small_base, tmp_path / "a", **changed), show=False)
     assert not any("shared prefixes are computed once" in line for line in done.notices)
 
 
@@ -264,20 +264,20 @@ def test_a_state_space_model_is_not_packed():
     assert "Mamba" in reason
 
 
-def test_the_attention_of_the_model_comes_back(stories):
-    base = load(str(stories))
+def test_the_attention_of_the_model_comes_back(small_base):
+    base = load(str(small_base))
     before = base.model.config._attn_implementation
     with packed(base.model):
         assert base.model.config._attn_implementation != before
     assert base.model.config._attn_implementation == before
 
 
-def test_bfloat16_base_keeps_float32_adapters(stories, tmp_path):
-    tensors = run(stories, tmp_path, dtype="bfloat16")
+def test_bfloat16_base_keeps_float32_adapters(small_base, tmp_path):
+    tensors = run(small_base, tmp_path, dtype="bfloat16")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
-def test_lora_plus_moves_b_faster(stories, tmp_path):
+def test_lora_plus_moves_b_faster(small_base, tmp_path):
     one = {
         "max_steps": 1,
         "optimizer": "sgd",
@@ -286,9 +286,9 @@ def test_lora_plus_moves_b_faster(stories, tmp_path):
         "max_grad_norm": 1e9,
         "learning_rate": 1e-3,
     }
-    plain = run(stories, tmp_path / "a", **one)
+    plain = run(small_base, tmp_path / "a", **one)
     plus = run(
-        stories, tmp_path / "b", method={"name": "lora", "r": 4, "loraplus_lr_ratio": 4.0}, **one
+        small_base, tmp_path / "b", method={"name": "lora", "r": 4, "loraplus_lr_ratio": 4.0}, **one
     )
     for key in plain:
         if "lora_B" in key:  # B starts at zero: after one SGD step it is its rate times a gradient
@@ -296,8 +296,8 @@ def test_lora_plus_moves_b_faster(stories, tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_decides_everything(stories, tmp_path):
-    first = run(stories, tmp_path / "a", seed=1)
+def test_seed_decides_everything(small_base, tmp_path):
+    first = run(small_base, tmp_path / "a", seed=1)
     torch.manual_seed(99)
-    assert farthest(first, run(stories, tmp_path / "b", seed=1)) == 0
-    assert farthest(first, run(stories, tmp_path / "c", seed=2)) > 1e-3
+    assert farthest(first, run(small_base, tmp_path / "b", seed=1)) == 0
+    assert farthest(first, run(small_base, tmp_path / "c", seed=2)) > 1e-3

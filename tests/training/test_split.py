@@ -38,11 +38,11 @@ def free_port() -> str:
 
 
 @pytest.fixture
-def split(stories):
+def split(small_base):
     """A device with adapters in float64, joined to a cloud in another process."""
     peer = free_port()
-    cloud = subprocess.Popen([sys.executable, "-c", CLOUD, str(stories), peer])
-    base, device = connect(str(stories), torch.float64, peer)
+    cloud = subprocess.Popen([sys.executable, "-c", CLOUD, str(small_base), peer])
+    base, device = connect(str(small_base), torch.float64, peer)
     lorica.adapt(base.model, lorica.Lora(r=4), seed=3)
     move(base.model.double())
     device.use_adapters()
@@ -164,10 +164,10 @@ def test_settings_that_do_not_go_together(flags, word):
 
 
 @pytest.mark.slow
-def test_a_run_from_the_command_line(stories, shared, tmp_path):
+def test_a_run_from_the_command_line(small_base, shared, tmp_path):
     peer = free_port()
     text = str(shared / "data/text/tinyshakespeare/input.txt")
-    words = [sys.executable, "-m", "lorica", "train", "--base", str(stories), "--data", text]
+    words = [sys.executable, "-m", "lorica", "train", "--base", str(small_base), "--data", text]
     settings = {
         "data.max_length": 32,
         "data.validation": 0.002,

@@ -59,15 +59,15 @@ def test_gradients_of_noise_agree_little_and_constant_ones_wholly():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
-def test_a_real_run_at_a_tiny_rate(stories, tmp_path, method, capsys):
+def test_a_real_run_at_a_tiny_rate(small_base, tmp_path, method, capsys):
     """Its notice names the rate to take; a resumed run counts from its real beginning."""
     changed = {"method": method, "max_steps": 24, "learning_rate": 1e-6, "warmup_ratio": 0.0}
-    result = lorica.train(**settings(stories, tmp_path, **changed))
+    result = lorica.train(**settings(small_base, tmp_path, **changed))
     assert "the training loss hardly moved" in capsys.readouterr().err, "it is printed"
     own = lorica.method(method).rates[0]
     assert any("hardly moved" in n and f"own is {own:g}" in n for n in result.notices), (
         result.notices
     )
     assert result.figures["lines"] == result.notices
-    fine = settings(stories, tmp_path / "b", **changed | {"learning_rate": own})
+    fine = settings(small_base, tmp_path / "b", **changed | {"learning_rate": own})
     assert not any("hardly moved" in n for n in lorica.train(**fine, show=False).notices)

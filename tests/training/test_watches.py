@@ -18,13 +18,13 @@ from lorica.training.watch import check_moved, check_rise, notices_of_rise
 from tests.training.rows import adapter, settings
 
 
-def test_a_bypassed_adapter_is_found_on_the_first_step(stories, tmp_path, monkeypatch):
+def test_a_bypassed_adapter_is_found_on_the_first_step(small_base, tmp_path, monkeypatch):
     monkeypatch.setattr(LoraAdapter, "after", Adapter.after)  # as if the layer were never called
     with pytest.raises(TrainingError, match="does not depend on the adapter"):
-        lorica.train(**settings(stories, tmp_path), show=False)
+        lorica.train(**settings(small_base, tmp_path), show=False)
 
 
-def test_one_bypassed_layer_is_found(stories, tmp_path, monkeypatch):
+def test_one_bypassed_layer_is_found(small_base, tmp_path, monkeypatch):
     own = LoraAdapter.after
     monkeypatch.setattr(
         LoraAdapter,
@@ -32,12 +32,12 @@ def test_one_bypassed_layer_is_found(stories, tmp_path, monkeypatch):
         lambda self, x, y, base: y if x.shape[-1] > 64 else own(self, x, y, base),
     )
     with pytest.raises(TrainingError, match="10 of 70 trained tensors got no gradient") as caught:
-        lorica.train(**settings(stories, tmp_path), show=False)
+        lorica.train(**settings(small_base, tmp_path), show=False)
     assert "down_proj" in str(caught.value)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_number_that_is_none_stops_before_the_optimizer(stories, tmp_path, monkeypatch, what):
+def test_a_number_that_is_none_stops_before_the_optimizer(small_base, tmp_path, monkeypatch, what):
     own = LoraAdapter.after
     moved = []
 
@@ -52,7 +52,7 @@ def test_a_number_that_is_none_stops_before_the_optimizer(stories, tmp_path, mon
     monkeypatch.setattr(LoraAdapter, "after", after)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: moved.append(1))
     config = settings(
-        stories, tmp_path, data={"path": str(tmp_path / "rows.jsonl"), "validation": 0}
+        small_base, tmp_path, data={"path": str(tmp_path / "rows.jsonl"), "validation": 0}
     )
     with pytest.raises(TrainingError, match="the step was not taken") as caught:
         lorica.train(**config, show=False)
@@ -61,9 +61,9 @@ def test_a_number_that_is_none_stops_before_the_optimizer(stories, tmp_path, mon
     assert "NaN" not in (tmp_path / "run" / "events.jsonl").read_text()
 
 
-def test_a_loss_that_rises_stops(stories, tmp_path):
+def test_a_loss_that_rises_stops(small_base, tmp_path):
     config = settings(
-        stories,
+        small_base,
         tmp_path,
         learning_rate=3.0,
         loss_limit=0.5,
@@ -102,11 +102,11 @@ def test_tensors_that_never_moved_are_named():
         check_moved({"b": start["b"]}, {"b": moved["b"]}, {})
 
 
-def test_a_run_folder_is_never_overwritten(stories, tmp_path):
-    done = lorica.train(**settings(stories, tmp_path), show=False)
+def test_a_run_folder_is_never_overwritten(small_base, tmp_path):
+    done = lorica.train(**settings(small_base, tmp_path), show=False)
     before = adapter(done.folder)
     with pytest.raises(ConfigError, match="not overwritten") as caught:
-        lorica.train(**settings(stories, tmp_path, seed=5), show=False)
+        lorica.train(**settings(small_base, tmp_path, seed=5), show=False)
     assert "--resume" in str(caught.value)
     assert adapter(done.folder).keys() == before.keys()
 
@@ -119,14 +119,16 @@ def test_two_processes_cannot_write_one_run(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_place_is_named(stories, tmp_path):
+def test_a_read_only_place_is_named(small_base, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(ResourceError, match="locked"):
-        lorica.train(**settings(stories, tmp_path, output=str(tmp_path / "locked/run")), show=False)
+        lorica.train(
+            **settings(small_base, tmp_path, output=str(tmp_path / "locked/run")), show=False
+        )
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(small_base, tmp_path, monkeypatch):
     """The second checkpoint fails; the first stays whole, and the run goes on from it."""
     import errno
 
@@ -141,19 +143,19 @@ def test_a_full_disk_loses_nothing(stories, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         own(path, tensors)
 
-    config = settings(stories, tmp_path, save_steps=2)
+    config = settings(small_base, tmp_path, save_steps=2)
     with monkeypatch.context() as patch:
         patch.setattr(commit, "write_tensors", full)
         with pytest.raises(ResourceError, match="No space left") as caught:
             lorica.train(**config, show=False)
     assert "free some space" in str(caught.value)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
-    whole = lorica.train(**settings(stories, tmp_path / "b", save_steps=2), show=False)
+    whole = lorica.train(**settings(small_base, tmp_path / "b", save_steps=2), show=False)
     result = lorica.train(resume=config["output"], show=False)
     assert all(torch.equal(adapter(whole.folder)[k], t) for k, t in adapter(result.folder).items())
 
 
-def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
+def test_early_stopping_keeps_the_best_adapter(small_base, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
     monkeypatch.setattr(
         "lorica.training.validation.score",
@@ -169,7 +171,7 @@ def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     result = lorica.train(
-        **settings(stories, tmp_path, eval_steps=1, early_stopping_patience=2, max_steps=9),
+        **settings(small_base, tmp_path, eval_steps=1, early_stopping_patience=2, max_steps=9),
         show=False,
     )
     assert (result.figures["steps"], result.figures["adapter_step"]) == (4, 2)
@@ -179,7 +181,7 @@ def test_early_stopping_keeps_the_best_adapter(stories, tmp_path, monkeypatch):
     assert torch.equal(kept, seen[2]["model.layers.0.self_attn.q_proj.b"])
 
 
-def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypatch):
+def test_a_follower_that_fails_does_not_end_the_run(small_base, tmp_path, monkeypatch):
     def broken(name, folder, config):
         def take(event):
             raise ConnectionError("the tracker is away")
@@ -187,22 +189,22 @@ def test_a_follower_that_fails_does_not_end_the_run(stories, tmp_path, monkeypat
         return take
 
     monkeypatch.setattr("lorica.training.build.start_tracker", broken)
-    result = lorica.train(**settings(stories, tmp_path, report_to=["wandb"]), show=False)
+    result = lorica.train(**settings(small_base, tmp_path, report_to=["wandb"]), show=False)
     log = (result.folder / "events.jsonl").read_text()
     assert "the tracker is away" in log
 
 
 @pytest.mark.slow
-def test_tensorboard_gets_the_figures(stories, tmp_path):
+def test_tensorboard_gets_the_figures(small_base, tmp_path):
     pytest.importorskip("tensorboard")
-    result = lorica.train(**settings(stories, tmp_path, report_to=["tensorboard"]), show=False)
+    result = lorica.train(**settings(small_base, tmp_path, report_to=["tensorboard"]), show=False)
     files = list((result.folder / "tensorboard").iterdir())
     assert files
     assert files[0].stat().st_size > 500
 
 
-def test_the_run_folder_holds_everything(stories, tmp_path):
-    result = lorica.train(**settings(stories, tmp_path), show=False)
+def test_the_run_folder_holds_everything(small_base, tmp_path):
+    result = lorica.train(**settings(small_base, tmp_path), show=False)
     names = {p.name for p in result.folder.iterdir()}
     assert names >= {
         "config.yaml",
@@ -213,6 +215,6 @@ def test_the_run_folder_holds_everything(stories, tmp_path):
         "loss.png",
     }
     manifest = json.loads((result.folder / "adapter/manifest.json").read_text())
-    assert manifest["base"]["path"] == str(stories.resolve())
+    assert manifest["base"]["path"] == str(small_base.resolve())
     assert manifest["base"]["tokenizer"]
     assert (result.folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
