@@ -610,14 +610,14 @@ PLACES = [
         do.nothing,
         train(output="run"),
         2,
-        ("run is there already", "not overwritten", "lorica train --resume run"),
+        ("run exists", "not overwritten", "lorica train --resume run"),
     ),
     Case(
         "an output of something else",
         do.nothing,
         train(output="base"),
         2,
-        ("base is there already", "not overwritten", "choose another output"),
+        ("base exists", "not overwritten", "choose another output"),
     ),
     Case(
         "resume of no run",

@@ -54,7 +54,7 @@ def test_a_number_that_is_none_stops_before_the_optimizer(small_base, tmp_path, 
     config = settings(
         small_base, tmp_path, data={"path": str(tmp_path / "rows.jsonl"), "validation": 0}
     )
-    with pytest.raises(TrainingError, match="the step was not taken") as caught:
+    with pytest.raises(TrainingError, match="the adapter was not updated") as caught:
         lorica.train(**config, show=False)
     assert "rows.jsonl:" in str(caught.value)
     assert not moved
@@ -97,7 +97,7 @@ def test_tensors_that_never_moved_are_named():
     start = {"a": torch.zeros(2), "b": torch.zeros(2)}
     moved = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))}
     (line,) = check_moved(start, moved, {})
-    assert "1 of 2 trained tensors never moved: b" in line
+    assert "1 of 2 trained tensors never changed: b" in line
     with pytest.raises(TrainingError, match="learned nothing"):
         check_moved({"b": start["b"]}, {"b": moved["b"]}, {})
 

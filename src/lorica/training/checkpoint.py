@@ -1,13 +1,13 @@
-"""Checkpoints: everything that the next step depends on, in folders that are whole or absent.
+"""Checkpoints: everything that the next step depends on, in folders that are complete or absent.
 
     checkpoints/step-00000200/  adapter.safetensors  optimizer.safetensors  state.json
                                 best.safetensors  (early stopping: the best adapter so far)
                                 schedule.safetensors  (scores and the like of a method's schedule)
 
-There is no random state to save: every draw of a step follows from (seed, step, process).
+No random state is saved: every draw of a step follows from (seed, step, process).
 
 state.json holds a digest of itself, the digests of the other files, and what the run began with:
-its settings, rows, base, length and number of processes. What was edited is refused; see
+its settings, rows, base, length and number of processes. An edited file is refused; see
 lorica.training.resume for what may change.
 """
 
@@ -33,12 +33,12 @@ SELF = "digest"
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """How far a run is.
 
-    step: optimizer steps done. rows: data position, rows seen. tokens, seconds: worked so far.
+    step: optimizer steps done. rows: rows seen, the position in the data. tokens, seconds: so far.
     smooth, lowest: smoothed training loss, and its lowest value (nats per label token).
-    best_loss, best_step, waited: evaluation loss, where it was, evaluations since.
-    first_eval: evaluation loss before training.
+    best_loss, best_step, waited: lowest validation loss, its step, and evaluations since.
+    first_eval, last_eval: validation loss before training, and the newest.
     """
 
     step: int = 0
@@ -58,7 +58,7 @@ class Progress:
 class Origin:
     """What a run began with, beside its tensors.
 
-    settings: plain, as in config.yaml. data: digest of the rows. base: exact, with its tokenizer.
+    settings: as in config.yaml. data: digest of the rows. base: exact, with its tokenizer.
     total, warmup: optimizer steps of the run, and of its warm-up. processes: how many train.
     versions: of the libraries that wrote the checkpoint, and the machine that they ran on.
     """
@@ -117,13 +117,13 @@ def steps(folder: Path) -> list[Path]:
 def load_newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint, or None if there is none yet.
 
-    Raises: FileError if it is damaged: an older one is not taken in its place silently.
+    Raises: FileError if it is damaged: an older one is never used silently instead.
     """
     commit.sweep(folder)
-    found = steps(folder)
-    if not found:
+    paths = steps(folder)
+    if not paths:
         return None
-    path = found[-1]
+    path = paths[-1]
     plain_files.is_folder(path)
     try:
         state: dict[str, Any] = commit.read_json(path / STATE)
@@ -147,7 +147,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def _why(error: Exception) -> str:
-    """An error in one line, without its fix, which is another one here."""
+    """An error in one line, without its fix."""
     if not isinstance(error, FileError):
         return f"state.json: {error!r}"
     return "; ".join([error.what, *(f"{k}: {v}" for k, v in error.facts.items())])
@@ -161,7 +161,7 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
             fix="end the run with the release of lorica that began it",
         )
     if state.get(SELF) != _digest(state):
-        raise FileError(f"{STATE} was edited: its digest is another one")
+        raise FileError(f"{STATE} was edited: its digest does not match")
     commit.check_digests(path, state["files"])
     name = f"{STEP}{state['progress']['step']:08d}"
     if path.name != name:

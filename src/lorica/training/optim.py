@@ -47,11 +47,10 @@ def make_optimizer(
     """AdamW or SGD; one parameter group for each learning rate and kind of decay.
 
     tensors: trained tensors by name. rates: their peak learning rates. Weight decay acts on
-    matrices, not on vectors (biases, norms, magnitudes). masked: names of tensors of which a part
-    may be out of use; they decay in `decay_live` instead. Each group keeps its peak rate as
-    group["peak"].
+    matrices, not on vectors (biases, norms, magnitudes). masked: tensors with elements that may
+    be out of use; they decay in `decay_live` instead. group["peak"]: the peak rate of a group.
 
-    Raises: ConfigError, MissingError if paged_adamw cannot be had here.
+    Raises: ConfigError, MissingError if paged_adamw is not available here.
     """
     groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, tensor in tensors.items():
@@ -71,9 +70,9 @@ def make_optimizer(
 
 
 def _paged(settings: list[dict]) -> torch.optim.Optimizer:
-    """AdamW whose moments lie in memory that CUDA moves to the host when the GPU is full.
+    """AdamW whose moments are in memory that CUDA moves to the host when the GPU is full.
 
-    Dettmers et al., "QLoRA", 2023, arXiv:2305.14314, section 3. The numbers are AdamW's.
+    Dettmers et al., "QLoRA", 2023, arXiv:2305.14314, section 3. The numbers are those of AdamW.
     """
     if not torch.cuda.is_available():
         raise ConfigError("optimizer paged_adamw needs a CUDA GPU.", fix="use adamw")
@@ -94,7 +93,7 @@ def decay_live(
 ) -> None:
     """AdamW's decay, w <- (1 - lr decay) w, where `live` is True. Before the step. In place.
 
-    A part that is out of use, or a tensor without a gradient (a frozen one), stays as it is.
+    Elements that are not in use, and tensors without a gradient (frozen ones), do not decay.
     """
     if not live:
         return
@@ -110,8 +109,8 @@ def decay_live(
 def persistence(optimizer: torch.optim.Optimizer) -> float | None:
     """How much the gradients of the last steps agree: sum m^2 / sum v of AdamW's moments.
 
-    About 0.05 for gradients that are all noise, as after a run that has learned what it can; 1 for
-    a gradient that does not change. None: the optimizer keeps no moments.
+    About 0.05 for pure noise, as when nothing is left to learn; 1 for a constant gradient. None:
+    the optimizer keeps no moments.
     """
     mean = square = 0.0
     for group in optimizer.param_groups:
@@ -129,7 +128,7 @@ def forget(
     tensors: Mapping[str, nn.Parameter],
     names: Collection[str],
 ) -> None:
-    """Let the moments of these tensors start anew at the next step. In place."""
+    """Reset the moments of these tensors: they start anew at the next step. In place."""
     for name in names:
         optimizer.state.pop(tensors[name], None)
 
@@ -153,14 +152,13 @@ def load_optimizer_state(
     step: int,
     complete: bool,
 ) -> None:
-    """Put a saved state back. In place.
+    """Load a saved state into the optimizer. In place.
 
-    step: optimizer steps done. complete: every trained tensor must have its moments: no method
-        froze tensors or let them begin anew.
+    step: optimizer steps done. complete: every trained tensor must have its moments, because the
+        method neither froze tensors nor reset them.
 
-    Raises: FileError, before anything is put back, unless names, shapes and dtypes are those that
-        this optimizer keeps, and every number is finite. A misshapen moment would be read past its
-        end.
+    Raises: FileError, before anything is loaded, unless names, shapes and dtypes are those of this
+        optimizer, and every number is finite. A misshapen moment would be read past its end.
     """
     if wrong := list(_unfit(optimizer, tensors, state, step, complete)):
         raise FileError(
@@ -171,8 +169,7 @@ def load_optimizer_state(
     for key, value in state.items():
         name, _, moment = key.rpartition("/")
         tensor = tensors[name]
-        place = value if moment == "step" else value.to(tensor.device)
-        optimizer.state[tensor][moment] = place
+        optimizer.state[tensor][moment] = value if moment == "step" else value.to(tensor.device)
 
 
 def _unfit(
@@ -182,7 +179,7 @@ def _unfit(
     step: int,
     complete: bool,
 ) -> Iterator[str]:
-    """What is wrong with a saved state, in words."""
+    """Everything that is wrong with a saved state."""
     moments = {torch.optim.AdamW: ADAMW, torch.optim.SGD: ()}.get(type(optimizer))  # None: paged
     for key, value in state.items():
         name, _, moment = key.rpartition("/")

@@ -1,8 +1,8 @@
-"""Go on with a run from its newest checkpoint: what must be as it was, and what may change.
+"""Save the state of a run, and resume from it: what must be unchanged, and what may change.
 
-A run that goes on ends with the bits of one that was never stopped, so that its settings, rows and
-base must be those that it began with. What may change is what cannot reach the adapter (FREE), and
-the length of the run: `max_steps` or `epochs` may be larger, also of a run that has ended.
+A resumed run ends with the same bits as one that was never stopped. So its settings, rows and base
+must be those that it began with. Settings without an effect on the adapter (FREE) may change, and
+so may the length of the run: `max_steps` or `epochs` may be larger, also after it has ended.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ from lorica.training.state import RunState
 
 FREE = ("base", "report_to", "save_steps", "keep_checkpoints", "loss_limit", "output", "peer")
 PATHS = ("data.path", "data.validation")
-"""Settings that may name another file with the same content, which is compared itself, as may
-`base`; a file is read by its suffix."""
+"""Settings that may name another file with the same content, as may `base`. The suffix must stay:
+it decides how the file is read."""
 LENGTH = ("max_steps", "epochs")
 
 
@@ -81,7 +81,7 @@ def origin_of(state: RunState) -> ckpt.Origin:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What else decides how sums are rounded: the device, and on a CPU its threads and vectors."""
+    """The device, and of a CPU its threads and vector width: they decide how sums are rounded."""
     if device.type != "cpu":
         return {"device": torch.get_device_module(device.type).get_device_name()}
     return {
@@ -91,9 +91,9 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """{setting: "old -> new"} of what differs, but for what may.
+    """{setting: "old -> new"} of the settings that may not differ and do.
 
-    A setting that `then` lacks is of a newer lorica, and has its default.
+    A setting that `then` lacks is from a newer lorica, and has its default.
     """
     old, new = dict(_flat(then)), dict(_flat(now))
     free = {*FREE, *LENGTH}
@@ -114,7 +114,7 @@ def check_flags(config: TrainConfig, changed: TrainConfig, run: Path) -> None:
 
 
 def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
-    """Raises: the error that names everything which is not as the run began with it."""
+    """Raises: an error that names everything that differs from what the run began with."""
     then, now, run = saved.origin, origin_of(state), state.run.folder
     settings = changed_settings(then.settings, now.settings)
     base = differences(then.base, now.base)
@@ -132,7 +132,7 @@ def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
             f"{what} {'are' if rows else 'is'} not {'those' if rows else 'the one'} that {run} "
             "began with.",
             **facts,
-            fix="put it back as it was, or start a new run",
+            fix="restore it, or start a new run",
         )
     if then.processes != now.processes:
         raise ConfigError(
@@ -149,7 +149,7 @@ def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
 
 
 def _refuse_settings(
-    settings: Mapping[str, str], run: Path, fix: str = "put them back, or start a new run"
+    settings: Mapping[str, str], run: Path, fix: str = "restore them, or start a new run"
 ) -> None:
     if settings:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""A run folder: one place for what was asked, what happened, and what came out.
+"""A run folder: the settings, the event log, the checkpoints and the results of one run.
 
     config.yaml  events.jsonl  checkpoints/  adapter/  results.json  loss.png  ranks.png
 
-The event log is appended to and never rewritten; after a resume the later line of a step counts.
+The event log is only appended to; after a resume the later line of a step counts.
 """
 
 import fcntl
@@ -39,12 +39,12 @@ NAMES = (
     "tensorboard",
     "wandb",
 )
-"""What a run folder holds. Each is a plain file or folder, never a link to one elsewhere."""
+"""Names in a run folder. Each is a plain file or folder, never a link to another place."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: its folder, its figures (results.json) and its notices."""
+    """A finished run: its folder, its figures (results.json) and its notices."""
 
     folder: Path
     figures: dict[str, Any]
@@ -74,21 +74,19 @@ class Run:
         self.closing = ExitStack()
 
     def create(self, config: str) -> None:
-        """Make the folder. A run that failed before its first checkpoint gives way.
+        """Create the folder. It replaces a run that failed before its first checkpoint.
 
-        Raises: ConfigError if another run, or anything else, is there; ResourceError if a process
-            is training in it.
+        Raises: ConfigError if another run, or anything else, is in the folder; ResourceError if a
+            process is training there.
         """
         if self._is_failed_start():
             with self.lock():
                 commit.remove(self.folder)
-            self.notices.append(
-                f"{self.folder} held a run that had not come to a checkpoint; it was replaced"
-            )
+            self.notices.append(f"{self.folder} held a run without a checkpoint; it was replaced")
         if self.folder.is_dir() and any(self.folder.iterdir()):
             resume = f", or go on with it: lorica train --resume {self.folder}"
             raise ConfigError(
-                f"{self.folder} is there already, and is not overwritten.",
+                f"{self.folder} exists, and is not overwritten.",
                 fix="choose another output" + (resume if self.is_run else ""),
             )
         with commit.folder(self.folder) as staging:  # so no run is without its settings
@@ -96,22 +94,28 @@ class Run:
             commit.write_text(staging / CONFIG, config)
 
     def _is_failed_start(self) -> bool:
-        """Whether a run is there that has nothing to go on from, and nothing but what runs make."""
+        """Whether the folder holds a run without a checkpoint, and only files that runs write."""
         if not self.folder.is_dir() or self.folder.is_symlink() or not self.is_run:
             return False
-        inside = set(plain_files.names_in(self.folder))
-        nothing_yet = not plain_files.names_in(self.checkpoints)
-        return nothing_yet and inside <= {CONFIG, EVENTS, ROWS, ".lock", self.checkpoints.name}
+        names = set(plain_files.names_in(self.folder))
+        has_checkpoint = bool(plain_files.names_in(self.checkpoints))
+        return not has_checkpoint and names <= {
+            CONFIG,
+            EVENTS,
+            ROWS,
+            ".lock",
+            self.checkpoints.name,
+        }
 
     def rewrite(self, config: str) -> None:
-        """Keep these settings from now on: those of a run that was resumed with other ones."""
+        """Replace the settings: those of a run that was resumed with changed ones."""
         commit.write_text(self.folder / CONFIG, config)
 
     @contextmanager
     def beginning(self, config: str) -> Iterator[None]:
-        """Make the folder for what the block prepares; if that fails it is gone again.
+        """Create the folder, and remove it if the block that prepares the run fails.
 
-        So a command line that is corrected can be given again with the same output.
+        A corrected command can then use the same output.
         """
         self.create(config)
         try:
@@ -126,10 +130,11 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process writes to a run.
+        """Inside the block this process alone writes to the run.
 
-        Raises: ResourceError if another one does; FileError if part of the folder is a link, or
-            stands where the run is to write something else.
+        The lock belongs to the process (flock): one that was killed leaves none behind.
+        Raises: ResourceError if another process holds it; FileError if something in the folder is a
+            link, or is in the place of what the run writes.
         """
         plain_files.check(self.folder, *NAMES)
         self._check_places()
@@ -144,7 +149,7 @@ class Run:
             yield
 
     def _check_places(self) -> None:
-        """Raises: FileError if what the end of the run writes has no place in the folder."""
+        """Raises: FileError if something else is in the place of what the run writes at its end."""
         wrong: dict[str, str] = {}
         for name in NAMES:
             kind = plain_files.kind_of(self.folder / name)
@@ -163,7 +168,7 @@ class Run:
                 f"mv {self.folder / name} {self.folder / name}.old" for name in wrong
             )
             raise FileError(
-                f"{self.folder} cannot take what the run writes.",
+                f"{self.folder} has other things in the places of what the run writes.",
                 **wrong,
                 fix=f"move it away: {moves}",
             )
@@ -171,7 +176,7 @@ class Run:
             plain_files.check_log(self.folder / EVENTS)
 
     def note_rows(self, contents: np.ndarray) -> None:
-        """Keep what tells the training rows from others. contents: (N,) digests of the rows."""
+        """Save which rows were trained on. contents: (N,) digests of the rows."""
         commit.write_bytes(self.folder / ROWS, short_digests(contents))
 
     def log(self, event: str, **facts: Any) -> None:
@@ -219,7 +224,7 @@ def _last_byte(file: Any) -> bytes:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The event log of a run; a line that a kill cut short is passed over."""
+    """The event log of a run; a line that a kill cut short is skipped."""
     path = folder / EVENTS
     if not plain_files.is_file(path):
         raise FileError(f"{path} is not there.", fix="name a run folder")
@@ -232,18 +237,18 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def losses_of(folder: Path) -> list[float]:
-    """The training loss of every step of a run, those before a resume too; none without a log."""
-    known = plain_files.is_file(folder / EVENTS)
-    return by_step(read_events(folder), "step", "loss")[1] if known else []
+    """The training loss of every step, also before a resume; [] without a log."""
+    has_log = plain_files.is_file(folder / EVENTS)
+    return by_step(read_events(folder), "step", "loss")[1] if has_log else []
 
 
 def by_step(events: list[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one figure; of a step that was done twice, the later value."""
-    found = {
+    """(steps, values) of a figure; where a step was done twice, the later value counts."""
+    values = {
         e["step"]: e[key]
         for e in events
         if e.get("event") == kind
         and type(e.get("step")) is int
         and type(e.get(key)) in (int, float)
     }
-    return sorted(found), [found[step] for step in sorted(found)]
+    return sorted(values), [values[step] for step in sorted(values)]

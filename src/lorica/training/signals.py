@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand; a second one ends it at once."""
+"""Ctrl-C and SIGTERM end a run after the current step; a second one ends it at once."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ KINDS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """A block in which signals are noted instead of obeyed. received: the number; 0: none yet."""
+    """Inside the block, signals are recorded. received: the number of the first; 0: none yet."""
 
     def __init__(self) -> None:
         self.received = 0

@@ -1,4 +1,4 @@
-"""Begin a run, or go on with one: `lorica.train`."""
+"""Start a run, or resume one: `lorica.train`."""
 
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -26,13 +26,13 @@ def train(
     show: bool = True,
     **settings: Any,
 ) -> Result:
-    """Train an adapter, and keep everything about it in a run folder.
+    """Train an adapter, and save everything about it in a run folder.
 
-    config: settings, or the path of a recipe; settings given by keyword stand over a recipe's.
-    resume: a run folder to go on with, instead of a config. Of its settings those may be given
-        that cannot reach the adapter, and a new length; see lorica.training.resume.
+    config: settings, or the path of a recipe; settings given by keyword override those of a recipe.
+    resume: a run folder to continue, instead of a config. Settings without an effect on the adapter
+        may be given with it, and a new length; see lorica.training.resume.
 
-    With split="cloud" no run is made here: the base is served until the device's run has ended.
+    With split="cloud" nothing is trained here: the base is served until the device's run has ended.
 
     Raises: ConfigError, DataError, TargetError, BaseError, FileError, ResourceError before
         anything is trained; TrainingError when a watch stops the run; Stopped on a signal.

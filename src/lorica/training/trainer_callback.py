@@ -1,11 +1,11 @@
-"""An adapter in transformers' `Trainer`: saved, taken up again and kept at its best as an adapter.
+"""Use an adapter in transformers' `Trainer`: it saves, resumes and keeps the best as an adapter.
 
     trainer = Trainer(model, args, callbacks=[lorica.AdapterCallback()], ...)
 
 A Trainer saves with `model.save_pretrained` and reads back with `model.load_state_dict`. The whole
 model that it would write has the adapter under names that `from_pretrained` passes over: what is
-loaded from it is the base. A callback has no say in either, so this one puts two functions in their
-place on the model that it is given, and says so here:
+loaded from it is the base. A callback has no hook for either, so this one replaces two functions
+of the model that it is given:
 
     model.save_pretrained(folder)    writes the adapter folder (and, in a checkpoint, a small
                                      model.safetensors with the adapter's tensors alone and a record
@@ -197,10 +197,10 @@ def save_adapter(
 
 def tensors_of(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter's tensors under the names that they have in the model, each once."""
-    kept = {id(tensor) for tensor in adapter_state(model, name).values()}
-    found: dict[str, Tensor] = {}
+    own = {id(tensor) for tensor in adapter_state(model, name).values()}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in kept:
-            kept.remove(id(tensor))
-            found[key] = tensor
-    return found
+        if id(tensor) in own:
+            own.remove(id(tensor))
+            tensors[key] = tensor
+    return tensors

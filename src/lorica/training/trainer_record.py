@@ -1,8 +1,8 @@
-"""What a Trainer's checkpoint says of its adapter, so that a resume goes on with the same function.
+"""The record in a Trainer's checkpoint, so that it is resumed with the same adapter and base.
 
 A Trainer hands the tensors of model.safetensors to the model, and neither their folder nor the
-metadata of the file. So the record is one more tensor among them: JSON as bytes, with the settings
-of the adapter, the fingerprint of its base, and a digest of the adapter's tensors.
+metadata of the file. So the record is a further tensor in that file: JSON as bytes, with the
+settings of the adapter, the fingerprint of its base, and a digest of the adapter's tensors.
 """
 
 import json
@@ -44,7 +44,7 @@ def read_record(held: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise TrainingError(
             "model.safetensors of the Trainer's checkpoint is not what was saved.",
             changed=f"{RECORD}: {error!s:.200}",
-            fix="go on from another checkpoint",
+            fix="resume from another checkpoint",
         ) from None
     now = digests(tensors, rounded=False)
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
@@ -52,13 +52,13 @@ def read_record(held: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise TrainingError(
             "model.safetensors of the Trainer's checkpoint is not what was saved.",
             changed=listed(changed),
-            fix="go on from another checkpoint",
+            fix="resume from another checkpoint",
         )
     return record
 
 
 def check_record(record: Mapping[str, Any], model: nn.Module, name: str, tokenizer: Any) -> None:
-    """Raises: TrainingError that names all in which adapter `name` or its base is another one."""
+    """Raises: TrainingError that names every difference of adapter `name` and its base."""
     spec = spec_of(model, name)
     now = {
         "method": {"name": spec.method.name, **asdict(spec.method)},
@@ -87,9 +87,9 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") 
     """{"method.alpha": "4 -> 64", ...} of what differs."""
     changed: dict[str, str] = {}
     for key in sorted(then.keys() | now.keys()):
-        one, two = then.get(key), now.get(key)
-        if isinstance(one, Mapping) and isinstance(two, Mapping):
-            changed |= _changed(one, two, f"{prefix}{key}.")
-        elif one != two:
-            changed[f"{prefix}{key}"] = f"{one!r:.80} -> {two!r:.80}"
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed |= _changed(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed[f"{prefix}{key}"] = f"{old!r:.80} -> {new!r:.80}"
     return changed

@@ -1,4 +1,4 @@
-"""Watches: a run that is wrong stops and says so, before the wrong number is kept."""
+"""Watches: stop a run that goes wrong before its numbers are saved, or add a notice."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ from lorica.training.state import RunState
 from lorica.training.step import Outcome
 
 SMOOTHING = 0.9  # of the training loss: about the last ten steps
-HARDLY = 0.02  # of the first training loss: a smaller fall is hardly one
+MIN_FALL = 0.02  # share of the first training loss; a smaller fall is a standstill
 PERSISTENT = 0.2  # agreement of gradients (optim.persistence) from which a rate is too low
 
 
@@ -30,13 +30,13 @@ def check_step(state: RunState, outcome: Outcome) -> None:
 
 
 def notices_of_first_loss(loss: float, vocabulary: int | None) -> list[str]:
-    """A notice if a model predicts worse than one that knows nothing.
+    """A notice if the base predicts worse than a uniform guess.
 
-    loss: nats per label token, before anything is learned. vocabulary: tokens; None: a classifier.
+    loss: nats per label token at the first step. vocabulary: tokens; None: a classifier.
     """
     if vocabulary is None or loss <= math.log(vocabulary):
         return []
-    guess = f"{math.log(vocabulary):.2f}, that of a guess among all {vocabulary:,} tokens"
+    guess = f"{math.log(vocabulary):.2f}, that of a uniform guess among {vocabulary:,} tokens"
     return [
         f"the first loss, {loss:.2f}, is above {guess}: do tokenizer, base and rows fit together?"
     ]
@@ -45,7 +45,7 @@ def notices_of_first_loss(loss: float, vocabulary: int | None) -> list[str]:
 def check_gradients(tensors: Mapping[str, nn.Parameter]) -> None:
     """After the first backward pass every trained tensor must have a gradient.
 
-    One that has none is not in the computation: its layer is bypassed, or never called.
+    Without a gradient its layer is bypassed, or never called.
     """
     without = [n for n, tensor in tensors.items() if tensor.requires_grad and tensor.grad is None]
     if without:
@@ -59,15 +59,15 @@ def check_gradients(tensors: Mapping[str, nn.Parameter]) -> None:
 def check_finite(
     loss: float, norm: float, where: Sequence[str], tensors: Mapping[str, nn.Parameter]
 ) -> None:
-    """Stop before the optimizer sees a loss or a gradient that is no number."""
+    """Stop before the optimizer uses a loss or a gradient that is not finite."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     bad = not_finite({name: t.grad for name, t in tensors.items() if t.grad is not None})
     raise TrainingError(
-        f"the loss is {loss} and the gradient norm {norm}; the step was not taken.",
+        f"the loss is {loss} and the gradient norm {norm}; the adapter was not updated.",
         rows=listed(where, 16),
         gradients=listed(bad),
-        fix="lower learning_rate, look at these rows, or use dtype float32",
+        fix="lower learning_rate, check these rows, or use dtype float32",
     )
 
 
@@ -103,7 +103,7 @@ def check_rise(progress: Progress, loss: float, limit: float | None) -> None:
 def notices_of_rise(progress: Progress, best: object, init_from: str | None) -> list[str]:
     """A notice if the validation loss is higher than before training.
 
-    best: an earlier adapter that is taken in its place. init_from: the adapter it began with.
+    best: an earlier adapter that is saved instead. init_from: the adapter that the run began with.
     """
     before, after = progress.first_eval, progress.last_eval
     if best is not None or before is None or after is None or after <= before:
@@ -117,20 +117,20 @@ def notices_of_standstill(
 ) -> list[str]:
     """A notice if the training loss hardly moved though there was more to learn.
 
-    losses: of every step of the run. persistence: see optim. rate, default: the learning rate,
-        and the method's own. The means of the first and the last tenth of the steps are compared:
-        a fall of less than HARDLY of the first, or within two standard errors, is hardly one. On a
-        base that knows the rows the gradients of the last steps are noise, and nothing is said.
+    losses: of every step of the run. persistence: see optim. rate, default: the learning rate of
+        the run, and the method's default. The means of the first and the last tenth of the steps
+        are compared: a fall of less than MIN_FALL of the first, or within two standard errors, is
+        a standstill. If the last gradients are noise, there is nothing more to learn: no notice.
     """
     steps = len(losses)
-    part = max(steps // 10, 5)
-    if steps < 4 * part:
+    tenth = max(steps // 10, 5)
+    if steps < 4 * tenth:
         return []
-    first, last = statistics.fmean(losses[:part]), statistics.fmean(losses[-part:])
-    noise = statistics.stdev(b - a for a, b in pairwise(losses)) / math.sqrt(part)
-    fell = first - last
+    first, last = statistics.fmean(losses[:tenth]), statistics.fmean(losses[-tenth:])
+    noise = statistics.stdev(b - a for a, b in pairwise(losses)) / math.sqrt(tenth)
+    fall = first - last
     done = persistence < PERSISTENT if persistence is not None else rate > default / 3
-    if done or not -2 * noise < fell < max(HARDLY * first, 2 * noise):
+    if done or not -2 * noise < fall < max(MIN_FALL * first, 2 * noise):
         return []
     moved = f"the training loss hardly moved: {first:.3f} to {last:.3f} in {steps} steps"
     own = f"the method's own is {default:g} here"
@@ -141,20 +141,18 @@ def notices_of_standstill(
 def check_moved(
     start: Mapping[str, Tensor], tensors: Mapping[str, nn.Parameter], live: Mapping[str, Tensor]
 ) -> list[str]:
-    """Named lines for trained tensors that are what they were at the start.
+    """Notices on trained tensors that are equal to what they were at the start.
 
-    live: of some tensors, which of their numbers are in use; what is out of use may keep still.
-    Raises: TrainingError if none moved at all.
+    live: of some tensors, which elements are in use; tensors that are not in use may stay as they
+    are. Raises: TrainingError if no tensor moved at all.
     """
     used = [name for name in tensors if name not in live or live[name].any()]
-    still = [name for name in used if torch.equal(start[name], tensors[name].cpu())]
-    if still and len(still) == len(used):
+    unmoved = [name for name in used if torch.equal(start[name], tensors[name].cpu())]
+    if unmoved and len(unmoved) == len(used):
         raise TrainingError(
-            "no trained tensor moved: the run has learned nothing.",
+            "no trained tensor changed: the run has learned nothing.",
             fix="raise learning_rate or max_steps",
         )
-    return (
-        [f"{len(still)} of {len(tensors)} trained tensors never moved: {listed(still)}"]
-        if still
-        else []
-    )
+    if not unmoved:
+        return []
+    return [f"{len(unmoved)} of {len(tensors)} trained tensors never changed: {listed(unmoved)}"]
