@@ -3,20 +3,18 @@
 next_step_input -> Stepper (forward, backward) -> apply_update -> evaluate_and_checkpoint
 """
 
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from lorica.base.packing import packed
 from lorica.core.peak_memory import peak_memory
-from lorica.errors import Stopped
 from lorica.training import watch
 from lorica.training.finish import finish
 from lorica.training.plan import row_order
 from lorica.training.resume import save_checkpoint
 from lorica.training.run import Result
-from lorica.training.signals import Signals
+from lorica.training.signals import Signals, stopped_by
 from lorica.training.state import RunState
 from lorica.training.step import Outcome, StepInput, Stepper, stepper_for
 from lorica.training.validation import evaluate
@@ -111,23 +109,12 @@ def apply_update(state: RunState, outcome: Outcome, seconds: float) -> None:
 def evaluate_and_checkpoint(state: RunState, signals: Signals) -> None:
     """After an update: evaluate and save where it is due. Raises: Stopped after a signal."""
     step, plan = state.progress.step, state.plan
-    evaluates = step == plan.total or _is_due(step, state.config.eval_steps)
-    saves = _is_due(step, plan.save_steps)
     received = int(state.placement.agree(signals.received))
-    if evaluates or saves or received:
+    if plan.evaluates_after(step) or plan.saves_after(step) or received:
         watch.check_weights(state)
-    if evaluates:
+    if plan.evaluates_after(step):
         evaluate(state)
-    if saves or received or state.is_done:
+    if plan.saves_after(step) or received or state.is_done:
         save_checkpoint(state)
     if received:
-        raise Stopped(
-            f"stopped by {signal.Signals(received).name}; everything is saved.",
-            step=f"{step} of {plan.total}",
-            signal=received,
-            fix=f"go on with: lorica train --resume {state.run.folder}",
-        )
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+        raise stopped_by(received, f"{step} of {plan.total}", state.run.folder)

@@ -32,8 +32,8 @@ MAX_PASSES = 1000
 class Plan:
     """The steps of a run, and how their rows go through the model.
 
-    total, warmup, save_steps, epoch (one pass over the rows): optimizer steps. schedule: of the
-        learning rate.
+    total, warmup, eval_steps, save_steps, epoch (one pass over the rows): optimizer steps.
+        schedule: of the learning rate.
     rows_per_step: of all processes. micro_batch_size: rows of this process that go through the
         model at a time; a step that ran out of memory lowers it.
     packed: rows are concatenated, not padded. can_share_prefixes: tokens with which several rows
@@ -43,6 +43,7 @@ class Plan:
     total: int
     warmup: int
     schedule: Decay
+    eval_steps: int | None
     save_steps: int
     epoch: int
     rows_per_step: int
@@ -53,6 +54,12 @@ class Plan:
 
     def lr_factor(self, step: int) -> float:
         return lr_factor(step, total=self.total, warmup=self.warmup, kind=self.schedule)
+
+    def evaluates_after(self, step: int) -> bool:
+        return step == self.total or (self.eval_steps is not None and step % self.eval_steps == 0)
+
+    def saves_after(self, step: int) -> bool:
+        return step % self.save_steps == 0
 
     def lower_micro_batch_size(self, rows: int, step: int) -> list[str]:
         """Use micro-batches of `rows` after `step`, which ran out of memory. Returns: a notice."""
@@ -84,6 +91,7 @@ def make_plan(
         total=total,
         warmup=config.warmup_steps or int(config.warmup_ratio * total),
         schedule=config.schedule,
+        eval_steps=config.eval_steps,
         save_steps=config.save_steps or config.eval_steps or max(total // 10, 1),
         epoch=rows // rows_per_step,
         rows_per_step=rows_per_step,

@@ -2,8 +2,11 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from lorica.errors import Stopped
 
 KINDS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,3 +41,13 @@ class Signals:
         for kind, handler in self.before.items():
             signal.signal(kind, handler)  # type: ignore[arg-type]
         self.before = {}
+
+
+def stopped_by(number: int, step: str, run: Path) -> Stopped:
+    """The error of a run that a signal has stopped. step: of how many, as "3 of 9"."""
+    return Stopped(
+        f"stopped by {signal.Signals(number).name}; everything is saved.",
+        step=step,
+        signal=number,
+        fix=f"go on with: lorica train --resume {run}",
+    )
