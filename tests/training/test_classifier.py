@@ -14,18 +14,20 @@ from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, save
 
 
-def rows(shared, path, count=48):
-    kinds = {"neg": "rt-polarity.neg", "pos": "rt-polarity.pos"}
-    with path.open("w") as out:
-        for label, name in kinds.items():
-            text = (shared / "data/classify/rt-polarity" / name).read_text(encoding="latin-1")
-            for line in text.splitlines()[: count // 2]:
-                out.write(json.dumps({"text": line, "label": label}) + "\n")
+def reviews(path: Path, count: int = 48) -> Path:
+    """Rows of two classes that differ in one word."""
+    words = {"neg": ["a dull", "a weak", "a poor"], "pos": ["a fine", "a bright", "a great"]}
+    rows = [
+        {"text": f"{words[label][i % 3]} film of a dog and a ball", "label": label}
+        for i in range(count // 2)
+        for label in words
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def test_classifier_learns_saves_and_reloads(shared, small_base, tmp_path):
-    data = rows(shared, tmp_path / "reviews.jsonl")
+def test_classifier_learns_saves_and_reloads(small_base, tmp_path):
+    data = reviews(tmp_path / "reviews.jsonl")
     result = lorica.train(
         base=str(small_base),
         data={"path": str(data), "validation": 0.25},
@@ -39,7 +41,7 @@ def test_classifier_learns_saves_and_reloads(shared, small_base, tmp_path):
     first = open_adapter(result.folder)
     second = open_adapter(result.folder)
     assert first.labels == ["neg", "pos"]
-    ids = torch.randint(0, 500, (2, 9))
+    ids = torch.randint(0, 300, (2, 9))
     assert torch.equal(first.model(ids).logits, second.model(ids).logits)
     with lorica.use(first.model):
         bare = first.model(ids).logits

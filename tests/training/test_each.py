@@ -102,8 +102,8 @@ def test_a_run_on_plain_text_draws_as_it_does_alone(small_base, tmp_path):
         assert rounding_apart(adapter(alone.folder), adapter(result.folder), run)
 
 
-def test_a_run_that_a_watch_stops_leaves_the_others_going(small_base, tmp_path):
-    good, bad = runs_of(small_base, tmp_path, METHODS[:1] * 2)
+def test_a_run_that_a_watch_stops_leaves_the_others_going(tmp_path):
+    good, bad = runs_of(Path("bundled"), tmp_path, METHODS[:1] * 2)
     bad |= {"learning_rate": 30.0, "loss_limit": 0.1, "warmup_ratio": 0.0}
     with pytest.raises(TrainingError, match="1 of 2 runs ended early") as caught:
         lorica.train_each([bad, good], show=False)

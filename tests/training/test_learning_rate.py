@@ -7,9 +7,14 @@ import lorica
 from lorica.errors import ConfigError
 from lorica.training.config import read
 from lorica.training.run import read_events
-from tests.training.rows import settings
+from tests.training.rows import settings, tiny_base
 
 NOTICE = "learning rate {}: the default of {} with {} at hidden size 64"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("base"), hidden_size=64)
 
 
 def ownless(base, output, **changed):
@@ -20,10 +25,10 @@ def ownless(base, output, **changed):
     ("method", "optimizer", "rate"),
     [("lora", "adamw", 0.007), ("ia3", "adamw", 0.1), ("lora", "sgd", lorica.Lora().rates[2])],
 )
-def test_the_methods_own_rate_is_taken_and_named(small_base, tmp_path, method, optimizer, rate):
+def test_the_methods_own_rate_is_taken_and_named(base, tmp_path, method, optimizer, rate):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     run = lorica.train(
-        **ownless(small_base, tmp_path / "run", method=method, optimizer=optimizer, **changed),
+        **ownless(base, tmp_path / "run", method=method, optimizer=optimizer, **changed),
         show=False,
     )
     words = {"adamw": "AdamW", "sgd": "SGD"}[optimizer]
@@ -33,16 +38,16 @@ def test_the_methods_own_rate_is_taken_and_named(small_base, tmp_path, method, o
     assert kept["learning_rate"] == rate, "so that a later version of lorica goes on with it"
 
 
-def test_a_rate_that_is_given_is_kept_and_not_explained(small_base, tmp_path):
-    run = lorica.train(**settings(small_base, tmp_path / "run", learning_rate=3e-3), show=False)
+def test_a_rate_that_is_given_is_kept_and_not_explained(base, tmp_path):
+    run = lorica.train(**settings(base, tmp_path / "run", learning_rate=3e-3), show=False)
     assert not any("learning rate" in line for line in run.notices)
 
 
 @pytest.mark.slow
-def test_runs_at_once_take_their_own(small_base, tmp_path):
+def test_runs_at_once_take_their_own(base, tmp_path):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     results = lorica.train_each(
-        [ownless(small_base, tmp_path / m, method=m, **changed) for m in ("lora", "lora_fa")],
+        [ownless(base, tmp_path / m, method=m, **changed) for m in ("lora", "lora_fa")],
         show=False,
     )
     for result, rate in zip(results, (0.007, 0.01), strict=True):

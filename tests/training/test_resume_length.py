@@ -1,7 +1,6 @@
 """A resumed run may be longer; flags and machines that change its numbers are refused or named."""
 
 import pytest
-import torch
 
 import lorica
 from lorica.errors import ConfigError
@@ -49,7 +48,8 @@ def test_flags_that_reach_the_adapter_are_refused_before_anything_is_read(cut, t
 
 def test_another_machine_or_library_is_a_notice(cut, tmp_path, monkeypatch):
     run = edited_copy(cut[0], tmp_path / "copy", nothing)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    other = {"device": "cpu (none)", "threads": "7"}
+    monkeypatch.setattr("lorica.training.resume.machine", lambda device: other)
     monkeypatch.setattr("lorica.training.resume.versions", lambda: {**versions(), "torch": "9"})
     result = lorica.train(resume=run, show=False)
     (line,) = [line for line in result.notices if "may round sums differently" in line]

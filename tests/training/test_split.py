@@ -3,11 +3,13 @@
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 import lorica
+from lorica.base.load import load
 from lorica.core.bank import attached
 from lorica.errors import ConfigError
 from lorica.formats.commit import read_tensors
@@ -16,10 +18,10 @@ from lorica.training.run import read_events
 from lorica.training.split.device import connect
 from lorica.training.split.kill_and_revive import KillAndRevive
 from tests.laws.bases import IDS, Stack, move
-from tests.laws.bases import stories as load_stories
 
 CLOUD = """
 import sys
+from typing import Any
 import lorica.training.split.cloud as cloud
 from lorica.base.load import load
 def double(*args, **options):
@@ -58,9 +60,9 @@ def gradients(model, **options) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(split):
+def test_two_processes_give_the_gradients_of_one(split, small_base):
     model, device = split
-    whole = load_stories().double()
+    whole: Any = load(str(small_base)).model.double()
     lorica.adapt(whole, lorica.Lora(r=4), seed=3)
     whole = move(whole.double())
     want, got = gradients(whole), gradients(model)
@@ -164,10 +166,20 @@ def test_settings_that_do_not_go_together(flags, word):
 
 
 @pytest.mark.slow
-def test_a_run_from_the_command_line(small_base, shared, tmp_path):
+def test_a_run_from_the_command_line(small_base, tmp_path):
     peer = free_port()
-    text = str(shared / "data/text/tinyshakespeare/input.txt")
-    words = [sys.executable, "-m", "lorica", "train", "--base", str(small_base), "--data", text]
+    text = tmp_path / "text.txt"
+    text.write_text("Tom had many big red balls and he liked milk.\n" * 400)
+    words = [
+        sys.executable,
+        "-m",
+        "lorica",
+        "train",
+        "--base",
+        str(small_base),
+        "--data",
+        str(text),
+    ]
     settings = {
         "data.max_length": 32,
         "data.validation": 0.002,
@@ -191,5 +203,5 @@ def test_a_run_from_the_command_line(small_base, shared, tmp_path):
     sent = [e["sent_bytes"] for e in read_events(tmp_path / "split") if e["event"] == "step"]
     assert len(sent) == 3
     assert min(sent) > 0
-    fresh = load_stories()
+    fresh = load(str(small_base)).model
     assert lorica.load(fresh, tmp_path / "split/adapter") == []

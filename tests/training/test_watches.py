@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,11 +62,11 @@ def test_a_number_that_is_none_stops_before_the_optimizer(small_base, tmp_path, 
     assert "NaN" not in (tmp_path / "run" / "events.jsonl").read_text()
 
 
-def test_a_loss_that_rises_stops(small_base, tmp_path):
+def test_a_loss_that_rises_stops(tmp_path):
     config = settings(
-        small_base,
+        Path("bundled"),
         tmp_path,
-        learning_rate=3.0,
+        learning_rate=0.3,
         loss_limit=0.5,
         max_steps=40,
         schedule="constant",
