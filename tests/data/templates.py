@@ -1,7 +1,7 @@
-"""Chat templates of the structure that well-known models have, written short.
+"""Chat templates with the features of well-known models, written for these tests.
 
-Each was written for these tests from how the model's template behaves: what it puts around
-messages, what it does with tools and thinking, how it asks for an answer.
+Each has one model family's behaviour in short: the text around messages, the handling of tools,
+system texts and thinking, and the generation prompt.
 """
 
 CALLS = (
@@ -20,7 +20,7 @@ def chatml(arguments: str = "{{ call.function.arguments | tojson }}", opens: boo
     )
 
 
-# Qwen 3: thinking of answers before the last question is left out; the last has an empty one.
+# Qwen 3: leaves out the thinking of answers before the last question; the last has an empty one.
 QWEN3 = """{%- set ns = namespace(last=-1) %}
 {%- for m in messages %}
 {%- if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
@@ -62,7 +62,7 @@ GEMMA = (
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
-# Mistral: no prompt for generation, and the system text moves to the last question.
+# Mistral: no generation prompt, and the system text moves to the last question.
 MISTRAL = (
     "{{ bos_token }}{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
     "{% for m in (messages[1:] if system else messages) %}{% if m.role == 'user' %}[INST] "
@@ -70,13 +70,13 @@ MISTRAL = (
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
-# Phi 3: EOS behind the end of turn, but only at the end of the conversation.
+# Phi 3: EOS after the end of turn, but only at the end of the conversation.
 PHI3 = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
 
-# DeepSeek: the arguments of a call are joined as text, and thinking is cut off.
+# DeepSeek: concatenates the arguments of a call as text, and cuts thinking off.
 DEEPSEEK = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
     "{% elif m.role == 'assistant' %}<|Assistant|>{{ m.content.split('</think>')[-1] }}"
@@ -86,7 +86,7 @@ DEEPSEEK = (
     "{% endfor %}{% if add_generation_prompt %}<|Assistant|>{% endif %}"
 )
 
-# GLM: no end of turn; what follows an answer is the header of the next role.
+# GLM: no end of turn; an answer is followed by the header of the next role.
 GLM = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -99,6 +99,44 @@ PARTS = (
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Llama 2: the system text inside the first question; BOS and EOS around every pair.
+LLAMA2 = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for m in (messages[1:] if system else messages) %}{% if m.role == 'user' %}"
+    "{{ bos_token }}[INST] {% if loop.first and system %}<<SYS>>\n{{ system }}\n<</SYS>>\n\n"
+    "{% endif %}{{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+# Vicuna: names of the speakers, and EOS after every answer.
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }}\n"
+    "{% elif m.role == 'assistant' %}ASSISTANT: {{ m.content }}{{ eos_token }}\n"
+    "{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+# Alpaca as a chat template: headings, with EOS after every answer.
+INSTRUCTION = (
+    "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n"
+    "{% elif m.role == 'assistant' %}### Response:\n{{ m.content }}{{ eos_token }}\n\n"
+    "{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+# Indented lines without "-": the generation prompt ends in line breaks that no answer follows.
+INDENTED = """{% for m in messages %}
+    {% if m.role == 'user' %}
+        {{ '<|user|>\n' + m.content }}
+    {% else %}
+        {{ '<|assistant|>\n' + m.content + '</s>' }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+    {{ '<|assistant|>\n' }}
+{% endif %}
+"""
+
 PARTS_ASKED = (
     "{% for m in messages %}{% if m.role == 'assistant' %}A: {{ m.content }}</s>{% else %}U: "
     "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}\n"
@@ -107,7 +145,7 @@ PARTS_ASKED = (
 
 
 def blocks(inside: str, behind: str = "", before: str = "") -> str:
-    """A template that marks its answers: what stands inside of its blocks, and around them."""
+    """A template with {% generation %} blocks: the text inside, behind and before them."""
     return (
         "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n"
         + before
@@ -118,3 +156,17 @@ def blocks(inside: str, behind: str = "", before: str = "") -> str:
         + "{% else %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     )
+
+
+# Name -> template, and the end of turn that it writes, with BOS <s> and EOS </s>.
+STYLES = {
+    "chatml": (chatml(), "<|im_end|>"),
+    "llama 2": (LLAMA2, "</s>"),
+    "llama 3": (LLAMA3, "<|eot_id|>"),
+    "gemma": (GEMMA, "<end_of_turn>"),
+    "phi 3": (PHI3, "<|end|>"),
+    "glm": (GLM, ""),
+    "vicuna": (VICUNA, "</s>"),
+    "instruction": (INSTRUCTION, "</s>"),
+    "parts": (PARTS, "<|im_end|>"),
+}

@@ -5,17 +5,17 @@ import json
 import numpy as np
 import pytest
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from lorica.data.check import check, histogram, print_report
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
 from lorica.errors import DataError
+from tests.data.tokenizers import sentencepiece
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared):
-    return AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+def tokenizer():
+    return sentencepiece()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 from hashlib import sha256
 
 import pytest
-from transformers import AutoTokenizer
 
 from lorica.data.batch import pack, pad
 from lorica.data.check import check
@@ -12,6 +11,7 @@ from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import distinct_conditions, load_data
 from lorica.errors import DataError
+from tests.data.tokenizers import sentencepiece
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -25,10 +25,10 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared):
-    found = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    found.chat_template = TEMPLATE
-    return found
+def tokenizer():
+    own = sentencepiece()
+    own.chat_template = TEMPLATE
+    return own
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ import json
 import random
 
 import pytest
-from transformers import AutoTokenizer
 
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
 from lorica.errors import ConfigError, DataError
+from tests.data.tokenizers import sentencepiece, wordpiece
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared):
-    return AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
+def tokenizer():
+    return sentencepiece()
 
 
 @pytest.fixture
@@ -201,8 +201,8 @@ def test_a_class_without_training_rows_is_named(write, tokenizer):
     assert data.notices == ["no training row has the class z"]
 
 
-def test_long_texts_of_a_classifier(write, shared):
-    bert = AutoTokenizer.from_pretrained(shared / "data/tokenizers/bert-base-uncased")
+def test_long_texts_of_a_classifier(write):
+    bert = wordpiece()
     rows = [{"text": "good " * 50, "label": "x"}, {"text": "bad", "label": "y"}]
     data = get(write(rows, overlong="truncate", validation=0), bert, max_length=16)
     assert len(data.train[0].ids) == 16 and data.train[0].ids[-1] == bert.sep_token_id

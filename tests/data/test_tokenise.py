@@ -1,8 +1,7 @@
-"""Ids and labels: what generation will see, EOS learned, BOS once."""
+"""Ids and labels: the prompt as generation sees it, EOS as the last label, BOS once."""
 
 import pytest
-from tokenizers import Tokenizer, models, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from lorica.data.config import DataConfig
 from lorica.data.dataset import Dataset
@@ -14,23 +13,15 @@ from lorica.data.text_encoder import prompt_ids, truncate_classified
 from lorica.data.token_store import StoreWriter
 from lorica.data.tokenise import ClassifierTokeniser, RowTokeniser
 from lorica.errors import DataError
+from tests.data.templates import chatml
+from tests.data.tokenizers import byte_level, digits, sentencepiece, wordpiece
 
-BASES = ["models/stories260K", "models/tinystories-656k", "tokenizers/gpt2"]
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 TALK = [{"role": "user", "content": "Hi there."}, {"role": "assistant", "content": "Good day."}]
 
 
-@pytest.fixture(scope="module", params=BASES)
-def tokenizer(request, shared):
-    return AutoTokenizer.from_pretrained(shared / "data" / request.param)
-
-
-@pytest.fixture
-def gpt2(shared):
-    return AutoTokenizer.from_pretrained(shared / "data/tokenizers/gpt2")
+@pytest.fixture(params=[sentencepiece, byte_level], ids=["sentencepiece", "byte level"])
+def tokenizer(request):
+    return request.param()
 
 
 def tokenise(rows, tokenizer):
@@ -40,187 +31,168 @@ def tokenise(rows, tokenizer):
     return list(Dataset.whole(writer.store({"kind": "prompt"}))), tokeniser.notices()
 
 
-def row(*pieces, special=False, kind="prompt"):
-    return RenderedRow(kind, tuple(TextSpan(*p) for p in pieces), special, where="a:1")
+def row(*spans, special=False, kind="prompt"):
+    return RenderedRow(kind, tuple(TextSpan(*s) for s in spans), special, where="a:1")
 
 
-def one(pieces, tokenizer, **rest):
-    (example,), lines = tokenise([row(*pieces, **rest)], tokenizer)
-    return example, lines
+def tokenise_row(spans, tokenizer, **settings):
+    (example,), notices = tokenise([row(*spans, **settings)], tokenizer)
+    return example, notices
 
 
 def learned_text(example, tokenizer):
-    kept = zip(example.ids, example.learned, strict=True)
-    return tokenizer.decode([i for i, learned in kept if learned])
+    pairs = zip(example.ids, example.learned, strict=True)
+    return tokenizer.decode([i for i, learned in pairs if learned])
 
 
 def test_the_answer_and_eos_are_learned(tokenizer):
-    pieces = [("Tom has a dog.\n", False), ("It is big.", True)]
-    example, lines = one(pieces, tokenizer)
-    assert lines == []
+    spans = [("Tom has a dog.\n", False), ("It is big.", True)]
+    example, notices = tokenise_row(spans, tokenizer)
+    assert notices == []
     assert example.ids[-1] == tokenizer.eos_token_id and example.learned[-1]
     assert learned_text(example, tokenizer).strip() == "It is big." + tokenizer.eos_token
     assert example.ids[: len(example.prompt)] == example.prompt
-    assert example.prompt == prompt_ids([row(*pieces)], tokenizer)[0]
+    assert example.prompt == prompt_ids([row(*spans)], tokenizer)[0]
     assert not example.learned[0]
 
 
-def test_bos_stands_once(tokenizer):
+def test_bos_occurs_once(tokenizer):
     bos = tokenizer.bos_token_id
-    fronts = tokenizer("a")["input_ids"].count(bos)  # 1, but 0 for gpt2
-    example, _ = one([("Tom. ", False), ("Yes.", True)], tokenizer)
-    assert example.ids[:-1].count(bos) == fronts
-    mine, _ = one([(tokenizer.bos_token + "Tom. ", False), ("Yes.", True)], tokenizer)
-    assert mine.ids[:-1].count(bos) == 1
-    chat, _ = one([("Tom. ", False), ("Yes.", True)], tokenizer, special=True)
+    added = tokenizer("a")["input_ids"].count(bos)  # 1, but 0 for GPT-2's kind
+    example, _ = tokenise_row([("Tom. ", False), ("Yes.", True)], tokenizer)
+    assert example.ids[:-1].count(bos) == added
+    written, _ = tokenise_row([(tokenizer.bos_token + "Tom. ", False), ("Yes.", True)], tokenizer)
+    assert written.ids[:-1].count(bos) == 1
+    chat, _ = tokenise_row([("Tom. ", False), ("Yes.", True)], tokenizer, special=True)
     assert chat.ids[:-1].count(bos) == 0
 
 
-def test_doubled_bos_is_named(shared):
-    tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    example, lines = one([("<s><s>Tom. ", False), ("Yes.", True)], tokenizer, special=True)
+def test_a_doubled_bos_is_a_notice():
+    spans = [("<s><s>Tom. ", False), ("Yes.", True)]
+    example, notices = tokenise_row(spans, sentencepiece(), special=True)
     assert example.ids.count(1) == 1
-    assert lines == ["1 rows began with BOS twice; one is left out: a:1"]
+    assert notices == ["1 rows began with BOS twice; one is left out: a:1"]
 
 
-def test_a_token_over_the_border_is_cut_and_counted(gpt2):
+def test_a_token_that_crosses_the_border_is_split_and_counted():
     """'un' + 'likely' is one token; generation sees 'un' alone."""
-    pieces = [("It is un", False), ("likely.", True)]
-    example, lines = one(pieces, gpt2)
-    assert example.prompt == gpt2("It is un")["input_ids"] == prompt_ids([row(*pieces)], gpt2)[0]
+    gpt2 = byte_level()
+    assert "Ġunlikely" in gpt2.tokenize("It is unlikely.")
+    spans = [("It is un", False), ("likely.", True)]
+    example, notices = tokenise_row(spans, gpt2)
+    assert example.prompt == gpt2("It is un")["input_ids"] == prompt_ids([row(*spans)], gpt2)[0]
     assert learned_text(example, gpt2) == "likely.<|endoftext|>"
-    assert "1 rows are tokenised in pieces" in lines[0]
-    assert "end in a space" not in lines[0]
-    _, lines = one([("It is ", False), ("likely.", True)], gpt2)
-    assert "1 of these prompts end in a space" in lines[0]
+    assert "1 rows are tokenised in pieces" in notices[0]
+    assert "end in a space" not in notices[0]
+    _, notices = tokenise_row([("It is ", False), ("likely.", True)], gpt2)
+    assert "1 of these prompts end in a space" in notices[0]
 
 
-def test_pieces_get_no_space_of_their_own(shared):
+def test_pieces_get_no_space_of_their_own():
     """A SentencePiece tokenizer puts a space before any text; not before a later piece."""
-    tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    example, lines = one([("the", False), ("re it was.", True)], tokenizer)
-    assert lines and tokenizer.decode(example.ids[1:-1]).strip() == "there it was."
+    tokenizer = sentencepiece()
+    example, notices = tokenise_row([("the", False), ("re it was.", True)], tokenizer)
+    assert notices and tokenizer.decode(example.ids[1:-1]).strip() == "there it was."
 
 
-def test_text_is_learned_whole(tokenizer):
-    example, _ = one([("Once upon a time.", True)], tokenizer, kind="text")
+def test_every_token_of_a_text_but_the_first_is_a_label(tokenizer):
+    example, _ = tokenise_row([("Once upon a time.", True)], tokenizer, kind="text")
     assert example.learned == [False] + [True] * (len(example.ids) - 1)
 
 
-def test_everything_learned_but_the_first(gpt2):
-    example, _ = one([("Hello there. ", True), ("Hi.", True)], gpt2)
+def test_a_learned_prompt_is_learned_with_the_answer():
+    example, _ = tokenise_row([("Hello there. ", True), ("Hi.", True)], byte_level())
     assert example.learned == [False] + [True] * (len(example.ids) - 1)
 
 
-@pytest.mark.parametrize("ends", ["<|im_end|>", "<|endoftext|>"])
-def test_eos_is_not_learned_twice(gpt2, ends):
-    gpt2.chat_template = CHATML.replace("<|im_end|>", ends)
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_eos_is_not_learned_twice(end):
+    gpt2 = byte_level()
+    gpt2.chat_template = chatml().replace("<|im_end|>", end)
     rows = [Row({"messages": [*TALK, *TALK]}, "a:1")]
     (example,), _ = tokenise(render(rows, DataConfig(path="a"), gpt2).rows, gpt2)
-    want = "Good day." + ends + ("<|endoftext|>" if ends == "<|im_end|>" else "")
-    said = learned_text(example, gpt2)
-    assert said.endswith(want) and not said.endswith("<|endoftext|><|endoftext|>")
-    assert said.count("Good day.") == 2
-    assert "assistant\n" not in said and "Hi" not in said
+    expected = "Good day." + end + ("<|endoftext|>" if end == "<|im_end|>" else "")
+    text = learned_text(example, gpt2)
+    assert text.endswith(expected) and not text.endswith("<|endoftext|><|endoftext|>")
+    assert text.count("Good day.") == 2
+    assert "assistant\n" not in text and "Hi" not in text
 
 
 def test_turns_of_a_conversation_are_masked_by_token(tokenizer):
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = chatml()
     rows = [Row({"messages": TALK * 3}, "a:1")]
     rendered = render(rows, DataConfig(path="a"), tokenizer).rows
     (example,), _ = tokenise(rendered, tokenizer)
-    said = learned_text(example, tokenizer)
-    tokenizer.chat_template = None
-    assert said.count("Good day.") == 3 and "Hi" not in said
+    text = learned_text(example, tokenizer)
+    assert text.count("Good day.") == 3 and "Hi" not in text
     assert example.prompt == prompt_ids(rendered, tokenizer)[0]
 
 
-def test_no_end_token_is_an_error(shared):
-    bert = AutoTokenizer.from_pretrained(shared / "data/tokenizers/bert-base-uncased")
+def test_no_end_token_is_an_error():
     with pytest.raises(DataError, match="no end-of-sequence token"):
-        one([("a", False), ("b", True)], bert)
+        tokenise_row([("a", False), ("b", True)], wordpiece())
 
 
-def test_rows_for_a_classifier_keep_their_special_tokens(shared):
-    bert = AutoTokenizer.from_pretrained(shared / "data/tokenizers/bert-base-uncased")
+def test_rows_of_a_classifier_have_their_special_tokens():
+    bert = wordpiece()
     rows = [RenderedRow("label", (TextSpan("good film", False),), False, label="b", where="a:1")]
     (tokens,) = ClassifierTokeniser(bert).tokens(rows)
     assert tokens.ids == bert("good film")["input_ids"] and tokens.runs == []
+    assert tokens.ids[0] == bert.cls_token_id and tokens.ids[-1] == bert.sep_token_id
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_texts_of_a_classifier_are_cut_as_the_tokenizer_cuts(shared, side):
-    for name in ("tokenizers/bert-base-uncased", "models/stories260K", "tokenizers/gpt2"):
-        tokenizer = AutoTokenizer.from_pretrained(shared / "data" / name, truncation_side=side)
-        for text in ("a film that is good beyond words", "bad"):
-            for limit in range(3, 12):
-                ids = tokenizer(text)["input_ids"]
-                want = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-                if len(ids) > limit:
-                    assert truncate_classified(ids, limit, tokenizer) == want
+@pytest.mark.parametrize("kind", [wordpiece, sentencepiece, byte_level])
+def test_texts_of_a_classifier_are_truncated_as_the_tokenizer_does(kind, side):
+    tokenizer = kind()
+    tokenizer.truncation_side = side
+    for text in ("a film that is good beyond words", "bad"):
+        ids = tokenizer(text)["input_ids"]
+        for limit in range(3, len(ids)):
+            expected = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+            assert truncate_classified(ids, limit, tokenizer) == expected
 
 
-def test_characters_that_are_lost_are_named(shared):
-    tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/tinystories-656k")
-    _, lines = one([("2 + 2 =", False), (" 4", True)], tokenizer)
-    assert lines[0].startswith("1 rows hold characters that the tokenizer cannot write")
-    assert lines[0].endswith(": + = (a:1)")
-    whole = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    assert one([("2 + 2 = ü中🙂", False), (" 4", True)], whole)[1] == []
-
-
-def test_many_rows_are_quick(gpt2):
-    import time
-
-    rows = [row((f"Question {i}?\n", False), (f"Answer {i}.", True)) for i in range(10_000)]
-    start = time.perf_counter()
-    examples, _ = tokenise(rows, gpt2)
-    assert len(examples) == 10_000
-    assert time.perf_counter() - start < 30
-
-
-def digits(extra: str = "", behind: str = "", first: int = 2, **model):
-    """A tokenizer of digits that puts <s> in front, as one of sums or of DNA might."""
-    vocabulary = {"<s>": 0, "</s>": 1} | {c: first + i for i, c in enumerate(extra + "0123+= ")}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], **model))
-    made.add_special_tokens(["<s>", "</s>"])
-    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"<s> $A {behind}".strip(), special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+def test_characters_without_a_token_are_a_notice():
+    _, notices = tokenise_row([("2 - 2 =", False), (" 4", True)], digits())
+    assert notices[0].startswith("1 rows hold characters that the tokenizer cannot write")
+    assert notices[0].endswith(": - 4 (a:1)")
+    text = [("2 + 2 = ü中🙂", False), (" 4", True)]
+    assert tokenise_row(text, sentencepiece())[1] == []
 
 
 @pytest.mark.parametrize("extra", ["", "a"])
-def test_special_tokens_are_found_whatever_the_letters(extra):
-    """The letter a is no token of many vocabularies."""
-    example, lines = one([("1+1=", False), ("2", True)], own := digits(extra))
-    assert example.prompt == own("1+1=")["input_ids"] and lines == []
+def test_added_tokens_are_seen_whatever_the_letters(extra):
+    """The letter a has no token in many vocabularies."""
+    own = digits(extra)
+    example, notices = tokenise_row([("1+1=", False), ("2", True)], own)
+    assert example.prompt == own("1+1=")["input_ids"] and notices == []
     both = digits(extra, behind="</s>")
     ids = both("1+2=3+0=3")["input_ids"]
-    want = both("1+2=3+0=3", truncation=True, max_length=6)["input_ids"]
-    assert truncate_classified(ids, 6, both) == want
+    expected = both("1+2=3+0=3", truncation=True, max_length=6)["input_ids"]
+    assert truncate_classified(ids, 6, both) == expected
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_a_doubled_bos_is_taken_from_the_prompt_as_in_training(shared, special):
-    own = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    pieces = [("<s><s>user: hi\n", False), ("yes", True)]
-    example, lines = one(pieces, own, special=special)
-    (prompt,) = prompt_ids([row(*pieces, special=special)], own)
+def test_a_doubled_bos_is_removed_from_the_prompt_as_in_training(special):
+    own = sentencepiece()
+    spans = [("<s><s>user: hi\n", False), ("yes", True)]
+    example, notices = tokenise_row(spans, own, special=special)
+    (prompt,) = prompt_ids([row(*spans, special=special)], own)
     assert example.ids[: len(prompt)] == prompt == example.prompt
-    assert prompt[:2].count(own.bos_token_id) == 1 and "twice" in lines[0]
+    assert prompt[:2].count(own.bos_token_id) == 1 and "twice" in notices[0]
 
 
 @pytest.mark.parametrize("answer", ["Ёлка", " two spaces", "\nx", "Hello you"])
-def test_an_empty_prompt_has_no_token_of_the_answer(shared, answer):
-    own = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    example, lines = one([("", False), (answer, True)], own)
-    assert example.prompt == [own.bos_token_id] and lines[1:] == []
-    assert not any("border" in line for line in lines)
+def test_an_empty_prompt_has_no_token_of_the_answer(answer):
+    own = sentencepiece()
+    example, notices = tokenise_row([("", False), (answer, True)], own)
+    assert example.prompt == [own.bos_token_id] and notices[1:] == []
+    assert not any("border" in notice for notice in notices)
 
 
-def test_ids_above_what_16_bits_hold(tmp_path):
-    """Few tokens, but one with a number of its own choosing."""
+def test_ids_above_16_bits(tmp_path):
+    """Few tokens, but with large ids."""
     digits(first=70_000).save_pretrained(tmp_path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 3)
