@@ -18,7 +18,8 @@ from lorica.errors import ConfigError, DataError
 from lorica.inits.eva import Spectrum, calibrate, distributed, restore_ranks
 from lorica.methods.lora import LoraAdapter
 from lorica.methods.lora_fa import LoraFa
-from tests.laws.bases import IDS, Stack, bits, move, same_bits, stories
+from tests.laws.bases import IDS, Stack, bits, move, same_bits
+from tests.methods.llama import llama
 
 GENERATOR = torch.Generator().manual_seed(5)
 TEXT = torch.randint(3, 500, (6, 40), generator=GENERATOR)
@@ -33,7 +34,7 @@ def places(model: nn.Module, name: str = "default") -> dict[str, LoraAdapter]:
 
 
 def calibrated(kind: type[Lora] = Lora, n: int = 3, **settings) -> nn.Module:
-    model = lorica.adapt(stories(), kind(**{"r": 4, "init": "eva", **settings}))
+    model = lorica.adapt(llama(), kind(**{"r": 4, "init": "eva", **settings}))
     calibrate(model, batches(n))
     return model
 
@@ -59,7 +60,7 @@ def inputs(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", [Lora, Dora, LoraFa])
 def test_begins_as_the_base_with_orthonormal_rows(kind):
-    base, model = stories(), calibrated(kind)
+    base, model = llama(), calibrated(kind)
     torch.testing.assert_close(model(IDS).logits, base(IDS).logits, atol=1e-4, rtol=1e-4)
     assert same_bits(bits(model), bits(base))
     for adapter in places(model).values():
@@ -114,7 +115,7 @@ def test_padding_is_left_out():
         padded[i, :n], mask[i, :n] = TEXT[i, :n], 1
     found = []
     for how in ("masked", "packed", "as if it were text"):
-        model = lorica.adapt(stories(), Lora(r=4, init="eva"))
+        model = lorica.adapt(llama(), Lora(r=4, init="eva"))
         if how == "packed":
             line = torch.cat([TEXT[i, :n] for i, n in enumerate(lengths)])[None]
             at = torch.cat([torch.arange(n) for n in lengths])[None]
@@ -161,15 +162,15 @@ def test_no_batch_is_asked_for_once_all_is_settled():
             asked += 1
             yield {"input_ids": TEXT}
 
-    calibrate(lorica.adapt(stories(), Lora(r=4, init="eva_tau_0.9")), endless())
+    calibrate(lorica.adapt(llama(), Lora(r=4, init="eva_tau_0.9")), endless())
     assert 2 <= asked < 50
     asked = 0
-    calibrate(lorica.adapt(stories(), Lora(r=4, init="eva_tau_1")), endless())
+    calibrate(lorica.adapt(llama(), Lora(r=4, init="eva_tau_1")), endless())
     assert asked == 50, "no cosine is above 1: all is read"
 
 
 def test_the_model_is_left_as_it_was():
-    model = lorica.adapt(stories(), Lora(r=4, init="eva")).train()
+    model = lorica.adapt(llama(), Lora(r=4, init="eva")).train()
     model.model.layers[1].eval()
     modes = [m.training for n, m in model.named_modules() if "adapters" not in n]
     hooks = [len(m._forward_pre_hooks) for m in model.modules()]
@@ -210,7 +211,7 @@ def test_ranks_by_hand():
 )
 def test_the_sum_of_ranks_and_every_scale_stay(settings):
     method = Lora(**{"r": 4, "init": "eva", **settings})
-    model = lorica.adapt(stories(), method)
+    model = lorica.adapt(llama(), method)
     count = lorica.trainable_parameters(model).trainable
     ranks = calibrate(model, batches())
     adapters = places(model)
@@ -234,7 +235,7 @@ def test_with_rho_1_every_site_keeps_its_rank():
 def test_ranks_that_were_given_by_site_count():
     given = {"q_proj": 8, "v_proj": 2}
     model = lorica.adapt(
-        stories(), Lora(r=4, init="eva"), rank_pattern=given, alpha_pattern={"q_proj": 3.0}
+        llama(), Lora(r=4, init="eva"), rank_pattern=given, alpha_pattern={"q_proj": 3.0}
     )
     scales = {site: a.scale for site, a in places(model).items()}
     ranks = calibrate(model, batches())
@@ -247,14 +248,14 @@ def test_ranks_that_were_given_by_site_count():
 def fresh_from(model: nn.Module) -> nn.Module:
     """Another base with a fresh adapter of the same Spec, as the ranks now are."""
     spec = spec_of(model, "default")
-    return lorica.core.attach.attach(stories(), spec, "default")  # type: ignore[attr-defined]
+    return lorica.core.attach.attach(llama(), spec, "default")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", [Lora, Dora])
 def test_ranks_outlive_saving(kind, tmp_path):
     model = move(calibrated(kind, alpha=6))
     want = model(IDS).logits
-    fresh = stories()
+    fresh = llama()
     assert lorica.load(fresh, lorica.save(model, tmp_path / "adapter")) == []
     assert torch.equal(fresh(IDS).logits, want)
     assert spec_of(fresh, "default") == spec_of(model, "default")
@@ -273,18 +274,18 @@ def test_peft_reads_the_ranks(settings, tmp_path):
     folder = lorica.save(model, tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert len(set(config["rank_pattern"].values()) | {config["r"]}) > 2
-    theirs = PeftModel.from_pretrained(stories(), str(folder))
+    theirs = PeftModel.from_pretrained(llama(), str(folder))
     torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Lora, Dora, LoraFa])
 def test_a_resumed_run_takes_the_ranks_of_its_checkpoint(kind):
     method = kind(r=4, init="eva", use_rslora=True)
-    model = lorica.adapt(stories(), method)
+    model = lorica.adapt(llama(), method)
     calibrate(model, batches())
     move(model)
     state = {k: t.detach().clone() for k, t in adapter_state(model).items()}
-    resumed = lorica.adapt(stories(), method)
+    resumed = lorica.adapt(llama(), method)
     restore_ranks(resumed, state)
     load_adapter_state(resumed, state)
     assert spec_of(resumed, "default") == spec_of(model, "default")
@@ -295,7 +296,7 @@ def test_a_resumed_run_takes_the_ranks_of_its_checkpoint(kind):
 
 
 def test_the_other_adapter_keeps_still():
-    model = lorica.adapt(stories(), Lora(r=2), name="other")
+    model = lorica.adapt(llama(), Lora(r=2), name="other")
     move(model)
     want = model(IDS).logits
     lorica.adapt(model, Lora(r=4, init="eva"), name="new")
@@ -312,8 +313,8 @@ def test_the_other_adapter_keeps_still():
 
 
 def test_training_without_data_is_refused():
-    model = lorica.adapt(stories(), Lora(r=4, init="eva"))
-    base = stories()(IDS).logits
+    model = lorica.adapt(llama(), Lora(r=4, init="eva"))
+    base = llama()(IDS).logits
     assert torch.equal(model.eval()(IDS).logits, base)
     with pytest.raises(ConfigError, match="initialized from data") as error:
         model.train()(IDS)
@@ -324,15 +325,15 @@ def test_training_without_data_is_refused():
 
 def test_only_what_begins_from_data_is_calibrated():
     with pytest.raises(ConfigError, match="is not initialized from data"):
-        calibrate(lorica.adapt(stories(), Lora(r=4)), batches())
+        calibrate(lorica.adapt(llama(), Lora(r=4)), batches())
     with pytest.raises(ConfigError, match="ia3"):
-        calibrate(lorica.adapt(stories(), lorica.method("ia3")), batches())
+        calibrate(lorica.adapt(llama(), lorica.method("ia3")), batches())
     with pytest.raises(ConfigError, match="no adapter 'nwe'"):
-        calibrate(lorica.adapt(stories(), Lora(r=4, init="eva")), batches(), name="nwe")
+        calibrate(lorica.adapt(llama(), Lora(r=4, init="eva")), batches(), name="nwe")
 
 
 def test_too_little_data_is_refused_and_changes_nothing():
-    model = lorica.adapt(stories(), Lora(r=16, init="eva"))
+    model = lorica.adapt(llama(), Lora(r=16, init="eva"))
     before = {k: t.clone() for k, t in adapter_state(model).items()}
     for few in ([], [{"input_ids": TEXT[:1, :9]}]):
         with pytest.raises(DataError, match="components for the 560 ranks") as error:
@@ -343,7 +344,7 @@ def test_too_little_data_is_refused_and_changes_nothing():
 
 
 def test_a_mask_that_says_nothing_is_refused():
-    model = lorica.adapt(stories(), Lora(r=4, init="eva"))
+    model = lorica.adapt(llama(), Lora(r=4, init="eva"))
     with pytest.raises(DataError, match=r"\(1, 1, 40, 40\)"):
         calibrate(model, [{"input_ids": TEXT[:1], "attention_mask": torch.ones(1, 1, 40, 40)}])
 
@@ -352,7 +353,7 @@ def test_only_label_tokens_count_where_there_are_labels():
     """As in PEFT (use_label_mask): what stands at -100 is as if it were padding."""
     labels = TEXT.clone()
     labels[:, :25] = -100
-    asked = lorica.adapt(stories(), Lora(r=4, init="eva_tau_1"))
+    asked = lorica.adapt(llama(), Lora(r=4, init="eva_tau_1"))
     calibrate(asked, [{"input_ids": TEXT, "labels": labels}])
     seen = {
         k: rows.view(6, 40, -1)[:, 25:].flatten(0, 1) for k, rows in inputs(asked, TEXT).items()

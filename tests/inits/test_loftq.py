@@ -9,11 +9,12 @@ from lorica import Dora, Lora
 from lorica.core.bank import adapted_layers
 from lorica.core.merge import merged
 from lorica.errors import ConfigError
-from tests.laws.bases import IDS, Stack, stories, stories_nf4
+from tests.laws.bases import IDS, Stack
+from tests.methods.llama import llama, llama_nf4
 
 
 def corrected(**settings) -> nn.Module:
-    return lorica.adapt(stories_nf4(), Lora(**{"init": "loftq", **settings}))
+    return lorica.adapt(llama_nf4(), Lora(**{"init": "loftq", **settings}))
 
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": 3}, {"use_rslora": True}], ids=str)
@@ -33,17 +34,17 @@ def test_loftq_is_the_best_correction_whatever_the_scale(settings):
 
 def test_loftq_brings_the_model_nearer_to_the_original():
     with torch.no_grad():
-        want = stories()(IDS).logits
-        plain = (stories_nf4()(IDS).logits - want).norm()
+        want = llama()(IDS).logits
+        plain = (llama_nf4()(IDS).logits - want).norm()
         few = (corrected(r=8)(IDS).logits - want).norm()
         narrow = {"k_proj": 32, "v_proj": 32}
-        whole = lorica.adapt(stories_nf4(), Lora(r=64, init="loftq"), rank_pattern=narrow)
+        whole = lorica.adapt(llama_nf4(), Lora(r=64, init="loftq"), rank_pattern=narrow)
         assert few < plain
         torch.testing.assert_close(whole(IDS).logits, want, atol=1e-3, rtol=1e-3)
 
 
 def test_dora_keeps_the_size_of_a_corrected_weight():
-    model, plain = (lorica.adapt(stories_nf4(), kind(r=4, init="loftq")) for kind in (Dora, Lora))
+    model, plain = (lorica.adapt(llama_nf4(), kind(r=4, init="loftq")) for kind in (Dora, Lora))
     torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -79,7 +80,7 @@ def test_every_round_brings_the_weights_nearer():
 
 
 def test_the_base_is_not_written_to_and_comes_back():
-    base = stories_nf4()
+    base = llama_nf4()
     codes = {k: t.clone() for k, t in base.named_buffers()}
     with torch.no_grad():
         bare = base(IDS).logits
@@ -95,7 +96,7 @@ def test_the_base_is_not_written_to_and_comes_back():
 
 
 def test_gradients_go_through_the_codes_that_the_layer_computed_with():
-    model = lorica.adapt(stories_nf4(), Lora(r=4, **FIVE), target_modules=["gate_proj"])
+    model = lorica.adapt(llama_nf4(), Lora(r=4, **FIVE), target_modules=["gate_proj"])
     (_, layer, adapters), *_ = adapted_layers(model)
     weight = merged(adapters.as_site(layer), adapters.acting_adapters())[0]
     x = torch.randn(3, layer.in_features, requires_grad=True)
@@ -104,13 +105,13 @@ def test_gradients_go_through_the_codes_that_the_layer_computed_with():
 
 
 def test_it_is_saved_loaded_and_merged(tmp_path):
-    model = lorica.adapt(stories_nf4(), Lora(r=4, **FIVE))
+    model = lorica.adapt(llama_nf4(), Lora(r=4, **FIVE))
     with torch.no_grad():
         for _, _, adapters in adapted_layers(model):
             adapters["default"].b.add_(0.01)
         want = model(IDS).logits
         lorica.save(model, tmp_path / "adapter")
-        other = stories_nf4()
+        other = llama_nf4()
         lorica.load(other, tmp_path / "adapter")
         torch.testing.assert_close(other(IDS).logits, want, atol=1e-5, rtol=1e-5)
         lorica.merge(other)
@@ -118,7 +119,7 @@ def test_it_is_saved_loaded_and_merged(tmp_path):
 
 
 def test_what_several_rounds_cannot_do_is_refused(tmp_path):
-    model = lorica.adapt(stories_nf4(), Lora(r=4, **TWO))
+    model = lorica.adapt(llama_nf4(), Lora(r=4, **TWO))
     with pytest.raises(ConfigError, match="rows of a batch"), lorica.mixed(model, ["default"]):
         pass
     with pytest.raises(ConfigError, match="one round"):

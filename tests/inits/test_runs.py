@@ -6,7 +6,7 @@ import torch
 import lorica
 from lorica.core.bank import adapted_layers, spec_of
 from tests.laws.bases import IDS
-from tests.laws.bases import stories as base
+from tests.methods.llama import llama as base
 from tests.training.rows import adapter, interrupt, same, settings
 
 CASES = {
@@ -25,10 +25,10 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
+def test_resume_is_bit_identical(small_base, tmp_path, monkeypatch, case):
     changed = {"save_steps": 2, "max_steps": 5, **CASES[case]}
-    whole = lorica.train(**settings(stories, tmp_path / "a", **changed), show=False)
-    parted = settings(stories, tmp_path / "b", **changed)
+    whole = lorica.train(**settings(small_base, tmp_path / "a", **changed), show=False)
+    parted = settings(small_base, tmp_path / "b", **changed)
     interrupt(monkeypatch, 3, **parted)
     resumed = lorica.train(resume=parted["output"], show=False)
     assert same(adapter(whole.folder), adapter(resumed.folder))
@@ -36,9 +36,11 @@ def test_resume_is_bit_identical(stories, tmp_path, monkeypatch, case):
 
 
 @pytest.mark.slow
-def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(stories, tmp_path):
+def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(small_base, tmp_path):
     run = lorica.train(
-        **settings(stories, tmp_path, max_steps=3, method={"name": "lora", "r": 4, "init": "eva"}),
+        **settings(
+            small_base, tmp_path, max_steps=3, method={"name": "lora", "r": 4, "init": "eva"}
+        ),
         show=False,
     )
     model = base()

@@ -338,7 +338,7 @@ def test_a_base_of_square_layers_has_nothing_to_freeze():
     assert driver.schedule.facts()["matrices"] == 0
 
 
-def test_the_trainer_freezes_and_goes_on_to_the_bit(stories, tmp_path, monkeypatch):
+def test_the_trainer_freezes_and_goes_on_to_the_bit(small_base, tmp_path, monkeypatch):
     run = {
         "method": {"name": "aflora", "tinit": 1, "tfinal": 2, "deltaT": 1, "dropout": 0.1},
         "max_steps": 6,
@@ -348,11 +348,11 @@ def test_the_trainer_freezes_and_goes_on_to_the_bit(stories, tmp_path, monkeypat
         "target_modules": ["q_proj", "down_proj"],
         "micro_batch_size": 4,
     }
-    whole = lorica.train(**settings(stories, tmp_path / "a", **run), show=False)
+    whole = lorica.train(**settings(small_base, tmp_path / "a", **run), show=False)
     facts = whole.figures["schedule"]
-    assert facts["matrices"] == facts["frozen"] == 20 and len(facts["frozen_at_step"]) > 1
+    assert facts["matrices"] == facts["frozen"] == 8 and len(facts["frozen_at_step"]) > 1
     assert whole.figures["held_out_loss"]["after"] < whole.figures["held_out_loss"]["before"]
-    cut = settings(stories, tmp_path / "b", **run)
+    cut = settings(small_base, tmp_path / "b", **run)
     interrupt(monkeypatch, 4, **cut)
     again = lorica.train(resume=cut["output"], show=False)
     assert same(saved(whole.folder), saved(again.folder))

@@ -13,7 +13,8 @@ from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.alora import Alora, AloraAdapter
 from lorica.methods.alora.schedule import Allocation, distributed, reallocated
-from tests.laws.bases import STORIES, Stack, move, stories
+from tests.laws.bases import Stack, move
+from tests.methods.llama import llama
 from tests.training.rows import adapter as saved
 from tests.training.rows import interrupt, same, settings
 
@@ -372,7 +373,7 @@ def test_rank_patterns_keep_their_total():
 
 
 @pytest.mark.slow
-def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(stories, tmp_path, monkeypatch):
+def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(small_base, tmp_path, monkeypatch):
     run = {
         "method": {"name": "alora", "r": 2, "rounds": 1, "first_round": 3, "dropout": 0.1},
         "max_steps": 6,
@@ -381,13 +382,13 @@ def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(stories, tmp_path, monke
         "weight_decay": 0.1,
         "micro_batch_size": 4,
     }
-    whole = lorica.train(**settings(stories, tmp_path / "a", **run), show=False)
+    whole = lorica.train(**settings(small_base, tmp_path / "a", **run), show=False)
     ranks = whole.figures["ranks"]
     assert sum(ranks.values()) == 2 * len(ranks) == 20 and set(ranks.values()) != {2}
     held_out = whole.figures["held_out_loss"]
     assert held_out["after"] < held_out["before"]
     for at in (2, 5):  # before the round, and after it
-        cut = settings(stories, tmp_path / f"b{at}", **run)
+        cut = settings(small_base, tmp_path / f"b{at}", **run)
         interrupt(monkeypatch, at, **cut)
         again = lorica.train(resume=cut["output"], show=False)
         assert same(saved(whole.folder), saved(again.folder))
@@ -477,7 +478,6 @@ def test_what_is_trained_is_what_count_says():
     assert Alora.count == "(r_max or 2 * r) * (I + O)"
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason="the real model is not here")
 def test_the_head_is_left_out():
-    sites = ranked(lorica.adapt(stories(), Alora()))
+    sites = ranked(lorica.adapt(llama(), Alora()))
     assert len(sites) == 35 and not any("lm_head" in site for site in sites)

@@ -14,7 +14,8 @@ from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, MergeError
 from lorica.kernels import bits
 from lorica.methods.blora import Blora, BloraAdapter
-from tests.laws.bases import Stack, move, stories
+from tests.laws.bases import Stack, move
+from tests.methods.llama import llama
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(3))
 
@@ -447,7 +448,7 @@ def test_a_high_rate_turns_no_step_negative():
 
 
 def test_the_count_of_the_table():
-    model = stories()
+    model = llama()
     shapes = [
         (m.in_features, m.out_features)
         for n, m in model.named_modules()

@@ -11,7 +11,8 @@ from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.bottleneck import Bottleneck, BottleneckAdapter
 from tests.core.test_attention import MODELS, SIZE, foreign, tiny
-from tests.laws.bases import IDS, Stack, X, gpt2, move, stories
+from tests.laws.bases import IDS, Stack, X, gpt2, move
+from tests.methods.llama import llama
 from tests.training.rows import ROUNDING, farthest, settings
 from tests.training.rows import adapter as tensors_of
 
@@ -68,12 +69,12 @@ def test_a_start_of_zero_is_the_base_and_the_papers_is_near_it(base):
 
 
 def test_the_first_step_moves_up_alone_from_zero():
-    model = lorica.adapt(stories(), Bottleneck(r=8))
+    model = lorica.adapt(llama(), Bottleneck(r=8))
     model(IDS, labels=IDS).loss.backward()
     for adapter in adapters(model).values():
         assert not adapter.down.weight.grad.any() and not adapter.down.bias.grad.any()
         assert adapter.up.weight.grad.any() and adapter.up.bias.grad.any()
-    model = lorica.adapt(stories(), Bottleneck(r=8, zero_up=False))
+    model = lorica.adapt(llama(), Bottleneck(r=8, zero_up=False))
     model(IDS, labels=IDS).loss.backward()
     for adapter in adapters(model).values():
         assert all(p.grad.any() for p in adapter.parameters())
@@ -85,9 +86,9 @@ def test_counts():
 
     assert count(768, 64) == 198_272
     assert 12 * count(768, 64) == 2_379_264
-    model = lorica.adapt(stories(), Bottleneck(r=16))
+    model = lorica.adapt(llama(), Bottleneck(r=16))
     assert lorica.trainable_parameters(model).trainable == 5 * count(64, 16)
-    model = lorica.adapt(stories(), Bottleneck(r=16, placement="pfeiffer"))
+    model = lorica.adapt(llama(), Bottleneck(r=16, placement="pfeiffer"))
     assert lorica.trainable_parameters(model).trainable == 5 * count(64, 16) // 2
 
 
@@ -109,7 +110,7 @@ DISTIL = (
 @pytest.mark.parametrize(
     "make, attention, feed_forward",
     [
-        (stories, "self_attn.o_proj", "mlp.down_proj"),
+        (llama, "self_attn.o_proj", "mlp.down_proj"),
         (gpt2, "attn.c_proj", "mlp.c_proj"),
         (lambda: tiny("GPTNeoX"), "attention.dense", "mlp.dense_4h_to_h"),
         (lambda: tiny("Qwen3"), "self_attn.o_proj", "mlp.down_proj"),
@@ -177,7 +178,7 @@ def test_blocks_that_do_not_look_so_are_refused():
 
 
 def test_norms_are_trained_as_the_paper_does(tmp_path):
-    base = stories()
+    base = llama()
     want = base(IDS).logits
     model = lorica.adapt(base, Bottleneck(r=4, train_norms=True))
     assert torch.equal(model(IDS).logits, want)
@@ -192,7 +193,7 @@ def test_norms_are_trained_as_the_paper_does(tmp_path):
     assert lorica.trainable_parameters(model).trainable == count
     move(model)
     lorica.save(model, tmp_path / "adapter")
-    fresh = stories()
+    fresh = llama()
     assert lorica.load(fresh, tmp_path / "adapter") == []
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
     lorica.detach(model)
@@ -200,9 +201,9 @@ def test_norms_are_trained_as_the_paper_does(tmp_path):
     made = TypeAdapter(Bottleneck).validate_python({"train_norms": True})
     assert (made.kinds, Bottleneck().kinds) == (("linear", "other"), ("linear",))
     with pytest.raises(ConfigError, match="names no norm"):
-        lorica.adapt(stories(), Bottleneck(train_norms=True), target_modules=["o_proj"])
+        lorica.adapt(llama(), Bottleneck(train_norms=True), target_modules=["o_proj"])
     named = {"target_modules": ["o_proj", "input_layernorm"]}
-    model = lorica.adapt(stories(), Bottleneck(r=2, train_norms=True), **named)
+    model = lorica.adapt(llama(), Bottleneck(r=2, train_norms=True), **named)
     assert len(list(adapted_layers(model))) == 10
 
 
@@ -238,7 +239,7 @@ def test_settings_out_of_range(settings, words):
 
 
 @pytest.mark.slow
-def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path, monkeypatch):
+def test_training_packed_padded_and_checkpointed_is_one_update(small_base, tmp_path, monkeypatch):
     plain = {"learning_rate": 2e-4, "method": {"name": "bottleneck", "r": 4, "train_norms": True}}
     runs = {}
     for name, extra in (
@@ -246,10 +247,10 @@ def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path
         ("again", {"gradient_checkpointing": True}),
         ("micro", {"micro_batch_size": 2, "gradient_accumulation_steps": 4}),
     ):
-        config = settings(stories, tmp_path / name, **plain, **extra)
+        config = settings(small_base, tmp_path / name, **plain, **extra)
         runs[name] = tensors_of(lorica.train(**config, show=False).folder)
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
-    config = settings(stories, tmp_path / "padded", **plain)
+    config = settings(small_base, tmp_path / "padded", **plain)
     runs["padded"] = tensors_of(lorica.train(**config, show=False).folder)
     for name in ("again", "micro", "padded"):
         assert farthest(runs["packed"], runs[name]) < ROUNDING

@@ -293,7 +293,7 @@ def test_ranks_of_single_sites():
         ({"dropout": 1}, "dropout"),
         ({"start_ratio": -0.1}, "start_ratio"),
         ({"end_ratio": 1.0}, "end_ratio"),
-        ({"start_ratio": 0.5}, "leave no part"),
+        ({"start_ratio": 0.5}, "leave no steps"),
         ({"interval": 0}, "interval"),
         ({"interval": 2.5}, "interval"),
         ({"beta": 1}, "beta"),

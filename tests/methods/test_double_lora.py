@@ -13,7 +13,8 @@ from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.double_lora import DoubleLora, DoubleLoraAdapter
-from tests.laws.bases import Stack, move, stories
+from tests.laws.bases import Stack, move
+from tests.methods.llama import llama
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(3))
 
@@ -283,7 +284,7 @@ def test_bfloat16(kind):
 
 def test_count_is_that_of_lora():
     ones = [
-        lorica.trainable_parameters(lorica.adapt(stories(), m)).trainable
+        lorica.trainable_parameters(lorica.adapt(llama(), m)).trainable
         for m in (Lora(r=5), DoubleLora(r=5), DoubleLora(r=5, second_r=1))
     ]
     assert len(set(ones)) == 1

@@ -9,7 +9,8 @@ from lorica.core.bank import adapted_layers
 from lorica.core.site import Site, sites_of
 from lorica.errors import TargetError
 from lorica.methods.ia3 import Ia3, Ia3Adapter, feedforward_by_shape, keys_values_by_shape
-from tests.laws.bases import IDS, Stack, X, gpt2, move, stories
+from tests.laws.bases import IDS, Stack, X, gpt2, move
+from tests.methods.llama import llama
 
 
 def places(model: nn.Module) -> dict[str, Ia3Adapter]:
@@ -56,13 +57,13 @@ def test_by_hand(feedforward, want):
 
 
 def test_the_layers_of_llama():
-    model = stories()
+    model = llama()
     found = layout(model)
     ends = {s.rpartition(".")[2]: f for s, f in found.items()}
     assert ends == {"k_proj": False, "v_proj": False, "down_proj": True}
     assert len(found) == 15
     assert lorica.trainable_parameters(model).trainable == 5 * (32 + 32 + 172)
-    assert torch.equal(model(IDS).logits, stories()(IDS).logits), "vectors of ones change no bit"
+    assert torch.equal(model(IDS).logits, llama()(IDS).logits), "vectors of ones change no bit"
 
 
 def test_the_layers_of_gpt2():
@@ -119,10 +120,10 @@ def test_each_block_has_its_own_widths():
 
 
 def test_listed_layers_are_told_apart_by_name():
-    found = layout(stories())
+    found = layout(llama())
     listed = {
         s: a.feedforward
-        for s, a in places(lorica.adapt(stories(), Ia3(), target_modules="all-linear")).items()
+        for s, a in places(lorica.adapt(llama(), Ia3(), target_modules="all-linear")).items()
     }
     assert len(listed) == 35
     assert {s for s, f in listed.items() if f} == {s for s, f in found.items() if f}
@@ -130,7 +131,7 @@ def test_listed_layers_are_told_apart_by_name():
 
 def test_what_is_scaled_at_the_input_can_be_said():
     model = lorica.adapt(
-        stories(), Ia3(feedforward_modules=["o_proj"]), target_modules=["o_proj", "down_proj"]
+        llama(), Ia3(feedforward_modules=["o_proj"]), target_modules=["o_proj", "down_proj"]
     )
     assert {s.rpartition(".")[2]: a.feedforward for s, a in places(model).items()} == {
         "o_proj": True,
@@ -138,10 +139,10 @@ def test_what_is_scaled_at_the_input_can_be_said():
     }
     assert {a.l.shape for a in places(model).values()} == {(64,)}
     with pytest.raises(TargetError, match="dwon_proj") as error:
-        lorica.adapt(stories(), Ia3(feedforward_modules=["down_proj", "dwon_proj"]))
+        lorica.adapt(llama(), Ia3(feedforward_modules=["down_proj", "dwon_proj"]))
     assert "down_proj" in error.value.facts["closest"]
     with pytest.raises(TargetError, match="o_proj"):
-        lorica.adapt(stories(), Ia3(feedforward_modules=["o_proj"]))
+        lorica.adapt(llama(), Ia3(feedforward_modules=["o_proj"]))
 
 
 def test_the_gradient_of_the_first_step():
@@ -157,7 +158,7 @@ def test_the_gradient_of_the_first_step():
         torch.testing.assert_close(places(model)[name].l.grad, want)
 
 
-@pytest.mark.parametrize("make", [stories, gpt2])
+@pytest.mark.parametrize("make", [llama, gpt2])
 def test_saving_merging_and_several(make, tmp_path):
     model = move(lorica.adapt(make(), Ia3()), size=2.0)  # the random gpt2 hardly looks at its keys
     want = model(IDS).logits
@@ -180,5 +181,5 @@ def test_bfloat16():
 
 def test_embeddings_are_refused():
     with pytest.raises(TargetError):
-        lorica.adapt(stories(), Ia3(), target_modules=["embed_tokens"])
-    assert all(isinstance(s, Site) for s in Ia3().choose(sites_of(stories())))
+        lorica.adapt(llama(), Ia3(), target_modules=["embed_tokens"])
+    assert all(isinstance(s, Site) for s in Ia3().choose(sites_of(llama())))

@@ -14,7 +14,8 @@ from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.llama_adapter import LlamaAdapter, PromptedAttention, ScaleAndBias
 from tests.core.test_attention import MODELS, tiny
-from tests.laws.bases import IDS, Packed, gpt2, move, stories
+from tests.laws.bases import IDS, Packed, gpt2, move
+from tests.methods.llama import llama
 from tests.training.rows import ROUNDING, farthest, settings
 from tests.training.rows import adapter as tensors_of
 
@@ -85,7 +86,7 @@ def test_the_layer_by_the_definition():
 
 
 def test_the_first_step_moves_the_gates_alone():
-    model, adapters = adapted(stories())
+    model, adapters = adapted(llama())
     model(IDS, labels=IDS).loss.backward()
     for adapter in adapters:
         assert not adapter.p.grad.any(), "a prompt has no effect behind a gate of zero"
@@ -94,7 +95,7 @@ def test_the_first_step_moves_the_gates_alone():
 
 
 def test_starts():
-    _, (adapter, *_) = adapted(stories(), adapter_len=30)
+    _, (adapter, *_) = adapted(llama(), adapter_len=30)
     assert abs(adapter.p.std() - 1) < 0.05
     assert adapter.g.tolist() == [0.0] * 8
     assert adapter.p.dtype == adapter.g.dtype == torch.float32
@@ -103,7 +104,7 @@ def test_starts():
 def test_counts():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model, adapters = adapted(stories())
+    model, adapters = adapted(llama())
     assert len(adapters) == 3
     assert lorica.trainable_parameters(model).trainable == 3 * (10 * 64 + 8)
     with torch.device("meta"):
@@ -115,9 +116,9 @@ def test_counts():
 @pytest.mark.parametrize(
     "make, settings, want",
     [
-        (stories, {}, [2, 3, 4]),
-        (stories, {"adapter_layers": 2}, [3, 4]),
-        (stories, {"adapter_layers": 5}, [0, 1, 2, 3, 4]),
+        (llama, {}, [2, 3, 4]),
+        (llama, {"adapter_layers": 2}, [3, 4]),
+        (llama, {"adapter_layers": 5}, [0, 1, 2, 3, 4]),
         (gpt2, {}, [1]),
     ],
     ids=["llama", "top 2", "all", "gpt2"],
@@ -132,21 +133,21 @@ def test_which_layers(make, settings, want):
 
 
 def test_layers_that_are_named():
-    model = lorica.adapt(stories(), LlamaAdapter(), layers_to_transform=[3])
+    model = lorica.adapt(llama(), LlamaAdapter(), layers_to_transform=[3])
     assert list(attached(model, "default").adapters) == ["model.layers.3.self_attn"]
-    model = lorica.adapt(stories(), LlamaAdapter(), target_modules=["0.self_attn"])
+    model = lorica.adapt(llama(), LlamaAdapter(), target_modules=["0.self_attn"])
     assert list(attached(model, "default").adapters) == ["model.layers.0.self_attn"]
     with pytest.raises(ConfigError, match="adapter_layers is 2, and the targets have 1"):
-        lorica.adapt(stories(), LlamaAdapter(adapter_layers=2), layers_to_transform=[3])
+        lorica.adapt(llama(), LlamaAdapter(adapter_layers=2), layers_to_transform=[3])
     with pytest.raises(ConfigError, match="adapter_layers is 6, and the base has 5"):
-        lorica.adapt(stories(), LlamaAdapter(adapter_layers=6))
+        lorica.adapt(llama(), LlamaAdapter(adapter_layers=6))
     with pytest.raises(TargetError):
-        lorica.adapt(stories(), LlamaAdapter(), target_modules=["q_proj"])
+        lorica.adapt(llama(), LlamaAdapter(), target_modules=["q_proj"])
 
 
 def test_prompts_see_a_lora_in_the_projections():
     """What a layer makes of its prompts is what the layer makes of them as it is now."""
-    model, (adapter, *_) = adapted(stories())
+    model, (adapter, *_) = adapted(llama())
     lorica.adapt(model, lorica.Lora(r=2), name="lora", target_modules=["v_proj"])
     lorica.activate(model, "default", "lora")
     move(model)
@@ -163,7 +164,7 @@ def second(model: nn.Module, **settings) -> nn.Module:
 
 
 def test_v2_trains_norms_scales_and_biases():
-    base = stories()
+    base = llama()
     want = base(IDS).logits
     linear = {n: m for n, m in base.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
     model = second(base)
@@ -217,13 +218,13 @@ def test_v2_on_a_packed_base():
 def test_v2_needs_all_its_kinds():
     for targets in ({"target_modules": ["self_attn"]}, {"target_modules": "all-linear"}):
         with pytest.raises(ConfigError, match="needs targets of kind"):
-            lorica.adapt(stories(), LlamaAdapter(v2=True), **targets)
+            lorica.adapt(llama(), LlamaAdapter(v2=True), **targets)
 
 
 def test_v2_saved_and_loaded(tmp_path):
-    model = move(second(stories(), gate_act="tanh"))
+    model = move(second(llama(), gate_act="tanh"))
     lorica.save(model, tmp_path / "adapter")
-    fresh = stories()
+    fresh = llama()
     assert lorica.load(fresh, tmp_path / "adapter") == []
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
     kind = TypeAdapter(LlamaAdapter).validate_python({"v2": True})
@@ -252,7 +253,9 @@ def test_settings_out_of_range(settings, words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("v2", [False, True])
-def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path, monkeypatch, v2):
+def test_training_packed_padded_and_checkpointed_is_one_update(
+    small_base, tmp_path, monkeypatch, v2
+):
     plain = {"learning_rate": 2e-4, "method": {"name": "llama_adapter", "v2": v2}}
     runs = {}
     for name, extra in (
@@ -260,10 +263,10 @@ def test_training_packed_padded_and_checkpointed_is_one_update(stories, tmp_path
         ("again", {"gradient_checkpointing": True}),
         ("micro", {"micro_batch_size": 2, "gradient_accumulation_steps": 4}),
     ):
-        config = settings(stories, tmp_path / name, **plain, **extra)
+        config = settings(small_base, tmp_path / name, **plain, **extra)
         runs[name] = tensors_of(lorica.train(**config, show=False).folder)
     monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
-    config = settings(stories, tmp_path / "padded", **plain)
+    config = settings(small_base, tmp_path / "padded", **plain)
     runs["padded"] = tensors_of(lorica.train(**config, show=False).folder)
     for name in ("again", "micro", "padded"):
         assert farthest(runs["packed"], runs[name]) < ROUNDING

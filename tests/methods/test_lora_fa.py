@@ -13,7 +13,8 @@ from lorica.core.drive import Driver
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, TargetError
 from lorica.methods.lora_fa import LoraFa, LoraFaAdapter, preconditioner
-from tests.laws.bases import IDS, Stack, X, move, stories
+from tests.laws.bases import IDS, Stack, X, move
+from tests.methods.llama import llama
 
 
 def adapters(model: nn.Module) -> list[LoraFaAdapter]:
@@ -174,16 +175,16 @@ def test_a_resumed_run_is_the_same_bit_for_bit():
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa", "olora", "orthogonal"])
 def test_other_starts(init):
-    model = lorica.adapt(stories(), LoraFa(r=4, init=init))
-    torch.testing.assert_close(model(IDS).logits, stories()(IDS).logits, atol=1e-4, rtol=1e-4)
+    model = lorica.adapt(llama(), LoraFa(r=4, init=init))
+    torch.testing.assert_close(model(IDS).logits, llama()(IDS).logits, atol=1e-4, rtol=1e-4)
     model(IDS).logits.square().mean().backward()
     assert all(a.b.grad is not None and a.b.grad.any() for a in adapters(model))
 
 
 def test_the_file_is_a_lora(tmp_path):
-    model = move(lorica.adapt(stories(), LoraFa(r=4)))
+    model = move(lorica.adapt(llama(), LoraFa(r=4)))
     lorica.export_lora(model, tmp_path / "plain")
-    fresh = stories()
+    fresh = llama()
     lorica.load(fresh, tmp_path / "plain")
     torch.testing.assert_close(fresh(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
 
@@ -196,7 +197,7 @@ def test_dropout_and_bias_are_loras():
 
 def test_an_embedding_would_never_learn_and_is_refused():
     with pytest.raises(TargetError):
-        lorica.adapt(stories(), LoraFa(r=4), target_modules=["embed_tokens"])
+        lorica.adapt(llama(), LoraFa(r=4), target_modules=["embed_tokens"])
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), float("inf")])

@@ -14,7 +14,8 @@ from lorica.core.site import sites_of
 from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.mora import CYCLE, Mora, MoraAdapter
-from tests.laws.bases import CASES, Stack, stories
+from tests.laws.bases import CASES, Stack
+from tests.methods.llama import llama
 
 STACK = CASES[0]
 TYPES = [1, 2, 3, 4, 6]
@@ -358,7 +359,7 @@ def test_settings_out_of_range(settings, words):
 @pytest.mark.parametrize("form", TYPES)
 @pytest.mark.parametrize("r", [1, 4, 7])
 def test_what_it_trains_is_counted_in_closed_form(form, r):
-    model, want = stories(), 0
+    model, want = llama(), 0
     for site in sites_of(model):
         n = int(math.sqrt((site.in_features + site.out_features) * r) + 0.5)
         want += 0 if site.is_head else (n - n % 2 if form == 6 else n) ** 2

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import lorica
@@ -14,7 +13,8 @@ from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
 from lorica.formats.commit import read_tensors
 from lorica.methods.vera import Projections, Vera, VeraAdapter
-from tests.laws.bases import IDS, SHARED, Stack, X, gpt2, move, stories
+from tests.laws.bases import IDS, Stack, X, gpt2, move
+from tests.methods.llama import llama
 
 
 def places(model: nn.Module) -> dict[str, VeraAdapter]:
@@ -42,8 +42,8 @@ def test_by_hand():
 
 
 def test_starts():
-    model = lorica.adapt(stories(), Vera(r=16, d_initial=0.3))
-    base = stories()
+    model = lorica.adapt(llama(), Vera(r=16, d_initial=0.3))
+    base = llama()
     assert torch.equal(model(IDS).logits, base(IDS).logits)
     for adapter in places(model).values():
         assert adapter.d.tolist() == [pytest.approx(0.3)] * 16
@@ -57,7 +57,7 @@ def test_starts():
 
 
 def test_the_first_step_moves_v_alone():
-    model = lorica.adapt(stories(), Vera(r=16))
+    model = lorica.adapt(llama(), Vera(r=16))
     model(IDS).logits.square().mean().backward()
     for adapter in places(model).values():
         assert not adapter.d.grad.any()
@@ -65,7 +65,7 @@ def test_the_first_step_moves_v_alone():
 
 
 def test_each_site_reads_its_part():
-    model = move(lorica.adapt(stories(), Vera(r=16)))
+    model = move(lorica.adapt(llama(), Vera(r=16)))
     for site, module, adapters in adapted_layers(model):
         adapter, shared = adapters["default"], adapters["default"].projections
         i, o = adapters.in_features, adapters.out_features
@@ -80,14 +80,14 @@ def test_the_counts_of_the_paper():
     """r + O a site; LLaMA-7B, 7 linears, r = 1024: the paper's 1.6 M."""
     layers = 4 * [4096] + 2 * [11008] + [4096]
     assert 32 * sum(1024 + o for o in layers) == 1_589_248
-    model = lorica.adapt(stories(), Vera(r=16))
+    model = lorica.adapt(llama(), Vera(r=16))
     outputs = [adapters.out_features for _, _, adapters in adapted_layers(model)]
     assert lorica.trainable_parameters(model).trainable == sum(16 + o for o in outputs)
     assert Vera.count == "r + O"
 
 
 def test_projections_are_one_module_wherever_the_model_goes(tmp_path):
-    model = move(lorica.adapt(stories(), Vera(r=16)))
+    model = move(lorica.adapt(llama(), Vera(r=16)))
     for moved in (
         model,
         copy.deepcopy(model),
@@ -111,17 +111,17 @@ def adapter_of_first(model: nn.Module) -> Projections:
 
 
 def test_without_projections_the_file_is_small_and_the_seed_brings_them_back(tmp_path):
-    model = lorica.adapt(stories(), Vera(r=16, save_projection=False), seed=5)
+    model = lorica.adapt(llama(), Vera(r=16, save_projection=False), seed=5)
     move(model)
     folder = lorica.save(model, tmp_path / "small")
     inside = read_tensors(folder / "adapter_model.safetensors")
     assert len(inside) == 2 * 35
     assert all(t.ndim == 1 for t in inside.values())
-    fresh = stories()
+    fresh = llama()
     torch.manual_seed(77)
     lorica.load(fresh, folder)
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
-    other = lorica.adapt(stories(), Vera(r=16), seed=6)
+    other = lorica.adapt(llama(), Vera(r=16), seed=6)
     assert not torch.equal(adapter_of_first(other).a, adapter_of_first(model).a)
 
 
@@ -130,7 +130,7 @@ def test_with_projections_another_seed_does_not_matter(tmp_path):
 
     from lorica.formats.commit import digest
 
-    model = move(lorica.adapt(stories(), Vera(r=16), seed=5))
+    model = move(lorica.adapt(llama(), Vera(r=16), seed=5))
     folder = lorica.save(model, tmp_path / "whole")
     manifest = json.loads((folder / "manifest.json").read_text())
     config = folder / "adapter_config.json"
@@ -138,39 +138,39 @@ def test_with_projections_another_seed_does_not_matter(tmp_path):
     config.write_text(json.dumps(told))
     files = manifest["files"] | {config.name: digest(config)}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"seed": 6, "files": files}))
-    fresh = stories()
+    fresh = llama()
     lorica.load(fresh, folder)
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's
 def test_the_projections_are_those_of_peft():
     """Drawn from PEFT's projection_prng_key, its two random matrices come out to a rounding.
 
     uniform_ scales what it draws: with a fused multiply-add on some processors, without on others.
     """
-    path = SHARED / "referee/peft-reference/vera/adapter_model.safetensors"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here: this test compares with a file that PEFT wrote")
-    theirs = load_file(path)
-    model = lorica.adapt(stories(), Vera(r=16), seed=0, target_modules=["q_proj", "o_proj"])
-    for drawn, name in (
-        (adapter_of_first(model).a, "vera_A"),
-        (adapter_of_first(model).b, "vera_B"),
+    peft = pytest.importorskip("peft")
+    settings = {"target_modules": ["q_proj", "o_proj"], "projection_prng_key": 0}
+    theirs = peft.get_peft_model(llama(), peft.VeraConfig(r=16, **settings)).base_model
+    model = lorica.adapt(llama(), Vera(r=16), seed=0, target_modules=["q_proj", "o_proj"])
+    for drawn, buffers in (
+        (adapter_of_first(model).a, theirs.vera_A),
+        (adapter_of_first(model).b, theirs.vera_B),
     ):
-        want = theirs[f"base_model.{name}"]
+        want = buffers["default"]
         rounding = torch.finfo(want.dtype).eps * want.abs().max().item()
         torch.testing.assert_close(drawn, want, atol=rounding, rtol=0)
 
 
 def test_a_site_may_have_a_smaller_r():
-    model = move(lorica.adapt(stories(), Vera(r=16), rank_pattern={"q_proj": 4}))
+    model = move(lorica.adapt(llama(), Vera(r=16), rank_pattern={"q_proj": 4}))
     q = places(model)["model.layers.0.self_attn.q_proj"]
     assert (len(q.d), q.factors()[0].shape) == (4, (4, 64))
     want = model(IDS).logits
     lorica.merge(model)
     torch.testing.assert_close(model(IDS).logits, want, atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="r=32") as error:
-        lorica.adapt(stories(), Vera(r=16), rank_pattern={"q_proj": 32})
+        lorica.adapt(llama(), Vera(r=16), rank_pattern={"q_proj": 32})
     assert error.value.fix
 
 

@@ -24,7 +24,8 @@ from lorica.core.state import adapter_state, load_adapter_state
 from lorica.errors import ConfigError, DataError, MergeError
 from lorica.methods.hyperlora import Hyperlora
 from lorica.methods.hyperlora.penalty import MAX_CONDITIONS
-from tests.laws.bases import IDS, Stack, bits, move, same_bits, stories
+from tests.laws.bases import IDS, Stack, bits, move, same_bits
+from tests.methods.llama import llama
 
 TASKS = ("add", "sort", "turn")
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(7))
@@ -488,7 +489,7 @@ class Words:
 
 def reader(**settings) -> nn.Module:
     """A real Llama whose adapter is made from texts."""
-    base = stories()
+    base = llama()
     method = Hyperlora(r=2, latent=16, hidden=4, condition="text", **settings)
     return lorica.adapt(base, method.for_conditions(["be kind", "be brief"], hidden_size_of(base)))
 
@@ -503,7 +504,7 @@ def test_texts_are_read_by_the_base():
     assert model.training, "the mode is as it was"
     state = adapter_state(model)
     (table,) = [t for key, t in state.items() if key.endswith(".table")]
-    base = stories()
+    base = llama()
     for row, text in zip(table, ("be brief", "be kind"), strict=True):
         ids = torch.tensor([Words()(text)["input_ids"]])
         want = base(ids, output_hidden_states=True).hidden_states[-1][0].mean(0)
@@ -526,7 +527,7 @@ def test_a_new_text_is_taken_by_its_words_and_named(tmp_path):
     with pytest.raises(DataError, match="empty"):
         encode_conditions(model, Words(), [" "])
     lorica.save(model, tmp_path / "adapter")
-    fresh = stories()
+    fresh = llama()
     lorica.load(fresh, tmp_path / "adapter")
     assert torch.equal(at(fresh, ["be kind"], IDS).logits, outputs[1]), "known texts are kept"
     with pytest.raises(ConfigError, match="be bold"):
@@ -700,7 +701,7 @@ def test_embeddings_are_held_small_where_they_are_set():
 
 def test_a_real_model_generates_under_several_conditions():
     """With the key-value cache, each row's text is that of its condition alone."""
-    model = move(lorica.adapt(stories(), Hyperlora(r=4, conditions=TASKS)), size=0.1)
+    model = move(lorica.adapt(llama(), Hyperlora(r=4, conditions=TASKS)), size=0.1)
     options = {
         "max_new_tokens": 6,
         "min_new_tokens": 6,
