@@ -176,7 +176,7 @@ def test_a_block_that_is_left_acts_nowhere():
 
 def test_no_row_is_refused():
     model = two()
-    with pytest.raises(ConfigError, match="names no row"), lorica.mixed(model, []):
+    with pytest.raises(ConfigError, match="got no rows"), lorica.mixed(model, []):
         pass
 
 

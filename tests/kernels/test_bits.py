@@ -119,25 +119,25 @@ def test_rounding_is_exact_and_passes_gradients():
 def test_the_numbers_of_a_gate():
     assert pytest.approx(-1.5985968, abs=1e-7) == bits.SHIFT
     six = torch.tensor(6.0, dtype=torch.float64)
-    assert 1 - bits.chance(six).item() == pytest.approx(5.009e-4, rel=1e-3)
-    assert bits.chance(six).item() == pytest.approx(0.9994991, abs=1e-7)
+    assert 1 - bits.open_probability(six).item() == pytest.approx(5.009e-4, rel=1e-3)
+    assert bits.open_probability(six).item() == pytest.approx(0.9994991, abs=1e-7)
     flip = -0.9353026
     near = torch.tensor([flip - 1e-6, flip + 1e-6], dtype=torch.float64)
-    assert bits.settled(near).tolist() == [0, 1]
-    assert 1 - bits.chance(torch.tensor(flip)).item() == pytest.approx(0.34, abs=1e-6)
+    assert bits.final_gates(near).tolist() == [0, 1]
+    assert 1 - bits.open_probability(torch.tensor(flip)).item() == pytest.approx(0.34, abs=1e-6)
 
 
 def test_drawn_gates_are_open_as_often_as_they_should_be():
     noise = bits.noise(200_000, seed=1)
     for phi in (-1.5, 0.0, 2.0, 6.0):
-        z = bits.drawn(torch.tensor(phi), noise)
+        z = bits.sampled_gates(torch.tensor(phi), noise)
         assert 0 <= z.min() <= z.max() <= 1
         assert (z > 0).float().mean().item() == pytest.approx(
-            bits.chance(torch.tensor(phi)).item(), abs=0.004
+            bits.open_probability(torch.tensor(phi)).item(), abs=0.004
         )
         stretched = torch.sigmoid((noise + phi) / (2 / 3)) * 1.2 - 0.1
         torch.testing.assert_close(z, stretched.clamp(0, 1))
-    assert bits.drawn(torch.tensor(6.0), torch.tensor(0.0)) == 1, "the median"
+    assert bits.sampled_gates(torch.tensor(6.0), torch.tensor(0.0)) == 1, "the median"
     assert noise.isfinite().all()
     assert torch.equal(bits.noise(9, seed=4), bits.noise(9, seed=4))
     assert not torch.equal(bits.noise(9, seed=4), bits.noise(9, seed=5))
@@ -145,7 +145,7 @@ def test_drawn_gates_are_open_as_often_as_they_should_be():
 
 def test_a_gate_that_is_off_takes_the_finer_ones_with_it():
     phi = torch.tensor([[6.0, 6, 6], [6, -2, 6], [-1.99, -2.01, 6], [-3, 6, 6]])
-    assert bits.kept(phi).tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert bits.not_off(phi).tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
 def test_a_prefix_of_the_ranks():
@@ -171,16 +171,16 @@ def test_prices():
     phi = torch.full((2, 3), 6.0, dtype=torch.float64)
     q = 0.9994991
     want = 1 + q + q**2 + q**3
-    assert bits.price(phi, None).tolist() == pytest.approx([want, want], abs=1e-6)
+    assert bits.expected_cost(phi, None).tolist() == pytest.approx([want, want], abs=1e-6)
     unit = torch.tensor([1.0, 0.25], dtype=torch.float64)
     want = 2 + 4 * q + 8 * q**2 + 16 * q**3
-    assert bits.price(phi, unit).tolist() == pytest.approx([want, want / 4], abs=1e-5)
+    assert bits.expected_cost(phi, unit).tolist() == pytest.approx([want, want / 4], abs=1e-5)
     for unit_ in (None, unit):
         for i in range(3):
             less = phi.clone()
             less[0, i] -= 0.5
-            assert bits.price(less, unit_)[0] < bits.price(phi, unit_)[0]
-            assert bits.price(less, unit_)[1] == bits.price(phi, unit_)[1]
+            assert bits.expected_cost(less, unit_)[0] < bits.expected_cost(phi, unit_)[0]
+            assert bits.expected_cost(less, unit_)[1] == bits.expected_cost(phi, unit_)[1]
 
 
 def test_each_vector_has_a_range_of_its_own():

@@ -38,7 +38,7 @@ class Head(nn.Module):
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("piece", [V, 4 * V + 3, 1 << 23])
 def test_it_is_its_definition(piece, trained, kind, dtype, monkeypatch):
-    monkeypatch.setattr(kernel, "PIECE", piece)
+    monkeypatch.setattr(kernel, "CHUNK", piece)
     head = Head(kind).to(dtype).requires_grad_(trained)
     targets = torch.arange(N) * 7 % V
     found = []

@@ -11,8 +11,8 @@ import lorica
 from lorica.kernels import low_rank as kernel
 from lorica.kernels.low_rank import (
     low_rank,
-    low_rank_parts,
     low_rank_rows,
+    low_rank_segments,
     reference,
     rows_reference,
 )
@@ -79,7 +79,7 @@ def test_parts_with_ranks_and_scales_of_their_own(dtype):
         each = zip(x.split(sizes, 1), y.split(sizes, 1), parts(a, b), strict=True)
         return torch.cat([reference(x, y, *part) for x, y, part in each], 1)
 
-    joined = lambda x, y, a, b: low_rank_parts(x, y, parts(a, b), sizes)  # noqa: E731
+    joined = lambda x, y, a, b: low_rank_segments(x, y, parts(a, b), sizes)  # noqa: E731
     got, want = (outcome(act, x, w, None, a, b) for act in (joined, apart))
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, atol=EXACT[dtype] * 10, rtol=0)

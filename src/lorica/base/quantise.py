@@ -80,7 +80,7 @@ class QuantisedLinear(PackedLayer):
         for name in PARTS:
             part = parts.get(name)
             if part is not None and part.is_floating_point():
-                # Kept as bits, because model.to(bfloat16) would round every float buffer.
+                # TensorCache as bits, because model.to(bfloat16) would round every float buffer.
                 part = part.detach().float().contiguous().view(torch.int32)
             self.register_buffer(name, part)
         # Empty: it has the device of the layer, and the dtype of the model around it.

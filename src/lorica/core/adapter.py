@@ -1,8 +1,7 @@
 """The contract between lorica and an adapter method: two small classes.
 
-A method is one file in `lorica.methods`: its frozen settings (`Method`) and what it puts at
-a site (`Adapter`). The trainer, the files on disk and the laws in tests/laws know no more of
-a method than this.
+A method is one file in `lorica.methods`: its frozen settings (`Method`) and the module that it adds
+at a site (`Adapter`). The trainer, the files on disk and the tests in tests/laws use only these.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,14 @@ Rates = tuple[float, float, float]
 
 
 class Adapter(nn.Module):
-    """What a method adds at one site.
+    """The module that a method adds at one site.
 
     An adapted layer computes ``after(h, base(h), base)`` with ``h = before(x)``. Override
-    either or both. `base` is the frozen layer itself: calling it again is allowed (DoRA
-    does), writing to it is not. At an attention site `attend` takes their place, at the decoder
-    `enter`. Trained tensors are float32 whatever the base's dtype.
+    either or both. `base` is the frozen layer itself: it may be called again (DoRA does), but not
+    written to. At an attention site override `attend` instead, at the decoder `enter`. Trained
+    tensors are float32, whatever the dtype of the base.
 
-    affine: True when the adapted site is still x -> W'x + b', so that it can be merged.
+    affine: the adapted site is still x -> W'x + b', so that it can be merged.
     """
 
     affine: ClassVar[bool] = True
@@ -41,7 +40,7 @@ class Adapter(nn.Module):
     """Whether `after` is overridden; set for every subclass. An adapter that does neither may hang
     on a layer that is called by keywords."""
     frozen: tuple[str, ...] = ()
-    """Parameters that stay as they are, now; a schedule may add to them."""
+    """Parameters that are not trained now; a schedule may add to them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -72,33 +71,33 @@ class Adapter(nn.Module):
         return None
 
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
-        """Tensors that stand in for those of `layer` during the call, by their names there.
+        """Tensors that replace those of `layer` during the call, by their names there.
 
-        An adapter that gives any has a closed form in `merged`.
+        An adapter that returns any has a closed form in `merged`.
         """
         return {}
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """The update as a plain LoRA: (a (R, I), b (O, R)) float32 with W' - W = b a.
 
-        None: the update is none of low rank, or not known without the base.
+        None: the update is not of low rank, or not known without the base.
         """
         return None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """The closed form of merging, if there is a cheap one; None: evaluate on the identity.
+        """A cheap closed form of the merged layer; None: evaluate it on the identity.
 
         weight: (O, I) float32, also for an embedding of I tokens and for Conv1D.
-        bias: (O,) float32 or None. Returns the adapted pair; a law holds it equal to `after`.
+        bias: (O,) float32 or None. Returns the adapted pair; a test compares it with `after`.
         """
-        found = self.factors()
-        return None if found is None else (torch.addmm(weight, found[1], found[0]), bias)
+        factors = self.factors()
+        return None if factors is None else (torch.addmm(weight, factors[1], factors[0]), bias)
 
     def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
-        """At an attention site: what its heads give, adapted.
+        """At an attention site: the outputs of its heads, adapted.
 
         query: (B, H, T, D) as the scores use it. mixed: (B, H, T, D), the softmax-weighted
-        values. scale: what the scores are multiplied by.
+        values. scale: the factor of the scores.
         """
         return mixed
 
@@ -107,10 +106,10 @@ class Adapter(nn.Module):
         return options
 
     def condition(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
-        """What the rows of the next forward passes are conditioned on; most methods ignore it.
+        """Set the conditions of the rows of the next forward passes. Most methods ignore them.
 
-        conditions: one for each row, or None: there are none. lengths: tokens of each row that
-        lies end to end with the others; None: a row of the batch each.
+        conditions: one for each row; None: there are none. lengths: tokens of each row of a packed
+        batch; None: the batch is not packed.
         """
 
 
@@ -124,19 +123,19 @@ class Method(Named, family="lorica.methods"):
     paper: ClassVar[str] = ""
     """Who proposed it: authors, year, arXiv number."""
     count: ClassVar[str] = ""
-    """Trained numbers of one site, as an expression in r, I, O and the settings."""
+    """Trained parameters of one site, as an expression in r, I, O and the settings."""
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "exact"
-    """Whether `factors` gives its update, or it is affine at least, or neither."""
+    """exact: `factors` returns the update. approximate: it is affine. never: neither."""
     on_packed: ClassVar[bool] = True
     """Works on layers that keep no plain float weight (4-bit, 8-bit)."""
     mixes: ClassVar[bool] = True
-    """The rows of a batch may each have another adapter of it."""
+    """Each row or segment of a batch may have an adapter of its own."""
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted model is the base."""
     rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
-    """Default learning rates; a method that declares none has those of lora."""
+    """Default learning rates; those of lora unless the method declares its own."""
     rate_source: ClassVar[str] = "as lora"
-    """Where the rate for hidden size 4096 is from; that for 64 is measured."""
+    """The source of the rate for hidden size 4096; the rate for 64 is measured."""
 
     def __post_init__(self):
         """Check every setting by the type and the bounds that its field declares.
@@ -150,11 +149,11 @@ class Method(Named, family="lorica.methods"):
         return [site for site in sites if site.kind == "linear" and not site.is_head]
 
     def positions(self) -> int:
-        """Positions of the base's context that the adapter takes for itself."""
+        """Positions of the base's context that the adapter uses up."""
         return 0
 
     def share(self, sites: list[Site]) -> Any:
-        """Build what all sites have in common (VeRA's projections), once per model."""
+        """Build what all sites share (VeRA's projections), once per model."""
         return None
 
     def build(self, site: Site, shared: Any) -> Adapter:
@@ -162,20 +161,20 @@ class Method(Named, family="lorica.methods"):
 
     @property
     def stands_in(self) -> bool:
-        """Its adapters give tensors in place of the layer's, so that rows cannot be mixed."""
+        """Whether its adapters replace tensors of the layer, so that rows cannot be mixed."""
         return False
 
     @property
     def rate_factor(self) -> float:
-        """What the settings of the method multiply its default learning rates by."""
+        """The factor of its default learning rates that follows from the settings."""
         return 1.0
 
     def learning_rate(self, parameter: str, base: float, kind: Kind = "linear") -> float:
-        """The rate of the adapter tensor called `parameter` ("a", "b", ...) at a site of `kind`."""
+        """The rate of the adapter tensor `parameter` ("a", "b", ...) at a site of `kind`."""
         return base
 
     def schedule(self, adapters: Mapping[str, Any], total: int, epoch: int) -> Schedule | None:
-        """What the method does around the optimizer steps of a run; None: nothing.
+        """The actions of the method around the optimizer steps of a run; None: there are none.
 
         adapters: those of this method by site name, in model order. total: optimizer steps of
         the run. epoch: optimizer steps of one pass over the rows, at least 1.
@@ -200,7 +199,7 @@ class Method(Named, family="lorica.methods"):
 def method(name: str, **settings: object) -> Method:
     """Method `name` with these settings: ``lorica.method("adalora", r=12, target_r=8)``.
 
-    Raises: ConfigError if there is no such method, or it has no such setting.
+    Raises: ConfigError if the method or a setting does not exist.
     """
     kind = Method.named(name)
     known = [f.name for f in fields(kind)]

@@ -1,11 +1,10 @@
-"""Put adapters on a model, choose which are active, take them off again.
+"""Attach adapters to a model, choose which act, detach them.
 
 The base keeps its modules, their types and their parameter names. A site gains one child,
-`adapters`, and two hooks; the hooks are module-level functions, so adapted models can be
-deep-copied, compiled, checkpointed and sharded like any other.
+`adapters`, and hooks (core.hooks).
 
-    model.layers.0.self_attn.q_proj                      the layer, untouched
-    model.layers.0.self_attn.q_proj.adapters.default     what the method added
+    model.layers.0.self_attn.q_proj                      the layer, unchanged
+    model.layers.0.self_attn.q_proj.adapters.default     the module that the method added
 """
 
 from collections import Counter
@@ -32,7 +31,7 @@ from lorica.core.draws import drawing
 from lorica.core.hooks import hook_layer
 from lorica.core.limits import check_sizes
 from lorica.core.route import ByRow, Everywhere, Route
-from lorica.core.saved_whole import give_back, warn_when_saved
+from lorica.core.save_warning import restore_functions, warn_when_saved
 from lorica.core.site import ADAPTERS, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
 from lorica.core.whole import SavedModules, TokenRows, Whole, token_sites
@@ -47,10 +46,10 @@ def adapt(
     targets: the fields of `Targets`: target_modules (default "all-linear"), exclude_modules,
         layers_to_transform, rank_pattern, alpha_pattern, modules_to_save,
         trainable_token_indices.
-    seed: every random start follows from it; the global random state is left alone.
+    seed: of the random initialization; the global random state is not changed.
 
     Raises: ConfigError if `name` is taken or a setting is unknown; TargetError if a target
-        selects nothing. The model is unchanged when it raises.
+        selects nothing. The model is unchanged then.
     """
     known = [f.name for f in fields(Targets)]
     for key in targets.keys() - set(known):
@@ -64,8 +63,8 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
     taken = dir(LayerAdapters(Site("", model, "other", 0, 0), bank))  # "training", for one
     if not name.isidentifier() or name in taken:
         raise ConfigError(
-            f"{name!r} is no adapter name.",
-            fix="use letters, digits and _, and no word of torch.nn.Module",
+            f"{name!r} is not a valid adapter name.",
+            fix="use letters, digits and _, and no attribute name of torch.nn.Module",
         )
     if name in bank.specs:
         raise ConfigError(
@@ -120,11 +119,11 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
             adapter = TokenRows(site, targets.trainable_token_indices, rows)
             rows = adapter.rows
             built.append((site, adapter))
-    twice = Counter(site.name for site, _ in built)
-    if doubled := [site for site, times in twice.items() if times > 1]:
+    counts = Counter(site.name for site, _ in built)
+    if repeated := [site for site, count in counts.items() if count > 1]:
         raise TargetError(
-            f"{listed(doubled)} would be trained by two settings at once.",
-            fix="name a layer in one of target_modules, modules_to_save and "
+            f"{listed(repeated)} would be trained by two settings at once.",
+            fix="name a layer in only one of target_modules, modules_to_save and "
             "trainable_token_indices (which includes a head that is tied to the embedding)",
         )
     return built
@@ -133,14 +132,15 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     """Remove adapter `name`, or every adapter. In place; returns `model`.
 
-    The base weights were never written to, so nothing is undone.
+    The base weights are never written to, so there is nothing to undo.
     """
     bank = bank_of(model)
     detached = list(bank.specs) if name is None else [name]
     route = bank.current
     if used := [n for n in detached if isinstance(route, ByRow) and n in route.names]:
         raise ConfigError(
-            f"adapter {listed(used)} acts in a block of mixed().", fix="detach it after the block"
+            f"adapter {listed(used)} is used by an open block of mixed().",
+            fix="detach it after the block",
         )
     for old in detached:
         spec_of(model, old)
@@ -160,7 +160,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         attention.uninstall(model, bank.attention)
         bank.attention = None
     if not bank.specs:
-        give_back(model)
+        restore_functions(model)
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or parameter_name in bank.frozen)
     return model
@@ -202,9 +202,9 @@ def routed(model: nn.Module, route: Route) -> Iterator[None]:
 def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
     """Run with exactly `names` (none: the base model) inside the block, without gradients.
 
-    The innermost block wins, and a block is seen by the thread and task that opened it alone. No
-    gradients, because activation checkpointing runs the forward pass again during the backward
-    pass, after the block, and would then meet the wrong adapters without a word.
+    The innermost block wins. A block holds only for the thread and task that opened it. Gradients
+    are off, because activation checkpointing runs the forward pass again during the backward pass,
+    after the block, and would silently use other adapters.
 
     Blocks may be left in any order. A generator that pauses inside a block leaves it open until
     the generator ends or is closed.
@@ -217,7 +217,7 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Count:
-    """How many parameters learn."""
+    """How many parameters are trained."""
 
     trainable: int
     total: int
@@ -231,9 +231,9 @@ class Count:
 
 
 def trainable_parameters(model: nn.Module) -> Count:
-    """What learns, and what the base has; every tensor is counted once, also where it is tied.
+    """Count the trained parameters and those of the base; tied tensors count once.
 
-    A packed layer counts for the weights that its codes stand for.
+    A packed layer counts as the weights that its codes represent.
     """
     base: dict[int, int] = {}
     for site in sites_of(model, ("linear", "embedding", "other")):
@@ -243,8 +243,8 @@ def trainable_parameters(model: nn.Module) -> Count:
         for key, own in site.module._parameters.items():
             if own is not None and not (packed and key == "weight"):
                 base[id(own)] = own.numel()
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Count(learns, sum(base.values()))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Count(trainable, sum(base.values()))
 
 
 @contextmanager
@@ -254,12 +254,14 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         with lorica.mixed(model, ["french", "german", None]):
             model(input_ids)                    # three rows; the last is the base's
 
-    Without gradients, as `use`. Raises: ConfigError if an adapter is not there, or is of a method
-    whose rows cannot be told apart; inside, if a batch has another number of rows.
+    Without gradients, as in `use`.
+
+    Raises: ConfigError if an adapter does not exist, or its method acts on all rows of a batch
+        alike; inside the block, if a batch has another number of rows.
     """
     if not names:
         raise ConfigError(
-            "mixed() names no row.", fix="name an adapter, or None for the base, for each row"
+            "mixed() got no rows.", fix="name an adapter, or None for the base, for each row"
         )
     for name in {name for name in names if name is not None}:
         method = spec_of(model, name).method

@@ -1,8 +1,8 @@
-"""What is drawn at random from a seed of its own, and leaves torch's generators as they were.
+"""Random draws from a seed of their own, which leave torch's generators unchanged.
 
-What an adapter draws (dropout) follows from its seed and its site alone: a run draws the same
-whichever others are trained beside it, and a recomputation draws what the first pass drew.
-So does a layer that is called twice in one pass: both calls drop at the same places.
+The dropout of an adapter follows from its seed and its site alone. So a run draws the same numbers
+whichever runs are trained beside it, and a recomputation draws those of the first pass. A layer
+that is called twice in one pass drops the same positions both times.
 """
 
 import threading
@@ -26,10 +26,10 @@ def at_site(seed: Seed, site: str) -> int:
 
 @contextmanager
 def drawing(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Inside the block the generators of the CPU and of `device` draw what follows from `seed`.
+    """Inside the block the generators of the CPU and of `device` are seeded with `seed`.
 
-    After it they go on as if it had not been. `torch.random.fork_rng` with `torch.manual_seed`
-    take 300 microseconds where this takes 5, and seed every device, restored or not. The generators
+    Their states are restored after it. `torch.random.fork_rng` with `torch.manual_seed` do the same
+    in 300 microseconds instead of 5, and seed every device without restoring it. The generators
     belong to the process: one thread draws at a time.
     """
     with _DRAWING:

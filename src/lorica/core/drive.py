@@ -10,10 +10,10 @@ The trainer does; in a loop of your own:
     loss.backward(); clip
     driver.before_step(); optimizer.step(); driver.after_step(); optimizer.zero_grad()
 
-The tensors that `driver.schedule.fresh()` then names begin with fresh optimizer state, and those
-that `live()` names decay where they are in use: lorica.training.optim does both.
+The optimizer state of the tensors in `driver.schedule.fresh()` is then reset, and weight decay acts
+only where `live()` allows it: lorica.training.optim does both.
 
-An adapter whose method has a schedule, and that was trained without it, is not saved.
+An adapter that was trained without the schedule of its method is not saved.
 """
 
 from collections.abc import Mapping
@@ -67,16 +67,16 @@ class Driver:
         return rates_of(self._model, own if rate is None else rate, self._name)
 
     def penalty(self) -> Tensor | float:
-        """What is added to the loss of the step that comes."""
-        found = self.schedule.penalty(self.t + 1)
-        return 0.0 if found is None else found
+        """The term that is added to the loss of the next step."""
+        penalty = self.schedule.penalty(self.t + 1)
+        return 0.0 if penalty is None else penalty
 
     def before_step(self) -> None:
         """After clipping, before the optimizer's step."""
         if self.t == self.total:
             raise ConfigError(
-                f"the schedule ends after {self.total} steps, and this is one more.",
-                fix="give Driver the real number of steps",
+                f"the schedule ends after {self.total} steps, and this is step {self.t + 1}.",
+                fix="pass the real number of steps: Driver(model, total=...)",
             )
         self.schedule.before_step(self.t + 1)
 
@@ -86,18 +86,18 @@ class Driver:
         self.schedule.after_step(self.t)
         self._bank.driven.add(self._name)
 
-    def unfinished(self, kept: int) -> list[str]:
-        """A named line if the adapter is that of step `kept`, before the schedule's end."""
-        if not self.scheduled or kept >= self.total:
+    def unfinished(self, step: int) -> list[str]:
+        """A notice if the adapter is that of `step`, before the end of the schedule."""
+        if not self.scheduled or step >= self.total:
             return []
-        return [f"the method's schedule was at step {kept} of {self.total}: it is not finished"]
+        return [f"the method's schedule is not finished: it was at step {step} of {self.total}"]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that resuming needs."""
+        """The state that a resume needs."""
         return {**self.schedule.state(), STEP: torch.tensor(self.t)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where `state` was taken. Raises: FileError if it is of another schedule."""
+        """Restore `state`. Raises: FileError if it is of another schedule."""
         try:
             self.t = int(state[STEP])
             self.schedule.load_state({k: t for k, t in state.items() if k != STEP})
@@ -116,5 +116,5 @@ def check_driven(model: nn.Module, name: str) -> None:
     if any(a.item() != b.item() for a, b in zip(bank.start[name], now, strict=True)):
         raise ConfigError(
             f"adapter {name!r} was trained, but the schedule of {method} was never driven.",
-            fix="train with lorica.train, or call lorica.Driver in your loop",
+            fix="train with lorica.train, or call lorica.Driver in your own loop",
         )

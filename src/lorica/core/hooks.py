@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lorica.core import attention
 from lorica.core.bank import LayerAdapters
-from lorica.core.mixed import enter_by_row, inputs_of
 from lorica.core.route import ByRow, Everywhere, Route
+from lorica.core.row_fronts import enter_by_row, inputs_of
 from lorica.core.site import Site
 
 

@@ -1,17 +1,17 @@
-"""Sizes that a method may ask for at a site: what is larger is a slip, or an attack on memory."""
+"""Limits of r and alpha at a site: a larger value is a typing error, or an attack on memory."""
 
 from lorica.core.adapter import Method
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 
 MAX_RANK = 4096
-"""Ranks up to this one are taken on any layer (VeRA's default is 256, also on small ones)."""
+"""Ranks up to this are accepted on any layer (VeRA's default is 256, on small layers too)."""
 MAX_ALPHA = 1e9
-"""A scale that float32 holds beside the weights of a layer."""
+"""A larger scale would exceed the range of float32 beside the weights of a layer."""
 
 
 def check_sizes(method: Method, site: Site) -> None:
-    """Raises: ConfigError if r is larger than the layer, or alpha than any scale."""
+    """Raises: ConfigError if r is larger than the layer allows, or alpha than MAX_ALPHA."""
     settings = vars(method)
     r, alpha = settings.get("r"), settings.get("alpha")
     most = max(MAX_RANK, site.in_features + site.out_features)

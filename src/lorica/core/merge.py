@@ -27,14 +27,14 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
     Layers keep their type; packed layers become nn.Linear. Tensors that were tied and are
     merged to different values are untied.
 
-    after: called with the name of each layer that is merged, before the next one is.
+    after: called with the name of each layer after it was merged.
 
-    Returns: named lines on what was untied or left out.
+    Returns: notices on what was untied or left out.
     Raises: MergeError, before anything is written, if an adapter is not affine or not
-        finite, or a layer computes something else than its weight says.
+        finite, or a layer computes more than its weight.
     """
     bank = bank_of(model)
-    lines = [
+    notices = [
         f"adapter {n!r} was not active and is dropped" for n in bank.specs if n not in bank.acting
     ]
     layers = [layer for layer in adapted_layers(model) if layer.adapters.acting_adapters()]
@@ -51,46 +51,46 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
     for site, layer_adapters in adapted:
         _check(site, layer_adapters.acting_adapters())
     groups = tied(model)
-    grown = []
+    with_new_bias = []
     for site, layer_adapters in adapted:
         if _write(model, site, layer_adapters):
-            grown.append(site.name)
+            with_new_bias.append(site.name)
         after(site.name)
-    if grown:
-        lines.append(
-            f"{listed(grown)} had no bias and has one now: a loader that builds the model "
-            "from its config leaves such tensors out"
+    if with_new_bias:
+        notices.append(
+            f"{listed(with_new_bias)} had no bias and has one now: a loader that builds the model "
+            "from its config ignores such tensors"
         )
-    lines += _retie(model, groups, {site.name for site, _ in adapted})
+    notices += _retie(model, groups, {site.name for site, _ in adapted})
     detach(model)
-    return lines
+    return notices
 
 
 def merged(site: Site, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
     """The adapted layer as float32 (weight (O, I), bias (O,) or None).
 
-    What stands in for the layer's tensors comes first, as it does in the forward pass. Closed
-    forms know no neighbours: where several adapters act, the layer as a whole is asked.
+    Adapters that replace the layer's tensors come first, as in the forward pass. A closed form is
+    that of one adapter: where several act, the adapted layer is evaluated instead.
     """
     weight, bias = site.dense()
-    standing = [a for a in adapters if a.weights(site.module)]
-    for adapter in standing:
+    replacing = [a for a in adapters if a.weights(site.module)]
+    for adapter in replacing:
         weight, bias = adapter.merged(weight, bias) or (weight, bias)
-    rest = [a for a in adapters if a not in standing]
+    rest = [a for a in adapters if a not in replacing]
     if not rest:
         return weight, bias
     closed = rest[0].merged(weight, bias) if len(rest) == len(adapters) == 1 else None
     new, shift = closed or evaluated(site, rest, weight, bias)
     if site.padding_idx is not None:
         new = new.clone()
-        new[:, site.padding_idx] = weight[:, site.padding_idx]  # no adapter acts on padding
+        new[:, site.padding_idx] = weight[:, site.padding_idx]  # adapters do not act on padding
     return new, shift
 
 
 def evaluated(
     site: Site, adapters: Sequence[Adapter], weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """`merged` without closed forms: what the adapted layer does to every basis vector."""
+    """`merged` without closed forms: the adapted layer evaluated on every basis vector."""
     with in_mode(nn.ModuleList(adapters), training=False):
         if site.kind == "embedding":
             ids = torch.arange(site.in_features, device=weight.device)
@@ -112,7 +112,8 @@ def adapted_layer(adapters: Sequence[Adapter], x: Tensor, base: BaseLayer) -> Te
 
 
 def _check(site: Site, adapters: list[Adapter]) -> None:
-    """Refuse what has no dense equivalent, and layers that do more than apply their weight."""
+    """Raises: MergeError for adapters without a dense equivalent, and for layers that compute more
+    than their weight."""
     for adapter in adapters:
         if not adapter.affine:
             raise MergeError(
@@ -132,14 +133,14 @@ def _check(site: Site, adapters: list[Adapter]) -> None:
     error = (site.module.forward(x).float() - want).abs().max()
     if error > 0.05 * want.abs().max() + 1e-6:
         raise MergeError(
-            f"{site.name} ({type(site.module).__name__}) computes more than its weight says.",
+            f"{site.name} ({type(site.module).__name__}) computes more than its weight.",
             difference=f"{error:.3g} of {want.abs().max():.3g}",
             fix="leave this layer out of target_modules, or use the adapter unmerged",
         )
 
 
 def _write(model: nn.Module, site: Site, layer_adapters: LayerAdapters) -> bool:
-    """Put the merged tensors in place. Returns: the layer has got a bias that it had not."""
+    """Write the merged tensors. In place. Returns: whether the layer has a new bias."""
     if site.kind == "other":
         for key, tensor in layer_adapters.acting_adapters()[-1].named_parameters():
             own = site.module._parameters[key]
@@ -161,8 +162,8 @@ def _write(model: nn.Module, site: Site, layer_adapters: LayerAdapters) -> bool:
 
 
 def _retie(model: nn.Module, groups: list[list[tuple[str, str]]], changed: set[str]) -> list[str]:
-    """Tie again what was merged to equal values; name what is tied no longer."""
-    lines = []
+    """Tie again what was merged to equal values. In place. Returns: notices on what was untied."""
+    notices = []
     for members in groups:
         if not changed & {name for name, _ in members}:
             continue
@@ -175,5 +176,5 @@ def _retie(model: nn.Module, groups: list[list[tuple[str, str]]], changed: set[s
         if (config := config_of(model)) is not None:
             config.tie_word_embeddings = False
         names = " and ".join(f"{name}.{key}" for name, key in members)
-        lines.append(f"untied {names}: the adapter changed one of them and not the other")
-    return lines
+        notices.append(f"untied {names}: the adapter changed one of them and not the other")
+    return notices

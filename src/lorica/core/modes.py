@@ -1,4 +1,4 @@
-"""Train or eval mode for a while: every module has a mode of its own, and gets it back."""
+"""Train or eval mode for the length of a block; every module gets its own mode back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Inside the block all modules of `model` are in one mode; then each in its own again."""
+    """Inside the block all modules of `model` are in one mode; after it each has its own again."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:

@@ -1,9 +1,9 @@
-"""Regular expressions over layer names, tried before they are used.
+"""Check regular expressions over layer names before they are used.
 
-A pattern may come from someone's adapter folder, and Python's matcher can take for ever on a few
-dozen letters (`(a+)+$`). No thread can stop it. So a pattern with more than two repetitions, or
-with a repeated group, is matched once in a process that can be ended; what ends there within the
-limit ends here as well, because it is the same pattern on the same names.
+A pattern may come from an adapter folder of unknown origin, and Python's matcher can run for ever
+on a few dozen characters (`(a+)+$`). No thread can stop it. So a pattern with more than two
+repetitions, or with a repeated group, is first matched in a child process that can be killed. If it
+ends there within the limit, it ends here too: the pattern and the names are the same.
 """
 
 import json
@@ -29,9 +29,9 @@ _MATCH = (
 
 
 def check_pattern(setting: str, pattern: str, names: Sequence[str]) -> None:
-    """Raises: TargetError if `pattern` is no regular expression, or takes too long on `names`.
+    """Raises: TargetError if `pattern` is not a regular expression, or takes too long on `names`.
 
-    setting: where it stands, for the message. It is anchored as `Targets` anchors it.
+    setting: the one that has it, for the message. The pattern is anchored as `Targets` does it.
     """
     if len(pattern) > MAX_LENGTH:
         raise TargetError(
@@ -39,13 +39,13 @@ def check_pattern(setting: str, pattern: str, names: Sequence[str]) -> None:
         )
     anchored = rf"(.*\.)?({pattern})$"
     try:
-        with warnings.catch_warnings():  # [[ is to mean something else in Python to come
+        with warnings.catch_warnings():  # [[ will have another meaning in a later Python
             warnings.simplefilter("error", FutureWarning)
             re.compile(pattern)
             re.compile(anchored)
     except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         raise TargetError(
-            f"{setting} has {pattern!r:.200}, which is no regular expression: {error}.",
+            f"{setting} has {pattern!r:.200}, which is not a regular expression: {error}.",
             fix="write a list of names, or correct the expression",
         ) from None
     repeated = _REPEATED.findall(pattern)

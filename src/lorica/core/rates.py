@@ -1,15 +1,15 @@
-"""Learning rates: what a method declares as its own, and what each trained tensor gets.
+"""Default learning rates of a method, and the rate of each trained tensor.
 
 The best rate differs by factors of ten to a hundred between methods, and between small and large
-bases. For AdamW `Method.rates` therefore has two: the one that did best on a base of hidden size 64
+bases. For AdamW `Method.rates` therefore has two: the best one on a base of hidden size 64
 (stories260K, docs/methods/results.md), and a published one for hidden size 4096, a model of 7B
-(`Method.rate_source` says from where). In between, the rate is a power of the hidden size; beyond
-both ends it stays. tinker-cookbook (hyperparam_utils.py, 9dfcc3a) fits LoRA's best rate for Llamas
-by such a power: 7.4e-3 at hidden size 64 and 2.9e-4 at 4096.
+(`Method.rate_source` names the source). Between the two sizes the rate is a power of the hidden
+size; beyond them it is constant. tinker-cookbook (hyperparam_utils.py, 9dfcc3a) fits LoRA's best
+rate for Llamas by such a power: 7.4e-3 at hidden size 64 and 2.9e-4 at 4096.
 
-For SGD there is one number, from short runs at hidden size 64 alone: clipping bounds the length of
-a step of SGD at any size. It is about what makes SGD's steps as long as AdamW's, the rate times the
-root of the numbers that are trained; where gradients are shorter than the bound, more.
+For SGD there is one rate, from short runs at hidden size 64: clipping bounds the length of an SGD
+step at any size. It makes SGD's steps about as long as AdamW's, which are the rate times the root
+of the number of trained parameters.
 """
 
 import math
@@ -26,8 +26,8 @@ SMALL, LARGE = 64, 4096
 def default_rate(method: Method, optimizer: str, hidden_size: int | None) -> float:
     """The peak rate where none is given, to two digits.
 
-    optimizer: "adamw", "paged_adamw" or "sgd". hidden_size: that of the base; None: not known,
-        taken as a large one, since a rate that is too low does less harm.
+    optimizer: "adamw", "paged_adamw" or "sgd". hidden_size: of the base; None: not known. It
+        counts as large then, because a rate that is too low does less harm.
     """
     small, large, sgd = method.rates
     if optimizer == "sgd":
@@ -40,7 +40,7 @@ def default_rate(method: Method, optimizer: str, hidden_size: int | None) -> flo
 def rates_of(model: nn.Module, rate: float, name: str = "default") -> dict[str, float]:
     """The peak rate of every trained tensor of adapter `name`, by its name in adapter_state.
 
-    rate: the run's. What is trained whole beside the method (modules_to_save, token rows) has it.
+    rate: of the run. Layers and token rows that are trained whole have it unchanged.
     """
     adapter = attached(model, name)
     rates: dict[str, float] = {}

@@ -1,11 +1,11 @@
-"""What a method does around optimizer steps: penalties, pruning, freezing, growing.
+"""The actions of a method around optimizer steps: penalties, pruning, freezing, growing.
 
-The trainer calls, for each optimizer step t = 1, 2, ..., total:
+For each optimizer step t = 1, 2, ..., total the trainer runs:
 
     loss + penalty(t), backward, clip, before_step(t), optimizer.step, after_step(t), zero grad
 
-A schedule sees real optimizer steps only, never micro-batches; under several processes the
-gradients that it sees are already the mean of all.
+A schedule sees optimizer steps, never micro-batches. With several processes, the gradients that it
+sees are already the mean over all of them.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,9 +19,9 @@ Probe = Callable[[], float]
 class Schedule:
     """The schedule of one run. Override what the method needs.
 
-    probe: the mean loss (nats per label token) on a fixed batch of training rows, as the
-        adapters are now, without gradients; set by the trainer before the first step. The
-        rows are the same at every call of a run, and of a resumed one.
+    probe: returns the mean loss (nats per label token) of the current adapters on a fixed batch of
+        training rows, without gradients. The trainer sets it before the first step. The rows are
+        the same at every call of a run, and of a resumed one.
     """
 
     probe: Probe
@@ -31,33 +31,33 @@ class Schedule:
         return None
 
     def before_step(self, t: int) -> None:
-        """Gradients are final (clipped), weights still old."""
+        """The gradients are clipped, and the weights not yet updated."""
 
     def after_step(self, t: int) -> None:
-        """Weights are new, the gradients of the step still there."""
+        """The weights are updated, and the gradients of the step not yet cleared."""
 
     def live(self) -> Mapping[str, Tensor]:
-        """Which numbers weight decay may act on: {"<site>.<parameter>": bool, broadcastable}.
+        """Which elements weight decay acts on: {"<site>.<parameter>": bool, broadcastable}.
 
-        A tensor that is not named decays as usual.
+        A tensor that is not in it decays everywhere.
         """
         return {}
 
     def fresh(self) -> Collection[str]:
-        """Tensors ("<site>.<parameter>") whose optimizer state starts anew after this step."""
+        """Tensors ("<site>.<parameter>") whose optimizer state is reset after this step."""
         return ()
 
     def ranks(self) -> dict[str, int]:
-        """The rank that is in use at each site now; empty: the method has none to speak of."""
+        """The rank in use at each site now; empty: the method does not change ranks."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that resuming needs and the adapters' own state does not hold."""
+        """What a resume needs beside the state of the adapters."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave. Raises: KeyError if something is missing."""
+        """Restore what `state` returned. Raises: KeyError if something is missing."""
 
     def facts(self) -> dict[str, Any]:
-        """Plain numbers for the run's report."""
+        """Numbers for the report of the run."""
         return {}

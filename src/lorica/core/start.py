@@ -1,9 +1,8 @@
-"""The contract of a start: the first values of A and B of a LoRA, one file each in lorica.inits.
+"""The interface of an initialization of A and B of a LoRA; each is one file in lorica.inits.
 
-A method's `init` names a start and may set what the start can be told, in pairs after the name:
-"pissa", "pissa_niter_4", "eva_rho_1.5_tau_0.999". A start never writes to the base. One whose
-B A is not zero is taken out again: the adapter keeps frozen copies A0 and B0, and adds
-s (B A - B0 A0) x.
+A method's `init` names it, with settings in pairs after the name: "pissa", "pissa_niter_4",
+"eva_rho_1.5_tau_0.999". An initialization never writes to the base. If its B A is not zero, it is
+subtracted again: the adapter keeps frozen copies A0 and B0, and adds s (B A - B0 A0) x.
 
     I  in_features   O  out_features   R  r
 """
@@ -28,14 +27,14 @@ _SKIPPED = ContextVar("skipped", default=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Named, family="lorica.inits"):
-    """The settings of one start, and how it finds A and B."""
+    """The settings of one initialization, and how it computes A and B."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
-    """The kinds of site that it is defined for."""
+    """The kinds of site for which it is defined."""
     takes_out: ClassVar[bool] = False
-    """Its B A is not zero, and is taken out again, so that the adapted layer begins as the base."""
+    """Its B A is not zero, and is subtracted, so that the adapted layer starts as the base."""
     needs_data: ClassVar[bool] = False
-    """It is complete only after it has seen what flows through the model."""
+    """It is complete only after it has seen the inputs of the layers."""
     starts_as_base: ClassVar[bool] = True
     """Before the first step the adapted layer is the base, to rounding."""
 
@@ -45,25 +44,25 @@ class Start(Named, family="lorica.inits"):
 
     @property
     def repacks(self) -> bool:
-        """It goes with other codes than the quantised layer's: those of W - s B1 A1."""
+        """Whether the layer is quantised again, as W - s B1 A1."""
         return False
 
     def pair_of_codes(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """(a1 (R, I), b1 (O, R)) of a start that repacks."""
+        """(a1 (R, I), b1 (O, R)) of an initialization that repacks."""
         raise NotImplementedError
 
     def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """(a (R, I), b (O, R)) float32. Draws come from the global random state."""
+        """(a (R, I), b (O, R)) float32, drawn from the global random state."""
         raise NotImplementedError
 
     def factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """`begin`, on memory of its own; zeros where starts are skipped.
+        """`begin` in fresh memory; zeros inside `skip_starts`.
 
-        Raises: TargetError if the start is not defined for this kind of site; what `begin` does.
+        Raises: TargetError if it is not defined for this kind of site; what `begin` raises.
         """
         if site.kind not in self.kinds:
             raise TargetError(
-                f"the start {self.name} is not defined for {site.name}, an {site.kind}.",
+                f"init={self.name} is not defined for {site.name} (kind: {site.kind}).",
                 fix='leave this layer out of target_modules, or use init="kaiming"',
             )
         if skipped():
@@ -78,9 +77,9 @@ class Start(Named, family="lorica.inits"):
 
 @cache
 def start_of(text: str) -> Start:
-    """The start that a method's `init` asks for.
+    """The initialization that a method's `init` names.
 
-    Raises: ConfigError if there is none of that name, or a setting is unknown or no number.
+    Raises: ConfigError if it does not exist, or a setting is unknown or not a number.
     """
     name, *words = str(text).split("_")
     kind = Start.named(name)
@@ -90,7 +89,7 @@ def start_of(text: str) -> Start:
         key, value = words[i], "".join(words[i + 1 : i + 2])
         if key not in known:
             raise ConfigError(
-                f"the start {name} has no setting {key!r}.",
+                f"init={name} has no setting {key!r}.",
                 closest=closest(key, known),
                 known=", ".join(known) or "none",
             )
@@ -98,7 +97,7 @@ def start_of(text: str) -> Start:
             settings[key] = int(value) if value.isdigit() else float(value)
         except ValueError:
             raise ConfigError(
-                f"the start {name} has {value!r} for {key}, which is no number.",
+                f"init={name} has {value!r} for {key}, which is not a number.",
                 fix=f"write {name}_{key}_NUMBER",
             ) from None
     return kind(**settings)
@@ -106,7 +105,7 @@ def start_of(text: str) -> Start:
 
 @contextmanager
 def skip_starts() -> Iterator[None]:
-    """Adapters that are built inside are to be filled from a file: no start is computed."""
+    """Inside the block adapters are built without initialization, to be filled from a file."""
     token = _SKIPPED.set(True)
     try:
         yield
@@ -119,16 +118,16 @@ def skipped() -> bool:
 
 
 def matrix_of(site: Site, r: int, start: str) -> Tensor:
-    """The site's weight, float32 (O, I), for a start that takes it apart.
+    """The site's weight, float32 (O, I), for an initialization that decomposes it.
 
-    Raises: ConfigError if it has no `r` components; TargetError if it is not finite.
+    Raises: ConfigError if it has fewer than `r` components; TargetError if it is not finite.
     """
-    most = min(site.out_features, site.in_features)
-    if r > most:
+    largest = min(site.out_features, site.in_features)
+    if r > largest:
         raise ConfigError(
-            f"{start} cannot begin with r={r} at {site.name}: its weight has rank {most} at most.",
+            f"init={start} cannot have r={r} at {site.name}: its weight has rank {largest}.",
             shape=f"({site.out_features}, {site.in_features})",
-            fix=f"use r={most} or less, or give this site its own r in rank_pattern",
+            fix=f"use r={largest} or less, or give this layer its own r in rank_pattern",
         )
     weight, _ = site.dense()
     if not weight.isfinite().all():

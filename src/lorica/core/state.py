@@ -1,6 +1,7 @@
-"""Adapter tensors in and out: {"<site>.<parameter>": tensor}, no adapter name in the keys.
+"""Read and write the tensors of an adapter: {"<site>.<parameter>": tensor}, without its name.
 
-A tensor that two sites share (tied layers trained whole) stands once, under its first site.
+A tensor that two sites share (tied layers that are trained whole) is there once, under its first
+site.
 """
 
 from collections.abc import Mapping
@@ -41,27 +42,28 @@ def load_adapter_state(
     Raises: FileError, before anything is copied, unless names and shapes agree exactly and
         every number is finite.
     """
-    have = adapter_state(model, name)
-    wrong = sorted(k for k in have.keys() & state.keys() if have[k].shape != state[k].shape)
-    shapes = [f"{k} {tuple(state[k].shape)} -> {tuple(have[k].shape)}" for k in wrong]
-    odd = sorted(k for k in have.keys() & state.keys() if not _same_kind(have[k], state[k]))
-    broken = [] if odd else not_finite(state)
-    missing, extra = sorted(have.keys() - state.keys()), sorted(state.keys() - have.keys())
-    if missing or extra or shapes or odd or broken:
+    own = adapter_state(model, name)
+    both = sorted(own.keys() & state.keys())
+    reshaped = [key for key in both if own[key].shape != state[key].shape]
+    shapes = [f"{key} {tuple(state[key].shape)} -> {tuple(own[key].shape)}" for key in reshaped]
+    dtypes = [f"{key} {state[key].dtype}" for key in both if not _same_kind(own[key], state[key])]
+    broken = [] if dtypes else not_finite(state)
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra or shapes or dtypes or broken:
         raise FileError(
-            f"{source} does not fit adapter {name!r} ({len(have)} tensors).",
+            f"{source} does not fit adapter {name!r} ({len(own)} tensors).",
             missing=listed(missing),
             extra=listed(extra),
             shapes=listed(shapes),
             not_finite=listed(broken),
-            **({"of_another_type": listed(f"{k} {state[k].dtype}" for k in odd)} if odd else {}),
+            **({"of_another_type": listed(dtypes)} if dtypes else {}),
             fix="use the folder as it was saved, on the model that it was saved from",
         )
-    for key, tensor in have.items():
+    for key, tensor in own.items():
         tensor.copy_(state[key])
 
 
-def _same_kind(ours: Tensor, theirs: Tensor) -> bool:
+def _same_kind(own: Tensor, given: Tensor) -> bool:
     """Whether both are floats of at least 16 bits, or of the same dtype."""
-    wide = theirs.dtype.is_floating_point and theirs.element_size() > 1
-    return wide if ours.dtype.is_floating_point else ours.dtype == theirs.dtype
+    wide = given.dtype.is_floating_point and given.element_size() > 1
+    return wide if own.dtype.is_floating_point else own.dtype == given.dtype

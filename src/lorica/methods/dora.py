@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import BaseLayer, Rates
 from lorica.core.bounds import setting_error
-from lorica.core.kept import Kept
 from lorica.core.site import Site
+from lorica.core.tensor_cache import TensorCache
 from lorica.methods.lora import Lora, LoraAdapter
 
 TINY = 1e-12  # smallest norm: a row of zeros has no direction, and its output stays 0
@@ -60,7 +60,7 @@ class DoraAdapter(LoraAdapter):
         self.register_buffer("square", weight.square().sum(1), persistent=False)  # (O,)
         self.register_buffer("base_bias", bias, persistent=False)
         self.detached = method.detach_norm
-        self.kept: Kept[Tensor] = Kept()
+        self.kept: TensorCache[Tensor] = TensorCache()
         start = self.square.sqrt()
         if not method.start.starts_as_base:  # the norms of the initial weight, which is not W
             start = LoraAdapter.merged(self, weight, None)[0].detach().norm(dim=1)

@@ -25,7 +25,7 @@ from lorica.core.repacked import Repacked
 from lorica.core.site import Kind, Site
 from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
-from lorica.kernels.low_rank import low_rank, low_rank_parts
+from lorica.kernels.low_rank import low_rank, low_rank_segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class LoraAdapter(Adapter):
         if any(a.lookup or a.waits or a.bias is not None or a.p for a in adapters):
             return None
         pairs = [(*adapter.pair(), adapter.scale * adapter.gain) for adapter in adapters]
-        return low_rank_parts(x, y, pairs, sizes)
+        return low_rank_segments(x, y, pairs, sizes)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The factors of the update without the scale: (a (R, I), b (O, R)), or of rank 2 R.

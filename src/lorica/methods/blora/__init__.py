@@ -123,11 +123,13 @@ class BloraAdapter(Adapter):
     def open_gates(self, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """The gates (N,) of every grid and the active ranks (R,), drawn with `noise`; None:
         final."""
-        open_ = bits.settled(self.gates) if noise is None else bits.drawn(self.gates, noise)
+        open_ = (
+            bits.final_gates(self.gates) if noise is None else bits.sampled_gates(self.gates, noise)
+        )
         grids, ranks = open_.split(self.split)
         grids = grids.view(len(self.sizes), -1)
         if noise is not None:
-            grids = grids * bits.kept(self.gates[: self.split[0]].view_as(grids))
+            grids = grids * bits.not_off(self.gates[: self.split[0]].view_as(grids))
         active = bits.prefix(ranks) if self.split[1] else torch.ones_like(self.b[0])
         return dict(zip(self.sizes, grids, strict=True)), active
 
@@ -155,8 +157,12 @@ class BloraAdapter(Adapter):
         """R. largest: multiplications of the largest grid of all sites; 0: every width costs 1."""
         grids, ranks = self.gates.split(self.split)
         sizes = torch.tensor([*self.sizes.values()], device=grids.device)
-        prices = bits.price(grids.view(len(sizes), -1), sizes / largest if largest else None)
-        return prices.sum() - (prices[2] * (1 - bits.chance(ranks).mean()) if len(ranks) else 0)
+        prices = bits.expected_cost(
+            grids.view(len(sizes), -1), sizes / largest if largest else None
+        )
+        return prices.sum() - (
+            prices[2] * (1 - bits.open_probability(ranks).mean()) if len(ranks) else 0
+        )
 
 
 class RoundedBlora(BloraAdapter):

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorica.core.kept import Kept
 from lorica.core.site import Site
 from lorica.core.targets import block_of
+from lorica.core.tensor_cache import TensorCache
 from lorica.methods.hyperlora.encoders import Encoder
 from lorica.methods.hyperlora.rows import Rows
 
@@ -78,7 +78,7 @@ class Network(nn.Module):
         self.codes: Tensor | None = None
         self.rows: Rows | None = None
         self._arguments: tuple[Any, Any] | None = None  # of the last call of `set`
-        self._cache: Kept[tuple[Tensor, Tensor]] = Kept()
+        self._cache: TensorCache[tuple[Tensor, Tensor]] = TensorCache()
         self._own_parameters = tuple(self.parameters())
         self.set(None, None)
 

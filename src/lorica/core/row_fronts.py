@@ -1,4 +1,4 @@
-"""What stands in front of the rows of a batch, where each row has an adapter of its own.
+"""Keys and values in front of the rows of a batch, where each row has an adapter of its own.
 
 B rows   T tokens   K key heads   D head size   N positions in front
 """
@@ -23,10 +23,10 @@ def inputs_of(options: dict[str, Any]) -> Tensor:
 
 
 def enter_by_row(parts: Parts, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """`Adapter.enter` for each row: what stands in front is as long as the longest, and masked."""
+    """`Adapter.enter` for each row. Shorter fronts are padded to the longest, and masked."""
     batch, tokens = inputs_of(options).shape[:2]
-    places = shifted(decoder, options, 0).get("position_ids")
-    places = None if places is None else places.expand(batch, tokens).clone()
+    positions = shifted(decoder, options, 0).get("position_ids")
+    positions = None if positions is None else positions.expand(batch, tokens).clone()
     fronts: list[tuple[Tensor, Any]] = []
     for adapter, rows in parts:
         own = {
@@ -35,12 +35,12 @@ def enter_by_row(parts: Parts, decoder: nn.Module, options: dict[str, Any]) -> d
         }
         entered = adapter.enter(decoder, own)
         fronts.append((rows, entered[FRONT]))
-        if places is not None and "position_ids" in entered:
-            places[rows] = entered["position_ids"].expand(len(rows), tokens)
+        if positions is not None and "position_ids" in entered:
+            positions[rows] = entered["position_ids"].expand(len(rows), tokens)
     if not fronts:
         return options
     front = {i: _padded([(rows, f[i]) for rows, f in fronts], batch) for i in fronts[0][1]}
-    moved = {} if places is None else {"position_ids": places}
+    moved = {} if positions is None else {"position_ids": positions}
     return {**options, **moved, FRONT: front}
 
 
@@ -50,10 +50,10 @@ def _padded(
     """(keys (B, K, N, D), values, seen (B, N)) of rows whose fronts differ in length."""
     first = fronts[0][1][0]
     n = max(keys.shape[1] for _, (keys, _) in fronts)
-    made = [first.new_zeros(batch, first.shape[0], n, pair.shape[2]) for pair in fronts[0][1]]
+    padded = [first.new_zeros(batch, first.shape[0], n, t.shape[2]) for t in fronts[0][1]]
     seen = torch.zeros(batch, n, dtype=torch.bool, device=first.device)
     for rows, pair in fronts:
-        for whole, part in zip(made, pair, strict=True):
-            whole[rows, :, : part.shape[1]] = part.to(whole.dtype)
+        for all_rows, own in zip(padded, pair, strict=True):
+            all_rows[rows, :, : own.shape[1]] = own.to(all_rows.dtype)
         seen[rows, : pair[0].shape[1]] = True
-    return made[0], made[1], seen
+    return padded[0], padded[1], seen

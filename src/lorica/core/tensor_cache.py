@@ -1,8 +1,8 @@
-"""A value that follows from tensors, kept for as long as they cannot have changed.
+"""A cache of values that are computed from tensors, for generation: it needs them at every token.
 
-Generation asks for the same thing at every token. A version counter alone does not tell: a fused
-optimizer writes to tensors without counting. So nothing is kept while gradients are on, nor while
-a tensor has one, without which no optimizer moves it; what was kept is dropped then.
+The version counter of a tensor alone does not show that it changed: a fused optimizer writes
+without counting. So nothing is cached while gradients are on, or while a tensor has a gradient,
+without which no optimizer changes it; the cache is cleared then.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -14,26 +14,26 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class TensorCache(Generic[T]):
     """Values by key."""
 
     def __init__(self) -> None:
         self.values: dict[Hashable, T] = {}
         self.version: Hashable = None
 
-    def __call__(self, tensors: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
-        """make(), or what it gave for `key` when `tensors` were as they are now."""
+    def __call__(self, tensors: Sequence[Tensor], key: Hashable, compute: Callable[[], T]) -> T:
+        """compute(), or its cached result for `key` if `tensors` have not changed since."""
         if torch.compiler.is_compiling():
-            return make()
+            return compute()
         if torch.is_grad_enabled() or any(t.grad is not None for t in tensors):
             self.clear()
-            return make()
+            return compute()
         version = tuple((t._version, t.data_ptr()) for t in tensors)
         if version != self.version:
             self.clear()
             self.version = version
         if key not in self.values:
-            self.values[key] = make()
+            self.values[key] = compute()
         return self.values[key]
 
     def clear(self) -> None:
