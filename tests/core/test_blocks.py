@@ -180,9 +180,9 @@ def test_no_row_is_refused():
         pass
 
 
-def test_an_adapter_that_a_row_has_cannot_be_taken_off():
+def test_an_adapter_of_an_open_mixed_block_cannot_be_detached():
     model = two()
-    with lorica.mixed(model, ROWS), pytest.raises(ConfigError, match="acts in a block"):
+    with lorica.mixed(model, ROWS), pytest.raises(ConfigError, match="used by an open block"):
         lorica.detach(model, "b")
 
 
