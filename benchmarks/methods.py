@@ -152,7 +152,7 @@ def run(
         "step_seconds": statistics.median(seconds[len(seconds) // 3 :]),
         "peak_memory_bytes": result.figures["peak_memory_bytes"],
         "file_bytes": weights.stat().st_size,
-        "lines": result.lines,
+        "lines": result.notices,
     }
 
 
