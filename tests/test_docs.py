@@ -17,7 +17,7 @@ import pytest
 import lorica
 from docs.generate import blocks, commands, hooks
 from docs.generate.docstrings import as_markdown
-from docs.generate.methods import split_formula
+from docs.generate.methods import split_title
 from lorica.cli import COMMANDS
 from lorica.cli.catalogue import methods
 from lorica.cli.help import SettingsHelp, setting_entries
@@ -195,9 +195,18 @@ def test_a_docstring_becomes_markdown():
     ]
 
 
-def test_the_formula_of_a_docstring_is_found():
-    assert split_formula("LoRA: y = W x + s B A x.") == ("LoRA", "y = W x + s B A x")
-    assert split_formula("Full fine-tuning: every tensor is trained.") == ("", "")
+def test_the_first_sentence_of_a_method_is_taken_apart():
+    assert split_title("LoRA: y = W x + s B A x.") == ("LoRA", "y = W x + s B A x", "")
+    assert split_title("Full: all is trained, W <- W - x.") == (
+        "Full",
+        "",
+        "Full: all is trained, W <- W - x.",
+    )
+    assert split_title("VeRA: y = v * (B (d * x)), with trained d and v.") == (
+        "VeRA",
+        "y = v * (B (d * x))",
+        "with trained d and v.",
+    )
 
 
 def test_the_usage_of_a_command_names_what_it_needs():

@@ -12,11 +12,17 @@ import griffe
 
 from docs.generate.markdown import prose
 
+_BOUNDED = re.compile(r"Annotated\[(.+?), \w+\([^()]*\)\]")
 _TITLE = r"(?:Raises|Returns|Warns|Yields): ?"
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites each docstring before mkdocstrings renders it."""
+    """Rewrites each docstring before mkdocstrings renders it, and shortens types with bounds."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **rest: Any) -> None:
+        """`Annotated[int, Bounds(ge=1)]` is shown as `int`."""
+        if attr.annotation is not None:
+            attr.annotation = _BOUNDED.sub(r"\1", str(attr.annotation))
 
     def on_instance(self, *, obj: griffe.Object, **rest: Any) -> None:
         if not obj.docstring:

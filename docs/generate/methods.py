@@ -4,11 +4,14 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import get_type_hints
 
 from docs.generate.markdown import blocks, cell, code, page, prose, styled, table, type_name
 from lorica.cli.catalogue import Entry
 from lorica.cli.catalogue import methods as catalogue
+from lorica.cli.help import type_word
 from lorica.cli.methods import about_rates
+from lorica.core.adapter import Method
 
 RESULTS = "benchmarks/results/methods.json"
 GUIDE = "docs/guides/methods.md"
@@ -43,24 +46,24 @@ def when_to_use(guide: str) -> dict[str, str]:
 
 
 def _page(entry: Entry, use: str, results: str) -> str:
-    lead, formula = split_formula(entry.title)
-    title = lead if formula else entry.title.partition(":")[0]
+    title, formula, sentence = split_title(entry.title)
     rest = entry.about.partition("\n\n")[2]
     parts = [f"`method: {entry.name}` in a recipe, `--method {entry.name}` as a flag."]
-    parts += [styled("formula", code(formula))] if formula else []
-    parts += [] if formula else [prose(entry.title)]
+    parts += [styled("formula", f"{code(formula)}\n{prose(sentence)}")] if formula else []
+    parts += [] if formula else [prose(sentence)]
     parts += [f"**Use it when** {use}", _facts(entry), "## Settings", _settings(entry)]
     parts += ["## How it works", blocks(rest), *_measured(entry.name, results)]
     return page(title, *parts)
 
 
-def split_formula(title: str) -> tuple[str, str]:
-    """The name and the formula of `LoRA: y = W x + s B A x.`; no formula: ("", "")."""
-    name, colon, text = title.partition(": ")
-    formula = re.match(r"(\[?[yo\[].*?)(?:[,.;] |\.$|, and |, where |$)", text)
-    if colon and formula and "=" in formula[1]:
-        return name, formula[1].rstrip(".,")
-    return "", ""
+def split_title(title: str) -> tuple[str, str, str]:
+    """Name, formula, and the rest of the sentence: `VeRA: y = W x + ..., with trained d and v.`
+
+    Without a formula the sentence is the whole title.
+    """
+    name, _, text = title.partition(": ")
+    found = re.match(r"(y = .+?)(?:,? (?=with |where |whose |two )|, |\.$|$)", text)
+    return (name, found[1].rstrip("."), text[found.end() :]) if found else (name, "", title)
 
 
 def _facts(entry: Entry) -> str:
@@ -81,8 +84,14 @@ def _facts(entry: Entry) -> str:
 def _settings(entry: Entry) -> str:
     if not entry.options:
         return "This method has no settings."
+    types = get_type_hints(Method.named(entry.name))
     rows = (
-        [f"`method.{o.name}`", type_name(o.kind), code(o.default or ""), cell(o.note)]
+        [
+            f"`method.{o.name}`",
+            type_name(type_word(types[o.name])),
+            code(o.default or ""),
+            cell(o.note),
+        ]
         for o in entry.options
     )
     return styled("options", table(["setting", "type", "default", "meaning"], rows))

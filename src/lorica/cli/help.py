@@ -5,7 +5,7 @@ Every setting has a line of its own with its type, and its meaning below, so tha
 """
 
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,7 +21,7 @@ from lorica.cli.catalogue import Option, method, methods
 from lorica.recipe.values import format_value
 
 TYPE_WORDS = {str: "TEXT", int: "INT", float: "NUMBER", bool: "BOOL", dict: "JSON", Path: "PATH"}
-TYPE_WORDS |= {list: "LIST", tuple: "LIST"}
+TYPE_WORDS |= {list: "LIST", tuple: "LIST", Sequence: "LIST"}
 SOURCE_TYPE_WORDS = {"int": "INT", "float": "NUMBER", "bool": "BOOL", "str": "TEXT"}
 
 
