@@ -73,21 +73,21 @@ def generate(
     )
     notices = [*loaded.notices, *generation.notices]
     if json:
-        pairs = zip(prompts, generation.texts, strict=True)
-        texts = [{"prompt": prompt, "text": text} for prompt, text in pairs]
-        print_json({"texts": texts, **_figures(generation), "lines": notices})
-        return
-    for text in generation.texts:
-        print(text)
-    print(_summary(generation), *notices, sep="\n", file=sys.stderr)
+        print_json(_as_json(prompts, generation, notices))
+    else:
+        print(*generation.texts, sep="\n")
+        print(_summary(generation), *notices, sep="\n", file=sys.stderr)
 
 
-def _figures(generation: "Generation") -> dict[str, Any]:
+def _as_json(prompts: list[str], generation: "Generation", notices: list[str]) -> dict[str, Any]:
+    pairs = zip(prompts, generation.texts, strict=True)
     return {
+        "texts": [{"prompt": prompt, "text": text} for prompt, text in pairs],
         "seconds": round(generation.seconds, 3),
         "tokens": sum(map(len, generation.tokens)),
         "tokens_per_second": round(generation.tokens_per_second, 1),
         "peak_memory_bytes": generation.peak_memory_bytes,
+        "lines": notices,
     }
 
 

@@ -44,12 +44,7 @@ def evaluate(
     Raises: TrainingError if the adapter does nothing; BaseError, FileError, DataError,
         ConfigError for what cannot be opened or used.
     """
-    if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
-        raise ConfigError(
-            "batch_size and max_new_tokens must be at least 1.",
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-        )
+    _check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     began = time.perf_counter()
     config = data_settings(data, limit)
     loaded, adapted = open_model(
@@ -97,6 +92,13 @@ def data_settings(data: DataConfig | str | dict[str, Any], limit: int | None) ->
     except ValidationError as error:
         wrong = {".".join(map(str, e["loc"])) or "data": e["msg"] for e in error.errors()}
         raise ConfigError("the data settings are wrong.", **wrong) from None
+
+
+def _check_counts(**counts: int | None) -> None:
+    """Raises: ConfigError if one is below 1; None is allowed."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} is {count}; it must be at least 1.", fix=f"change {name}")
 
 
 def _rows(config: DataConfig, loaded: LoadedModel, path: str | Path) -> Data:

@@ -137,10 +137,9 @@ def evaluate_loaded(
     answered = examples if exact_match and loaded.labels is None else []
     asked = question_set(loaded, answered, max_new_tokens)
     notices += asked.notices
-    scores: list[Scores] = []
-    answers: list[list[str]] = []
-    cut: list[str] = []
-    for system in [use(loaded.model), nullcontext()] if adapted else [nullcontext()]:
+    systems = [use(loaded.model), nullcontext()] if adapted else [nullcontext()]
+    scores, answers, cut = [], [], []
+    for system in systems:
         with system:
             scores.append(score(loaded.model, examples, batch=batch_size))
             texts, cut = answer_questions(loaded, asked, batch_size=batch_size)
@@ -155,14 +154,13 @@ def evaluate_loaded(
     if loaded.labels is not None:
         measures, classes = _class_measures(loaded.labels, examples, scores)
         notices += _one_class_notice(classes)
-        rows = class_rows(examples, scores, loaded.labels)
-        return Report(
-            measures, len(examples), tokens, [], notices, classes=classes, predictions=rows
-        )
-    measures = [*token_measures(scores), *_match_measures(asked, answers)]
-    rows = text_rows(examples, scores, asked, answers)
-    samples = _samples(asked, answers)
-    return Report(measures, len(examples), tokens, samples, notices, predictions=rows)
+        rows, samples = class_rows(examples, scores, loaded.labels), []
+    else:
+        measures, classes = [*token_measures(scores), *_match_measures(asked, answers)], None
+        rows, samples = text_rows(examples, scores, asked, answers), _samples(asked, answers)
+    return Report(
+        measures, len(examples), tokens, samples, notices, classes=classes, predictions=rows
+    )
 
 
 def check_adapter_acts(model: nn.Module, examples: Sequence[Example]) -> None:
