@@ -71,14 +71,14 @@ def adapter(run: Path) -> dict[str, Tensor]:
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[k] - other[k]).abs().max()) for k in one)
+def farthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[k] - second[k]).abs().max()) for k in first)
 
 
 ROUNDING = 2e-4 * 6 / 20
@@ -93,15 +93,15 @@ a twentieth of what an entry may move; a wrong mask or mean moves some entry by 
 LONGEST = 172  # products in a sum of stories260K: the width of its MLP; of the tiny base 48
 
 
-def rounding_apart(one: dict, other: dict, run: dict) -> bool:
+def rounding_apart(first: dict, second: dict, run: dict) -> bool:
     """Two adapters of a run differ by the order of float32 sums, and by no more.
 
     A gradient is a sum; another order changes it by up to eps times its length. AdamW divides by
     the gradient's size, so the error of a weight is that share of the largest move, rate * steps.
     A weight whose gradient is almost zero may be farther off, so the mean square is compared.
     """
-    assert one.keys() == other.keys()
-    off = torch.cat([(one[key] - other[key]).double().flatten() for key in one])
+    assert first.keys() == second.keys()
+    off = torch.cat([(first[key] - second[key]).double().flatten() for key in first])
     move = run["learning_rate"] * run["max_steps"]
     return off.square().mean().sqrt().item() <= torch.finfo(torch.float32).eps * LONGEST * move
 

@@ -12,7 +12,7 @@ from lorica.generation.generate import generate
 from tests.training.rows import ROUNDING, WORDS, adapter, farthest, interrupt, same, settings
 
 SMALL = {"name": "hyperlora", "r": 2, "latent": 16, "hidden": 4}
-TOLD = {
+CONDITIONS = {
     "task": ["cats", "dogs", "birds"],
     "pair": ["en-fr", "fr-en", "en-de"],
     "embedding": [[0.5, 1.0], [1.5, -1.0], [2, 0.25]],
@@ -20,15 +20,15 @@ TOLD = {
 }
 
 
-def job(small_base, folder, kind="task", told=None, **changed):
+def job(small_base, folder, kind="task", conditions=None, **changed):
     """Settings of a run of six steps, on rows with conditions in turn."""
     folder.mkdir()
-    told = told or TOLD[kind]
+    conditions = conditions or CONDITIONS[kind]
     rows = [
         {
             "prompt": f"Once {WORDS[i % 10]} " * (1 + i % 4),
             "completion": f"the {WORDS[(i * 3) % 10]} ran " * (1 + i % 3),
-            "condition": told[i * 7 % 5 % len(told)],
+            "condition": conditions[i * 7 % 5 % len(conditions)],
         }
         for i in range(40)
     ]
@@ -50,9 +50,11 @@ def test_every_kind_trains_and_is_opened_again(small_base, tmp_path, kind):
     loss = result.figures["held_out_loss"]
     assert loss["after"] < loss["before"]
     opened = open_adapter(result.folder)
-    told = [c if isinstance(c, str) else json.dumps([float(n) for n in c]) for c in TOLD[kind]]
-    texts = generate(opened, ["Once cat"] * 3, conditions=told, max_new_tokens=8).texts
-    again = generate(opened, ["Once cat"], conditions=told[1:2], max_new_tokens=8).texts
+    conditions = [
+        c if isinstance(c, str) else json.dumps([float(n) for n in c]) for c in CONDITIONS[kind]
+    ]
+    texts = generate(opened, ["Once cat"] * 3, conditions=conditions, max_new_tokens=8).texts
+    again = generate(opened, ["Once cat"], conditions=conditions[1:2], max_new_tokens=8).texts
     assert texts[1:2] == again
     assert not any("not used" in line for line in result.notices)
 
@@ -79,7 +81,7 @@ def test_checkpointing_and_padding_change_nothing(small_base, tmp_path, monkeypa
     plain = adapter(run(small_base, tmp_path / "a", **changed).folder)
     kept = run(small_base, tmp_path / "b", gradient_checkpointing=True, **changed)
     assert farthest(plain, adapter(kept.folder)) < 1e-6
-    monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
+    monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "not for this test")
     padded = run(small_base, tmp_path / "c", **changed)
     assert any("padded" in line for line in padded.notices)
     assert farthest(plain, adapter(padded.folder)) < ROUNDING
@@ -106,7 +108,7 @@ def test_what_a_text_means_is_kept_with_the_adapter(small_base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind, told, error, words",
+    "kind, conditions, error, words",
     [
         ("task", ["cats", None], DataError, "rows have no condition"),
         ("pair", ["en-fr", "en"], ConfigError, "'en' is no pair"),
@@ -116,8 +118,8 @@ def test_what_a_text_means_is_kept_with_the_adapter(small_base, tmp_path):
     ids=str,
 )
 def test_rows_that_do_not_fit_are_refused_before_training(
-    small_base, tmp_path, kind, told, error, words
+    small_base, tmp_path, kind, conditions, error, words
 ):
     with pytest.raises(error, match=words):
-        run(small_base, tmp_path / "a", kind, told)
+        run(small_base, tmp_path / "a", kind, conditions)
     assert not (tmp_path / "a/run").exists()

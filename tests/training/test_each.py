@@ -36,10 +36,10 @@ DRAWING = [
 
 def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
     """Runs that differ in rows, rate, batch, steps and seed."""
-    found = []
+    runs = []
     for i, method in enumerate(methods):
         data = write_rows(folder / f"rows-{i}.jsonl", 30 + i)
-        found.append(
+        runs.append(
             settings(
                 base,
                 folder,
@@ -53,7 +53,7 @@ def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
                 output=str(folder / f"run-{i}"),
             )
         )
-    return found
+    return runs
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def runs_of(base: Path, folder: Path, methods: list[dict]) -> list[dict]:
     ],
     ids=["three", "four others", "with dropout"],
 )
-def test_each_comes_to_what_it_comes_to_alone(small_base, tmp_path, methods):
+def test_each_run_produces_the_adapter_that_it_produces_alone(small_base, tmp_path, methods):
     runs = runs_of(small_base, tmp_path, methods)
     results = lorica.train_each(runs, show=False)
     for i, (run, result) in enumerate(zip(runs, results, strict=True)):
@@ -90,7 +90,7 @@ def test_checkpointing_keeps_the_tokens_of_each_apart(small_base, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_plain_text_draws_as_it_does_alone(small_base, tmp_path):
+def test_dropout_of_a_run_on_plain_text_is_that_of_the_run_alone(small_base, tmp_path):
     """Almost every position of it is a label, so its last block sees them all; the other's not."""
     runs = runs_of(small_base, tmp_path, DRAWING[:2])
     text = tmp_path / "text.jsonl"
@@ -132,12 +132,12 @@ def test_stopped_runs_go_on_together_or_alone(small_base, tmp_path, monkeypatch)
         lorica.train_each(runs, show=False)
     assert caught.value.exit_code == 143
     lorica.train_each([run["output"] for run in runs], show=False)
-    for run, one in zip(runs, whole, strict=True):
-        assert same(adapter(Path(run["output"])), adapter(Path(one["output"])))
+    for run, uninterrupted in zip(runs, whole, strict=True):
+        assert same(adapter(Path(run["output"])), adapter(Path(uninterrupted["output"])))
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"dtype": "bfloat16"}, "differ in dtype"),
         ({"output": "{0}"}, "several runs have the output"),
@@ -147,11 +147,11 @@ def test_stopped_runs_go_on_together_or_alone(small_base, tmp_path, monkeypatch)
         ({"target_modules": ["lm_head"]}, "acts on the tokens of all runs"),
     ],
 )
-def test_runs_that_do_not_fit_together_are_refused(small_base, tmp_path, changed, said):
+def test_runs_that_do_not_fit_together_are_refused(small_base, tmp_path, changed, message):
     """Before anything is trained, and nothing is left behind."""
     first, second = runs_of(small_base, tmp_path, METHODS[:1] * 2)
     changed = {k: v.format(first["output"]) if k == "output" else v for k, v in changed.items()}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         lorica.train_each([first, {**second, **changed}], show=False)
     assert not Path(first["output"]).exists()
     assert not Path(second["output"]).exists()
@@ -188,13 +188,13 @@ def test_gradients_of_segments_are_those_of_each_part(method, absent):
     route = BySegment(segments, (2, *[1] * absent, 5 - absent))
     layer.adapt_output(route, x, base(x), base).square().sum().backward()
     learned = [p for p in layer.parameters() if p.requires_grad]
-    found = [x.grad.clone(), *(p.grad.clone() for p in learned)]
+    gradients = [x.grad.clone(), *(p.grad.clone() for p in learned)]
     x.grad = None
     model.zero_grad()
     a, b, c = x.split([2, absent, 5 - absent], 1)
     parts = [layer["two"].after(a, base(a), base), base(b), layer["one"].after(c, base(c), base)]
     torch.cat(parts, 1).square().sum().backward()
-    for got, want in zip(found, [x.grad, *(p.grad for p in learned)], strict=True):
+    for got, want in zip(gradients, [x.grad, *(p.grad for p in learned)], strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
@@ -202,9 +202,9 @@ def test_the_command_names_each_run(small_base, tmp_path, capsys):
     from lorica.cli import run
 
     recipes = []
-    for i, one in enumerate(runs_of(small_base, tmp_path, METHODS[:2])):
+    for i, config in enumerate(runs_of(small_base, tmp_path, METHODS[:2])):
         recipes.append(path := tmp_path / f"recipe-{i}.yaml")
-        path.write_text(json.dumps(one))
+        path.write_text(json.dumps(config))
     assert run(["train", "--each", *map(str, recipes), "--max_steps", "2"]) == 0
     out, err = capsys.readouterr()
     for i in range(2):

@@ -146,15 +146,15 @@ def test_another_prompt_format_is_noticed(first, tmp_path):
     )
     assert not any("was trained with" in line for line in plain.notices)
     rows["prompt_template"] = "Q: {{ prompt }} A:"
-    told = lorica.train(
+    with_notice = lorica.train(
         **settings(
             BASE,
             tmp_path,
             max_steps=1,
             data=rows,
             init_from=str(first.folder),
-            output=str(tmp_path / "told"),
+            output=str(tmp_path / "with_notice"),
         ),
         show=False,
     )
-    assert any("trained with plain prompts" in line for line in told.notices)
+    assert any("trained with plain prompts" in line for line in with_notice.notices)

@@ -17,7 +17,7 @@ def base(tmp_path_factory):
     return tiny_base(tmp_path_factory.mktemp("base"), hidden_size=64)
 
 
-def ownless(base, output, **changed):
+def without_rate(base, output, **changed):
     return {k: v for k, v in settings(base, output, **changed).items() if k != "learning_rate"}
 
 
@@ -25,10 +25,10 @@ def ownless(base, output, **changed):
     ("method", "optimizer", "rate"),
     [("lora", "adamw", 0.007), ("ia3", "adamw", 0.1), ("lora", "sgd", lorica.Lora().rates[2])],
 )
-def test_the_methods_own_rate_is_taken_and_named(base, tmp_path, method, optimizer, rate):
+def test_the_default_rate_of_the_method_is_used_and_named(base, tmp_path, method, optimizer, rate):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     run = lorica.train(
-        **ownless(base, tmp_path / "run", method=method, optimizer=optimizer, **changed),
+        **without_rate(base, tmp_path / "run", method=method, optimizer=optimizer, **changed),
         show=False,
     )
     words = {"adamw": "AdamW", "sgd": "SGD"}[optimizer]
@@ -44,10 +44,10 @@ def test_a_rate_that_is_given_is_kept_and_not_explained(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_at_once_take_their_own(base, tmp_path):
+def test_runs_that_train_together_have_their_own_rates(base, tmp_path):
     changed = {"max_steps": 2, "eval_steps": None, "schedule": "constant", "warmup_ratio": 0.0}
     results = lorica.train_each(
-        [ownless(base, tmp_path / m, method=m, **changed) for m in ("lora", "lora_fa")],
+        [without_rate(base, tmp_path / m, method=m, **changed) for m in ("lora", "lora_fa")],
         show=False,
     )
     for result, rate in zip(results, (0.007, 0.01), strict=True):

@@ -40,10 +40,10 @@ def test_a_micro_batch_that_does_not_fit_is_halved(small_base, tmp_path, small, 
         gradient_accumulation_steps=4,
     )
     assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
-    said = "memory was full at step 1: micro-batches have 2 rows from here on, not 8"
-    assert said in halved.notices
-    assert said in json.loads((halved.folder / "results.json").read_text())["lines"]
-    assert said in (halved.folder / "events.jsonl").read_text()
+    notice = "memory was full at step 1: micro-batches have 2 rows from here on, not 8"
+    assert notice in halved.notices
+    assert notice in json.loads((halved.folder / "results.json").read_text())["lines"]
+    assert notice in (halved.folder / "events.jsonl").read_text()
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_other_errors_are_not_taken_for_a_full_memory(small_base, tmp_path, monk
     assert len(calls) == 1
 
 
-def test_what_a_step_frees_stays_with_the_process():
+def test_freed_memory_stays_with_the_process():
     """Blocks as large as activations come without page faults the second time."""
     import resource
 

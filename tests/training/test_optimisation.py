@@ -58,14 +58,14 @@ def test_optimizer_state_comes_back():
             tensor.grad = torch.randn(tensor.shape, generator=draw)
         optimizer.step()
 
-    one, first = make()
-    step(one, first, 1)
-    two, second = make()
+    old, first = make()
+    step(old, first, 1)
+    new, second = make()
     with torch.no_grad():
-        for key in two:
-            two[key].copy_(one[key])
-    saved = {k: t.clone() for k, t in optimizer_state(first, one).items()}
-    load_optimizer_state(second, two, saved, step=1, complete=True)
-    step(one, first, 2)
-    step(two, second, 2)
-    assert all(torch.equal(one[k], two[k]) for k in one)
+        for key in new:
+            new[key].copy_(old[key])
+    saved = {k: t.clone() for k, t in optimizer_state(first, old).items()}
+    load_optimizer_state(second, new, saved, step=1, complete=True)
+    step(old, first, 2)
+    step(new, second, 2)
+    assert all(torch.equal(old[k], new[k]) for k in old)

@@ -75,9 +75,9 @@ def test_a_signal_saves_and_says_how_to_go_on(small_base, tmp_path, number):
     while time.monotonic() < deadline and not (log.is_file() and '"step": 3,' in log.read_text()):
         time.sleep(0.02)
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, said[-2000:]
-    assert f"lorica train --resume {config['output']}" in said
-    assert "Traceback" not in said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, stderr[-2000:]
+    assert f"lorica train --resume {config['output']}" in stderr
+    assert "Traceback" not in stderr
     result = lorica.train(resume=config["output"], show=False)
     assert same(adapter(whole.folder), adapter(result.folder))

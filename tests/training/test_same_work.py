@@ -32,16 +32,16 @@ def test_micro_batches_give_the_big_batch_gradients(name, method):
     model: Any = move(lorica.adapt(tiny(name), lorica.method(method))).double()
     exact(model)
     tensors = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    found, losses = [], []
+    gradients, losses = [], []
     for micro in (10, 4, 1):
         stepper = Stepper(Single(torch.device("cpu")), model, packed=True, shared=True, pad_id=0)
         with packed(model):
             losses.append(stepper([StepInput(alike(), micro, tensors)])[0].loss)
-        found.append([p.grad for p in tensors.values()])
+        gradients.append([p.grad for p in tensors.values()])
         model.zero_grad()
     assert max(losses) - min(losses) < 1e-6 * losses[0]
-    for other in found[1:]:
-        for got, want in zip(other, found[0], strict=True):
+    for other in gradients[1:]:
+        for got, want in zip(other, gradients[0], strict=True):
             torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-7)
 
 
@@ -72,10 +72,10 @@ def test_checkpointing_changes_nothing(small_base, tmp_path):
 def test_padded_batches_give_the_packed_update(small_base, tmp_path, monkeypatch):
     """An architecture that cannot carry packed rows gets padded ones, and the same adapter."""
     plain = run(small_base, tmp_path / "a", learning_rate=2e-4)
-    monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "it was told so")
+    monkeypatch.setattr("lorica.base.packing.why_not_packed", lambda model: "not for this test")
     config = settings(small_base, tmp_path / "b", learning_rate=2e-4)
     result = lorica.train(**config, show=False)
-    assert any("batches are padded: it was told so" in line for line in result.notices)
+    assert any("batches are padded: not for this test" in line for line in result.notices)
     assert farthest(plain, adapter(result.folder)) < ROUNDING
 
 
@@ -118,7 +118,7 @@ def examples(sizes: list[int]) -> list[Example]:
 
 
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen3", "GPTNeoX", "GPT2"])
-def test_rows_laid_end_to_end_give_what_each_gives_alone(name):
+def test_a_packed_row_gives_what_it_gives_alone(name):
     """Losses and gradients, with rows longer than a sliding window."""
     model = lorica.adapt(tiny(name), lorica.Lora(r=2))
     assert why_not_packed(model) is None
@@ -192,12 +192,12 @@ def alike() -> list[Example]:
     ],
 )
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen3", "GPTNeoX", "GPT2"])
-def test_beginnings_that_are_computed_once_change_nothing(name, method):
+def test_shared_prefixes_change_nothing(name, method):
     """Loss and gradients in float64, with beginnings longer than a sliding window."""
     model = move(lorica.adapt(tiny(name), lorica.method(method))).double()
     exact(model)
     assert why_not_shared(model) is None or name == "GPT2"  # has dropout, when it trains
-    found, rows = [], alike()
+    gradients, rows = [], alike()
     for share in (False, True):
         batch = pack(rows, share_prefixes=share)
         assert batch.tokens == sum(len(row.ids) for row in rows)
@@ -206,13 +206,13 @@ def test_beginnings_that_are_computed_once_change_nothing(name, method):
         with packed(model):
             loss = objective(batch)
             loss.backward()
-        found.append([loss.detach()] + [p.grad for p in model.parameters() if p.requires_grad])
+        gradients.append([loss.detach()] + [p.grad for p in model.parameters() if p.requires_grad])
         model.zero_grad()
-    for got, want in zip(*found, strict=True):
+    for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-9)
 
 
-def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(small_base, tmp_path):
+def test_a_run_with_shared_prefixes_gives_the_same_adapter_and_a_notice(small_base, tmp_path):
     changed = {"learning_rate": 2e-4, "gradient_accumulation_steps": 1}
     rows = [
         {"prompt": "Below is a task that you do. " + word, "completion": f" the {word} ran"}
@@ -235,14 +235,14 @@ def test_a_run_says_what_it_computes_once_and_gives_the_same_adapter(small_base,
     assert farthest(adapter(once.folder), adapter(each.folder)) < ROUNDING
 
 
-def test_a_context_too_short_to_try_it_shares_nothing():
+def test_a_context_too_short_for_the_probe_shares_no_prefix():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=13)
     assert "refuses it" in (why_not_shared(GPT2LMHeadModel(config)) or "")
 
 
-def test_rows_with_dropout_share_nothing(small_base, tmp_path):
+def test_rows_with_dropout_share_no_prefix(small_base, tmp_path):
     model = tiny("GPT2")
     assert "dropout" in (why_not_shared(model) or "")
     assert not model.training
@@ -255,7 +255,7 @@ def test_rows_with_dropout_share_nothing(small_base, tmp_path):
 
 
 def test_a_state_space_model_is_not_packed():
-    """Its state runs over the ends of rows: found by trying, and said."""
+    """Its state runs over the ends of rows: gradients by trying, and said."""
     import transformers
 
     config = transformers.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2)
@@ -278,7 +278,7 @@ def test_bfloat16_base_keeps_float32_adapters(small_base, tmp_path):
 
 
 def test_lora_plus_moves_b_faster(small_base, tmp_path):
-    one = {
+    options = {
         "max_steps": 1,
         "optimizer": "sgd",
         "schedule": "constant",
@@ -286,9 +286,12 @@ def test_lora_plus_moves_b_faster(small_base, tmp_path):
         "max_grad_norm": 1e9,
         "learning_rate": 1e-3,
     }
-    plain = run(small_base, tmp_path / "a", **one)
+    plain = run(small_base, tmp_path / "a", **options)
     plus = run(
-        small_base, tmp_path / "b", method={"name": "lora", "r": 4, "loraplus_lr_ratio": 4.0}, **one
+        small_base,
+        tmp_path / "b",
+        method={"name": "lora", "r": 4, "loraplus_lr_ratio": 4.0},
+        **options,
     )
     for key in plain:
         if "lora_B" in key:  # B starts at zero: after one SGD step it is its rate times a gradient

@@ -83,8 +83,8 @@ def test_two_processes_give_the_gradients_of_one(split, small_base):
     keep = [s for s in sites if s.endswith("q_proj")]
     device.active.intersection_update(keep)
     model.zero_grad()
-    some = gradients(model)
-    assert {k.partition(".adapters")[0] for k, g in some.items() if g is not None} == set(keep)
+    partial = gradients(model)
+    assert {k.partition(".adapters")[0] for k, g in partial.items() if g is not None} == set(keep)
     del device.sent["ends"]
     share = sum(sites[s] for s in keep) / sum(sites.values())
     assert device.take_sent_bytes() == round(full * share)
@@ -121,7 +121,7 @@ def killing(share=0.5, interval=2):
     return model, KillAndRevive(adapters, set(adapters), share=share, interval=interval, seed=0)
 
 
-def test_the_lowest_are_killed_and_keep_still():
+def test_killed_adapters_do_not_change():
     model, schedule = killing()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     seen = resting_after(schedule, model, 2)
@@ -144,7 +144,7 @@ def test_a_resumed_schedule_goes_on_as_it_was():
     assert resting_after(again, model, 4) == want
 
 
-def test_one_eighth_is_an_eighth():
+def test_an_active_share_keeps_at_least_one_layer():
     _, schedule = killing(share=0.125)
     assert schedule.count == 1  # of four: at least one
     with pytest.raises(ConfigError, match="active_share"):
@@ -160,7 +160,7 @@ def test_one_eighth_is_an_eighth():
         ({"active_share": "0.5"}, "active_share"),
     ],
 )
-def test_settings_that_do_not_go_together(flags, word):
+def test_conflicting_settings_are_refused(flags, word):
     with pytest.raises(ConfigError, match=word):
         read(None, {"data": "rows.jsonl", **flags})
 

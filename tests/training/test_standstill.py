@@ -16,7 +16,7 @@ def losses(first: float, last: float, steps: int = 100, noise: float = 0.05) -> 
     return (torch.linspace(first, last, steps) + draw).tolist()
 
 
-CASES = {  # what it is: (losses, agreement of the gradients, whether it is said)
+CASES = {  # what it is: (losses, agreement of the gradients, whether there is a notice)
     "too low a rate": (losses(5.18, 5.12), 0.8, True),
     "too low, noisy rows": (losses(5.18, 5.0, noise=0.5), 0.8, True),
     "it learned": (losses(5.18, 3.7), 0.3, False),
@@ -30,15 +30,15 @@ CASES = {  # what it is: (losses, agreement of the gradients, whether it is said
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_said(case):
-    curve, agreement, said = CASES[case]
+def test_a_standstill_is_a_notice(case):
+    curve, agreement, is_noticed = CASES[case]
     notices = notices_of_standstill(curve, agreement, 2e-4, 0.3)
-    assert len(notices) == said
-    if said:
+    assert len(notices) == is_noticed
+    if is_noticed:
         assert "raise learning_rate, now 0.0002 (the method's own is 0.3 here)" in notices[0]
 
 
-def test_sgd_at_the_methods_own_rate_is_not_blamed():
+def test_sgd_at_the_methods_own_rate_gives_no_notice():
     assert notices_of_standstill(losses(2.7, 2.69), None, 1.0, 1.0) == []
 
 

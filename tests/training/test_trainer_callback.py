@@ -265,7 +265,7 @@ def test_a_resume_from_a_checkpoint_that_was_edited_is_refused(tmp_path, what):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_of_a_checkpoint_without_a_record_is_said_what_is_not_checked(tmp_path):
+def test_a_checkpoint_without_a_record_is_a_warning(tmp_path):
     run = trainer(tmp_path, callback=False, steps=2)
     with pytest.warns(UserWarning, match="ignores the adapter"):
         run.train()

@@ -1,4 +1,4 @@
-"""A run that is wrong says so: each watch, shown to bark."""
+"""A run that is wrong says so: each watch, each one tried."""
 
 import json
 import os
@@ -38,7 +38,9 @@ def test_one_bypassed_layer_is_found(small_base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_number_that_is_none_stops_before_the_optimizer(small_base, tmp_path, monkeypatch, what):
+def test_a_number_that_is_not_finite_stops_before_the_update(
+    small_base, tmp_path, monkeypatch, what
+):
     own = LoraAdapter.after
     moved = []
 
@@ -86,7 +88,7 @@ def test_the_smoothed_loss_forgives_one_bad_step():
             check_rise(progress, 6.0, 0.5)
 
 
-def test_a_validation_loss_that_rose_is_held_against_what_training_began_with():
+def test_a_validation_loss_that_rose_is_a_notice():
     progress = Progress(first_eval=2.7, last_eval=3.0)
     assert "worse than the base" in notices_of_rise(progress, None, None)[0]
     assert "worse than runs/alp" in notices_of_rise(progress, None, "runs/alp")[0]
@@ -94,7 +96,7 @@ def test_a_validation_loss_that_rose_is_held_against_what_training_began_with():
     assert notices_of_rise(Progress(first_eval=3.0, last_eval=2.7), None, None) == []
 
 
-def test_tensors_that_never_moved_are_named():
+def test_tensors_that_never_changed_are_named():
     start = {"a": torch.zeros(2), "b": torch.zeros(2)}
     moved = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))}
     (line,) = check_moved(start, moved, {})
@@ -182,7 +184,7 @@ def test_early_stopping_keeps_the_best_adapter(small_base, tmp_path, monkeypatch
     assert torch.equal(kept, seen[2]["model.layers.0.self_attn.q_proj.b"])
 
 
-def test_a_follower_that_fails_does_not_end_the_run(small_base, tmp_path, monkeypatch):
+def test_a_tracker_that_fails_does_not_end_the_run(small_base, tmp_path, monkeypatch):
     def broken(name, folder, config):
         def take(event):
             raise ConnectionError("the tracker is away")

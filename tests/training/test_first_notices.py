@@ -40,8 +40,8 @@ def test_rows_that_a_run_was_trained_on_are_named(rows, tmp_path, capsys):
         max_steps=1,
         output=str(tmp_path / "run"),
     )
-    said = capsys.readouterr().err
-    assert "lora on bundled: 12 training rows of" in said and "tokens are learned" in said
+    printed = capsys.readouterr().err
+    assert "lora on bundled: 12 training rows of" in printed and "tokens are learned" in printed
     new = tmp_path / "new.jsonl"
     new.write_text(rows.read_text().splitlines()[0] + "\n")
     with new.open("a") as file:
@@ -111,7 +111,7 @@ def test_an_evaluation_of_a_run_without_its_rows_gives_its_figures(trained, tmp_
     assert report.measures and any("99 bytes, and" in line for line in report.notices)
 
 
-def test_a_first_loss_above_a_guess_is_named():
+def test_a_first_loss_above_a_uniform_guess_is_a_notice():
     (notice,) = notices_of_first_loss(math.log(512) + 0.01, 512)
     assert "6.25" in notice and "6.24" in notice and "512" in notice
     assert notices_of_first_loss(math.log(512) - 0.01, 512) == []

@@ -73,7 +73,7 @@ def test_draws_that_seldom_change_anything_are_found(chance, changes):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_base_that_draws_at_random_in_training_is_said(dropout, tmp_path):
+def test_a_base_that_draws_at_random_in_training_is_a_notice(dropout, tmp_path):
     model = tiny("llama", attention_dropout=dropout)
     before = torch.random.get_rng_state()
     assert is_random_in_training(model) is (dropout > 0)
