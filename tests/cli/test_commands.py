@@ -220,6 +220,11 @@ def test_help_lists_the_settings_with_an_effect(capsys, command, shown, hidden):
     assert set(shown) <= set(words) and not set(hidden) & set(words)
 
 
+def test_the_help_of_a_command_has_its_whole_text(capsys):
+    assert cli.run(["train", "--help"]) == 0
+    assert "Lists are separated by commas" in " ".join(capsys.readouterr().out.split())
+
+
 def test_no_setting_is_wrapped_in_a_terminal_of_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.run(["train", "--help"]) == 0

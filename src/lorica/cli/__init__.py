@@ -72,6 +72,8 @@ def run(words: Sequence[str]) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         failures.check_text(words)
+        if words and words[0] in COMMANDS:
+            app[words[0]].help = None  # its whole docstring, not its line in the list of commands
         app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return failures.print_error(
