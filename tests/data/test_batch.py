@@ -1,4 +1,4 @@
-"""Batches: packed and padded ask for the same labels, row by row, and never over a border."""
+"""Packed and padded batches have the labels of their rows, and no row predicts another's."""
 
 import random
 from dataclasses import replace
@@ -12,16 +12,16 @@ from lorica.data.example import Example
 
 def examples(seed, rows=7):
     rng = random.Random(seed)
-    found = []
+    made = []
     for i in range(rows):
         n = rng.randint(1, 9)
         learned = [False, *(rng.random() < 0.5 for _ in range(n - 1))]
-        found.append(Example([rng.randint(3, 99) for _ in range(n)], learned, f"a:{i}"))
-    return found
+        made.append(Example([rng.randint(3, 99) for _ in range(n)], learned, f"a:{i}"))
+    return made
 
 
-def asked(rows):
-    """(row, the ids before the label, the label), by plain bookkeeping."""
+def labels_by_row(rows):
+    """(row, the ids before the label, the label) of each label, from the examples."""
     return [
         (i, tuple(e.ids[:t]), e.ids[t])
         for i, e in enumerate(rows)
@@ -30,34 +30,34 @@ def asked(rows):
     ]
 
 
-def told(batch):
-    """The same, read from the batch: the ids of a position's row up to it."""
+def labels_of_batch(batch):
+    """The same, from the tensors of a batch."""
     ids, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
-    found = []
+    labels = []
     for at, target, row in zip(batch.label_positions, batch.targets, batch.label_rows, strict=True):
         start = int(at - positions[at])
-        found.append((int(row), tuple(ids[start : at + 1].tolist()), int(target)))
-    return found
+        labels.append((int(row), tuple(ids[start : at + 1].tolist()), int(target)))
+    return labels
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_labels_stand_at_their_own_places(seed):
+def test_labels_are_at_their_own_positions(seed):
     rows = examples(seed)
-    found = labels_of(pad(rows, pad_id=0))
+    labels = labels_of(pad(rows, pad_id=0))
     width = max(len(e.ids) for e in rows)
-    want = [
+    expected = [
         [i if learned else -100 for i, learned in zip(e.ids, e.learned, strict=True)]
         + [-100] * (width - len(e.ids))
         for e in rows
     ]
-    assert found.tolist() == want
+    assert labels.tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_packed_and_padded_are_the_row_by_row_bookkeeping(seed):
+def test_packed_and_padded_batches_have_the_labels_of_their_rows(seed):
     rows = examples(seed)
     packed, padded = pack(rows), pad(rows, pad_id=0)
-    assert told(packed) == told(padded) == asked(rows)
+    assert labels_of_batch(packed) == labels_of_batch(padded) == labels_by_row(rows)
     for batch in (packed, padded):
         assert batch.lengths == [len(e.ids) for e in rows]
         assert batch.tokens == sum(batch.lengths)
@@ -65,7 +65,7 @@ def test_packed_and_padded_are_the_row_by_row_bookkeeping(seed):
         assert batch.labels is None
 
 
-def test_packed_rows_lie_end_to_end():
+def test_packed_rows_are_concatenated():
     rows = examples(0)
     batch = pack(rows)
     assert batch.input_ids.shape == batch.position_ids.shape == (1, batch.tokens)
@@ -105,52 +105,53 @@ def test_to_moves_every_tensor():
     assert len(tensors) == 6 and all(t.is_meta for t in tensors)
 
 
-def whole(batch):
-    """Every row as it can be read from the line: what it shares, then its own."""
-    ids, stop, found = batch.input_ids[0].tolist(), 0, []
-    for begins, length in zip(batch.shared_prefixes, batch.lengths, strict=True):
+def rows_of(batch):
+    """The ids of every row of a packed batch: those of its shared prefix, then its own."""
+    ids, stop, rows = batch.input_ids[0].tolist(), 0, []
+    for prefix, length in zip(batch.shared_prefixes, batch.lengths, strict=True):
         start, stop = stop, stop + length
-        found.append([i for a, b in [*begins, (start, stop)] for i in ids[a:b]])
-    return found
+        rows.append([i for a, b in [*prefix, (start, stop)] for i in ids[a:b]])
+    return rows
 
 
-def alike(seed):
-    """Rows that begin with one of three beginnings, of which one begins with another."""
+def with_shared_prefixes(seed):
+    """Rows with one of three prefixes, of which one is a prefix of another."""
     rng = random.Random(seed)
-    one = [rng.randint(3, 99) for _ in range(10)]
-    begins = [one, one + [rng.randint(3, 99) for _ in range(9)], [rng.randint(3, 99)] * 5]
+    short = [rng.randint(3, 99) for _ in range(10)]
+    prefixes = [short, short + [rng.randint(3, 99) for _ in range(9)], [rng.randint(3, 99)] * 5]
     rows = []
     for i in range(11):
-        ids = rng.choice(begins) + [rng.randint(3, 99) for _ in range(rng.randint(1, 4))]
+        ids = rng.choice(prefixes) + [rng.randint(3, 99) for _ in range(rng.randint(1, 4))]
         learned = [False, *(rng.random() < 0.5 for _ in ids[1:])]
         rows.append(Example(ids, learned, f"a:{i}"))
     return [*rows, replace(rows[0], where="a:11")]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_rows_begin_with_stands_in_the_line_once(seed):
-    rows = alike(seed)
+def test_shared_prefixes_are_in_the_batch_once(seed):
+    rows = with_shared_prefixes(seed)
     batch = pack(rows, share_prefixes=True)
     assert batch.shared_prefixes is not None
-    assert sorted(whole(batch)) == sorted(row.ids for row in rows)
-    assert [row.ids for row in sorted(rows, key=lambda r: batch.where.index(r.where))] == whole(
-        batch
-    )
+    assert sorted(rows_of(batch)) == sorted(row.ids for row in rows)
+    in_order = sorted(rows, key=lambda row: batch.where.index(row.where))
+    assert [row.ids for row in in_order] == rows_of(batch)
     assert batch.tokens == sum(len(row.ids) for row in rows) > batch.input_ids.numel()
     assert min(batch.lengths) >= 1
-    ids, places = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
-    by_name, lines = {row.where: row for row in rows}, whole(batch)
-    wanted = sorted((e.where, t, e.ids[t]) for e in rows for t in range(len(e.ids)) if e.learned[t])
-    found = []
+    ids, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
+    whole = rows_of(batch)
+    expected = sorted(
+        (e.where, t, e.ids[t]) for e in rows for t in range(len(e.ids)) if e.learned[t]
+    )
+    labels = []
     for at, target, row in zip(batch.label_positions, batch.targets, batch.label_rows, strict=True):
-        t = places[at] + 1
-        assert ids[at] == lines[row][t - 1]
-        found.append((by_name[batch.where[row]].where, t, int(target)))
-    assert sorted(found) == wanted
+        t = positions[at] + 1
+        assert ids[at] == whole[row][t - 1]
+        labels.append((batch.where[row], t, int(target)))
+    assert sorted(labels) == expected
 
 
-def test_rows_of_other_conditions_share_nothing():
-    """What an adapter computes follows from the condition."""
+def test_rows_with_different_conditions_share_no_prefix():
+    """Their adapters differ, so the hidden states of the prefix differ."""
     ids = list(range(3, 23))
     rows = [
         Example([*ids, i], [False] * 20 + [True], "a", condition=c)
@@ -162,6 +163,6 @@ def test_rows_of_other_conditions_share_nothing():
     assert batch.shared_prefixes == [[], [(0, 20)], [], [(22, 42)]]
 
 
-def test_short_beginnings_are_not_worth_it():
+def test_short_prefixes_are_not_shared():
     rows = [Example([3, 4, 5, 6, i, 7], [False, True] * 3, "a") for i in (50, 51)]
     assert pack(rows, share_prefixes=True).shared_prefixes is None

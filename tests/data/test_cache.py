@@ -48,7 +48,7 @@ def test_the_same_rows_come_from_the_cache(config, tokenizer, home, monkeypatch)
     assert (again.notices, again.digest) == (first.notices, first.digest)
 
 
-def test_what_the_rows_follow_from_makes_another_entry(config, tokenizer, home):
+def test_each_input_of_the_rows_changes_the_key(config, tokenizer, home):
     rows(config, tokenizer)
     rows(config, tokenizer, seed=1)
     rows(config.model_copy(update={"completion_only": False}), tokenizer)
@@ -63,7 +63,7 @@ def test_what_the_rows_follow_from_makes_another_entry(config, tokenizer, home):
 
 @pytest.mark.parametrize("name", ["ids", "starts", "runs", "key", "places", "meta.json"])
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
-def test_a_damaged_entry_is_made_anew(config, tokenizer, home, name, how):
+def test_a_damaged_entry_is_rebuilt(config, tokenizer, home, name, how):
     before = rows(config, tokenizer)
     first = list(before.train), list(before.validation)  # copies of what is damaged
     (entry,) = entries(home)
@@ -83,9 +83,9 @@ def test_a_damaged_entry_is_made_anew(config, tokenizer, home, name, how):
 def test_a_folder_that_others_can_read_is_not_used(config, tokenizer, home, mode):
     home.mkdir(parents=True)
     os.chmod(home, mode)
-    found = rows(config, tokenizer)
-    assert len(found.train) > 0 and not entries(home)
-    assert any("are not cached" in line for line in found.notices)
+    data = rows(config, tokenizer)
+    assert len(data.train) > 0 and not entries(home)
+    assert any("are not cached" in line for line in data.notices)
 
 
 def test_the_cache_is_bounded(config, tokenizer, home, monkeypatch):

@@ -1,4 +1,4 @@
-"""A file in another encoding is named with the encodings that read it, the right one first."""
+"""A file that is not UTF-8 is refused with its possible encodings, the right one first."""
 
 import json
 import subprocess

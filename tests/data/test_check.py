@@ -1,4 +1,4 @@
-"""`check` counts what training would be given, and stops at nothing that it can count."""
+"""`lorica check` reports on the rows of a training, and lists errors as problems."""
 
 import json
 
@@ -35,7 +35,7 @@ def printed(report, color=None):
     return capture.get()
 
 
-def test_it_counts(config, tokenizer):
+def test_rows_are_counted(config, tokenizer):
     config = config.model_copy(update={"overlong": "truncate", "validation": 0.1})
     report = check(config, tokenizer, seed=0, max_length=60)
     data = load_data(config, tokenizer, seed=0, max_length=60)
@@ -49,14 +49,14 @@ def test_it_counts(config, tokenizer):
     assert json.loads(json.dumps(report.as_dict()))["rows"] == 23
 
 
-def test_it_does_not_stop_at_overlong_rows(config, tokenizer):
+def test_overlong_rows_are_a_problem_of_the_report(config, tokenizer):
     report = check(config, tokenizer, seed=0, max_length=60)
     assert report.overlong == 1 and report.policy == "raise"
     assert len(report.problems) == 1 and "1 of 23 rows are longer than 60" in report.problems[0]
     assert "problem: " in printed(report)
 
 
-def test_it_does_not_stop_when_nothing_is_learned(tmp_path, tokenizer):
+def test_rows_without_labels_are_a_problem_of_the_report(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": ""}\n')
     report = check(DataConfig(path=str(path)), tokenizer, seed=0, max_length=60)
@@ -80,9 +80,9 @@ def test_a_long_conversation_shows_its_first_and_last_turns(tokenizer):
 
     ids = tokenizer("red ball " * 40)["input_ids"]
     learned = [(i // 2) % 2 == 1 for i in range(len(ids))]
-    shown = sample(Example(ids, learned, "a.jsonl:1"), tokenizer, None)
-    assert len(shown.pieces) == MAX_PIECES + 1
-    assert "more pieces" in shown.pieces[MAX_PIECES // 2][0]
+    long_sample = sample(Example(ids, learned, "a.jsonl:1"), tokenizer, None)
+    assert len(long_sample.pieces) == MAX_PIECES + 1
+    assert "more pieces" in long_sample.pieces[MAX_PIECES // 2][0]
 
 
 def test_the_histogram_is_of_the_rows_that_are_trained_on(tmp_path, tokenizer):
@@ -93,7 +93,7 @@ def test_the_histogram_is_of_the_rows_that_are_trained_on(tmp_path, tokenizer):
     assert report.histogram[-1][1] <= 60 and sum(n for _, _, n in report.histogram) > 5
 
 
-def test_the_mask_is_seen_with_and_without_colour(config, tokenizer):
+def test_the_loss_mask_is_printed_with_and_without_colour(config, tokenizer):
     report = check(config, tokenizer, seed=0, max_length=None)
     text = printed(report)
     assert "«It is 0.</s>»" in text.replace("« ", "«")
@@ -101,7 +101,7 @@ def test_the_mask_is_seen_with_and_without_colour(config, tokenizer):
     assert "\x1b[32m«" in printed(report, color="standard")
 
 
-def test_a_sample_is_every_token_once(config, tokenizer):
+def test_a_sample_has_every_token_once(config, tokenizer):
     report = check(config, tokenizer, seed=0, max_length=None)
     (prompt, first), (answer, second) = report.samples[0].pieces
     assert (first, second) == (False, True)
@@ -117,7 +117,7 @@ def test_classes_are_counted(tmp_path, tokenizer):
     assert "classes" in printed(report) and "pos 2, neg 1" in printed(report)
 
 
-def test_broken_rows_still_raise(tmp_path, tokenizer):
+def test_invalid_rows_raise(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": 1, "completion": "a"}\n')
     with pytest.raises(DataError, match="1 of 1 rows cannot be used"):

@@ -1,4 +1,4 @@
-"""The column `condition`: beside every shape of row, kept to the batch, and never half there."""
+"""The column `condition`: in every row format, up to the batch; in all rows or in none."""
 
 import json
 from hashlib import sha256
@@ -15,7 +15,7 @@ from tests.data.tokenizers import sentencepiece
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-SHAPES = {
+FORMATS = {
     "prompt": {"prompt": "Ask", "completion": " answer"},
     "alpaca": {"instruction": "Do", "output": "done"},
     "text": {"text": "Once upon a time"},
@@ -46,16 +46,16 @@ def get(config, tokenizer):
     return load_data(config, tokenizer, seed=0, max_length=None)
 
 
-def asks(*told):
+def asks(*conditions):
     return [
         {"prompt": f"What is {i}?\n", "completion": f"It is {i}.", "condition": c}
-        for i, c in enumerate(told)
+        for i, c in enumerate(conditions)
     ]
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_every_shape_of_row_may_have_one(kind, write, tokenizer):
-    rows = [{**SHAPES[kind], "condition": c} for c in ("b", "a")]
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_row_format_may_have_a_condition(kind, write, tokenizer):
+    rows = [{**FORMATS[kind], "condition": c} for c in ("b", "a")]
     if kind == "label":
         rows[1]["label"] = "no"
     data = get(write(rows), tokenizer)
@@ -63,7 +63,7 @@ def test_every_shape_of_row_may_have_one(kind, write, tokenizer):
     assert distinct_conditions(data.train) == ["a", "b"]
     assert not any("columns not used" in line for line in data.notices)
     assert pad(data.train, 0).conditions == pack(data.train).conditions == ("b", "a")
-    without = get(write([SHAPES["prompt"], SHAPES["alpaca"]][:1]), tokenizer)
+    without = get(write([FORMATS["prompt"], FORMATS["alpaca"]][:1]), tokenizer)
     assert [e.condition for e in without.train] == [None]
     assert distinct_conditions(without.train) is None
     assert pad(without.train, 0).conditions is None
@@ -78,7 +78,7 @@ def test_the_column_may_have_another_name(write, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "value, told",
+    "value, text",
     [
         (3, "3"),
         ("x", "x"),
@@ -88,8 +88,8 @@ def test_the_column_may_have_another_name(write, tokenizer):
     ],
     ids=str,
 )
-def test_what_a_condition_can_be(value, told, write, tokenizer):
-    assert get(write(asks(value)), tokenizer).train[0].condition == told
+def test_conditions_become_text(value, text, write, tokenizer):
+    assert get(write(asks(value)), tokenizer).train[0].condition == text
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_what_a_condition_can_be(value, told, write, tokenizer):
     ],
     ids=str,
 )
-def test_what_it_cannot_be(value, why, write, tokenizer):
+def test_other_conditions_are_refused(value, why, write, tokenizer):
     with pytest.raises(DataError, match=r"1 of 2 rows cannot be used") as error:
         get(write(asks("good", value)), tokenizer)
     assert "a.jsonl:2 condition" in error.value.facts["rows"]
     assert why in error.value.facts["rows"]
 
 
-def test_rows_with_and_without_are_not_mixed(write, tokenizer):
+def test_rows_with_and_without_conditions_are_not_mixed(write, tokenizer):
     with pytest.raises(DataError, match="2 of 4 rows have no condition") as error:
         get(write([*asks("a"), *asks(None, None), *asks("b")]), tokenizer)
     assert "a.jsonl:2" in error.value.facts["rows"]
@@ -125,20 +125,20 @@ def test_rows_with_and_without_are_not_mixed(write, tokenizer):
 
 
 @pytest.mark.parametrize("first, second", [("a", None), (None, "a")])
-def test_both_files_have_one_or_neither(first, second, write, tokenizer):
+def test_both_files_have_conditions_or_neither(first, second, write, tokenizer):
     other = write(asks(second, second), "held.jsonl").path
     with pytest.raises(DataError, match="have no condition"):
         get(write(asks(first, first), validation=other), tokenizer)
 
 
-def test_rows_that_differ_in_their_condition_alone_are_two(write, tokenizer):
+def test_rows_with_different_conditions_are_different_rows(write, tokenizer):
     same = [{"prompt": "Say it:\n", "completion": "yes", "condition": c} for c in "abab"]
     data = get(write(same), tokenizer)
     assert any("2 rows repeat an earlier row" in line for line in data.notices)
     assert not any("repeat" in line for line in get(write(same[:2]), tokenizer).notices)
 
 
-def test_the_split_of_rows_without_one_is_as_it_was(write, tokenizer):
+def test_the_split_of_rows_without_conditions_is_unchanged(write, tokenizer):
     rows = [{k: v for k, v in row.items() if k != "condition"} for row in asks(*range(40))]
     held = get(write(rows, validation=0.2), tokenizer).validation
     keys = [f"0\0{row['prompt']}\x1f{row['completion']}\x1f" for row in rows]
@@ -146,14 +146,14 @@ def test_the_split_of_rows_without_one_is_as_it_was(write, tokenizer):
     assert [e.row for e in held] == sorted(order[:8])
 
 
-def test_a_text_that_is_cut_keeps_its_condition_in_every_block(write, tokenizer):
+def test_every_block_of_a_split_text_has_its_condition(write, tokenizer):
     config = write([{"text": "word " * 60, "condition": "a"}], max_length=20, overlong="split")
-    found = get(config, tokenizer).train
-    assert len(found) > 2
-    assert {e.condition for e in found} == {"a"}
+    blocks = get(config, tokenizer).train
+    assert len(blocks) > 2
+    assert {e.condition for e in blocks} == {"a"}
 
 
-def test_check_counts_them(write, tokenizer):
+def test_check_counts_conditions(write, tokenizer):
     report = check(write(asks("b", "a", "b")), tokenizer, seed=0, max_length=None)
     assert report.conditions == {"b": 2, "a": 1}
     plain = [{k: v for k, v in row.items() if k != "condition"} for row in asks("a")]

@@ -1,4 +1,4 @@
-"""From a file to train and validation examples: policies, split, repetitions, classes."""
+"""Training and validation examples of a file: length limit, split, repeated rows, classes."""
 
 import json
 import random
@@ -47,12 +47,12 @@ def test_overlong_raises_by_default(write, tokenizer):
 
 @pytest.mark.parametrize("policy", ["raise", "drop"])
 def test_a_longer_length_is_a_fix_only_where_one_was_set(write, tokenizer, policy):
-    """Else the limit is the base's own, which takes no longer rows."""
+    """Without data.max_length the limit is the base's, and cannot be raised."""
     long = [{"prompt": "Long?\n", "completion": "yes " * 100}] * 3
-    for own, told in (({"max_length": 40}, True), ({}, False)):
+    for own, suggested in (({"max_length": 40}, True), ({}, False)):
         with pytest.raises(DataError) as error:
             get(write(long, overlong=policy, **own), tokenizer, max_length=40)
-        assert ("max_length" in error.value.fix) is told and "overlong" in error.value.fix
+        assert ("max_length" in error.value.fix) is suggested and "overlong" in error.value.fix
 
 
 def test_overlong_is_dropped_and_counted(write, tokenizer):
@@ -121,7 +121,7 @@ def prompts(examples):
     return {e.source.prompt for e in examples}
 
 
-def test_the_split_follows_from_seed_and_content(write, tokenizer):
+def test_the_split_is_a_function_of_seed_and_content(write, tokenizer):
     rows = asks(100)
     data = get(write(rows, validation=0.2), tokenizer)
     assert (len(data.train), len(data.validation)) == (80, 20)
@@ -141,7 +141,7 @@ def test_each_side_gets_a_row(write, tokenizer, rows, share, held):
     assert (len(data.train), len(data.validation)) == (rows - held, held)
 
 
-def test_blocks_of_one_text_are_parted(write, tokenizer):
+def test_blocks_of_one_text_are_split(write, tokenizer):
     config = write("Once upon a time. " * 200, name="a.txt", validation=0.1)
     data = get(config, tokenizer, max_length=64)
     total = len(data.train) + len(data.validation)
@@ -211,7 +211,7 @@ def test_long_texts_of_a_classifier(write):
         get(write(rows), bert, max_length=16)
 
 
-def test_validation_of_another_shape_is_refused(write, tokenizer):
+def test_validation_rows_of_another_format_are_refused(write, tokenizer):
     held = write([{"text": "c", "label": "z"}], name="held.jsonl")
     with pytest.raises(DataError, match="holds label rows, but the training rows are prompt"):
         get(write(asks(3), validation=held.path), tokenizer)

@@ -1,4 +1,4 @@
-"""Rows to text: the shapes are found, and every bad row is named."""
+"""Rows to text: the format is detected, and every unusable row is named."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def pieces(rendering):
         ("label", {"text": "a b", "label": 3}, [("a b", False)]),
     ],
 )
-def test_shapes_are_found_from_the_columns(kind, fields, want):
+def test_the_format_is_detected_from_the_columns(kind, fields, want):
     rendering = rendered(fields)
     assert rendering.kind == kind
     assert pieces(rendering) == want
@@ -76,7 +76,7 @@ def test_the_recorded_template_writes_the_default_text(row):
     ]
 
 
-def test_history_is_read_and_said_so():
+def test_history_is_context_with_a_notice():
     row = {"instruction": "And June?", "output": "Warm.", "history": [["May?", "Mild."]]}
     rendering = rendered(row)
     assert "### Instruction:\nMay?\n\n### Response:Mild.\n\n" in rendering.rows[0].prompt
@@ -86,7 +86,7 @@ def test_history_is_read_and_said_so():
         rendered(row | {"history": [["May?"]]})
 
 
-def test_a_prompt_template_stands_before_the_answer():
+def test_a_prompt_template_writes_the_prompt():
     alpaca = {"instruction": "Add.", "input": "1 2", "output": "3"}
     (row,) = rendered(alpaca, prompt_template="Q: {{ instruction }} {{ input }}\nA: ").rows
     assert pieces(rendered(alpaca, prompt_template="{{ instruction }}{{ input }}"))[1] == (
@@ -130,13 +130,13 @@ def test_templates_are_read_from_files(tmp_path):
             DataConfig(path="a.jsonl", prompt_template=value)
 
 
-def test_learning_everything_keeps_prompt_and_reference():
+def test_learned_prompts_keep_prompt_and_reference():
     (row,) = rendered({"prompt": "a ", "completion": "b"}, completion_only=False).rows
     assert [s.learned for s in row.spans] == [True, True]
     assert (row.prompt, row.reference) == ("a ", "b")
 
 
-def test_columns_are_mapped_and_the_rest_is_named():
+def test_columns_are_mapped_and_unused_ones_are_named():
     columns = {"prompt": "q", "completion": "a"}
     rendering = rendered({"q": "1", "a": "2", "prompt": "no", "id": 7}, columns=columns)
     assert pieces(rendering) == [("1", False), ("2", True)]
@@ -157,14 +157,14 @@ def test_a_mapping_to_no_column_is_an_error():
         ({"x": "1"}, "data.columns"),
     ],
 )
-def test_unknown_columns_name_the_found_and_the_known(fields, fix):
+def test_unknown_columns_are_an_error_with_a_suggestion(fields, fix):
     with pytest.raises(DataError, match="alpaca: instruction output") as error:
         rendered(fields)
     assert ", ".join(fields) in str(error.value)
     assert fix in str(error.value)
 
 
-def test_a_told_shape_needs_its_columns():
+def test_a_format_that_is_set_needs_its_columns():
     with pytest.raises(DataError, match="prompt rows need completion"):
         rendered({"prompt": "a"}, format="prompt")
 
@@ -211,7 +211,7 @@ BLANKS = [" ", "  ", "\t", "\n", "\u00a0", "\u2003", " \u3000 ", "\r\n"]
 
 
 @pytest.mark.parametrize("blank", BLANKS, ids=ascii)
-def test_labels_that_differ_only_in_blanks_are_one_class(blank):
+def test_labels_that_differ_only_in_white_space_are_one_class(blank):
     label = f"{blank}a{blank}b{blank}"
     rows = [Row({"text": "x", "label": label}, "f:1"), Row({"text": "x", "label": "a b"}, "f:2")]
     done = render(rows, DataConfig(path="f"), None)
@@ -222,7 +222,7 @@ def test_labels_that_differ_only_in_blanks_are_one_class(blank):
     }
 
 
-ALIKE = {
+SIMILAR = {
     "case": ("Dog", "dog"),
     "composed": ("caf\u00e9", "cafe\u0301"),
     "zero width": ("dog", "do\u200bg"),
@@ -234,14 +234,14 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("case", ALIKE)
+@pytest.mark.parametrize("case", SIMILAR)
 def test_classes_that_look_alike_stay_two_with_one_notice(case):
-    one, other = ALIKE[case]
-    rows = [Row({"text": "x", "label": label}, "f:1") for label in (one, other)]
+    first, second = SIMILAR[case]
+    rows = [Row({"text": "x", "label": label}, "f:1") for label in (first, second)]
     assert len({row.label for row in render(rows, DataConfig(path="f"), None).rows}) == 2
-    (notice,) = similar_name_notices([one, "cat", other, "CAT"])
-    assert ascii(one) in notice
-    assert ascii(other) in notice
+    (notice,) = similar_name_notices([first, "cat", second, "CAT"])
+    assert ascii(first) in notice
+    assert ascii(second) in notice
 
 
 @pytest.mark.parametrize("names", [["dog", "dogs"], ["1", "01"], ["a b", "ab"], ["o", "0"]])

@@ -1,4 +1,4 @@
-"""Whatever a template does: what a row says stands in its text, and what is learned is answers."""
+"""The text of any template has all that the row says, and only answers are labels."""
 
 import json
 
@@ -34,7 +34,7 @@ ANSWERS = [TALK[1]["content"], TALK[3]["content"]]
 
 
 class Tokenizer:
-    """As much of a tokenizer as rendering asks for."""
+    """The part of a tokenizer that rendering uses."""
 
     def __init__(self, template):
         self.chat_template = template
@@ -58,8 +58,8 @@ def refused(template, fields, **settings):
     return str(error.value)
 
 
-# template: (end of turn, what its notices say)
-REAL = {
+# name: (template, end of turn, text of its notices)
+TEMPLATES = {
     "chatml": (chatml(), "<|im_end|>", ""),
     "llama 3": (LLAMA3, "<|eot_id|>", ""),
     "gemma": (GEMMA, "<end_of_turn>", ""),
@@ -69,7 +69,7 @@ REAL = {
     "parts": (PARTS, "<|im_end|>", ""),
     "parts of questions": (PARTS_ASKED, "</s>", ""),
     "glm": (GLM, "", "writes no end of turn after answers that other messages follow: in 1 rows"),
-    "chatml that does not ask": (
+    "chatml without generation prompt": (
         chatml(opens=False),
         "<|im_end|>",
         "has no generation prompt, so the header",
@@ -94,16 +94,16 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_answers_and_their_ends_are_learned_and_nothing_else(name):
-    template, end, notice = REAL[name]
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_only_answers_and_their_ends_of_turn_are_learned(name):
+    template, end, notice = TEMPLATES[name]
     rendering = rendered(template, TALK)
-    said = learned(rendering)
-    if name == "chatml that does not ask":  # generation has to write the header as well
-        said = [text.removeprefix("<|im_start|>assistant\n") for text in said]
+    texts = learned(rendering)
+    if name == "chatml without generation prompt":  # generation has to write the header as well
+        texts = [text.removeprefix("<|im_start|>assistant\n") for text in texts]
     if name == "blocks with a header":
-        said = [text.removeprefix("Assistant: ") for text in said]
-    assert [text.strip() for text in said] == [answer + end for answer in ANSWERS]
+        texts = [text.removeprefix("Assistant: ") for text in texts]
+    assert [text.strip() for text in texts] == [answer + end for answer in ANSWERS]
     (row,) = rendering.rows
     assert all(message["content"] in row.text for message in TALK)
     assert row.reference.strip().endswith(ANSWERS[1])
@@ -125,12 +125,12 @@ DROPS = {
 
 @pytest.mark.parametrize("name", DROPS)
 @pytest.mark.parametrize("completion_only", [True, False])
-def test_a_template_that_drops_what_a_row_says_is_refused(name, completion_only):
+def test_a_template_that_drops_a_message_is_refused(name, completion_only):
     text = refused(DROPS[name], [SYSTEM, *TALK], completion_only=completion_only)
     assert "does not write what it says" in text and "data.chat_template" in text
 
 
-def test_blocks_that_leave_the_answer_out_are_refused():
+def test_generation_blocks_without_the_answer_are_refused():
     text = refused(blocks("<|end|>", before="{{ m.content }}"), TALK)
     assert "leave its answer out" in text
 
@@ -178,7 +178,7 @@ def with_call(arguments):
     "given", [ARGUMENTS, json.dumps(ARGUMENTS, ensure_ascii=False)], ids=["object", "text"]
 )
 @pytest.mark.parametrize("form", FORMS)
-def test_arguments_are_json_whatever_form_the_template_wants(form, given):
+def test_arguments_are_json_in_every_kind_of_template(form, given):
     first, last = learned(rendered(chatml(FORMS[form]), with_call(given)))
     call = json.loads(first.removeprefix("<tool_call>\n").removesuffix("\n</tool_call><|im_end|>"))
     assert call == {"name": "look_up", "arguments": ARGUMENTS}
@@ -199,8 +199,8 @@ def writing_calls(how):
 @pytest.mark.parametrize("whole", ["{{ call }}", "{{ m.tool_calls }}", "{{ call | string }}"])
 def test_a_whole_call_is_printed_as_json(whole):
     (first, _) = learned(rendered(writing_calls(whole), with_call(ARGUMENTS)))
-    found = json.loads(first.removesuffix("<|im_end|>"))
-    call = found[0] if isinstance(found, list) else found
+    printed = json.loads(first.removesuffix("<|im_end|>"))
+    call = printed[0] if isinstance(printed, list) else printed
     assert call["function"]["arguments"] == ARGUMENTS
 
 
@@ -218,18 +218,20 @@ def test_calls_in_pythons_notation_are_refused():
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"a": None, "b": [{}]}}}
 
 
-@pytest.mark.parametrize("path, kept", [("a.jsonl", True), ("a.parquet", False), ("o/n", False)])
-def test_nulls_that_the_format_fills_in_are_left_out(path, kept):
+@pytest.mark.parametrize(
+    "path, keeps_null", [("a.jsonl", True), ("a.parquet", False), ("o/n", False)]
+)
+def test_nulls_that_the_format_fills_in_are_left_out(path, keeps_null):
     fields = {
         "messages": with_call({"a": 1, "b": None, "c": [{"d": None, "e": 2}]}),
         "tools": [TOOL],
     }
     (row,) = rendered(chatml(), fields, path=path).rows
-    assert ("null" in row.text) is kept
+    assert ("null" in row.text) is keeps_null
     assert '"e": 2' in row.text
 
 
-def test_tools_that_are_not_written_are_noticed():
+def test_tools_that_are_not_written_are_a_notice():
     fields = {"messages": with_call({}), "tools": [TOOL]}
     template = chatml().replace("{% if tools %}", "{% if false %}")
     fields["messages"] = TALK
@@ -315,7 +317,7 @@ THINKING = [
 ]
 
 
-def test_answers_that_change_when_others_follow_are_one_row_each_by_option():
+def test_split_turns_takes_templates_that_change_earlier_answers():
     text = refused(QWEN3, THINKING)
     assert "once others follow" in text and "data.split_turns: true" in text
     rendering = rendered(QWEN3, THINKING, split_turns=True)
@@ -336,7 +338,7 @@ def test_splitting_turns_changes_no_answer_of_an_ordinary_template():
     assert together.rows[0].text == apart.rows[1].text
 
 
-def test_thinking_that_is_left_out_is_noticed():
+def test_thinking_that_is_left_out_is_a_notice():
     (line,) = rendered(DEEPSEEK, THINKING[:2]).notices
     assert "leaves out the thinking of answers that are learned (1 rows)" in line
     talk = [TALK[0], TALK[1] | {"reasoning_content": THOUGHTS[0]}]
@@ -365,14 +367,14 @@ def test_prompt_and_completion_may_be_messages():
     assert rendering.kind == "prompt" and rendering.rows[0].special
     assert learned(rendering) == [ANSWERS[1] + "<|im_end|>"]
     mixed = [Row(fields, "a:1"), Row({"prompt": "x", "completion": "y"}, "a:2")]
-    one, two = render(mixed, DataConfig(path="a"), Tokenizer(chatml())).rows
-    assert (one.special, two.special, two.prompt) == (True, False, "x")
+    chat, plain = render(mixed, DataConfig(path="a"), Tokenizer(chatml())).rows
+    assert (chat.special, plain.special, plain.prompt) == (True, False, "x")
     text = refused(chatml(), {"prompt": "x", "completion": [TALK[1]]})
     assert "completion is dict, not text" in text
 
 
-def test_answers_must_stand_in_their_own_turn():
-    """The same words stand elsewhere, but not where the answer belongs."""
+def test_answers_must_be_in_their_own_turn():
+    """The same words are elsewhere in the text, but not in the turn of the answer."""
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}|"
         "{% if not loop.last %}{{ messages[loop.index].content }}{% endif %}"

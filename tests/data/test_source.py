@@ -1,4 +1,4 @@
-"""Reading: every format gives the same rows, and every broken file names the place."""
+"""Reading: every file format gives the same rows, and an invalid file is refused with the line."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     assert [row.fields for row in read(first)] == ROWS[:1]
 
 
-def test_rows_know_their_place(tmp_path):
+def test_rows_have_their_file_and_line(tmp_path):
     assert [r.where for r in read(in_format(tmp_path, "jsonl"))] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert [r.where for r in read(in_format(tmp_path, "csv"))] == ["rows.csv:2", "rows.csv:5"]
     assert read(in_format(tmp_path, "json"))[1].where == "rows.json:row 2"
@@ -87,7 +87,7 @@ def test_a_text_file_is_one_row(tmp_path):
         ("a.xlsx", b"x", ["suffix", ".xlsx", ".jsonl"]),
     ],
 )
-def test_a_broken_file_names_the_place(tmp_path, name, content, says):
+def test_an_invalid_file_is_refused_with_the_line(tmp_path, name, content, says):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     config = write(tmp_path, name, content)
@@ -98,7 +98,7 @@ def test_a_broken_file_names_the_place(tmp_path, name, content, says):
     assert error.value.fix and name in str(error.value)
 
 
-def test_a_missing_file_names_its_neighbours(tmp_path):
+def test_a_missing_file_is_refused_with_similar_names(tmp_path):
     write(tmp_path, "tickets.jsonl", "{}")
     with pytest.raises(DataError, match=r"closest +tickets\.jsonl"):
         read(DataConfig(path=str(tmp_path / "tikets.jsonl")))
@@ -145,8 +145,8 @@ def test_a_hub_name_is_read_through_datasets(monkeypatch):
 @pytest.mark.parametrize(
     "name", ["json", "text", "csv", "parquet", "arrow", "imagefolder", "squad"]
 )
-def test_a_word_is_a_file_or_nothing(tmp_path, monkeypatch, name):
-    """The library datasets takes such a word for a way to read the working directory's files."""
+def test_a_single_word_is_never_looked_up_on_the_hub(tmp_path, monkeypatch, name):
+    """The library datasets would read the files of the working directory instead."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "private.jsonl", '{"text": "not for training"}')
     write(tmp_path, "private.txt", "not for training")
@@ -178,7 +178,7 @@ def test_a_json_list_longer_than_the_window(tmp_path, indent):
     "element", ['{"a": 1', '{"a": }', "{1}", '{"a": 1}}', '{"a": 1} {', ",", "x"]
 )
 @pytest.mark.parametrize("before", [0, 3, 40_000])
-def test_a_break_in_a_json_list_is_placed_as_json_does(tmp_path, element, before):
+def test_an_error_in_a_json_list_has_the_position_that_json_gives(tmp_path, element, before):
     text = "[" + '{"b": "ü"},\n ' * before + element + "]"
     with pytest.raises(json.JSONDecodeError) as wanted:
         json.loads(text)
@@ -190,7 +190,7 @@ def test_a_break_in_a_json_list_is_placed_as_json_does(tmp_path, element, before
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
 @pytest.mark.parametrize("at", [50, 2**20 - 1, 2**20, 3_000_001])
-def test_a_byte_that_is_no_utf8_is_found_anywhere(tmp_path, name, at):
+def test_a_byte_that_is_not_utf8_is_an_error_anywhere(tmp_path, name, at):
     text = b'{"a": "\xc3\xbc"}\n' * 250_000
     data = b"\xef\xbb\xbf" + text[: at - 3] + b"\xc3" + text[at - 3 :]
     with pytest.raises(UnicodeDecodeError) as wanted:
@@ -228,7 +228,7 @@ def test_a_file_is_not_held_in_memory(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_a_key_that_stands_twice_is_named(tmp_path, name):
+def test_a_repeated_key_is_a_notice(tmp_path, name):
     rows = ['{"a": 1}', '{"a": 1, "b": 2, "a": 3}', '{"a": [{"x": 1, "x": 2}]}']
     text = "\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]"
     source = Source(write(tmp_path, name, text))
@@ -242,9 +242,9 @@ def test_a_key_that_stands_twice_is_named(tmp_path, name):
 
 
 def test_digest_is_of_the_bytes(tmp_path):
-    one = write(tmp_path, "a.jsonl", '{"a": 1}\n')
+    first = write(tmp_path, "a.jsonl", '{"a": 1}\n')
     two = write(tmp_path, "b.jsonl", '{"a":  1}\n')
-    assert digest(one, read(one)) == digest(one, []) != digest(two, read(two))
+    assert digest(first, read(first)) == digest(first, []) != digest(two, read(two))
 
 
 def test_the_settings_are_strict():
@@ -270,8 +270,8 @@ def test_the_settings_are_strict():
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_a_pipe_or_a_device_is_no_file_of_rows(tmp_path, kind):
-    """Opening a pipe that nobody writes to would wait for ever."""
+def test_a_pipe_or_a_device_is_refused(tmp_path, kind):
+    """Opening a pipe that nobody writes to would block forever."""
     path = tmp_path / "rows.jsonl"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(DataError, match="is a pipe or a device"):

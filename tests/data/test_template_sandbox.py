@@ -1,4 +1,4 @@
-"""A chat template is a program from a stranger: it ends, stays small, and reaches nothing."""
+"""Hostile chat templates: they are stopped, stay in memory limits, and reach no attributes."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ QUICK = ("==", "key", "nested loops", "times", "range | list", "format")
 
 @pytest.fixture(scope="module")
 def small():
-    """A worker with tight limits, so that what overruns them does so at once."""
+    """A worker with tight limits, which a hostile template exceeds at once."""
     worker = Worker(seconds=0, memory=120 << 20, patience=30)
     yield worker
     worker.close()
@@ -107,7 +107,7 @@ def test_a_template_that_does_not_end_is_stopped(small, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["==", "items", "macro tree"])
-def test_the_limits_that_ship_stop_it_too(name):
+def test_the_default_limits_stop_it_too(name):
     start = time.monotonic()
     with pytest.raises(DataError, match="does not come to an end") as error:
         ChatTemplate(BOMBS[name], {}).prompt(HI)
@@ -128,7 +128,7 @@ def test_a_worker_that_is_silent_is_killed():
 
 
 @pytest.mark.parametrize("name", ["endless macro", "deep", "syntax", "unknown filter"])
-def test_a_template_that_cannot_be_read_says_so(name):
+def test_a_template_that_is_not_jinja_is_refused(name):
     source = {
         "endless macro": "{% macro m(n) %}{{ m(n+1) }}{% endmacro %}{{ m(0) }}",
         "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
@@ -163,7 +163,7 @@ def test_a_template_that_fails_or_reaches_out_makes_a_bad_row(source):
         ChatTemplate(source, {}).prompt(HI)
 
 
-def test_what_honest_templates_use_works():
+def test_the_features_of_real_templates_work():
     source = """
 {%- set ns = namespace(n=0) %}
 {%- for m in messages if m.role != 'x' %}
@@ -182,20 +182,20 @@ def test_what_honest_templates_use_works():
     assert text == "Trueb---<A>|{\"<\": \"ü\"}|1|1,3|z|y|2|d|['user', 'x']|<s>"
 
 
-def test_a_long_conversation_is_far_from_the_bounds():
+def test_a_long_conversation_is_within_the_limits():
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}"
     messages = [{"role": "user", "content": "word " * 200}] * 2000
     assert len(ChatTemplate(source, {}).prompt(messages)) > 2_000_000
 
 
-def test_what_is_no_json_refuses_its_row_alone():
+def test_a_value_that_is_not_json_refuses_only_its_row():
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
     rows = [{"given": {"x": 1}}, {"given": {"x": 10**5000}}, {"given": {"x": "\ud800"}}]
     template = ChatTemplate("{{ x }}", {})
-    one, two, three = template._run(rows)
-    assert (one["text"], three["text"]) == ("1", "\ud800") and "refused" in two
+    number, huge, surrogate = template._run(rows)
+    assert (number["text"], surrogate["text"]) == ("1", "\ud800") and "refused" in huge
     assert "refused" in template._run([{"given": {"x": deep}}])[0]
 
 
@@ -231,7 +231,7 @@ template_worker.render_all(sys.argv[1], {}, [{"given": {}}])
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None])
 def test_the_worker_ends_with_its_parent(end):
-    """Interrupted, terminated or killed while a template spins; or at its own end."""
+    """Also if it is interrupted, terminated or killed while a template runs."""
     source = LONG["nested loops"] if end else "{{ 1 }}"
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, source], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -262,7 +262,7 @@ def test_an_interrupt_leaves_no_answer_in_the_pipe(monkeypatch):
     worker.close()
 
 
-def test_an_end_of_the_process_is_no_end_of_the_program():
+def test_the_parent_survives_the_end_of_the_process():
     worker = Worker()
     worker.compile("{{ 1 }}")
     threading.Thread(target=worker._process.kill).start()
@@ -273,6 +273,6 @@ def test_an_end_of_the_process_is_no_end_of_the_program():
     worker.close()
 
 
-def test_todays_date_is_noticed():
+def test_todays_date_is_reported():
     (answer,) = ChatTemplate("{{ strftime_now('%Y') }}", {})._run([{"given": {}}])
     assert len(answer["text"]) == 4 and answer["dated"]

@@ -1,4 +1,4 @@
-"""How many tokens stand before a place of a text: as tokenising what stands before it says."""
+"""The number of tokens before a position is that of tokenising the text before it."""
 
 import json
 import random
@@ -16,7 +16,7 @@ LETTERS = "aaabbbccc   dé\n"
 
 
 def bpe(seed: int, *, byte_fallback: bool, front: str, fuse_unk: bool) -> Tokenizer:
-    """A tokenizer of random merges that takes a text in one piece; not every letter is known."""
+    """A BPE tokenizer with random merges and without pre-tokenizer; some letters are unknown."""
     draw = random.Random(seed)
     tokens = ["▁", "a", "b", "c", "<unk>"] + ["<e>"] * bool(seed % 2)
     if byte_fallback:
@@ -59,19 +59,18 @@ def by_hand(made: Any, text: str, ids: list[int], place: int) -> int | None:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_what_is_told_is_what_the_beginning_gives(seed):
+def test_counts_are_those_of_the_text_before(seed):
     made = bpe(seed, byte_fallback=seed % 3 > 0, front="▁" * (seed % 4 > 0), fuse_unk=seed % 5 > 1)
-    draw, borders, told = random.Random(seed), TokenBoundaries(fast(made)), 0
+    draw, borders, known = random.Random(seed), TokenBoundaries(fast(made)), 0
     texts = ["".join(draw.choices(LETTERS, k=draw.randint(2, 30))) for _ in range(60)]
     ids = [made.encode(text, add_special_tokens=False).ids for text in texts]
     places = [sorted(draw.sample(range(len(text)), min(3, len(text)))) for text in texts]
-    for text, own, some, found in zip(
-        texts, ids, places, borders.tokens_before(texts, ids, places), strict=True
-    ):
-        if found is not None:
-            told += 1
-            assert found == [by_hand(made, text, own, place) for place in some], text
-    assert told > 10
+    counts = borders.tokens_before(texts, ids, places)
+    for text, own, at, counted in zip(texts, ids, places, counts, strict=True):
+        if counted is not None:
+            known += 1
+            assert counted == [by_hand(made, text, own, place) for place in at], text
+    assert known > 10
 
 
 ODD: dict[str, dict[str, Any]] = {
@@ -101,8 +100,8 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_other_tokenizers_are_asked(odd):
-    """Where the tokens may depend on what follows, or no length is known."""
+def test_other_tokenizers_are_not_counted(odd):
+    """Tokens that may depend on later text, or whose lengths are unknown."""
     parts = json.loads(bpe(1, byte_fallback=True, front="▁", fuse_unk=True).to_str())
     for key, value in ODD[odd].items():
         parts[key] = {**parts[key], **value} if key == "model" else value
@@ -111,7 +110,7 @@ def test_other_tokenizers_are_asked(odd):
     assert TokenBoundaries(made).tokens_before(["ab c"], [[1, 2, 0, 3]], [[2]]) == [None]
 
 
-def test_added_tokens_in_the_text_are_asked():
+def test_texts_with_added_tokens_are_not_counted():
     made = bpe(2, byte_fallback=True, front="▁", fuse_unk=True)
     made.add_special_tokens(["<s>"])
     text = "ab<s>c"
@@ -124,30 +123,27 @@ def test_added_tokens_in_the_text_are_asked():
     ]
 
 
-def test_a_tokenizer_that_splits_into_words_is_asked():
+def test_a_tokenizer_that_splits_into_words_is_not_counted():
     assert TokenBoundaries(bytewise()).tokens_before(["ab"], [[1, 2]], [[1]]) == [None]
 
 
 def test_real_tokenizers(shared):
     from transformers import AutoTokenizer
 
-    told = 0
+    known = 0
     books = ("wikitext-2/valid.txt", "tinyshakespeare/input.txt")  # the first has "<unk>" in it
-    text = "".join((shared / "data/text" / b).read_text(encoding="utf-8")[:60_000] for b in books)
+    corpus = "".join((shared / "data/text" / b).read_text(encoding="utf-8")[:60_000] for b in books)
     draw = random.Random(0)
     for folder in [*(shared / "data/tokenizers").iterdir(), shared / "data/models/stories260K"]:
         if not (folder / "tokenizer.json").is_file():
             continue
         own = AutoTokenizer.from_pretrained(folder)
-        texts = [text[at : at + 300] for at in draw.sample(range(119_000), 200)]
+        texts = [corpus[at : at + 300] for at in draw.sample(range(119_000), 200)]
         ids = [own.encode(t, add_special_tokens=False) for t in texts]
         places = [[draw.randrange(1, 299)] for _ in texts]
-        for one in zip(
-            texts, ids, places, TokenBoundaries(own).tokens_before(texts, ids, places), strict=True
-        ):
-            if one[3] is not None:
-                told += 1
-                before = own.encode(one[0][: one[2][0]], add_special_tokens=False)
-                want = len(before) if one[1][: len(before)] == before else None
-                assert one[3] == [want], (folder.name, one[0])
-    assert told > 20
+        counts = TokenBoundaries(own).tokens_before(texts, ids, places)
+        for text, text_ids, (place,), counted in zip(texts, ids, places, counts, strict=True):
+            if counted is not None:
+                known += 1
+                assert counted == [by_hand(own, text, text_ids, place)], (folder.name, text)
+    assert known > 20

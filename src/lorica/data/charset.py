@@ -7,6 +7,9 @@ to both iconv and Python.
 
 import codecs
 import re
+from pathlib import Path
+
+from lorica.errors import DataError
 
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -16,9 +19,44 @@ BYTE_ORDER_MARKS = {
 }
 EAST_ASIAN = ("GB18030", "SHIFT_JIS", "EUC-KR", "BIG5")
 EIGHT_BITS = ("CP1252", "CP1251")
+PIECE = 2**20  # bytes that are searched at a time
 SAMPLE = 2**16  # bytes that are decoded
 SHOWN = 24  # characters of the line at fault
 HIGH = re.compile(rb"[\x80-\xff]+")
+
+
+def not_utf8_error(path: Path) -> DataError:
+    """The error that names the first byte that is not UTF-8, by line and offset."""
+    offset, line, rest = 0, 1, b""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            data = rest + piece
+            try:
+                data.decode("utf-8")
+                good = len(data)
+            except UnicodeDecodeError as error:
+                good = error.start
+                if len(data) - good >= 4 or error.reason != "unexpected end of data":
+                    break
+            line += data.count(b"\n", 0, good)
+            offset, rest = offset + good, data[good:]
+        else:
+            data, good = rest, 0
+    if not data:
+        return DataError(f"{path.name} was changed while it was read.", fix="try again")
+    with path.open("rb") as file:
+        begin = data.rfind(b"\n", 0, good) + 1 if offset else 0
+        file.seek(offset + begin)
+        encodings = possible_encodings(file.read(PIECE), good - begin)
+    likely = next(iter(encodings), "ENCODING")
+    return DataError(
+        f"{path.name} is not UTF-8.",
+        line=line + data.count(b"\n", 0, good),
+        byte=f"0x{data[good]:02x} at offset {offset + good:,}",
+        **{f"as {name}": repr(text) for name, text in encodings.items()},
+        fix=f"save it as UTF-8 from the encoding that reads right: iconv -f {likely} -t utf-8 "
+        f"{path.name} > {path.stem}-utf8{path.suffix}",
+    )
 
 
 def possible_encodings(data: bytes, at: int) -> dict[str, str]:

@@ -9,12 +9,12 @@ invented words once, to find out. Every row is checked on its own text as well
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from lorica.data.conversation import Conversation
-from lorica.data.fields import BadRow, as_object
+from lorica.data.fields import as_object
+from lorica.data.rendered_chat import RenderedChat
 from lorica.data.template_sandbox import common_length
 from lorica.data.template_worker import (
     Compiled,
@@ -43,43 +43,6 @@ ROLES_WITH_PARTS: tuple[frozenset[str], ...] = (
     frozenset({"user"}),
     frozenset({"assistant"}),
 )
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The text of the first messages, compared with the text of the whole conversation."""
-
-    length: int  # characters
-    common: int  # characters from the start that both texts have in common
-    near: str  # the text around the first difference
-
-    @property
-    def is_prefix(self) -> bool:
-        return self.common == self.length
-
-
-@dataclass(frozen=True)
-class RenderedChat:
-    """The text that the template writes for one conversation.
-
-    marked: (start, end) characters of the template's {% generation %} blocks.
-    before, through: for each learned answer, the prompt for generation, and the text that ends
-        with the answer. Empty for a template that marks its answers.
-    dated: the text contains today's date.
-    refused: why there is no text; the other fields are empty then.
-    """
-
-    text: str = ""
-    marked: list[tuple[int, int]] = field(default_factory=list)
-    before: list[Prefix] = field(default_factory=list)
-    through: list[Prefix] = field(default_factory=list)
-    dated: bool = False
-    refused: str | None = None
-
-    def check(self) -> None:
-        """Raises: BadRow if the template refused the conversation."""
-        if self.refused is not None:
-            raise BadRow(f"the chat template refuses it ({self.refused})")
 
 
 class ChatTemplate:
@@ -121,7 +84,7 @@ class ChatTemplate:
         Raises: DataError if the template does not come to an end.
         """
         jobs = [self._job(c, [] if self.marks_answers else _cuts(c)) for c in conversations]
-        return [_rendered(answer) for answer in self._run(jobs)]
+        return [RenderedChat.from_answer(answer) for answer in self._run(jobs)]
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
         """The text of the messages with the generation prompt.
@@ -130,7 +93,7 @@ class ChatTemplate:
         """
         job = self._job(Conversation(messages, [False] * len(messages), tools), [])
         job["given"]["add_generation_prompt"] = True
-        (rendered,) = map(_rendered, self._run([job]))
+        (rendered,) = map(RenderedChat.from_answer, self._run([job]))
         rendered.check()
         return rendered.text
 
@@ -193,7 +156,7 @@ class ChatTemplate:
         cuts: list[tuple[int, bool]],
     ) -> RenderedChat:
         conversation = Conversation(messages, [False] * len(messages))
-        return _rendered(self._run([self._job(conversation, cuts, with_parts)])[0])
+        return RenderedChat.from_answer(self._run([self._job(conversation, cuts, with_parts)])[0])
 
 
 class ChatTemplates:
@@ -287,14 +250,6 @@ def _content_as_parts(message: dict[str, Any]) -> dict[str, Any]:
 def _cuts(conversation: Conversation) -> list[tuple[int, bool]]:
     """(number of messages, with generation prompt): before and through each learned answer."""
     return [cut for i in conversation.learned_indices for cut in ((i, True), (i + 1, False))]
-
-
-def _rendered(answer: dict[str, Any]) -> RenderedChat:
-    if "refused" in answer:
-        return RenderedChat(refused=answer["refused"])
-    cuts = [Prefix(*cut) for cut in answer["cuts"]]
-    marked = [(start, end) for start, end in answer["turns"]]
-    return RenderedChat(answer["text"], marked, cuts[::2], cuts[1::2], answer["dated"])
 
 
 def _common_end(single: str, double: str) -> str:

@@ -15,10 +15,11 @@ the template's own marks leave it out. The text after the end of turn is not lea
 import re
 from dataclasses import dataclass
 
-from lorica.data.chat_template import ChatTemplate, Prefix, RenderedChat
+from lorica.data.chat_template import ChatTemplate
 from lorica.data.conversation import Conversation
 from lorica.data.fields import BadRow
 from lorica.data.notices import Notices
+from lorica.data.rendered_chat import Prefix, RenderedChat
 from lorica.data.rendering_check import written_forms
 from lorica.data.template_sandbox import CONTEXT
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from lorica.data.charset import possible_encodings
+from lorica.data.charset import not_utf8_error
 from lorica.data.fields import as_list, as_object
 from lorica.data.json_stream import JsonListReader, RowDecoder
 from lorica.data.notices import Notices, Places
 from lorica.errors import DataError, MissingError, ResourceError, listed
 
 Rows = Iterator[tuple[dict[str, Any], str]]
-PIECE = 1 << 20  # bytes that are searched at a time
+FIRST_LINE = 1 << 20  # characters of it that are looked at
 PARQUET_BATCH = 1_000  # rows
 
 
@@ -63,47 +63,13 @@ def open_text(path: Path, reading: Reading, newline: str) -> Iterator[TextIO]:
             yield file
             reading.done = raw.tell()
     except UnicodeDecodeError as error:
-        raise not_utf8(path) from error
+        raise not_utf8_error(path) from error
     except ResourceError:
         raise
     except OSError as error:
         raise ResourceError(
             f"cannot read {path}: {error.strerror}.", fix="check the file's permissions"
         ) from error
-
-
-def not_utf8(path: Path) -> DataError:
-    """The error that names the first byte that is not UTF-8, by line and offset."""
-    offset, line, rest = 0, 1, b""
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            data = rest + piece
-            try:
-                data.decode("utf-8")
-                good = len(data)
-            except UnicodeDecodeError as error:
-                good = error.start
-                if len(data) - good >= 4 or error.reason != "unexpected end of data":
-                    break
-            line += data.count(b"\n", 0, good)
-            offset, rest = offset + good, data[good:]
-        else:
-            data, good = rest, 0
-    if not data:
-        return DataError(f"{path.name} was changed while it was read.", fix="try again")
-    with path.open("rb") as file:
-        begin = data.rfind(b"\n", 0, good) + 1 if offset else 0
-        file.seek(offset + begin)
-        encodings = possible_encodings(file.read(PIECE), good - begin)
-    likely = next(iter(encodings), "ENCODING")
-    return DataError(
-        f"{path.name} is not UTF-8.",
-        line=line + data.count(b"\n", 0, good),
-        byte=f"0x{data[good]:02x} at offset {offset + good:,}",
-        **{f"as {name}": repr(text) for name, text in encodings.items()},
-        fix=f"save it as UTF-8 from the encoding that reads right: iconv -f {likely} -t utf-8 "
-        f"{path.name} > {path.stem}-utf8{path.suffix}",
-    )
 
 
 def read_json(path: Path, reading: Reading) -> Rows:
@@ -175,7 +141,7 @@ def read_jsonl(path: Path, reading: Reading) -> Rows:
             if reading.limit is not None and rows >= reading.limit:
                 break
             rows += 1
-            first = first or line[:PIECE]
+            first = first or line[:FIRST_LINE]
             where = f"{path.name}:{number}"
             try:
                 row = decoder.decode(line)

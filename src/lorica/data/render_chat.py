@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorica.data.chat_template import ChatTemplate, RenderedChat, chat_templates
+from lorica.data.chat_template import ChatTemplate, chat_templates
 from lorica.data.config import DataConfig
 from lorica.data.conversation import Conversation, parse_conversation, parse_tools
 from lorica.data.fields import BadRow
 from lorica.data.loss_mask import LEARN_ALL, LossMask, Turn
 from lorica.data.notices import Notices
+from lorica.data.rendered_chat import RenderedChat
 from lorica.data.rendered_row import Outcome, RenderedRow, TextSpan
 from lorica.data.rendering_check import check_rendering
 from lorica.data.source import Row

@@ -1,20 +1,17 @@
 """Render chat templates with jinja2's ImmutableSandboxedEnvironment, in a process with limits.
 
 A chat template is a program that comes with a downloaded model. jinja2's sandbox keeps it from
-Python's attributes and from mutating its input. It cannot stop a template that compares nested
-lists for hours or fills the memory: one `==` is one call into C, which no signal handler of the
-same process interrupts. So this file is also a script. `template_worker.py` starts it with plain
-Python (only jinja2 is on its path), sends it requests, and kills it when it is silent for too
-long. The kernel ends it after SECONDS of CPU time for one rendering, or beyond MEMORY bytes.
+Python's attributes and from changing its input. It cannot stop a comparison of nested lists that
+takes hours, or text that fills the memory: one `==` is one call into C. So `template_worker.py`
+runs this file as a script in plain Python, where only jinja2 is installed, and kills it when it
+is silent for too long. The kernel ends it after SECONDS of CPU time in one rendering, or above
+MEMORY bytes.
 
-Protocol: lines of JSON on stdin and stdout.
+Requests and answers are lines of JSON. An answer may also be {"refused": reason} or {"overrun":
+reason}; an empty line says that the process is still at work.
 
-    request                                            answer
     {"compile": source}                                {"template": n, "variables": [...], ...}
     {"template": n, "shared": {...}, "jobs": [...]}    a line a job: {"text": ..., "turns": [], ...}
-
-An answer may also be {"refused": reason} or {"overrun": reason}. An empty line says that the
-process is still at work.
 """
 
 import json
@@ -274,13 +271,10 @@ class Server:
             self._cpu_limit = limit
             _set_soft_limit(resource.RLIMIT_CPU, limit)
         if time.monotonic() > self._last_write + 1:  # tell the parent to wait on
-            self._write(b"")
+            self._answer(None)
 
-    def _answer(self, answer: dict[str, Any]) -> None:
-        self._write(json.dumps(answer).encode())
-
-    def _write(self, line: bytes) -> None:
-        self._answers.write(line + b"\n")
+    def _answer(self, answer: dict[str, Any] | None) -> None:
+        self._answers.write(b"\n" if answer is None else json.dumps(answer).encode() + b"\n")
         self._answers.flush()
         self._last_write = time.monotonic()
 
