@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests import small_base as small
+from tests import story_base as story
 
 # Tests run side by side: more threads would only fight, unless they are asked for.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -54,3 +55,9 @@ def stories(shared: Path) -> Path:
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small random Llama, for tests that need no pretrained model."""
     return small.write(tmp_path_factory.mktemp("small_base"))
+
+
+@pytest.fixture(scope="session")
+def story_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama with the sizes of `stories`, for tests that count its layers."""
+    return story.write(tmp_path_factory.mktemp("story_base"))

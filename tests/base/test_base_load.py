@@ -14,9 +14,9 @@ from tests.laws.bases import IDS, bits, same_bits
 
 
 @pytest.fixture
-def folder(stories, tmp_path) -> Path:
+def folder(story_base, tmp_path) -> Path:
     """A copy of a real base, to be spoilt."""
-    return Path(shutil.copytree(stories, tmp_path / "base"))
+    return Path(shutil.copytree(story_base, tmp_path / "base"))
 
 
 def weights(folder: Path, change) -> None:
@@ -26,8 +26,8 @@ def weights(folder: Path, change) -> None:
     save_file(state, file, metadata={"format": "pt"})
 
 
-def test_a_base_is_frozen_and_evaluates(stories):
-    base = load(str(stories))
+def test_a_base_is_frozen_and_evaluates(story_base):
+    base = load(str(story_base))
     assert not base.model.training
     assert not any(p.requires_grad for p in base.model.parameters())
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
@@ -38,17 +38,17 @@ def test_a_base_is_frozen_and_evaluates(stories):
         assert base.model(IDS).logits.isfinite().all()
 
 
-def test_bfloat16_on_request(stories):
-    assert {p.dtype for p in load(str(stories), dtype="bfloat16").model.parameters()} == {
+def test_bfloat16_on_request(story_base):
+    assert {p.dtype for p in load(str(story_base), dtype="bfloat16").model.parameters()} == {
         torch.bfloat16
     }
     with pytest.raises(ConfigError, match="float16"):
-        load(str(stories), dtype="float16")
+        load(str(story_base), dtype="float16")
 
 
-def test_a_classifier_starts_the_same_each_time_and_leaves_the_random_state_alone(stories):
+def test_a_classifier_starts_the_same_each_time_and_leaves_the_random_state_alone(story_base):
     before = torch.get_rng_state()
-    one, two = (load(str(stories), labels=["good", "bad", "so so"]) for _ in range(2))
+    one, two = (load(str(story_base), labels=["good", "bad", "so so"]) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert same_bits(bits(one.model), bits(two.model))
     assert one.model.config.id2label == {0: "good", 1: "bad", 2: "so so"}

@@ -195,10 +195,10 @@ def test_the_scales_of_a_faulty_kernel_are_found_as_well(monkeypatch):
     assert not layer.unpacks_by_kernel(torch.float32)
 
 
-def test_layers_that_a_kernel_gets_wrong_are_named(monkeypatch, stories):
-    assert not faulty_kernel_notices(load(str(stories), quantisation="nf4").model)
+def test_layers_that_a_kernel_gets_wrong_are_named(monkeypatch, story_base):
+    assert not faulty_kernel_notices(load(str(story_base), quantisation="nf4").model)
     monkeypatch.setattr(torch.ops.bitsandbytes.dequantize_4bit, "default", all_wrong)
-    base = load(str(stories), quantisation="nf4")
+    base = load(str(story_base), quantisation="nf4")
     (notice,) = [line for line in base.notices if "incorrectly" in line]
     assert notice.startswith("bitsandbytes dequantises 35 of 35 layers incorrectly")
     for layer in layers(base.model).values():

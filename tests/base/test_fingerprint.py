@@ -60,14 +60,16 @@ def test_an_adapter_is_no_part_of_its_base():
     assert fingerprint(lorica.detach(model)) == want
 
 
-def test_the_dtype_does_not_matter(stories):
-    one, two = (load(str(stories), dtype=dtype).model for dtype in ("float32", "bfloat16"))
+def test_the_dtype_does_not_matter(story_base):
+    one, two = (load(str(story_base), dtype=dtype).model for dtype in ("float32", "bfloat16"))
     assert grade(fingerprint(one), fingerprint(two)) == "same"
 
 
-def test_an_adapter_of_float32_loads_on_the_base_in_bfloat16(tmp_path, stories):
-    path = lorica.save(move(lorica.adapt(load(str(stories)).model, Lora())), tmp_path / "adapter")
-    model = load(str(stories), dtype="bfloat16").model
+def test_an_adapter_of_float32_loads_on_the_base_in_bfloat16(tmp_path, story_base):
+    path = lorica.save(
+        move(lorica.adapt(load(str(story_base)).model, Lora())), tmp_path / "adapter"
+    )
+    model = load(str(story_base), dtype="bfloat16").model
     assert lorica.load(model, path) == []
     assert model(IDS).logits.isfinite().all()
 
@@ -108,9 +110,9 @@ def test_a_quantised_base_is_graded_so():
     assert grade(before, fingerprint(other)) == "same shapes"
 
 
-def test_a_fresh_classifier_head_is_no_part_of_the_base(stories):
+def test_a_fresh_classifier_head_is_no_part_of_the_base(story_base):
     labels = ["good", "bad"]
-    model = load(str(stories), labels=labels).model
+    model = load(str(story_base), labels=labels).model
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.score.weight.add_(1)
@@ -126,8 +128,8 @@ def test_a_tensor_is_sampled_from_its_first_value_to_its_last(n):
     assert at == sorted(at)
 
 
-def test_tokenizer_and_template_enter_when_given(stories):
-    base = load(str(stories))
+def test_tokenizer_and_template_enter_when_given(story_base):
+    base = load(str(story_base))
     plain = fingerprint(base.model)
     assert (plain.tokenizer, plain.chat_template) == (None, None)
     with_text = fingerprint(base.model, tokenizer=base.tokenizer)
@@ -138,12 +140,12 @@ def test_tokenizer_and_template_enter_when_given(stories):
     assert fingerprint(base.model, tokenizer=base.tokenizer).tokenizer != with_text.tokenizer
 
 
-def test_another_template_is_named(tmp_path, stories):
-    base = load(str(stories))
+def test_another_template_is_named(tmp_path, story_base):
+    base = load(str(story_base))
     base.tokenizer.chat_template = "{{ messages }}"
     lorica.adapt(base.model, Lora())
     path = lorica.save(base.model, tmp_path / "adapter", tokenizer=base.tokenizer)
-    again = load(str(stories))
-    assert lorica.load(load(str(stories)).model, path, tokenizer=base.tokenizer) == []
+    again = load(str(story_base))
+    assert lorica.load(load(str(story_base)).model, path, tokenizer=base.tokenizer) == []
     (line,) = lorica.load(again.model, path, tokenizer=again.tokenizer)
     assert "chat template" in line

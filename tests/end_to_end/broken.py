@@ -2,7 +2,7 @@
 
 Every function changes the working directory, where these lie (see `inputs` in the test):
 
-    base/       a copy of stories260K          rows.jsonl   24 prompt/completion rows
+    base/       a copy of `story_base`         rows.jsonl   24 prompt/completion rows
     run/        a finished run of six steps    stopped/     the same, ended by a kill at step 4
 """
 
@@ -23,21 +23,21 @@ from lorica.formats import commit
 
 Patch = pytest.MonkeyPatch
 Prepare = Callable[[Patch, Path], Any]
-"""(patch, the folder of shared data) -> anything."""
+"""(patch, the folder of a base of other shapes) -> anything."""
 
 ADAPTER = Path("run/adapter")
 WEIGHTS = ADAPTER / "adapter_model.safetensors"
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
-def nothing(patch: Patch, shared: Path) -> None:
+def nothing(patch: Patch, other: Path) -> None:
     """The command line itself is what is wrong."""
 
 
 def write(name: str, content: str | bytes | list[dict[str, Any]]) -> Prepare:
     """A file: text, bytes, or rows as JSON Lines."""
 
-    def prepare(patch: Patch, shared: Path) -> None:
+    def prepare(patch: Patch, other: Path) -> None:
         text = content
         if isinstance(text, list):
             text = "".join(json.dumps(row) + "\n" for row in text)
@@ -48,11 +48,11 @@ def write(name: str, content: str | bytes | list[dict[str, Any]]) -> Prepare:
 
 def cut(name: str | Path, length: int) -> Prepare:
     """The first `length` bytes of a file; all but the last -length for a negative one."""
-    return lambda patch, shared: Path(name).write_bytes(Path(name).read_bytes()[:length])
+    return lambda patch, other: Path(name).write_bytes(Path(name).read_bytes()[:length])
 
 
 def remove(*names: str | Path) -> Prepare:
-    def prepare(patch: Patch, shared: Path) -> None:
+    def prepare(patch: Patch, other: Path) -> None:
         for name in names:
             shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
 
@@ -60,13 +60,13 @@ def remove(*names: str | Path) -> Prepare:
 
 
 def both(*parts: Prepare) -> Prepare:
-    return lambda patch, shared: [part(patch, shared) for part in parts]
+    return lambda patch, other: [part(patch, other) for part in parts]
 
 
 def edit(name: str | Path, change: Callable[[dict[str, Any]], object]) -> Prepare:
     """Change a JSON file in place."""
 
-    def prepare(patch: Patch, shared: Path) -> None:
+    def prepare(patch: Patch, other: Path) -> None:
         note = json.loads(Path(name).read_text())
         change(note)
         Path(name).write_text(json.dumps(note))
@@ -77,7 +77,7 @@ def edit(name: str | Path, change: Callable[[dict[str, Any]], object]) -> Prepar
 def tensors(change: Callable[[dict[str, Tensor]], object], file: str | Path = WEIGHTS) -> Prepare:
     """Change tensors of a file in place, and bring a manifest's digests up to date."""
 
-    def prepare(patch: Patch, shared: Path) -> None:
+    def prepare(patch: Patch, other: Path) -> None:
         state = {key: tensor.clone() for key, tensor in load_file(file).items()}
         change(state)
         save_file(state, file, metadata={"format": "pt"})
@@ -95,26 +95,26 @@ def of_peft(prepare: Prepare) -> Prepare:
     return both(remove(ADAPTER / "manifest.json"), prepare)
 
 
-def perturbed(patch: Patch, shared: Path) -> None:
+def perturbed(patch: Patch, other: Path) -> None:
     """other/: a base of the same shapes with slightly other weights."""
     shutil.copytree("base", "other")
     tensors(lambda s: [t.mul_(1.01) for t in s.values() if t.ndim == 2], "other/model.safetensors")(
-        patch, shared
+        patch, other
     )
 
 
-def of_other_shapes(patch: Patch, shared: Path) -> None:
-    """other/: another real base."""
-    Path("other").symlink_to(shared / "data/models/tinystories-656k")
+def of_other_shapes(patch: Patch, other: Path) -> None:
+    """other/: a base of other shapes."""
+    Path("other").symlink_to(other)
 
 
-def flipped(patch: Patch, shared: Path) -> None:
+def flipped(patch: Patch, other: Path) -> None:
     data = bytearray(WEIGHTS.read_bytes())
     data[-9] ^= 4
     WEIGHTS.write_bytes(bytes(data))
 
 
-def no_weights_but_a_pickle(patch: Patch, shared: Path) -> None:
+def no_weights_but_a_pickle(patch: Patch, other: Path) -> None:
     Path("base/model.safetensors").rename("base/pytorch_model.bin")
 
 
@@ -131,15 +131,14 @@ def template(source: str | None) -> Prepare:
     return rows if source is None else both(rows, write("base/chat_template.jinja", source))
 
 
-def no_end(patch: Patch, shared: Path) -> None:
-    edit("base/tokenizer_config.json", lambda c: c.pop("eos_token"))(patch, shared)
-    edit("base/special_tokens_map.json", lambda c: c.pop("eos_token"))(patch, shared)
+def no_end(patch: Patch, other: Path) -> None:
+    edit("base/tokenizer_config.json", lambda c: c.pop("eos_token"))(patch, other)
 
 
 def disk(number: int, *, after: int = 0) -> Prepare:
     """Every write of tensors answers with this error, behind half a file; the first `after` go."""
 
-    def prepare(patch: Patch, shared: Path) -> None:
+    def prepare(patch: Patch, other: Path) -> None:
         own, calls = commit.save_file, []
 
         def save(state: Any, path: Path, **more: Any) -> None:
@@ -154,11 +153,11 @@ def disk(number: int, *, after: int = 0) -> Prepare:
     return prepare
 
 
-def without_wandb(patch: Patch, shared: Path) -> None:
+def without_wandb(patch: Patch, other: Path) -> None:
     patch.setitem(sys.modules, "wandb", None)  # an import of it fails
 
 
-def rank_edited(patch: Patch, shared: Path) -> None:
+def rank_edited(patch: Patch, other: Path) -> None:
     config = Path("stopped/config.yaml")
     config.write_text(config.read_text().replace("r: 2", "r: 4"))
 

@@ -13,10 +13,10 @@ from tests.end_to_end.table import CASES, TRAIN, Case, train
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, stories) -> Path:
+def original(tmp_path_factory, story_base) -> Path:
     """A base, rows, a finished run, and one that a kill ended at step 4."""
     folder = tmp_path_factory.mktemp("original")
-    shutil.copytree(stories, folder / "base", copy_function=shutil.copyfile)
+    shutil.copytree(story_base, folder / "base", copy_function=shutil.copyfile)
     (folder / "base").chmod(0o755)
     rows = [
         {"prompt": f"Once there was a dog number {i}", "completion": f" and {i} big cats."}
@@ -56,9 +56,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_broken_input(case: Case, inputs, shared, capsys):
+def test_broken_input(case: Case, inputs, small_base, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        case.prepare(patch, shared)
+        case.prepare(patch, small_base)
         before = digests(inputs)
         status = cli.run(case.words.split())
     out, err = capsys.readouterr()

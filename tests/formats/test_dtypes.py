@@ -21,12 +21,12 @@ from tests.laws.bases import IDS
 
 
 @pytest.fixture
-def halved(stories, tmp_path):
+def halved(story_base, tmp_path):
     """A base of several bfloat16 files, and an adapter that was trained on it in bfloat16."""
-    model = load_base(str(stories), dtype="bfloat16").model
+    model = load_base(str(story_base), dtype="bfloat16").model
     folder = tmp_path / "base"
     model.save_pretrained(folder, max_shard_size="150KB")  # type: ignore[operator]
-    for file in stories.glob("token*"):
+    for file in story_base.glob("token*"):
         shutil.copy(file, folder)
     base = load_base(str(folder), dtype="bfloat16")
     lorica.adapt(base.model, lorica.Lora(r=4), target_modules="all-linear")
@@ -67,12 +67,12 @@ def test_an_exact_export_is_measured_in_float32(halved, tmp_path):
     assert export_lora(adapter, tmp_path / "out").exact
 
 
-def test_rows_of_an_embedding_beyond_the_tokenizer_stay(stories, tmp_path):
+def test_rows_of_an_embedding_beyond_the_tokenizer_stay(story_base, tmp_path):
     """Many bases round their vocabulary up: Qwen, Phi."""
-    base = load_base(str(stories))
+    base = load_base(str(story_base))
     base.model.resize_token_embeddings(576)  # type: ignore[operator]
     base.model.save_pretrained(tmp_path / "base")  # type: ignore[operator]
-    for file in stories.glob("token*"):
+    for file in story_base.glob("token*"):
         shutil.copy(file, tmp_path / "base")
     base = load_base(str(tmp_path / "base"))
     lorica.adapt(base.model, lorica.Lora(r=2))
@@ -80,10 +80,10 @@ def test_rows_of_an_embedding_beyond_the_tokenizer_stay(stories, tmp_path):
     assert len(open_adapter(path).model.get_parameter("model.embed_tokens.weight")) == 576
 
 
-def test_what_is_on_disk(halved, stories):
+def test_what_is_on_disk(halved, story_base):
     keys = keys_of(str(halved[0]))
-    assert (dtype_of(keys), dtype_of(keys_of(str(stories)))) == ("bfloat16", "float32")
-    assert largest_file(keys_of(str(stories))) is None
+    assert (dtype_of(keys), dtype_of(keys_of(str(story_base)))) == ("bfloat16", "float32")
+    assert largest_file(keys_of(str(story_base))) is None
     assert 100_000 < (largest_file(keys) or 0) <= 150_000
     assert dtype_of({}) is None
 

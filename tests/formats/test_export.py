@@ -281,16 +281,15 @@ def test_a_model_without_a_vocabulary(tmp_path):
         lorica.export_lora(move(lorica.adapt(Stack(), Lora())), tmp_path / "out")
 
 
-def test_a_folder_keeps_its_base_its_tokenizer_and_its_classes(shared, tmp_path):
+def test_a_folder_keeps_its_base_its_tokenizer_and_its_classes(story_base, tmp_path):
     from lorica.base.load import load
 
-    stories = shared / "data/models/stories260K"
-    base = load(str(stories), labels=["good", "bad"])
+    base = load(str(story_base), labels=["good", "bad"])
     move(lorica.adapt(base.model, Dora(), modules_to_save=["score"]))
     lorica.save(base.model, tmp_path / "in", tokenizer=base.tokenizer, labels=base.labels)
     lorica.export_lora(tmp_path / "in", tmp_path / "out", rank=64)
     again = open_adapter(tmp_path / "out")
-    assert (again.path, again.labels) == (str(stories), ["good", "bad"])
+    assert (again.path, again.labels) == (str(story_base), ["good", "bad"])
     assert again.notices == base.notices  # of the loader: the head is new; none of the adapter's
     near(logits(again.model), logits(base.model))
     notes = [json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("in", "out")]
@@ -396,15 +395,15 @@ def test_methods_that_have_no_weight_are_refused_with_the_reason(name, reason, t
 
 
 @pytest.mark.parametrize("kind, rank", [(Lora, None), (Dora, 64)])
-def test_an_adapter_of_a_quantised_base(kind, rank, shared, tmp_path):
+def test_an_adapter_of_a_quantised_base(kind, rank, story_base, tmp_path):
     from lorica.base.load import load
 
-    base = load(str(shared / "data/models/stories260K"), quantisation="nf4")
+    base = load(str(story_base), quantisation="nf4")
     move(lorica.adapt(base.model, kind(r=4), target_modules=["q_proj", "down_proj"]))
     lorica.save(base.model, tmp_path / "in", tokenizer=base.tokenizer)
     report = lorica.export_lora(tmp_path / "in", tmp_path / "out", rank=rank)
     assert report.max_difference < 1e-4 < report.max_effect
     again = open_adapter(tmp_path / "out")  # on the quantised base, as it was trained
     near(logits(again.model), logits(base.model))
-    (line,) = lorica.load(stories(), tmp_path / "out")
+    (line,) = lorica.load(load(str(story_base)).model, tmp_path / "out")
     assert "same but quantised" in line

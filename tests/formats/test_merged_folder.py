@@ -24,9 +24,10 @@ from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.merge import REPORT, merge_to
 from lorica.formats.save import save
 from lorica.formats.verify import divergence
+from tests import peft_adapters
 from tests.laws.bases import IDS, bits, same_bits
 
-CASES = {  # case of the referee: is the head still tied to the embedding?
+CASES = {  # adapter that PEFT writes: whether the merged head is still tied to the embedding
     "lora": True,
     "lora-all-linear": True,
     "dora-all-linear": True,
@@ -37,9 +38,10 @@ CASES = {  # case of the referee: is the head still tied to the embedding?
 QUICK = ("dora-all-linear", "lora-embedding", "lora-modules-to-save")
 
 
-@pytest.fixture
-def reference(shared):
-    return shared / "referee/peft-reference"
+@pytest.fixture(scope="module")
+def by_peft(story_base, tmp_path_factory) -> Path:
+    """The folder of the adapters that PEFT has written, by case."""
+    return peft_adapters.write_all(story_base, tmp_path_factory.mktemp("by_peft"))
 
 
 @pytest.mark.parametrize(
@@ -50,11 +52,11 @@ def reference(shared):
     ],
 )
 def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
-    case, tied, reference, stories, tmp_path
+    case, tied, by_peft, story_base, tmp_path
 ):
-    report = merge_to(reference / case, tmp_path / "out", base=str(stories))
+    report = merge_to(by_peft / case, tmp_path / "out", base=str(story_base))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    expected = load_file(reference / case / "expected.safetensors")
+    expected = load_file(by_peft / case / "expected.safetensors")
     with torch.no_grad():
         logits = model(input_ids=expected["input_ids"]).logits
     torch.testing.assert_close(logits, expected["logits_adapter"], atol=1e-4, rtol=1e-4)
@@ -66,50 +68,50 @@ def test_the_folder_is_a_plain_model_that_gives_pefts_logits(
 
 
 @pytest.mark.slow
-def test_bfloat16_shows_its_rounding_and_a_strict_limit_refuses_it(reference, stories, tmp_path):
-    report = merge_to(reference / "lora", tmp_path / "out", base=str(stories), dtype="bfloat16")
+def test_bfloat16_shows_its_rounding_and_a_strict_limit_refuses_it(by_peft, story_base, tmp_path):
+    report = merge_to(by_peft / "lora", tmp_path / "out", base=str(story_base), dtype="bfloat16")
     assert 1e-3 < report.lost < 0.05
     weights = load_file(tmp_path / "out/model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     with pytest.raises(MergeError, match=r"limit is 0\.1%.*\n(.*\n)*.*float32"):
         merge_to(
-            reference / "lora", tmp_path / "no", base=str(stories), dtype="bfloat16", limit=1e-3
+            by_peft / "lora", tmp_path / "no", base=str(story_base), dtype="bfloat16", limit=1e-3
         )
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.slow
-def test_a_faint_adapter_that_rounding_would_swallow_is_refused(stories, tmp_path):
+def test_a_faint_adapter_that_rounding_would_swallow_is_refused(story_base, tmp_path):
     """bfloat16 keeps 8 bits of a weight; this adapter moves them by less."""
-    base = load_base(str(stories))
+    base = load_base(str(story_base))
     lorica.adapt(base.model, lorica.Lora(r=2), seed=0)
     for name, parameter in base.model.named_parameters():
         if parameter.requires_grad and name.endswith(".b"):
             torch.nn.init.normal_(parameter, std=1e-5)
-    save(base.model, tmp_path / "faint", base_path=str(stories))
+    save(base.model, tmp_path / "faint", base_path=str(story_base))
     with pytest.raises(MergeError, match="of what the adapter does"):
         merge_to(tmp_path / "faint", tmp_path / "out", dtype="bfloat16")
     assert merge_to(tmp_path / "faint", tmp_path / "out").lost == 0
 
 
-def test_the_note_the_tokenizer_and_the_settings_come_with_it(reference, stories, tmp_path):
-    report = merge_to(reference / "lora", tmp_path / "out", base=str(stories), probe=["Tom"])
+def test_the_note_the_tokenizer_and_the_settings_come_with_it(by_peft, story_base, tmp_path):
+    report = merge_to(by_peft / "lora", tmp_path / "out", base=str(story_base), probe=["Tom"])
     folder = tmp_path / "out"
     note = json.loads((folder / REPORT).read_text())
-    assert note["adapter"] == str(reference / "lora")
+    assert note["adapter"] == str(by_peft / "lora")
     assert note["kl"] == report.kl
     assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
-    ours, theirs = (AutoTokenizer.from_pretrained(p) for p in (folder, stories))
+    ours, theirs = (AutoTokenizer.from_pretrained(p) for p in (folder, story_base))
     assert ours("Once upon a time")["input_ids"] == theirs("Once upon a time")["input_ids"]
     assert ours.pad_token == theirs.pad_token
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [1, 2]
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
     modes = {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()}
     assert len(modes) == 1
     assert load_base(str(folder)).model.config.dtype == torch.float32
 
 
-def test_a_classifier_merges_with_its_head(stories, tmp_path):
-    base = load_base(str(stories), labels=["bad", "good"])
+def test_a_classifier_merges_with_its_head(story_base, tmp_path):
+    base = load_base(str(story_base), labels=["bad", "good"])
     lorica.adapt(base.model, lorica.Lora(r=2), modules_to_save=["score"], seed=0)
     for parameter in base.model.parameters():
         if parameter.requires_grad:
@@ -117,7 +119,7 @@ def test_a_classifier_merges_with_its_head(stories, tmp_path):
     ids = torch.tensor([[1, 5, 9, 30]])
     with torch.no_grad():
         want = base.model(input_ids=ids).logits
-    save(base.model, tmp_path / "adapter", base_path=str(stories), labels=base.labels)
+    save(base.model, tmp_path / "adapter", base_path=str(story_base), labels=base.labels)
     merge_to(tmp_path / "adapter", tmp_path / "out")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -125,51 +127,51 @@ def test_a_classifier_merges_with_its_head(stories, tmp_path):
     assert model.config.id2label == {0: "bad", 1: "good"}
 
 
-def test_an_output_that_is_there_is_left_alone(reference, stories, tmp_path):
+def test_an_output_that_is_there_is_left_alone(by_peft, story_base, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(ResourceError, match="is there already"):
-        merge_to(reference / "lora", tmp_path, base=str(stories))
+        merge_to(by_peft / "lora", tmp_path, base=str(story_base))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_parent_is_a_resource_error(reference, stories, tmp_path):
+def test_a_read_only_parent_is_a_resource_error(by_peft, story_base, tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(ResourceError, match="cannot write"):
-            merge_to(reference / "lora", tmp_path / "out", base=str(stories))
+            merge_to(by_peft / "lora", tmp_path / "out", base=str(story_base))
     finally:
         tmp_path.chmod(0o700)
 
 
-def test_an_adapter_of_numbers_that_are_not_finite_is_refused(reference, stories, tmp_path):
+def test_an_adapter_of_numbers_that_are_not_finite_is_refused(by_peft, story_base, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
-    source = Path(reference / "lora")
+    source = Path(by_peft / "lora")
     (broken / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
     tensors = load_file(source / "adapter_model.safetensors")
     tensors[next(iter(tensors))].fill_(float("nan"))
     save_file(tensors, broken / "adapter_model.safetensors")
     with pytest.raises(lorica.LoricaError, match="finite"):
-        merge_to(broken, tmp_path / "out", base=str(stories))
+        merge_to(broken, tmp_path / "out", base=str(story_base))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"limit": 0.0}])
-def test_settings_out_of_range(settings, reference, stories, tmp_path):
+def test_settings_out_of_range(settings, by_peft, story_base, tmp_path):
     with pytest.raises(ConfigError):
-        merge_to(reference / "lora", tmp_path / "out", base=str(stories), **settings)
+        merge_to(by_peft / "lora", tmp_path / "out", base=str(story_base), **settings)
 
 
-def quantised_adapter(path: Path, stories: Path, kind: str, method: lorica.Lora) -> Path:
+def quantised_adapter(path: Path, story_base: Path, kind: str, method: lorica.Lora) -> Path:
     """An adapter at all linear layers but k_proj, on a quantised base."""
-    base = load_base(str(stories), quantisation=kind)
+    base = load_base(str(story_base), quantisation=kind)
     lorica.adapt(base.model, method, seed=0, exclude_modules=["k_proj"])
     torch.manual_seed(0)
     for name, parameter in base.model.named_parameters():
         if parameter.requires_grad and name.endswith((".b", ".m")):
             parameter.data += 0.05 * torch.randn_like(parameter)
-    return save(base.model, path, base_path=str(stories))
+    return save(base.model, path, base_path=str(story_base))
 
 
 METHODS = {"lora": lorica.Lora(r=2), "dora": lorica.Dora(r=2)}
@@ -186,9 +188,9 @@ KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.we
         ("dora", "int8"),
     ],
 )
-def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
-    path = quantised_adapter(tmp_path / "a", stories, kind, METHODS[method])
-    codes = layers(load_base(str(stories), quantisation=kind).model)
+def test_each_target_of_a_quantised_base(method, kind, story_base, tmp_path):
+    path = quantised_adapter(tmp_path / "a", story_base, kind, METHODS[method])
+    codes = layers(load_base(str(story_base), quantisation=kind).model)
     reports = {
         target: merge_to(path, tmp_path / target, target=target, limit=100.0)
         for target in ("dequant", "original", "requant")
@@ -205,7 +207,7 @@ def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
     merged, float_ = (
         load_file(tmp_path / t / "model.safetensors") for t in ("dequant", "original")
     )
-    original = load_file(stories / "model.safetensors")
+    original = load_file(story_base / "model.safetensors")
     assert {t.dtype for t in merged.values()} == {torch.float32}
     assert merged.keys() == float_.keys()
     for key in KEYS:  # the update, and the error of quantisation, are what is said of them
@@ -225,8 +227,8 @@ def test_each_target_of_a_quantised_base(method, kind, stories, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_target_that_loses_too_much_is_refused_with_its_figures(stories, tmp_path):
-    path = quantised_adapter(tmp_path / "a", stories, "fp4", METHODS["lora"])
+def test_a_target_that_loses_too_much_is_refused_with_its_figures(story_base, tmp_path):
+    path = quantised_adapter(tmp_path / "a", story_base, "fp4", METHODS["lora"])
     for target in ("original", "requant"):
         with pytest.raises(MergeError, match="of what the adapter does") as error:
             merge_to(path, tmp_path / "out", target=target)
@@ -236,13 +238,13 @@ def test_a_target_that_loses_too_much_is_refused_with_its_figures(stories, tmp_p
     assert merge_to(path, tmp_path / "out").target == "dequant"
 
 
-def test_a_float_base_has_no_target(reference, stories, tmp_path):
+def test_a_float_base_has_no_target(by_peft, story_base, tmp_path):
     with pytest.raises(ConfigError, match="not quantised"):
-        merge_to(reference / "lora", tmp_path / "out", base=str(stories), target="requant")
+        merge_to(by_peft / "lora", tmp_path / "out", base=str(story_base), target="requant")
     with pytest.raises(ConfigError, match="dequantise"):
-        merge_to(reference / "lora", tmp_path / "out", base=str(stories), target="dequantise")
+        merge_to(by_peft / "lora", tmp_path / "out", base=str(story_base), target="dequantise")
     report = merge_to(
-        quantised_adapter(tmp_path / "a", stories, "nf4", METHODS["lora"]),
+        quantised_adapter(tmp_path / "a", story_base, "nf4", METHODS["lora"]),
         tmp_path / "out",
         quantisation="none",
     )
@@ -254,7 +256,7 @@ def test_a_float_base_has_no_target(reference, stories, tmp_path):
     "target",
     ["requant", *(pytest.param(t, marks=pytest.mark.slow) for t in ("dequant", "original"))],
 )
-def test_a_quantised_base_of_conv1d_layers(target, stories, tmp_path):
+def test_a_quantised_base_of_conv1d_layers(target, story_base, tmp_path):
     """Their weights lie (I, O) in the folder: c_proj is square, and would load turned silently."""
     config = GPT2Config(
         vocab_size=512,
@@ -267,7 +269,7 @@ def test_a_quantised_base_of_conv1d_layers(target, stories, tmp_path):
     )
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
-    for file in stories.glob("token*"):
+    for file in story_base.glob("token*"):
         shutil.copy(file, tmp_path / "base")
     base = load_base(str(tmp_path / "base"), quantisation="nf4")
     lorica.adapt(base.model, lorica.Lora(r=2), target_modules=["c_attn", "attn.c_proj"])

@@ -16,25 +16,25 @@ from tests.laws.bases import IDS, Stack, move
 
 
 @pytest.fixture
-def saved(stories, tmp_path):
-    base = load(str(stories))
+def saved(story_base, tmp_path):
+    base = load(str(story_base))
     move(lorica.adapt(base.model, Lora()))
     path = lorica.save(base.model, tmp_path / "adapter", tokenizer=base.tokenizer)
     return base.model(IDS).logits, path
 
 
-def test_the_base_is_found_where_the_manifest_says(saved, stories):
+def test_the_base_is_found_where_the_manifest_says(saved, story_base):
     want, path = saved
     base = open_adapter(path)
     assert torch.equal(base.model(IDS).logits, want)
     assert base.notices == []
-    assert base.path == str(stories)
+    assert base.path == str(story_base)
     assert base.tokenizer.get_vocab()
 
 
-def test_the_base_may_have_moved(saved, stories, tmp_path):
+def test_the_base_may_have_moved(saved, story_base, tmp_path):
     want, path = saved
-    elsewhere = shutil.copytree(stories, tmp_path / "elsewhere")
+    elsewhere = shutil.copytree(story_base, tmp_path / "elsewhere")
     assert torch.equal(open_adapter(path, base=str(elsewhere)).model(IDS).logits, want)
     note = json.loads((path / "manifest.json").read_text())
     note["base"]["path"] = "/nowhere/any/more"
@@ -43,7 +43,7 @@ def test_the_base_may_have_moved(saved, stories, tmp_path):
         open_adapter(path)
 
 
-def test_a_folder_of_peft_says_where_its_base_is(saved, stories):
+def test_a_folder_of_peft_says_where_its_base_is(saved, story_base):
     want, path = saved
     (path / "manifest.json").unlink()
     base = open_adapter(path)
@@ -59,9 +59,9 @@ def test_an_adapter_that_names_no_base(tmp_path):
     assert "--base" in (error.value.fix or "")
 
 
-def test_a_classifier_comes_back_with_its_classes(stories, tmp_path):
+def test_a_classifier_comes_back_with_its_classes(story_base, tmp_path):
     labels = ["good", "bad"]
-    base = load(str(stories), labels=labels)
+    base = load(str(story_base), labels=labels)
     move(lorica.adapt(base.model, Lora(), modules_to_save=["score"]))
     path = lorica.save(base.model, tmp_path / "adapter", labels=labels)
     again = open_adapter(path)
@@ -84,11 +84,11 @@ def test_no_adapter_is_an_error_before_any_base_is_loaded(tmp_path):
         open_adapter(tmp_path, base="/nowhere/at/all")
 
 
-def classifier(stories, tmp_path, n, **method):
+def classifier(story_base, tmp_path, n, **method):
     """A folder that PEFT wrote of a classifier of n classes, and what it gives."""
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-    base = load(str(stories), labels=[f"class {i}" for i in range(n)])
+    base = load(str(story_base), labels=[f"class {i}" for i in range(n)])
     prompt = method.pop("prompt", False)
     config = (
         PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
@@ -104,49 +104,49 @@ def classifier(stories, tmp_path, n, **method):
 @pytest.mark.filterwarnings("ignore")  # of peft's own, which are not ours to mend
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("prompt", [False, True])
-def test_a_classifier_of_peft_says_how_many_classes_it_has(stories, tmp_path, n, prompt):
-    want = classifier(stories, tmp_path, n, prompt=prompt)
-    base = open_adapter(tmp_path, base=str(stories))
+def test_a_classifier_of_peft_says_how_many_classes_it_has(story_base, tmp_path, n, prompt):
+    want = classifier(story_base, tmp_path, n, prompt=prompt)
+    base = open_adapter(tmp_path, base=str(story_base))
     assert base.labels == [f"LABEL_{i}" for i in range(n)]
     torch.testing.assert_close(base.model(IDS).logits, want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_head_with_one_output_gives_no_classes(stories, tmp_path):
-    classifier(stories, tmp_path / "adapter", 1)
+def test_a_head_with_one_output_gives_no_classes(story_base, tmp_path):
+    classifier(story_base, tmp_path / "adapter", 1)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a", "label": "LABEL_0"}\n')
     for use in (lorica.predict, lorica.evaluate):
         with pytest.raises(FileError, match="one output"):
-            use(tmp_path / "adapter", str(rows), base=str(stories))
+            use(tmp_path / "adapter", str(rows), base=str(story_base))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_names_of_classes_are_the_bases_where_it_has_as_many(stories, tmp_path):
+def test_the_names_of_classes_are_the_bases_where_it_has_as_many(story_base, tmp_path):
     from transformers import AutoConfig
 
-    folder = shutil.copytree(stories, tmp_path / "base")
+    folder = shutil.copytree(story_base, tmp_path / "base")
     config = AutoConfig.from_pretrained(folder)
     config.id2label = {0: "no", 1: "yes", 2: "perhaps"}
     config.save_pretrained(folder)
-    classifier(stories, tmp_path / "adapter", 3)
+    classifier(story_base, tmp_path / "adapter", 3)
     assert open_adapter(tmp_path / "adapter", base=str(folder)).labels == ["no", "yes", "perhaps"]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_classifier_without_its_head_is_refused(stories, tmp_path):
+def test_a_classifier_without_its_head_is_refused(story_base, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    classifier(stories, tmp_path, 3)
+    classifier(story_base, tmp_path, 3)
     file = tmp_path / "adapter_model.safetensors"
     save_file({k: t for k, t in load_file(file).items() if "score" not in k}, file)
     with pytest.raises(FileError, match="has no head") as error:
-        open_adapter(tmp_path, base=str(stories))
+        open_adapter(tmp_path, base=str(story_base))
     assert "modules_to_save" in (error.value.fix or "")
 
 
-def test_our_own_classifier_whose_classes_were_not_named(stories, tmp_path):
-    base = load(str(stories), labels=["a", "b", "c"])
+def test_our_own_classifier_whose_classes_were_not_named(story_base, tmp_path):
+    base = load(str(story_base), labels=["a", "b", "c"])
     move(lorica.adapt(base.model, Lora(), modules_to_save=["score"]))
     path = lorica.save(base.model, tmp_path / "adapter")
     assert open_adapter(path).labels == ["a", "b", "c"]

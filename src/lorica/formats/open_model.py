@@ -45,6 +45,8 @@ def open_model(
                 fix="lorica.load it on a model that you have loaded",
             )
         return loaded, True
+    if folder != Path(path):  # a run, whose adapter lost its files
+        weights_file(folder)
     if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
         weights_file(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
     if base is not None:
