@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import lorica
+from lorica.base.load import load
 from lorica.core.bank import adapted_layers, spec_of
 from tests.laws.bases import IDS
-from tests.methods.llama import llama as base
 from tests.training.rows import adapter, interrupt, same, settings
 
 CASES = {
@@ -43,7 +43,7 @@ def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(small_base, tmp_
         ),
         show=False,
     )
-    model = base()
+    model, plain = (load(str(small_base)).model for _ in range(2))
     lorica.load(model, run.folder / "adapter")
     ranks = {site: adapters["default"].r for site, _, adapters in adapted_layers(model)}
     assert sum(ranks.values()) == 4 * len(ranks)
@@ -52,4 +52,4 @@ def test_a_run_that_begins_from_data_finds_ranks_and_keeps_them(small_base, tmp_
     for _, _, adapters in adapted_layers(model):
         assert adapters["default"].scale == pytest.approx(2)
         assert adapters["default"].b.any()
-    assert not torch.equal(model(IDS).logits, base()(IDS).logits)
+    assert not torch.equal(model(IDS).logits, plain(IDS).logits)

@@ -1,7 +1,8 @@
 """The contract between lorica and an adapter method: two small classes.
 
-A method is one file in `lorica.methods`: its frozen settings (`Method`) and the module that it adds
-at a site (`Adapter`). The trainer, the files on disk and the tests in tests/laws use only these.
+A method is one file or folder in `lorica.methods`: its frozen settings (`Method`) and the module
+that it adds at a site (`Adapter`). The trainer, the files on disk and the tests in tests/laws use
+only these.
 """
 
 from collections.abc import Callable, Mapping, Sequence

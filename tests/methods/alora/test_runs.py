@@ -135,7 +135,7 @@ def test_the_trainer_moves_ranks_and_goes_on_to_the_bit(small_base, tmp_path, mo
     }
     whole = lorica.train(**settings(small_base, tmp_path / "a", **run), show=False)
     ranks = whole.figures["ranks"]
-    assert sum(ranks.values()) == 2 * len(ranks) == 20 and set(ranks.values()) != {2}
+    assert sum(ranks.values()) == 2 * len(ranks) == 8 and set(ranks.values()) != {2}
     held_out = whole.figures["held_out_loss"]
     assert held_out["after"] < held_out["before"]
     for at in (2, 5):  # before the round, and after it
