@@ -40,42 +40,42 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: str
-    """A file (.json .jsonl .csv .parquet .txt), or a data set of the Hugging Face hub
-    (owner/name, or owner/name:subset)."""
+    """a file (.json .jsonl .csv .parquet .txt), or a data set of the Hugging Face hub
+    (owner/name, or owner/name:subset)"""
     split: str = "train"
-    """Split of a hub data set. Files have none."""
+    """split of a hub data set; files have none"""
     format: Format = "auto"
-    """Format of the rows. auto detects it from the columns."""
+    """format of the rows; auto detects it from the columns"""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column name to the name in the file, for example {prompt: question}."""
+    """our column name to the name in the file, for example {prompt: question}"""
     validation: Annotated[float, Field(ge=0, lt=1)] | str | None = None
-    """Validation rows: a share of the rows, or another file; 0 for none. By default 5 % of the
-    rows, at most 256. They are also evaluated before the first step."""
+    """validation rows: a share of the rows, or another file; 0 for none; by default 5 % of the
+    rows, at most 256; they are also evaluated before the first step"""
     completion_only: bool = True
-    """Learn only the answers; false learns the prompts too."""
+    """learn only the answers; false learns the prompts too"""
     chat_template: str | None = None
-    """Chat template in place of the base's: Jinja text, a file, or the name of one of the base's
-    templates."""
+    """chat template in place of the base's: Jinja text, a file, or the name of one of the base's
+    templates"""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Variables of the chat template, for example {enable_thinking: false}. A row can set its own
-    in a column of this name."""
+    """variables of the chat template, for example {enable_thinking: false}; a row can set its own
+    in a column of this name"""
     prompt_template: str | None = None
-    """Template of the prompt of an alpaca or prompt row: Jinja text or a file, with
-    {{ instruction }}, {{ input }}, {{ system }} and {{ history }}, or with {{ prompt }}. By default
-    Alpaca's published text, or the prompt unchanged."""
+    """template of the prompt of an alpaca or prompt row: Jinja text or a file, with
+    {{ instruction }}, {{ input }}, {{ system }} and {{ history }}, or with {{ prompt }}; by default
+    Alpaca's published text, or the prompt unchanged"""
     split_turns: bool = False
-    """Make one row for each answer of a conversation, with the messages before it. For chat
-    templates that write earlier answers differently, for example without their thinking."""
+    """make one row for each answer of a conversation, with the messages before it: for chat
+    templates that write earlier answers differently, for example without their thinking"""
     max_length: int | None = Field(default=None, ge=2)
-    """Longest row in tokens. By default the context length of the base."""
+    """longest row in tokens; by default the context length of the base"""
     overlong: Overlong | None = None
-    """What to do with a longer row: raise an error, drop it, truncate it, or split it (plain text
-    only). By default split for .txt files, otherwise raise."""
+    """what to do with a longer row: raise an error, drop it, truncate it, or split it (plain text
+    only); by default split for .txt files, otherwise raise"""
     add_tokens: list[str] = Field(default_factory=list)
-    """New tokens, one for each text. Their rows in the embedding and the output head are trained,
-    and the adapter folder contains the extended tokenizer."""
+    """new tokens, one for each text; their rows in the embedding and the output head are trained,
+    and the adapter folder contains the extended tokenizer"""
     limit: int | None = Field(default=None, ge=1)
-    """Use only this many rows, from the start of the file."""
+    """use only this many rows, from the start of the file"""
 
     @model_validator(mode="before")
     @classmethod
