@@ -36,42 +36,44 @@ class Objective(nn.Module):
         self.last = None
         if self.tail and not whole and not is_conditioned(model):  # conditions go by position
             self.last = last_block_of(model, self.tail.decoder, by_row=packed)
-        ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
 
     def hooked(self) -> AbstractContextManager[None]:
-        """Inside the block the last block sees label positions only. For forward and backward."""
+        """Inside the block the last decoder block computes label positions only."""
         return nullcontext() if self.last is None else self.last.hooked(bank_of(self.model))
 
-    def forward(self, batch: Batch, parts: Sequence[int] = ()) -> Tensor:
-        """parts: the label tokens of each segment of the route.
+    def forward(self, batch: Batch, segment_labels: Sequence[int] = ()) -> Tensor:
+        """The summed loss, a scalar; of each segment of the route, (K,), if they are given.
 
-        Returns: a scalar; with parts a sum for each, (K,).
+        segment_labels: the number of label tokens in each segment.
         """
         set_conditions(self.model, batch.conditions, batch.lengths if self.packed else None)
         if batch.labels is not None:
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            return F.cross_entropy(
-                self.model(**inputs).logits.float(), batch.labels, reduction="sum"
-            )
-        options: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if self.packed:
-            options |= {"position_ids": batch.position_ids, "row_lengths": batch.lengths}
-            options |= {"row_shared": batch.shared_prefixes} if batch.shared_prefixes else {}
-        else:
-            options["attention_mask"] = batch.attention_mask
+            logits = self.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).logits
+            return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        inputs = self._inputs(batch)
         if self.tail is None:
-            logits = self.model(**options).logits.flatten(0, 1)[batch.label_positions]
+            logits = self.model(**inputs).logits.flatten(0, 1)[batch.label_positions]
             losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
-            sums = [part.sum() for part in losses.split(list(parts) or [len(losses)])]
-            return torch.stack(sums) if parts else sums[0]
-        options |= self._label_positions(batch)
-        hidden = self.tail.decoder(**options).last_hidden_state.flatten(0, 1)[batch.label_positions]
-        tail = self.tail
-        return label_loss(hidden, batch.targets, tail, tail.vocabulary, tail.learned(), parts)
+            sums = [own.sum() for own in losses.split(list(segment_labels) or [len(losses)])]
+            return torch.stack(sums) if segment_labels else sums[0]
+        tail, inputs = self.tail, inputs | self._label_positions(batch)
+        hidden = tail.decoder(**inputs).last_hidden_state.flatten(0, 1)[batch.label_positions]
+        return label_loss(
+            hidden, batch.targets, tail, tail.vocabulary, tail.learned(), segment_labels
+        )
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """Keywords of the model's call."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if not self.packed:
+            return {**inputs, "attention_mask": batch.attention_mask}
+        inputs |= {"position_ids": batch.position_ids, "row_lengths": batch.lengths}
+        return inputs | ({"row_shared": batch.shared_prefixes} if batch.shared_prefixes else {})
 
     def _label_positions(self, batch: Batch) -> dict[str, LabelPositions]:
-        """What the last block receives. A segment is given the positions that it is given alone."""
+        """Which positions the last block computes; for each segment as if it were alone."""
         if self.last is None or not self.last.is_hooked:
             return {}
         # Rows that share a prefix may have labels behind one and the same position.
@@ -85,7 +87,9 @@ class Objective(nn.Module):
         if not all(few):
             every = torch.arange(size, device=index.device).split(sizes)
             chosen = zip(few, index.split(counts), every, strict=True)
-            index = torch.cat([labels if less else whole for less, labels, whole in chosen])
+            index = torch.cat(
+                [labels if less else everything for less, labels, everything in chosen]
+            )
             at_labels = route.at(index)
         return {LABEL_POSITIONS: LabelPositions(index, at_labels)}
 

@@ -173,6 +173,10 @@ class Replicated(Single):
         self.can_retry: bool = self.processes == 1  # the others would wait for this one
 
     def replicate(self, objective: nn.Module) -> nn.Module:
+        # DistributedDataParallel reads the names of what it must ignore from the module it wraps.
+        outer: Any = objective
+        ignored = getattr(outer.model, "_ddp_params_and_buffers_to_ignore", ())
+        outer._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
         return self.accelerator.prepare_model(objective)
 
     def rows(self, rows: Sequence[Example]) -> list[Example]:
