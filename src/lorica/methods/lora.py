@@ -105,9 +105,8 @@ class Lora(Method, name="lora"):
 
 class LoraAdapter(Adapter):
     """a0, b0: frozen initial A and B, whose product is subtracted (PiSSA, OLoRA); else None.
-
-    a1, b1: the layer runs with the quantised codes of W - s B1 A1 (LoftQ with several rounds), kept
-        in a copy of the layer, while the base keeps its own codes; else None.
+    a1, b1: the layer runs with the quantised codes of W - s B1 A1 (LoftQ with several rounds), in a
+        copy of the layer; else None.
     waits: the initialization needs data and has not seen any.
     """
 
@@ -176,13 +175,10 @@ class LoraAdapter(Adapter):
         return low_rank_segments(x, y, pairs, sizes)
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """The factors of the update without the scale: (a (R, I), b (O, R)), or of rank 2 R.
-
-        B A - B0 A0 is computed as B (A - A0) + (B - B0) A0, which does not subtract two large
-        products.
-        """
+        """The update without the scale, as factors: (a (R, I), b (O, R)), or of rank 2 R."""
         if self.a0 is None or self.b0 is None:
             return self.a, self.b
+        # B A - B0 A0 = B (A - A0) + (B - B0) A0, which does not subtract two large products
         a = torch.cat([self.a - self.a0, self.a0])
         return a, torch.cat([self.b, self.b - self.b0], dim=1)
 
