@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lorica
+from lorica.core.adapter import Method
 from lorica.core.bank import adapted_layers, bank_of
 from lorica.core.route import Everywhere
 from lorica.errors import ConfigError, TargetError
@@ -11,15 +12,9 @@ from tests.laws.bases import CASES, Stack, bits, method, move, on_stack, pairs, 
 
 STACK = CASES[0]
 MIXED = {"stack", "llama", "gpt2", "embedding"}
+AFFINE = [name for name in on_stack() if Method.named(name).to_lora != "never"]
 each = pytest.mark.parametrize("name", on_stack())
-
-
-def affine(model: torch.nn.Module) -> bool:
-    return all(
-        a.affine
-        for _, _, layer_adapters in adapted_layers(model)
-        for a in layer_adapters.acting_adapters()
-    )
+each_affine = pytest.mark.parametrize("name", AFFINE)
 
 
 @each
@@ -55,7 +50,7 @@ def test_two_adapters_on_one_model(name):
     assert torch.equal(STACK.run(model), STACK.run(Stack()))
 
 
-@each
+@each_affine
 @pytest.mark.parametrize("under", ["lora", "dora", "full"])
 def test_merging_two_active_adapters_is_their_forward(name, under):
     model = Stack()
@@ -63,14 +58,12 @@ def test_merging_two_active_adapters_is_their_forward(name, under):
         lorica.adapt(model, method(which), name=adapter)
         move(model, len(adapter))
     lorica.activate(model, "under", "over")
-    if not affine(model):
-        pytest.skip(f"{name} has no dense equivalent")
     want = STACK.run(model)
     lorica.merge(model)
     torch.testing.assert_close(STACK.run(model), want, atol=2e-5, rtol=1e-4)
 
 
-@each
+@each_affine
 def test_merging_drops_what_is_not_active_and_says_so(name):
     model = Stack()
     lorica.adapt(model, method(name), name="kept")
@@ -79,8 +72,6 @@ def test_merging_drops_what_is_not_active_and_says_so(name):
     lorica.adapt(model, method(name), name="idle")
     move(model, 3)
     lorica.activate(model, "kept")
-    if not affine(model):
-        pytest.skip(f"{name} has no dense equivalent")
     (line,) = lorica.merge(model)
     assert "'idle'" in line
     torch.testing.assert_close(STACK.run(model), want, atol=2e-5, rtol=1e-4)
