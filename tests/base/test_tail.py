@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_whole(base, laid, head):
     model.zero_grad()
     objective = Objective(model, packed=laid == "packed")
     assert objective.tail is not None
-    assert bool(objective.tail.learned()) == head
+    assert bool(objective.tail.trainable()) == head
     if laid == "packed":
         with packed(model):
             got = objective(pack(ROWS))

@@ -10,7 +10,7 @@ from lorica.core.attach import detach
 from lorica.core.bank import adapted_layers
 from lorica.core.site import sites_of
 from lorica.core.targets import Targets, left_out
-from lorica.core.unadapted import fused_experts, not_plain
+from lorica.core.unadapted import fused_experts, unsupported_layers
 from lorica.errors import TargetError
 from tests.base.architectures import tiny
 from tests.laws.bases import move
@@ -50,7 +50,7 @@ class Flat(nn.Linear):
         return F.linear(torch.addmm(x.new_zeros(1, 4), x, self.weight.T), torch.eye(4))
 
 
-ODD = {Router: "gives a tuple", Halved: "gives (2, 3, 2)", Paired: "refuses a tensor alone"}
+ODD = {Router: "returns a tuple", Halved: "returns (2, 3, 2)", Paired: "refuses a tensor alone"}
 
 
 class Block(nn.Module):
@@ -91,7 +91,7 @@ def test_what_is_no_linear_layer_is_left_out_or_refused_by_name(kind):
 
 def test_plain_layers_of_other_classes_stay_targets():
     model = Block(Flat)
-    assert not_plain(sites_of(model)) == {}
+    assert unsupported_layers(sites_of(model)) == {}
     assert left_out(model, Targets(), ("linear",), lambda sites: sites) is None
 
 
@@ -112,7 +112,7 @@ def test_a_layer_that_is_called_by_keywords_is_adapted(name):
 
 
 def test_a_convolution_that_is_named_is_called_one():
-    with pytest.raises(TargetError, match="conv1d is a Conv1d, and no layer that is adapted"):
+    with pytest.raises(TargetError, match="conv1d is a Conv1d, which cannot be adapted"):
         adapted(Block(Flat), target_modules=["conv1d"])
 
 

@@ -1,8 +1,8 @@
-"""A language model in two parts: its decoder, and what it does to the hidden states afterwards.
+"""Split a language model into its decoder and its tail: the head, and what follows the decoder.
 
-The second part (a head, and whatever the architecture does to the logits) is the model's own code:
-it is run on hidden states that are given, with its decoder out of the way. Whether the two make the
-whole is not looked up but tried.
+The tail is the model's own code, with whatever the architecture does to the logits. It runs on
+given hidden states, while a stand-in replaces the decoder. A trial shows whether both parts
+together give what the whole model gives.
 """
 
 from typing import Any
@@ -15,32 +15,32 @@ from lorica.core.modes import in_mode
 from lorica.core.site import decoder_of
 
 
-class Given(nn.Module):
-    """Stands where the decoder was, and answers with hidden states (1, N, C)."""
+class DecoderStandIn(nn.Module):
+    """Replaces the decoder, and returns given hidden states (1, N, C)."""
 
     def __init__(self, hidden: Tensor):
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> "Answer":
-        return Answer(self.hidden)
+    def forward(self, *_: Any, **__: Any) -> "DecoderOutput":
+        return DecoderOutput(self.hidden)
 
 
-class Answer:
-    """What a decoder gives: hidden states, and none of all else (caches, attentions, routers)."""
+class DecoderOutput:
+    """Hidden states; every other output of a decoder (caches, attentions, routers) is None."""
 
     def __init__(self, hidden: Tensor):
         self.last_hidden_state = hidden
 
-    def __getitem__(self, place: int) -> Tensor:
-        return (self.last_hidden_state,)[place]
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
 
     def __getattr__(self, name: str) -> None:
         return None
 
 
 class Tail:
-    """What `model` does after its decoder, which is its child `name`."""
+    """The part of `model` after its decoder, which is its child `name`."""
 
     def __init__(self, model: nn.Module, name: str):
         self.model, self.name = model, name
@@ -50,15 +50,15 @@ class Tail:
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, C) hidden states to (N, V) logits."""
         children, model = self.model._modules, self.model
-        children[self.name] = Given(hidden.unsqueeze(0))
+        children[self.name] = DecoderStandIn(hidden.unsqueeze(0))
         try:
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
             return model.forward(input_ids=ids, use_cache=False).logits.squeeze(0)
         finally:
             children[self.name] = self.decoder
 
-    def learned(self) -> list[Tensor]:
-        """The tensors that are trained outside of the decoder."""
+    def trainable(self) -> list[Tensor]:
+        """The tensors outside of the decoder that are trained."""
         outside = [m for m in self.model.children() if m is not self.decoder]
         own = {id(p): p for m in outside for p in m.parameters() if p.requires_grad}
         return list(own.values())
@@ -66,7 +66,7 @@ class Tail:
 
 @torch.no_grad()
 def tail_of(model: nn.Module) -> Tail | None:
-    """The model's tail; None if it cannot be taken apart so that the parts make the whole."""
+    """The model's tail; None if decoder and tail do not give what the whole model gives."""
     decoder = decoder_of(model)
     name = next((n for n, m in model.named_children() if m is decoder), None)
     if name is None:

@@ -1,7 +1,7 @@
-"""Which sites are adapted, and with which rank: the words of PEFT, but every entry must count.
+"""Which sites are adapted, and with which rank: as in PEFT, but every entry must count.
 
-A target that selects nothing, an exclusion that excludes nothing, a pattern that changes
-nothing: each is a typing error that other tools pass over, and is refused here.
+A target that selects nothing, an exclusion that excludes nothing or a pattern that changes nothing
+is a typing error, and is refused.
 """
 
 import re
@@ -13,17 +13,17 @@ from torch import nn
 
 from lorica.core.patterns import check_pattern
 from lorica.core.site import Site, sites_of
-from lorica.core.unadapted import not_plain, refuse_named, what_it_is
+from lorica.core.unadapted import describe_module, refuse_unsupported, unsupported_layers
 from lorica.errors import TargetError, closest, listed
 
 Value = TypeVar("Value")
 EVERY = (None, "all-linear", "all")
-"""Values of target_modules that name no layer: what cannot be adapted is left out."""
+"""Values of target_modules that name no layer: layers that cannot be adapted are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Where an adapter goes. Sets, tuples and single values are taken for the lists they mean."""
+    """Where an adapter goes. Sets, tuples and single values are converted to lists."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -83,28 +83,27 @@ def select(
 
     Raises: TargetError that lists every entry that selects nothing.
     """
-    sites, chosen, wrong = _search(model, targets, kinds, choose)
-    if wrong or not chosen:
-        raise _selects_nothing(model, sites, wrong or [("target_modules", "")])
+    sites, chosen, unmatched = _search(model, targets, kinds, choose)
+    if unmatched or not chosen:
+        raise _selects_nothing(model, sites, unmatched or [("target_modules", "")])
     return chosen
 
 
 def left_out(
     model: nn.Module, targets: Targets, kinds: tuple[str, ...], choose: Choose
 ) -> str | None:
-    """A named line on layers that "all-linear" and its like leave out; None: there are none."""
+    """A notice on layers that "all-linear" and the like leave out; None: there are none."""
     if targets.target_modules not in EVERY:
         return None
-    odd = _odd(choose(sites_of(model, kinds)), kinds)
-    if not odd:
+    reasons = _unsupported(choose(sites_of(model, kinds)), kinds)
+    if not reasons:
         return None
-    return (
-        f"{len(odd)} layers are not adapted: {listed((f'{n} {why}' for n, why in odd.items()), 2)}"
-    )
+    layers = listed((f"{name} {reason}" for name, reason in reasons.items()), 2)
+    return f"{len(reasons)} layers are not adapted: {layers}"
 
 
 def also_excluded(exclude: str | Sequence[str] | None, names: list[str]) -> str | list[str]:
-    """exclude_modules with the layers of these whole names as well."""
+    """exclude_modules plus the layers of these whole names."""
     if isinstance(exclude, str) and not re.fullmatch(r"[\w.]+", exclude):
         return "|".join([f"(?:{exclude})", *map(re.escape, names)])
     before = [exclude] if isinstance(exclude, str) else exclude or []
@@ -114,31 +113,32 @@ def also_excluded(exclude: str | Sequence[str] | None, names: list[str]) -> str 
 def without_dead(
     model: nn.Module, targets: Targets, kinds: tuple[str, ...]
 ) -> tuple[Targets, list[str]]:
-    """`targets` without the entries that select nothing, and a named line for each.
+    """`targets` without the entries that select nothing, and a notice for each.
 
-    Only for files of tools that pass over such entries: there they stand in sound files.
+    Only for files of tools that ignore such entries: their sound files have some.
     """
-    _, _, wrong = _search(model, targets, kinds, lambda sites: sites)
-    kept: dict[str, Any] = {}
-    for key in dict.fromkeys(key for key, _ in wrong):
-        entries, dead = asdict(targets)[key], {entry for k, entry in wrong if k == key}
-        if isinstance(entries, dict):
-            kept[key] = {e: value for e, value in entries.items() if e not in dead}
-        elif not isinstance(entries, str):
-            kept[key] = [e for e in entries if str(e) not in dead]
-        elif key == "exclude_modules":
-            kept[key] = None
-    lines = [f"{key} {entry!r} selects nothing here and is passed over" for key, entry in wrong]
-    return replace(targets, **kept), lines
+    _, _, unmatched = _search(model, targets, kinds, lambda sites: sites)
+    changed: dict[str, Any] = {}
+    for key in dict.fromkeys(key for key, _ in unmatched):
+        entries, dead = asdict(targets)[key], {entry for k, entry in unmatched if k == key}
+        match entries:
+            case dict():
+                changed[key] = {e: value for e, value in entries.items() if e not in dead}
+            case list():
+                changed[key] = [e for e in entries if str(e) not in dead]
+            case _ if key == "exclude_modules":
+                changed[key] = None
+    notices = [f"{key} {entry!r} selects nothing here and is ignored" for key, entry in unmatched]
+    return replace(targets, **changed), notices
 
 
 def _search(
     model: nn.Module, targets: Targets, kinds: tuple[str, ...], choose: Choose
 ) -> tuple[list[Site], list[Site], list[tuple[str, str]]]:
-    """(sites that could be chosen, sites that are, (setting, entry) that select nothing)."""
+    """(sites that could be chosen, chosen sites, (setting, entry) of those that select nothing)."""
     saved = [s.name for s in saved_sites(model, targets.modules_to_save)]
     sites = [s for s in sites_of(model, kinds) if s.name not in saved]
-    wrong: list[tuple[str, str]] = []
+    unmatched: list[tuple[str, str]] = []
     if targets.target_modules is None:
         chosen = choose(sites)
     elif targets.target_modules == "all-linear":
@@ -146,17 +146,17 @@ def _search(
     elif targets.target_modules == "all":
         chosen = sites
     else:
-        chosen = _matching(sites, "target_modules", targets.target_modules, wrong)
+        chosen = _matching(sites, "target_modules", targets.target_modules, unmatched)
     if targets.exclude_modules is not None:
-        out = _matching(chosen, "exclude_modules", targets.exclude_modules, wrong)
+        out = _matching(chosen, "exclude_modules", targets.exclude_modules, unmatched)
         chosen = [s for s in chosen if s not in out]
-    odd = _odd(chosen, kinds)
+    unsupported = _unsupported(chosen, kinds)
     if targets.target_modules not in EVERY:
-        refuse_named(odd)
-    chosen = [s for s in chosen if s.name not in odd]
+        refuse_unsupported(unsupported)
+    chosen = [s for s in chosen if s.name not in unsupported]
     if targets.layers_to_transform is not None:
         known = {block_of(s.name) for s in chosen}
-        wrong += [
+        unmatched += [
             ("layers_to_transform", str(i)) for i in targets.layers_to_transform if i not in known
         ]
         chosen = [s for s in chosen if block_of(s.name) in targets.layers_to_transform]
@@ -165,35 +165,36 @@ def _search(
         for pattern in own:
             check_pattern(key, pattern, [s.name for s in chosen])
             if not any(names(pattern, s.name) for s in chosen):
-                wrong.append((key, pattern))
-    return sites, chosen, wrong
+                unmatched.append((key, pattern))
+    return sites, chosen, unmatched
 
 
-def _odd(sites: list[Site], kinds: tuple[str, ...]) -> dict[str, str]:
-    """Layers that are no targets, and why. A method that trains layers of any kind as they are
-    does not go through their calls."""
-    return {} if "other" in kinds else not_plain(sites)
+def _unsupported(sites: list[Site], kinds: tuple[str, ...]) -> dict[str, str]:
+    """Layers that cannot be targets, and why. A method that trains layers of any kind whole does
+    not act on their calls, and supports all."""
+    return {} if "other" in kinds else unsupported_layers(sites)
 
 
 def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:
-    """The layers that modules_to_save names: each entry, with all that lies below it."""
-    every = sites_of(model, ("linear", "embedding", "other"))
-    found: dict[str, Site] = {}
+    """The layers that modules_to_save names: each entry, with all layers below it."""
+    sites = sites_of(model, ("linear", "embedding", "other"))
+    saved: dict[str, Site] = {}
     for entry in entries:
-        hits = [s for s in every if lies_in(s.name, entry)]
-        if not hits:
-            raise _selects_nothing(model, every, [("modules_to_save", entry)])
-        found.update({s.name: s for s in hits})
-    return list(found.values())
+        matches = [s for s in sites if lies_in(s.name, entry)]
+        if not matches:
+            raise _selects_nothing(model, sites, [("modules_to_save", entry)])
+        saved.update({s.name: s for s in matches})
+    return list(saved.values())
 
 
 def lies_in(site: str, entry: str) -> bool:
-    """A layer is one that an entry of modules_to_save names, or lies below one."""
+    """Whether an entry of modules_to_save names the layer, or a module that contains it."""
     return re.fullmatch(rf"(.*\.)?{re.escape(entry)}(\..*)?", site) is not None
 
 
 def names(pattern: str, site: str) -> bool:
-    """A pattern of rank_pattern or alpha_pattern: a name ending or a regex, as PEFT reads it."""
+    """Whether a pattern of rank_pattern or alpha_pattern matches: a name ending or a regex, as in
+    PEFT."""
     return re.match(rf"(.*\.)?({pattern})$", site) is not None
 
 
@@ -204,24 +205,24 @@ def first(patterns: Mapping[str, Value], site: str) -> Value | None:
 
 def block_of(name: str) -> int | None:
     """The number of the block that a layer belongs to: the first number in its name."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return next((int(word) for word in name.split(".") if word.isdigit()), None)
 
 
 def leaf_names(sites: list[Site], every: list[Site]) -> list[str]:
     """The shortest list of endings that selects exactly `sites` among `every`."""
     leaves = sorted({s.name.rpartition(".")[2] for s in sites})
-    wanted = {s.name for s in sites}
-    hit = {s.name for s in every if s.name.rpartition(".")[2] in leaves}
-    return leaves if hit == wanted else [s.name for s in sites]
+    names = {s.name for s in sites}
+    selected = {s.name for s in every if s.name.rpartition(".")[2] in leaves}
+    return leaves if selected == names else [s.name for s in sites]
 
 
 def _matching(
-    sites: list[Site], key: str, entries: str | Sequence[str], wrong: list[tuple[str, str]]
+    sites: list[Site], key: str, entries: str | Sequence[str], unmatched: list[tuple[str, str]]
 ) -> list[Site]:
-    """Sites that an entry names; entries that name none are added to `wrong`. In place.
+    """Sites that an entry names; entries that name none are added to `unmatched`. In place.
 
-    A text of letters, digits, "_" and "." alone is a name ending: as a regex it would name only
-    what it names as an ending too.
+    A text of letters, digits, "_" and "." alone is a name ending: as a regex it would match no
+    other layers.
     """
     if isinstance(entries, str) and re.fullmatch(r"[\w.]+", entries):
         entries = [entries]
@@ -230,26 +231,26 @@ def _matching(
         patterns = {entries: re.compile(entries)}
     else:
         patterns = {e: re.compile(rf"(.*\.)?{re.escape(e)}") for e in entries}
-    found = {e: [s for s in sites if p.fullmatch(s.name)] for e, p in patterns.items()}
-    wrong += [(key, entry) for entry, hits in found.items() if not hits]
-    chosen = {s.name for hits in found.values() for s in hits}
+    matches = {e: [s for s in sites if p.fullmatch(s.name)] for e, p in patterns.items()}
+    unmatched += [(key, entry) for entry, own in matches.items() if not own]
+    chosen = {s.name for own in matches.values() for s in own}
     return [s for s in sites if s.name in chosen]
 
 
 def _selects_nothing(
-    model: nn.Module, sites: list[Site], wrong: list[tuple[str, str]]
+    model: nn.Module, sites: list[Site], unmatched: list[tuple[str, str]]
 ) -> TargetError:
     leaves = sorted({s.name.rpartition(".")[2] for s in sites})
-    key, entry = wrong[0]
-    what = ", ".join(f"{k} {e!r}" for k, e in wrong)
+    key, entry = unmatched[0]
+    what = ", ".join(f"{k} {e!r}" for k, e in unmatched)
     blocks = sorted({b for s in sites if (b := block_of(s.name)) is not None})
     facts = {"closest": closest(entry, leaves), "known": listed(leaves, 12)}
-    if (why := what_it_is(model, entry)) is not None:
-        facts = {"why": f"{why}, and no layer that is adapted", **facts}
+    if (why := describe_module(model, entry)) is not None:
+        facts = {"why": f"{why}, which cannot be adapted", **facts}
     if key == "layers_to_transform":
         facts = {"blocks": f"{blocks[0]} to {blocks[-1]}" if blocks else "none are numbered"}
     return TargetError(
         f"{what} selects none of the {len(sites)} layers of {type(model).__name__}.",
         **facts,
-        fix='name layers that are there; target_modules="all-linear" takes all but the head',
+        fix='name layers of this model; target_modules="all-linear" selects all but the head',
     )

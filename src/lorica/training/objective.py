@@ -61,7 +61,7 @@ class Objective(nn.Module):
         tail, inputs = self.tail, inputs | self._label_positions(batch)
         hidden = tail.decoder(**inputs).last_hidden_state.flatten(0, 1)[batch.label_positions]
         return label_loss(
-            hidden, batch.targets, tail, tail.vocabulary, tail.learned(), segment_labels
+            hidden, batch.targets, tail, tail.vocabulary, tail.trainable(), segment_labels
         )
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
