@@ -48,12 +48,12 @@ def rows() -> list[Example]:
     """Rows that begin alike, two of them to their last token but one; answers are half of them."""
     draw = torch.Generator().manual_seed(3)
     begins = [*range(10, 19)]
-    found = []
+    examples = []
     for k, n in enumerate((1, 1, 5, 3, 7)):
         ids = [*begins[: 9 if k < 3 else 2], *torch.randint(1, 96, (n,), generator=draw).tolist()]
         half = len(ids) // 2 + 1
-        found.append(Example(ids, [t >= half for t in range(len(ids))], f"row {k}"))
-    return found
+        examples.append(Example(ids, [t >= half for t in range(len(ids))], f"row {k}"))
+    return examples
 
 
 def laid(how: str) -> Batch:
@@ -141,7 +141,7 @@ def test_segments_keep_their_adapters(base, shared):
     batches = [pack(rows(), share_prefixes=shared), pack(rows()[::-2], share_prefixes=shared)]
     sizes = tuple(b.input_ids.numel() for b in batches)
     route = BySegment((Segment(("other",)), Segment(("default",))), sizes)
-    found, calls = [], counted(model)
+    results, calls = [], counted(model)
     for whole in (True, False):
         objective = Objective(model, packed=True, whole=whole)
         calls.clear()
@@ -154,8 +154,8 @@ def test_segments_keep_their_adapters(base, shared):
         assert calls == [sum(sizes) if whole else read]
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         assert all(g is not None for g in gradients)
-        found.append([losses.detach(), *gradients])
-    for got, want in zip(*found, strict=True):
+        results.append([losses.detach(), *gradients])
+    for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
@@ -234,15 +234,17 @@ def test_a_batch_without_labels_is_left_alone():
 def test_adapters_that_are_told_conditions_see_every_position(how):
     """They count tokens: the last block is left whole, and the loss is that of each row alone."""
     model = model_of("Llama", "hyperlora", r=2, conditions=("a", "b"))
-    told = [Example(r.ids, r.learned, r.where, condition="ab"[i % 2]) for i, r in enumerate(rows())]
+    examples = [
+        Example(r.ids, r.learned, r.where, condition="ab"[i % 2]) for i, r in enumerate(rows())
+    ]
     objective = Objective(model, packed=how == "packed")
     assert objective.last is None
-    alone = sum(Objective(model, packed=False)(pad([row], 0)) for row in told)
+    alone = sum(Objective(model, packed=False)(pad([row], 0)) for row in examples)
     if how == "packed":
         with packed(model):
-            together = objective(pack(told))
+            together = objective(pack(examples))
     else:
-        together = objective(pad(told, 0))
+        together = objective(pad(examples, 0))
     torch.testing.assert_close(together, alone, atol=1e-10, rtol=1e-10)
 
 

@@ -110,10 +110,10 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 def grads(model: nn.Module) -> dict[str, Tensor]:
-    found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    assert found
-    assert all(g is not None and g.abs().max() > 0 for g in found.values())
-    return {n: g.clone() for n, g in found.items()}
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert gradients
+    assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
+    return {n: g.clone() for n, g in gradients.items()}
 
 
 @everywhere
@@ -136,8 +136,8 @@ def test_a_cache_gives_what_the_whole_row_gives(name, base):
         whole = logits(model, IDS)
         first = model(IDS[:, :6], use_cache=True)
         parts, cache = [first.logits], first.past_key_values
-        for one in (IDS[:, 6:7], IDS[:, 7:9], IDS[:, 9:]):
-            parts.append(model(one, past_key_values=cache, use_cache=True).logits)
+        for ids in (IDS[:, 6:7], IDS[:, 7:9], IDS[:, 9:]):
+            parts.append(model(ids, past_key_values=cache, use_cache=True).logits)
     close(torch.cat(parts, 1), whole)
     assert cache.get_seq_length() == IDS.shape[1], "what stands in front is not in the cache"
 
@@ -203,16 +203,16 @@ def test_rows_laid_end_to_end_give_what_each_gives_alone(name, base):
     """Losses and gradients, with rows longer than a sliding window."""
     model = adapted(name, base)
     assert why_not_packed(model) is None
-    some = rows([3, 17, 1, 9])
+    examples = rows([3, 17, 1, 9])
     alone = torch.zeros(4)
-    for i, row in enumerate(some):
+    for i, row in enumerate(examples):
         ids = torch.tensor([row.ids])
         loss = F.cross_entropy(logits(model, ids)[0, :-1], ids[0, 1:], reduction="sum")
         alone[i] = loss.detach()
         loss.backward()
     want = grads(model)
     model.zero_grad()
-    batch = pack(some)
+    batch = pack(examples)
     with packed(model):
         out = logits(
             model, batch.input_ids, position_ids=batch.position_ids, row_lengths=batch.lengths
@@ -227,7 +227,7 @@ def test_rows_laid_end_to_end_give_what_each_gives_alone(name, base):
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @everywhere
 def test_checkpointing_keeps_gradients(name, base):
-    found = []
+    results = []
     for checkpointed in (False, True):
         model = adapted(name, base).train()
         for module in model.modules():
@@ -237,9 +237,9 @@ def test_checkpointing_keeps_gradients(name, base):
             model.gradient_checkpointing_enable({"use_reentrant": False})
             assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         model(IDS, labels=IDS, use_cache=False).loss.backward()
-        found.append(grads(model))
-    for key, want in found[0].items():
-        torch.testing.assert_close(found[1][key], want)
+        results.append(grads(model))
+    for key, want in results[0].items():
+        torch.testing.assert_close(results[1][key], want)
 
 
 @everywhere
@@ -322,12 +322,12 @@ def test_beside_a_lora(name):
 @pytest.mark.parametrize("second", ["prefix_tuning", "prompt_tuning"])
 def test_two_in_front_stand_behind_one_another(first, second):
     model = adapted(first, "Llama")
-    one = logits(model, IDS)
+    first = logits(model, IDS)
     lorica.adapt(model, method(second, num_virtual_tokens=3), name="other", seed=1)
     other = logits(model, IDS)
     lorica.activate(model, "default", "other")
     both = logits(model, IDS)
-    assert (both - one).abs().max() > 1e-3
+    assert (both - first).abs().max() > 1e-3
     assert (both - other).abs().max() > 1e-3
     a, b = next(p for _, _, p in adapted_layers(model) if p.kind == "decoder").acting_adapters()
     if first == second == "prefix_tuning":

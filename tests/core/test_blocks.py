@@ -43,13 +43,13 @@ def two(first: lorica.Lora | lorica.Full | None = None) -> nn.Module:
 
 def outputs(model: nn.Module) -> dict[str, Tensor]:
     """What X gives under each choice, one at a time."""
-    found = {}
+    results = {}
     for name, names in {"base": (), "a": ("a",), "b": ("b",), "both": ("a", "b")}.items():
         lorica.activate(model, *names)
-        found[name] = model(X).detach()
+        results[name] = model(X).detach()
     lorica.activate(model, "a")
-    base, a, b = found["base"], found["a"], found["b"]
-    return {**found, "rows": torch.stack([a[0], base[1], b[2]])}
+    base, a, b = results["base"], results["a"], results["b"]
+    return {**results, "rows": torch.stack([a[0], base[1], b[2]])}
 
 
 BLOCKS: dict[str, Callable] = {
@@ -61,8 +61,8 @@ BLOCKS: dict[str, Callable] = {
 }
 
 
-def near(one: Tensor, two: Tensor) -> bool:
-    return torch.allclose(one, two, atol=1e-5, rtol=1e-4)
+def near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kinds", ["-".join(p) for p in product(BLOCKS, repeat=3)])
@@ -187,12 +187,12 @@ def test_an_adapter_of_an_open_mixed_block_cannot_be_detached():
 
 
 def test_a_block_is_over_one_model():
-    one, other = two(), two()
-    want = outputs(one)
-    with lorica.use(one, "b"):
-        assert torch.equal(other(X), want["a"])
-        with lorica.use(other):
-            assert near(one(X), want["b"]) and near(other(X), want["base"])
+    first, second = two(), two()
+    want = outputs(first)
+    with lorica.use(first, "b"):
+        assert torch.equal(second(X), want["a"])
+        with lorica.use(second):
+            assert near(first(X), want["b"]) and near(second(X), want["base"])
 
 
 @pytest.mark.parametrize("first", [None, lorica.Full()], ids=["lora", "full"])
@@ -217,7 +217,7 @@ def test_threads_on_one_model_have_their_own_adapters(first):
         return wrong
 
     with ThreadPoolExecutor(4) as pool:
-        assert [w for found in pool.map(work, range(4)) for w in found] == []
+        assert [w for failures in pool.map(work, range(4)) for w in failures] == []
 
 
 def test_one_seed_gives_one_start_in_every_thread():
@@ -229,7 +229,7 @@ def test_one_seed_gives_one_start_in_every_thread():
         return [adapter_state(lorica.adapt(Stack(), lorica.Lora(r=8), seed=5)) for _ in range(20)]
 
     with ThreadPoolExecutor(4) as pool:
-        for state in (s for found in pool.map(work, range(4)) for s in found):
+        for state in (s for states in pool.map(work, range(4)) for s in states):
             assert all(torch.equal(state[key], want[key]) for key in want)
 
 

@@ -16,9 +16,9 @@ def drawn(*seed_and_site) -> float:
 
 def test_seed_pass_and_site_each_change_what_is_drawn():
     asked = [((0, 0), "a"), ((1, 0), "a"), ((0, 1), "a"), ((0, 0), "b")]
-    found = [drawn(*one) for one in asked]
-    assert len(set(found)) == 4
-    assert found == [drawn(*one) for one in asked]
+    results = [drawn(*case) for case in asked]
+    assert len(set(results)) == 4
+    assert results == [drawn(*case) for case in asked]
 
 
 def test_a_seed_draws_what_manual_seed_draws():

@@ -10,7 +10,7 @@ import lorica
 from lorica import Dora, Full, Lora
 from lorica.core.bank import adapted_layers
 from lorica.errors import MergeError
-from tests.laws.bases import IDS, Stack, X, bits, gpt2, move, same_bits, stories
+from tests.laws.bases import IDS, Stack, X, bits, gpt2, move, same_bits, small_llama
 
 
 def logits(model) -> torch.Tensor:
@@ -42,12 +42,12 @@ def reloaded(model, folder) -> nn.Module:
 
 
 WHOLE = {
-    "tied, linears": (stories, Lora(), {}),
-    "tied, embedding": (stories, Lora(), {"target_modules": ["embed_tokens", "q_proj"]}),
-    "tied, head": (stories, Dora(r=2), {"target_modules": ["lm_head"]}),
-    "tied, tokens": (stories, Lora(), {"trainable_token_indices": [5, 17]}),
-    "tied, head saved whole": (stories, Lora(), {"modules_to_save": ["lm_head"]}),
-    "tied, all whole": (stories, Full(), {}),
+    "tied, linears": (small_llama, Lora(), {}),
+    "tied, embedding": (small_llama, Lora(), {"target_modules": ["embed_tokens", "q_proj"]}),
+    "tied, head": (small_llama, Dora(r=2), {"target_modules": ["lm_head"]}),
+    "tied, tokens": (small_llama, Lora(), {"trainable_token_indices": [5, 17]}),
+    "tied, head saved whole": (small_llama, Lora(), {"modules_to_save": ["lm_head"]}),
+    "tied, all whole": (small_llama, Full(), {}),
     "untied, linears": (untied, Dora(r=4), {}),
     "untied, head": (untied, Lora(), {"target_modules": ["lm_head", "embed_tokens"]}),
     "untied, all whole": (untied, Full(), {}),
@@ -72,8 +72,8 @@ def test_a_merged_model_is_a_plain_model_on_disk(case, tmp_path):
 
 @pytest.mark.parametrize("moved, still", [("embed_tokens", "lm_head"), ("lm_head", "embed_tokens")])
 def test_untying_is_named_and_the_other_stays(moved, still):
-    model = move(lorica.adapt(stories(), Lora(), target_modules=[moved]))
-    before = stories().lm_head.weight
+    model = move(lorica.adapt(small_llama(), Lora(), target_modules=[moved]))
+    before = small_llama().lm_head.weight
     (line,) = lorica.merge(model)
     assert "untied" in line
     assert "embed_tokens.weight" in line
@@ -90,7 +90,7 @@ def test_untying_is_named_and_the_other_stays(moved, still):
     ids=str,
 )
 def test_what_changes_alike_stays_tied(method, targets):
-    model = move(lorica.adapt(stories(), method, **targets))
+    model = move(lorica.adapt(small_llama(), method, **targets))
     assert lorica.merge(model) == []
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.config.tie_word_embeddings
@@ -191,7 +191,7 @@ def test_dropout_has_no_part_in_merging():
 
 
 def test_a_copy_can_be_merged_without_the_model():
-    model = move(lorica.adapt(stories(), Lora()))
+    model = move(lorica.adapt(small_llama(), Lora()))
     want = logits(model)
     merged = copy.deepcopy(model)
     lorica.merge(merged)

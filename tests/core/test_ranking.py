@@ -16,8 +16,8 @@ def plain(masks) -> dict[str, list[int]]:
 
 
 def test_the_lowest_of_all_sites_go():
-    found = ranking.lowest(sites(one=[0.3, 0.1, 0.9], two=[0.2, 0.5]), 3)
-    assert plain(found) == {"one": [1, 1, 0], "two": [1, 0]}
+    out = ranking.lowest(sites(one=[0.3, 0.1, 0.9], two=[0.2, 0.5]), 3)
+    assert plain(out) == {"one": [1, 1, 0], "two": [1, 0]}
 
 
 def test_ties_take_no_more_than_was_asked_for():
@@ -30,8 +30,8 @@ def test_ties_take_no_more_than_was_asked_for():
 
 @pytest.mark.parametrize("n, gone", [(-3, 0), (0, 0), (5, 5), (9, 5)])
 def test_none_and_all(n, gone):
-    found = ranking.lowest(sites(one=[0.3, 0.1, 0.9], two=[0.2, 0.5]), n)
-    assert sum(int(m.sum()) for m in found.values()) == gone
+    out = ranking.lowest(sites(one=[0.3, 0.1, 0.9], two=[0.2, 0.5]), n)
+    assert sum(int(m.sum()) for m in out.values()) == gone
 
 
 def test_what_remains_is_the_update():
@@ -112,14 +112,14 @@ def test_the_slope_of_the_orthonormality_loss_is_finite_at_orthonormal_rows():
     ],
 )
 def test_the_phases_follow_the_run(total, want):
-    found = ranking.Phases.of(total, None, None, None)
-    assert (found.start, found.end, found.every) == want
+    phases = ranking.Phases.of(total, None, None, None)
+    assert (phases.start, phases.end, phases.every) == want
 
 
 def test_given_phases_stand():
-    found = ranking.Phases.of(1000, 100, 200, 10)
-    assert (found.start, found.end, found.every) == (100, 800, 10)
-    assert [t for t in range(1, 1001) if found.is_due(t)] == list(range(110, 801, 10))
+    phases = ranking.Phases.of(1000, 100, 200, 10)
+    assert (phases.start, phases.end, phases.every) == (100, 800, 10)
+    assert [t for t in range(1, 1001) if phases.is_due(t)] == list(range(110, 801, 10))
     assert [t for t in range(95, 131) if ranking.Phases.of(1000, 100, 876, 9).is_due(t)] == [
         108,
         117,

@@ -7,7 +7,7 @@ from lorica.core.adapter import Method
 from lorica.core.rates import LARGE, SMALL, default_rate
 from lorica.core.state import adapter_state
 from lorica.methods.prefix_tuning import PrefixTuning
-from tests.laws.bases import stories
+from tests.laws.bases import small_llama
 
 WIDTHS = (16, 64, 128, 256, 768, 2048, 4096, 8192)
 
@@ -19,10 +19,10 @@ def test_every_method_declares_its_rates(name):
     assert 1 > small > large > 0, "small bases take larger rates"
     assert sgd > 0
     assert method.rate_source
-    found = [default_rate(method, "adamw", width) for width in WIDTHS]
-    assert found == sorted(found, reverse=True)
-    assert found[:2] == [small, small]
-    assert found[-2:] == [large, large]
+    rates = [default_rate(method, "adamw", width) for width in WIDTHS]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[:2] == [small, small]
+    assert rates[-2:] == [large, large]
     assert default_rate(method, "paged_adamw", 256) == default_rate(method, "adamw", 256)
     assert {default_rate(method, "sgd", width) for width in WIDTHS} == {sgd}
 
@@ -43,7 +43,7 @@ def test_settings_that_call_for_another_rate():
 
 
 def test_a_loop_of_ones_own_gets_them_from_the_driver():
-    model = lorica.adapt(stories(), lorica.Lora(r=2, loraplus_lr_ratio=4))
+    model = lorica.adapt(small_llama(), lorica.Lora(r=2, loraplus_lr_ratio=4))
     driver = lorica.Driver(model, total=3)
     rates = driver.learning_rates()
     assert set(rates) == {k for k, t in adapter_state(model).items() if t.requires_grad}

@@ -10,7 +10,7 @@ from lorica import Dora, Full, Lora
 from lorica.core.attach import trainable_parameters
 from lorica.core.bank import adapted_layers
 from lorica.errors import ConfigError, TargetError
-from tests.laws.bases import IDS, Stack, bits, gpt2, move, same_bits, stories
+from tests.laws.bases import IDS, Stack, bits, gpt2, move, same_bits, small_llama
 
 LLAMA_LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -63,7 +63,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED, ids=str)
 def test_every_entry_must_select(case):
     targets, words = REFUSED[case]
-    model = stories().requires_grad_(True)
+    model = small_llama().requires_grad_(True)
     before, want = bits(model), model(IDS).logits
     with pytest.raises(TargetError) as error:
         lorica.adapt(model, Lora(), **targets)
@@ -78,7 +78,7 @@ def test_every_entry_must_select(case):
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(TargetError) as error:
         lorica.adapt(
-            stories(),
+            small_llama(),
             Lora(),
             target_modules=["q_proj", "v_prj", "up_prj"],
             exclude_modules=["o_prj"],
@@ -109,7 +109,7 @@ def test_a_name_is_taken_once():
 
 
 def test_a_second_adapter_that_fails_leaves_the_first_as_it_was():
-    model = move(lorica.adapt(stories(), Lora()))
+    model = move(lorica.adapt(small_llama(), Lora()))
     want = model(IDS).logits
     with pytest.raises(TargetError):
         lorica.adapt(model, Lora(), name="second", target_modules=["nothing"])
@@ -118,7 +118,7 @@ def test_a_second_adapter_that_fails_leaves_the_first_as_it_was():
 
 
 def test_a_bias_on_an_embedding_is_refused():
-    model = stories()
+    model = small_llama()
     with pytest.raises(TargetError, match="embed_tokens"):
         lorica.adapt(model, Lora(lora_bias=True), target_modules=["q_proj", "embed_tokens"])
     assert not sites(model)
@@ -136,7 +136,7 @@ def test_a_pattern_for_a_setting_that_the_method_lacks():
 
 
 def test_all_linear_leaves_the_head_out():
-    assert leaves(lorica.adapt(stories(), Lora())) == LLAMA_LINEARS
+    assert leaves(lorica.adapt(small_llama(), Lora())) == LLAMA_LINEARS
     assert leaves(lorica.adapt(gpt2(), Lora())) == {"c_attn", "c_proj", "c_fc"}
 
 
@@ -146,25 +146,27 @@ def test_all_linear_leaves_the_head_of_a_classifier_out():
 
 
 def test_all_takes_every_kind_that_the_method_knows():
-    model = lorica.adapt(stories(), Full(), target_modules="all")
+    model = lorica.adapt(small_llama(), Full(), target_modules="all")
     rest = {"norm", "embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm"}
     assert leaves(model) == LLAMA_LINEARS | rest
 
 
 def test_a_suffix_is_whole_parts_of_a_name_and_a_regex_is_the_whole_name():
-    by_suffix = lorica.adapt(stories(), Lora(), target_modules=["self_attn.q_proj"])
-    by_regex = lorica.adapt(stories(), Lora(), target_modules=r"model\.layers\.\d\.self_attn\.q_.*")
+    by_suffix = lorica.adapt(small_llama(), Lora(), target_modules=["self_attn.q_proj"])
+    by_regex = lorica.adapt(
+        small_llama(), Lora(), target_modules=r"model\.layers\.\d\.self_attn\.q_.*"
+    )
     assert sites(by_suffix) == sites(by_regex)
     assert len(sites(by_suffix)) == 5
-    by_word = lorica.adapt(stories(), Lora(), target_modules="self_attn.q_proj")
+    by_word = lorica.adapt(small_llama(), Lora(), target_modules="self_attn.q_proj")
     assert sites(by_word) == sites(by_suffix)
-    one = lorica.adapt(stories(), Lora(), target_modules=["layers.1.self_attn.q_proj"])
-    assert sites(one) == ["model.layers.1.self_attn.q_proj"]
+    one_layer = lorica.adapt(small_llama(), Lora(), target_modules=["layers.1.self_attn.q_proj"])
+    assert sites(one_layer) == ["model.layers.1.self_attn.q_proj"]
 
 
 def test_blocks_and_exclusions_narrow_the_choice():
     model = lorica.adapt(
-        stories(), Lora(), exclude_modules=["k_proj", "mlp.up_proj"], layers_to_transform=[1, 3]
+        small_llama(), Lora(), exclude_modules=["k_proj", "mlp.up_proj"], layers_to_transform=[1, 3]
     )
     assert leaves(model) == LLAMA_LINEARS - {"k_proj", "up_proj"}
     assert {name.split(".")[2] for name in sites(model)} == {"1", "3"}
@@ -172,7 +174,7 @@ def test_blocks_and_exclusions_narrow_the_choice():
 
 def test_patterns_change_r_and_alpha_where_they_match():
     model = lorica.adapt(
-        stories(),
+        small_llama(),
         Lora(r=4, alpha=8),
         target_modules=["q_proj", "down_proj"],
         rank_pattern={"down_proj": 2, "layers.0.self_attn.q_proj": 6},
@@ -286,7 +288,7 @@ def test_a_layer_that_is_saved_whole_is_no_target():
 
 
 def test_tokens_alone_move_their_rows_and_no_others():
-    model, base = stories(), stories()
+    model, base = small_llama(), small_llama()
     lorica.adapt(model, Lora(), target_modules=["q_proj"], trainable_token_indices=[5, 17])
     without = IDS.clone().clamp(min=20)
     assert torch.equal(model(IDS).logits, base(IDS).logits)

@@ -23,11 +23,11 @@ def step_for(x: torch.Tensor) -> torch.Tensor:
 
 def test_steps_divide_the_range():
     s = 2 / 3
-    found = []
+    levels = []
     for finer in (1, *bits.FINER):
         s /= finer
-        found.append(2 / s)
-    assert found == pytest.approx([3, 15, 255, 65535, 2**32 - 1])
+        levels.append(2 / s)
+    assert levels == pytest.approx([3, 15, 255, 65535, 2**32 - 1])
 
 
 @pytest.mark.parametrize("width", WIDTHS[:3])

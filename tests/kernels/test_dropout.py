@@ -47,9 +47,9 @@ def test_the_default_dtype_does_not_change_what_is_dropped():
 @pytest.mark.parametrize("shape", [(1, 1), (3, 0), (1, 3)], ids=str)
 def test_small_shapes_are_dropped_too(shape):
     torch.manual_seed(0)
-    found = [mask_of(torch.Size(shape), 0.5) for _ in range(20)]
-    assert found[0].shape == shape
-    assert found[0].numel() == 0 or {0.0, 1.0} <= set(torch.stack(found).flatten().tolist())
+    masks = [mask_of(torch.Size(shape), 0.5) for _ in range(20)]
+    assert masks[0].shape == shape
+    assert masks[0].numel() == 0 or {0.0, 1.0} <= set(torch.stack(masks).flatten().tolist())
 
 
 def test_more_is_drawn_when_the_gaps_were_short(monkeypatch):

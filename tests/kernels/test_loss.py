@@ -41,7 +41,7 @@ def test_it_is_its_definition(piece, trained, kind, dtype, monkeypatch):
     monkeypatch.setattr(kernel, "CHUNK", piece)
     head = Head(kind).to(dtype).requires_grad_(trained)
     targets = torch.arange(N) * 7 % V
-    found = []
+    results = []
     for pieces in (True, False):
         head.zero_grad()
         hidden = drawn(N, C).to(dtype).requires_grad_()
@@ -54,9 +54,9 @@ def test_it_is_its_definition(piece, trained, kind, dtype, monkeypatch):
         (loss / N).backward()
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert hidden.grad is not None and hidden.grad.dtype == dtype
-        found.append([loss.detach(), hidden.grad, head.weight.grad, head.bias.grad])
+        results.append([loss.detach(), hidden.grad, head.weight.grad, head.bias.grad])
     exact = EXACT[dtype]
-    for got, want in zip(*found, strict=True):
+    for got, want in zip(*results, strict=True):
         assert (got is None) == (want is None)
         if got is not None and want is not None:
             torch.testing.assert_close(got, want, atol=exact * want.abs().max().item(), rtol=0)

@@ -47,9 +47,9 @@ def test_it_is_its_definition(shape, bias, dtype):
         for f in (low_rank, reference)
     )
     assert [t.dtype for t in got] == [dtype, dtype, kept, kept]
-    for one, other in zip(got, want, strict=True):
-        close = EXACT[dtype] * other.abs().max().item()
-        torch.testing.assert_close(one, other, atol=close, rtol=0)
+    for value, expected in zip(got, want, strict=True):
+        close = EXACT[dtype] * expected.abs().max().item()
+        torch.testing.assert_close(value, expected, atol=close, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -61,8 +61,8 @@ def test_rows_with_factors_of_their_own(shape, dtype):
         outcome(lambda x, y, a, b, f=f: f(x, y, a, b, SPANS, 1.7), x, w, None, a, b)
         for f in (low_rank_rows, rows_reference)
     )
-    for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other, atol=EXACT[dtype] * 10, rtol=0)
+    for value, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(value, expected, atol=EXACT[dtype] * 10, rtol=0)
     assert not got[2][3].any() and not got[3][3].any(), "the pair that no row has"
 
 
@@ -81,15 +81,15 @@ def test_parts_with_ranks_and_scales_of_their_own(dtype):
 
     joined = lambda x, y, a, b: low_rank_segments(x, y, parts(a, b), sizes)  # noqa: E731
     got, want = (outcome(act, x, w, None, a, b) for act in (joined, apart))
-    for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other, atol=EXACT[dtype] * 10, rtol=0)
+    for value, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(value, expected, atol=EXACT[dtype] * 10, rtol=0)
 
 
 def test_what_is_not_a_rows_own_does_not_reach_it():
     x, y = drawn(14, 12), drawn(14, 20, seed=5)
     a, b = drawn(3, 2, 12, seed=3), drawn(3, 20, 2, seed=4)
     wild = torch.cat([a[:2], torch.full_like(a[2:], torch.inf)])
-    got, want = (low_rank_rows(x, y.clone(), one, b, SPANS) for one in (wild, a))
+    got, want = (low_rank_rows(x, y.clone(), factors, b, SPANS) for factors in (wild, a))
     assert torch.equal(got[3:9], want[3:9])
     assert not got[9:].isfinite().all()
 
@@ -105,8 +105,8 @@ def test_dropout_is_that_of_what_was_drawn(rows, form, monkeypatch):
     shape = (3,) if rows else ()
     a, b = drawn(*shape, 4, 12, seed=3), drawn(*shape, 20, 4, seed=4)
     spans = [SPANS] if rows else []
-    one, other = (low_rank_rows, rows_reference) if rows else (low_rank, reference)
-    got = outcome(lambda x, y, a, b: one(x, y, a, b, *spans, 1.7, 0.3), x, w, None, a, b)
+    function, other = (low_rank_rows, rows_reference) if rows else (low_rank, reference)
+    got = outcome(lambda x, y, a, b: function(x, y, a, b, *spans, 1.7, 0.3), x, w, None, a, b)
     masked = lambda x, y, a, b: other(x.masked_fill(mask, 0) / 0.7, y, a, b, *spans, 1.7)  # noqa: E731
     for left, right in zip(got, outcome(masked, x, w, None, a, b), strict=True):
         torch.testing.assert_close(left, right, atol=1e-10, rtol=0)
@@ -161,15 +161,15 @@ def test_an_input_without_gradient_gets_none():
 def test_under_autocast_it_is_its_definition():
     layer, x = nn.Linear(12, 20), drawn(6, 12, dtype=torch.float32)
     a, b = drawn(4, 12, seed=3, dtype=torch.float32), drawn(20, 4, seed=4, dtype=torch.float32)
-    found = []
+    results = []
     for f in (low_rank, reference):
         wide, low, high = (t.clone().requires_grad_() for t in (x, a, b))
         with torch.autocast("cpu", torch.bfloat16):
             y = f(wide, layer(wide), low, high)
         assert y.dtype == torch.bfloat16
         y.float().sum().backward()
-        found.append([y.detach().float(), wide.grad, low.grad, high.grad])
-    for got, want in zip(*found, strict=True):
+        results.append([y.detach().float(), wide.grad, low.grad, high.grad])
+    for got, want in zip(*results, strict=True):
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, atol=0.05 * want.abs().max().item(), rtol=0)
 

@@ -108,13 +108,13 @@ def test_what_it_says_of_plain_lora_is_so(name, case):
     for _, module, adapters in adapted_layers(model):
         site = adapters.as_site(module)
         for adapter in adapters.acting_adapters():
-            found = adapter.factors()
-            assert found is not None or says == "approximate"
-            if found is None or case.exact > 1e-3:
+            factors = adapter.factors()
+            assert factors is not None or says == "approximate"
+            if factors is None or case.exact > 1e-3:
                 continue
             weight, bias = site.dense()
             want, _ = evaluated(site, [adapter], weight, bias)
-            a, b = found
+            a, b = factors
             assert a.shape[0] == b.shape[1]
             torch.testing.assert_close(weight + b @ a, want, atol=1e-5, rtol=1e-4)
 
@@ -222,11 +222,11 @@ def test_same_seed_same_bits(name, case):
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_another_seed_gives_another_start(name):
-    one, two = (
+    first, second = (
         lorica.adapt(Stack(), method(name), seed=seed).layers[0]["up"].adapters["default"].a
         for seed in (1, 2)
     )
-    assert not torch.equal(one, two)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", compiled(on_stack(), quick=("dora",)))

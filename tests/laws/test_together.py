@@ -95,8 +95,8 @@ def test_rows_of_a_batch_may_each_have_an_adapter(name, case):
     for adapter in ("one", "two"):
         with lorica.use(model, adapter):
             want[adapter] = case.run(model)
-    some = (["one", None, "two"], ["two", "two", "one"])
-    for names in [n[: len(want[None])] for n in some]:
+    batches = (["one", None, "two"], ["two", "two", "one"])
+    for names in [n[: len(want[None])] for n in batches]:
         if not method(name).mixes:
             with pytest.raises(ConfigError, match="rows"), lorica.mixed(model, names):
                 pass

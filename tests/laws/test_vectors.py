@@ -16,7 +16,7 @@ from lorica.core.state import adapter_state
 from lorica.errors import ConfigError
 from lorica.methods.double_lora import DoubleLora
 from lorica.methods.lora_fa import LoraFa
-from tests.laws.bases import CASES, Stack, method, stories
+from tests.laws.bases import CASES, Stack, method, small_llama
 
 
 def linear(weight: list[list[float]]) -> nn.Linear:
@@ -252,7 +252,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("make", [Stack, stories], ids=["stack", "llama"])
+@pytest.mark.parametrize("make", [Stack, small_llama], ids=["stack", "llama"])
 @pytest.mark.parametrize("name", sorted(COUNTS))
 def test_what_is_trained_is_counted_in_closed_form(name, make):
     model = make()
@@ -278,7 +278,7 @@ def test_the_counts_of_the_papers():
 
 
 def test_full_trains_every_tensor_once():
-    count = lorica.trainable_parameters(lorica.adapt(stories(), Full()))
+    count = lorica.trainable_parameters(lorica.adapt(small_llama(), Full()))
     assert count.trainable == count.total == 260_032
 
 

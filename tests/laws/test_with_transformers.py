@@ -8,12 +8,12 @@ import torch
 import lorica
 from lorica.core.adapter import Method
 from lorica.core.state import adapter_state
-from tests.laws.bases import CASES, IDS, bits, compiled, move, same_bits, stories, trained
+from tests.laws.bases import CASES, IDS, bits, compiled, move, same_bits, small_llama, trained
 
 STILL = ".gates"  # of blora: saturated at the start, and moved by its schedule's penalty alone
 QUICK = ("dora", "full", "llama_adapter", "prompt_tuning")
 each = pytest.mark.parametrize("name", Method.names())
-some = pytest.mark.parametrize(
+quick_methods = pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in Method.names()]
 )
 pytestmark = pytest.mark.filterwarnings(  # newer transformers call it activation checkpointing
@@ -25,7 +25,7 @@ def llama(name: str) -> torch.nn.Module:
     return trained(name, next(case for case in CASES if case.name == "llama"))
 
 
-@some
+@quick_methods
 def test_generate(name):
     """With the key-value cache, greedy generation is the argmax of whole forward passes."""
     model, ids = llama(name), IDS[:1]
@@ -44,14 +44,14 @@ def test_generate(name):
         got = model.generate(ids, **greedy)
         with lorica.use(model):
             base = model.generate(ids, **greedy)
-        bare = stories()
+        bare = small_llama()
         bare.generation_config.eos_token_id = None
         assert base.tolist() == bare.generate(ids, **greedy).tolist()
     assert got.tolist() == want.tolist()
-    assert not torch.allclose(model(ids).logits, stories()(ids).logits, atol=1e-4)
+    assert not torch.allclose(model(ids).logits, small_llama()(ids).logits, atol=1e-4)
 
 
-@some
+@quick_methods
 def test_trainer(name, tmp_path, monkeypatch):
     from transformers import Trainer, TrainingArguments
 
@@ -104,10 +104,10 @@ def test_deepcopy(name):
     move(copied, 5)
     assert not torch.equal(copied(IDS).logits, model(IDS).logits)
     lorica.detach(copied)
-    assert torch.equal(copied(IDS).logits, stories()(IDS).logits)
+    assert torch.equal(copied(IDS).logits, small_llama()(IDS).logits)
 
 
-@some
+@quick_methods
 def test_gradient_checkpointing(name):
     grads = []
     for checkpointed in (False, True):
@@ -123,7 +123,7 @@ def test_gradient_checkpointing(name):
 
 @each
 def test_autocast(name):
-    model, plain = llama(name), stories()
+    model, plain = llama(name), small_llama()
     with torch.autocast("cpu", torch.bfloat16):
         got, base = model(IDS).logits, plain(IDS).logits
         got.float().sum().backward()
