@@ -12,7 +12,7 @@ from lorica.base.fingerprint import fingerprint, grade, places
 from lorica.base.load import load
 from lorica.core.bank import adapted_layers
 from lorica.errors import BaseError
-from tests.laws.bases import CASES, IDS, Packed, Stack, gpt2, move, stories, trained
+from tests.laws.bases import CASES, IDS, Packed, Stack, gpt2, move, small_llama, trained
 
 STACK = CASES[0]
 
@@ -50,12 +50,12 @@ def folder(tmp_path):
 
 
 def test_the_same_base_is_the_same():
-    assert grade(fingerprint(stories()), fingerprint(stories())) == "same"
+    assert grade(fingerprint(small_llama()), fingerprint(small_llama())) == "same"
 
 
 def test_an_adapter_is_no_part_of_its_base():
-    want = fingerprint(stories())
-    model = move(lorica.adapt(stories(), Lora(), trainable_token_indices=[3]))
+    want = fingerprint(small_llama())
+    model = move(lorica.adapt(small_llama(), Lora(), trainable_token_indices=[3]))
     assert fingerprint(model) == want
     assert fingerprint(lorica.detach(model)) == want
 
@@ -93,10 +93,10 @@ def test_what_is_allowed_is_allowed_and_said(folder):
 
 
 def test_one_weight_in_a_norm_is_another_base():
-    model = stories()
+    model = small_llama()
     with torch.no_grad():
         model.model.norm.weight[7] += 0.5
-    assert grade(fingerprint(stories()), fingerprint(model)) == "same shapes"
+    assert grade(fingerprint(small_llama()), fingerprint(model)) == "same shapes"
 
 
 def test_a_quantised_base_is_graded_so():

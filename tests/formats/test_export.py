@@ -19,7 +19,7 @@ from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.low_rank import low_rank_update, truncated
 from lorica.formats.open_adapter import open_adapter
 from lorica.methods.hyperlora import Hyperlora
-from tests.laws.bases import CASES, IDS, STORIES, Stack, gpt2, move, stories, trained
+from tests.laws.bases import CASES, IDS, Stack, gpt2, move, small_llama, trained
 
 WEIGHTS = "adapter_model.safetensors"
 SCALED = {  # settings of LoRA whose scale is not 1, or is not the same everywhere
@@ -34,7 +34,7 @@ SCALED = {  # settings of LoRA whose scale is not 1, or is not the same everywhe
 }
 
 
-def adapted(make=stories, kind=Lora, **settings: Any) -> torch.nn.Module:
+def adapted(make=small_llama, kind=Lora, **settings: Any) -> torch.nn.Module:
     words = {"r": 4} | {
         k: settings.pop(k) for k in ("alpha", "use_rslora", "lora_bias") if k in settings
     }
@@ -59,7 +59,7 @@ def test_a_lora_becomes_one_of_scale_one(case, tmp_path):
     model = adapted(**SCALED[case])
     want = logits(model)
     report = lorica.export_lora(model, tmp_path / "out")
-    fresh = stories()
+    fresh = small_llama()
     assert lorica.load(fresh, tmp_path / "out") == []
     near(logits(fresh), want)
     assert report.exact and report.max_difference < 1e-4 < report.max_effect
@@ -77,7 +77,7 @@ def test_peft_reads_it(case, tmp_path):
 
     model = adapted(**SCALED[case])
     lorica.export_lora(model, tmp_path / "out")
-    near(logits(PeftModel.from_pretrained(stories(), str(tmp_path / "out"))), logits(model))
+    near(logits(PeftModel.from_pretrained(small_llama(), str(tmp_path / "out"))), logits(model))
 
 
 def test_a_trained_bias_comes_along(tmp_path):
@@ -111,17 +111,17 @@ def test_components_that_are_zero_are_left_out_and_so_are_layers(tmp_path):
     assert config["rank_pattern"] == config["alpha_pattern"]
     assert config["rank_pattern"] == {s: 1 for s in report.ranks if "layers.0" in s}
     assert any("2 more do nothing" in line for line in report.notices)
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path / "out")
     near(logits(fresh), want)
 
 
 def test_an_adapter_that_does_nothing_yet(tmp_path):
-    report = lorica.export_lora(lorica.adapt(stories(), Lora()), tmp_path / "out")
+    report = lorica.export_lora(lorica.adapt(small_llama(), Lora()), tmp_path / "out")
     assert set(report.ranks.values()) == {0} and report.max_difference == 0
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path / "out")
-    assert torch.equal(logits(fresh), logits(stories()))
+    assert torch.equal(logits(fresh), logits(small_llama()))
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
@@ -141,7 +141,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
         model.named_parameters(), before.named_parameters(), strict=True
     ):
         assert torch.equal(one, two), key
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path / "out")
     with lorica.use(before, "second"):
         near(logits(fresh), logits(before))
@@ -149,7 +149,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 def test_what_is_of_full_rank_is_refused_with_two_ways_out(tmp_path):
     for kind in (Dora, Full):
-        model = move(lorica.adapt(stories(), kind()))
+        model = move(lorica.adapt(small_llama(), kind()))
         with pytest.raises(MergeError, match="full rank") as error:
             lorica.export_lora(model, tmp_path / "out")
         assert "lorica merge" in error.value.fix and "--rank" in error.value.fix
@@ -159,12 +159,12 @@ def test_what_is_of_full_rank_is_refused_with_two_ways_out(tmp_path):
 
 def test_a_rank_of_choice_is_measured(tmp_path):
     model = adapted(kind=Dora)
-    want, bare = logits(model), logits(stories())
+    want, bare = logits(model), logits(small_llama())
     seen = []
     for rank in (1, 8, 64):
         report = lorica.export_lora(model, tmp_path / str(rank), rank=rank)
         assert not report.exact and max(report.ranks.values()) <= rank
-        fresh = stories()
+        fresh = small_llama()
         lorica.load(fresh, tmp_path / str(rank))
         seen.append((max(report.errors.values()), report.kl, (logits(fresh) - want).abs().max()))
         assert any(f"{report.lost:.2%}" in line for line in report.notices)
@@ -177,7 +177,7 @@ def test_a_rank_of_choice_is_measured(tmp_path):
 def test_the_error_of_a_site_is_what_is_lost_of_its_update(tmp_path):
     model = adapted(kind=Dora, target_modules=["down_proj"])
     report = lorica.export_lora(model, tmp_path / "out", rank=3)
-    fresh, merged, cut = stories(), copy.deepcopy(model), stories()
+    fresh, merged, cut = small_llama(), copy.deepcopy(model), small_llama()
     lorica.merge(merged)
     lorica.load(cut, tmp_path / "out")
     lorica.merge(cut)
@@ -188,10 +188,10 @@ def test_the_error_of_a_site_is_what_is_lost_of_its_update(tmp_path):
 
 
 def test_full_fine_tuning_is_cut_and_its_norms_are_kept(tmp_path):
-    model = move(lorica.adapt(stories(), Full()), size=0.01)
+    model = move(lorica.adapt(small_llama(), Full()), size=0.01)
     want = logits(model)
     report = lorica.export_lora(model, tmp_path / "out", rank=64)
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path / "out")
     torch.testing.assert_close(logits(fresh), want, atol=1e-4, rtol=1e-4)
     saved = config_of(tmp_path / "out")["modules_to_save"]
@@ -262,7 +262,7 @@ def test_logits_that_are_not_finite_are_told(rank, tmp_path):
 @pytest.mark.parametrize("rank", [0, -1])
 def test_a_rank_below_one(rank, tmp_path):
     with pytest.raises(ConfigError, match=f"rank is {rank}"):
-        lorica.export_lora(stories(), tmp_path / "out", rank=rank)
+        lorica.export_lora(small_llama(), tmp_path / "out", rank=rank)
 
 
 def test_an_output_that_is_there(tmp_path):
@@ -319,7 +319,7 @@ def test_a_lower_rank_than_the_factors_have_is_cut_too():
 
 @pytest.mark.slow
 def test_each_condition_is_a_lora_of_its_own(tmp_path):
-    model = stories()
+    model = small_llama()
     lorica.adapt(model, Hyperlora(r=3, conditions=("a", "b")), target_modules=["q_proj", "v_proj"])
     move(model)
     path = lorica.save(model, tmp_path / "in")
@@ -332,16 +332,17 @@ def test_each_condition_is_a_lora_of_its_own(tmp_path):
     for one in ("a", "b"):
         report = lorica.export_lora(model, tmp_path / one, condition=one)
         assert (report.condition, set(report.ranks.values())) == (one, {3})
-        fresh = stories()
+        fresh = small_llama()
         lorica.load(fresh, tmp_path / one)
         with with_conditions(model, [one, one]):
             near(logits(fresh), logits(model))
         seen.append(logits(fresh))
     assert (seen[0] - seen[1]).abs().max() > 1e-3
-    base = str(STORIES)
+    small_llama().save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
     again = lorica.export_lora(path, tmp_path / "from folder", condition="b", base=base)
     assert again.max_difference < 1e-4
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path / "from folder")
     near(logits(fresh), seen[1])
     with pytest.raises(ConfigError):
@@ -363,10 +364,10 @@ def test_every_method_is_what_it_says_to_be_as_a_lora(name, tmp_path):
     if kind == "exact":
         report = lorica.export_lora(model, tmp_path / "out")
         assert report.exact and report.method == name and max(report.ranks.values()) > 0
-        fresh = stories()
+        fresh = small_llama()
         lorica.load(fresh, tmp_path / "out")
         torch.testing.assert_close(logits(fresh), want, atol=5e-5, rtol=1e-5)
-        assert (want - logits(stories())).abs().max() > 1e-3
+        assert (want - logits(small_llama())).abs().max() > 1e-3
         return
     with pytest.raises(MergeError, match="full rank" if kind == "approximate" else "is not a LoRA"):
         lorica.export_lora(model, tmp_path / "out")

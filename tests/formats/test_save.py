@@ -16,7 +16,7 @@ from lorica.methods.hyperlora import Hyperlora
 from lorica.methods.ia3 import Ia3
 from lorica.methods.prefix_tuning import PrefixTuning
 from lorica.methods.prompt_tuning import PromptTuning
-from tests.laws.bases import CASES, Stack, move, stories, trained
+from tests.laws.bases import CASES, Stack, move, small_llama, trained
 
 STACK = CASES[0]
 WEIGHTS = "adapter_model.safetensors"
@@ -189,7 +189,7 @@ def test_one_that_was_driven_or_loaded_or_not_trained_is_saved(tmp_path):
     ids=lambda method: method.name,
 )
 def test_settings_of_every_type_come_back(method, tmp_path):
-    model = lorica.adapt(stories(), method)
-    fresh = stories()
+    model = lorica.adapt(small_llama(), method)
+    fresh = small_llama()
     lorica.load(fresh, lorica.save(model, tmp_path / "adapter"))
     assert spec_of(fresh, "default") == spec_of(model, "default")

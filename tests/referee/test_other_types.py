@@ -18,7 +18,7 @@ import lorica
 from lorica.core.adapter import Method
 from lorica.core.bank import adapted_layers, spec_of
 from lorica.errors import FileError
-from tests.laws.bases import IDS, Stack, gpt2, move, stories
+from tests.laws.bases import IDS, Stack, gpt2, move, small_llama
 from tests.referee.test_referee import LINEARS, QV, gemma, llama, near, sorter
 from tests.referee.test_referee import logits as all_logits
 
@@ -33,7 +33,7 @@ def wide() -> nn.Module:
 
 
 CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
-    "adalora": ("AdaLora", stories, {**ADA, "target_modules": QV}),
+    "adalora": ("AdaLora", small_llama, {**ADA, "target_modules": QV}),
     "adalora all-linear": ("AdaLora", llama, {**ADA, "target_modules": "all-linear"}),
     "adalora scale": ("AdaLora", llama, {**ADA, "target_modules": LINEARS, "lora_alpha": 5}),
     "adalora gpt2": (
@@ -43,12 +43,12 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
     ),
     "adalora saved norm": (
         "AdaLora",
-        stories,
+        small_llama,
         {**ADA, "target_modules": QV, "modules_to_save": ["norm"]},
     ),
     "adalora tokens": (
         "AdaLora",
-        stories,
+        small_llama,
         {**ADA, "target_modules": QV, "trainable_token_indices": [5, 17]},
     ),
     "adalora classifier": (
@@ -56,17 +56,21 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
         sorter,
         {**ADA, "target_modules": QV, "modules_to_save": ["score"], "task_type": "SEQ_CLS"},
     ),
-    "vera": ("Vera", stories, {"target_modules": ["q_proj", "o_proj"], "r": 16}),
-    "vera all-linear": ("Vera", stories, {"target_modules": LINEARS, "r": 12, "d_initial": 0.3}),
+    "vera": ("Vera", small_llama, {"target_modules": ["q_proj", "o_proj"], "r": 16}),
+    "vera all-linear": (
+        "Vera",
+        small_llama,
+        {"target_modules": LINEARS, "r": 12, "d_initial": 0.3},
+    ),
     "vera drawn anew": (
         "Vera",
-        stories,
+        small_llama,
         {"target_modules": QV, "r": 8, "save_projection": False, "projection_prng_key": 5},
     ),
     "vera gpt2": ("Vera", gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "vera saved head, tied": (
         "Vera",
-        stories,
+        small_llama,
         {"target_modules": QV, "r": 8, "modules_to_save": ["lm_head"]},
     ),
     "vera blocks": ("Vera", llama, {"target_modules": QV, "r": 8, "layers_to_transform": [1]}),
@@ -75,7 +79,7 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
         sorter,
         {"target_modules": QV, "r": 8, "modules_to_save": ["score"], "task_type": "SEQ_CLS"},
     ),
-    "ia3": ("IA3", stories, {"target_modules": KVD, "feedforward_modules": ["down_proj"]}),
+    "ia3": ("IA3", small_llama, {"target_modules": KVD, "feedforward_modules": ["down_proj"]}),
     "ia3 biases": ("IA3", llama, {"target_modules": KVD, "feedforward_modules": ["down_proj"]}),
     "ia3 no feedforward": (
         "IA3",
@@ -132,7 +136,7 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
             "task_type": "SEQ_CLS",
         },
     ),
-    "prefix": ("PrefixTuning", stories, {"num_virtual_tokens": 5}),
+    "prefix": ("PrefixTuning", small_llama, {"num_virtual_tokens": 5}),
     "prefix projected": (
         "PrefixTuning",
         llama,
@@ -151,7 +155,7 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
         sorter,
         {"num_virtual_tokens": 4, "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
     ),
-    "prompt": ("PromptTuning", stories, {"num_virtual_tokens": 5}),
+    "prompt": ("PromptTuning", small_llama, {"num_virtual_tokens": 5}),
     "prompt of the vocabulary": (
         "PromptTuning",
         llama,
@@ -169,7 +173,7 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
         sorter,
         {"num_virtual_tokens": 4, "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
     ),
-    "p-tuning": ("PromptEncoder", stories, {"num_virtual_tokens": 5, "encoder_hidden_size": 9}),
+    "p-tuning": ("PromptEncoder", small_llama, {"num_virtual_tokens": 5, "encoder_hidden_size": 9}),
     "p-tuning lstm": (
         "PromptEncoder",
         llama,
@@ -240,17 +244,17 @@ def test_what_peft_saves_we_load_and_save_again(case, tmp_path):
 
 
 OURS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], dict[str, Any]]] = {
-    "adalora": (stories, "adalora", {"r": 5}, {}),
+    "adalora": (small_llama, "adalora", {"r": 5}, {}),
     "adalora alpha": (llama, "adalora", {"r": 4, "alpha": 3, "tinit": 5}, {}),
     "adalora grown": (llama, "adalora", {"r": 4, "mode": "increase"}, {"target_modules": QV}),
     "adalora gpt2": (gpt2, "adalora", {"r": 4}, {}),
     "adalora rows": (
-        stories,
+        small_llama,
         "adalora",
         {"r": 4},
         {"target_modules": QV, "trainable_token_indices": [3, 9], "modules_to_save": ["norm"]},
     ),
-    "vera": (stories, "vera", {"r": 16}, {}),
+    "vera": (small_llama, "vera", {"r": 16}, {}),
     "vera gpt2": (gpt2, "vera", {"r": 16, "d_initial": 0.5}, {}),
     "vera some layers": (
         llama,
@@ -258,8 +262,8 @@ OURS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], dict[str, An
         {"r": 8},
         {"target_modules": ["layers.0.self_attn.q_proj", "up_proj"]},
     ),
-    "vera drawn anew": (stories, "vera", {"r": 8, "save_projection": False}, {"seed": 7}),
-    "ia3": (stories, "ia3", {}, {}),
+    "vera drawn anew": (small_llama, "vera", {"r": 8, "save_projection": False}, {"seed": 7}),
+    "ia3": (small_llama, "ia3", {}, {}),
     "ia3 gpt2": (gpt2, "ia3", {}, {}),
     "ia3 by name": (
         llama,
@@ -269,7 +273,7 @@ OURS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], dict[str, An
     ),
     "ia3 none": (llama, "ia3", {"feedforward_modules": []}, {"target_modules": "all-linear"}),
     "ia3 head": (sorter, "ia3", {}, {"modules_to_save": ["score"]}),
-    "prefix": (stories, "prefix_tuning", {"num_virtual_tokens": 6}, {}),
+    "prefix": (small_llama, "prefix_tuning", {"num_virtual_tokens": 6}, {}),
     "prefix network": (
         llama,
         "prefix_tuning",
@@ -283,7 +287,7 @@ OURS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], dict[str, An
         {"num_virtual_tokens": 3},
         {"modules_to_save": ["norm"]},
     ),
-    "prompt": (stories, "prompt_tuning", {"num_virtual_tokens": 6}, {}),
+    "prompt": (small_llama, "prompt_tuning", {"num_virtual_tokens": 6}, {}),
     "prompt network": (
         llama,
         "prompt_tuning",
@@ -337,7 +341,7 @@ def test_components_that_peft_cut_out_come_back_as_zeros(tmp_path):
     }
     want = logits(model)
     model.save_pretrained(str(tmp_path))
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path)
     near(logits(fresh), want, 1e-5)
     for _, _, adapters in adapted_layers(fresh):
@@ -347,7 +351,7 @@ def test_components_that_peft_cut_out_come_back_as_zeros(tmp_path):
     config["rank_pattern"][name.format(0, "q_proj")] = [True] * 6
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(FileError, match="keeps 6 components, and the file has 3"):
-        lorica.load(stories(), tmp_path)
+        lorica.load(small_llama(), tmp_path)
 
 
 @pytest.mark.parametrize("settings", [{"alpha_pattern": {"q_proj": 40}}, {"use_rslora": True}])
@@ -355,7 +359,7 @@ def test_settings_that_pefts_adalora_takes_no_notice_of(settings, tmp_path):
     plain, odd = theirs("adalora"), theirs("adalora", **settings)
     assert torch.equal(logits(plain), logits(odd))
     odd.save_pretrained(str(tmp_path))
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path)
     near(logits(fresh), logits(odd), 1e-5)
 
@@ -370,7 +374,7 @@ def test_training_settings_of_adalora_go_both_ways(tmp_path):
         "orth_reg_weight": 0.25,
     }
     theirs("adalora", **settings).save_pretrained(str(tmp_path / "theirs"))
-    fresh = stories()
+    fresh = small_llama()
     lorica.load(fresh, tmp_path / "theirs")
     method = spec_of(fresh, "default").method
     assert {key: getattr(method, key) for key in settings} == settings
@@ -383,25 +387,25 @@ def test_training_settings_of_adalora_go_both_ways(tmp_path):
 
 @pytest.mark.parametrize("method", ["adalora", "vera"])
 def test_ranks_of_their_own_are_nothing_that_peft_has(method, tmp_path):
-    model = lorica.adapt(stories(), Method.named(method)(r=4), rank_pattern={"q_proj": 2})
+    model = lorica.adapt(small_llama(), Method.named(method)(r=4), rank_pattern={"q_proj": 2})
     path = lorica.save(model, tmp_path / "ours")
     assert not (path / "adapter_config.json").exists()
-    lorica.load(stories(), path)
+    lorica.load(small_llama(), path)
 
 
 @pytest.mark.parametrize("method", ["vera", "ia3"])
 def test_rows_of_tokens_are_nothing_that_peft_has_beside_these(method, tmp_path):
-    model = lorica.adapt(stories(), Method.named(method)(), trainable_token_indices=[5])
+    model = lorica.adapt(small_llama(), Method.named(method)(), trainable_token_indices=[5])
     path = lorica.save(model, tmp_path / "ours")
     assert not (path / "adapter_config.json").exists()
-    lorica.load(stories(), path)
+    lorica.load(small_llama(), path)
 
 
 def test_a_method_that_extends_lora_is_not_said_to_be_one(tmp_path):
-    model = lorica.adapt(stories(), Method.named("lora_fa")(r=2))
+    model = lorica.adapt(small_llama(), Method.named("lora_fa")(r=2))
     path = lorica.save(model, tmp_path / "ours")
     assert not (path / "adapter_config.json").exists()
-    lorica.load(stories(), path)
+    lorica.load(small_llama(), path)
 
 
 UNKNOWN = [
@@ -425,7 +429,7 @@ def test_settings_that_are_not_known_are_refused(case, change, tmp_path):
     theirs(case).save_pretrained(str(tmp_path))
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    model = stories()
+    model = small_llama()
     with pytest.raises(FileError, match=list(change)[-1]):
         lorica.load(model, tmp_path)
     assert not list(adapted_layers(model))
@@ -451,15 +455,15 @@ def test_a_tensor_too_few_or_too_many_is_named(case, tmp_path):
     key = next(k for k in tensors if "layers.0" in k)
     save_file({k: t for k, t in tensors.items() if k != key}, file)
     with pytest.raises(FileError, match="does not fit") as error:
-        lorica.load(stories(), tmp_path)
+        lorica.load(small_llama(), tmp_path)
     assert "layers.0" in error.value.facts["missing"]
     save_file({**tensors, f"{key}_x": tensors[key].clone()}, file)
     with pytest.raises(FileError, match="does not fit") as error:
-        lorica.load(stories(), tmp_path)
+        lorica.load(small_llama(), tmp_path)
     assert f"{key}_x" in error.value.facts["extra"]
     save_file({**tensors, key: tensors[key].repeat(2, *([1] * (tensors[key].ndim - 1)))}, file)
     with pytest.raises(FileError, match=r"layers\.0"):
-        lorica.load(stories(), tmp_path)
+        lorica.load(small_llama(), tmp_path)
 
 
 @pytest.mark.parametrize("case", OURS)
@@ -499,7 +503,7 @@ def test_heads_of_another_shape_are_refused(tmp_path):
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "num_attention_heads": 2}))
     with pytest.raises(FileError, match="other attention heads") as error:
-        lorica.load(stories(), tmp_path)
+        lorica.load(small_llama(), tmp_path)
     assert error.value.facts["base"] == "4 heads of 8"
 
 
@@ -508,7 +512,7 @@ def test_an_encoder_and_a_decoder_are_refused(tmp_path):
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "num_transformer_submodules": 2}))
     with pytest.raises(FileError, match="an encoder and a decoder"):
-        lorica.load(stories(), tmp_path)
+        lorica.load(small_llama(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning"])
@@ -516,10 +520,10 @@ def test_the_network_stays_in_our_folder_beside_the_table(name, tmp_path):
     from safetensors.torch import load_file, save_file
 
     kind = Method.named(name)
-    model = move(lorica.adapt(stories(), kind(num_virtual_tokens=3, reparametrisation=5)))
+    model = move(lorica.adapt(small_llama(), kind(num_virtual_tokens=3, reparametrisation=5)))
     path = lorica.save(model, tmp_path / "ours")
     (path / "manifest.json").unlink()
-    plain = stories()
+    plain = small_llama()
     lorica.load(plain, path)
     assert spec_of(plain, "default").method.reparametrisation == 5
     assert torch.equal(logits(plain), logits(model))
@@ -528,8 +532,8 @@ def test_the_network_stays_in_our_folder_beside_the_table(name, tmp_path):
     tensors["prompt_embeddings"] += 1
     save_file(tensors, file)
     with pytest.raises(FileError, match="not what its network makes"):
-        lorica.load(stories(), path)
+        lorica.load(small_llama(), path)
     del tensors["reparametrisation.e"]
     save_file(tensors, file)
     with pytest.raises(FileError, match=r"does not fit.*\n.*missing +model\.e"):
-        lorica.load(stories(), path)
+        lorica.load(small_llama(), path)

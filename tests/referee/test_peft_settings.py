@@ -9,7 +9,7 @@ import lorica
 from lorica import Lora
 from lorica.core.bank import adapted_layers
 from lorica.errors import FileError
-from tests.laws.bases import Stack, gpt2, move, stories
+from tests.laws.bases import Stack, gpt2, move, small_llama
 
 UNKNOWN = {
     "bias": "lora_only",
@@ -55,7 +55,7 @@ def test_a_folder_is_named_by_its_path_or_as_text(tmp_path):
     [
         (gpt2, ["c_attn"], True),
         (gpt2, ["wte"], False),
-        (stories, ["q_proj", "embed_tokens"], False),
+        (small_llama, ["q_proj", "embed_tokens"], False),
     ],
 )
 def test_the_layout_of_the_weight_is_noted(make, targets, transposed, tmp_path):
