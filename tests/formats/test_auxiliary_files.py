@@ -1,6 +1,6 @@
 """What stands beside the weights goes with a merged model, byte for byte."""
 
-from lorica.formats.auxiliary_files import carry_files
+from lorica.formats.auxiliary_files import copy_auxiliary_files
 
 EMPTY = "\x02" + "\0" * 7 + "{}"  # a safetensors file without tensors
 
@@ -46,7 +46,7 @@ CARRIED = {
 def test_files_of_the_base_are_carried_and_nothing_else(tmp_path):
     base, adapter = folder(tmp_path / "b", **BASE), folder(tmp_path / "a")
     out = folder(tmp_path / "out", config_DOT_json="new", LICENSE="ours")
-    assert set(carry_files(str(base), adapter, out)) == CARRIED - {"LICENSE"}
+    assert set(copy_auxiliary_files(str(base), adapter, out)) == CARRIED - {"LICENSE"}
     got = contents(out)
     assert got.keys() == CARRIED | {"config.json"}
     assert got["LICENSE"] == "ours" and got["config.json"] == "new"
@@ -57,7 +57,7 @@ def test_a_tokenizer_of_the_adapter_replaces_the_whole_of_the_base_s(tmp_path):
     base = folder(tmp_path / "b", **BASE)
     adapter = folder(tmp_path / "a", tokenizer_DOT_json='{"own": 1}', adapter_config_DOT_json="{}")
     out = folder(tmp_path / "out")
-    carry_files(str(base), adapter, out)
+    copy_auxiliary_files(str(base), adapter, out)
     got = contents(out)
     assert got["tokenizer.json"] == '{"own": 1}'
     assert "tokenizer.model" not in got and "tokenizer_config.json" not in got
@@ -73,6 +73,6 @@ def test_links_of_a_hub_cache_are_followed_and_those_of_an_adapter_are_not_files
     (base / "model.safetensors").write_text(EMPTY)
     (base / "tokenizer.json").symlink_to(blobs / "one")
     out = folder(tmp_path / "out")
-    carry_files(str(base), adapter, out)
+    copy_auxiliary_files(str(base), adapter, out)
     assert contents(out) == {"tokenizer.json": "{}"}
     assert not (out / "tokenizer.json").is_symlink()

@@ -531,7 +531,7 @@ def test_the_network_stays_in_our_folder_beside_the_table(name, tmp_path):
     tensors = load_file(file)
     tensors["prompt_embeddings"] += 1
     save_file(tensors, file)
-    with pytest.raises(FileError, match="not what its network makes"):
+    with pytest.raises(FileError, match="not the output of its network"):
         lorica.load(small_llama(), path)
     del tensors["reparametrisation.e"]
     save_file(tensors, file)

@@ -8,7 +8,7 @@ import torch
 
 import lorica
 from lorica.core.bank import adapted_layers
-from lorica.formats.peft.kinds import peft_notices
+from lorica.formats.peft.layouts import peft_notices
 from lorica.formats.peft.matching import CONVERTED, selected, shortest
 from lorica.formats.save import PeftWarning
 from tests.base.architectures import BASES, tiny

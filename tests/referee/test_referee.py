@@ -19,7 +19,7 @@ import lorica
 from lorica import Dora, Lora
 from lorica.core.bank import adapted_layers, spec_of
 from lorica.errors import FileError, MergeError
-from lorica.formats.peft.kinds import layout_for
+from lorica.formats.peft.layouts import layout_for
 from tests.laws.bases import IDS, SHARED, Stack, gpt2, move, stories
 
 REFERENCE = SHARED / "referee/peft-reference"

@@ -57,8 +57,10 @@ def values(kind: str, device: torch.device) -> Tensor:
 @cache
 def _pairs(kind: str, device: torch.device) -> Tensor:
     """(256,) int64: the two float32 values of each byte, side by side."""
-    one = values(kind, device)
-    return torch.stack([one.repeat_interleave(16), one.repeat(16)], 1).view(torch.int64).view(-1)
+    table = values(kind, device)
+    return (
+        torch.stack([table.repeat_interleave(16), table.repeat(16)], 1).view(torch.int64).view(-1)
+    )
 
 
 def unpack(codes: Tensor, scales: Tensor, kind: str, n: int, dtype: torch.dtype) -> Tensor:

@@ -23,9 +23,9 @@ from lorica.errors import FileError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_folder import CONFIG, WEIGHTS, adapter_folder, weights_file
 from lorica.formats.manifest import Manifest, read_manifest
-from lorica.formats.peft.beside import unwrapped
-from lorica.formats.peft.kinds import layout_of
 from lorica.formats.peft.layout import Layout
+from lorica.formats.peft.layouts import layout_of
+from lorica.formats.peft.whole_layers import unwrapped
 
 FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 
@@ -100,7 +100,7 @@ def read(path: str | Path) -> AdapterFile:
         check_floats(tensors, weights)
         config = commit.read_json(folder / CONFIG)
         layout = layout_of(config, str(folder))
-        layout.refuse(config, str(folder))
+        layout.check_supported(config, str(folder))
     digests = {name: str(digest["sha256"]) for name, digest in manifest.files.items()}
     return _file(folder, manifest.spec, tensors, manifest, layout, config, digests)
 

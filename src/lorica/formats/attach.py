@@ -88,7 +88,7 @@ def _checked(
     assert file.layout is not None  # a folder without a manifest is PEFT's
     targets, notices = without_dead(model, file.spec.targets, file.spec.method.kinds)
     notices.append(f"{file.folder} has no {MANIFEST}: its base cannot be verified")
-    return replace(file.spec, targets=targets), notices + file.layout.notes(model)
+    return replace(file.spec, targets=targets), notices + file.layout.notices(model)
 
 
 def _fill(model: nn.Module, file: AdapterFile, name: str) -> None:

@@ -1,7 +1,7 @@
-"""Carry along what a merged model needs beside its weights: tokenizer, template, processor.
+"""Copy the files that a merged model needs beside its weights: tokenizer, template, processor.
 
-The files are copied byte for byte: writing the tokenizer anew would lose what transformers does
-not keep (a processor, further templates, the tokenizer's own model file).
+They are copied byte for byte: transformers would not write all of them again (a processor, further
+templates, the tokenizer's own model file).
 """
 
 from fnmatch import fnmatch
@@ -37,7 +37,7 @@ TEMPLATES = "additional_chat_templates"
 MAX_BYTES = 2**30
 
 
-def carry_files(base: str, adapter: Path, folder: Path) -> list[str]:
+def copy_auxiliary_files(base: str, adapter: Path, folder: Path) -> list[str]:
     """Copy the side files of the base, and over them those of the adapter, into `folder`.
 
     Files that `folder` has already stay. base: a local folder, a hub id or "bundled".
@@ -58,7 +58,7 @@ def carry_files(base: str, adapter: Path, folder: Path) -> list[str]:
 
 def _files(folder: Path, *, follow: bool) -> dict[str, Path]:
     """Side files by their name in `folder`. follow: links are files, as in the hub's cache."""
-    found = {
+    files = {
         path.name: path
         for path in folder.iterdir()
         if _matches(path.name, PATTERNS)
@@ -66,8 +66,8 @@ def _files(folder: Path, *, follow: bool) -> dict[str, Path]:
     }
     inside = folder / TEMPLATES
     if inside.is_dir() and (follow or plain_files.is_folder(inside)):
-        found |= {f"{TEMPLATES}/{path.name}": path for path in inside.glob("*.jinja")}
-    return found
+        files |= {f"{TEMPLATES}/{path.name}": path for path in inside.glob("*.jinja")}
+    return files
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -186,12 +186,12 @@ def check_digests(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     wrong = {}
     for name, noted in files.items():
         file = path / plain_files.check_name(name, path)
-        found: dict[str, Any] = {"bytes": "missing"}
+        actual: dict[str, Any] = {"bytes": "missing"}
         if plain_files.is_file(file):
-            found = {"bytes": file.stat().st_size}
-            found = digest(file) if found["bytes"] == noted.get("bytes") else found
-        if found != noted:
-            wrong[name] = f"{found['bytes']} bytes here, {noted.get('bytes')} when it was saved"
+            actual = {"bytes": file.stat().st_size}
+            actual = digest(file) if actual["bytes"] == noted.get("bytes") else actual
+        if actual != noted:
+            wrong[name] = f"{actual['bytes']} bytes here, {noted.get('bytes')} when it was saved"
     if wrong:
         raise FileError(
             f"{path} is not what was saved: {len(wrong)} of {len(files)} files differ.",

@@ -30,7 +30,7 @@ from lorica.base.quantised_model import checkpoint_of, layers
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats import commit
 from lorica.formats.adapter_file import AdapterFile, read
-from lorica.formats.auxiliary_files import carry_files
+from lorica.formats.auxiliary_files import copy_auxiliary_files
 from lorica.formats.open_adapter import base_of, open_file
 from lorica.formats.verify import KL_NOISE, Recorded, compare, logits_of, record
 
@@ -190,7 +190,7 @@ def _write_merged(
     recorded = record(opened, "default", probe)
     notices += merged_into(model, settings.target, dtype)
     _write(opened, staging, dtype, settings.file_bytes)
-    carry_files(opened.path, file.folder, staging)
+    copy_auxiliary_files(opened.path, file.folder, staging)
     return _Merged(opened.path, opened.labels, kind, recorded, notices)
 
 

@@ -27,8 +27,8 @@ from lorica.formats.adapter_folder import (
 )
 from lorica.formats.card import card, kept_card
 from lorica.formats.manifest import Manifest
-from lorica.formats.peft.kinds import layout_for, peft_notices
 from lorica.formats.peft.layout import config_of
+from lorica.formats.peft.layouts import layout_for, peft_notices
 
 
 class PeftWarning(UserWarning):

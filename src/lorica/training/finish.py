@@ -1,7 +1,7 @@
 """Finish a run: its last notices, its adapter folder, results.json and plots."""
 
 from lorica.formats import commit
-from lorica.formats.peft.kinds import peft_notices
+from lorica.formats.peft.layouts import peft_notices
 from lorica.formats.save import save
 from lorica.training import optim, watch
 from lorica.training.adapter import restore_best

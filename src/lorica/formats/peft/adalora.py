@@ -17,7 +17,7 @@ from lorica.core.adapter import Adapter
 from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.targets import Targets
 from lorica.errors import FileError
-from lorica.formats.peft.layout import Layout, number, places, plain
+from lorica.formats.peft.layout import Layout, is_uniform, number, places
 from lorica.methods.adalora import Adalora, AdaloraAdapter
 
 TRAINING = ("tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
@@ -44,7 +44,7 @@ class AdaloraLayout(Layout):
     }
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
-        return type(spec.method) is Adalora and plain(spec.targets)
+        return type(spec.method) is Adalora and is_uniform(spec.targets)
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         method = spec_of(model, name).method
@@ -69,7 +69,7 @@ class AdaloraLayout(Layout):
         }
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
-        self.refuse(config, source)
+        self.check_supported(config, source)
         r, alpha = int(config.get("init_r", 12)), float(config.get("lora_alpha", 8))
         method = Adalora(
             r=r,
@@ -80,16 +80,16 @@ class AdaloraLayout(Layout):
         )
         return Spec(method, Targets(**self.targets(config, file)), seed=0)
 
-    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+    def peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         assert isinstance(adapter, AdaloraAdapter)
         e = adapter.e.detach().unsqueeze(1)
         return {"lora_A": adapter.a.detach(), "lora_E": e, "lora_B": adapter.b.detach()}
 
-    def take(
-        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    def own_tensors(
+        self, site: str, adapter: Adapter, tensors: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         names = {"a": "lora_A", "e": "lora_E", "b": "lora_B"}
-        state = {key: found.pop(name) for key, name in names.items() if name in found}
+        state = {key: tensors.pop(name) for key, name in names.items() if name in tensors}
         if "e" in state:
             state["e"] = state["e"].flatten()
         mask = (config.get("rank_pattern") or {}).get(f"{site}.lora_E")

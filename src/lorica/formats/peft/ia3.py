@@ -39,7 +39,7 @@ class Ia3Layout(Layout):
         return config
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
-        self.refuse(config, source)
+        self.check_supported(config, source)
         shapes = {
             key.removeprefix(self.prefix).removesuffix(f".{KEY}"): tensor.shape
             for key, tensor in file.items()
@@ -49,18 +49,18 @@ class Ia3Layout(Layout):
         method = Ia3(feedforward_modules=endings(scaled))
         return Spec(method, Targets(**self.targets(config, file)), seed=0)
 
-    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+    def peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         assert isinstance(adapter, Ia3Adapter)
         return {KEY: adapter.l.detach().unsqueeze(0 if adapter.feedforward else 1)}
 
-    def take(
-        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    def own_tensors(
+        self, site: str, adapter: Adapter, tensors: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         assert isinstance(adapter, Ia3Adapter)
         want = (1, len(adapter.l)) if adapter.feedforward else (len(adapter.l), 1)
-        if KEY not in found or found[KEY].shape != want:
+        if KEY not in tensors or tensors[KEY].shape != want:
             return {}  # the strict loader names what does not fit
-        return {"l": found.pop(KEY).flatten()}
+        return {"l": tensors.pop(KEY).flatten()}
 
 
 def endings(scaled: Mapping[str, bool]) -> list[str]:

@@ -16,7 +16,7 @@ from lorica.core.site import Site
 from lorica.core.targets import Targets
 from lorica.core.whole import Whole
 from lorica.errors import FileError, listed
-from lorica.formats.peft import beside
+from lorica.formats.peft import whole_layers
 from lorica.formats.peft.matching import places_for
 from lorica.formats.peft.types import check_types
 
@@ -66,21 +66,21 @@ class Layout:
         """What a folder of PEFT asks for. Raises: FileError for what is not understood."""
         raise NotImplementedError
 
-    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+    def peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """The tensors of one site under PEFT's names."""
         raise NotImplementedError
 
-    def take(
-        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    def own_tensors(
+        self, site: str, adapter: Adapter, tensors: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """One site's tensors under our names. What is known is taken out of `found`, in place."""
+        """The tensors of one site under our names. Known ones are popped from `tensors`."""
         raise NotImplementedError
 
-    def notes(self, model: nn.Module) -> list[str]:
+    def notices(self, model: nn.Module) -> list[str]:
         """Named lines on what PEFT would do otherwise with a file of its own."""
         return []
 
-    def unread(self, model: nn.Module, name: str) -> list[str]:
+    def peft_problems(self, model: nn.Module, name: str) -> list[str]:
         """Why PEFT would not adapt the layers that adapter `name` is on; []: it reads it."""
         if not self.targeted:
             return []
@@ -91,9 +91,9 @@ class Layout:
         file = {
             f"{self.prefix}{site}.{key}": tensor
             for site, adapter in attached(model, name).adapters.items()
-            for key, tensor in self.give(adapter).items()
+            for key, tensor in self.peft_tensors(adapter).items()
         }
-        return file | beside.give(model, name, self.prefix)
+        return file | whole_layers.peft_tensors(model, name, self.prefix)
 
     def read(
         self,
@@ -108,22 +108,22 @@ class Layout:
         In place, in adapter `name`: layers that the base ties and that were trained apart.
         """
         adapters = attached(model, name).adapters
-        found: dict[str, dict[str, Tensor]] = {site: {} for site in adapters}
+        by_site: dict[str, dict[str, Tensor]] = {site: {} for site in adapters}
         rest: dict[str, Tensor] = {}
         for key, tensor in file.items():
             site, own = _split(key.removeprefix(self.prefix), adapters)
             if site is not None and key.startswith(self.prefix) and own.startswith(self.marks):
-                found[site][own] = tensor
+                by_site[site][own] = tensor
             else:
                 rest[key] = tensor
-        state = beside.take(model, name, self.prefix, rest, source)
+        state = whole_layers.own_tensors(model, name, self.prefix, rest, source)
         for site, adapter in adapters.items():
-            ours = self.take(site, adapter, found[site], config)
+            ours = self.own_tensors(site, adapter, by_site[site], config)
             state |= {f"{site}.{key}": tensor for key, tensor in ours.items()}
-            state |= {f"{self.prefix}{site}.{key}": t for key, t in found[site].items()}
+            state |= {f"{self.prefix}{site}.{key}": t for key, t in by_site[site].items()}
         return state
 
-    def refuse(
+    def check_supported(
         self, config: Mapping[str, Any], source: str, problems: Collection[str] = ()
     ) -> None:
         """Raises: FileError that lists `problems`, and every setting that is not known.
@@ -152,13 +152,15 @@ class Layout:
         of a name.
         """
         layers = config.get("layers_to_transform")
-        whole = beside.saved_whole(list(file), self.prefix, self.marks)
+        whole = whole_layers.saved_whole(list(file), self.prefix, self.marks)
         return {
             "target_modules": config.get("target_modules"),
             "exclude_modules": config.get("exclude_modules") or None,
             "layers_to_transform": [layers] if isinstance(layers, int) else layers,
-            "modules_to_save": beside.containers(whole, config.get("modules_to_save") or []),
-            "trainable_token_indices": beside.token_ids(config.get("trainable_token_indices")),
+            "modules_to_save": whole_layers.containers(whole, config.get("modules_to_save") or []),
+            "trainable_token_indices": whole_layers.token_ids(
+                config.get("trainable_token_indices")
+            ),
         }
 
 
@@ -171,7 +173,7 @@ def config_of(layout: Layout, model: nn.Module, name: str, base_path: str) -> di
         "task_type": task(model),
         "base_model_name_or_path": base_path,
         "inference_mode": True,
-        "modules_to_save": beside.containers(kept, targets.modules_to_save) or None,
+        "modules_to_save": whole_layers.containers(kept, targets.modules_to_save) or None,
         **layout.config(model, name),
     }
     if targets.trainable_token_indices:
@@ -185,12 +187,12 @@ def places(model: nn.Module, name: str, kind: str, *, parameters: bool = False) 
     kind: the peft_type. parameters: see `places_for`.
     """
     own = own_sites(model, name)
-    found = places_for(model, own, kind, parameters=parameters)
+    target = places_for(model, own, kind, parameters=parameters)
     config: dict[str, Any] = {
-        "target_modules": found.modules,
+        "target_modules": target.modules,
         "fan_in_fan_out": any(s.transposed and s.kind == "linear" for s in own),
     }
-    return config | ({"target_parameters": found.parameters} if found.parameters else {})
+    return config | ({"target_parameters": target.parameters} if target.parameters else {})
 
 
 def own_sites(model: nn.Module, name: str) -> list[Site]:
@@ -205,7 +207,7 @@ def sites(model: nn.Module, name: str) -> list[tuple[Site, Adapter]]:
     return [(own.sites[site], adapter) for site, adapter in own.every.items()]
 
 
-def plain(targets: Targets) -> bool:
+def is_uniform(targets: Targets) -> bool:
     """No site has settings of its own."""
     return not targets.rank_pattern and not targets.alpha_pattern
 

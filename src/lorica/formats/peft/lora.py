@@ -65,8 +65,8 @@ class LoraLayout(Layout):
         where = places(model, name, self.kind, parameters=_on_weights(model, name))
         weights = where.get("target_parameters", [])
         patterns = (
-            {site: one for site, one in ranks.items() if one != r},
-            {s: number(one) for s, one in alphas.items() if one != alpha},
+            {site: own_r for site, own_r in ranks.items() if own_r != r},
+            {site: number(own) for site, own in alphas.items() if own != alpha},
         )
         ranked, scaled = (parameter_patterns(pattern, weights) for pattern in patterns)
         config: dict[str, Any] = {
@@ -84,22 +84,22 @@ class LoraLayout(Layout):
             config["lora_bias"] = True
         return config
 
-    def refuse(
+    def check_supported(
         self, config: Mapping[str, Any], source: str, problems: Collection[str] = ()
     ) -> None:
-        super().refuse(_by_layers(config), source, problems)
+        super().check_supported(_by_layers(config), source, problems)
 
-    def unread(self, model: nn.Module, name: str) -> list[str]:
+    def peft_problems(self, model: nn.Module, name: str) -> list[str]:
         on_weights = _on_weights(model, name)
-        found = places_for(model, own_sites(model, name), self.kind, parameters=on_weights)
-        return found.problems
+        own = own_sites(model, name)
+        return places_for(model, own, self.kind, parameters=on_weights).problems
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
         config, problems = _by_layers(config), []
         start = config.get("init_lora_weights", True)
         if start not in STARTS:
             problems.append(f"init_lora_weights {start!r} (it changed the base's weights)")
-        self.refuse(config, source, problems)
+        self.check_supported(config, source, problems)
         kind = Dora if config.get("use_dora") else Lora
         method = kind(
             init=str(start) if start in REMADE else "kaiming",
@@ -117,7 +117,7 @@ class LoraLayout(Layout):
         )
         return Spec(method, targets, seed=0)
 
-    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+    def peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         assert isinstance(adapter, LoraAdapter)
         file: dict[str, Tensor] = dict(adapter.named_parameters())
         a0, b0 = adapter.a0, adapter.b0
@@ -138,12 +138,12 @@ class LoraLayout(Layout):
             _check_remade(str(start), sites(model, name), source)
         return super().read(model, name, file, config, source)
 
-    def take(
-        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    def own_tensors(
+        self, site: str, adapter: Adapter, tensors: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         assert isinstance(adapter, LoraAdapter)
         names = _names(adapter)
-        state = {key: found.pop(name) for key, name in names.items() if name in found}
+        state = {key: tensors.pop(name) for key, name in names.items() if name in tensors}
         if adapter.a0 is None or adapter.b0 is None or not {"a", "b"} <= state.keys():
             return state
         if config.get("init_lora_weights") in REMADE:
@@ -186,9 +186,9 @@ def _names(adapter: LoraAdapter) -> dict[str, str]:
     return {**pair, "m": "lora_magnitude_vector"}
 
 
-def _check_remade(start: str, found: list[tuple[Site, Adapter]], source: str) -> None:
+def _check_remade(start: str, adapters: list[tuple[Site, Adapter]], source: str) -> None:
     """Raises: FileError where PEFT's start does not follow from the base that is here."""
-    loras = [site for site, adapter in found if isinstance(adapter, LoraAdapter)]
+    loras = [site for site, adapter in adapters if isinstance(adapter, LoraAdapter)]
     if packed := [site.name for site in loras if not site.is_dense]:
         raise FileError(
             f"{source} began with {start} of the float base, and the base here is quantised.",

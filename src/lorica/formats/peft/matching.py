@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from lorica.base.model_view import config_view_of
 from lorica.core.site import ADAPTERS, Site
 from lorica.errors import listed
 
@@ -80,7 +81,7 @@ def places_for(
 
     parameters: the adapter may stand on a weight as well as on a layer (a plain LoRA).
     """
-    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    kind = config_view_of(model).model_type
     every = [name for name, _ in model.named_modules() if ADAPTERS not in name.split(".") and name]
     taken = CONVERTED.get(kind, set()) if peft_type == "LORA" else set()
     refused = REFUSED.get(kind, set()) if peft_type in ("LORA", "ADALORA") else set()

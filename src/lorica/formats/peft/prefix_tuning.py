@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter
 from lorica.core.bank import Spec, attached
 from lorica.errors import FileError
-from lorica.formats.peft.virtual import VirtualLayout
+from lorica.formats.peft.virtual_tokens import VirtualLayout
 from lorica.methods.prefix_tuning import PrefixAdapter, PrefixTuning
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
 from lorica.core.bank import Spec
-from lorica.formats.peft.virtual import VirtualLayout
+from lorica.formats.peft.virtual_tokens import VirtualLayout
 from lorica.methods.prompt_tuning import PromptAdapter, PromptTuning
 
 

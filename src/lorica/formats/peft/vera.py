@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter
 from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.targets import Targets
-from lorica.formats.peft.layout import Layout, places, plain
+from lorica.formats.peft.layout import Layout, is_uniform, places
 from lorica.methods.vera import Vera, VeraAdapter
 
 SHARED = {"base_model.vera_A": "a", "base_model.vera_B": "b"}
@@ -36,7 +36,11 @@ class VeraLayout(Layout):
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         targets = spec.targets
-        return type(spec.method) is Vera and plain(targets) and not targets.trainable_token_indices
+        return (
+            type(spec.method) is Vera
+            and is_uniform(targets)
+            and not targets.trainable_token_indices
+        )
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         spec = spec_of(model, name)
@@ -53,7 +57,7 @@ class VeraLayout(Layout):
         }
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
-        self.refuse(config, source)
+        self.check_supported(config, source)
         method = Vera(
             r=int(config.get("r", 256)),
             d_initial=float(config.get("d_initial") or 0.1),  # 0 is no start, and may be an end
@@ -63,13 +67,13 @@ class VeraLayout(Layout):
         seed = int(config.get("projection_prng_key") or 0)
         return Spec(method, Targets(**self.targets(config, file)), seed)
 
-    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+    def peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         return {NAMES[key]: tensor.detach() for key, tensor in adapter.named_parameters()}
 
-    def take(
-        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    def own_tensors(
+        self, site: str, adapter: Adapter, tensors: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        return {key: found.pop(name) for key, name in NAMES.items() if name in found}
+        return {key: tensors.pop(name) for key, name in NAMES.items() if name in tensors}
 
     def write(self, model: nn.Module, name: str) -> dict[str, Tensor]:
         method = spec_of(model, name).method

@@ -20,7 +20,7 @@ BASE = ".base_layer.weight"
 WRAPPED, UNTRAINED = ".modules_to_save.", ".original_module."
 
 
-def give(model: nn.Module, name: str, prefix: str) -> dict[str, Tensor]:
+def peft_tensors(model: nn.Module, name: str, prefix: str) -> dict[str, Tensor]:
     """The whole layers and rows of adapter `name` under PEFT's names; rows stand once."""
     file: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -34,7 +34,7 @@ def give(model: nn.Module, name: str, prefix: str) -> dict[str, Tensor]:
     return file
 
 
-def take(
+def own_tensors(
     model: nn.Module, name: str, prefix: str, file: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
     """Whole layers and rows of `file` under our names; other names stay.
@@ -83,7 +83,7 @@ def _untie(kept: dict[str, Adapter], state: dict[str, Tensor]) -> None:
             if torch.equal(state[key], state[first]):
                 del state[key]
             else:
-                setattr(adapter, parameter, nn.Parameter(own.detach().clone()))
+                adapter.register_parameter(parameter, nn.Parameter(own.detach().clone()))
 
 
 def _beside(model: nn.Module, name: str) -> dict[str, Adapter]:
@@ -114,13 +114,13 @@ def saved_whole(keys: Sequence[str], prefix: str, marks: Sequence[str]) -> list[
 
 def containers(layers: Sequence[str], entries: Sequence[str]) -> list[str]:
     """`layers`, but where an entry names a container of them, the container: as PEFT wraps it."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for layer in layers:
         parts = layer.split(".")
         above = (".".join(parts[: i + 1]) for i in range(len(parts)))
         hit = (a for a in above if any(f".{a}".endswith(f".{e}") for e in entries))
-        found[next(hit, layer)] = None
-    return list(found)
+        names[next(hit, layer)] = None
+    return list(names)
 
 
 def token_ids(value: Any) -> list[int]:

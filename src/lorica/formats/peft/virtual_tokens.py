@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lorica.base.model_view import config_view_of
 from lorica.core.adapter import Adapter
 from lorica.core.bank import Spec, attached, spec_of
 from lorica.core.targets import Targets
@@ -67,7 +68,7 @@ class VirtualLayout(Layout):
         n, problems = config.get("num_transformer_submodules"), []
         if n not in (None, 1):
             problems.append(f"num_transformer_submodules {n} (an encoder and a decoder)")
-        self.refuse(config, source, problems)
+        self.check_supported(config, source, problems)
         width = len(file[FIRST]) if FIRST in file else None
         method = self.method(
             num_virtual_tokens=int(config.get("num_virtual_tokens") or 0), reparametrisation=width
@@ -75,9 +76,8 @@ class VirtualLayout(Layout):
         fields = self.targets(config, file)
         return Spec(method, Targets(modules_to_save=fields["modules_to_save"]), seed=0)
 
-    def notes(self, model: nn.Module) -> list[str]:
-        foreign: Any = model.config
-        window = getattr(foreign.get_text_config(), "sliding_window", None)
+    def notices(self, model: nn.Module) -> list[str]:
+        window = config_view_of(model).window
         if window is None:
             return []
         seen = "in longer rows PEFT loses sight of virtual tokens, and lorica does not"
@@ -88,7 +88,7 @@ class VirtualLayout(Layout):
         (adapter,) = attached(model, name).adapters.values()
         file = super().write(model, name)
         file[TABLE] = self.table(adapter).detach().clone()
-        if getattr(adapter, "mlp", None) is not None:
+        if _network(adapter) is not None:
             file |= {NETWORK + key: t.detach() for key, t in adapter.named_parameters()}
         return file
 
@@ -104,24 +104,30 @@ class VirtualLayout(Layout):
         ((site, adapter),) = attached(model, name).adapters.items()
         self.check(adapter, config, source)
         state = super().read(model, name, file, config, source)
-        table, mlp = state.pop(TABLE, None), getattr(adapter, "mlp", None)
+        table, mlp = state.pop(TABLE, None), _network(adapter)
         if mlp is None:
             return state if table is None else {**state, f"{site}.e": table}
         own = {key.removeprefix(NETWORK): state.pop(key) for key in file if key.startswith(NETWORK)}
         if table is not None and own.keys() == dict(adapter.named_parameters()).keys():
             weights = {k.removeprefix("mlp."): t for k, t in own.items() if k != "e"}
-            made = functional_call(mlp, weights, own["e"])
-            if made.shape != table.shape or not torch.allclose(made, table, atol=1e-4, rtol=1e-4):
+            output = functional_call(mlp, weights, own["e"])
+            same = output.shape == table.shape
+            if not same or not torch.allclose(output, table, atol=1e-4, rtol=1e-4):
                 raise FileError(
-                    f"the {TABLE} of {source} is not what its network makes.",
+                    f"the {TABLE} of {source} is not the output of its network.",
                     fix=f"remove the tensors {NETWORK}* if the table was trained on without them",
                 )
         return {**state, **{f"{site}.{key}": tensor for key, tensor in own.items()}}
 
-    def give(self, adapter: Adapter) -> dict[str, Tensor]:
+    def peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         return {}
 
-    def take(
-        self, site: str, adapter: Adapter, found: dict[str, Tensor], config: Mapping[str, Any]
+    def own_tensors(
+        self, site: str, adapter: Adapter, tensors: dict[str, Tensor], config: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         return {}
+
+
+def _network(adapter: Adapter) -> nn.Module | None:
+    """The network that generates the virtual tokens; None: they are trained themselves."""
+    return dict(adapter.named_children()).get("mlp")

@@ -35,7 +35,7 @@ def layout_for(model: nn.Module, name: str) -> Layout | None:
 def peft_notices(model: nn.Module, name: str) -> list[str]:
     """Named lines on why PEFT would not read adapter `name` as it is."""
     layout = layout_for(model, name)
-    problems = [] if layout is None else layout.unread(model, name)
+    problems = [] if layout is None else layout.peft_problems(model, name)
     return [f"PEFT cannot read this adapter as it is: {problem}" for problem in problems]
 
 
