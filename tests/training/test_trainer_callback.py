@@ -273,7 +273,7 @@ def test_a_checkpoint_without_a_record_is_a_warning(tmp_path):
         trainer(tmp_path).train(resume_from_checkpoint=True)
     late = trainer(tmp_path, callback=False)
     late.add_callback(lorica.AdapterCallback())
-    with pytest.raises(TrainingError, match="added after the Trainer was made"):
+    with pytest.raises(TrainingError, match="added after the Trainer was created"):
         late.train(resume_from_checkpoint=True)
 
 

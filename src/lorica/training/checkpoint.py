@@ -142,7 +142,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         raise FileError(
             f"the checkpoint {path} is damaged.",
             why=_why(error),
-            fix=f"delete {path} to go on from the one before it",
+            fix=f"delete {path} to resume from the one before it",
         ) from None
 
 
@@ -157,7 +157,7 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
     """Raises: FileError if state.json, or a file that it names, is not what was written."""
     if state.get("format") != FORMAT:
         raise FileError(
-            f"{STATE} has format {state.get('format', 1)}, and this lorica goes on with {FORMAT}",
+            f"{STATE} has format {state.get('format', 1)}, and this lorica resumes from {FORMAT}",
             fix="end the run with the release of lorica that began it",
         )
     if state.get(SELF) != _digest(state):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lorica.training.settings import TrainSettings
 
 Conflict = tuple[str, str]
-"""(the setting that is to change, what is wrong)"""
+"""(setting to change, what is wrong)"""
 
 
 def conflicts(c: TrainSettings) -> Iterator[Conflict]:

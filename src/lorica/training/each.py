@@ -52,7 +52,7 @@ def train_each(
 ) -> list[Result]:
     """Train an adapter for each of `configs`, all at once over one base.
 
-    configs: settings, recipes, or run folders to go on with.
+    configs: settings, recipes, or run folders to resume.
 
     The adapter of a run differs from that of the run alone in the last digits, which B-LoRA's
     coarse grids make larger; and where the base itself has dropout (GPT-2), in what that drops.
@@ -232,7 +232,7 @@ def _error_of_all(errors: dict[RunState, LoricaError], count: int) -> LoricaErro
         return Stopped(
             first.what,
             signal=first.facts.get("signal", 0),
-            fix=f"go on with: lorica train --each {folders}",
+            fix=f"resume with: lorica train --each {folders}",
         )
     facts = {str(state.run.folder): error.what for state, error in errors.items()}
     others = "the others are complete" if len(errors) < count else "none is complete"

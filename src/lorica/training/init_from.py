@@ -1,7 +1,7 @@
 """Start a new run from the adapter of another run, or of PEFT: `init_from`.
 
-The adapter is read as it is for use (strict, its base checked), its settings must be those of the
-new run where they enter the forward pass, and its tensors are copied over the fresh start.
+The adapter is read and checked as for any use. Its settings must equal those of the new run where
+they enter the forward pass. Then its tensors replace the fresh start.
 """
 
 from dataclasses import asdict
@@ -20,24 +20,23 @@ from lorica.formats.attach import attach
 from lorica.formats.open_adapter import head_rows
 
 TRAINING_ONLY = {"dropout", "init", "loraplus_lr_ratio"}
-"""Settings of methods that the forward pass of a trained adapter does not depend on."""
+"""Settings of methods without an effect on the forward pass of a trained adapter."""
 SOURCE = "init_from"
 MAX_NAMED = 12
-"""Classes that a message names."""
+"""Classes that a message names at most."""
 
 
 def start_from(base: LoadedModel, path: str, name: str, data: Data) -> list[str]:
     """Copy the trained tensors at `path`, a run or an adapter, into adapter `name`. In place.
 
     Returns: notices. Raises: ConfigError if its settings are not those of adapter `name`, its
-    classes are not those of the rows, or its method has a schedule, which cannot begin from its
-    own end; FileError, BaseError as loading.
+    classes are not those of the rows, or its method has a schedule, which cannot start from a
+    trained adapter; FileError, BaseError as for loading.
     """
     model, method = base.model, spec_of(base.model, name).method
     if method.schedule(attached(model, name).adapters, 10**6, 1) is not None:
         raise ConfigError(
-            f"init_from: {method.name} moves what it trains by a schedule, which cannot begin "
-            "from a trained adapter.",
+            f"init_from: {method.name} has a schedule, which cannot start from a trained adapter.",
             fix=f"lorica export {path} --to lora --output DIR, and start a lora run from DIR",
         )
     file = read(path)
@@ -90,7 +89,7 @@ def _check_classes(base: LoadedModel, file: AdapterFile, ours: list[str]) -> lis
         f"{'its classes in another order' if reordered else 'other classes'} than the rows.",
         adapter=listed(theirs, MAX_NAMED) if theirs else f"{outputs[0]} classes without names",
         rows=f"{len(ours)} classes: {listed(ours, MAX_NAMED)}",
-        fix="label the rows with the adapter's classes, each of them, or leave out init_from",
+        fix="label the rows with all classes of the adapter and no others, or leave out init_from",
     )
 
 
@@ -102,17 +101,17 @@ def _check_settings(base: LoadedModel, path: str, name: str) -> None:
             f"{ours.method.name}.",
             fix=_fix(path),
         )
-    here, there = _acting(ours), _acting(theirs)
-    wrong = [key for key in here if here[key] != there[key]]
+    own, other = _forward_settings(ours), _forward_settings(theirs)
+    wrong = [key for key in own if own[key] != other[key]]
     if wrong:
         raise ConfigError(
             f"init_from: {path} has other settings of {ours.method.name} than this run.",
-            **{key: f"{there[key]} there, {here[key]} here" for key in wrong},
+            **{key: f"{other[key]} there, {own[key]} here" for key in wrong},
             fix=_fix(path),
         )
 
 
-def _acting(spec: Spec) -> dict[str, Any]:
+def _forward_settings(spec: Spec) -> dict[str, Any]:
     """The settings that the forward pass depends on; an alpha that is not given is 2 r."""
     settings = {k: v for k, v in asdict(spec.method).items() if k not in TRAINING_ONLY}
     if "alpha" in settings and settings["alpha"] is None:
@@ -123,4 +122,4 @@ def _acting(spec: Spec) -> dict[str, Any]:
 def _fix(path: str) -> str:
     if not (Path(path) / "config.yaml").is_file():
         return f"give this run the method and targets that `lorica info {path}` shows"
-    return f"take its settings: lorica train {path}/config.yaml --init_from {path} --output NEW"
+    return f"use its settings: lorica train {path}/config.yaml --init_from {path} --output NEW"

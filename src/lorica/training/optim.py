@@ -164,7 +164,7 @@ def load_optimizer_state(
         raise FileError(
             "the checkpoint's optimizer state does not fit the run.",
             wrong=listed(wrong),
-            fix="delete the checkpoint to go on from the one before it",
+            fix="delete the checkpoint to resume from the one before it",
         )
     for key, value in state.items():
         name, _, moment = key.rpartition("/")
@@ -189,7 +189,7 @@ def _unfit(
             yield f"{key}: the optimizer keeps no such moment"
         elif moment == "step":
             if value.shape != () or value.dtype != torch.float32 or not 1 <= value.item() <= step:
-                yield f"{key}: no number of steps up to {step}"
+                yield f"{key}: not a number of steps up to {step}"
         elif value.shape != tensors[name].shape or value.dtype != tensors[name].dtype:
             yield f"{key}: {value.dtype} {tuple(value.shape)}, not {tuple(tensors[name].shape)}"
         elif not value.isfinite().all() or (moment == "exp_avg_sq" and (value < 0).any()):

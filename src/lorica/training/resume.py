@@ -137,14 +137,14 @@ def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
     if then.processes != now.processes:
         raise ConfigError(
             f"{run} was trained by {then.processes} processes, and there are {now.processes}.",
-            fix=f"go on with {then.processes}, or start a new run",
+            fix=f"resume with {then.processes}, or start a new run",
         )
     step, rows_seen = saved.progress.step, saved.progress.rows
     if rows_seen != step * state.plan.rows_per_step:
         raise FileError(
             f"the checkpoint of step {step} has seen {rows_seen} rows, and not "
             f"{step * state.plan.rows_per_step}.",
-            fix="delete it to go on from the one before it",
+            fix="delete it to resume from the one before it",
         )
 
 
@@ -223,7 +223,7 @@ def _check_schedule(fresh: Mapping[str, Tensor], saved: ckpt.Checkpoint) -> None
         raise FileError(
             "the checkpoint's schedule does not fit the run.",
             wrong=listed(sorted(wrong)),
-            fix="delete the checkpoint to go on from the one before it",
+            fix="delete the checkpoint to resume from the one before it",
         )
 
 

@@ -84,7 +84,7 @@ class Run:
                 commit.remove(self.folder)
             self.notices.append(f"{self.folder} held a run without a checkpoint; it was replaced")
         if self.folder.is_dir() and any(self.folder.iterdir()):
-            resume = f", or go on with it: lorica train --resume {self.folder}"
+            resume = f", or resume it: lorica train --resume {self.folder}"
             raise ConfigError(
                 f"{self.folder} exists, and is not overwritten.",
                 fix="choose another output" + (resume if self.is_run else ""),

@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def setting(group: str, default: Any, meaning: str, **limits: Any) -> Any:
-    """A field with its line of help and the group that it stands in.
+    """A field with its help text and its group in `lorica train --help`.
 
     default: a value, or a function of the settings above it.
     """

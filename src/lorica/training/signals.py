@@ -49,5 +49,5 @@ def stopped_by(number: int, step: str, run: Path) -> Stopped:
         f"stopped by {signal.Signals(number).name}; everything is saved.",
         step=step,
         signal=number,
-        fix=f"go on with: lorica train --resume {run}",
+        fix=f"resume with: lorica train --resume {run}",
     )

@@ -13,7 +13,7 @@ from lorica.training.run import Follower
 
 PROJECT = "lorica"
 PREFIXES = {"step": "train", "eval": "eval"}
-"""Events with metrics, and what stands before the names of their metrics in a tracker."""
+"""Events with metrics, and the prefix of their metrics in a tracker."""
 
 
 def start_tracker(name: str, folder: Path, config: dict[str, Any]) -> Follower:

@@ -104,15 +104,15 @@ class Loader:
 
 
 def check_resumed(model: nn.Module, loader: Loader, tokenizer: Any, *, late: bool) -> None:
-    """Check what a resumed Trainer goes on with. late: it was loaded before the callback came.
+    """Check the state of a resumed Trainer. late: it was loaded before the callback was added.
 
     Warns if the checkpoint has no record. Raises: TrainingError.
     """
     name = active_adapter(model)
     if late:
         raise TrainingError(
-            "the callback was added after the Trainer was made, and cannot check what a resume has "
-            "loaded.",
+            "the callback was added after the Trainer was created, and cannot check what a resume "
+            "has loaded.",
             fix="Trainer(..., callbacks=[lorica.AdapterCallback()])",
         )
     if loader.record is not None:
@@ -121,7 +121,7 @@ def check_resumed(model: nn.Module, loader: Loader, tokenizer: Any, *, late: boo
         raise TrainingError(
             f"the Trainer's checkpoint has not all tensors of adapter {name!r}: training would go "
             "on from a fresh adapter.",
-            fix="go on from a checkpoint of this adapter, or start a new run",
+            fix="resume from a checkpoint of this adapter, or start a new run",
         )
     if loader.record is None:
         warnings.warn(
@@ -137,8 +137,7 @@ def install(model: nn.Module, tokenizer: Any = None) -> Loader:
     method = spec_of(model, name).method
     if method.schedule(attached(model, name).adapters, 10**6, 1) is not None:
         raise ConfigError(
-            f"{method.name} moves what it trains by a schedule, which transformers' Trainer does "
-            "not drive.",
+            f"{method.name} trains by a schedule, which transformers' Trainer does not drive.",
             fix="train with lorica.train",
         )
     foreign: Any = model

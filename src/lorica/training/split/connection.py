@@ -89,7 +89,7 @@ class Connection:
 def _gone(error: Exception) -> TrainingError:
     return TrainingError(
         f"the other side of the split is gone: {_first_line(error)}.",
-        fix="start the cloud again, and go on with lorica train --resume on the device",
+        fix="start the cloud again, and resume on the device with lorica train --resume",
     )
 
 

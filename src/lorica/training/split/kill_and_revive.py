@@ -8,7 +8,7 @@ period and shares are our own:
 Every `interval` steps the sites with the highest S stay, a share `active` of all; a random
 tenth of the killed ones comes back for one interval, in place of the lowest. A killed adapter
 computes nothing, sends nothing and adds nothing; its weights and its optimizer state keep still,
-and are taken up again when it is revived.
+and are used again when it is revived.
 """
 
 from collections.abc import Mapping
