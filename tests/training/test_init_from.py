@@ -49,7 +49,7 @@ OTHER = {
     "other targets": ({"target_modules": ["q_proj"]}, "other targets or ranks"),
     "other ranks": ({"rank_pattern": {"q_proj": 2}}, "other targets or ranks"),
     "other alphas": ({"alpha_pattern": {"q_proj": 2.0}}, "alpha_pattern"),
-    "a schedule": ({"method": {"name": "aflora"}, "max_steps": 40}, "by a schedule"),
+    "a schedule": ({"method": {"name": "aflora"}, "max_steps": 40}, "has a schedule"),
 }
 
 
