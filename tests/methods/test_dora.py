@@ -119,7 +119,7 @@ def test_compiles_whole_with_gradients(detached):
 
 
 def test_the_norm_is_kept_in_generation_and_follows_every_change():
-    """A fused optimizer does not count its writes to a tensor: see core.kept."""
+    """A fused optimizer does not count its writes to a tensor: see core.tensor_cache."""
     torch.manual_seed(0)
     layer, x = nn.Linear(12, 20), torch.randn(5, 12)
     model = lorica.adapt(nn.Sequential(layer), Dora(r=3))

@@ -57,7 +57,7 @@ class Adapter(nn.Module):
     @classmethod
     def apply_many(
         cls,
-        adapters: "Sequence[Self]",
+        adapters: Sequence[Any],
         sizes: Sequence[int],
         x: Tensor,
         y: Tensor,

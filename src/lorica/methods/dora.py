@@ -12,7 +12,7 @@ Dropout acts on the input of A only. The reference code also drops the input of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class DoraAdapter(LoraAdapter):
     @classmethod
     def apply_many(
         cls,
-        adapters: Sequence[Self],
+        adapters: Sequence[Any],
         sizes: Sequence[int],
         x: Tensor,
         y: Tensor,

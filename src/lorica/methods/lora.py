@@ -13,7 +13,7 @@ at zero, so that A gets the larger rate. (The LoRA+ authors give embeddings a fi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ class LoraAdapter(Adapter):
     @classmethod
     def apply_many(
         cls,
-        adapters: Sequence[Self],
+        adapters: Sequence[Any],
         sizes: Sequence[int],
         x: Tensor,
         y: Tensor,
