@@ -6,6 +6,7 @@ depends on the number of tokens. B-LoRA's grids enlarge that rounding, so its ru
 
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch import Tensor
 import lorica
 from lorica.core.adapter import Method
 from lorica.errors import ConfigError
+from lorica.training.each import _try_route
 from lorica.training.train import train
+from tests.core.test_attention import tiny
 from tests.training.rows import adapter, rounding_apart, settings, tiny_base, write_rows
 
 SMALL = {
@@ -97,3 +100,13 @@ def test_other_methods_are_refused_by_name(base, tmp_path, name):
     runs[1]["target_modules"] = None
     with pytest.raises(ConfigError, match=f"{name}-1|hyperlora"):
         lorica.train_each(runs, show=False)
+
+
+def test_a_layer_that_receives_other_tokens_is_refused_before_the_first_step(monkeypatch):
+    """As the experts of a mixture do: here the feed-forward layer flattens its input."""
+    model = lorica.adapt(tiny("Llama"), lorica.Lora(r=2))
+    mlp: Any = model.get_submodule("model.layers.0.mlp")
+    forward = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda x: forward(x.flatten(0, 1)).view_as(x))
+    with pytest.raises(ConfigError, match=r"layer model.layers.0.mlp.gate_proj received"):
+        _try_route(model, "default")
