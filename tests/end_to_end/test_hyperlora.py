@@ -1,4 +1,4 @@
-"""HyperLoRA on the bundled task: six directions of translation, told by the condition alone."""
+"""HyperLoRA on the bundled task: six directions of translation, chosen by the condition alone."""
 
 import argparse
 

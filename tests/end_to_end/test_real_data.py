@@ -89,9 +89,11 @@ def test_what_a_person_reads(job, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.run(["check", *job.rows]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "hold characters that the tokenizer cannot write" in told
-    assert f"{job.count:,} {job.kind}" in told and "<|start_story|>" in told and "«" in told
+    answers = " ".join(capsys.readouterr().out.split())
+    assert "hold characters that the tokenizer cannot write" in answers
+    assert (
+        f"{job.count:,} {job.kind}" in answers and "<|start_story|>" in answers and "«" in answers
+    )
     assert cli.run(["train", *job.rows, *job.run, "--output", "run"]) == 0
     out, err = capsys.readouterr()
     assert "of 656,000 parameters are trained" in err and "step 4/4" in err

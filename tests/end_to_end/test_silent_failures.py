@@ -9,7 +9,12 @@ import pytest
 
 from lorica import cli
 from tests.end_to_end.broken import nothing
-from tests.end_to_end.table import CASES, TRAIN, Case, train
+from tests.end_to_end.broken_models import ADAPTERS, BASES
+from tests.end_to_end.broken_rows import DATA
+from tests.end_to_end.broken_settings import PLACES, SETTINGS
+from tests.end_to_end.case import TRAIN, Case, train
+
+CASES = [*SETTINGS, *BASES, *ADAPTERS, *DATA, *PLACES]
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +48,33 @@ def inputs(original, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests_of(folder: Path) -> dict[str, str]:
     """Every file below the folder; a folder without files counts as one."""
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir() and not any(path.iterdir()):
-            found[f"{name}/"] = "empty"
+            digests[f"{name}/"] = "empty"
         elif path.is_file() and path.name != ".lock":
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_broken_input(case: Case, inputs, small_base, capsys):
     with pytest.MonkeyPatch.context() as patch:
         case.prepare(patch, small_base)
-        before = digests(inputs)
+        before = digests_of(inputs)
         status = cli.run(case.words.split())
     out, err = capsys.readouterr()
     said = out + err
     assert status == case.status, said
-    for words in case.told:
+    for words in case.answers:
         assert words in said, f"{words!r} is not in:\n{said}"
     assert "Traceback" not in said and "bug in lorica" not in said
     if status:
-        assert any(mend in said for mend in ("fix", "closest", "known")), said
-    after = digests(inputs)
+        assert any(word in said for word in ("fix", "closest", "known")), said
+    after = digests_of(inputs)
     assert {name: after.get(name) for name in before} == before, "a file was changed or lost"
     new = {name for name in after if name not in before}
     assert {name.partition("/")[0] for name in new} <= set(case.left), sorted(new)
@@ -97,7 +102,7 @@ def test_what_is_whole_is_not_refused(inputs, capsys):
         assert cli.run(words.split()) == 0, f"{words}\n{capsys.readouterr().err}"
 
 
-def test_the_mend_mends(inputs, capsys):
+def test_the_fix_in_the_message_works(inputs, capsys):
     """After a mistake is corrected, the same command line goes through."""
     assert cli.run([*TRAIN.split(), "--target_modules", "q_pro"]) == 2
     assert cli.run([*TRAIN.split(), "--target_modules", "q_proj"]) == 0, capsys.readouterr().err
