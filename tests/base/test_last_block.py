@@ -21,7 +21,7 @@ from lorica.data.batch import Batch, concatenate, pack, pad
 from lorica.data.example import Example
 from lorica.training.objective import MAX_LABEL_SHARE, Objective
 from tests.base.architectures import tiny as architecture
-from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
+from tests.core.attention_models import EAGER, GROUPED, MODELS, SIZE, tiny
 from tests.laws.bases import SIZES, move
 from tests.training.test_same_work import exact
 

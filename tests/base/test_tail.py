@@ -15,7 +15,7 @@ from lorica.core.state import adapter_state
 from lorica.data.batch import pack, pad
 from lorica.data.example import Example
 from lorica.training.objective import Objective
-from tests.core.test_attention import EAGER, GROUPED, MODELS, SIZE, tiny
+from tests.core.attention_models import EAGER, GROUPED, MODELS, SIZE, tiny
 
 ODD_HEADS = {
     "Cohere": {**GROUPED, "logit_scale": 0.3},

@@ -1,119 +1,40 @@
-"""What acts inside attention: the same numbers however rows are laid out, cached or recomputed."""
+"""Adapters inside attention: the same numbers for every layout of rows, cached or recomputed."""
 
 import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import lorica
 from lorica.base.packing import packed, why_not_packed
 from lorica.core import attention
-from lorica.core.adapter import Method
-from lorica.core.attention import FRONT, instrumented, project_qkv, widened_mask, with_adapters
+from lorica.core.attention import FRONT
 from lorica.core.bank import adapted_layers
 from lorica.core.front import (
-    CACHED,
-    check_prepending,
     in_front,
-    keys_values_of,
-    layers,
-    probe_keys_values,
-    shifted,
 )
 from lorica.core.state import adapter_state
 from lorica.data.batch import pack
-from lorica.data.example import Example
-from lorica.errors import TargetError
-from lorica.kernels.attention import attention_by_row
-from tests.laws.bases import bits, move, same_bits
-
-SIZE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-GROUPED = {**SIZE, "num_key_value_heads": 2}
-MODELS = {
-    "Llama": GROUPED,
-    "GPT2": {k: v for k, v in SIZE.items() if k != "intermediate_size"},
-    "GPTNeoX": SIZE,
-    "Mistral": {**GROUPED, "sliding_window": 4},
-    "Qwen3": {**GROUPED, "head_dim": 12},
-    "Gemma2": {**GROUPED, "head_dim": 12, "sliding_window": 4},  # eager alone: scores are capped
-    "GptOss": {
-        **GROUPED,
-        "head_dim": 12,
-        "sliding_window": 4,
-        "num_local_experts": 2,
-        "num_experts_per_tok": 1,
-    },  # eager alone: its heads have sinks
-}
-EAGER = ("Gemma2", "GptOss")
-QUICK = ("Llama", "GPT2", "Gemma2")
-"""Architectures that stand for the others; all are in the slow suite."""
-METHODS = {
-    "prefix_tuning": {"num_virtual_tokens": 5},
-    "prompt_tuning": {"num_virtual_tokens": 5},
-    "llama_adapter": {"adapter_len": 4},
-}
-IDS = torch.randint(1, 96, (2, 11), generator=torch.Generator().manual_seed(8))
-each = pytest.mark.parametrize("name", METHODS)
-everywhere = pytest.mark.parametrize(
-    "name, base",
-    [
-        pytest.param(n, b, id=f"{n}-{b}", marks=[] if b in QUICK else [pytest.mark.slow])
-        for n in METHODS
-        for b in MODELS
-    ],
+from tests.core.attention_models import (
+    EAGER,
+    IDS,
+    METHODS,
+    MODELS,
+    SIZE,
+    adapted,
+    close,
+    each,
+    everywhere,
+    foreign,
+    grads,
+    logits,
+    method,
+    rows,
+    tiny,
 )
-
-
-def tiny(base: str, **settings: object) -> nn.Module:
-    """A small model of an architecture, with random weights of a size that shows."""
-    import transformers
-
-    config = getattr(transformers, f"{base}Config")(**{**MODELS[base], **settings})
-    if base in EAGER:
-        config._attn_implementation = "eager"
-    kind = f"{base}ForCausalLM" if base != "GPT2" else "GPT2LMHeadModel"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, kind)(config).eval()
-        for parameter in model.parameters():
-            parameter.data.add_(0.05 * torch.randn(parameter.shape))
-    return model
-
-
-def method(name: str, **settings: object) -> Method:
-    return Method.named(name)(**{**METHODS[name], **settings})
-
-
-def adapted(name: str, base: str) -> nn.Module:
-    """With an adapter that has moved far enough to be seen."""
-    return move(lorica.adapt(tiny(base), method(name)), size=0.3)
-
-
-def logits(model: nn.Module, ids: Tensor, **options: object) -> Tensor:
-    return model(ids, use_cache=False, **options).logits
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
-
-
-def grads(model: nn.Module) -> dict[str, Tensor]:
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    assert gradients
-    assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
-    return {n: g.clone() for n, g in gradients.items()}
+from tests.laws.bases import bits, move, same_bits
 
 
 @everywhere
@@ -189,12 +110,6 @@ def test_padding_on_the_right_changes_nothing(name, base):
     got = logits(model, ids, attention_mask=mask)
     close(got[0], logits(model, IDS[:1])[0])
     close(got[1, :7], logits(model, IDS[1:, :7])[0])
-
-
-def rows(sizes: list[int]) -> list[Example]:
-    draw = torch.Generator().manual_seed(3)
-    ids = [torch.randint(1, 96, (n,), generator=draw).tolist() for n in sizes]
-    return [Example(i, [False] + [True] * (len(i) - 1), f"row {k}") for k, i in enumerate(ids)]
 
 
 @pytest.mark.parametrize("base", [b for b in MODELS if b not in EAGER])
@@ -351,256 +266,6 @@ def test_eager_stays_eager(base):
 
 
 # -- the parts ------------------------------------------------------------------------------
-
-
-def softmax_mix(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
-    scores = (q @ k.mT * scale).masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1) @ v
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("causal", [True, False])
-def test_rows_with_keys_in_front_are_mixed_by_the_definition(window, causal):
-    draw = torch.Generator().manual_seed(1)
-    sizes, n = [4, 1, 6], 2
-    q = torch.randn(1, 4, 11, 5, generator=draw)
-    k, v = (torch.randn(1, 2, 11, 5, generator=draw) for _ in range(2))
-    front = tuple(torch.randn(2, n, 5, generator=draw) for _ in range(2))
-    got = attention_by_row(
-        q, k, v, sizes, scale=0.3, causal=causal, window=window if causal else None, front=front
-    )
-    start = 0
-    for size in sizes:
-        row = slice(start, start + size)
-        start += size
-        back = torch.arange(size).unsqueeze(1) - torch.arange(size)
-        seen = (back >= 0) & (back < (window or size)) if causal else back == back
-        seen = torch.cat([torch.ones(size, n, dtype=torch.bool), seen], 1)
-        for head in range(4):
-            keys, values = (
-                torch.cat([f[head // 2], t[0, head // 2, row]])
-                for f, t in zip(front, (k, v), strict=True)
-            )
-            want = softmax_mix(q[0, head, row], keys, values, seen, 0.3)
-            torch.testing.assert_close(got[0, head, row], want)
-
-
-@pytest.mark.parametrize(
-    "given, t, s, causal, want",
-    [
-        (None, 1, 5, True, None),
-        (None, 3, 3, False, None),
-        (None, 2, 2, True, [[1, 1, 1, 0], [1, 1, 1, 1]]),
-        (None, 2, 3, True, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]),  # a static cache, one place empty
-        ([[False, True]], 1, 2, True, [[1, 1, 0, 1]]),
-        ([[-9.0, 0.0]], 1, 2, True, [[0, 0, -9, 0]]),
-    ],
-    ids=str,
-)
-def test_masks_are_widened(given, t, s, causal, want):
-    mask = None if given is None else torch.tensor(given).view(1, 1, t, s)
-    got = widened_mask(mask, torch.zeros(1, 1, t, 4), torch.zeros(1, 1, s, 4), 2, causal)
-    assert (got is None) == (want is None)
-    if got is not None:
-        assert got.shape == (1, 1, t, s + 2)
-        assert got[0, 0].float().tolist() == want
-
-
-def test_where_tokens_stand():
-    decoder, ids = tiny("Llama").model, IDS[:, :4]
-    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
-
-    class Past:
-        def get_seq_length(self) -> int:
-            return 7
-
-    def places(**options: object) -> list[list[int]]:
-        return shifted(decoder, options, 10)["position_ids"].tolist()
-
-    assert places(input_ids=ids) == [[10, 11, 12, 13]]
-    assert places(inputs_embeds=torch.zeros(2, 4, 32)) == [[10, 11, 12, 13]]
-    assert places(input_ids=ids, past_key_values=Past()) == [[17, 18, 19, 20]]
-    assert places(input_ids=ids, position_ids=torch.tensor([[3, 4, 0, 1]])) == [[13, 14, 10, 11]]
-    assert places(input_ids=ids, attention_mask=mask) == [[10, 11, 12, 13], [10, 10, 10, 11]]
-    assert places(input_ids=ids[:, 3:], attention_mask=mask) == [[13], [11]]
-    assert places(input_ids=ids, attention_mask=mask[:, None, None]) == [[10, 11, 12, 13]]
-
-
-def test_a_call_with_positional_arguments_is_the_same_call():
-    model = adapted("prefix_tuning", "Llama")
-    close(model.model(IDS)[0], model.model(input_ids=IDS)[0])
-
-
-def test_keys_and_values_of_a_layer_are_not_rotated():
-    for base, keys in (("Llama", "k_proj"), ("Qwen3", "k_proj")):
-        layer = tiny(base).model.layers[1].self_attn
-        x = torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
-        with instrumented(layer):
-            query, key, value = project_qkv(layer, x)
-            want = getattr(layer, keys)(x).unflatten(-1, (2, -1))
-            want = layer.k_norm(want) if base == "Qwen3" else want
-        assert query.shape == (1, 4, 3, layer.head_dim)
-        torch.testing.assert_close(key[0].transpose(0, 1), want)
-        torch.testing.assert_close(value[0].transpose(0, 1).flatten(1), layer.v_proj(x))
-
-
-def test_vectors_run_alone_give_the_cache_of_their_tokens():
-    model = tiny("Qwen3")
-    with torch.no_grad():
-        cache = model(IDS[:1], use_cache=True).past_key_values
-        front = probe_keys_values(model.model, model.model.embed_tokens(IDS[0]))
-    assert list(front) == [0, 1, 2]
-    for i, (keys, values) in front.items():
-        torch.testing.assert_close(keys, cache.layers[i].keys[0])
-        torch.testing.assert_close(values, cache.layers[i].values[0])
-
-
-def test_a_generation_runs_the_vectors_once(monkeypatch):
-    model, calls = adapted("prompt_tuning", "Llama"), []
-    monkeypatch.setattr(
-        "lorica.methods.prompt_tuning.keys_values_of",
-        lambda *a: calls.append(1) or keys_values_of(*a),
-    )
-    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "eos_token_id": None}
-    model.generate(IDS, attention_mask=torch.ones_like(IDS), **settings)
-    assert len(calls) == 1
-    model.generate(IDS, attention_mask=torch.ones_like(IDS), **settings)
-    assert len(calls) == 2
-    first = model(IDS[:, :5], use_cache=True)  # with gradients: at every call
-    model(IDS[:, 5:], past_key_values=first.past_key_values)
-    assert len(calls) == 4
-
-
-def test_a_cache_that_is_used_again_holds_nothing_old():
-    """generate() empties a static cache and fills it again, also after a step of training."""
-    from transformers import StaticCache
-
-    model = adapted("prompt_tuning", "Llama")
-    cache = StaticCache(model.config, max_cache_len=32)
-    with torch.no_grad():
-        model(IDS, past_key_values=cache, use_cache=True)
-        assert vars(cache)[CACHED]
-        move(model, 9, size=0.3)
-        cache.reset()
-        close(model(IDS, past_key_values=cache, use_cache=True).logits, logits(model, IDS))
-
-
-def test_listening_leaves_no_trace():
-    model = tiny("Llama").train()
-    model.model.layers[1].eval()
-    modes = [m.training for m in model.modules()]
-    with pytest.raises(TargetError, match="LlamaModel refuses") as error, instrumented(model.model):
-        assert not any(m.training for m in model.model.modules())
-        assert model.config._attn_implementation == "lorica_sdpa"
-        raise RuntimeError("no such thing")
-    assert "no such thing" in error.value.facts["why"]
-    assert [m.training for m in model.modules()] == modes
-    assert model.config._attn_implementation == "sdpa"
-    assert torch.is_grad_enabled()
-
-
-def test_an_adapter_that_cannot_be_attached_leaves_the_model_as_it_was():
-    model = tiny("Llama")
-    before = bits(model)
-    with pytest.raises(lorica.LoricaError):
-        lorica.adapt(model, method("prompt_tuning", num_virtual_tokens=64))
-    assert same_bits(bits(model), before)
-    assert model.config._attn_implementation == "sdpa"
-    assert all(p.requires_grad for p in model.parameters())
-
-
-# -- what is refused ------------------------------------------------------------------------
-
-
-def foreign(kind: str, config: str, **settings: object) -> nn.Module:
-    import transformers
-
-    return getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
-
-
-def test_attention_that_takes_no_such_mask_is_refused():
-    q = torch.zeros(1, 1, 2, 4)
-    attend = with_adapters(lambda *a, **k: (q, None), fronts=False)
-    layer = tiny("Llama").model.layers[0].self_attn
-    front = {0: (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4))}
-    assert attend(layer, q, q, q, None)[0].shape == q.shape
-    with pytest.raises(TargetError, match="takes no keys and values in front") as error:
-        attend(layer, q, q, q, None, **{FRONT: front})
-    assert "sdpa" in error.value.fix
-
-
-@pytest.mark.parametrize(
-    "kind, config", [("FalconForCausalLM", "FalconConfig"), ("GPTJForCausalLM", "GPTJConfig")]
-)
-@each
-def test_an_attention_of_its_own_is_refused(name, kind, config):
-    model = foreign(
-        kind,
-        config,
-        vocab_size=96,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        rotary_dim=4,
-    )
-    before = bits(model)
-    with pytest.raises(TargetError) as error:
-        lorica.adapt(model, method(name))
-    assert "lora" in error.value.fix
-    assert same_bits(bits(model), before)
-
-
-@each
-def test_an_encoder_beside_a_decoder_is_refused(name):
-    model = foreign(
-        "T5ForConditionalGeneration",
-        "T5Config",
-        vocab_size=96,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_heads=4,
-    )
-    with pytest.raises(TargetError):
-        lorica.adapt(model, method(name))
-    if name != "llama_adapter":
-        with pytest.raises(TargetError, match="no single row"):
-            layers(model.decoder)
-
-
-def test_virtual_tokens_that_would_see_the_text_are_refused():
-    sizes = {k: v for k, v in SIZE.items() if "token_id" not in k}
-    model = foreign("BertForMaskedLM", "BertConfig", **sizes)
-    with pytest.raises(TargetError, match="both directions") as error:
-        lorica.adapt(model, method("prompt_tuning"))
-    assert "prefix_tuning" in error.value.fix
-
-
-def test_layers_that_carry_a_state_are_refused():
-    """Tried: a decoder whose embeddings reach over to the next token, and counted: a hybrid."""
-    model = tiny("Llama")
-    check_prepending(model.model)
-    mlp = model.model.layers[0].mlp
-    mlp.register_forward_hook(lambda m, a, y: y + 0.5 * F.pad(y, (0, 0, 1, -1)))
-    with pytest.raises(TargetError, match="as if it were prepended"):
-        check_prepending(model.model)
-    hybrid = foreign(
-        "Lfm2ForCausalLM",
-        "Lfm2Config",
-        **GROUPED,
-        layer_types=["conv", "full_attention", "full_attention"],
-    )
-    with pytest.raises(TargetError, match="more from token to token") as error:
-        lorica.adapt(hybrid, method("prompt_tuning"))
-    assert error.value.facts["attention"] == "in 2 of 3 layers"
-
-
-@pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning"])
-def test_a_model_without_its_head_has_no_decoder(name):
-    with pytest.raises(TargetError, match="this one has none") as error:
-        lorica.adapt(tiny("Llama").model, method(name))
-    assert "AutoModelForCausalLM" in error.value.fix
 
 
 def test_prefixes_stand_before_an_encoder_too():

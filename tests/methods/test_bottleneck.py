@@ -10,7 +10,7 @@ from lorica.core.bank import adapted_layers, attached
 from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.bottleneck import Bottleneck, BottleneckAdapter
-from tests.core.test_attention import MODELS, SIZE, foreign, tiny
+from tests.core.attention_models import MODELS, SIZE, foreign, tiny
 from tests.laws.bases import IDS, Stack, X, gpt2, move
 from tests.methods.llama import llama
 from tests.training.rows import ROUNDING, farthest, settings

@@ -13,7 +13,7 @@ from lorica.core.site import sites_of
 from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.llama_adapter import LlamaAdapter, PromptedAttention, ScaleAndBias
-from tests.core.test_attention import MODELS, tiny
+from tests.core.attention_models import MODELS, tiny
 from tests.laws.bases import IDS, Packed, gpt2, move
 from tests.methods.llama import llama
 from tests.training.rows import ROUNDING, farthest, settings

@@ -14,7 +14,7 @@ from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.prefix_tuning import PrefixAdapter, PrefixTuning
 from lorica.training.config import TrainConfig
-from tests.core.test_attention import tiny
+from tests.core.attention_models import tiny
 from tests.laws.bases import IDS, gpt2, move
 from tests.methods.llama import llama
 from tests.training.rows import ROUNDING, farthest, interrupt, same, settings

@@ -11,7 +11,7 @@ from lorica.core.draws import drawing
 from lorica.core.front import embedded, embedding_of
 from lorica.errors import ConfigError, MergeError
 from lorica.methods.prompt_tuning import PromptAdapter, PromptTuning
-from tests.core.test_attention import MODELS, tiny
+from tests.core.attention_models import MODELS, tiny
 from tests.laws.bases import IDS, move
 from tests.methods.llama import llama
 from tests.training.rows import ROUNDING, farthest, settings

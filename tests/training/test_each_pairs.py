@@ -16,7 +16,7 @@ from lorica.core.adapter import Method
 from lorica.errors import ConfigError
 from lorica.training.each import _try_route
 from lorica.training.train import train
-from tests.core.test_attention import tiny
+from tests.core.attention_models import tiny
 from tests.training.rows import adapter, rounding_apart, settings, tiny_base, write_rows
 
 SMALL = {
