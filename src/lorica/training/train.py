@@ -37,20 +37,7 @@ def train(
     Raises: ConfigError, DataError, TargetError, BaseError, FileError, ResourceError before
         anything is trained; TrainingError when a watch stops the run; Stopped on a signal.
     """
-    if resume is not None:
-        if config is not None:
-            raise ConfigError("a resumed run keeps its settings.", fix="pass resume alone")
-        if not plain_files.is_file(Path(resume) / CONFIG):
-            raise ConfigError(f"{resume} is no run folder: it has no {CONFIG}.", fix="check it")
-        config = read(Path(resume) / CONFIG)
-        if settings:
-            changed = read(Path(resume) / CONFIG, settings)
-            check_flags(config, changed, Path(resume))
-            config = changed
-    elif not isinstance(config, TrainConfig):
-        config = read(Path(config) if config else None, settings)
-    elif settings:
-        raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
+    config = _read_settings(config, resume, settings)
     if config.split == "cloud":
         serve(config, str(config.peer))
         return Result(Path(), {}, ["the device has ended its run"])
@@ -77,3 +64,25 @@ def train(
             if run.is_writer and resume is not None and settings:
                 run.rewrite(resolved(config))
         return train_to_end(state)
+
+
+def _read_settings(
+    config: TrainConfig | str | Path | None, resume: str | Path | None, settings: dict[str, Any]
+) -> TrainConfig:
+    """The settings of a new run, or of one that is resumed. Raises: ConfigError."""
+    if resume is None:
+        if not isinstance(config, TrainConfig):
+            return read(Path(config) if config else None, settings)
+        if settings:
+            raise ConfigError("pass a TrainConfig, or settings by keyword, not both.")
+        return config
+    if config is not None:
+        raise ConfigError("a resumed run keeps its settings.", fix="pass resume alone")
+    saved = Path(resume) / CONFIG
+    if not plain_files.is_file(saved):
+        raise ConfigError(f"{resume} is no run folder: it has no {CONFIG}.", fix="check it")
+    if not settings:
+        return read(saved)
+    changed = read(saved, settings)
+    check_flags(read(saved), changed, Path(resume))
+    return changed
