@@ -177,14 +177,8 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
         kinds["weights"] = listed(_other_samples(then, now))
     fields = changed_fields(then.config, now.config) if then.config and now.config else {}
     for kind, wanted in (("config", False), ("training", True)):
-        kinds[kind] = listed(
-            (
-                f"{name} {values}"
-                for name, values in fields.items()
-                if in_training_only(name) == wanted
-            ),
-            12,
-        )
+        own = [f"{n} {values}" for n, values in fields.items() if in_training_only(n) == wanted]
+        kinds[kind] = listed(own, 12)
     parts = [f.tokenizer_parts or {} for f in (then, now)]
     if all(parts):
         kinds["tokenizer"] = listed(_differing(*parts))

@@ -10,13 +10,10 @@ Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv:23
 writes FP8 for the second level; bitsandbytes takes its signed 8-bit dynamic map, and so do we.
 
 base/codebook.py packs. It also unpacks, where no kernel of bitsandbytes is shown to be correct:
-see base/bitsandbytes_kernels.py. The layers of bitsandbytes are not used. In eval mode on a CPU
-with AVX512-BF16 its Linear4bit rewrites the codes in place, rounds the scales to bfloat16, and
-refuses heights that are no multiple of 32. Its Linear8bitLt rounds activations too, in eval mode
-only (on the CPU), through float16, where a large one becomes NaN; what it keeps beside its
-parameters stays behind when the model moves. Pickle loses both their parameter classes. Here the
-bits are plain buffers, and training and evaluation compute the same product (on a GPU with another
-rounding), so that merging stays exact.
+see base/bitsandbytes_kernels.py. Here the bits are plain buffers, and training and evaluation
+compute the same product, so that merging stays exact. bitsandbytes' own layers do not: in eval mode
+on a CPU its Linear4bit rewrites the codes and rounds the scales to bfloat16 (with AVX512-BF16), and
+its Linear8bitLt rounds activations through float16, where a large one becomes NaN.
 
     I  in_features   O  out_features
 """
@@ -80,7 +77,7 @@ class QuantisedLinear(PackedLayer):
         for name in PARTS:
             part = parts.get(name)
             if part is not None and part.is_floating_point():
-                # TensorCache as bits, because model.to(bfloat16) would round every float buffer.
+                # Held as bits, because model.to(bfloat16) would round every float buffer.
                 part = part.detach().float().contiguous().view(torch.int32)
             self.register_buffer(name, part)
         # Empty: it has the device of the layer, and the dtype of the model around it.

@@ -1,10 +1,9 @@
 """Quantise the linear layers of a base, and measure the memory of its weights.
 
 Layers are quantised one after another, on the CPU, from the numbers of the checkpoint, whatever the
-dtype and device of the run are: a base has the same codes in all of its runs. (On a GPU, 2 of 8
-million bytes of a layer differed, and one in 500 scales.) The float weights are read through the
-memory map of their files. The pages of a weight are released once it is quantised, so that one
-float weight at a time is in memory.
+dtype and device of the run are, since a GPU rounds otherwise: a base has the same codes in all of
+its runs. The float weights are read through the memory map of their files. The pages of a weight
+are released once it is quantised, so that one float weight at a time is in memory.
 
 Embeddings, norms, the output head and every other layer outside of the decoder (the head of a
 classifier) stay as they are.

@@ -44,14 +44,12 @@ class Lora(Method, name="lora"):
     """Probability of dropping an input coordinate of A, in [0, 1)."""
     init: str = "kaiming"
     """Initial values of A and B: kaiming, gaussian, orthogonal, pissa (pissa_niter_4: faster),
-    olora, loftq (for a quantised base; loftq_iters_5: five rounds) or eva (from data; eva_rho_2: at
-    most
-    rank 2 r at a site)."""
+    olora, loftq (for a quantised base; loftq_iters_5: five rounds) or eva (from data; eva_rho_2:
+    at most rank 2 r at a site)."""
     loraplus_lr_ratio: Annotated[float, Bounds(ge=1)] = 1.0
     """Learning rate of B and of vectors, divided by that of A (LoRA+); at least 1. For embeddings,
-    that of A divided by that of B. Without learning_rate, the default is divided by the square root
-    of
-    this ratio."""
+    that of A divided by that of B. Without learning_rate, the default is divided by the square
+    root of this ratio."""
     lora_bias: bool = False
     """Train a bias as well: y = W x + s (B A x + bias)."""
 
@@ -153,12 +151,7 @@ class LoraAdapter(Adapter):
 
     @classmethod
     def apply_many(
-        cls,
-        adapters: Sequence[Any],
-        sizes: Sequence[int],
-        x: Tensor,
-        y: Tensor,
-        base: BaseLayer,
+        cls, adapters: Sequence[Any], sizes: Sequence[int], x: Tensor, y: Tensor, base: BaseLayer
     ) -> Tensor | None:
         if cls.after is not LoraAdapter.after:  # that of a subclass
             return None

@@ -203,18 +203,18 @@ def _hollow_model(folder: Path, dtype: torch.dtype) -> Any:
     model.tie_weights()
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     read_ids = {id(p) for layer in ends if layer is not None for p in layer.parameters()}
-    made: dict[int, nn.Parameter] = {}  # tied parameters stay tied
+    copies: dict[int, nn.Parameter] = {}  # tied parameters stay tied
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            if id(parameter) not in made:
+            if id(parameter) not in copies:
                 if id(parameter) in read_ids:
                     tensor = _read_tensor(folder, f"{name}.{key}").to(dtype)
                 else:
                     tensor = torch.zeros((), dtype=dtype).expand(parameter.shape)
-                made[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
-            module._parameters[key] = made[id(parameter)]
+                copies[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
+            module._parameters[key] = copies[id(parameter)]
         for key, buffer in module._buffers.items():
             module._buffers[key] = None if buffer is None else torch.zeros(buffer.shape)
     return model
