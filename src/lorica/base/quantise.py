@@ -287,9 +287,8 @@ def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLi
     else:
         codes, scales = codebook.pack(laid, kind)
         parts = {"codes": codes, **(kernels.pack_scales(scales) if double else {"scales": scales})}
-    packed = QuantisedLinear(
-        kind, site.in_features, site.out_features, bias, site.like.dtype, **parts
-    )
+    shape = site.in_features, site.out_features
+    packed = QuantisedLinear(kind, *shape, bias, site.like.dtype, **parts)
     packed.transposed = site.transposed
     return packed
 
