@@ -10,9 +10,10 @@ from lorica.base import bitsandbytes_kernels as kernels
 from lorica.base import codebook
 from lorica.base import quantise as quantise_file
 from lorica.base.codebook import BLOCK, SECOND_BLOCK
+from lorica.base.footprint import quantised_layers
 from lorica.base.load import load
 from lorica.base.quantise import QuantisedLinear, quantise
-from lorica.base.quantised_model import faulty_kernel_notices, layers, quantise_model
+from lorica.base.quantised_model import faulty_kernel_notices, quantise_model
 from lorica.errors import BaseError
 from tests.base import nf4
 from tests.laws.bases import gpt2
@@ -201,7 +202,7 @@ def test_layers_that_a_kernel_gets_wrong_are_named(monkeypatch, story_base):
     base = load(str(story_base), quantisation="nf4")
     (notice,) = [line for line in base.notices if "incorrectly" in line]
     assert notice.startswith("bitsandbytes dequantises 35 of 35 layers incorrectly")
-    for layer in layers(base.model).values():
+    for layer in quantised_layers(base.model).values():
         assert torch.equal(layer.weight_as(torch.float32), defined(layer, torch.float32))
 
 

@@ -8,8 +8,9 @@ from torch import nn
 
 import lorica
 from lorica import Lora
-from lorica.base.fingerprint import fingerprint, grade, places
+from lorica.base.fingerprint import fingerprint, grade
 from lorica.base.load import load
+from lorica.base.samples import places
 from lorica.core.bank import adapted_layers
 from lorica.errors import BaseError
 from tests.laws.bases import CASES, IDS, Packed, Stack, gpt2, move, small_llama, trained

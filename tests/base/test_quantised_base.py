@@ -16,13 +16,12 @@ import lorica
 from lorica import Lora
 from lorica.base.bitsandbytes_layers import from_bitsandbytes
 from lorica.base.fingerprint import fingerprint, grade
+from lorica.base.footprint import footprint, quantised_layers
 from lorica.base.load import load
 from lorica.base.merge_quantised import check_target
 from lorica.base.quantise import KINDS
 from lorica.base.quantised_model import (
-    footprint,
     keep_dequantised,
-    layers,
     layers_outside_decoder,
     quantisation_notices,
     quantise_model,
@@ -60,7 +59,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 @each_kind
 def test_linear_layers_are_packed_and_the_rest_is_left(kind, story_base):
     base, plain = load(str(story_base), quantisation=kind), load(str(story_base)).model
-    assert len(layers(base.model)) == 35
+    assert len(quantised_layers(base.model)) == 35
     assert isinstance(base.model.lm_head, nn.Linear)
     others = dict(base.model.named_parameters())
     assert others.keys() == {n for n, _ in plain.named_parameters() if "_proj" not in n}
@@ -101,11 +100,11 @@ def test_what_is_measured_is_what_is_said(story_base):
 def test_codes_do_not_follow_the_dtype(kind, story_base):
     """Each run of a base packs the same floats, whatever it computes in."""
     one, two = (load(str(story_base), quantisation=kind, dtype=d) for d in ("float32", "bfloat16"))
-    for name, layer in layers(one.model).items():
-        assert same_bits(bits(layer), bits(layers(two.model)[name]))
+    for name, layer in quantised_layers(one.model).items():
+        assert same_bits(bits(layer), bits(quantised_layers(two.model)[name]))
     assert {p.dtype for p in two.model.parameters()} == {torch.bfloat16}
     assert two.model.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert {layer.like.dtype for layer in layers(two.model).values()} == {torch.bfloat16}
+    assert {layer.like.dtype for layer in quantised_layers(two.model).values()} == {torch.bfloat16}
     assert two.model.config.dtype == torch.bfloat16
     torch.testing.assert_close(logits(two.model), logits(one.model), atol=0.5, rtol=0.05)
 
@@ -135,7 +134,7 @@ def test_originals_in_several_files(story_base, tmp_path):
     for file in story_base.glob("token*"):
         shutil.copy(file, tmp_path / "base")
     model = load(str(tmp_path / "base"), quantisation="int8").model
-    for name, layer in layers(model).items():
+    for name, layer in quantised_layers(model).items():
         assert torch.equal(layer.original_weight(), plain.get_submodule(name).weight)
 
 
@@ -146,7 +145,7 @@ def test_what_the_files_do_not_hold_is_unknown_and_said_so(story_base):
         weight = model.get_submodule(UP).weight
         weight.copy_(weight.roll(1, 0))
     quantise_model(model, str(story_base), torch.float32, "nf4", double_quantisation=True)
-    unknown = [n for n, layer in layers(model).items() if layer.original_weight is None]
+    unknown = [n for n, layer in quantised_layers(model).items() if layer.original_weight is None]
     assert unknown == [UP]
     assert (
         quantisation_notices(model)[-1]
@@ -173,7 +172,7 @@ def test_a_conv1d_base_is_packed_and_knows_its_original(tmp_path, story_base):
     for file in story_base.glob("token*"):
         shutil.copy(file, tmp_path / "base")
     base = load(str(tmp_path / "base"), quantisation="nf4")
-    layer = layers(base.model)["transformer.h.0.attn.c_attn"]
+    layer = quantised_layers(base.model)["transformer.h.0.attn.c_attn"]
     weight = plain.transformer.h[0].attn.c_attn.weight  # (I, O)
     assert (layer.in_features, layer.out_features, layer.transposed) == (32, 96, True)
     assert torch.equal(layer.original_weight(), weight.T)
@@ -221,7 +220,7 @@ def test_an_adapter_finds_its_quantised_base_again(kind, story_base, tmp_path):
     assert again.notices == base.notices, "same: no line says otherwise"
     assert torch.equal(logits(again.model), logits(base.model))
     on_floats = open_adapter(path, quantisation="none")
-    assert not layers(on_floats.model)
+    assert not quantised_layers(on_floats.model)
     (line,) = on_floats.notices
     assert line.startswith("base: same but quantised")
     assert f"{kind})" in line
@@ -234,9 +233,11 @@ def test_an_adapter_finds_its_quantised_base_again(kind, story_base, tmp_path):
 def test_double_quantisation_is_kept(story_base, tmp_path):
     base = load(str(story_base), quantisation="nf4", double_quantisation=False)
     path = save(lorica.adapt(base.model, Lora()), tmp_path / "a", base_path=str(story_base))
-    assert not any(layer.double_quantisation for layer in layers(open_adapter(path).model).values())
+    assert not any(
+        layer.double_quantisation for layer in quantised_layers(open_adapter(path).model).values()
+    )
     nested = open_adapter(path, double_quantisation=True)
-    assert all(layer.double_quantisation for layer in layers(nested.model).values())
+    assert all(layer.double_quantisation for layer in quantised_layers(nested.model).values())
     assert "same but quantised" in nested.notices[-1]
 
 
@@ -253,10 +254,10 @@ def test_other_weights_are_another_base_in_any_quantisation(kind, folder, tmp_pa
 def test_a_packed_checkpoint_is_loaded_as_it_is(story_base, tmp_path):
     packed = requantised(load(str(story_base), quantisation="nf4"), tmp_path / "packed")
     base = load(str(packed))
-    assert [layer.kind for layer in layers(base.model).values()] == ["nf4"] * 35
+    assert [layer.kind for layer in quantised_layers(base.model).values()] == ["nf4"] * 35
     assert base.notices[-1] == "the original weights of 35 quantised layers are not known"
-    first = layers(load(str(story_base), quantisation="nf4").model)
-    for name, layer in layers(base.model).items():
+    first = quantised_layers(load(str(story_base), quantisation="nf4").model)
+    for name, layer in quantised_layers(base.model).items():
         if name != "model.layers.0.self_attn.q_proj":
             assert same_bits(bits(layer), bits(first[name]))
     assert same_bits(bits(base.model), bits(load(str(packed), quantisation="nf4").model))
@@ -266,7 +267,9 @@ def test_a_packed_checkpoint_is_loaded_as_it_is(story_base, tmp_path):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(packed)
-    for name, layer in layers(base.model).items():  # what it computes depends on the processor
+    for name, layer in quantised_layers(
+        base.model
+    ).items():  # what it computes depends on the processor
         other = from_bitsandbytes(theirs.get_submodule(name))
         assert other is not None
         assert same_bits(bits(other), bits(layer))
@@ -356,7 +359,7 @@ def test_kept_weights_give_the_same_numbers(kind, dtype, story_base):
 
 def test_memory_for_kept_weights_is_not_exceeded(story_base):
     model = load(str(story_base), quantisation="nf4").model
-    packed = list(layers(model).values())
+    packed = list(quantised_layers(model).values())
     first = 4 * packed[0].in_features * packed[0].out_features
     line = keep_dequantised(model, first + 100)
     assert "of 1 of 35" in line and f"{first:,} bytes" in line
@@ -409,7 +412,7 @@ def test_a_run_on_a_quantised_base(kind, story_base, rows, tmp_path):
         shutil.rmtree(path)
     again = lorica.train(resume=tmp_path / "run", show=False)
     assert again.figures["held_out_loss"] == loss, "a resumed run packs the same bits"
-    assert layers(open_adapter(tmp_path / "run").model)
+    assert quantised_layers(open_adapter(tmp_path / "run").model)
 
 
 def test_a_run_without_validation_is_not_packed_by_default(story_base, rows, tmp_path):

@@ -18,9 +18,10 @@ from transformers import (
 import lorica
 from lorica.base.config_fields import IGNORED, changed_fields, computing_fields
 from lorica.base.digest import CHUNK, digest, tokenizer_parts
-from lorica.base.fingerprint import differences, fingerprint, grade, places
+from lorica.base.fingerprint import differences, fingerprint, grade
+from lorica.base.footprint import quantised_layers
 from lorica.base.load import load, load_tokenizer
-from lorica.base.quantised_model import layers
+from lorica.base.samples import places
 from lorica.errors import BaseError
 from tests.training.rows import tiny_base
 
@@ -188,7 +189,7 @@ def test_exact_digests_see_the_bits_and_the_codes(tiny):
     }
     packed = load(str(tiny), quantisation="nf4").model
     before = fingerprint(packed, hashing="exact")
-    layer = next(iter(layers(packed).values()))
+    layer = next(iter(quantised_layers(packed).values()))
     layer.codes[0] ^= 1
     assert "codes" in differences(before, fingerprint(packed, hashing="exact"))["weights"]
 

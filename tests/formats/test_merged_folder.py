@@ -18,8 +18,8 @@ from transformers import (
 
 import lorica
 from lorica.base.bitsandbytes_layers import from_bitsandbytes
+from lorica.base.footprint import quantised_layers
 from lorica.base.load import load as load_base
-from lorica.base.quantised_model import layers
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats.merge import REPORT, merge_to
 from lorica.formats.save import save
@@ -190,7 +190,7 @@ KEYS = ["model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.we
 )
 def test_each_target_of_a_quantised_base(method, kind, story_base, tmp_path):
     path = quantised_adapter(tmp_path / "a", story_base, kind, METHODS[method])
-    codes = layers(load_base(str(story_base), quantisation=kind).model)
+    codes = quantised_layers(load_base(str(story_base), quantisation=kind).model)
     reports = {
         target: merge_to(path, tmp_path / target, target=target, limit=100.0)
         for target in ("dequant", "original", "requant")
@@ -217,9 +217,9 @@ def test_each_target_of_a_quantised_base(method, kind, story_base, tmp_path):
     for target in ("dequant", "original"):
         assert "quantization_config" not in (tmp_path / target / "config.json").read_text()
         model = AutoModelForCausalLM.from_pretrained(tmp_path / target)
-        assert not layers(load_base(str(tmp_path / target)).model)
+        assert not quantised_layers(load_base(str(tmp_path / target)).model)
         assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
-    packed = layers(load_base(str(tmp_path / "requant")).model)
+    packed = quantised_layers(load_base(str(tmp_path / "requant")).model)
     assert len(packed) == 35
     assert {layer.kind for layer in packed.values()} == {kind}
     name = KEYS[1].removesuffix(".weight")
@@ -282,7 +282,7 @@ def test_a_quantised_base_of_conv1d_layers(target, story_base, tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ours = load_base(str(tmp_path / "out")).model
     if target == "requant":  # what layers of bitsandbytes compute depends on the processor
-        for name, layer in layers(ours).items():
+        for name, layer in quantised_layers(ours).items():
             other = from_bitsandbytes(theirs.get_submodule(name))
             assert other is not None
             assert same_bits(bits(other), bits(layer))

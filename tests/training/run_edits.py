@@ -114,7 +114,7 @@ def swap_ids(tokenizer: dict) -> None:
 
 
 def zero_where_no_hash_looks(tensors: dict[str, torch.Tensor]) -> None:
-    from lorica.base.fingerprint import places
+    from lorica.base.samples import places
 
     for tensor in tensors.values():
         flat, hashed = tensor.view(-1), places(tensor.numel())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorica.base.fingerprint import places, sampled
+from lorica.base.samples import places, sampled
 from lorica.errors import FileError
 
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

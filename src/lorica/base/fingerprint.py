@@ -24,11 +24,11 @@ from lorica.base.config_fields import Value, changed_fields, computing_fields, i
 from lorica.base.digest import digests, tokenizer_parts
 from lorica.base.model_view import config_view_of, model_view
 from lorica.base.quantise import QuantisedLinear
+from lorica.base.samples import sampled
 from lorica.core.site import ADAPTERS, Site, output_head, site_of, sites_of
 from lorica.core.targets import lies_in
 from lorica.errors import listed
 
-SAMPLE = 64
 CODES = "codes:"
 """Marks a hash of codes: of linear layers whose original weights are not known."""
 Grade = Literal["same", "same but quantised", "same shapes", "different"]
@@ -242,22 +242,6 @@ def _buffer_samples(site: Site) -> list[bytes]:
     hidden = site.module._non_persistent_buffers_set
     buffers = site.module._buffers.items()
     return [sampled(buffer) for key, buffer in buffers if buffer is not None and key not in hidden]
-
-
-def sampled(tensor: Tensor) -> bytes:
-    """A few values of a tensor, rounded to bfloat16."""
-    flat = tensor.detach().reshape(-1)
-    values = flat[places(flat.numel()).to(flat.device)].float().bfloat16()
-    return values.view(torch.int16).cpu().numpy().tobytes()
-
-
-def places(n: int) -> Tensor:
-    """Up to SAMPLE of n places, at even distances.
-
-    In integers: float32 would round the last place of a large tensor past its end.
-    """
-    count = min(SAMPLE, n)
-    return torch.arange(count) * (n - 1) // max(count - 1, 1)
 
 
 def _is_plain(name: str, module: nn.Module) -> bool:

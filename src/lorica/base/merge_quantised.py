@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lorica.base.footprint import quantised_layers
 from lorica.base.mapped_memory import mapped_weights, release_pages
 from lorica.base.quantise import QuantisedLinear, quantise
-from lorica.base.quantised_model import layers
 from lorica.core.merge import merge
 from lorica.core.site import Site, site_of, sites_of
 from lorica.errors import ConfigError, MergeError, listed
@@ -26,7 +26,7 @@ TARGETS: tuple[str, ...] = get_args(Target)
 
 def check_target(target: str | None, model: nn.Module, path: str) -> None:
     """Raises: ConfigError, MergeError if a quantised base is needed, or its original weights."""
-    packed = layers(model)
+    packed = quantised_layers(model)
     if target is not None and not packed:
         raise ConfigError(
             f"target is {target!r}, and {path} is not quantised here.", fix="leave target out"
@@ -52,7 +52,7 @@ def merged_into(
     One layer at a time is computed in float32, and the memory of its old weight is released.
     Returns: notices. Raises: MergeError.
     """
-    packed, ranges = layers(model), mapped_weights()
+    packed, ranges = quantised_layers(model), mapped_weights()
     weights = {site.name: site.module._parameters.get("weight") for site in sites_of(model)}
 
     def finish(name: str) -> None:

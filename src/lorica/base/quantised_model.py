@@ -10,7 +10,6 @@ classifier) stay as they are.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -21,11 +20,12 @@ from lorica.base import checkpoint_tensors
 from lorica.base.bitsandbytes_layers import from_bitsandbytes
 from lorica.base.codebook import BLOCK
 from lorica.base.digest import digest
-from lorica.base.fingerprint import sampled
+from lorica.base.footprint import footprint, quantised_layers
 from lorica.base.mapped_memory import mapped_weights, release_pages
 from lorica.base.model_view import model_view
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise
-from lorica.core.site import ADAPTERS, Site, output_head, sites_of, tied
+from lorica.base.samples import sampled
+from lorica.core.site import Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
 
 MARKS = (
@@ -84,7 +84,7 @@ def quantise_model(
             )
         model.set_submodule(site.name, layer)
         release_pages(weight, ranges)
-    if not layers(model):
+    if not quantised_layers(model):
         raise BaseError(
             f"{path} has no linear layer that can be quantised.",
             fix="load it without quantisation",
@@ -130,7 +130,7 @@ def _settle(model: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         exact = keep & set(name.split("."))
         parameter.data = parameter.data.to(torch.float32 if exact else dtype)
-    packed = layers(model)
+    packed = quantised_layers(model)
     table = next((layer.table for layer in packed.values() if layer.table is not None), None)
     for layer in packed.values():
         layer.like = layer.like.to(dtype)
@@ -151,7 +151,7 @@ def keep_dequantised(model: nn.Module, memory: int) -> str:
 
     Returns: a notice. Raises: ConfigError if nothing is quantised.
     """
-    packed = list(layers(model).values())
+    packed = list(quantised_layers(model).values())
     if not packed:
         raise ConfigError(
             "unpacked_gib is given, and the base is not quantised.",
@@ -169,66 +169,13 @@ def keep_dequantised(model: nn.Module, memory: int) -> str:
     )
 
 
-def layers(model: nn.Module) -> dict[str, QuantisedLinear]:
-    """The quantised layers of a model, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, QuantisedLinear)}
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """The memory of the weights of a base.
-
-    parameters: all of them, tied tensors once. bytes: measured. bytes_in_bfloat16: if it were not
-    quantised. quantisation: the kind of its quantised layers; packed: their number;
-    bits_per_parameter: in these layers.
-    """
-
-    parameters: int
-    bytes: int
-    bytes_in_bfloat16: int
-    quantisation: str | None = None
-    double_quantisation: bool = False
-    packed: int = 0
-    bits_per_parameter: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def footprint(model: nn.Module) -> Footprint:
-    """The footprint of the base under any adapters."""
-    held: dict[int, Tensor] = {}
-    for name, module in model.named_modules():
-        if ADAPTERS in name.split("."):
-            continue
-        own = [p for p in module._parameters.values() if p is not None]
-        if isinstance(module, QuantisedLinear):
-            own += [b for b in module._buffers.values() if b is not None]
-        held |= {tensor.data_ptr(): tensor for tensor in own if tensor.numel()}
-    packed = list(layers(model).values())
-    weights = [layer.in_features * layer.out_features for layer in packed]
-    codes = {part.data_ptr() for layer in packed for part in layer.buffers()}
-    floats = sum(t.numel() for address, t in held.items() if address not in codes)
-    parameters = floats + sum(weights)
-    bits = sum(n * layer.bits_per_parameter for n, layer in zip(weights, packed, strict=True))
-    return Footprint(
-        parameters=parameters,
-        bytes=sum(t.numel() * t.element_size() for t in held.values()),
-        bytes_in_bfloat16=2 * parameters,
-        quantisation=packed[0].kind if packed else None,
-        double_quantisation=any(layer.double_quantisation for layer in packed),
-        packed=len(packed),
-        bits_per_parameter=bits / sum(weights) if packed else None,
-    )
-
-
 def quantisation_notices(model: nn.Module) -> list[str]:
     """Notices on which layers are quantised, and on the memory of the weights."""
     size = footprint(model)
     if size.bits_per_parameter is None:
         return []
     others = [s.name for s in sites_of(model) if not isinstance(s.module, QuantisedLinear)]
-    unknown = sum(layer.original_weight is None for layer in layers(model).values())
+    unknown = sum(layer.original_weight is None for layer in quantised_layers(model).values())
     double = " with double quantisation" if size.double_quantisation else ""
     quantised = (
         f"{size.quantisation}{double}: {size.packed} linear layers are quantised, at "
@@ -246,7 +193,7 @@ def quantisation_notices(model: nn.Module) -> list[str]:
 
 def faulty_kernel_notices(model: nn.Module) -> list[str]:
     """Compare the kernels of bitsandbytes with the codebook on each layer; notices on faults."""
-    packed = layers(model)
+    packed = quantised_layers(model)
     faulty = [
         name
         for name, layer in packed.items()
@@ -265,7 +212,7 @@ def faulty_kernel_notices(model: nn.Module) -> list[str]:
 
 def checkpoint_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state, quantization_config) of a model as bitsandbytes and transformers save it."""
-    state, packed = dict(model.state_dict()), layers(model)
+    state, packed = dict(model.state_dict()), quantised_layers(model)
     for name, layer in packed.items():
         for part in PARTS:
             state.pop(f"{name}.{part}", None)
@@ -285,7 +232,7 @@ def checkpoint_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _config_of(model: nn.Module) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    packed = layers(model)
+    packed = quantised_layers(model)
     first = next(iter(packed.values()))
     floats = [site.name for site in sites_of(model) if site.name not in packed]
     settings: dict[str, Any] = (

@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from lorica.base import checkpoint_tensors
 from lorica.base.condition_texts import fix_condition
 from lorica.base.describe import locate
+from lorica.base.footprint import quantised_layers
 from lorica.base.load import DTYPES, LoadedModel
 from lorica.base.load import load as load_base
 from lorica.base.merge_quantised import TARGETS, check_target, merged_into
-from lorica.base.quantised_model import checkpoint_of, layers
+from lorica.base.quantised_model import checkpoint_of
 from lorica.errors import ConfigError, MergeError, ResourceError
 from lorica.formats import commit
 from lorica.formats.adapter_file import AdapterFile, read
@@ -182,7 +183,7 @@ def _write_merged(
     )
     model, dtype = opened.model, WRITTEN[settings.dtype]
     notices = opened.notices + fix_condition(model, opened.tokenizer, settings.condition)
-    packed = layers(model).values()
+    packed = quantised_layers(model).values()
     kind = next((layer.kind for layer in packed), None)
     check_target(settings.target, model, opened.path)
     for layer in packed:
@@ -202,7 +203,7 @@ def _write(merged: LoadedModel, folder: Path, dtype: torch.dtype, size: int | No
     model: Any = merged.model
     model.to(dtype)
     state = None
-    if layers(model):
+    if quantised_layers(model):
         state, model.config.quantization_config = checkpoint_of(model)
     try:
         sizes = {} if size is None else {"max_shard_size": size}

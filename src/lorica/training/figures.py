@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica import plain_files
-from lorica.base.quantised_model import footprint
+from lorica.base.footprint import footprint
 from lorica.core.attach import Count
 from lorica.core.bank import spec_of
 from lorica.core.peak_memory import peak_memory
