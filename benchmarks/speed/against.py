@@ -1,4 +1,4 @@
-"""Is this commit as fast as another one? `python -m benchmarks.speed.against TREE [--rounds 8]`
+"""Is this commit as fast as another one? `python -m benchmarks.speed.against TREE [--builds 4]`
 
 TREE: a checkout of the other commit, with its own benchmarks/. Lorica's sides of "same work", "as
 shipped" and "at once" are built in both trees, each in a process of its own, and take turns. A
@@ -41,23 +41,28 @@ class Tree(Process):
         )
 
 
-def ratios(side: Side, other: Path, rounds: int) -> list[float]:
-    """Time of a step here over that in the other tree, of each round."""
-    trees = [Tree(side, HERE), Tree(side, other)]
+def ratios(side: Side, other: Path, builds: int) -> list[float]:
+    """Time of a step here over that in the other tree, two rounds for each time they are built.
+
+    Which tree is built first changes by turns: where a process has its memory is worth some
+    percent.
+    """
     draw = random.Random(0)
-    try:
-        for tree in trees:
-            tree("build", side=side.as_dict())
-            tree("steps", warm=True)
-        times: list[float] = []
-        for _ in range(rounds):
-            turns = draw.sample(trees, 2)
-            seconds = {tree: tree("steps", warm=True)["seconds"] for tree in turns}
-            times.append(seconds[trees[0]] / seconds[trees[1]])
-        return times
-    finally:
-        for tree in trees:
-            tree.close()
+    times: list[float] = []
+    for number in range(builds):
+        trees = {path: Tree(side, path) for path in (HERE, other)[:: 1 if number % 2 else -1]}
+        try:
+            for tree in trees.values():
+                tree("build", side=side.as_dict())
+                tree("steps", warm=True)
+            for _ in range(2):
+                turns = draw.sample(list(trees), 2)
+                seconds = {path: trees[path]("steps", warm=True)["seconds"] for path in turns}
+                times.append(seconds[HERE] / seconds[other])
+        finally:
+            for tree in trees.values():
+                tree.close()
+    return times
 
 
 def main() -> None:
@@ -67,14 +72,14 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("tree", type=Path)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--builds", type=int, default=4, help="of each side, in both trees")
     parser.add_argument("--sides", nargs="*", choices=[side.name for side in SIDES])
     words = parser.parse_args()
     print(f"{'side':44} median  mean    error of the mean")
     for side in SIDES:
         if words.sides and side.name not in words.sides:
             continue
-        each = ratios(side, words.tree.resolve(), words.rounds)
+        each = ratios(side, words.tree.resolve(), words.builds)
         error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float("nan")
         mean = statistics.fmean(each)
         print(

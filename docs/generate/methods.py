@@ -75,7 +75,7 @@ def _facts(entry: Entry) -> str:
         ["default learning rate", cell(about_rates(entry).removeprefix("Default learning rate "))],
         ["merges into the base", yes[facts["to_lora"] != "never"]],
         ["as a plain LoRA", MEANING[str(facts["to_lora"])]],
-        ["on a quantised base", yes[bool(facts["on_packed"])]],
+        ["on a quantised base", yes[bool(facts["on_quantised"])]],
         ["in batches that mix adapters", yes[bool(facts["mixes"])]],
     ]
     return styled("facts", table(["", ""], rows))

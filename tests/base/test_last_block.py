@@ -81,7 +81,7 @@ def step(model: nn.Module, how: str, **options: bool) -> list[Tensor]:
     by_row = how != "padded"
     objective = Objective(model, packed=by_row, **options)
     assert objective.tail is not None
-    assert (objective.last is None) == options.get("whole", False)
+    assert (objective.last is None) == options.get("all_positions", False)
     model.zero_grad()
     with packed(model) if by_row else nullcontext(), objective.hooked():
         loss = objective(laid(how))
@@ -91,7 +91,7 @@ def step(model: nn.Module, how: str, **options: bool) -> list[Tensor]:
 
 
 def check_same(model: nn.Module, how: str) -> None:
-    want, got = step(model, how, whole=True), step(model, how)
+    want, got = step(model, how, all_positions=True), step(model, how)
     close = 1e-10 if want[0].dtype == torch.float64 else 1e-4
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=close, rtol=close)
@@ -122,7 +122,7 @@ def test_every_method_keeps_its_gradients(name):
 @pytest.mark.parametrize("base", ["Llama", "GPTNeoX", "GPT2"])
 def test_what_is_computed_again_in_the_backward_pass_stays(base, name, how):
     model: Any = model_of(base, name)
-    want = step(model.eval(), how, whole=True)
+    want = step(model.eval(), how, all_positions=True)
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     calls = counted(model)
@@ -143,7 +143,7 @@ def test_segments_keep_their_adapters(base, shared):
     route = BySegment((Segment(("other",)), Segment(("default",))), sizes)
     results, calls = [], counted(model)
     for whole in (True, False):
-        objective = Objective(model, packed=True, whole=whole)
+        objective = Objective(model, packed=True, all_positions=whole)
         calls.clear()
         model.zero_grad()
         with packed(model), routed(model, route), objective.hooked():
@@ -267,7 +267,9 @@ def test_no_part_of_a_block_sees_the_positions_of_the_batch_before(checkpointing
     """Gemma 3n calls layers of a block before its attention; a recomputation meets them again."""
     model = lorica.adapt(architecture("gemma3n"), lorica.Lora(r=2), target_modules=["q_proj"])
     move(model, size=0.05)
-    objective, whole = (Objective(model, packed=True, whole=whole) for whole in (False, True))
+    objective, whole = (
+        Objective(model, packed=True, all_positions=whole) for whole in (False, True)
+    )
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()

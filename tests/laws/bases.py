@@ -252,7 +252,7 @@ def fits(name: str, case_name: str) -> bool:
     """Method `name` can act on the sites of the case."""
     case = named(case_name)
     kind = Method.named(name)
-    if not case.dense and not kind.on_packed:
+    if not case.dense and not kind.on_quantised:
         return False
     if case.targets:
         return case.needs in kind.kinds

@@ -31,7 +31,7 @@ class Option:
 class Entry:
     """One method. about: the docstring of its file. facts: what its class declares.
 
-    facts: paper, count, to_lora, on_packed, mixes, starts_as_base, rates, rate_source, as in
+    facts: paper, count, to_lora, on_quantised, mixes, starts_as_base, rates, rate_source, as in
     core.adapter.Method.
     """
 

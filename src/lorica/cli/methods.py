@@ -89,7 +89,7 @@ def row(entry: Entry) -> list[str]:
         " to ".join(f"{rate:g}" for rate in facts["rates"][:2]),
         "no" if to_lora == "never" else "yes",
         {"approximate": "approx."}.get(to_lora, to_lora),
-        "yes" if facts["on_packed"] else "no",
+        "yes" if facts["on_quantised"] else "no",
         "yes" if facts["mixes"] else "no",
         "yes",
     ]

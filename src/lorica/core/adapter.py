@@ -27,9 +27,12 @@ class Adapter(nn.Module):
     """The module that a method adds at one site.
 
     An adapted layer computes ``after(h, base(h), base)`` with ``h = before(x)``. Override
-    either or both. `base` is the frozen layer itself: it may be called again (DoRA does), but not
-    written to. At an attention site override `attend` instead, at the decoder `enter`. Trained
-    tensors are float32, whatever the dtype of the base.
+    either or both; all else has a default. `base` is the frozen layer itself: it may be called
+    again (DoRA does), but not written to. At an attention site override `attend` instead, at the
+    decoder `enter`. Trained tensors are float32, whatever the dtype of the base.
+
+    Where several adapters act on one token, each changes what the one before it returned, in the
+    order in which they were activated: first every `before`, then the layer, then every `after`.
 
     affine: the adapted site is still x -> W'x + b', so that it can be merged.
     """
@@ -126,9 +129,10 @@ class Method(Named, family="lorica.methods"):
     count: ClassVar[str] = ""
     """Trained parameters of one site, as an expression in r, I, O and the settings."""
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "exact"
-    """exact: `factors` returns the update. approximate: it is affine. never: neither."""
-    on_packed: ClassVar[bool] = True
-    """Works on layers that keep no plain float weight (4-bit, 8-bit)."""
+    """Whether `lorica export` makes a plain LoRA of it. exact: from `factors`. approximate: W' - W
+    is known, since the site stays affine, and is cut to a rank. never: it is not affine."""
+    on_quantised: ClassVar[bool] = True
+    """Works on quantised layers (4-bit, 8-bit), which keep no float weight."""
     mixes: ClassVar[bool] = True
     """Each row or segment of a batch may have an adapter of its own."""
     starts_as_base: ClassVar[bool] = True
@@ -161,7 +165,7 @@ class Method(Named, family="lorica.methods"):
         raise NotImplementedError  # every method has its own; there is no default update
 
     @property
-    def stands_in(self) -> bool:
+    def replaces_weights(self) -> bool:
         """Whether its adapters replace tensors of the layer, so that rows cannot be mixed."""
         return False
 

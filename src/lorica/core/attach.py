@@ -73,7 +73,7 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
         )
     built = _build(model, spec)
     if not bank.specs:
-        bank.frozen = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+        bank.were_trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         model.requires_grad_(False)
         warn_when_saved(model)
     if bank.attention is None and any(s.kind in INSIDE for s, _ in built):
@@ -162,7 +162,9 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if not bank.specs:
         restore_functions(model)
         for parameter_name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or parameter_name in bank.frozen)
+            parameter.requires_grad_(
+                parameter.requires_grad or parameter_name in bank.were_trainable
+            )
     return model
 
 
@@ -265,7 +267,7 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         )
     for name in {name for name in names if name is not None}:
         method = spec_of(model, name).method
-        if not method.mixes or method.stands_in:
+        if not method.mixes or method.replaces_weights:
             raise ConfigError(
                 f"adapter {name!r} is a {method.name}, which acts on all rows of a batch alike.",
                 fix="run its rows in a batch of their own",

@@ -44,7 +44,7 @@ class Bank:
 
     route: of the training steps, and of every call outside of a block of `use` or `mixed`.
     specs: how each adapter was made, by name.
-    frozen: the base parameters that were trainable before the first adapter froze them.
+    were_trainable: the base parameters that were trainable before the first adapter froze them.
     attention: the attention function that the base had, while ours is in its place.
     driven: adapters whose schedule was driven to its end, or that were loaded.
     start: the sum of every tensor of an adapter as it was made, to see that it was trained.
@@ -52,7 +52,7 @@ class Bank:
 
     route: Route = BASE
     specs: dict[str, Spec] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
+    were_trainable: tuple[str, ...] = ()
     attention: str | None = None
     driven: set[str] = field(default_factory=set)
     start: dict[str, list[Tensor]] = field(default_factory=dict)

@@ -1,5 +1,8 @@
 """Tokenise one file: read, render and tokenise its rows in chunks, through the cache.
 
+What follows: data/load.py cuts rows to the limit and splits off the validation rows, data/batch.py
+makes batches of them, and training/step.py computes their loss.
+
 Reading and rendering are Python code. Tokenising runs in the tokenizer library, which releases
 Python's lock: other threads tokenise earlier chunks while this one renders the next.
 """

@@ -138,7 +138,10 @@ class Ratios:
         return Interval(*(float(f(v)) for v in (value, value / spread, value * spread)))
 
     def share(self, system: int) -> Interval:
-        """The interval of a share: Wilson's, on the rows that its standard error stands for."""
+        """Wilson's interval for a share, or for a mean of scores from 0 to 1.
+
+        Its count of rows is the number of independent rows with the same standard error.
+        """
         p = float(self.values[system])
         if not self._has_interval:
             return Interval(p, math.nan, math.nan)

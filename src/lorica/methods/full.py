@@ -19,7 +19,7 @@ class Full(Method, name="full"):
     rates: ClassVar[Rates] = (0.003, 2e-5, 1.0)
     rate_source: ClassVar[str] = "Lit-LLaMA (3e-5) and PEFT's method comparison (1e-5)"
     to_lora: ClassVar[Literal["exact", "approximate", "never"]] = "approximate"
-    on_packed: ClassVar[bool] = False
+    on_quantised: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
 
     def choose(self, sites: list[Site]) -> list[Site]:

@@ -86,7 +86,7 @@ class Lora(Method, name="lora"):
         return self.start.needs_data
 
     @property
-    def stands_in(self) -> bool:
+    def replaces_weights(self) -> bool:
         return self.start.repacks
 
     def build(self, site: Site, shared: Any) -> "LoraAdapter":

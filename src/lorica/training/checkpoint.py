@@ -1,8 +1,8 @@
 """Checkpoints: everything that the next step depends on, in folders that are complete or absent.
 
     checkpoints/step-00000200/  adapter.safetensors  optimizer.safetensors  state.json
-                                best.safetensors  (early stopping: the best adapter so far)
-                                schedule.safetensors  (scores and the like of a method's schedule)
+                                schedule.safetensors  (step and scores of the method's schedule)
+                                best.safetensors  (with early stopping: the best adapter so far)
 
 No random state is saved: every draw of a step follows from (seed, step, process).
 

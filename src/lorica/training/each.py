@@ -158,7 +158,7 @@ def _check_fits(state: RunState) -> None:
     head = output_head(model)
     own = attached(model, name).sites.values()
     sites = [site.name for site in own if site.module is head or site.kind in INSIDE]
-    if whole or sites or not spec.method.mixes or spec.method.stands_in:
+    if whole or sites or not spec.method.mixes or spec.method.replaces_weights:
         raise ConfigError(
             f"{state.run.folder}: what it trains acts on the tokens of all runs.",
             method=spec.method.name,

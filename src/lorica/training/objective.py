@@ -27,14 +27,16 @@ MAX_LABEL_SHARE = 0.8
 class Objective(nn.Module):
     """The summed loss over the label tokens of a batch (over its rows for a classifier).
 
-    whole: the last block computes every position all the same.
+    all_positions: the last block computes every position, not only those with a label.
     """
 
-    def __init__(self, model: nn.Module, *, packed: bool, whole: bool = False):
+    def __init__(self, model: nn.Module, *, packed: bool, all_positions: bool = False):
         super().__init__()
         self.model, self.packed, self.tail = model, packed, tail_of(model)
         self.last = None
-        if self.tail and not whole and not is_conditioned(model):  # conditions go by position
+        if (
+            self.tail and not all_positions and not is_conditioned(model)
+        ):  # conditions go by position
             self.last = last_block_of(model, self.tail.decoder, by_row=packed)
 
     def hooked(self) -> AbstractContextManager[None]:

@@ -81,7 +81,7 @@ class Stepper:
     ):
         self.placement, self.packed, self.shared, self.pad_id = placement, packed, shared, pad_id
         self.model, self.batching = model, batching or Batching()
-        self.objective = Objective(model, packed=packed, whole=not placement.has_blocks)
+        self.objective = Objective(model, packed=packed, all_positions=not placement.has_blocks)
         self.replica = placement.replicate(self.objective)
 
     def __call__(self, inputs: Sequence[StepInput]) -> list[Outcome]:
@@ -107,7 +107,7 @@ class Stepper:
         placement, runs = self.placement, range(len(inputs))
         batches = [self._batches(inputs[k].rows, sizes[k]) for k in runs]
         counts = [[sum(map(_label_count, own)), sum(b.tokens for b in own)] for own in batches]
-        labels, tokens = placement.reduce(torch.tensor(counts)).T.tolist()
+        label_counts, tokens = placement.reduce(torch.tensor(counts)).T.tolist()
         losses = [torch.zeros((), device=placement.device) for _ in runs]
         penalties: list[Tensor | float] = [0.0 for _ in runs]
         passes = [
@@ -126,14 +126,14 @@ class Stepper:
                 for k, loss in zip(group, pass_losses, strict=True):
                     _check_connected(loss)
                     losses[k] += loss.detach()
-                    total = total + loss * placement.loss_weight(labels[k])
+                    total = total + loss * placement.loss_weight(label_counts[k])
                     if i == len(batches[k]) - 1:
                         penalties[k] = inputs[k].penalty()
                         total = total + penalties[k]
                 placement.backward(total)
         return [
             Outcome(
-                loss=placement.reduce(losses[k]).item() / labels[k],
+                loss=placement.reduce(losses[k]).item() / label_counts[k],
                 penalty=_number(penalties[k]),
                 norm=_clip(inputs[k]),
                 tokens=int(tokens[k]),
@@ -164,9 +164,9 @@ class Stepper:
         device = self.placement.device
         if inputs[0].adapter is None:
             return [self.replica(batches[0].to(device))]
-        labels = [len(batch.targets) for batch in batches]
-        whole = concatenate(batches) if len(batches) > 1 else batches[0]
-        return list(self.replica(whole.to(device), labels).unbind())
+        label_counts = [len(batch.targets) for batch in batches]
+        joined = concatenate(batches) if len(batches) > 1 else batches[0]
+        return list(self.replica(joined.to(device), label_counts).unbind())
 
     def _batches(self, rows: Sequence[Example], size: int) -> list[Batch]:
         """The micro-batches of this process, of at most `size` rows."""

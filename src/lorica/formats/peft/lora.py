@@ -49,7 +49,7 @@ class LoraLayout(Layout):
 
     def holds(self, spec: Spec, adapters: Mapping[str, Adapter]) -> bool:
         # Not what extends them: it is another method. Nor what goes with codes of its own.
-        return type(spec.method) in (Lora, Dora) and not spec.method.stands_in
+        return type(spec.method) in (Lora, Dora) and not spec.method.replaces_weights
 
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         method = spec_of(model, name).method
