@@ -220,7 +220,7 @@ def test_the_sum_of_ranks_and_every_scale_stay(settings):
     assert {site: a.b.shape[1] for site, a in adapters.items()} == ranks
     assert sum(ranks.values()) == 4 * 35
     assert min(ranks.values()) >= 1
-    assert 4 < max(ranks.values()) <= method.start.rho * 4
+    assert 4 < max(ranks.values()) <= method.initialization.rho * 4
     assert all(a.scale == pytest.approx(method.scale, rel=1e-12) for a in adapters.values())
     assert count != lorica.trainable_parameters(model).trainable, "widths differ"
 

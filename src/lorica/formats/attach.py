@@ -16,7 +16,7 @@ from lorica.core.attach import activate, detach
 from lorica.core.attach import attach as attach_spec
 from lorica.core.bank import Spec, bank_of
 from lorica.core.blocks import innermost
-from lorica.core.start import skip_starts
+from lorica.core.initialization import skip_initialization
 from lorica.core.state import load_adapter_state
 from lorica.core.targets import without_dead
 from lorica.errors import FileError, listed
@@ -62,7 +62,7 @@ def attach(
     spec, notices = _checked(model, file, tokenizer, allow_base)
     active, block = bank_of(model).route.names, innermost(bank_of(model))
     route = block and block.route
-    with nullcontext() if file.manifest is None else skip_starts():
+    with nullcontext() if file.manifest is None else skip_initialization():
         attach_spec(model, spec, name)
     try:
         _fill(model, file, name)

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from lorica.core.attach import use
 from lorica.core.bank import LayerAdapters, adapted_layers, bank_of, spec_of
 from lorica.core.bounds import Bounds
+from lorica.core.initialization import Initialization, skip_initialization
 from lorica.core.modes import in_mode
 from lorica.core.site import Site
-from lorica.core.start import Start, skip_starts
 from lorica.errors import ConfigError, DataError, listed
 from lorica.methods.lora import Lora, LoraAdapter
 
@@ -40,7 +40,7 @@ CHUNK = 1024  # rows per decomposition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eva(Start, name="eva"):
+class Eva(Initialization, name="eva"):
     needs_data: ClassVar[bool] = True
     rho: Annotated[float, Bounds(ge=1)] = 2.0
     """Largest rank of a site, divided by r; 1: every site keeps its rank."""
@@ -48,7 +48,7 @@ class Eva(Start, name="eva"):
     """A site has converged if a batch leaves every component at a cosine above this; 1: use all
     batches."""
 
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
 
 
@@ -99,16 +99,16 @@ def calibrate(
     updated (rank_pattern, alpha_pattern). Returns: the rank of each site. Raises: ConfigError if
     the adapter is not initialized from data; DataError if the batches are too few for its ranks.
     """
-    start = _method_of(model, name).start
-    if not isinstance(start, Eva):
+    eva = _method_of(model, name).initialization
+    if not isinstance(eva, Eva):
         raise ConfigError(
             f"adapter {name!r} is not initialized from data.",
             fix='use init="eva", or do not call calibrate',
         )
     sites = list(_lora_sites(model, name))
-    max_ranks = {site.name: min(int(start.rho * a.r), site.in_features) for site, _, a in sites}
+    max_ranks = {site.name: min(int(eva.rho * a.r), site.in_features) for site, _, a in sites}
     budget = sum(adapter.r for _, _, adapter in sites)
-    recorder = InputRecorder(max_ranks, start.tau)
+    recorder = InputRecorder(max_ranks, eva.tau)
     recording = recorder.attached([site for site, _, _ in sites])
     with in_mode(model, training=False), use(model), recording:
         for batch in batches:
@@ -163,7 +163,7 @@ def resize(model: nn.Module, ranks: Mapping[str, int], name: str = "default") ->
     for site, layer_adapters, old in sorted(sites, key=lambda item: -len(item[0].name)):
         r = ranks.get(site.name, old.r)
         alpha = old.numerator if r == old.r else old.scale * method.divisor(r)
-        with skip_starts():
+        with skip_initialization():
             new = method.for_site(r=r, alpha=alpha).build(site, shared)
         new.float().to(site.like.device).train(old.training)
         layer_adapters[name] = new.requires_grad_(name in bank.route.names)

@@ -12,15 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lorica.core.initialization import Initialization
 from lorica.core.site import Site
-from lorica.core.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussian(Start, name="gaussian"):
+class Gaussian(Initialization, name="gaussian"):
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
 
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         a, b = torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
         if site.kind == "embedding":
             return a, b.normal_()

@@ -27,27 +27,31 @@ import torch
 from torch import Tensor
 
 from lorica.core.bounds import Bounds
+from lorica.core.initialization import (
+    Initialization,
+    initialization_is_skipped,
+    weight_to_decompose,
+)
 from lorica.core.site import Site
-from lorica.core.start import Start, matrix_of, skipped
 from lorica.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loftq(Start, name="loftq"):
+class Loftq(Initialization, name="loftq"):
     starts_as_base: ClassVar[bool] = False
     iters: Annotated[int, Bounds(ge=1)] = 1
     """Rounds of quantising and correcting; with more than one the adapter holds its own codes."""
 
     @property
-    def repacks(self) -> bool:
+    def requantises(self) -> bool:
         return self.iters > 1
 
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         return self.rounds(site, r, scale, self.iters)
 
     @torch.no_grad()
-    def pair_of_codes(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        if skipped():
+    def requantised_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        if initialization_is_skipped():
             return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
         return self.rounds(site, r, scale, self.iters - 1)
 
@@ -64,7 +68,7 @@ class Loftq(Start, name="loftq"):
                 f"init=loftq needs the original weight of {site.name}, which is not known.",
                 fix='load the base from its float files with quantisation, or use init="kaiming"',
             )
-        packed = matrix_of(site, r, "loftq")
+        packed = weight_to_decompose(site, r, "loftq")
         a, b = correction(original - packed, r, scale)
         for _ in range(count - 1):
             packed = site.requantised(original - scale * b @ a)

@@ -14,14 +14,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lorica.core.initialization import Initialization, weight_to_decompose
 from lorica.core.site import Site
-from lorica.core.start import Start, matrix_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Olora(Start, name="olora"):
-    takes_out: ClassVar[bool] = True
+class Olora(Initialization, name="olora"):
+    subtracts_initial: ClassVar[bool] = True
 
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        q, upper = torch.linalg.qr(matrix_of(site, r, "olora"))
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        q, upper = torch.linalg.qr(weight_to_decompose(site, r, "olora"))
         return upper[:r], q[:, :r]

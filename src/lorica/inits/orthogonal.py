@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorica.core.initialization import Initialization
 from lorica.core.site import Site
-from lorica.core.start import Start
 from lorica.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orthogonal(Start, name="orthogonal"):
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+class Orthogonal(Initialization, name="orthogonal"):
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         if r % 2:
             raise ConfigError(f"init=orthogonal needs an even r, and r is {r}.", fix=f"use {r + 1}")
         q = torch.linalg.qr(torch.randn(r, r)).Q

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from lorica.core.bounds import Bounds
+from lorica.core.initialization import Initialization, weight_to_decompose
 from lorica.core.site import Site
-from lorica.core.start import Start, matrix_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pissa(Start, name="pissa"):
-    takes_out: ClassVar[bool] = True
+class Pissa(Initialization, name="pissa"):
+    subtracts_initial: ClassVar[bool] = True
     niter: Annotated[int, Bounds(ge=1)] | None = None
     """Iterations of a randomised decomposition, which is faster; None: the exact one."""
 
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        weight = matrix_of(site, r, "pissa")
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        weight = weight_to_decompose(site, r, "pissa")
         if self.niter is None:
             u, singular, v = torch.linalg.svd(weight, full_matrices=False)
         else:

@@ -41,7 +41,7 @@ class Dora(Lora, name="dora"):
         super().__post_init__()
         if self.lora_bias:
             raise setting_error(self, "lora_bias", "false: dora has no bias", fix="use lora")
-        if self.start.repacks:
+        if self.initialization.requantises:
             raise setting_error(
                 self, "init", "one round of loftq", fix="use init=loftq, or method lora"
             )
@@ -62,7 +62,8 @@ class DoraAdapter(LoraAdapter):
         self.detached = method.detach_norm
         self.kept: TensorCache[Tensor] = TensorCache()
         start = self.square.sqrt()
-        if not method.start.starts_as_base:  # the norms of the initial weight, which is not W
+        if not method.initialization.starts_as_base:
+            # The norms of the initial weight, which is not W.
             start = LoraAdapter.merged(self, weight, None)[0].detach().norm(dim=1)
         self.m = nn.Parameter(start)
 

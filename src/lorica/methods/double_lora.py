@@ -90,7 +90,7 @@ class DoubleLoraAdapter(Adapter):
         super().__init__()
         self.p, self.lookup, self.gain = method.dropout, site.kind == "embedding", site.gain
         self.scale, self.second_scale = method.scale, method.scale * method.second_scale_ratio
-        first, second = (method.start.factors(site, r, method.scale) for r in method.ranks)
+        first, second = (method.initialization.factors(site, r, method.scale) for r in method.ranks)
         self.a1, self.b1 = (nn.Parameter(t) for t in first)
         self.a2, self.b2 = (nn.Parameter(t) for t in second)
         # 0 until the second pair joins, so that its gradients are zero and do not affect clipping

@@ -21,9 +21,13 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.bounds import Bounds
-from lorica.core.repacked import Repacked
+from lorica.core.initialization import (
+    Initialization,
+    initialization_is_skipped,
+    parse_initialization,
+)
+from lorica.core.requantised import RequantisedLayer
 from lorica.core.site import Kind, Site
-from lorica.core.start import Start, skipped, start_of
 from lorica.errors import ConfigError, TargetError
 from lorica.kernels.low_rank import low_rank, low_rank_segments
 
@@ -56,7 +60,7 @@ class Lora(Method, name="lora"):
     def __post_init__(self):
         super().__post_init__()
         try:
-            start_of(self.init)
+            parse_initialization(self.init)
         except ConfigError as error:
             raise ConfigError(
                 f"{self.name}.init is {self.init!r}: {error.what}",
@@ -77,17 +81,17 @@ class Lora(Method, name="lora"):
         return math.sqrt(r) if self.use_rslora else r
 
     @property
-    def start(self) -> Start:
-        return start_of(self.init)
+    def initialization(self) -> Initialization:
+        return parse_initialization(self.init)
 
     @property
     def needs_data(self) -> bool:
         """Whether the adapter must see data (lorica.inits.eva.calibrate) before training."""
-        return self.start.needs_data
+        return self.initialization.needs_data
 
     @property
     def replaces_weights(self) -> bool:
-        return self.start.repacks
+        return self.initialization.requantises
 
     def build(self, site: Site, shared: Any) -> "LoraAdapter":
         return LoraAdapter(site, self)
@@ -123,17 +127,19 @@ class LoraAdapter(Adapter):
                 f"{site.name} is an embedding, for which lora_bias is not defined.",
                 fix="leave lora_bias out, or remove this layer from target_modules",
             )
-        start = method.start
-        a, b = start.factors(site, method.r, method.scale)
+        init = method.initialization
+        a, b = init.factors(site, method.r, method.scale)
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-        self.register_buffer("a0", a.clone() if start.takes_out else None)
-        self.register_buffer("b0", b.clone() if start.takes_out else None)
-        pair = start.pair_of_codes(site, method.r, method.scale) if start.repacks else (None, None)
-        self.register_buffer("a1", pair[0])
-        self.register_buffer("b1", pair[1])
-        self.repacked = Repacked()
+        self.register_buffer("a0", a.clone() if init.subtracts_initial else None)
+        self.register_buffer("b0", b.clone() if init.subtracts_initial else None)
+        a1, b1 = None, None
+        if init.requantises:
+            a1, b1 = init.requantised_factors(site, method.r, method.scale)
+        self.register_buffer("a1", a1)
+        self.register_buffer("b1", b1)
+        self.requantised = RequantisedLayer()
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
-        self.waits = start.needs_data and not skipped()
+        self.waits = init.needs_data and not initialization_is_skipped()
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         if self.waits and self.training and torch.is_grad_enabled():
@@ -178,8 +184,8 @@ class LoraAdapter(Adapter):
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
         if self.a1 is None or self.b1 is None:
             return {}
-        repacked = self.repacked.of(layer, self.a1, self.b1, self.scale)
-        return {key: t for key, t in repacked._buffers.items() if t is not None}
+        requantised = self.requantised.build(layer, self.a1, self.b1, self.scale)
+        return {key: t for key, t in requantised._buffers.items() if t is not None}
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         if self.a1 is not None:
@@ -188,8 +194,8 @@ class LoraAdapter(Adapter):
         return a, self.scale * b
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.a1 is not None:  # `weights` has been called and has filled `repacked`
-            weight = self.repacked.layer.unpacked()[0]
+        if self.a1 is not None:  # `weights` has been called and has filled `requantised`
+            weight = self.requantised.layer.unpacked()[0]
         if self.bias is not None:
             shift = self.scale * self.bias
             bias = shift if bias is None else bias + shift

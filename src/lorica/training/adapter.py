@@ -92,7 +92,7 @@ def initialize_adapter(
     if config.init_from and saved is None:
         return start_from(base, config.init_from, name, data)
     method = spec_of(base.model, name).method
-    if isinstance(method, Lora) and method.start.needs_data:
+    if isinstance(method, Lora) and method.initialization.needs_data:
         _initialize_from_rows(base, data.train, saved, name)
     return []
 

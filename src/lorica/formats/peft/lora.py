@@ -54,7 +54,7 @@ class LoraLayout(Layout):
     def config(self, model: nn.Module, name: str) -> dict[str, Any]:
         method = spec_of(model, name).method
         assert isinstance(method, Lora)
-        wider = 2 if method.start.takes_out else 1
+        wider = 2 if method.initialization.subtracts_initial else 1
         grown = math.sqrt(wider) if method.use_rslora else wider  # the scale stays
         r, alpha = wider * method.r, grown * method.numerator
         loras = {

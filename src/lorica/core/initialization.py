@@ -1,8 +1,8 @@
 """The interface of an initialization of A and B of a LoRA; each is one file in lorica.inits.
 
 A method's `init` names it, with settings in pairs after the name: "pissa", "pissa_niter_4",
-"eva_rho_1.5_tau_0.999". An initialization never writes to the base. If its B A is not zero, it is
-subtracted again: the adapter keeps frozen copies A0 and B0, and adds s (B A - B0 A0) x.
+"eva_rho_1.5_tau_0.999". An initialization never writes to the base. If the initial B A is not
+zero, it is subtracted: the adapter stores frozen copies A0 and B0, and adds s (B A - B0 A0) x.
 
     I  in_features   O  out_features   R  r
 """
@@ -22,53 +22,53 @@ from lorica.core.site import Site
 from lorica.errors import ConfigError, TargetError, closest
 from lorica.registry import Named
 
-_SKIPPED = ContextVar("skipped", default=False)
+_IS_SKIPPED = ContextVar("initialization_is_skipped", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start(Named, family="lorica.inits"):
+class Initialization(Named, family="lorica.inits"):
     """The settings of one initialization, and how it computes A and B."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
-    """The kinds of site for which it is defined."""
-    takes_out: ClassVar[bool] = False
-    """Its B A is not zero, and is subtracted, so that the adapted layer starts as the base."""
+    """The kinds of layer for which it is defined."""
+    subtracts_initial: ClassVar[bool] = False
+    """The initial B A is not zero, and is subtracted from the update."""
     needs_data: ClassVar[bool] = False
-    """It is complete only after it has seen the inputs of the layers."""
+    """It needs inputs of the layers; see inits.eva.calibrate."""
     starts_as_base: ClassVar[bool] = True
-    """Before the first step the adapted layer is the base, to rounding."""
+    """Before the first step the adapted layer equals the base layer, up to rounding."""
 
     def __post_init__(self):
         """Check every setting by the type and the bounds that its field declares."""
         check_settings(self)
 
     @property
-    def repacks(self) -> bool:
-        """Whether the layer is quantised again, as W - s B1 A1."""
+    def requantises(self) -> bool:
+        """Whether W - s B1 A1 is quantised again, and used in place of the base layer."""
         return False
 
-    def pair_of_codes(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """(a1 (R, I), b1 (O, R)) of an initialization that repacks."""
+    def requantised_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        """(a1 (R, I), b1 (O, R)); defined only where `requantises` is true."""
         raise NotImplementedError
 
-    def begin(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """(a (R, I), b (O, R)) float32, drawn from the global random state."""
+    def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Compute (a (R, I), b (O, R)) float32. Random values come from the global generator."""
         raise NotImplementedError
 
     def factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """`begin` in fresh memory; zeros inside `skip_starts`.
+        """`initial_factors`, copied to new memory; zeros inside `skip_initialization`.
 
-        Raises: TargetError if it is not defined for this kind of site; what `begin` raises.
+        Raises: TargetError if it is not defined for this kind of layer; as `initial_factors`.
         """
         if site.kind not in self.kinds:
             raise TargetError(
                 f"init={self.name} is not defined for {site.name} (kind: {site.kind}).",
                 fix='leave this layer out of target_modules, or use init="kaiming"',
             )
-        if skipped():
+        if initialization_is_skipped():
             return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
         with torch.no_grad():
-            a, b = self.begin(site, r, scale)
+            a, b = self.initial_factors(site, r, scale)
         return (
             a.clone(memory_format=torch.contiguous_format),
             b.clone(memory_format=torch.contiguous_format),
@@ -76,13 +76,13 @@ class Start(Named, family="lorica.inits"):
 
 
 @cache
-def start_of(text: str) -> Start:
-    """The initialization that a method's `init` names.
+def parse_initialization(text: str) -> Initialization:
+    """Parse a method's `init`: the name of an initialization, and its settings.
 
     Raises: ConfigError if it does not exist, or a setting is unknown or not a number.
     """
     name, *words = str(text).split("_")
-    kind = Start.named(name)
+    kind = Initialization.named(name)
     known = [f.name for f in fields(kind)]
     settings: dict[str, float] = {}
     for i in range(0, len(words), 2):
@@ -104,35 +104,35 @@ def start_of(text: str) -> Start:
 
 
 @contextmanager
-def skip_starts() -> Iterator[None]:
-    """Inside the block adapters are built without initialization, to be filled from a file."""
-    token = _SKIPPED.set(True)
+def skip_initialization() -> Iterator[None]:
+    """Inside the block adapters are built with zeros, because a file provides the values."""
+    token = _IS_SKIPPED.set(True)
     try:
         yield
     finally:
-        _SKIPPED.reset(token)
+        _IS_SKIPPED.reset(token)
 
 
-def skipped() -> bool:
-    return _SKIPPED.get()
+def initialization_is_skipped() -> bool:
+    return _IS_SKIPPED.get()
 
 
-def matrix_of(site: Site, r: int, start: str) -> Tensor:
-    """The site's weight, float32 (O, I), for an initialization that decomposes it.
+def weight_to_decompose(site: Site, r: int, init: str) -> Tensor:
+    """The weight of a layer, float32 (O, I), for an initialization that decomposes it.
 
     Raises: ConfigError if it has fewer than `r` components; TargetError if it is not finite.
     """
     largest = min(site.out_features, site.in_features)
     if r > largest:
         raise ConfigError(
-            f"init={start} cannot have r={r} at {site.name}: its weight has rank {largest}.",
+            f"init={init} cannot have r={r} at {site.name}: its weight has rank {largest}.",
             shape=f"({site.out_features}, {site.in_features})",
             fix=f"use r={largest} or less, or give this layer its own r in rank_pattern",
         )
     weight, _ = site.dense()
     if not weight.isfinite().all():
         raise TargetError(
-            f"the weight of {site.name} has numbers that are not finite.",
+            f"the weight of {site.name} has values that are NaN or infinite.",
             fix="check the base's files",
         )
     return weight

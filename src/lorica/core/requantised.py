@@ -1,7 +1,6 @@
-"""Quantised layers that an adapter keeps for itself: the original weight minus a product, packed.
+"""A quantised layer that belongs to an adapter: the original weight minus s B A, quantised again.
 
-An initialization with codes of its own (inits.loftq) needs them, because the base is never written
-to.
+LoftQ with several rounds (inits.loftq) needs it, because the base weights are never written to.
 """
 
 from collections.abc import Hashable
@@ -14,15 +13,15 @@ from lorica.core.site import PackedLayer
 from lorica.errors import ConfigError
 
 
-class Repacked:
-    """One such layer: built at the first use, and again when its factors have changed."""
+class RequantisedLayer:
+    """Builds the layer at the first use, and again when its factors have changed."""
 
     def __init__(self) -> None:
         self.version: Hashable = None
         self.layer: Any = None
 
-    def of(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> nn.Module:
-        """A layer packed as `layer` is, with its original weight minus scale b a.
+    def build(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> nn.Module:
+        """The original weight of `layer` minus scale b a, quantised as `layer` is.
 
         a: (R, I), b: (O, R). Raises: ConfigError if the original weight is not known.
         """
@@ -31,8 +30,7 @@ class Repacked:
             return self.layer
         if not isinstance(layer, PackedLayer) or layer.original_weight is None:
             raise ConfigError(
-                "loftq_iters quantises the base's float weights again, and this base was saved "
-                "quantised: it has none.",
+                "loftq_iters needs the float weights of the base, which was saved quantised.",
                 fix="load the base from its float files with quantisation",
             )
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every start: what A and B begin as, what is taken out again, and that the base stays."""
+"""Every initialization: initial A and B, what is subtracted, and that the base is unchanged."""
 
 import copy
 import math
@@ -11,8 +11,8 @@ from torch import nn
 import lorica
 from lorica import Dora, Lora
 from lorica.core.bank import adapted_layers
+from lorica.core.initialization import Initialization, parse_initialization, skip_initialization
 from lorica.core.site import Site, sites_of
-from lorica.core.start import Start, skip_starts, start_of
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, TargetError
 from lorica.methods.lora import LoraAdapter
@@ -46,10 +46,10 @@ def adapted(case: Case, init: str, kind: type[Lora] = Lora, **settings) -> nn.Mo
 
 
 def test_every_file_is_a_start_and_its_name_has_no_separator():
-    names = [n for n in Start.names() if "_" not in n]
-    assert names == Start.names()
+    names = [n for n in Initialization.names() if "_" not in n]
+    assert names == Initialization.names()
     assert {"kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva"} <= set(names)
-    assert all(start_of(name).name == name for name in names)
+    assert all(parse_initialization(name).name == name for name in names)
 
 
 @everywhere
@@ -168,7 +168,7 @@ def test_a_start_is_skipped_where_a_file_fills_the_adapter(monkeypatch):
     monkeypatch.setattr(torch.linalg, "svd", never)
     with pytest.raises(AssertionError, match="was computed"):
         adapted(ON[0], "pissa")
-    with skip_starts():
+    with skip_initialization():
         for adapter in adapters(adapted(ON[0], "pissa")):
             assert not any(t.any() for t in adapter.state_dict().values())
             assert adapter.a0.shape == adapter.a.shape
@@ -286,7 +286,7 @@ def test_dora_on_a_start_that_is_taken_out(init):
     [
         ("pisa", "'pissa'"),
         ("kaimin", "'kaiming'"),
-        ("", "no start ''"),
+        ("", "no initialization ''"),
         ("pissa_rounds_4", "no setting 'rounds'"),
         ("kaiming_niter_4", "no setting 'niter'"),
         ("pissa_niter", "not a number"),
@@ -310,8 +310,8 @@ def test_an_unknown_start_is_refused_with_what_there_is(init, words):
 
 
 def test_settings_of_a_start_are_read():
-    assert start_of("pissa_niter_16").niter == 16
-    eva = start_of("eva_tau_0.999_rho_1.5")
+    assert parse_initialization("pissa_niter_16").niter == 16
+    eva = parse_initialization("eva_tau_0.999_rho_1.5")
     assert (eva.rho, eva.tau) == (1.5, 0.999)
     assert Lora(init="eva").needs_data
     assert not Lora(init="pissa").needs_data
@@ -345,7 +345,7 @@ def test_a_weight_that_is_not_finite_is_named():
 def test_a_start_reads_the_weight_of_a_transposed_layer():
     case = next(c for c in ON if c.name == "gpt2")
     site: Site = next(s for s in sites_of(case.make()) if s.transposed)
-    a, b = start_of("pissa").begin(site, 4, 1.0)
+    a, b = parse_initialization("pissa").initial_factors(site, 4, 1.0)
     assert (a.shape, b.shape) == ((4, site.in_features), (site.out_features, 4))
 
 
