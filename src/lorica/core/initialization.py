@@ -65,7 +65,7 @@ class Initialization(Named, family="lorica.inits"):
                 f"init={self.name} is not defined for {site.name} (kind: {site.kind}).",
                 fix='leave this layer out of target_modules, or use init="kaiming"',
             )
-        if initialization_is_skipped():
+        if initialization_skipped():
             return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
         with torch.no_grad():
             a, b = self.initial_factors(site, r, scale)
@@ -113,7 +113,7 @@ def skip_initialization() -> Iterator[None]:
         _IS_SKIPPED.reset(token)
 
 
-def initialization_is_skipped() -> bool:
+def initialization_skipped() -> bool:
     return _IS_SKIPPED.get()
 
 

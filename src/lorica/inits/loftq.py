@@ -29,7 +29,7 @@ from torch import Tensor
 from lorica.core.bounds import Bounds
 from lorica.core.initialization import (
     Initialization,
-    initialization_is_skipped,
+    initialization_skipped,
     weight_to_decompose,
 )
 from lorica.core.site import Site
@@ -51,7 +51,7 @@ class Loftq(Initialization, name="loftq"):
 
     @torch.no_grad()
     def requantised_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        if initialization_is_skipped():
+        if initialization_skipped():
             return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
         return self.rounds(site, r, scale, self.iters - 1)
 

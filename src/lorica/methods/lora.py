@@ -21,11 +21,7 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.bounds import Bounds
-from lorica.core.initialization import (
-    Initialization,
-    initialization_is_skipped,
-    parse_initialization,
-)
+from lorica.core.initialization import Initialization, initialization_skipped, parse_initialization
 from lorica.core.requantised import RequantisedLayer
 from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError, TargetError
@@ -139,7 +135,7 @@ class LoraAdapter(Adapter):
         self.register_buffer("b1", b1)
         self.requantised = RequantisedLayer()
         self.bias = nn.Parameter(torch.zeros(site.out_features)) if method.lora_bias else None
-        self.waits = init.needs_data and not initialization_is_skipped()
+        self.waits = init.needs_data and not initialization_skipped()
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         if self.waits and self.training and torch.is_grad_enabled():
