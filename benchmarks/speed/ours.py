@@ -8,7 +8,7 @@ import lorica
 from benchmarks.speed.sides import Side, Work
 from lorica.base.packing import packed
 from lorica.base.quantise import quantise as pack
-from lorica.base.quantised_model import keep_dequantised
+from lorica.base.quantised_model import store_dequantised_layers
 from lorica.core.condition import set_conditions
 from lorica.core.site import hidden_size_of, sites_of
 from lorica.core.state import adapter_state
@@ -31,7 +31,7 @@ class Lorica(Work):
         if kind := settings.get("quantisation"):
             quantise(self.model, kind)
         if settings.get("unpacked"):
-            keep_dequantised(self.model, 2**40)
+            store_dequantised_layers(self.model, 2**40)
         chosen = {k: v for k, v in settings.items() if k not in HERE}
         method = lorica.method(settings["name"], **chosen)
         hyper = settings["name"] == "hyperlora"

@@ -13,7 +13,7 @@ import lorica
 from lorica import Lora
 from lorica.base.footprint import footprint, quantised_layers
 from lorica.base.load import load
-from lorica.base.quantised_model import keep_dequantised
+from lorica.base.quantised_model import store_dequantised_layers
 from lorica.errors import ConfigError
 from lorica.formats.open_adapter import open_adapter
 from lorica.training.config import TrainConfig
@@ -63,7 +63,7 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
 )
 def test_weights_that_are_kept_dequantised_give_the_same_numbers(kind, dtype, story_base):
     models = [load(str(story_base), quantisation=kind, dtype=dtype).model for _ in range(2)]
-    line = keep_dequantised(models[1], 2**20)
+    line = store_dequantised_layers(models[1], 2**20)
     assert line.startswith("the weights of 35 of 35 quantised layers")
     for model in models:
         move(lorica.adapt(model, Lora(r=4)))
@@ -83,14 +83,14 @@ def test_weights_that_are_kept_dequantised_stay_within_their_memory(story_base):
     model = load(str(story_base), quantisation="nf4").model
     packed = list(quantised_layers(model).values())
     first = 4 * packed[0].in_features * packed[0].out_features
-    line = keep_dequantised(model, first + 100)
+    line = store_dequantised_layers(model, first + 100)
     assert "of 1 of 35" in line and f"{first:,} bytes" in line
-    assert [layer.kept is not None for layer in packed] == [True] + [False] * 34
-    before = packed[0].kept.clone()
+    assert [layer.dequantised is not None for layer in packed] == [True] + [False] * 34
+    before = packed[0].dequantised.clone()
     lorica.merge(move(lorica.adapt(model, Lora(r=4))))
-    assert torch.equal(packed[0].kept, before), "merging read it, and wrote elsewhere"
+    assert torch.equal(packed[0].dequantised, before), "merging read it, and wrote elsewhere"
     with pytest.raises(ConfigError, match="not quantised") as error:
-        keep_dequantised(load(str(story_base)).model, 2**20)
+        store_dequantised_layers(load(str(story_base)).model, 2**20)
     assert "nf4" in error.value.fix
 
 
@@ -125,7 +125,7 @@ def test_a_run_on_a_quantised_base(kind, story_base, rows, tmp_path):
     trained, total = (result.figures["parameters"][key] for key in ("trained", "total"))
     assert (trained, total) == (46_240, 260_032)
     assert result.notices[0].startswith(kind)
-    assert sum("kept dequantised" in line for line in result.notices) == 1
+    assert sum("stored dequantised" in line for line in result.notices) == 1
     shutil.rmtree(tmp_path / "run/adapter")
     for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
         shutil.rmtree(path)

@@ -1,19 +1,19 @@
-"""Linear layers kept in 4 or 8 bits a weight, through bitsandbytes: y = x D(codes)^T + b.
+"""Frozen linear layers with 4 or 8 bits per weight: y = x D(codes)^T + b.
 
-    nf4, fp4   4 bits a weight; one float32 scale, the largest |w|, for a block of 64. Double
-               quantisation keeps the scales, less their mean, in 8 bits each, with one float32
-               for 256 of them
-    int8       8 bits a weight; one float32 scale, the largest |w|, for a row
+    nf4, fp4   4 bits per weight; one float32 scale, the largest |w|, per block of 64. Double
+               quantisation subtracts the mean of the scales and stores each in 8 bits, with one
+               float32 per 256 scales
+    int8       8 bits per weight; one float32 scale, the largest |w|, per row
 
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv:2305.14314, section
-3; int8 after Dettmers et al., "LLM.int8()", 2022, arXiv:2208.07339, weights only. The paper
-writes FP8 for the second level; bitsandbytes takes its signed 8-bit dynamic map, and so do we.
+3; int8 after Dettmers et al., "LLM.int8()", 2022, arXiv:2208.07339, weights only. For the second
+level the paper uses FP8; bitsandbytes and this file use a signed 8-bit dynamic map.
 
-base/codebook.py packs. It also unpacks, where no kernel of bitsandbytes is shown to be correct:
-see base/bitsandbytes_kernels.py. Here the bits are plain buffers, and training and evaluation
-compute the same product, so that merging stays exact. bitsandbytes' own layers do not: in eval mode
-on a CPU its Linear4bit rewrites the codes and rounds the scales to bfloat16 (with AVX512-BF16), and
-its Linear8bitLt rounds activations through float16, where a large one becomes NaN.
+base/codebook.py packs. It also unpacks, where no kernel of bitsandbytes passes the check in
+base/bitsandbytes_kernels.py. The layers of bitsandbytes are not used, because training and
+evaluation must compute the same product for an exact merge. In eval mode on a CPU, Linear4bit
+rewrites the codes and rounds the scales to bfloat16 (with AVX512-BF16). Linear8bitLt rounds
+activations to float16, where a large one becomes NaN. Here the codes are plain buffers.
 
     I  in_features   O  out_features
 """
@@ -41,16 +41,16 @@ PARTS = ("codes", "scales", "second", "offset", "table")
 
 
 class QuantisedLinear(PackedLayer):
-    """A frozen linear layer in a few bits a weight. It computes in the dtype of its input.
+    """A frozen linear layer with quantised weights. It computes in the dtype of its input.
 
     codes: uint8 (O * I / 2, rounded up), the first weight in the high half; int8 (O, I).
-    scales: of blocks or rows; the 8-bit codes of them where they are quantised again, with
-        second: the scales of 256 scales each, offset: their mean, table: (256,) code -> value.
-    transposed: the layer that it stands for keeps its weight (I, O): Conv1D.
-    kept: the weight (O, I) dequantised, if there is memory for it; see `keep`.
-    original_weight: reads the weight that was quantised, (O, I); None when it is not known.
-    original_sample: a few of its values, for the fingerprint; None when it is not known.
-    original_digest: of all its values, rounded to bfloat16; None when it is not known.
+    scales: of blocks or rows, float32. With double quantisation they are 8-bit codes, with
+        second: one scale per 256 scales, offset: their mean, table: (256,) code -> value.
+    transposed: the original layer stores its weight as (I, O): Conv1D.
+    dequantised: the weight (O, I), if there is memory for it; see `store_dequantised`.
+    original_weight: reads the float weight (O, I); None if it is not known.
+    original_sample: a few of its values, for the fingerprint; None if it is not known.
+    original_digest: of all its values, rounded to bfloat16; None if it is not known.
     checked: (kernel, device, dtype) -> whether bitsandbytes' kernel agrees with the codebook.
     """
 
@@ -60,7 +60,7 @@ class QuantisedLinear(PackedLayer):
     offset: Tensor | None
     table: Tensor | None
     like: Tensor
-    kept: Tensor | None
+    dequantised: Tensor | None
 
     def __init__(
         self,
@@ -77,15 +77,16 @@ class QuantisedLinear(PackedLayer):
         for name in PARTS:
             part = parts.get(name)
             if part is not None and part.is_floating_point():
-                # Held as bits, because model.to(bfloat16) would round every float buffer.
+                # Stored as int32, because model.to(bfloat16) would round every float buffer.
                 part = part.detach().float().contiguous().view(torch.int32)
             self.register_buffer(name, part)
-        # Empty: it has the device of the layer, and the dtype of the model around it.
+        # Empty. Its device is that of the layer, and its dtype that of the model.
         empty = torch.empty(0, dtype=dtype, device=self.codes.device)
         self.register_buffer("like", empty, persistent=False)
-        self.register_buffer("kept", None, persistent=False)
-        kept = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-        self.bias = kept
+        self.register_buffer("dequantised", None, persistent=False)
+        self.bias = (
+            None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        )
         self.transposed = False
         self.original_weight: Callable[[], Tensor] | None = None
         self.original_sample: bytes | None = None
@@ -94,12 +95,12 @@ class QuantisedLinear(PackedLayer):
 
     @property
     def double_quantisation(self) -> bool:
-        """The scales are quantised too."""
+        """Whether the scales are quantised too."""
         return self.second is not None
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits that codes and scales take, for each weight. `table` is the same in all layers."""
+        """Bits of codes and scales per weight. `table` is not counted: all layers share it."""
         parts = [self._buffers[name] for name in PARTS if name != "table"]
         used = sum(part.numel() * part.element_size() for part in parts if part is not None)
         return 8 * used / (self.in_features * self.out_features)
@@ -108,46 +109,46 @@ class QuantisedLinear(PackedLayer):
         if torch.is_grad_enabled() and x.requires_grad:
             y = _Product.apply(x, self)
         elif x.is_cuda and self.multiplies_by_kernel(x.dtype):
-            # One kernel unpacks and multiplies: for a single token it takes a third of the time.
+            # One kernel unpacks and multiplies, which is faster for a single token.
             y = require().matmul_4bit(x, self.codes, self.state(x.dtype))
         else:
             y = F.linear(x, self.weight_for_product(x.dtype))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def requantised(self, weight: Tensor) -> "QuantisedLinear":
-        """Another weight (O, I), quantised as this layer is; see inits.loftq."""
+        """A new layer: `weight` (O, I), quantised as this layer is; see inits.loftq."""
         with torch.device(weight.device):
             dense = nn.Linear(self.in_features, self.out_features, bias=False)
         dense.weight = nn.Parameter(weight.float(), requires_grad=False)
         packed = quantise(dense, self.kind, double=self.double_quantisation)
         packed.like = self.like
-        if self.kept is not None:
-            packed.keep()
+        if self.dequantised is not None:
+            packed.store_dequantised()
         return packed
 
-    def keep(self) -> None:
-        """Keep the weight dequantised in `like.dtype`, for all forward passes in this dtype."""
-        self.kept = None
-        self.kept = self.weight_as(self.like.dtype)
+    def store_dequantised(self) -> None:
+        """Store the weight in `like.dtype` too, for all forward passes in this dtype."""
+        self.dequantised = None
+        self.dequantised = self.weight_as(self.like.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
         before = self.like.dtype
         super()._apply(fn, recurse)
-        if self.kept is not None and self.like.dtype != before:
-            self.keep()  # what bfloat16 rounded off, a wider dtype has
+        if self.dequantised is not None and self.like.dtype != before:
+            self.store_dequantised()  # a wider dtype has digits that bfloat16 rounded off
         return self
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The weight that the codes stand for, (O, I), computed in float32, rounded to `dtype`."""
-        if self.kept is not None and self.kept.dtype == dtype:
-            return self.kept
-        near = torch.float32 if dtype == torch.float64 else dtype
-        return self._unpack(near, self.unpacks_by_kernel(near)).to(dtype)
+        """The weight (O, I), dequantised in float32 and rounded to `dtype`."""
+        if self.dequantised is not None and self.dequantised.dtype == dtype:
+            return self.dequantised
+        narrow = torch.float32 if dtype == torch.float64 else dtype
+        return self._unpack(narrow, self.unpacks_by_kernel(narrow)).to(dtype)
 
     def weight_for_product(self, dtype: torch.dtype) -> Tensor:
-        """The same weight, in memory that the next call takes again; see base/workspace.py."""
-        kept = self.kept is not None and self.kept.dtype == dtype
-        if kept or self.codes.device.type != "cpu" or dtype == torch.float64:
+        """`weight_as`, in a buffer that the next call overwrites; see base/workspace.py."""
+        is_stored = self.dequantised is not None and self.dequantised.dtype == dtype
+        if is_stored or self.codes.device.type != "cpu" or dtype == torch.float64:
             return self.weight_as(dtype)
         out = buffer(self.out_features, self.in_features, dtype)
         return self._unpack_into(out, self.unpacks_by_kernel(dtype))
@@ -186,7 +187,7 @@ class QuantisedLinear(PackedLayer):
         return codebook.unpack(codes, scales, self.kind, end - start, dtype)
 
     def unpacks_by_kernel(self, dtype: torch.dtype) -> bool:
-        """bitsandbytes unpacks these codes to `dtype` correctly on their device. Checked once."""
+        """Whether bitsandbytes unpacks these codes to `dtype` correctly here. Checked once."""
         if self.kind == "int8" or (self.out_features * self.in_features) % BLOCK:
             return False
         key = ("unpack", self.codes.device.type, dtype)
@@ -201,7 +202,7 @@ class QuantisedLinear(PackedLayer):
         return self.checked[key]
 
     def multiplies_by_kernel(self, dtype: torch.dtype) -> bool:
-        """bitsandbytes multiplies one row by these codes correctly, on a GPU. Checked once."""
+        """Whether bitsandbytes multiplies one row by these codes correctly, on a GPU. Checked once."""
         if self.kind == "int8" or self.in_features % BLOCK or dtype == torch.float64:
             return False
         key = ("multiply", self.codes.device.type, dtype)
@@ -214,13 +215,12 @@ class QuantisedLinear(PackedLayer):
         return {**self.__dict__, "checked": {}}  # a copy may be used on another processor
 
     def unpacked(self) -> tuple[Tensor, Tensor | None]:
-        """(weight (O, I), bias (O,) or None) as float32, with what `like.dtype` rounds off gone:
-        the numbers that the product is made of."""
+        """(weight (O, I), bias (O,) or None) in float32, rounded to `like.dtype` as in `forward`."""
         bias = None if self.bias is None else self.bias.detach().float()
         return self.weight_as(self.like.dtype).float(), bias
 
     def state(self, dtype: torch.dtype) -> Any:
-        """What bitsandbytes keeps beside 4-bit codes."""
+        """The QuantState that bitsandbytes expects with 4-bit codes."""
         functional = require().functional
         scales, second = self.scales, None
         if self.second is not None and self.table is not None:
@@ -250,14 +250,14 @@ class QuantisedLinear(PackedLayer):
 
 
 class _Product(torch.autograd.Function):
-    """x D(codes)^T. The backward pass unpacks the weight again: keeping it would cost the memory
-    that the codes save, which is `keep`'s to spend."""
+    """x D(codes)^T. The backward pass unpacks the weight again, because a stored float weight
+    would take the memory that quantisation saves; see `store_dequantised`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:  # type: ignore[override]
-        # As it is now: an adapter may put other codes in place for this call alone.
-        ctx.layer = now = object.__new__(QuantisedLinear)
-        now.__dict__ = {**layer.__dict__, "_buffers": dict(layer._buffers)}
+        # A snapshot, because an adapter may replace the codes for this call only.
+        ctx.layer = snapshot = object.__new__(QuantisedLinear)
+        snapshot.__dict__ = {**layer.__dict__, "_buffers": dict(layer._buffers)}
         return F.linear(x, layer.weight_for_product(x.dtype))
 
     @staticmethod
@@ -267,9 +267,9 @@ class _Product(torch.autograd.Function):
 
 @torch.no_grad()
 def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLinear:
-    """A dense linear layer (or Conv1D) in fewer bits.
+    """Quantise a float linear layer (or Conv1D). Returns a new layer.
 
-    double: quantise the scales too; without meaning for int8.
+    double: quantise the scales too; ignored for int8.
     Raises: ConfigError for another kind; MissingError without bitsandbytes; BaseError for weights
         that are not finite.
     """
@@ -280,12 +280,12 @@ def quantise(layer: nn.Module, kind: str, *, double: bool = True) -> QuantisedLi
     weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
     assert weight is not None
     parts: dict[str, Tensor | None]
-    laid = weight.detach().T if site.transposed else weight.detach()
+    matrix = weight.detach().T if site.transposed else weight.detach()  # (O, I)
     if kind == "int8":
-        codes, scales = codebook.pack_int8(laid)
+        codes, scales = codebook.pack_int8(matrix)
         parts = {"codes": codes, "scales": scales}
     else:
-        codes, scales = codebook.pack(laid, kind)
+        codes, scales = codebook.pack(matrix, kind)
         parts = {"codes": codes, **(kernels.pack_scales(scales) if double else {"scales": scales})}
     shape = site.in_features, site.out_features
     packed = QuantisedLinear(kind, *shape, bias, site.like.dtype, **parts)

@@ -1,12 +1,12 @@
-"""Quantise the linear layers of a base, and measure the memory of its weights.
+"""Quantise the linear layers of a base, and report the memory of its weights.
 
-Layers are quantised one after another, on the CPU, from the numbers of the checkpoint, whatever the
-dtype and device of the run are, since a GPU rounds otherwise: a base has the same codes in all of
-its runs. The float weights are read through the memory map of their files. The pages of a weight
-are released once it is quantised, so that one float weight at a time is in memory.
+Layers are quantised one after another, on the CPU, from the weights of the checkpoint. The dtype
+and device of the run have no effect, so a base has the same codes in all runs (a GPU rounds
+differently). The float weights are memory-mapped. The pages of a weight are released once it is
+quantised, so that only one float weight at a time is in memory.
 
-Embeddings, norms, the output head and every other layer outside of the decoder (the head of a
-classifier) stay as they are.
+Embeddings, norms, the output head and all other layers outside the decoder (the head of a
+classifier) are not quantised.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from lorica.base.samples import sampled
 from lorica.core.site import Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
 
-MARKS = (
+QUANTISATION_ATTRIBUTES = (
     "hf_quantizer",
     "is_quantized",
     "quantization_method",
@@ -39,7 +39,7 @@ MARKS = (
 
 
 def layers_outside_decoder(model: nn.Module) -> list[str]:
-    """Linear layers outside of the decoder: the output head, or the layers of a classifier's."""
+    """Names of linear layers outside the decoder: the output head, or a classifier head."""
     inside = {id(module) for module in model_view(model).decoder.modules()}
     head = output_head(model)
     return [s.name for s in sites_of(model) if s.module is head or id(s.module) not in inside]
@@ -57,15 +57,15 @@ def quantise_model(
 ) -> None:
     """Quantise the linear layers of a float base, and convert the rest to `dtype`. In place.
 
-    path: its folder or hub id, from which original weights can be read again.
-    whole: layers that stay in floats, with all below them, because they will be trained whole.
+    path: folder or hub id of the base, from which float weights can be read again.
+    whole: names of modules that are not quantised, because all their weights are trained.
 
     Raises: ConfigError for another kind; MissingError; BaseError if there is nothing to quantise.
     """
     keys, prefix = checkpoint_tensors.keys_of(path), model_view(model).prefix
     ranges = mapped_weights()
     inside = tuple(f"{name}." for name in whole)
-    for site in _to_quantise(model):
+    for site in _quantisable_layers(model):
         if f"{site.name}.".startswith(inside):
             continue
         weight = site.module._parameters["weight"]
@@ -77,7 +77,7 @@ def quantise_model(
         layer.original_sample = sampled(weight)
         layer.original_digest = digest(weight, rounded=True)
         key = checkpoint_tensors.key_of(site.name, keys, prefix)
-        # A loader may transpose what a file holds: then the file's tensor is not this weight.
+        # A loader may transpose a tensor of the file. Then the two are not the same weight.
         if key is not None and checkpoint_tensors.sample(keys[key], key) == layer.original_sample:
             layer.original_weight = partial(
                 checkpoint_tensors.read, keys[key], key, site.transposed
@@ -89,7 +89,7 @@ def quantise_model(
             f"{path} has no linear layer that can be quantised.",
             fix="load it without quantisation",
         )
-    _settle(model, dtype)
+    _convert_remaining(model, dtype)
 
 
 def convert_prequantised(model: nn.Module, dtype: torch.dtype, skeleton: nn.Module) -> None:
@@ -98,19 +98,19 @@ def convert_prequantised(model: nn.Module, dtype: torch.dtype, skeleton: nn.Modu
     skeleton: the float model, on the meta device.
     """
     foreign: Any = model
-    for mark in MARKS:
-        foreign.__dict__.pop(mark, None)
+    for attribute in QUANTISATION_ATTRIBUTES:
+        foreign.__dict__.pop(attribute, None)
     del foreign.config.quantization_config
     transposed = {site.name for site in sites_of(skeleton) if site.transposed}
     for name, module in list(model.named_modules()):
         if (layer := from_bitsandbytes(module)) is not None:
             layer.transposed = name in transposed
             model.set_submodule(name, layer)
-    _settle(model, dtype)
+    _convert_remaining(model, dtype)
 
 
-def _to_quantise(model: nn.Module) -> list[Site]:
-    """Plain linear layers, and Conv1D, of the decoder, whose weight is not tied."""
+def _quantisable_layers(model: nn.Module) -> list[Site]:
+    """Linear layers and Conv1D of the decoder, except those with tied weights."""
     shared = {name for group in tied(model) for name, _ in group}
     excluded = {*layers_outside_decoder(model), *shared}
     keep = model_view(model).float32_modules
@@ -124,8 +124,8 @@ def _to_quantise(model: nn.Module) -> list[Site]:
     ]
 
 
-def _settle(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert tensors that are not quantised to `dtype`, but keep those of float32. In place."""
+def _convert_remaining(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the other tensors to `dtype`, except modules that need float32. In place."""
     keep = model_view(model).strict_float32_modules
     for name, parameter in model.named_parameters():
         exact = keep & set(name.split("."))
@@ -135,36 +135,36 @@ def _settle(model: nn.Module, dtype: torch.dtype) -> None:
     for layer in packed.values():
         layer.like = layer.like.to(dtype)
         if layer.table is not None and table is not None and torch.equal(layer.table, table):
-            layer.table = table  # one for all
+            layer.table = table  # one tensor, shared by all layers
     foreign: Any = model
     foreign.config.dtype = dtype
-    # Every process reads the same files, so codes need not be sent between processes.
-    parts = [f"{name}.{part}" for name in packed for part in (*PARTS, "like", "kept")]
+    # Every process reads the same files, so DDP need not broadcast the codes.
+    parts = [f"{name}.{part}" for name in packed for part in (*PARTS, "like", "dequantised")]
     foreign._ddp_params_and_buffers_to_ignore = parts
 
 
 @torch.no_grad()
-def keep_dequantised(model: nn.Module, memory: int) -> str:
-    """Keep the first layers dequantised as well, as many as fit in `memory` bytes. In place.
+def store_dequantised_layers(model: nn.Module, memory: int) -> str:
+    """Store the first layers dequantised too, as many as fit in `memory` bytes. In place.
 
-    Their numbers are the same, and are not computed again in every forward pass.
+    Forward passes give the same values, without dequantising these layers again.
 
     Returns: a notice. Raises: ConfigError if nothing is quantised.
     """
     packed = list(quantised_layers(model).values())
     if not packed:
         raise ConfigError(
-            "unpacked_gib is given, and the base is not quantised.",
+            "unpacked_gib is set, but the base is not quantised.",
             fix="leave it out, or add quantisation: nf4",
         )
     free, count = memory, 0
     for layer in packed:
         size = layer.in_features * layer.out_features * layer.like.element_size()
         if size <= free:
-            layer.keep()
+            layer.store_dequantised()
             free, count = free - size, count + 1
     return (
-        f"the weights of {count} of {len(packed)} quantised layers are kept dequantised as well, "
+        f"the weights of {count} of {len(packed)} quantised layers are also stored dequantised, "
         f"in {memory - free:,} bytes"
     )
 

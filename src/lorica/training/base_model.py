@@ -7,7 +7,7 @@ from lorica import progress
 from lorica.base.added_tokens import add_tokens, resize_embedding
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.load import LoadedModel, load, load_tokenizer
-from lorica.base.quantised_model import keep_dequantised
+from lorica.base.quantised_model import store_dequantised_layers
 from lorica.training.config import TrainConfig
 
 
@@ -31,7 +31,7 @@ def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
         if (rows := len(base.tokenizer)) > len(model.get_input_embeddings().weight):
             resize_embedding(model, before, base.tokenizer, rows)
     if config.unpacked_gib:
-        base.notices.append(keep_dequantised(model, int(config.unpacked_gib * 2**30)))
+        base.notices.append(store_dequantised_layers(model, int(config.unpacked_gib * 2**30)))
     if config.gradient_checkpointing:
         # The second name is that of transformers before 5.20.
         enable = getattr(model, "activation_checkpointing_enable", None)
