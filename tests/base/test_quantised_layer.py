@@ -163,5 +163,5 @@ def forward(model: Stack, x: Tensor) -> Tensor:
 
 @each_kind
 def test_full_fine_tuning_of_quantised_layers_is_refused(kind):
-    with pytest.raises(lorica.LoricaError, match="packed layers cannot be trained whole"):
+    with pytest.raises(lorica.LoricaError, match="quantised layers cannot be trained in full"):
         lorica.adapt(quantised(kind), Lora(), target_modules=["up"], modules_to_save=["down"])

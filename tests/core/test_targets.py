@@ -283,7 +283,7 @@ def test_a_layer_that_is_saved_whole_is_no_target():
         name.rpartition(".")[2]: type(adapters["default"]).__name__
         for name, _, adapters in adapted_layers(model)
     }
-    assert kinds["q_proj"] == "Whole"
+    assert kinds["q_proj"] == "ModuleCopy"
     assert kinds["v_proj"] == "LoraAdapter"
 
 

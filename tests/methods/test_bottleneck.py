@@ -7,7 +7,7 @@ from torch import nn
 
 import lorica
 from lorica.core.bank import adapted_layers, attached
-from lorica.core.whole import Whole
+from lorica.core.modules_to_save import ModuleCopy
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.bottleneck import Bottleneck, BottleneckAdapter
 from tests.core.attention_models import MODELS, SIZE, foreign, tiny
@@ -185,7 +185,7 @@ def test_norms_are_trained_as_the_paper_does(tmp_path):
     norms = [
         n
         for n, _, layer_adapters in adapted_layers(model)
-        if isinstance(layer_adapters["default"], Whole)
+        if isinstance(layer_adapters["default"], ModuleCopy)
     ]
     assert len(norms) == 11 and all("norm" in name for name in norms)
     assert len(adapters(model)) == 10

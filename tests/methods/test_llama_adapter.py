@@ -9,8 +9,8 @@ import lorica
 from lorica.core.attention import PROJECTED, instrumented, project_qkv
 from lorica.core.bank import adapted_layers, attached
 from lorica.core.merge import evaluated
+from lorica.core.modules_to_save import ModuleCopy
 from lorica.core.site import sites_of
-from lorica.core.whole import Whole
 from lorica.errors import ConfigError, MergeError, TargetError
 from lorica.methods.llama_adapter import LlamaAdapter, PromptedAttention, ScaleAndBias
 from tests.core.attention_models import MODELS, tiny
@@ -173,8 +173,8 @@ def test_v2_trains_norms_scales_and_biases():
     for name, _, layer_adapters in adapted_layers(model):
         kinds.setdefault(type(layer_adapters.acting_adapters()[0]).__name__, []).append(name)
     assert kinds[ScaleAndBias.__name__] == list(linear)
-    assert len(kinds[Whole.__name__]) == 11
-    assert all("norm" in name for name in kinds[Whole.__name__])
+    assert len(kinds[ModuleCopy.__name__]) == 11
+    assert all("norm" in name for name in kinds[ModuleCopy.__name__])
     assert len(kinds[PromptedAttention.__name__]) == 3
     count = 3 * (10 * 64 + 8) + 11 * 64 + sum(2 * m.out_features for m in linear.values())
     assert lorica.trainable_parameters(model).trainable == count

@@ -93,7 +93,7 @@ def unpack_scales(codes: Tensor, second: Tensor, offset: Tensor, table: Tensor) 
 
 
 def _multiply(x: Tensor, scales: Tensor, size: int) -> Tensor:
-    """Multiply groups of `size` values of x (n,) by their scales; the last may be smaller. In place."""
+    """Multiply groups of `size` values of x (n,), the last may be smaller, by scales. In place."""
     full = len(x) // size
     x[: full * size].view(full, size).mul_(scales[:full].unsqueeze(1))
     if len(x) > full * size:

@@ -202,7 +202,7 @@ class QuantisedLinear(PackedLayer):
         return self.checked[key]
 
     def multiplies_by_kernel(self, dtype: torch.dtype) -> bool:
-        """Whether bitsandbytes multiplies one row by these codes correctly, on a GPU. Checked once."""
+        """Whether bitsandbytes multiplies a row by these codes correctly on a GPU. Checked once."""
         if self.kind == "int8" or self.in_features % BLOCK or dtype == torch.float64:
             return False
         key = ("multiply", self.codes.device.type, dtype)
@@ -215,7 +215,7 @@ class QuantisedLinear(PackedLayer):
         return {**self.__dict__, "checked": {}}  # a copy may be used on another processor
 
     def unpacked(self) -> tuple[Tensor, Tensor | None]:
-        """(weight (O, I), bias (O,) or None) in float32, rounded to `like.dtype` as in `forward`."""
+        """(weight (O, I), bias (O,) or None), float32, rounded to `like.dtype` as in `forward`."""
         bias = None if self.bias is None else self.bias.detach().float()
         return self.weight_as(self.like.dtype).float(), bias
 

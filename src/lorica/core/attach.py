@@ -1,10 +1,10 @@
-"""Attach adapters to a model, choose which act, detach them.
+"""Attach adapters to a model, choose which of them are active, and detach them.
 
-The base keeps its modules, their types and their parameter names. A site gains one child,
-`adapters`, and hooks (core.hooks).
+The modules of the base, their types and their parameter names do not change. An adapted layer gets
+one child module, `adapters`, and hooks (core.hooks).
 
     model.layers.0.self_attn.q_proj                      the layer, unchanged
-    model.layers.0.self_attn.q_proj.adapters.default     the module that the method added
+    model.layers.0.self_attn.q_proj.adapters.default     the adapter
 """
 
 from collections import Counter
@@ -30,11 +30,11 @@ from lorica.core.blocks import innermost, routing, without_gradients
 from lorica.core.draws import drawing
 from lorica.core.hooks import hook_layer
 from lorica.core.limits import check_sizes
+from lorica.core.modules_to_save import ModuleCopies, ModuleCopy, TrainableTokens, token_sites
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.save_warning import restore_functions, warn_when_saved
 from lorica.core.site import ADAPTERS, Site, sites_of
 from lorica.core.targets import Targets, first, saved_sites, select
-from lorica.core.whole import SavedModules, TokenRows, Whole, token_sites
 from lorica.errors import ConfigError, TargetError, closest, listed
 
 
@@ -58,7 +58,7 @@ def adapt(
 
 
 def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
-    """`adapt`, from a ready-made Spec (what a folder on disk holds). In place."""
+    """As `adapt`, from a Spec, for example one that was read from an adapter folder. In place."""
     bank = bank_of(model)
     taken = dir(LayerAdapters(Site("", model, "other", 0, 0), bank))  # "training", for one
     if not name.isidentifier() or name in taken:
@@ -86,20 +86,20 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
             site.module.adapters = layer_adapters
             layer_adapters.hook_handles = hook_layer(site)
         layer_adapters[name] = adapter.float().to(site.like.device).train(site.module.training)
-    own = (adapter for _, adapter in built if not isinstance(adapter, Whole | TokenRows))
+    own = (adapter for _, adapter in built if not isinstance(adapter, ModuleCopy | TrainableTokens))
     bank.start[name] = parameter_sums(own)
     activate(model, name)
     return model
 
 
 def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
-    """Every (site, adapter) of `spec`, before anything is attached."""
+    """Build every (site, adapter) of `spec`. The model is not changed."""
     method, targets = spec.method, spec.targets
     sites = select(model, targets, method.kinds, method.choose)
     own = {f.name for f in fields(method)}
     for key, pattern in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
         if pattern and key not in own:
-            raise ConfigError(f"{method.name} has no setting {key!r} for a pattern to change.")
+            raise ConfigError(f"{method.name} has no setting {key!r} that a pattern can change.")
     built: list[tuple[Site, Adapter]] = []
     with drawing(spec.seed):
         for site in sites:
@@ -111,19 +111,19 @@ def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
             own_method = method.for_site(**changed)
             check_sizes(own_method, site)
             built.append((site, own_method.build(site, shared)))
-    whole = SavedModules()
-    built += [(s, whole.at(s)) for s in saved_sites(model, targets.modules_to_save)]
+    copies = ModuleCopies()
+    built += [(s, copies.build(s)) for s in saved_sites(model, targets.modules_to_save)]
     if targets.trainable_token_indices:
         rows = None
         for site in token_sites(model):
-            adapter = TokenRows(site, targets.trainable_token_indices, rows)
+            adapter = TrainableTokens(site, targets.trainable_token_indices, rows)
             rows = adapter.rows
             built.append((site, adapter))
     counts = Counter(site.name for site, _ in built)
     if repeated := [site for site, count in counts.items() if count > 1]:
         raise TargetError(
-            f"{listed(repeated)} would be trained by two settings at once.",
-            fix="name a layer in only one of target_modules, modules_to_save and "
+            f"{listed(repeated)} is selected by two settings at once.",
+            fix="select a layer by only one of target_modules, modules_to_save and "
             "trainable_token_indices (which includes a head that is tied to the embedding)",
         )
     return built
@@ -169,9 +169,9 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Train exactly `names` from now on; the other adapters do not act and are not updated.
+    """Make exactly `names` active and trainable; other adapters are inactive and frozen.
 
-    Inside a block of `use` or `mixed` they act at once, in place of the block's adapters.
+    Inside a block of `use` or `mixed` they replace the adapters of the block.
     """
     for name in names:
         spec_of(model, name)
@@ -187,9 +187,9 @@ def activate(model: nn.Module, *names: str) -> None:
 
 @contextmanager
 def routed(model: nn.Module, route: Route) -> Iterator[None]:
-    """Inside the block `route` holds, with gradients: for one forward pass and its backward pass.
+    """Apply `route` inside the block, with gradients: for one forward pass and its backward pass.
 
-    The backward pass belongs into the block, because activation checkpointing runs the forward
+    The backward pass must be in the block too, because activation checkpointing runs the forward
     pass again during it. All threads see the route, unless they are in a block of `use` or `mixed`.
     """
     bank = bank_of(model)
@@ -219,7 +219,7 @@ def use(model: nn.Module, *names: str) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Count:
-    """How many parameters are trained."""
+    """The number of trainable parameters, and of all parameters of the base."""
 
     trainable: int
     total: int
@@ -233,9 +233,9 @@ class Count:
 
 
 def trainable_parameters(model: nn.Module) -> Count:
-    """Count the trained parameters and those of the base; tied tensors count once.
+    """Count the trainable parameters and those of the base; tied tensors count once.
 
-    A packed layer counts as the weights that its codes represent.
+    A quantised layer counts with the number of its float weights.
     """
     base: dict[int, int] = {}
     for site in sites_of(model, ("linear", "embedding", "other")):
@@ -251,15 +251,15 @@ def trainable_parameters(model: nn.Module) -> Count:
 
 @contextmanager
 def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
-    """Inside the block row i of every batch (B, T) goes through adapter names[i]; None: the base.
+    """Inside the block, row i of every batch (B, T) uses adapter names[i]; None: the base model.
 
         with lorica.mixed(model, ["french", "german", None]):
-            model(input_ids)                    # three rows; the last is the base's
+            model(input_ids)                    # three rows; the last uses the base model
 
     Without gradients, as in `use`.
 
-    Raises: ConfigError if an adapter does not exist, or its method acts on all rows of a batch
-        alike; inside the block, if a batch has another number of rows.
+    Raises: ConfigError if an adapter does not exist, or its method is the same for all rows of a
+        batch; inside the block, if a batch has another number of rows.
     """
     if not names:
         raise ConfigError(
@@ -269,14 +269,14 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         method = spec_of(model, name).method
         if not method.mixes or method.replaces_weights:
             raise ConfigError(
-                f"adapter {name!r} is a {method.name}, which acts on all rows of a batch alike.",
+                f"adapter {name!r} is a {method.name}, which is the same for all rows of a batch.",
                 fix="run its rows in a batch of their own",
             )
         targets = spec_of(model, name).targets
         if targets.modules_to_save or targets.trainable_token_indices:
             raise ConfigError(
-                f"adapter {name!r} has layers or token rows that are trained whole, which all "
-                "rows of a batch would share.",
+                f"adapter {name!r} uses modules_to_save or trainable_token_indices, which "
+                "apply to all rows of a batch.",
                 fix="run its rows in a batch of their own",
             )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter, BaseLayer, Method
 from lorica.core.blocks import innermost
 from lorica.core.draws import at_site, drawing
+from lorica.core.modules_to_save import ModuleCopy, TrainableTokens
 from lorica.core.route import BASE, ByRow, BySegment, Route
 from lorica.core.site import ADAPTERS, Kind, Site
 from lorica.core.targets import Targets
-from lorica.core.whole import TokenRows, Whole
 from lorica.errors import ConfigError, closest
 
 INSIDE = ("attention", "decoder")
@@ -208,7 +208,7 @@ class Attached:
     """One adapter of a model, as it is now.
 
     sites: all that it acts on, by name, in model order. adapters: what the method built there.
-    whole: layers that are trained whole and token rows (modules_to_save,
+    whole: fully trained layers and trainable tokens (modules_to_save,
     trainable_token_indices), by site.
     """
 
@@ -216,7 +216,7 @@ class Attached:
     spec: Spec
     sites: dict[str, Site]
     adapters: dict[str, Adapter]
-    whole: dict[str, Whole | TokenRows]
+    whole: dict[str, ModuleCopy | TrainableTokens]
 
     @property
     def method(self) -> Method:
@@ -237,7 +237,7 @@ def attached(model: nn.Module, name: str = "default") -> Attached:
             continue
         adapter: Adapter = layer_adapters[name]  # type: ignore[assignment]
         snapshot.sites[site] = layer_adapters.as_site(module)
-        if isinstance(adapter, Whole | TokenRows):
+        if isinstance(adapter, ModuleCopy | TrainableTokens):
             snapshot.whole[site] = adapter
         else:
             snapshot.adapters[site] = adapter

@@ -8,7 +8,7 @@ from lorica.base.load import DTYPES, LoadedModel
 from lorica.base.load import load as load_base
 from lorica.base.quantise import KINDS
 from lorica.core.bank import adapted_layers
-from lorica.core.whole import Whole
+from lorica.core.modules_to_save import ModuleCopy
 from lorica.errors import BaseError, FileError, listed
 from lorica.formats.adapter_file import AdapterFile, read
 from lorica.formats.adapter_folder import MANIFEST
@@ -163,7 +163,7 @@ def _random_heads(base: LoadedModel) -> list[str]:
         site
         for site, _, adapters in adapted_layers(base.model)
         for a in adapters.values()
-        if isinstance(a, Whole)
+        if isinstance(a, ModuleCopy)
     }
     random = [key for key in base.head.fresh if key.rpartition(".")[0] not in whole]
     notice = (

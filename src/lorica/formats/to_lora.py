@@ -13,9 +13,9 @@ from torch import nn
 from lorica.core.adapter import Adapter
 from lorica.core.attach import attach
 from lorica.core.bank import Spec, attached, spec_of
+from lorica.core.modules_to_save import ModuleCopy, TrainableTokens
 from lorica.core.site import Site, sites_of
 from lorica.core.targets import Targets, leaf_names, saved_sites
-from lorica.core.whole import TokenRows, Whole
 from lorica.errors import MergeError
 from lorica.formats.low_rank import LowRankUpdate, check_reducible, low_rank_update
 from lorica.methods.lora import Lora, LoraAdapter
@@ -104,7 +104,7 @@ def _split(model: nn.Module, name: str) -> tuple[Sites, Sites]:
     own = attached(model, name)
     for site_name, adapter in own.every.items():
         site = own.sites[site_name]
-        whole = isinstance(adapter, Whole) and site.name in saved
-        group = others if whole or isinstance(adapter, TokenRows) else of_method
+        whole = isinstance(adapter, ModuleCopy) and site.name in saved
+        group = others if whole or isinstance(adapter, TrainableTokens) else of_method
         group.append((site, adapter))  # type: ignore[arg-type]
     return of_method, others

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.bounds import Bounds
+from lorica.core.modules_to_save import ModuleCopies
 from lorica.core.site import Site
-from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError, listed
 
 Place = Literal["houlsby", "pfeiffer"]
@@ -78,16 +78,16 @@ class Bottleneck(Method, name="bottleneck"):
             names |= {site.name for site in _residual_writers(block, list(layers), self.placement)}
         return [site for site in sites if site.name in names or is_norm(site)]
 
-    def share(self, sites: list[Site]) -> SavedModules:
+    def share(self, sites: list[Site]) -> ModuleCopies:
         if self.train_norms and all(site.kind == "linear" for site in sites):
             raise ConfigError(
                 "bottleneck.train_norms is set, and target_modules names no norm.",
                 fix="name the norms as well, or leave target_modules out",
             )
-        return SavedModules()
+        return ModuleCopies()
 
     def build(self, site: Site, shared: Any) -> Adapter:
-        return BottleneckAdapter(site, self) if site.kind == "linear" else shared.at(site)
+        return BottleneckAdapter(site, self) if site.kind == "linear" else shared.build(site)
 
 
 def _block_and_sublayer(site: Site) -> tuple[str, str]:

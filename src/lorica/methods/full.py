@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lorica.core.adapter import Method, Rates
+from lorica.core.modules_to_save import ModuleCopies, ModuleCopy
 from lorica.core.site import Site
-from lorica.core.whole import SavedModules, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Full(Method, name="full"):
     def choose(self, sites: list[Site]) -> list[Site]:
         return sites
 
-    def share(self, sites: list[Site]) -> SavedModules:
-        return SavedModules()
+    def share(self, sites: list[Site]) -> ModuleCopies:
+        return ModuleCopies()
 
-    def build(self, site: Site, shared: Any) -> Whole:
-        return shared.at(site)
+    def build(self, site: Site, shared: Any) -> ModuleCopy:
+        return shared.build(site)

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.attention import ELSEWHERE, acting_alone, instrumented, project_qkv
 from lorica.core.bounds import Bounds
+from lorica.core.modules_to_save import ModuleCopies
 from lorica.core.site import Site
-from lorica.core.whole import SavedModules
 from lorica.errors import ConfigError, TargetError
 from lorica.methods.bottleneck import is_norm
 
@@ -79,7 +79,7 @@ class LlamaAdapter(Method, name="llama_adapter"):
         linear = {site.name for site in sites if site.kind == "linear" and not site.is_head}
         return [s for s in sites if s.name in prompted | linear or is_norm(s)]
 
-    def share(self, sites: list[Site]) -> SavedModules:
+    def share(self, sites: list[Site]) -> ModuleCopies:
         kinds = {site.kind for site in sites}
         layers = sum(site.kind == "attention" for site in sites)
         if self.adapter_layers is not None and layers != self.adapter_layers:
@@ -94,12 +94,12 @@ class LlamaAdapter(Method, name="llama_adapter"):
                 fix="leave target_modules out, or name attention layers"
                 + ", linear layers and norms" * self.v2,
             )
-        return SavedModules()
+        return ModuleCopies()
 
     def build(self, site: Site, shared: Any) -> Adapter:
         if site.kind == "attention":
             return PromptedAttention(site, self)
-        return ScaleAndBias(site) if site.kind == "linear" else shared.at(site)
+        return ScaleAndBias(site) if site.kind == "linear" else shared.build(site)
 
 
 class PromptedAttention(Adapter):

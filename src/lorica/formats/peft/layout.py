@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
 from lorica.core.bank import Spec, attached, spec_of
+from lorica.core.modules_to_save import ModuleCopy
 from lorica.core.site import Site
 from lorica.core.targets import Targets
-from lorica.core.whole import Whole
 from lorica.errors import FileError, listed
 from lorica.formats.peft import whole_layers
 from lorica.formats.peft.matching import places_for
@@ -167,13 +167,13 @@ class Layout:
 def config_of(layout: Layout, model: nn.Module, name: str, base_path: str) -> dict[str, Any]:
     """adapter_config.json: PEFT's own keys, and only those that older readers know too."""
     targets = spec_of(model, name).targets
-    kept = [site.name for site, a in sites(model, name) if isinstance(a, Whole)]
+    copied = [site.name for site, a in sites(model, name) if isinstance(a, ModuleCopy)]
     config = {
         "peft_type": layout.kind,
         "task_type": task(model),
         "base_model_name_or_path": base_path,
         "inference_mode": True,
-        "modules_to_save": whole_layers.containers(kept, targets.modules_to_save) or None,
+        "modules_to_save": whole_layers.containers(copied, targets.modules_to_save) or None,
         **layout.config(model, name),
     }
     if targets.trainable_token_indices:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
 from lorica.core.bank import attached
-from lorica.core.whole import TokenRows, Whole
+from lorica.core.modules_to_save import ModuleCopy, TrainableTokens
 from lorica.errors import FileError
 
 ROWS = "token_adapter.trainable_tokens_delta"
@@ -24,9 +24,9 @@ def peft_tensors(model: nn.Module, name: str, prefix: str) -> dict[str, Tensor]:
     """The whole layers and rows of adapter `name` under PEFT's names; rows stand once."""
     file: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for site, adapter in _beside(model, name).items():
+    for site, adapter in _copied_layers(model, name).items():
         for key, tensor in adapter.named_parameters():
-            if isinstance(adapter, Whole):
+            if isinstance(adapter, ModuleCopy):
                 file[f"{prefix}{site}.{key}"] = tensor.detach().clone()  # tied ones: a copy each
             elif id(tensor) not in seen:
                 file[f"{prefix}{site}.{ROWS}"] = tensor.detach()
@@ -42,10 +42,10 @@ def own_tensors(
     In place: layers that the base ties and that were trained apart are untied in `name`.
     Raises: FileError if a copy of a base weight is not the base's.
     """
-    kept = _beside(model, name)
+    adapters = _copied_layers(model, name)
     names = {
-        f"{prefix}{site}.{ROWS if isinstance(adapter, TokenRows) else key}": f"{site}.{key}"
-        for site, adapter in kept.items()
+        f"{prefix}{site}.{ROWS if isinstance(adapter, TrainableTokens) else key}": f"{site}.{key}"
+        for site, adapter in adapters.items()
         for key, _ in adapter.named_parameters()
     }
     state: dict[str, Tensor] = {}
@@ -54,7 +54,7 @@ def own_tensors(
             _same_as_base(model, key.removeprefix(prefix).removesuffix(BASE), tensor, source)
         else:
             state[names.get(key, key)] = tensor
-    _untie(kept, state)
+    _untie(adapters, state)
     return state
 
 
@@ -69,11 +69,11 @@ def unwrapped(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**{name: file[key] for name, key in plain.items()}, **own}
 
 
-def _untie(kept: dict[str, Adapter], state: dict[str, Tensor]) -> None:
+def _untie(adapters: dict[str, Adapter], state: dict[str, Tensor]) -> None:
     """Drop second copies of tied layers from `state`, or give the layers tensors of their own."""
     first_of: dict[int, str] = {}
-    for site, adapter in kept.items():
-        if not isinstance(adapter, Whole):
+    for site, adapter in adapters.items():
+        if not isinstance(adapter, ModuleCopy):
             continue
         for parameter, own in list(adapter.named_parameters()):
             key = f"{site}.{parameter}"
@@ -86,7 +86,7 @@ def _untie(kept: dict[str, Adapter], state: dict[str, Tensor]) -> None:
                 adapter.register_parameter(parameter, nn.Parameter(own.detach().clone()))
 
 
-def _beside(model: nn.Module, name: str) -> dict[str, Adapter]:
+def _copied_layers(model: nn.Module, name: str) -> dict[str, Adapter]:
     return dict(attached(model, name).whole)
 
 

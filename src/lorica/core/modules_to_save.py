@@ -1,8 +1,7 @@
-"""Layers that are trained whole (modules_to_save), and rows of an embedding that are trained
-(trainable_token_indices).
+"""Fully trained layers (modules_to_save) and embedding rows (trainable_token_indices), as in PEFT.
 
-Both replace a tensor of the layer during a call, and leave the layer's own tensor unchanged. They
-go with any method; full fine-tuning consists of nothing else.
+During a forward pass both replace a tensor of the layer; the base tensor is not changed. They can
+be added to any method. Full fine-tuning uses only these.
 """
 
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from lorica.core.site import Site, input_embedding, output_head, sites_of
 from lorica.errors import TargetError
 
 
-class Whole(Adapter):
-    """A float32 copy of every parameter of a layer, used in place of the layer's own."""
+class ModuleCopy(Adapter):
+    """A trainable float32 copy of every parameter of a layer, used in place of the originals."""
 
     def __init__(self, site: Site, own: dict[str, nn.Parameter]):
         super().__init__()
@@ -34,18 +33,19 @@ class Whole(Adapter):
         return (own.detach().T if self.transposed else own.detach()), self._parameters.get("bias")
 
 
-class SavedModules:
-    """Builds `Whole` adapters; tensors that are tied in the base are tied among the copies."""
+class ModuleCopies:
+    """Builds `ModuleCopy` adapters. Tensors that are tied in the base have one common copy."""
 
     def __init__(self) -> None:
         self.copies: dict[int, nn.Parameter] = {}
 
-    def at(self, site: Site) -> Whole:
+    def build(self, site: Site) -> ModuleCopy:
+        """Copy the parameters of a layer. Raises: TargetError if its weight is quantised."""
         own: dict[str, nn.Parameter] = {}
         if site.kind != "other" and not site.is_dense:
             raise TargetError(
-                f"{site.name} ({type(site.module).__name__}) has no plain float weight: packed "
-                "layers cannot be trained whole.",
+                f"{site.name} ({type(site.module).__name__}) has no float weight: quantised "
+                "layers cannot be trained in full.",
                 fix="load the base without quantisation, or leave this layer out",
             )
         for key, parameter in site.module._parameters.items():
@@ -53,11 +53,15 @@ class SavedModules:
                 continue
             copy = nn.Parameter(parameter.detach().float().clone())
             own[key] = self.copies.setdefault(id(parameter), copy)
-        return Whole(site, own)
+        return ModuleCopy(site, own)
 
 
-class TokenRows(Adapter):
-    """Rows of an embedding, and of the head if it is the same tensor."""
+class TrainableTokens(Adapter):
+    """Trainable rows of the input embedding, and of the output head if the two are tied.
+
+    rows: those of the adapter of the tied layer; None: a new copy of the base rows.
+    Raises: TargetError if ids repeat or are outside the vocabulary.
+    """
 
     ids: Tensor
 
@@ -67,7 +71,7 @@ class TokenRows(Adapter):
         assert weight is not None
         if min(ids) < 0 or max(ids) >= len(weight) or len(set(ids)) < len(ids):
             raise TargetError(
-                "trainable_token_indices must be different ids of the vocabulary.",
+                "trainable_token_indices must be distinct ids of the vocabulary.",
                 vocabulary=f"0 to {len(weight) - 1}",
                 given=f"{min(ids)} to {max(ids)}, {len(ids) - len(set(ids))} of them twice",
                 fix="resize the embedding first if the tokens are new",
@@ -88,13 +92,16 @@ class TokenRows(Adapter):
 
 
 def token_sites(model: nn.Module) -> list[Site]:
-    """The input embedding, and the output head where the base ties it to the embedding."""
+    """The input embedding, and the output head if it is tied to the embedding.
+
+    Raises: TargetError if the model does not report its input embedding.
+    """
     module = input_embedding(model)
     sites = sites_of(model, ("embedding", "linear"))
     inputs = [s for s in sites if s.module is module and s.kind == "embedding"]
     if not inputs:
         raise TargetError(
-            f"{type(model).__name__} does not say which layer is its input embedding.",
+            f"{type(model).__name__} has no input embedding in get_input_embeddings().",
             fix="leave trainable_token_indices out",
         )
     table, head = inputs[0].module._parameters["weight"], output_head(model)
