@@ -1,16 +1,16 @@
-"""Errors: one base class, one shape of message, one exit status each.
+"""Errors: one base class, one layout of messages, and an exit status for each class.
 
 LoricaError        1  a run failed
   ConfigError      2  a setting is unknown, of the wrong type, or out of range
   TargetError      2  a target selected no layer, or the wrong kind of layer
   BaseError        2  the base is not the one that the adapter was trained on
   MergeError       1  an adapter has no dense equivalent, or merging lost too much
-  DataError        3  the rows cannot be read, or cannot be trained on
+  DataError        3  the rows cannot be read, or cannot be used for training
   ResourceError    4  disk, memory or permission
   MissingError     5  an optional package is not installed
   FileError        6  a file is damaged, or does not fit the model
-  TrainingError    1  a watch stopped the run: nothing learns, or a number is not finite
-  Stopped        130  a signal ended the run (143 for SIGTERM), after all was saved
+  TrainingError    1  a check stopped the run: nothing is learned, or a value is not finite
+  Stopped        130  a signal ended the run (143 for SIGTERM), after a checkpoint was saved
 """
 
 import errno
@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 class LoricaError(Exception):
-    """What went wrong, the facts, and what to do, each on its own line."""
+    """What happened, the facts, and the fix, each on its own line."""
 
     exit_code = 1
 
@@ -85,7 +85,7 @@ class Stopped(LoricaError):
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Up to three names of `known` that look like `word`, for a message."""
+    """Up to three names of `known` that are similar to `word`, for a message."""
     return ", ".join(get_close_matches(word, list(known), n=3, cutoff=0.4)) or "(nothing similar)"
 
 
@@ -103,7 +103,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk can answer to a write under `path` into a ResourceError."""
+    """Turn an OSError of a write under `path` into a ResourceError."""
     try:
         yield
     except OSError as error:
@@ -120,7 +120,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def memory_full(error: BaseException) -> bool:
-    """Whether memory, of the machine or of its GPU, was asked for that is not there."""
+    """Whether `error` means that memory, of the machine or of its GPU, is exhausted."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
@@ -134,4 +134,4 @@ _NO_MEMORY = (
     "cannot allocate memory",
     "Cannot allocate memory",
 )
-"""What torch, numpy and the system say when they cannot have the memory that they ask for."""
+"""Messages of torch, numpy and the system when an allocation fails."""

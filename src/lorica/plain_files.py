@@ -1,10 +1,10 @@
 """Open files inside a run, adapter, checkpoint or merged folder without following links.
 
-Such a folder may come from someone else. A name that we read or write in it may be a link to a
-file of the user, a device that never ends, or a pipe that nobody writes to. So every file is
-opened here: with O_NOFOLLOW, without waiting, and only if it is a regular file. What is something
-else is refused by name. The folder that the user names may itself be a link; what lies below may
-not. The one exception is the hub's cache, whose snapshots are links into `models--*/blobs`.
+Such a folder may come from someone else. A file in it may be a link to a file of the user, an
+endless device, or a pipe without a writer. So every file is opened here: with O_NOFOLLOW, without
+blocking, and only if it is a regular file. Anything else is a FileError. The folder that the user
+names may be a link; files and folders below it may not. The one exception is the hub's cache,
+whose snapshots are links into `models--*/blobs`.
 """
 
 import io
@@ -25,7 +25,7 @@ MAX_LOG = 2**30
 
 
 def kind_of(path: Path) -> Literal["file", "folder"] | None:
-    """What `path` is, itself and not what it links to; None if nothing is there.
+    """The kind of `path`, without following links; None if it does not exist.
 
     Raises: FileError for a link, a pipe, a socket or a device.
     """
@@ -43,17 +43,17 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there. Raises: as `kind_of`."""
+    """Whether `path` is a regular file. Raises: as `kind_of`."""
     return kind_of(path) == "file"
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there that is no link. Raises: as `kind_of`."""
+    """Whether `path` is a folder and not a link. Raises: as `kind_of`."""
     return kind_of(path) == "folder"
 
 
 def names_in(folder: Path) -> list[str]:
-    """The sorted names in a folder; none if it is not there. Raises: FileError for a link."""
+    """The sorted names in a folder; empty if it does not exist. Raises: FileError for a link."""
     if not is_folder(folder):
         return []
     with os.scandir(folder) as entries:
@@ -61,13 +61,13 @@ def names_in(folder: Path) -> list[str]:
 
 
 def check(folder: Path, *names: str) -> None:
-    """Raises: FileError if one of `names` in `folder` is there and no plain file or folder."""
+    """Raises: FileError if one of `names` in `folder` is neither missing, a file nor a folder."""
     for name in names:
         kind_of(folder / name)
 
 
 def check_name(name: str, source: Path) -> str:
-    """A file name that `source` lists. Raises: FileError unless it is plain: no path, no `..`."""
+    """Return a file name that `source` lists. Raises: FileError if it is a path, or `..`."""
     if not name or name in (".", "..") or set(name) & {"/", "\\", "\0"} or len(name) > 255:
         raise FileError(
             f"{source} names the file {name!r:.200}, which is no plain file name.",
@@ -77,14 +77,15 @@ def check_name(name: str, source: Path) -> str:
 
 
 def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
-    """A regular file, open for reading.
+    """Open a regular file for reading.
 
-    follow: `path` is the user's own word and may be a link, to a regular file.
-    Raises: FileError if it is not there, or is something else; ResourceError if it may not be read.
+    follow: the user gave this path, so it may be a link to a regular file.
+    Raises: FileError if it does not exist or is not a regular file; ResourceError if it cannot be
+        read.
     """
     if not follow and kind_of(path) == "folder":
         raise FileError(f"{path} is a folder, not a file.", fix="check the path")
-    linked = follow or path.is_symlink()  # then `kind_of` has seen that it is a cache's
+    linked = follow or path.is_symlink()  # `kind_of` accepts links of the hub's cache only
     return os.fdopen(_descriptor(path, os.O_RDONLY, follow=linked), "rb")
 
 
@@ -125,7 +126,7 @@ def check_log(path: Path) -> None:
 
 
 def create(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet, and sync it."""
+    """Write a new file, and sync it. Raises: OSError if it exists."""
     with os.fdopen(_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
         file.write(data)
         file.flush()
@@ -133,9 +134,9 @@ def create(path: Path, data: bytes) -> None:
 
 
 def open_to_append(path: Path) -> io.BufferedRandom:
-    """A file to append to, made if it is not there; not truncated.
+    """Open a file to append to, without truncation; create it if it does not exist.
 
-    Raises: FileError if it is a link, or has a second name (a hard link) elsewhere.
+    Raises: FileError if it is a link, or has a second hard link.
     """
     kind_of(path)
     descriptor = _descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
@@ -149,7 +150,7 @@ def open_to_append(path: Path) -> io.BufferedRandom:
 
 
 def _descriptor(path: Path, flags: int, *, follow: bool = False) -> int:
-    """Open without waiting for a pipe, and without a link. Raises: FileError for anything odd."""
+    """Open without blocking on a pipe. Raises: FileError if it is not a regular file, or a link."""
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags, 0o666)
@@ -158,7 +159,7 @@ def _descriptor(path: Path, flags: int, *, follow: bool = False) -> int:
     except ValueError as error:
         raise FileError(f"{path!s:.200} cannot be opened: {error}.", fix="check the path") from None
     except OSError as error:
-        if flags & os.O_CREAT:  # the caller says what was to be written
+        if flags & os.O_CREAT:  # the caller reports which write failed
             raise
         raise ResourceError(
             f"{path!s:.200} cannot be read: {error.strerror}.",

@@ -1,8 +1,7 @@
-"""JSON that others wrote, as plain values that the rest of the package can trust.
+"""Parse JSON from untrusted files, and refuse what neither lorica nor PEFT writes.
 
-`json.loads` takes what no writer of ours or of PEFT's makes: a key twice (the last one wins), NaN,
-nesting that later code recurses into, text that is no Unicode, integers of any length. Each is
-refused here, so that no reader has to think of it.
+`json.loads` accepts duplicate keys (the last one wins), NaN, deep nesting, lone surrogates and
+integers of any length. All of them are refused here, so that callers need not check.
 """
 
 import json
@@ -17,9 +16,9 @@ MAX_DIGITS = 40
 
 
 def parse(text: str | bytes, *, finite: bool = True, unique: bool = True) -> Any:
-    """A JSON value, of UTF-8 without a mark. Raises: ValueError that says what is wrong with it.
+    """Parse UTF-8 text without a byte order mark. Raises: ValueError with the reason.
 
-    finite: NaN and Infinity are refused. unique: a key that is there twice is.
+    finite: refuse NaN and Infinity. unique: refuse duplicate keys.
     """
     try:
         value = json.loads(
@@ -37,9 +36,9 @@ def parse(text: str | bytes, *, finite: bool = True, unique: bool = True) -> Any
 def read(
     path: Path, *, finite: bool = True, unique: bool = True, follow: bool = False
 ) -> dict[str, Any]:
-    """A JSON object from a plain file. finite, unique: see `parse`; follow: see `open_file`.
+    """Read a JSON object from a regular file. finite, unique: see `parse`; follow: see `open_file`.
 
-    Raises: FileError if the file is missing, no plain file, cut short, or no JSON object.
+    Raises: FileError if the file is missing, not a regular file, cut short, or not a JSON object.
     """
     try:
         value = parse(plain_files.read_bytes(path, follow=follow), finite=finite, unique=unique)
@@ -55,7 +54,7 @@ def read(
 
 
 def check(value: Any) -> None:
-    """Raises: ValueError if a value is nested too deep, or holds text that is no Unicode."""
+    """Raises: ValueError if a value is nested too deep, or has text with a lone surrogate."""
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:

@@ -1,7 +1,7 @@
-"""The model card beside an adapter: README.md, with the front matter that the hub reads.
+"""Write the model card of an adapter: README.md, with the front matter that the hub reads.
 
-What stands in it is what the manifest and the run know. A card that a person has taken over, by
-removing its last line, is kept when the adapter is saved again.
+Its contents come from the manifest and from the run. If a person removes the last line of a card,
+the card is not overwritten when the adapter is saved again.
 """
 
 from collections.abc import Mapping
@@ -31,10 +31,10 @@ def card(
     numbers: int,
     trained: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown.
+    """The model card as Markdown.
 
-    peft: PEFT reads the folder. numbers: that the adapter has. trained: rows of the table on how
-        it came about (data, settings, figures); empty where that is not known here.
+    peft: whether PEFT can load the folder. numbers: how many the adapter has. trained: rows of
+        the table about training (data, settings, results); empty if they are not known.
     """
     name = Path(base.path).name or "its base"
     # Not a local folder: the hub knows models by owner/name.
@@ -70,8 +70,8 @@ def card(
     return "\n".join(parts) + "\n"
 
 
-def kept_card(folder: Path) -> str | None:
-    """The card in an adapter folder that a person has taken over, if it is there."""
+def edited_card(folder: Path) -> str | None:
+    """The card of an adapter folder, if a person has edited it and removed MARK; else None."""
     path = folder / CARD
     if not plain_files.is_file(path):
         return None
@@ -104,6 +104,6 @@ def _code(base: str, labels: list[str] | None, peft: bool) -> str:
 
 
 def _cell(value: Any) -> str:
-    """On one line, and no end of the cell."""
+    """Format a value on one line, with Markdown's characters escaped."""
     text = " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
     return text if len(text) <= 500 else f"{text[:497]}..."

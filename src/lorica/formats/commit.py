@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, and tensors without pickle.
+"""Write files and folders atomically, and tensors without pickle.
 
-A folder is written beside its place under a staging name, every file is synced, and one
-rename makes it appear. A process that is killed leaves at most a staging folder behind.
+A folder is written under a staging name beside its destination. Every file is synced, and one
+rename puts the folder in place. A process that is killed leaves at most a staging folder behind.
 """
 
 import ctypes
@@ -28,13 +28,13 @@ REPLACED = ".replaced-"
 
 @contextmanager
 def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a staging folder that becomes `path` when the block ends well, and vanishes if not.
+    """Yield a staging folder that becomes `path` when the block succeeds; else it is removed.
 
-    replace: an existing folder gives way, after the new one is whole. Without it, an existing
-        non-empty `path` is a ResourceError; a file always is.
+    replace: replace an existing folder, after the new one is complete.
+    Raises: ResourceError if `path` is a file, or a non-empty folder without `replace`.
     """
     try:
-        path = path.resolve()  # of a link, what it points to is replaced; see plain_files.check
+        path = path.resolve()  # the target of a link is replaced; see plain_files.check
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL, links in a circle
         raise ResourceError(
@@ -62,7 +62,7 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _exchange(new: Path, old: Path) -> bool:
-    """Let two folders change places in one step. False where the system has no such step."""
+    """Exchange two folders atomically. Returns False where the system does not support it."""
     call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; needs the file system's help
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return call is not None and call(here, bytes(new), here, bytes(old), exchange) == 0
@@ -81,7 +81,7 @@ def _rename_both(new: Path, old: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, which is whole until it is gone. What a kill leaves over, `sweep` takes.
+    """Remove a folder atomically. `sweep` removes what a killed process leaves behind.
 
     Raises: FileError if it is a link.
     """
@@ -92,7 +92,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make sure that `path` itself is on the disk."""
+    """Flush `path` itself to the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
@@ -101,9 +101,9 @@ def sync(path: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a killed process left in `parent`, and put back what it had set aside.
+    """Remove what a killed process left in `parent`, and restore folders that it had renamed.
 
-    Links are removed themselves; what they lead to stays.
+    Links are removed, but not their targets.
     """
     if not plain_files.is_folder(parent.resolve()):
         return
@@ -120,7 +120,7 @@ def sweep(parent: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole small file, or leave the old one. In place; a link gives way, unfollowed."""
+    """Replace a small file atomically. A link is replaced, not followed."""
     staging = path.with_name(f"{STAGING}{path.name}-{uuid4().hex[:8]}")
     with writing(path):
         try:
@@ -132,7 +132,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8; half a surrogate pair, of a column's name, becomes "?"."""
+    """As `write_bytes`, in UTF-8; a lone surrogate (in a column's name) becomes "?"."""
     write_bytes(path, text.encode(errors="replace"))
 
 
@@ -141,21 +141,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises: FileError if the file is missing, cut short, or no JSON object."""
+    """Raises: FileError if the file is missing, cut short, or not a JSON object."""
     return strict_json.read(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors, readable by whoever may read the folder."""
+    """Write a safetensors file with the permissions of the umask."""
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with writing(path):
         try:
             save_file(plain, path, metadata={"format": "pt"})
-        except SafetensorError as error:  # the library wraps what the disk said
+        except SafetensorError as error:  # the library wraps errors of the disk
             raise ResourceError(f"cannot write {path}: {error}.", fix="check the disk") from error
         mask = os.umask(0)
         os.umask(mask)
-        path.chmod(0o666 & ~mask)  # safetensors makes it 0600
+        path.chmod(0o666 & ~mask)  # safetensors creates files with mode 0600
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from lorica.formats.adapter_folder import (
     can_be_replaced,
     is_adapter,
 )
-from lorica.formats.card import card, kept_card
+from lorica.formats.card import card, edited_card
 from lorica.formats.manifest import Manifest
 from lorica.formats.peft.layout import config_of
 from lorica.formats.peft.layouts import layout_for, peft_notices
@@ -80,7 +80,7 @@ def save(
         manifest = Manifest(spec, base, files, dtype_of(model), labels, prompt_format)
         commit.write_json(staging / MANIFEST, manifest.as_dict())
         numbers = sum(tensor.numel() for tensor in tensors.values())
-        text = kept_card(path) or card(
+        text = edited_card(path) or card(
             spec, base, labels, peft=peft, trained=trained or {}, numbers=numbers
         )
         commit.write_text(staging / CARD, text)
