@@ -1,5 +1,7 @@
 """Every method as LoRA: exact, truncated or refused; conditions; quantised bases."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -15,15 +17,15 @@ from tests.laws.bases import CASES, move, small_llama, trained
 
 
 @pytest.mark.slow
-def test_each_condition_is_exported_as_its_own_lora(tmp_path):
+def test_each_condition_is_exported_as_its_own_lora(story_base, tmp_path):
     model = small_llama()
     lorica.adapt(model, Hyperlora(r=3, conditions=("a", "b")), target_modules=["q_proj", "v_proj"])
     move(model)
     path = lorica.save(model, tmp_path / "in")
-    with pytest.raises(MergeError, match="no single one is set") as error:
+    with pytest.raises(MergeError, match="no single condition is set") as error:
         lorica.export_lora(model, tmp_path / "out")
     assert error.value.facts["known"] == "a, b" and "--condition" in (error.value.fix or "")
-    with pytest.raises(MergeError, match="no single one is set"):
+    with pytest.raises(MergeError, match="no single condition is set"):
         lorica.export_lora(model, tmp_path / "out", rank=2)
     seen = []
     for condition in ("a", "b"):
@@ -36,6 +38,8 @@ def test_each_condition_is_exported_as_its_own_lora(tmp_path):
         seen.append(logits(fresh))
     assert (seen[0] - seen[1]).abs().max() > 1e-3
     small_llama().save_pretrained(tmp_path / "base")
+    for file in story_base.glob("token*"):
+        shutil.copy(file, tmp_path / "base")
     base = str(tmp_path / "base")
     again = lorica.export_lora(path, tmp_path / "from folder", condition="b", base=base)
     assert again.max_difference < 1e-4
