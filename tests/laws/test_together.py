@@ -77,9 +77,9 @@ def test_merging_drops_what_is_not_active_and_says_so(name):
     torch.testing.assert_close(STACK.run(model), want, atol=2e-5, rtol=1e-4)
 
 
-def test_what_is_trained_whole_cannot_be_packed():
+def test_quantised_layers_cannot_be_trained_in_full():
     before = bits(model := Stack(packed=True))
-    with pytest.raises(TargetError, match="packed"):
+    with pytest.raises(TargetError, match="quantised layers cannot be trained in full"):
         lorica.adapt(model, method("full"))
     assert same_bits(before, model.state_dict())
 
