@@ -22,7 +22,7 @@ def test_the_same_command_trains_after_a_run_that_failed_at_once(tmp_path):
         lorica.train(**settings(BASE, tmp_path, learning_rate=1e38, max_steps=3), show=False)
     assert (tmp_path / "run").is_dir()
     again = lorica.train(**settings(BASE, tmp_path, max_steps=1), show=False)
-    assert any("had not come to a checkpoint" in line for line in again.notices)
+    assert any("held a run without a checkpoint" in line for line in again.notices)
 
 
 def test_a_killed_start_gives_way(tmp_path):
