@@ -18,7 +18,7 @@ from rich.text import Text
 from lorica.data.config import DataConfig
 from lorica.data.dataset import Dataset
 from lorica.data.example import Example
-from lorica.data.load import build_data, notices_of, tokenise_files
+from lorica.data.load import TokenisedFiles, build_data, notices_of, tokenise_files
 from lorica.data.overlong import limit_of, policy_of
 from lorica.data.split import count_repeated
 from lorica.data.token_store import TokenStore
@@ -92,22 +92,18 @@ def check(
     store, classes = files.stores[0], files.classes[0]
     dataset = Dataset.whole(store)
     problems: list[str] = []
+    train = validation = 0
+    lengths_used = dataset.lengths
     try:
         data = build_data(files, tokenizer, seed=seed, limit=limit)
-        sides = (data.train, data.validation)
-        for examples in sides:
+        for examples in (data.train, data.validation):
             check_examples(examples)
-        (train, validation), notices = map(len, sides), data.notices
-        lengths_used = np.concatenate([examples.lengths for examples in sides])
     except DataError as error:
         problems.append(str(error))
-        train = validation = 0
-        lengths_used = dataset.lengths
-        notices = [
-            f"{Path(config.path).name}: {notice}"
-            for config, store in zip(files.configs, files.stores, strict=True)
-            for notice in notices_of(store)
-        ]
+        notices = _notices_of_files(files)
+    else:
+        train, validation, notices = len(data.train), len(data.validation), data.notices
+        lengths_used = np.concatenate([data.train.lengths, data.validation.lengths])
     policy = policy_of(config)
     lengths, labels = dataset.lengths, dataset.label_counts
     overlong = 0 if limit is None else int((lengths > limit).sum())
@@ -139,6 +135,15 @@ def check(
         notices=notices,
         problems=problems,
     )
+
+
+def _notices_of_files(files: TokenisedFiles) -> list[str]:
+    """Notices about the rows of each file, before they are cut to the limit."""
+    return [
+        f"{Path(config.path).name}: {notice}"
+        for config, store in zip(files.configs, files.stores, strict=True)
+        for notice in notices_of(store)
+    ]
 
 
 def _counts(store: TokenStore, column: str, names: str) -> dict[str, int]:
