@@ -13,7 +13,8 @@ from lorica.core.draws import drawing
 from tests import small_base
 
 
-def model() -> Any:
+def model(*, std: float = 0.15, seed: int = 5) -> Any:
+    """std: of the random weights, which follow from the seed."""
     config = transformers.LlamaConfig(
         vocab_size=512,
         hidden_size=64,
@@ -25,9 +26,9 @@ def model() -> Any:
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=True,
-        initializer_range=0.15,
+        initializer_range=std,
     )
-    with drawing(5):
+    with drawing(seed):
         return transformers.LlamaForCausalLM(config).eval()
 
 

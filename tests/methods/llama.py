@@ -7,30 +7,14 @@ import tempfile
 from functools import cache
 
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorica.base.load import load
-from lorica.core.draws import drawing
-from tests import small_base
+from tests import small_base, story_base
 
 
 @cache
 def _llama() -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-    )
-    with drawing(0):
-        return LlamaForCausalLM(config).eval()
+    return story_base.model(std=0.1, seed=0)
 
 
 def llama() -> nn.Module:
