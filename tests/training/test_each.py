@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lorica
+from lorica.base.batching import Batching
 from lorica.core.attach import activate, routed
 from lorica.core.route import BySegment, Segment
 from lorica.errors import ConfigError, Stopped, TrainingError
@@ -83,6 +84,19 @@ def test_checkpointing_keeps_the_tokens_of_each_apart(small_base, tmp_path):
     changed = {"gradient_checkpointing": True}
     methods = [*METHODS[:2], DRAWING[0]]
     runs = [{**run, **changed} for run in runs_of(small_base, tmp_path, methods)]
+    results = lorica.train_each(runs, show=False)
+    for i, (run, result) in enumerate(zip(runs, results, strict=True)):
+        alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
+        assert rounding_apart(adapter(alone.folder), adapter(result.folder), run)
+
+
+def test_runs_that_share_no_pass_are_recomputed_with_their_own_adapter(
+    small_base, tmp_path, monkeypatch
+):
+    """Activation checkpointing repeats a forward pass during the backward pass."""
+    monkeypatch.setattr(Batching, "joins", lambda self, lengths: False)
+    changed = {"gradient_checkpointing": True, "max_steps": 2, "save_steps": 2}
+    runs = [{**run, **changed} for run in runs_of(small_base, tmp_path, METHODS[:2])]
     results = lorica.train_each(runs, show=False)
     for i, (run, result) in enumerate(zip(runs, results, strict=True)):
         alone = train(**{**run, "output": str(tmp_path / f"alone-{i}")}, show=False)
