@@ -13,7 +13,7 @@ from lorica.core import attention
 from lorica.core.attention import FRONT
 from lorica.core.bank import adapted_layers
 from lorica.core.front import (
-    in_front,
+    prepend_front,
 )
 from lorica.core.state import adapter_state
 from lorica.data.batch import pack
@@ -278,7 +278,7 @@ def test_prefixes_stand_before_an_encoder_too():
     assert (model(IDS).logits - base).abs().max() > 1e-5
     ids, mask = F.pad(IDS, (0, 3)), F.pad(torch.ones_like(IDS), (0, 3))
     close(model(ids, attention_mask=mask).logits, model(IDS).logits)
-    assert in_front(model.bert, {"input_ids": IDS}, {}, shift=False).keys() == {
+    assert prepend_front(model.bert, {"input_ids": IDS}, {}, shift=False).keys() == {
         "input_ids",
         FRONT,
     }

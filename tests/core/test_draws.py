@@ -5,12 +5,12 @@ import torch
 import lorica
 from lorica.base.load import load
 from lorica.core.attach import routed
-from lorica.core.draws import at_site, drawing
+from lorica.core.draws import drawing, site_seed
 from lorica.core.route import Everywhere
 
 
 def drawn(*seed_and_site) -> float:
-    with drawing(at_site(*seed_and_site)):
+    with drawing(site_seed(*seed_and_site)):
         return float(torch.rand(()))
 
 

@@ -10,7 +10,7 @@ from lorica.core.front import (
     CACHED,
     keys_values_of,
     probe_keys_values,
-    shifted,
+    shift_positions,
 )
 from lorica.errors import TargetError
 from lorica.kernels.attention import attention_by_row
@@ -80,7 +80,7 @@ def test_where_tokens_stand():
             return 7
 
     def places(**options: object) -> list[list[int]]:
-        return shifted(decoder, options, 10)["position_ids"].tolist()
+        return shift_positions(decoder, options, 10)["position_ids"].tolist()
 
     assert places(input_ids=ids) == [[10, 11, 12, 13]]
     assert places(inputs_embeds=torch.zeros(2, 4, 32)) == [[10, 11, 12, 13]]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, BaseLayer, Method
 from lorica.core.blocks import innermost
-from lorica.core.draws import at_site, drawing
+from lorica.core.draws import drawing, site_seed
 from lorica.core.modules_to_save import ModuleCopy, TrainableTokens
 from lorica.core.route import BASE, ByRow, BySegment, Route
 from lorica.core.site import ADAPTERS, Kind, Site
@@ -139,7 +139,7 @@ class LayerAdapters(nn.ModuleDict):
                 if segment.seed is None:
                     ys[i] = adapter.after(xs[i], ys[i], base)
                     continue
-                with drawing(at_site(segment.seed, self.site_name), x.device):
+                with drawing(site_seed(segment.seed, self.site_name), x.device):
                     ys[i] = adapter.after(xs[i], ys[i], base)
         return route.join(y, ys)
 

@@ -16,11 +16,11 @@ import torch
 CPU = torch.device("cpu")
 _DRAWING = threading.RLock()
 Seed = tuple[int, int]
-"""(a seed, which pass of those that have it)"""
+"""(the seed of an optimizer step, the number of the forward pass in it)"""
 
 
-def at_site(seed: Seed, site: str) -> int:
-    """32 bits, of which the CPU's generator uses no more."""
+def site_seed(seed: Seed, site: str) -> int:
+    """The seed of one site, from that of the pass: 32 bits, all that the CPU's generator uses."""
     return crc32(f"{*seed, site}".encode())
 
 

@@ -23,16 +23,18 @@ Front = Mapping[int, tuple[Tensor, Tensor]]
 """layer_idx -> (keys, values), each (K, N, D)."""
 
 
-def in_front(
+def prepend_front(
     decoder: nn.Module, options: dict[str, Any], front: Front, *, shift: bool = True
 ) -> dict[str, Any]:
-    """The decoder's call with `front` before every row, and after what stands there already.
+    """The arguments of a decoder's call, with `front` before every row.
+
+    A front that is there already stays before it.
 
     shift: the tokens' positions are counted from the first position in front.
     """
     before: Front | None = options.get(FRONT)
     if shift:
-        options = shifted(decoder, options, length(front))
+        options = shift_positions(decoder, options, front_length(front))
     if before is not None:
         front = {i: _joined(before[i], pair) for i, pair in front.items()}
     return {**options, FRONT: front}
@@ -42,32 +44,32 @@ def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor,
     return torch.cat([a[0], b[0]], dim=1), torch.cat([a[1], b[1]], dim=1)
 
 
-def length(front: Front) -> int:
-    """N."""
+def front_length(front: Front) -> int:
+    """N, the positions of a front."""
     return next(iter(front.values()))[0].shape[1]
 
 
-def shifted(decoder: nn.Module, options: dict[str, Any], n: int) -> dict[str, Any]:
-    """The decoder's call with every token `n` positions later than it would stand.
+def shift_positions(decoder: nn.Module, options: dict[str, Any], n: int) -> dict[str, Any]:
+    """The arguments of a decoder's call, with every token `n` positions later.
 
-    Where the call has no positions they are counted from the first token that is no padding, so
-    that a padded row gives what the row gives alone.
+    Where the call has no positions, they are counted from the first token that is not padding, so
+    that a padded row gives the output that it gives alone.
     """
     if "position_ids" not in inspect.signature(decoder.forward).parameters:
-        return options  # it knows no positions
-    places = options.get("position_ids")
-    if places is None:
+        return options  # this architecture takes no positions
+    positions = options.get("position_ids")
+    if positions is None:
         inputs = next(
             options[key] for key in ("input_ids", "inputs_embeds") if options.get(key) is not None
         )
         mask, tokens = options.get("attention_mask"), inputs.shape[1]
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            places = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
+            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
         else:
             past = options.get("past_key_values")
             start = past.get_seq_length() if past is not None else 0
-            places = (torch.arange(tokens, device=inputs.device) + start).unsqueeze(0)
-    return {**options, "position_ids": places + n}
+            positions = (torch.arange(tokens, device=inputs.device) + start).unsqueeze(0)
+    return {**options, "position_ids": positions + n}
 
 
 def keys_values_of(decoder: nn.Module, vectors: Tensor, like: Mapping[str, Any]) -> Front:
@@ -83,7 +85,7 @@ def keys_values_of(decoder: nn.Module, vectors: Tensor, like: Mapping[str, Any])
     if "row_lengths" in like:
         options["row_lengths"] = [len(vectors)]
     if before := like.get(FRONT):
-        options = {**shifted(decoder, options, length(before)), FRONT: before}
+        options = {**shift_positions(decoder, options, front_length(before)), FRONT: before}
     decoder.forward(**options)
     return {i: (key.squeeze(0), value.squeeze(0)) for i, (key, value) in computed.items()}
 
@@ -163,7 +165,7 @@ def check_prepending(decoder: nn.Module) -> None:
         joined = torch.cat([ahead.to(row).unsqueeze(0), row], dim=1)
         prepended = decoder.forward(inputs_embeds=joined, use_cache=False)[0][:, 1:].float()
         alone = decoder.forward(**plain)[0].float()
-        got = decoder.forward(**in_front(decoder, plain, front))[0].float()
+        got = decoder.forward(**prepend_front(decoder, plain, front))[0].float()
     moved, off = (prepended - alone).norm(), (got - prepended).norm()
     rounding = 1e-5 * alone.norm() + (0.02 if row.dtype == torch.float32 else 0.3) * moved
     if off > rounding or len(front) < config.num_hidden_layers:

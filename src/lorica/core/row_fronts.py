@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter
 from lorica.core.attention import FRONT
-from lorica.core.front import shifted
+from lorica.core.front import shift_positions
 
 Parts = Sequence[tuple[Adapter, Tensor]]
 """The adapters at the decoder, and the numbers of their rows, (n,) on the device."""
@@ -25,7 +25,7 @@ def inputs_of(options: dict[str, Any]) -> Tensor:
 def enter_by_row(parts: Parts, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """`Adapter.enter` for each row. Shorter fronts are padded to the longest, and masked."""
     batch, tokens = inputs_of(options).shape[:2]
-    positions = shifted(decoder, options, 0).get("position_ids")
+    positions = shift_positions(decoder, options, 0).get("position_ids")
     positions = None if positions is None else positions.expand(batch, tokens).clone()
     fronts: list[tuple[Tensor, Any]] = []
     for adapter, rows in parts:

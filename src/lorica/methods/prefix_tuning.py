@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, Rates
-from lorica.core.front import Front, in_front, is_causal, probe_keys_values
+from lorica.core.front import Front, is_causal, prepend_front, probe_keys_values
 from lorica.core.site import Site
 from lorica.errors import ConfigError
 from lorica.methods.prompt_tuning import Virtual
@@ -93,4 +93,4 @@ class PrefixAdapter(Adapter):
         return {i: (keys, values) for i, (keys, values) in pairs.items()}
 
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-        return in_front(decoder, options, self.front(), shift=self.shift)
+        return prepend_front(decoder, options, self.front(), shift=self.shift)

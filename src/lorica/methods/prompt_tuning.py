@@ -29,8 +29,8 @@ from lorica.core.front import (
     check_prepending,
     embedded,
     embedding_of,
-    in_front,
     keys_values_of,
+    prepend_front,
 )
 from lorica.core.site import Site
 from lorica.errors import ConfigError, TargetError
@@ -153,4 +153,4 @@ class PromptAdapter(Adapter):
             front = cached(
                 options, id(self), lambda: keys_values_of(decoder, self.prompt(), options)
             )
-        return in_front(decoder, options, front)
+        return prepend_front(decoder, options, front)
