@@ -1,0 +1,145 @@
+"""What HTTP and the engine pass to one another: a request, and its answer piece by piece."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lorica.generation.sampling import Sampling
+
+EndReason = Literal["stop", "length", "cancelled", "deadline", "shutdown", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One answer that a tenant asks for; a request with n > 1 is n jobs.
+
+    tenant: who is charged. model: the name of a served model: the base, an alias, or
+    "alias:condition". prompt: token ids. stop: strings that end the answer, besides those of the
+    model. logprobs: how many alternatives to give at each token; None: no log-probabilities.
+    deadline: seconds from now until it ends; None: no limit.
+    """
+
+    tenant: str
+    model: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """text, token: what was chosen. logprob: of the model's own distribution, in nats, before
+    temperature. top: (text, token, logprob) of the most probable tokens, best first."""
+
+    text: str
+    token: int
+    logprob: float
+    top: tuple[tuple[str, int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that no later token can change, and the tokens since the last piece."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event of an answer. error: a sentence for the client if reason is "error"."""
+
+    reason: EndReason
+    prompt_tokens: int
+    completion_tokens: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model that answers: fixed when the job is accepted, whatever is loaded later.
+
+    alias: None for the base. digest: of the adapter's content; "" for the base.
+    """
+
+    model: str
+    alias: str | None
+    digest: str
+    generation: int
+
+
+class Answer(Protocol):
+    """An answer that is being written. Iterate over it once: pieces, then one End."""
+
+    served: Served
+
+    def __aiter__(self) -> AsyncIterator[Piece | End]: ...
+
+    def cancel(self) -> None:
+        """Free its slot at the next step. Allowed at any time, from any thread."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A served model as /v1/models and the page list it.
+
+    parent: the base's name; None for the base. method: of the adapter. state: of the store.
+    conditions: for a conditioned adapter, those that may be asked for. notes: for a person: what
+    it was trained on and how it scored, from its folder. chat: its prompts can be conversations.
+    """
+
+    name: str
+    parent: str | None
+    digest: str
+    generation: int
+    state: str
+    pinned: bool = False
+    resident_bytes: int = 0
+    method: str | None = None
+    conditions: tuple[str, ...] = ()
+    notes: dict[str, str] | None = None
+    chat: bool = True
+    max_length: int | None = None
+    loaded_at: float = 0.0
+
+
+class Engine(Protocol):
+    """What HTTP asks of the engine. All methods are quick, and safe in any thread."""
+
+    base_name: str
+    max_length: int
+    is_ready: bool
+    is_draining: bool
+
+    def cards(self) -> list[ModelCard]: ...
+
+    def card(self, model: str) -> ModelCard:
+        """Raises: ModelNotFound. `model` may be "alias:condition"."""
+        ...
+
+    def encode(self, model: str, prompt: str) -> tuple[int, ...]:
+        """Token ids of a plain prompt for `model`."""
+        ...
+
+    def encode_chat(
+        self, model: str, messages: list[dict[str, str]], template: str | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation, in the format that the adapter was trained with.
+
+        template: one that the client wants; refused (InvalidRequest) unless it is the same.
+        """
+        ...
+
+    def submit(self, job: Job) -> Answer:
+        """Accept a job. Raises: Refusal (unknown model, queue full, quota, draining, too long)."""
+        ...
+
+    def drain(self, timeout: float) -> int:
+        """Accept nothing more, finish what runs, and end the rest with reason "shutdown".
+
+        Blocks until then. Returns: how many answers were ended that way.
+        """
+        ...
