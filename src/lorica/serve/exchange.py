@@ -14,8 +14,9 @@ class Job:
     """One answer that a tenant asks for; a request with n > 1 is n jobs.
 
     tenant: who is charged. model: the name of a served model: the base, an alias, or
-    "alias:condition". prompt: token ids. stop: strings that end the answer, besides those of the
-    model. logprobs: how many alternatives to give at each token; None: no log-probabilities.
+    "alias:condition". prompt: token ids, of `encode`, or of `encode_chat` if chat. stop: strings
+    that end the answer, besides those of the model. logprobs: how many alternatives to give at
+    each token; None: no log-probabilities.
     deadline: seconds from now until it ends; None: no limit.
     """
 
@@ -23,6 +24,7 @@ class Job:
     model: str
     prompt: tuple[int, ...]
     sampling: Sampling
+    chat: bool = False
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     deadline: float | None = None
@@ -106,6 +108,22 @@ class ModelCard:
     loaded_at: float = 0.0
 
 
+@dataclass(frozen=True)
+class EngineStats:
+    """What happens now. queued, running: answers. loads, evictions: since the start.
+
+    load_seconds: of the latest loads, at most 100, oldest first.
+    """
+
+    queued: int
+    running: int
+    slots: int
+    resident_bytes: int
+    loads: int
+    evictions: int
+    load_seconds: tuple[float, ...]
+
+
 class Engine(Protocol):
     """What HTTP asks of the engine. All methods are quick, and safe in any thread."""
 
@@ -115,6 +133,8 @@ class Engine(Protocol):
     is_draining: bool
 
     def cards(self) -> list[ModelCard]: ...
+
+    def stats(self) -> EngineStats: ...
 
     def card(self, model: str) -> ModelCard:
         """Raises: ModelNotFound. `model` may be "alias:condition"."""
