@@ -4,9 +4,10 @@ A Refusal is written as OpenAI's error envelope by serve/http.py. Forbidden and 
 the same `ModelNotFound`, word for word, so that nobody learns which models exist.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from lorica.errors import LoricaError
+from lorica.errors import LoricaError, listed
 
 
 class Refusal(LoricaError):
@@ -45,6 +46,20 @@ class ModelNotFound(Refusal):
             fix="GET /v1/models lists the models of this key",
             param="model",
         )
+
+
+class ConditionNotFound(ModelNotFound):
+    """For a key that may use the alias: names the conditions. known: (): it has none."""
+
+    def __init__(self, alias: str, condition: str | None, known: Sequence[str]):
+        asked = "no condition" if condition is None else f"the condition {condition!r:.80}"
+        if known:
+            what = f"{asked} was asked for, and {alias!r} answers under one that it knows."
+            fix = f"model is {alias!r}, a colon, and a condition: {alias}:{known[0]}"
+        else:
+            what = f"{asked} was asked for, and {alias!r} has no conditions."
+            fix = f"model is {alias!r} alone"
+        Refusal.__init__(self, what, fix=fix, param="model", known=listed(known, 12))
 
 
 class Conflict(Refusal):

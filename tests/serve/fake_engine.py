@@ -1,0 +1,148 @@
+"""A bank without a model, changed between the steps of a thread as the engine does it, and folders
+of small adapters that a number tells apart."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import lorica
+from lorica.core.bank import attached
+from lorica.core.draws import drawing
+from lorica.formats.adapter_file import AdapterFile
+from lorica.serve.reading import Reader
+from lorica.serve.store import Store
+
+SIZE = 1000
+"""Bytes of every prepared adapter here."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What `prepare` gives: the number that the adapter's tensors hold, and the condition."""
+
+    number: float
+    condition: str | None
+    bytes: int = SIZE
+
+
+def prepare(file: AdapterFile, condition: str | None = None) -> Content:
+    return Content(number_of(file), condition)
+
+
+def number_of(file: AdapterFile) -> float:
+    return next(float(t.flatten()[0]) for name, t in file.tensors.items() if "lora_B" in name)
+
+
+class FakeEngine:
+    """Runs what is asked of its bank between steps, on its own thread. `bank` is its alone.
+
+    on_step: called on the thread at each step, as the real engine calls the store.
+    """
+
+    def __init__(self, on_step: Callable[[], object] | None = None):
+        self.bank: dict[str, Content] = {}
+        self.calls: deque[tuple[Callable[[], int], Future[int]]] = deque()
+        self.on_step = on_step
+        self.stopping = threading.Event()
+        self.woken = threading.Event()
+        self.steps = 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def add(self, key: str, prepared: Content) -> int:
+        return self.between_steps(lambda: self._add(key, prepared))
+
+    def remove(self, key: str) -> int:
+        return self.between_steps(lambda: self.bank.pop(key).bytes)
+
+    def _add(self, key: str, prepared: Content) -> int:
+        assert key not in self.bank, "a key is added once"
+        self.bank[key] = prepared
+        return prepared.bytes
+
+    def between_steps(self, call: Callable[[], int]) -> int:
+        assert threading.current_thread() is not self.thread, "the engine would wait for itself"
+        done: Future[int] = Future()
+        self.calls.append((call, done))
+        self.woken.set()
+        return done.result(timeout=20)
+
+    def _run(self) -> None:
+        while not self.stopping.is_set():
+            self.woken.wait(0.001)
+            self.woken.clear()
+            while self.calls:
+                call, done = self.calls.popleft()
+                try:
+                    done.set_result(call())
+                except BaseException as error:
+                    done.set_exception(error)
+            if self.on_step is not None:
+                self.on_step()
+            self.steps += 1
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.woken.set()
+        self.thread.join(10)
+
+
+class Serving:
+    """A store over a fake engine. Use it as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        budget: int | None = None,
+        patience: float = 5.0,
+        reader: Reader | None = None,
+        prepare: Callable[[AdapterFile, str | None], Content] = prepare,
+    ):
+        self.engine = FakeEngine()
+        self.store = Store(
+            prepare,
+            self.engine.add,
+            self.engine.remove,
+            base_name="base",
+            reader=reader,
+            budget=budget,
+            patience=patience,
+            clock=lambda: 0.0,
+        )
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.store.close()
+        self.engine.stop()
+
+    @property
+    def numbers(self) -> list[float]:
+        """The numbers of the adapters in the bank, sorted."""
+        return sorted(content.number for content in self.engine.bank.values())
+
+    def states(self) -> dict[str, str]:
+        return {card.name: card.state for card in self.store.list()}
+
+
+def model() -> nn.Module:
+    with drawing(0):
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def write_adapter(path: Path, number: float, **method: object) -> Path:
+    """A folder of a small LoRA whose tensors hold `number`."""
+    adapted = model()
+    lorica.adapt(adapted, lorica.Lora(r=2, **method), target_modules="all-linear")  # type: ignore[arg-type]
+    with torch.no_grad():
+        for adapter in attached(adapted, "default").adapters.values():
+            for parameter in adapter.parameters():
+                parameter.fill_(number)
+    return lorica.save(adapted, path)
