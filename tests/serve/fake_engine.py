@@ -107,7 +107,7 @@ class Serving:
         self.engine = FakeEngine()
         self.store = Store(
             prepare,
-            self.engine.add,
+            self.engine.add,  # type: ignore[arg-type]
             self.engine.remove,
             base_name="base",
             reader=reader,
@@ -129,7 +129,7 @@ class Serving:
         return sorted(content.number for content in self.engine.bank.values())
 
     def states(self) -> dict[str, str]:
-        return {card.name: card.state for card in self.store.list()}
+        return {card.name: card.state for card in self.store.cards()}
 
 
 def model() -> nn.Module:

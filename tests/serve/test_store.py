@@ -34,7 +34,7 @@ def test_a_loaded_adapter_is_in_the_bank(serving, folders):
     with serving.store.acquire("alice") as lease:
         assert number(serving, lease) == 1
     assert serving.states() == {"alice": "resident"}
-    (card,) = serving.store.list()
+    (card,) = serving.store.cards()
     assert (card.resident_bytes, card.parent, card.digest) == (SIZE, "base", generation.digest)
 
 
@@ -49,7 +49,7 @@ def test_unknown_and_unloaded_names_are_not_there(serving, folders):
         serving.store.reserve("alice")
     with pytest.raises(ModelNotFound):
         serving.store.unload("alice")
-    assert serving.store.list() == []
+    assert serving.store.cards() == []
 
 
 def test_a_replaced_generation_drains_and_goes_with_its_last_lease(serving, folders):
@@ -88,12 +88,12 @@ def test_a_failed_load_leaves_the_old_generation(serving, folders, tmp_path):
         serving.store.load("alice", broken)
     with serving.store.acquire("alice") as lease:
         assert number(serving, lease) == lease.generation.number == 1
-    (card,) = serving.store.list()
+    (card,) = serving.store.cards()
     assert card.state == "resident"
     assert card.notes is not None
     assert "not what was saved" in card.notes["load failed"]
     assert serving.store.load("alice", folders[2]).number == 2
-    assert serving.store.list()[0].notes is None
+    assert serving.store.cards()[0].notes is None
 
 
 def test_what_cannot_be_prepared_or_added_leaves_nothing(folders):
@@ -103,7 +103,7 @@ def test_what_cannot_be_prepared_or_added_leaves_nothing(folders):
     with Serving(prepare=refuse) as serving:
         with pytest.raises(ConfigError, match="mixed in a batch"):
             serving.store.load("alice", folders[1])
-        assert (serving.store.list(), serving.store.residency.total) == ([], 0)
+        assert (serving.store.cards(), serving.store.residency.total) == ([], 0)
         with pytest.raises(ModelNotFound):
             serving.store.reserve("alice")
 
@@ -151,7 +151,7 @@ def test_another_load_in_between_is_noticed_when_it_is_published(folders):
         may_go_on.set()
         thread.join(20)
         assert errors
-        assert serving.store.list() == []
+        assert serving.store.cards() == []
         serving.store.close()
         assert serving.engine.bank == {}
 
@@ -229,7 +229,7 @@ def test_an_evicted_adapter_whose_folder_changed_is_refused(folders, tmp_path):
         with pytest.raises(Unavailable, match="cannot be read again") as raised:
             serving.store.acquire("alice")
         assert str(tmp_path) not in str(raised.value), "clients do not learn paths"
-        card = serving.store.list()[0]
+        card = serving.store.cards()[0]
         assert card.state == "failed"
         assert card.notes is not None
         assert "holds another adapter than was loaded" in card.notes["cannot be read again"]
@@ -271,7 +271,7 @@ def test_names_are_of_one_form_and_not_the_bases(serving, folders):
             serving.store.load(name, folders[1])
     with pytest.raises(Conflict, match="name of the base"):
         serving.store.load("base", folders[1])
-    assert serving.store.list() == []
+    assert serving.store.cards() == []
 
 
 def test_registered_adapters_are_loaded_when_they_are_asked_for(serving, folders, tmp_path):
@@ -287,7 +287,7 @@ def test_registered_adapters_are_loaded_when_they_are_asked_for(serving, folders
         assert number(serving, lease) == 1
     assert list(serving.store.load_registered()) == ["carol"]
     assert serving.states() == {"alice": "resident", "bob": "resident", "carol": "failed"}
-    assert serving.store.list()[0].pinned
+    assert serving.store.cards()[0].pinned
     with pytest.raises(Unavailable, match="could not be loaded"):
         serving.store.reserve("carol")
     assert serving.store.unload("carol") == 0

@@ -16,6 +16,7 @@ class Generation:
     """One load of one alias. It never changes.
 
     number: counts the loads of the alias from 1. digest: of the adapter's content.
+    positions: of the context that the adapter takes for itself, in tokens.
     keys: condition -> key in the bank; an adapter without conditions has the one condition None.
     prompt_format: how prompts were written in training; None: not recorded.
     notes: for a person, see ModelCard. notices: what could not be verified.
@@ -26,6 +27,7 @@ class Generation:
     digest: str
     folder: Path
     method: str
+    positions: int
     keys: Mapping[str | None, str]
     prompt_format: PromptFormat | None
     notes: Mapping[str, str]

@@ -24,8 +24,6 @@ from lorica.serve.reading import Reader, read_again
 from lorica.serve.refusals import Conflict, ModelNotFound, Refusal, Unavailable
 from lorica.serve.residency import Residency, Sized
 
-Cards = list[ModelCard]
-
 
 class Store:
     """Thread-safe. `reserve`, `Lease.release`, `cards` and `draining` are quick, on any thread; the
@@ -175,7 +173,7 @@ class Store:
             raise
         return lease
 
-    def draining(self) -> Cards:
+    def draining(self) -> list[ModelCard]:
         """Generations that no alias points to, and that streams still use."""
         with self._lock:
             live = {entry.live for entry in self._aliases.values()}
@@ -183,7 +181,7 @@ class Store:
             parent, residency = self._base_name, self.residency
             return [generation_card(g, parent, residency, "draining") for g in drained]
 
-    def list(self) -> Cards:
+    def cards(self) -> list[ModelCard]:
         """Every alias with its state: registered, loading, resident, evicted or failed. Quick."""
         with self._lock:
             listed = [entry for entry in self._aliases.values() if entry.is_listed]
@@ -242,6 +240,7 @@ class Store:
                     digest=file.digest,
                     folder=folder,
                     method=file.spec.method.name,
+                    positions=file.spec.method.positions(),
                     keys=keys,
                     prompt_format=file.prompt_format,
                     notes=findings.notes,
