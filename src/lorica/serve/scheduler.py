@@ -46,6 +46,7 @@ State = Literal["queued", "running", "finished", "cancelled"]
 class Ticket:
     """One answer that waits for a slot, or is being written.
 
+    is_ready: it can have a slot; else it waits for more than that (its adapter is loading).
     deadline: time of the clock at which it is given up; None: never. submitted, started: times of
     the clock. computed: tokens of the answer so far.
     """
@@ -55,6 +56,7 @@ class Ticket:
     max_new_tokens: int
     deadline: float | None
     submitted: float
+    is_ready: bool = True
     started: float | None = None
     state: State = "queued"
     computed: int = 0
@@ -81,7 +83,7 @@ class _Tenant:
         """The ticket that could have a slot now; None if the tenant is not backlogged."""
         if not self.has_stream:
             return None
-        return next((ticket for ticket in self.queue if not _is_late(ticket, now)), None)
+        return next((t for t in self.queue if t.is_ready and not _is_late(t, now)), None)
 
 
 class Scheduler:
@@ -115,10 +117,22 @@ class Scheduler:
         """How many tickets have a slot."""
         return sum(len(tenant.running) for tenant in self._tenants.values())
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether a ticket waits that could have a slot now."""
+        now = self._clock()
+        return any(account.head(now) is not None for account in self._tenants.values())
+
     def submit(
-        self, tenant: str, prompt_tokens: int, max_new_tokens: int, deadline: float | None = None
+        self,
+        tenant: str,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        deadline: float | None = None,
+        *,
+        is_ready: bool = True,
     ) -> Ticket:
-        """Queue a ticket. A refusal changes nothing.
+        """Queue a ticket. A refusal changes nothing. is_ready: if not, see `make_ready`.
 
         Raises: TooManyRequests if a queue is full or a quota is used up; its retry_after says
             when there will be room. InvalidRequest if the quota never allows so many tokens.
@@ -129,13 +143,20 @@ class Scheduler:
         self._check_queues(account, now)
         _check_quota(account, tokens, now)
         self._tenants[tenant] = account
-        ticket = Ticket(tenant, prompt_tokens, max_new_tokens, deadline, submitted=now)
+        ticket = Ticket(tenant, prompt_tokens, max_new_tokens, deadline, now, is_ready)
         if account.head(now) is None:
             self._lift(account)
         account.queue.append(ticket)
         account.requests.add(now, 1)
         account.reserved += tokens
         return ticket
+
+    def make_ready(self, ticket: Ticket) -> None:
+        """A ticket that was queued not ready can have a slot from now on."""
+        account = self._tenants[ticket.tenant]
+        if account.head(self._clock()) is None:
+            self._lift(account)
+        ticket.is_ready = True
 
     def admit(self, free: int) -> list[Ticket]:
         """Give up to `free` slots to waiting tickets, and return these: they run from now on.
