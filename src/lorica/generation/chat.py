@@ -106,24 +106,23 @@ class TextStreamer:
     """transformers' streamer: gives `on_text` the text that no later token can change."""
 
     def __init__(self, stops: Stops, prompt: list[int], on_text: OnText):
-        self.stops, self.prompt, self.on_text = stops, prompt, on_text
-        self.tokens: list[int] = []
-        self.sent = 0  # characters
+        self.stops, self.on_text = stops, on_text
+        self.stream = stops.stream(prompt)
         self.has_prompt = False
 
     def put(self, value: Any) -> None:
         if not self.has_prompt:  # the first call brings the prompt
             self.has_prompt = True
             return
-        self.tokens += value.reshape(-1).tolist()
-        # A character of several bytes may be incomplete.
-        text = self.stops.text(self.prompt, self.tokens, final=False)
-        self._send(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+        for token in value.reshape(-1).tolist():
+            if token not in self.stops.tokens:
+                self.stream.push(token)
+        self._send()
 
     def end(self) -> None:
-        self._send(self.stops.text(self.prompt, self.tokens))
+        self.stream.end()
+        self._send()
 
-    def _send(self, text: str) -> None:
-        if len(text) > self.sent:
-            self.on_text(text[self.sent :])
-            self.sent = len(text)
+    def _send(self) -> None:
+        if text := self.stream.take():
+            self.on_text(text)

@@ -28,9 +28,12 @@ IGNORED_SETTINGS = (
 """Keys of a base's generation_config.json that change which tokens are chosen."""
 
 
+NOT_FINITE_FIX = "check base and adapter with lorica eval; load the base in float32"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of generation. temperature 0 is greedy decoding.
+    """Settings of generation. temperature 0 is greedy decoding; top_k 0 allows every token.
 
     Raises: ConfigError for a value out of range.
     """
@@ -38,6 +41,7 @@ class Sampling:
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -45,9 +49,15 @@ class Sampling:
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
             ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
         ):
             if not valid:
                 raise ConfigError(f"{name} is {value}; it must be {allowed}.", fix=f"change {name}")
+
+    @property
+    def cuts_tail(self) -> bool:
+        """Whether the least probable tokens are never chosen."""
+        return self.top_p < 1 or self.top_k > 0
 
 
 def check_logits(ids: Tensor, scores: Tensor) -> Tensor:
@@ -57,11 +67,12 @@ def check_logits(ids: Tensor, scores: Tensor) -> Tensor:
     Raises: TrainingError. Without it `generate` would write the text of token 0.
     """
     if not scores.amax(-1).isfinite().all():  # the maximum is NaN if any is; -inf is allowed
-        raise TrainingError(
-            f"the model's logits are not finite after {ids.shape[1]} tokens.",
-            fix="check base and adapter with lorica eval; load the base in float32",
-        )
+        raise TrainingError(not_finite(ids.shape[1]), fix=NOT_FINITE_FIX)
     return scores
+
+
+def not_finite(tokens: int) -> str:
+    return f"the model's logits are not finite after {tokens} tokens."
 
 
 @contextmanager
@@ -80,7 +91,7 @@ def generation_settings(
             "do_sample": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "top_k": 0,
+            "top_k": sampling.top_k,
         }
     own = model.generation_config
     model.generation_config = GenerationConfig(
@@ -103,6 +114,6 @@ def ignored_settings(loaded: LoadedModel) -> list[str]:
     ignored = [f"{key} {own[key]}" for key in IGNORED_SETTINGS if own.get(key) not in (None, False)]
     notice = (
         f"the base's generation settings are ignored ({listed(ignored, 8)}), except its stop "
-        "tokens and stop strings; set --temperature and --top_p instead"
+        "tokens and stop strings; set --temperature, --top_p and --top_k instead"
     )
     return [notice] if ignored else []

@@ -1,7 +1,7 @@
 """What ends a generated text: stop tokens, and the stop strings of the base."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorica.base.load import LoadedModel
 from lorica.data.text_encoder import TextEncoder
+from lorica.generation.text_stream import BROKEN, TextStream
 
 TOKENS_PER_CHARACTER = 4
 """The most tokens that one character takes, where a tokenizer has tokens for single bytes."""
@@ -53,27 +54,23 @@ class Stops:
         """Whether the tokens end in a stop token, or their text contains a stop string."""
         return tokens[-1] in self.tokens or self._has_string(tokens)
 
-    def text(self, prompt: list[int], new: list[int], *, final: bool = True) -> str:
-        """The text that the new tokens add to the prompt, up to the first stop.
-
-        final: no more tokens follow. If some do, what may become a stop string is held back.
-        """
-        text = self._text_after(prompt, new[:-1] if new and new[-1] in self.tokens else new)
-        starts = [at for stop in self.strings if (at := text.find(stop)) >= 0]
-        if starts:
-            return text[: min(starts)]
-        if final:
-            return text
-        partial = (
-            n for stop in self.strings for n in range(1, len(stop)) if text.endswith(stop[:n])
-        )
-        return text[: len(text) - max(partial, default=0)]
-
-    def _text_after(self, prompt: list[int], new: list[int]) -> str:
+    def text(self, prompt: list[int], new: list[int]) -> str:
+        """The text that the new tokens add to the prompt, up to the first stop."""
+        new = new[:-1] if new and new[-1] in self.tokens else new
         before, whole = self._decode(prompt), self._decode(prompt + new)
-        if whole.startswith(before):  # some tokenizers drop the first space of a text
-            return whole[len(before) :]
-        return self._decode(new)
+        if BROKEN in whole or not whole.startswith(before):
+            stream = self.stream(prompt)
+            for token in new:
+                stream.push(token)
+            stream.end()
+            return stream.take()
+        text = whole[len(before) :]
+        starts = [at for stop in self.strings if (at := text.find(stop)) >= 0]
+        return text[: min(starts, default=len(text))]
+
+    def stream(self, prompt: Sequence[int]) -> TextStream:
+        """The same text piece by piece, while the tokens are generated."""
+        return TextStream(self._decode, prompt, self.strings)
 
     def _has_string(self, tokens: list[int]) -> bool:
         return bool(self.strings) and self._contains_string(self._decode(tokens))
