@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.bounds import check_settings
+from lorica.core.row_form import RowForm
 from lorica.core.schedule import Schedule
 from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError, closest
@@ -88,6 +89,19 @@ class Adapter(nn.Module):
         """
         return None
 
+    def row_form(self, base: BaseLayer, dtype: torch.dtype) -> RowForm | None:
+        """What `after` does at a linear layer, in eval mode, as a form that serving can stack.
+
+        base: the layer itself, which computes in `dtype`. The form is float32; a test compares it
+        with `after`. None: there is no such form.
+        """
+        factors = self.factors()
+        return None if factors is None else RowForm(*factors, shift=self.bias_shift())
+
+    def bias_shift(self) -> Tensor | None:
+        """What an update that has `factors` adds to the bias of a linear layer, (O,) float32."""
+        return None
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """A cheap closed form of the merged layer; None: evaluate it on the identity.
 
@@ -108,6 +122,12 @@ class Adapter(nn.Module):
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
         """At the decoder: the keyword arguments of its call, adapted. See core.attention."""
         return options
+
+    def move_to(self, site: Site) -> None:
+        """Act at `site` from now on: the same layer in another copy of the base. In place.
+
+        For adapters that hold the layer they were built for.
+        """
 
     def condition(self, conditions: Sequence[str] | None, lengths: Sequence[int] | None) -> None:
         """Set the conditions of the rows of the next forward passes. Most methods ignore them.

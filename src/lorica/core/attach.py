@@ -59,19 +59,22 @@ def adapt(
 
 def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
     """As `adapt`, from a Spec, for example one that was read from an adapter folder. In place."""
+    _check_name(model, name)
+    attach_built(model, spec, name, built := _build(model, spec))
+    own = (adapter for _, adapter in built if not isinstance(adapter, ModuleCopy | TrainableTokens))
+    bank_of(model).start[name] = parameter_sums(own)
+    return model
+
+
+def attach_built(
+    model: nn.Module, spec: Spec, name: str, built: Sequence[tuple[Site, Adapter]]
+) -> None:
+    """Attach adapters that were built for these sites of `model`, and activate them. In place.
+
+    Raises: ConfigError if `name` is taken.
+    """
+    _check_name(model, name)
     bank = bank_of(model)
-    taken = dir(LayerAdapters(Site("", model, "other", 0, 0), bank))  # "training", for one
-    if not name.isidentifier() or name in taken:
-        raise ConfigError(
-            f"{name!r} is not a valid adapter name.",
-            fix="use letters, digits and _, and no attribute name of torch.nn.Module",
-        )
-    if name in bank.specs:
-        raise ConfigError(
-            f"an adapter named {name!r} is already attached.",
-            fix="pass another name=, or detach(model) first",
-        )
-    built = _build(model, spec)
     if not bank.specs:
         bank.were_trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         model.requires_grad_(False)
@@ -86,10 +89,23 @@ def attach(model: nn.Module, spec: Spec, name: str) -> nn.Module:
             site.module.adapters = layer_adapters
             layer_adapters.hook_handles = hook_layer(site)
         layer_adapters[name] = adapter.float().to(site.like.device).train(site.module.training)
-    own = (adapter for _, adapter in built if not isinstance(adapter, ModuleCopy | TrainableTokens))
-    bank.start[name] = parameter_sums(own)
     activate(model, name)
-    return model
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    """Raises: ConfigError if an adapter cannot have this name, or has it already."""
+    bank = bank_of(model)
+    taken = dir(LayerAdapters(Site("", model, "other", 0, 0), bank))  # "training", for one
+    if not name.isidentifier() or name in taken:
+        raise ConfigError(
+            f"{name!r} is not a valid adapter name.",
+            fix="use letters, digits and _, and no attribute name of torch.nn.Module",
+        )
+    if name in bank.specs:
+        raise ConfigError(
+            f"an adapter named {name!r} is already attached.",
+            fix="pass another name=, or detach(model) first",
+        )
 
 
 def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:

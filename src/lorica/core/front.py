@@ -9,6 +9,7 @@ them.
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,9 @@ def keys_values_of(decoder: nn.Module, vectors: Tensor, like: Mapping[str, Any])
     return {i: (key.squeeze(0), value.squeeze(0)) for i, (key, value) in computed.items()}
 
 
-def cached(options: Mapping[str, Any], key: object, compute: Callable[[], Front]) -> Front:
-    """`compute()`, once for a whole generation: the result is kept in the rows' key-value cache.
+def cached(options: Mapping[str, Any], adapter: nn.Module, compute: Callable[[], Front]) -> Front:
+    """`compute()`, once for a whole generation: the result is kept in the rows' key-value cache,
+    for as long as `adapter` lives.
 
     It is computed again wherever gradients are on, or the cache is empty and may serve another
     text.
@@ -99,10 +101,10 @@ def cached(options: Mapping[str, Any], key: object, compute: Callable[[], Front]
     past = options.get("past_key_values")
     if past is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return compute()
-    fronts = vars(past).setdefault(CACHED, {})
-    if key not in fronts or not past.get_seq_length():
-        fronts[key] = compute()
-    return fronts[key]
+    fronts = vars(past).setdefault(CACHED, WeakKeyDictionary())
+    if adapter not in fronts or not past.get_seq_length():
+        fronts[adapter] = compute()
+    return fronts[adapter]
 
 
 def layers(decoder: nn.Module) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lorica.base.fingerprint import Fingerprint
 from lorica.core.attach import activate, detach
 from lorica.core.attach import attach as attach_spec
 from lorica.core.bank import Spec, bank_of
@@ -54,12 +55,14 @@ def attach(
     *,
     tokenizer: Any = None,
     allow_base: str | None = None,
+    here: Fingerprint | None = None,
 ) -> list[str]:
     """Attach `file` to `model` as the active adapter `name`. In place.
 
+    here: the fingerprint of `model`, with its tokenizer; None: it is computed, from every weight.
     Returns, raises: as `load`.
     """
-    spec, notices = _checked(model, file, tokenizer, allow_base)
+    spec, notices = _checked(model, file, tokenizer, allow_base, here)
     active, block = bank_of(model).route.names, innermost(bank_of(model))
     route = block and block.route
     with nullcontext() if file.manifest is None else skip_initialization():
@@ -77,13 +80,17 @@ def attach(
 
 
 def _checked(
-    model: nn.Module, file: AdapterFile, tokenizer: Any, allow_base: str | None
+    model: nn.Module,
+    file: AdapterFile,
+    tokenizer: Any,
+    allow_base: str | None,
+    here: Fingerprint | None,
 ) -> tuple[Spec, list[str]]:
     """What to attach of `file`, and notices. Raises: BaseError if `model` is another base."""
     if file.base is not None:
         whole = file.spec.targets.modules_to_save
         return file.spec, check_base(
-            file.base, model, tokenizer, whole=whole, allow_base=allow_base
+            file.base, model, tokenizer, whole=whole, allow_base=allow_base, here=here
         )
     assert file.layout is not None  # a folder without a manifest is PEFT's
     targets, notices = without_dead(model, file.spec.targets, file.spec.method.kinds)

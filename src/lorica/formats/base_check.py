@@ -16,16 +16,18 @@ def check_base(
     *,
     whole: Sequence[str] = (),
     allow_base: str | None = None,
+    here: Fingerprint | None = None,
 ) -> list[str]:
     """Compare `model` with the base of an adapter.
 
     whole: modules_to_save of the adapter, which replace layers of the base.
+    here: the fingerprint of `model`, with its tokenizer; None: it is computed.
     allow_base: the grade that is accepted beyond "same" and "same but quantised":
         "same shapes", or "different".
 
     Returns: notices. Raises: BaseError unless the grade is accepted.
     """
-    then, now = trained_on, fingerprint(model, tokenizer=tokenizer, whole=whole)
+    then, now = trained_on, here or fingerprint(model, tokenizer=tokenizer, whole=whole)
     verdict, changes = grade(then, now), differences(then, now)
     kinds = {k: what for k, what in changes.items() if k not in ("training", "chat_template")}
     notices = []

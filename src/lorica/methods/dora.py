@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorica.core.adapter import BaseLayer, Rates
 from lorica.core.bounds import setting_error
+from lorica.core.row_form import RowForm
 from lorica.core.site import Site
 from lorica.core.tensor_cache import TensorCache
 from lorica.methods.lora import Lora, LoraAdapter
@@ -119,6 +120,12 @@ class DoraAdapter(LoraAdapter):
 
     def factors(self) -> None:
         return None  # the update depends on W and has full rank
+
+    def row_form(self, base: BaseLayer, dtype: torch.dtype) -> RowForm:
+        a, b = self.pair()
+        size = self.m / self.norm(dtype, base)
+        shift = None if self.base_bias is None else self.base_bias * (1 - size)
+        return RowForm(a, self.scale * b, size, shift)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         adapted, _ = super().merged(weight, None)

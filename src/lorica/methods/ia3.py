@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
+from lorica.core.row_form import RowForm
 from lorica.core.site import Site
 from lorica.core.targets import block_of
 from lorica.errors import TargetError, closest, listed
@@ -93,7 +94,7 @@ class Ia3Adapter(Adapter):
 
     def __init__(self, site: Site, feedforward: bool):
         super().__init__()
-        self.feedforward = feedforward
+        self.feedforward, self.inputs = feedforward, site.in_features
         self.l = nn.Parameter(torch.ones(site.in_features if feedforward else site.out_features))
 
     def before(self, x: Tensor) -> Tensor:
@@ -101,6 +102,11 @@ class Ia3Adapter(Adapter):
 
     def after(self, x: Tensor, y: Tensor, base: BaseLayer) -> Tensor:
         return y if self.feedforward else y * self.l.to(y.dtype)
+
+    def row_form(self, base: BaseLayer, dtype: torch.dtype) -> RowForm | None:
+        if self.feedforward:
+            return None
+        return RowForm(self.l.new_zeros(0, self.inputs), self.l.new_zeros(len(self.l), 0), self.l)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.feedforward:

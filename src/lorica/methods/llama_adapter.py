@@ -116,6 +116,9 @@ class PromptedAttention(Adapter):
         self.g = nn.Parameter(torch.zeros(query.shape[1]))
         self.tanh = method.gate_act == "tanh"
 
+    def move_to(self, site: Site) -> None:
+        self.layer = (site.module,)
+
     def attend(self, query: Tensor, mixed: Tensor, scale: float) -> Tensor:
         with acting_alone(self.layer[0], self):
             _, key, value = project_qkv(self.layer[0], self.p.to(query.dtype))  # (1, K, n, D)

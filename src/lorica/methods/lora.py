@@ -124,13 +124,12 @@ class LoraAdapter(Adapter):
                 fix="leave lora_bias out, or remove this layer from target_modules",
             )
         init = method.initialization
-        a, b = init.factors(site, method.r, method.scale)
+        sizes = site, method.r, method.scale
+        a, b = init.factors(*sizes)
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("a0", a.clone() if init.subtracts_initial else None)
         self.register_buffer("b0", b.clone() if init.subtracts_initial else None)
-        a1, b1 = None, None
-        if init.requantises:
-            a1, b1 = init.requantised_factors(site, method.r, method.scale)
+        a1, b1 = init.requantised_factors(*sizes) if init.requantises else (None, None)
         self.register_buffer("a1", a1)
         self.register_buffer("b1", b1)
         self.requantised = RequantisedLayer()
@@ -189,11 +188,13 @@ class LoraAdapter(Adapter):
         a, b = self.pair()
         return a, self.scale * b
 
+    def bias_shift(self) -> Tensor | None:
+        return None if self.bias is None else self.scale * self.bias
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.a1 is not None:  # `weights` has been called and has filled `requantised`
             weight = self.requantised.layer.unpacked()[0]
-        if self.bias is not None:
-            shift = self.scale * self.bias
+        if (shift := self.bias_shift()) is not None:
             bias = shift if bias is None else bias + shift
         a, b = self.pair()
         return torch.addmm(weight, b, a, alpha=self.scale), bias

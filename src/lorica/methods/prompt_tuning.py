@@ -150,7 +150,5 @@ class PromptAdapter(Adapter):
 
     def enter(self, decoder: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
         with acting_alone(decoder, self):
-            front = cached(
-                options, id(self), lambda: keys_values_of(decoder, self.prompt(), options)
-            )
+            front = cached(options, self, lambda: keys_values_of(decoder, self.prompt(), options))
         return prepend_front(decoder, options, front)
