@@ -12,7 +12,7 @@ from lorica.base.load import load as load_base
 from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.data.text_encoder import prompt_ids
 from lorica.errors import ConfigError, DataError
-from lorica.generation.chat import Chat, TextStreamer
+from lorica.generation.chat import Chat
 from lorica.generation.generate import generate, generate_from_ids
 from lorica.generation.prompts import end_of_turn
 from lorica.generation.sampling import Sampling
@@ -233,11 +233,12 @@ def test_an_incomplete_character_is_not_streamed(talking):
     tokens = talking.tokenizer.encode("Tom é ü", add_special_tokens=False)[len(prompt) - 1 :]
     pieces: list[str] = []
     stops = Stops(talking.tokenizer, (2,))
-    streamer = TextStreamer(stops, prompt, pieces.append)
-    streamer.put(torch.tensor([prompt]))
+    stream = stops.stream(prompt)
     for token in tokens:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
+        stream.push(token)
+        pieces.append(stream.take())
+    stream.end()
+    pieces.append(stream.take())
     assert "".join(pieces) == stops.text(prompt, tokens)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
@@ -279,11 +280,8 @@ def test_a_stop_string_of_the_base_ends_a_text_and_is_not_in_it(tmp_path, base):
     (ids,) = prompt_ids(
         [RenderedRow("prompt", (TextSpan(prompts[0], False),), False)], base.tokenizer
     )
-    streamer = TextStreamer(stops_of(stopped), ids, pieces.append)
-    streamer.put(torch.tensor([ids]))
-    for token in stopped_texts.tokens[0]:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
+    sampling = Sampling(max_new_tokens=30)
+    generate_from_ids(stopped, [ids], sampling, stops=stops_of(stopped), on_text=pieces.append)
     assert "".join(pieces) == stopped_texts.texts[0]
 
 

@@ -6,7 +6,6 @@ training. A message that is longer than the context is an error, and leaves the 
 was.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +20,8 @@ from lorica.generation.prompts import (
     render_messages,
 )
 from lorica.generation.sampling import Sampling
-from lorica.generation.stops import Stops, stops_of
-
-OnText = Callable[[str], object]
+from lorica.generation.stops import stops_of
+from lorica.generation.task import OnText
 
 
 class Chat:
@@ -67,7 +65,7 @@ class Chat:
             [ids],
             sampling,
             stops=self._stops,
-            streamer=TextStreamer(self._stops, ids, on_text) if on_text else None,
+            on_text=on_text,
             conditions=self._conditions,
         )
         answer = generation.texts[0]
@@ -100,29 +98,3 @@ class Chat:
     def _ids(self, messages: list[dict[str, Any]]) -> list[int]:
         rendered = render_messages(self.loaded, [*self._system, *messages])
         return prompt_ids([rendered], self.loaded.tokenizer)[0]
-
-
-class TextStreamer:
-    """transformers' streamer: gives `on_text` the text that no later token can change."""
-
-    def __init__(self, stops: Stops, prompt: list[int], on_text: OnText):
-        self.stops, self.on_text = stops, on_text
-        self.stream = stops.stream(prompt)
-        self.has_prompt = False
-
-    def put(self, value: Any) -> None:
-        if not self.has_prompt:  # the first call brings the prompt
-            self.has_prompt = True
-            return
-        for token in value.reshape(-1).tolist():
-            if token not in self.stops.tokens:
-                self.stream.push(token)
-        self._send()
-
-    def end(self) -> None:
-        self.stream.end()
-        self._send()
-
-    def _send(self) -> None:
-        if text := self.stream.take():
-            self.on_text(text)

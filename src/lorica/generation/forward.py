@@ -82,15 +82,13 @@ def layer_windows(config: Any) -> list[tuple[str, Window]]:
     their chunk. As transformers' `create_masks_for_generate` decides.
     Raises: ConfigError for a type that is no attention.
     """
-    sliding = "sliding", getattr(config, "sliding_window", None)
-    chunked = "chunked", getattr(config, "attention_chunk_size", None)
-    windows = {
-        "full_attention": None,
-        "sliding_attention": sliding,
-        "chunked_attention": chunked,
-    }
+    sizes = {"sliding": "sliding_window", "chunked": "attention_chunk_size"}
+    windows: dict[str, Window] = {"full_attention": None}
+    for kind, key in sizes.items():
+        size = getattr(config, key, None)
+        windows[f"{kind}_attention"] = None if size is None else (kind, size)
     if not hasattr(config, "layer_types"):
-        return [("", next((w for w in (sliding, chunked) if w[1] is not None), None))]
+        return [("", next((window for window in windows.values() if window is not None), None))]
     types = sorted(set(config.layer_types or ()))
     if unknown := [kind for kind in types if kind not in windows]:
         raise ConfigError(f"layers of type {', '.join(unknown)} keep no keys and values by slot.")

@@ -1,32 +1,27 @@
-"""Text from prompts, through transformers' own `generate`: greedy, or sampled with a seed.
+"""Text from prompts: greedy, or sampled with a seed.
 
-Prompts of similar length share a left-padded batch with a KV cache, and come back in the order in
-which they were given. A batch never changes what a row writes: see generation.batches. Of the
-base's own generation settings only its stops are used: see generation.sampling.
+Rows share forward passes, and each writes what it writes alone: see generation.decoder. Models that
+it cannot carry go through transformers' own `generate`: see generation.static. Texts come back in
+the order of their prompts. Of the base's own generation settings only its stops are used: see
+generation.sampling.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import LoadedModel
-from lorica.core.condition import is_conditioned, with_conditions
+from lorica.core.condition import is_conditioned
 from lorica.core.modes import in_mode
 from lorica.core.peak_memory import peak_memory
 from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.data.text_encoder import prompt_ids
 from lorica.errors import ConfigError, counted
-from lorica.generation.batches import (
-    batches,
-    batching_for,
-    batching_notices,
-    pad_left,
-    room_for_answers,
-)
+from lorica.generation.batches import room_for_answers
+from lorica.generation.continuous import generate_continuous
 from lorica.generation.prompts import (
     check_has_template,
     check_is_language_model,
@@ -35,13 +30,11 @@ from lorica.generation.prompts import (
     plain_prompt_notices,
     render_messages,
 )
-from lorica.generation.sampling import (
-    Sampling,
-    check_logits,
-    generation_settings,
-    ignored_settings,
-)
+from lorica.generation.sampling import Sampling, ignored_settings
+from lorica.generation.slots import slot_support
+from lorica.generation.static import generate_static
 from lorica.generation.stops import Stops, stops_of
+from lorica.generation.task import OnText, Task
 from lorica.progress import Progress
 
 
@@ -71,6 +64,7 @@ def generate(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
     seed: int = 0,
     chat: bool = False,
     conditions: Sequence[str] | None = None,
@@ -81,13 +75,14 @@ def generate(
     chat: each prompt is a user's message, written in the format of the adapter's training (chat
         template, Alpaca's text); else through the base's chat template.
     conditions: for a conditioned adapter: one for each prompt, or one for all.
-    seed: the same prompts, batch_size and seed give the same sampled texts.
+    seed: the same prompts and seed give the same sampled texts, whatever the batch_size.
+    batch_size: the most rows of a forward pass.
 
     Raises: ConfigError for a setting out of range, a classifier, or a condition that is unknown,
         missing or not used; DataError for a prompt that is empty or too long, or no template.
     """
     sampling = Sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
     check_is_language_model(loaded)
     if chat:
@@ -116,66 +111,72 @@ def generate_from_ids(
     stops: Stops,
     batch_size: int = 16,
     conditions: Sequence[str] | None = None,
-    streamer: Any = None,
+    on_text: OnText | None = None,
 ) -> Generation:
     """`generate` for prompts that are token ids already.
 
-    streamer: transformers' streamer, for a single prompt.
+    on_text: gets the text of a single prompt piece by piece, while it is written.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
     room = room_for_answers(loaded, prompts, sampling.max_new_tokens)
-    size, batching = batching_for(loaded, prompts, batch_size)
     conditions = _condition_per_prompt(loaded, conditions, len(prompts))
     notices = encode_conditions(loaded.model, loaded.tokenizer, conditions)
-    notices += batching_notices(size, batching, prompts, room)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    device = _device(loaded)
+    device = next(loaded.model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     with (
         in_mode(loaded.model, training=False),
         torch.no_grad(),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         Progress("generating", len(prompts), "rows") as bar,
     ):
-        torch.manual_seed(sampling.seed)
-        for picked in batches(prompts, room, size, batching):
-            batch = [prompts[i] for i in picked]
-            limited = replace(sampling, max_new_tokens=room[picked[0]])
-            with with_conditions(loaded.model, conditions and [conditions[i] for i in picked]):
-                new = _generate_batch(loaded, batch, limited, stops, streamer)
-            for i, row in zip(picked, new, strict=True):
-                tokens[i] = row
-            if len(prompts) > 1:
-                bar.advance(len(picked))
+        task = Task(
+            prompts=prompts,
+            room=room,
+            sampling=sampling,
+            stops=stops,
+            slots=batch_size,
+            conditions=conditions,
+            on_text=on_text,
+            on_rows=bar.advance if len(prompts) > 1 else lambda count: None,
+            numbers=range(len(prompts)),
+        )
+        tokens, batch_notices = _continue(loaded, task)
     seconds = time.perf_counter() - began
     texts = [stops.text(prompt, row) for prompt, row in zip(prompts, tokens, strict=True)]
     rate = sum(map(len, tokens)) / max(seconds, 1e-9)
-    notices += _cut_notices(loaded, tokens, room, sampling.max_new_tokens, stops)
+    notices += batch_notices + _cut_notices(loaded, tokens, room, sampling.max_new_tokens, stops)
     return Generation(texts, tokens, seconds, rate, peak_memory(device), notices)
 
 
-def _generate_batch(
-    loaded: LoadedModel, prompts: list[list[int]], sampling: Sampling, stops: Stops, streamer: Any
-) -> list[list[int]]:
-    """New token ids of each prompt, up to its stop."""
-    model: Any = loaded.model
-    pad_id = loaded.tokenizer.pad_token_id
-    if pad_id is None:
-        pad_id = stops.tokens[0] if stops.tokens else 0
-    ids, mask = pad_left(prompts, pad_id)
-    width, device = ids.shape[1], _device(loaded)
-    with generation_settings(model, sampling, stop_tokens=stops.tokens, pad_id=pad_id):
-        out = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            streamer=streamer,
-            logits_processor=[check_logits],
-            stopping_criteria=stops.criteria(width),
-        )
-    return [stops.cut(row) for row in out[:, width:].tolist()]
+def _continue(loaded: LoadedModel, task: Task) -> tuple[list[list[int]], list[str]]:
+    """(the new tokens of each prompt, notices): in slots where they can carry a row, else in fixed
+    batches."""
+    support = slot_support(loaded.model)
+    if support.batching.refused is not None:
+        tokens, notices = generate_static(loaded, task)
+        if len(task.prompts) > 1:
+            why = support.batching.refused
+            notices = [f"a batch runs until its longest text ends: {why}", *notices]
+        return tokens, notices
+    limit, count = support.batching.shared, range(len(task.prompts))
+    fits = [limit is None or len(task.prompts[i]) + task.room[i] <= limit for i in count]
+    tokens: list[list[int]] = [[] for _ in count]
+    notices: list[str] = []
+    if short := [i for i in count if fits[i]]:
+        for i, row in zip(short, generate_continuous(loaded, task.part(short)), strict=True):
+            tokens[i] = row
+    if long := [i for i in count if not fits[i]]:
+        new, _ = generate_static(loaded, task.part(long))
+        cause = support.batching.causes["shared"]
+        if len(count) > 1:
+            notices = [
+                f"a batch has prompts of one length where texts pass {limit} tokens ({cause})"
+            ]
+        for i, row in zip(long, new, strict=True):
+            tokens[i] = row
+    return tokens, notices
 
 
 def _condition_per_prompt(
@@ -214,7 +215,3 @@ def _cut_notices(
         texts = "1 text was" if by_limit == 1 else f"{by_limit:,} texts were"
         notices.append(f"{texts} cut after {max_new_tokens} tokens")
     return notices
-
-
-def _device(loaded: LoadedModel) -> torch.device:
-    return next(loaded.model.parameters()).device
