@@ -15,10 +15,12 @@ MAX_DEPTH = 32
 MAX_DIGITS = 40
 
 
-def parse(text: str | bytes, *, finite: bool = True, unique: bool = True) -> Any:
+def parse(
+    text: str | bytes, *, finite: bool = True, unique: bool = True, depth: int = MAX_DEPTH
+) -> Any:
     """Parse UTF-8 text without a byte order mark. Raises: ValueError with the reason.
 
-    finite: refuse NaN and Infinity. unique: refuse duplicate keys.
+    finite: refuse NaN and Infinity. unique: refuse duplicate keys. depth: levels that are allowed.
     """
     try:
         value = json.loads(
@@ -28,8 +30,8 @@ def parse(text: str | bytes, *, finite: bool = True, unique: bool = True) -> Any
             parse_constant=_no_constant if finite else None,
         )
     except RecursionError:
-        raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
-    check(value)
+        raise ValueError(f"it is nested deeper than {depth}") from None
+    check(value, depth)
     return value
 
 
@@ -53,12 +55,12 @@ def read(
     return value
 
 
-def check(value: Any) -> None:
+def check(value: Any, max_depth: int = MAX_DEPTH) -> None:
     """Raises: ValueError if a value is nested too deep, or has text with a lone surrogate."""
     level, depth = [value], 0
     while level:
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+        if depth > max_depth:
+            raise ValueError(f"it is nested deeper than {max_depth}")
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):

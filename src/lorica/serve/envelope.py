@@ -1,0 +1,113 @@
+"""Every error of the server as OpenAI's error object, so that its clients understand it.
+
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorica.errors import ConfigError, DataError, LoricaError, ResourceError
+from lorica.serve.refusals import InvalidRequest, Refusal
+
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""Status -> type; other 4xx: invalid_request_error, 5xx: server_error."""
+CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    504: "deadline_exceeded",
+}
+MAX_MISTAKES = 8
+"""Mistakes of a request body that a message lists."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as it is sent. headers: those beside the content's."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def as_json(self) -> str:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return json.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": TYPES.get(self.status, kind),
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        )
+
+
+BUG = Failure(500, "the server failed; its log has the reason.", "internal_error")
+
+
+def failure_of_status(status: int, message: str) -> Failure:
+    """A failure that has no exception of its own: of routing, or of a limit."""
+    return Failure(status, message, CODES.get(status, "invalid_request"))
+
+
+def failure_of(error: LoricaError, *, for_operator: bool = False) -> Failure | None:
+    """An error as a failure for the client; None: it is the server's own affair.
+
+    for_operator: tell everything; otherwise only refusals and mistakes in what the client sent,
+    because other messages name files of the server.
+    """
+    if isinstance(error, Refusal):
+        return Failure(
+            error.status, message_of(error), error.code, error.param, retry_headers(error)
+        )
+    if isinstance(error, ConfigError | DataError):
+        return Failure(400, message_of(error), "invalid_request")
+    if for_operator:
+        status = 507 if isinstance(error, ResourceError) else 400
+        return Failure(status, message_of(error), type(error).__name__)
+    return None
+
+
+def message_of(error: LoricaError) -> str:
+    """What happened, the facts, and the fix in one line."""
+    facts = "; ".join(f"{key}: {value}" for key, value in error.facts.items())
+    parts = [error.what, f"({facts})" if facts else "", f"Fix: {error.fix}." if error.fix else ""]
+    return " ".join(filter(None, parts))
+
+
+def retry_headers(error: Refusal) -> tuple[tuple[str, str], ...]:
+    """Retry-After in whole seconds, at least 1: a 429 or 503 says when to come back."""
+    if error.retry_after is None:
+        return ()
+    return (("Retry-After", str(max(1, round(error.retry_after + 0.5)))),)
+
+
+def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
+    """pydantic's list of mistakes in a request as one failure, each with its field."""
+    lines: dict[str, str] = {}
+    for mistake in mistakes:
+        place = ".".join(str(part) for part in mistake["loc"][1:])
+        reason = str(mistake.get("ctx", {}).get("error", mistake["msg"]))
+        if mistake["type"] == "json_invalid":
+            place, reason = "", f"the body is not valid JSON: {reason}"
+        elif mistake["loc"] == ("body",):
+            reason = (
+                "a JSON object is required, sent with the header Content-Type: application/json"
+            )
+        lines.setdefault(place, reason.removeprefix("Value error, "))
+    listed = [f"{place}: {reason}" if place else reason for place, reason in lines.items()]
+    more = f" ... and {len(listed) - MAX_MISTAKES} more" if len(listed) > MAX_MISTAKES else ""
+    param = next(iter(lines), "") or None
+    return Failure(
+        InvalidRequest.status,
+        f"the request is not valid: {'; '.join(listed[:MAX_MISTAKES])}{more}.",
+        InvalidRequest.code,
+        param and param[:200],
+    )

@@ -1,0 +1,149 @@
+"""Run the apps in one process until a signal: first drain, then end."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from lorica.errors import ResourceError
+from lorica.progress import announce
+from lorica.serve.connection import Connection
+from lorica.serve.exchange import Engine
+
+ACCEPT_THREADS = 32
+"""Requests that may wait for an adapter to load at the same time."""
+CLOSE_SECONDS = 5
+"""Seconds that replies have to be sent after the last answer ended."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """An app and the bound socket that it listens on."""
+
+    app: Callable[..., Awaitable[Any]]
+    socket: socket.socket
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without handlers of signals: `serve` has them."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+async def serve(
+    engine: Engine,
+    listeners: Sequence[Listener],
+    *,
+    drain_timeout: float,
+    stop: asyncio.Event,
+) -> int:
+    """Serve until `stop` is set, then drain. Returns: answers that were cut off by the timeout.
+
+    While it drains, the sockets stay open, so that clients learn that the server stops.
+    """
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(ACCEPT_THREADS, thread_name_prefix="lorica-http"))
+    servers = [_Server(_config(listener.app)) for listener in listeners]
+    tasks = [
+        asyncio.create_task(server.serve(sockets=[listener.socket]))
+        for server, listener in zip(servers, listeners, strict=True)
+    ]
+    await stop.wait()
+    cut = await asyncio.to_thread(engine.drain, drain_timeout)
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*tasks)
+    return cut
+
+
+def run(engine: Engine, listeners: Sequence[Listener], *, drain_timeout: float) -> int:
+    """Serve until SIGTERM or Ctrl-C; a second one ends the process at once. Returns: as `serve`."""
+
+    async def main() -> int:
+        stop = asyncio.Event()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, on_signal, number, stop)
+        return await serve(engine, listeners, drain_timeout=drain_timeout, stop=stop)
+
+    def on_signal(number: int, stop: asyncio.Event) -> None:
+        name = signal.Signals(number).name
+        if stop.is_set():
+            announce(f"lorica serve: a second {name}: ended at once")
+            os._exit(128 + number)
+        announce(
+            f"lorica serve: {name}: no new requests; answers have {drain_timeout:g} s to finish"
+        )
+        stop.set()
+
+    return asyncio.run(main())
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address. Raises: ResourceError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ResourceError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}.",
+            fix="choose another --port, or end the process that uses this one",
+        ) from None
+    return bound
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A unix socket that only this user may connect to. A dead one in its place is replaced.
+
+    Raises: ResourceError.
+    """
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        bound.bind(str(path))
+    except OSError as error:
+        bound.close()
+        raise ResourceError(
+            f"cannot listen on {path}: {error.strerror or error}.", fix="name another path"
+        ) from None
+    finally:
+        os.umask(umask)
+    return bound
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _config(app: Callable[..., Awaitable[Any]]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+        h11_max_incomplete_event_size=32 * 2**10,
+        limit_concurrency=None,
+    )
