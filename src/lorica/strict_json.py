@@ -42,10 +42,16 @@ def read(
 
     Raises: FileError if the file is missing, not a regular file, cut short, or not a JSON object.
     """
+    data = plain_files.read_bytes(path, follow=follow)
+    return parse_object(data, path, finite=finite, unique=unique)
+
+
+def parse_object(
+    data: bytes, path: Path, *, finite: bool = True, unique: bool = True
+) -> dict[str, Any]:
+    """The JSON object that was read from `path`. Raises: FileError if it is none."""
     try:
-        value = parse(plain_files.read_bytes(path, follow=follow), finite=finite, unique=unique)
-    except FileError:
-        raise
+        value = parse(data, finite=finite, unique=unique)
     except ValueError as error:
         raise FileError(f"{path} cannot be read: {error}.", fix="copy the file anew") from None
     if not isinstance(value, dict):

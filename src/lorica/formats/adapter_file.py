@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lorica import plain_files, strict_json
 from lorica.base.classifier import KIND
 from lorica.base.fingerprint import Fingerprint
 from lorica.core.bank import Spec
@@ -83,8 +84,11 @@ class AdapterFile:
         return {key: t for key, t in self.tensors.items() if f".{key}".endswith(ends)}
 
 
-def read(path: str | Path) -> AdapterFile:
+def read(path: str | Path, *, max_bytes: int | None = None) -> AdapterFile:
     """The adapter in folder `path`, or of the run in `path`.
+
+    max_bytes: read the weights into memory, at most so many bytes, and check the digest of what was
+        read. None: the tensors are mapped: they change if someone writes into the file.
 
     Raises: FileError if the folder is damaged, or holds what lorica does not read.
     """
@@ -92,28 +96,50 @@ def read(path: str | Path) -> AdapterFile:
     weights = weights_file(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        return _read_peft(folder, weights)
+        return _read_peft(folder, weights, max_bytes)
     commit.check_digests(folder, manifest.files)
-    tensors = commit.read_tensors(weights)
+    tensors, sha = _read_weights(weights, max_bytes)
+    digests = {name: str(digest["sha256"]) for name, digest in manifest.files.items()}
+    if sha not in (None, digests[WEIGHTS]):
+        raise _changed(weights)
     layout, config = None, dict[str, Any]()
     if CONFIG in manifest.files:
         check_floats(tensors, weights)
-        config = commit.read_json(folder / CONFIG)
+        config, sha = _read_config(folder / CONFIG)
+        if sha != digests[CONFIG]:
+            raise _changed(folder / CONFIG)
         layout = layout_of(config, str(folder))
         layout.check_supported(config, str(folder))
-    digests = {name: str(digest["sha256"]) for name, digest in manifest.files.items()}
     return _file(folder, manifest.spec, tensors, manifest, layout, config, digests)
 
 
-def _read_peft(folder: Path, weights: Path) -> AdapterFile:
+def _read_weights(path: Path, max_bytes: int | None) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors, and the sha256 of the file if it was read into memory."""
+    if max_bytes is None:
+        return commit.read_tensors(path), None
+    data = plain_files.read_bytes(path, max_bytes)
+    return commit.parse_tensors(data, path), hashlib.sha256(data).hexdigest()
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """A JSON object, and the sha256 of its file."""
+    data = plain_files.read_bytes(path)
+    return strict_json.parse_object(data, path), hashlib.sha256(data).hexdigest()
+
+
+def _changed(path: Path) -> FileError:
+    return FileError(f"{path} was changed while it was read.", fix="load the folder again")
+
+
+def _read_peft(folder: Path, weights: Path, max_bytes: int | None) -> AdapterFile:
     """A folder without a manifest: the method and targets follow from PEFT's config."""
-    tensors = commit.read_tensors(weights)
+    tensors, sha = _read_weights(weights, max_bytes)
     check_floats(tensors, weights)
     tensors = unwrapped(tensors)
-    config = commit.read_json(folder / CONFIG)
+    config, config_sha = _read_config(folder / CONFIG)
     layout = layout_of(config, str(folder))
     spec = layout.spec(config, tensors, str(folder))
-    digests = {name: str(commit.digest(folder / name)["sha256"]) for name in (WEIGHTS, CONFIG)}
+    digests = {WEIGHTS: sha or str(commit.digest(weights)["sha256"]), CONFIG: config_sha}
     return _file(folder, spec, tensors, None, layout, config, digests)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -166,9 +167,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise FileError(
-            f"{path} is damaged: {error}.", fix="copy the file anew, or save the adapter again"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that is in memory. path: of the file, for the message.
+
+    Raises: FileError if it is damaged.
+    """
+    try:
+        return parse_safetensors(data)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> FileError:
+    return FileError(
+        f"{path} is damaged: {error}.", fix="copy the file anew, or save the adapter again"
+    )
 
 
 def digest(path: Path) -> dict[str, Any]:
