@@ -107,7 +107,7 @@ class Serving:
         self.engine = FakeEngine()
         self.store = Store(
             prepare,
-            self.engine.add,  # type: ignore[arg-type]
+            self.engine.add,
             self.engine.remove,
             base_name="base",
             reader=reader,

@@ -8,6 +8,9 @@ from torch import nn
 from lorica.base.fingerprint import Fingerprint, differences, fingerprint, grade
 from lorica.errors import BaseError
 
+OTHER_TEMPLATE = "the chat template is not that of training"
+"""A notice."""
+
 
 def check_base(
     trained_on: Fingerprint,
@@ -53,7 +56,7 @@ def check_base(
     if "training" in changes:
         notices.append(f"the base's config differs in what acts in training: {changes['training']}")
     if "chat_template" in changes:
-        notices.append("the chat template is not that of training")
+        notices.append(OTHER_TEMPLATE)
     return notices
 
 

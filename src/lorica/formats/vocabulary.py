@@ -31,25 +31,38 @@ def adopt_vocabulary(base: LoadedModel, file: AdapterFile) -> list[str]:
     notices: list[str] = []
     before, folder = base.tokenizer, file.folder
     known = base.tokenizer.get_vocab()
-    if any(plain_files.is_file(folder / name) for name in TOKENIZERS):
-        notices = _adopt_tokenizer(base, folder)
-    elif plain_files.is_file(folder / TEMPLATE):
-        text = plain_files.read_text(folder / TEMPLATE, MAX_TEMPLATE)
-        if text != base.tokenizer.chat_template:
-            base.tokenizer.chat_template = text
-            notices = [f"the chat template is the adapter's, {folder / TEMPLATE}"]
+    own, text = own_tokenizer(folder), own_template(folder)
+    if own is not None:
+        notices = _adopt_tokenizer(base, own)
+    elif text is not None and text != base.tokenizer.chat_template:
+        base.tokenizer.chat_template = text
+        notices = [f"the chat template is the adapter's, {folder / TEMPLATE}"]
     notices += _resize_embedding(base, before, file, known)
     if base.tokenizer is before:
         return notices
     return notices + [n for n in fit_padding(base.model, base.tokenizer) if n not in base.notices]
 
 
-def _adopt_tokenizer(base: LoadedModel, folder: Path) -> list[str]:
+def own_tokenizer(folder: Path) -> Any:
+    """The tokenizer that an adapter's folder holds; None: it has none. Raises: BaseError,
+    FileError."""
+    if not any(plain_files.is_file(folder / name) for name in TOKENIZERS):
+        return None
     from transformers import AutoTokenizer
 
     plain_files.check(folder, *plain_files.names_in(folder))  # it opens what it finds there
     with translated_errors(str(folder), what="tokenizer of the adapter"):
-        own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def own_template(folder: Path) -> str | None:
+    """The chat template that stands by itself in an adapter's folder."""
+    if not plain_files.is_file(folder / TEMPLATE):
+        return None
+    return plain_files.read_text(folder / TEMPLATE, MAX_TEMPLATE)
+
+
+def _adopt_tokenizer(base: LoadedModel, own: Any) -> list[str]:
     before, notices = base.tokenizer, []
     if own.chat_template and own.chat_template != before.chat_template:
         notices.append(f"the chat template is the adapter's, not that of {base.path}")

@@ -4,30 +4,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorica.data.prompt_format import PromptFormat
 from lorica.errors import FileError
 from lorica.formats.adapter_file import AdapterFile, read
+from lorica.formats.adapter_folder import adapter_folder
+from lorica.serve.folder_limits import check_limits
 from lorica.serve.generations import Generation
 from lorica.serve.identity import bank_key
+from lorica.serve.notes import notes_of
+
+MAX_BYTES = 2**32
+"""Bytes of the weights of an adapter, where nothing is known of the base."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """notices: what could not be verified. notes: for a person, see ModelCard."""
+    """prompt_format: how prompts were written in training. notices: what could not be verified.
+    notes: for a person, see ModelCard."""
 
+    prompt_format: PromptFormat | None = None
     notices: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reader:
-    """Reads folders, and accepts every adapter that is whole."""
+    """Reads folders, and accepts every adapter that is whole. max_bytes: of its weights."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES):
+        self.max_bytes = max_bytes
 
     def read(self, folder: Path) -> AdapterFile:
-        """Raises: FileError if the folder is damaged."""
-        return read(folder)
+        """The adapter in `folder`, which shares nothing with its files: they may change.
+
+        Raises: FileError if the folder is damaged, or too large.
+        """
+        check_limits(adapter_folder(folder), self.max_bytes)
+        return read(folder, max_bytes=self.max_bytes)
 
     def examine(self, file: AdapterFile) -> Findings:
         """Raises: LoricaError if the adapter cannot be served."""
-        return Findings()
+        return Findings(file.prompt_format, notes=notes_of(file.folder))
 
 
 def read_again(reader: Reader, generation: Generation, condition: str | None) -> AdapterFile:

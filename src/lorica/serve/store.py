@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorica.errors import LoricaError
 from lorica.formats.adapter_file import AdapterFile
@@ -38,7 +39,7 @@ class Store:
     def __init__(
         self,
         prepare: Callable[[AdapterFile, str | None], Sized],
-        add: Callable[[str, Sized], int],
+        add: Callable[[str, Any], int],
         remove: Callable[[str], int],
         *,
         base_name: str,
@@ -242,7 +243,7 @@ class Store:
                     method=file.spec.method.name,
                     positions=file.spec.method.positions(),
                     keys=keys,
-                    prompt_format=file.prompt_format,
+                    prompt_format=findings.prompt_format,
                     notes=findings.notes,
                     notices=findings.notices,
                     loaded_at=self._clock(),
