@@ -60,7 +60,7 @@ class Calls(RuleBasedStateMachine):
         return tickets[number % len(tickets)] if tickets else None
 
     @rule(
-        tenant=st.sampled_from(TENANTS),
+        tenant=st.sampled_from([*TENANTS, "narrow", "narrow"]),
         prompt=st.integers(1, LONGEST),
         answer=st.integers(1, LONGEST),
         patience=st.none() | st.floats(0.1, 90),
@@ -262,6 +262,26 @@ def test_a_tenant_with_a_full_queue_waits_for_its_turn_among_tenants(clock, sche
     for _ in range(5):
         scheduler.submit("free", 1, 1)
     assert refusal_of(scheduler, "free").retry_after == 20, "one slot, two tenants, 10 seconds"
+
+
+def test_of_tenants_that_are_served_alike_the_oldest_ticket_is_first(clock, scheduler):
+    for tenant in ("z", "y", "x"):
+        scheduler.cancel(scheduler.submit(tenant, 1, 1))
+    tickets = []
+    for tenant in ("x", "y", "z"):
+        tickets.append(scheduler.submit(tenant, 1, 1))
+        clock.now += 1
+    assert scheduler.admit(3) == tickets
+
+
+def test_a_deadline_ends_a_ticket_at_that_time(clock, scheduler):
+    ticket = scheduler.submit("free", 1, 1, deadline=clock() + 2)
+    clock.now += 1.9
+    assert not scheduler.expired()
+    clock.now = ticket.deadline
+    assert scheduler.expired() == [ticket] and scheduler.admit(1) == []
+    scheduler.cancel(ticket)
+    assert scheduler.expired() == [] and scheduler.queued == 0
 
 
 def test_only_a_running_ticket_is_charged_and_never_more_than_it_asked_for(scheduler):

@@ -166,13 +166,13 @@ class Scheduler:
         now, admitted = self._clock(), []
         while len(admitted) < free:
             heads = [
-                (account.counter, len(account.running), head.submitted, head)
+                (account.counter, head.submitted, head)
                 for account in self._tenants.values()
                 if (head := account.head(now))
             ]
             if not heads:
                 break
-            *_, ticket = min(heads, key=lambda head: head[:3])
+            *_, ticket = min(heads, key=lambda head: head[:2])
             self._start(ticket, now)
             admitted.append(ticket)
         return admitted
