@@ -58,7 +58,7 @@ def render_messages(loaded: LoadedModel, messages: list[dict[str, Any]]) -> Rend
         elif form.kind == "alpaca" and form.template in (None, ALPACA_TEMPLATE):
             prompt = alpaca_prompt(text, system=system)
         elif form.kind == "alpaca":
-            system = system if _uses_system_message(form) else ""
+            system = system if uses_system_message(form) else ""
             fields = {"instruction": text, "input": "", "system": system, "history": []}
             prompt = _filled(str(form.template), fields)
         elif form.template is not None:
@@ -98,7 +98,7 @@ def conversation_notices(loaded: LoadedModel, *, has_system: bool = False) -> li
     else:
         notice = f"the adapter was trained with {form.name}: each message is a prompt by itself"
     notices = [f"{notice}, the model does not see earlier messages"]
-    if has_system and not _uses_system_message(form):
+    if has_system and not uses_system_message(form):
         notices.append("the system message is not used")
     return notices
 
@@ -115,7 +115,8 @@ def plain_prompt_notices(loaded: LoadedModel) -> list[str]:
     return [notice]
 
 
-def _uses_system_message(form: PromptFormat) -> bool:
+def uses_system_message(form: PromptFormat) -> bool:
+    """Whether a format without a chat template has a place for a system message."""
     return form.kind == "alpaca" and "system" in str(form.template or ALPACA_TEMPLATE)
 
 

@@ -1,0 +1,284 @@
+"""The engine: one thread that owns the model, its decoder and its resident adapters.
+
+HTTP threads submit jobs and get answers, which fill up as the thread steps. What changes the model
+(an adapter that is added or removed) runs between two steps, on this thread too, so that a forward
+pass sees one state of everything.
+
+    submit ─► scheduler ─► a slot of the decoder ─► pieces of text ─► the answer's event loop
+    store  ─► BetweenSteps.run ─► bank
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from lorica.errors import LoricaError
+from lorica.generation.choice import TokenLogprobs
+from lorica.generation.decoder import Decoder, Request, Row
+from lorica.generation.stops import Stops
+from lorica.serve.answers import StreamedAnswer, wake
+from lorica.serve.between_steps import BetweenSteps
+from lorica.serve.exchange import End, EndReason, EngineStats, Job, ModelCard, Piece, TokenLogprob
+from lorica.serve.models import Models, Target
+from lorica.serve.prompts import check_job
+from lorica.serve.refusals import Unavailable
+from lorica.serve.scheduler import Scheduler, Ticket
+
+IDLE = 0.25
+"""Seconds between two looks for deadlines while no row is decoded."""
+MOST_FAILURES = 3
+"""Steps that may fail one after another before the server says that it is not ready."""
+log = logging.getLogger("lorica.serve")
+
+
+@dataclass(eq=False)
+class _Work:
+    """A job on its way. row: None until it has a slot. sent: tokens that are in pieces already."""
+
+    job: Job
+    target: Target
+    ticket: Ticket
+    request: Request
+    answer: StreamedAnswer
+    row: Row | None = None
+    sent: int = 0
+
+
+class ServingEngine:
+    """See serve/exchange.py `Engine`. `start` begins to serve, `close` ends it.
+
+    models: names, prompts and adapters of what is served. decoder: over the served model.
+    changed: the condition of `between_steps`; all fields that threads share are under it.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        decoder: Decoder,
+        scheduler: Scheduler,
+        between_steps: BetweenSteps,
+        changed: threading.Condition,
+    ):
+        self.base_name, self.max_length = models.base_name, models.max_length
+        self.is_ready, self.is_draining = False, False
+        self.store = models.store
+        self._models, self._decoder, self._scheduler = models, decoder, scheduler
+        self._between_steps, self._changed = between_steps, changed
+        self._works: dict[Ticket, _Work] = {}
+        self._rows: dict[Row, _Work] = {}
+        self._to_cancel: list[StreamedAnswer] = []
+        self._is_closing, self._failures = False, 0
+        self._warming = ThreadPoolExecutor(1, thread_name_prefix="lorica-adapters")
+        self._thread = threading.Thread(target=self._run, name="lorica-engine", daemon=True)
+
+    # -- for other threads ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+        self.is_ready = True
+
+    def cards(self) -> list[ModelCard]:
+        return self._models.cards()
+
+    def card(self, model: str) -> ModelCard:
+        return self._models.card(model)
+
+    def encode(self, model: str, prompt: str) -> tuple[int, ...]:
+        return self._models.prompts(model).encode(prompt)
+
+    def encode_chat(
+        self, model: str, messages: list[dict[str, str]], template: str | None = None
+    ) -> tuple[int, ...]:
+        return self._models.prompts(model).encode_chat(messages, template)
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            running, works = len(self._rows), len(self._works)
+        return self._models.stats(works - running, running, self._decoder.slots)
+
+    def submit(self, job: Job) -> StreamedAnswer:
+        """Accept a job, with the model that its name means now. Raises: Refusal.
+
+        An adapter that is not in memory is loaded first, on a thread of its own.
+        """
+        target = self._models.reserve(job.model)
+        try:
+            check_job(job, target.max_length, self._models.vocabulary)
+            stops = target.prompts.stops(job.chat, job.stop)
+            work = self._queued(job, target, stops)
+        except BaseException:
+            target.release()
+            raise
+        if not work.ticket.is_ready:
+            self._warming.submit(self._warm, work)
+        return work.answer
+
+    def drain(self, timeout: float) -> int:
+        """See `Engine`. The thread goes on: `close` ends it."""
+        with self._changed:
+            self.is_draining = True
+            self._changed.wait_for(lambda: not self._works, timeout)
+            rest = list(self._works.values())
+        return self._between_steps.run(lambda: self._end_all(rest, "shutdown"))
+
+    def close(self) -> None:
+        """End all answers, and the thread."""
+        self.is_ready = False
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._warming.shutdown(cancel_futures=True)
+        self._models.close()
+
+    def _queued(self, job: Job, target: Target, stops: Stops) -> _Work:
+        """The job as work that waits for a slot. Raises: Unavailable, TooManyRequests."""
+        with self._changed:
+            if self.is_draining or not self.is_ready:
+                state = "shutting down" if self.is_draining else "not ready"
+                raise Unavailable(f"the server is {state}.", retry_after=5, fix="try again later")
+            deadline = None if job.deadline is None else time.monotonic() + job.deadline
+            ticket = self._scheduler.submit(
+                job.tenant,
+                len(job.prompt),
+                job.sampling.max_new_tokens,
+                deadline,
+                is_ready=target.is_resident,
+            )
+            request = Request(
+                prompt=job.prompt,
+                sampling=job.sampling,
+                stops=stops,
+                adapter=target.key,
+                logprobs=job.logprobs,
+                has_text=True,
+            )
+            answer = StreamedAnswer(target.served, self._cancel)
+            work = _Work(job, target, ticket, request, answer)
+            self._works[ticket] = work
+            self._changed.notify()
+        return work
+
+    def _warm(self, work: _Work) -> None:
+        """Load the adapter of a job that waits; on a thread for that."""
+        try:
+            work.target.ensure()
+        except Exception as error:
+            log.warning("an adapter could not be made resident: %s", error)
+            sentence = error.what if isinstance(error, LoricaError) else "its adapter failed"
+            self._between_steps.run(lambda: self._end_all([work], "error", sentence))
+            return
+        with self._changed:
+            self._scheduler.make_ready(work.ticket)
+            self._changed.notify()
+
+    def _cancel(self, answer: StreamedAnswer) -> None:
+        with self._changed:
+            self._to_cancel.append(answer)
+            self._changed.notify()
+
+    # -- the engine's thread ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        self._between_steps.own()
+        while not self._is_closing:
+            with self._changed:
+                if not self._rows:
+                    self._changed.wait_for(self._is_busy, IDLE)
+                cancelled, self._to_cancel = self._to_cancel, []
+                expired = self._scheduler.expired()
+            self._between_steps.run_all()
+            self._end_all(self._works_of(cancelled), "cancelled")
+            self._end_all([self._works[t] for t in expired if t in self._works], "deadline")
+            self._admit()
+            if self._rows:
+                self._step()
+        self._end_all(list(self._works.values()), "shutdown")
+        self._between_steps.disown()
+
+    def _is_busy(self) -> bool:
+        """Whether there is something to do while no row is decoded."""
+        waits = self._to_cancel or self._between_steps or self._is_closing
+        return bool(waits) or self._scheduler.has_ready
+
+    def _works_of(self, answers: Iterable[StreamedAnswer]) -> list[_Work]:
+        wanted = set(map(id, answers))
+        return [w for w in self._works.values() if id(w.answer) in wanted] if wanted else []
+
+    def _admit(self) -> None:
+        """Give free slots to the tickets whose turn it is."""
+        with self._changed:
+            tickets = self._scheduler.admit(self._decoder.free)
+            works = [self._works[ticket] for ticket in tickets]
+        for work, row in zip(works, self._decoder.admit([w.request for w in works]), strict=True):
+            work.row = row
+            self._rows[row] = work
+
+    def _step(self) -> None:
+        try:
+            rows = self._decoder.step()
+        except Exception as error:
+            self._fail(error)
+            return
+        self._failures = 0
+        works = [self._rows[row] for row in rows]
+        with self._changed:
+            for work, row in zip(works, rows, strict=True):
+                self._scheduler.charge(work.ticket, len(row.tokens) - work.ticket.computed)
+        for work, row in zip(works, rows, strict=True):
+            self._send(work, row)
+            if row.ended is not None:
+                self._finish(work, row.ended, row.error)
+        wake(work.answer for work in works)
+
+    def _send(self, work: _Work, row: Row) -> None:
+        """Put the text that is new and final into the answer, with the tokens since then."""
+        text = "" if row.text is None else row.text.take()
+        tokens = row.tokens[work.sent :]
+        if not text and not (tokens and row.ended):
+            return
+        logprobs = row.logprobs[work.sent :]
+        named = tuple(self._named(t, p) for t, p in zip(tokens, logprobs, strict=bool(logprobs)))
+        work.answer.put(Piece(text, tuple(tokens), named))
+        work.sent = len(row.tokens)
+
+    def _named(self, token: int, logprobs: TokenLogprobs) -> TokenLogprob:
+        text = self._models.token_text
+        top = tuple((text(other), other, logprob) for other, logprob in logprobs.top)
+        return TokenLogprob(text(token), token, logprobs.logprob, top)
+
+    def _finish(self, work: _Work, reason: EndReason, error: str | None = None) -> None:
+        """The last event of an answer, whose row has left the decoder."""
+        count = 0 if work.row is None else len(work.row.tokens)
+        with self._changed:
+            self._works.pop(work.ticket, None)
+            if work.row is not None:
+                self._rows.pop(work.row, None)
+            end = self._scheduler.cancel if work.row is None else self._scheduler.finish
+            end(work.ticket)
+            self._changed.notify_all()
+        work.answer.put(End(reason, len(work.job.prompt), count, error))
+        work.target.release()
+
+    def _end_all(self, works: list[_Work], reason: EndReason, error: str | None = None) -> int:
+        """End answers before their time. Returns: how many were still open."""
+        still_open = [work for work in works if work.ticket in self._works]
+        for work in still_open:
+            if work.row is not None:
+                self._decoder.cancel(work.row)
+            self._finish(work, reason, error)
+        wake(work.answer for work in still_open)
+        return len(still_open)
+
+    def _fail(self, error: Exception) -> None:
+        """A step failed: its rows cannot go on. The next ones get another try."""
+        log.exception("a decoding step failed")
+        self._failures += 1
+        self.is_ready = self._failures < MOST_FAILURES
+        self._end_all(list(self._rows.values()), "error", f"the model failed: {error!s:.200}")
