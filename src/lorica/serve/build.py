@@ -16,13 +16,14 @@ from lorica.generation.slots import slot_support
 from lorica.serve.bank import ServingBank
 from lorica.serve.between_steps import BetweenSteps
 from lorica.serve.engine import ServingEngine
+from lorica.serve.examination import Examiner
 from lorica.serve.models import Models
 from lorica.serve.prepare import Prepared, prepare
 from lorica.serve.quota import Quota
 from lorica.serve.residency import Sized
 from lorica.serve.scheduler import Scheduler
 from lorica.serve.store import Store
-from lorica.serve.twin import twin
+from lorica.serve.twin import fingerprint_of, twin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,10 @@ def engine_of(loaded: LoadedModel, settings: EngineSettings) -> ServingEngine:
         return between_steps.run(lambda: bank.remove(key))
 
     name = Path(loaded.path).name
-    store = Store(prepared, add, remove, base_name=name, budget=settings.memory_bytes)
+    examiner = Examiner(loaded, fingerprint_of(copied, loaded.tokenizer), twin(loaded.model))
+    store = Store(
+        prepared, add, remove, base_name=name, reader=examiner, budget=settings.memory_bytes
+    )
     scheduler = Scheduler(
         clock=time.monotonic,
         max_queued=settings.max_queued,
