@@ -1,0 +1,258 @@
+// The page of lorica serve: the same prompt to the base and its adapters, answers side by side.
+
+import { listModels } from "./api.js";
+import { announce, byId, counted, element, isTyping, notify, startDialogs } from "./dom.js";
+import * as history from "./history.js";
+import { startHistory } from "./history_view.js";
+import { askForKey, showKeyState, startKeyDialog } from "./key_dialog.js";
+import { chosenIds, choiceOf, showModels, startModels } from "./models.js";
+import { afterSending, startPrompt } from "./prompt.js";
+import { fill, newAnswer } from "./run.js";
+import { readSettings, startSettings, store, stored } from "./settings.js";
+import { recall, remember } from "./tab.js";
+import { addTurn, TurnView } from "./turn.js";
+
+const OPEN_ENTRY = "lorica.open";
+const prompt = byId("prompt");
+const modes = [...document.querySelectorAll("[name=mode]")];
+let entry = null; // what is on the page
+let running = null; // {controller, turn, view} while answers are written
+
+const mode = () => modes.find((radio) => radio.checked).value;
+
+// --- models and the key
+
+/** Show the models that the server lists. Returns: whether it did. */
+async function loadModels({ hasNewKey = false } = {}) {
+  try {
+    const cards = await listModels();
+    showModels(cards);
+    showKeyState();
+    if (cards.length === 0) showStart("No model is served.", "Start the server with a base: lorica serve BASE --adapter NAME=FOLDER");
+    else if (!entry) showStart();
+    return true;
+  } catch (error) {
+    const isLocked = error.status === 401;
+    if (!entry && isLocked) showStart("This server asks for an API key.", "Press Reload to enter it.");
+    else if (!entry) showStart(error.message, error.fix ? `Fix: ${error.fix}` : "");
+    if (isLocked) askForKey(hasNewKey ? error.message : "");
+    else if (entry || hasNewKey) notify(`${error.message} ${error.fix}`);
+    return false;
+  }
+}
+
+byId("reload-models").addEventListener("click", async () => {
+  if (await loadModels()) announce("The models are reloaded.");
+});
+
+// --- what is on the page
+
+/** Without an entry: what the page is for, or why it cannot be used. */
+function showStart(what = "Ask the base and its adapters the same question.", then = "Choose models, write a prompt, and send it with Ctrl + Enter. Their answers appear side by side.") {
+  byId("turns").replaceChildren(element("div", { className: "start" }, element("h2", { text: what }), element("p", { text: then || "" })));
+}
+
+function showEntry(next) {
+  stop();
+  entry = next;
+  for (const turn of entry.turns) {
+    for (const answer of turn.answers) if (answer.state === "waiting" || answer.state === "writing") answer.state = "interrupted";
+  }
+  byId("turns").replaceChildren();
+  entry.turns.forEach((turn) => addTurn(new TurnView(turn, retry)));
+  setMode(entry.mode);
+  byId("system").value = entry.system ?? "";
+  remember(OPEN_ENTRY, entry.id);
+  showControls();
+}
+
+function clear() {
+  stop();
+  entry = null;
+  remember(OPEN_ENTRY, "");
+  showStart();
+  showControls();
+  prompt.focus();
+}
+
+function setMode(value) {
+  for (const radio of modes) radio.checked = radio.value === (value === "chat" ? "chat" : "plain");
+}
+
+function showControls() {
+  const names = chosenIds();
+  const isChat = mode() === "chat";
+  byId("targets").textContent = names.length === 0 ? "No model is chosen" : `To ${names.slice(0, 2).join(", ")}${names.length > 2 ? ` and ${names.length - 2} more` : ""}`;
+  byId("open-rail").textContent = names.length ? `Models · ${names.length}` : "Models";
+  byId("system-row").hidden = !isChat;
+  byId("new-entry").hidden = !(isChat && entry);
+  byId("send").disabled = running !== null;
+  byId("stop-button").disabled = running === null;
+  prompt.placeholder = isChat && entry?.mode === "chat" ? "Write the next message" : isChat ? "Write a message" : "Write a prompt";
+}
+
+function showProblem(text) {
+  byId("composer-problem").textContent = text;
+  byId("composer-problem").hidden = !text;
+}
+
+// --- sending and stopping
+
+function send() {
+  if (running) return;
+  const { values, problem } = readSettings();
+  const models = chosenIds();
+  const wrong = prompt.value === "" ? "Write a prompt first." : models.length === 0 ? "Choose a model first." : problem;
+  showProblem(wrong ?? "");
+  if (problem) byId("settings").open = true;
+  if (wrong) return prompt.value === "" ? prompt.focus() : undefined;
+
+  const turn = { prompt: prompt.value, answers: models.map(newAnswer) };
+  const isNext = mode() === "chat" && entry?.mode === "chat";
+  if (!isNext) {
+    entry = { id: crypto.randomUUID?.() ?? String(Math.random()), when: 0, mode: mode(), system: "", turns: [] };
+    byId("turns").replaceChildren();
+  }
+  Object.assign(entry, { when: Date.now(), values, system: mode() === "chat" ? byId("system").value : "" });
+  entry.turns.push(turn);
+  remember(OPEN_ENTRY, entry.id);
+  afterSending(mode() === "chat");
+  closeRail();
+
+  const view = new TurnView(turn, retry);
+  addTurn(view);
+  run(turn, view, view.answers);
+}
+
+async function run(turn, view, answers) {
+  const mine = { controller: new AbortController(), entry, turn };
+  running = mine;
+  save(entry);
+  showControls();
+  announce(answers.length === 1 ? `${answers[0].answer.model} is answering.` : `${answers.length} models are answering.`);
+  await Promise.all(
+    answers.map(async (answer) => {
+      await fill(answer, mine.entry, turn, mine.controller.signal);
+      if (answer.answer.error?.status === 401) askForKey("");
+      save(mine.entry);
+      view.offerCompare();
+      announce(`${answer.answer.model}: ${outcome(answer.answer)}.`);
+    }),
+  );
+  if (answers.some(({ answer }) => answer.error?.status === 404 || isReplaced(answer))) loadModels();
+  if (running !== mine) return;
+  running = null;
+  const hadFocus = document.activeElement === byId("stop-button") || document.activeElement === byId("send");
+  showControls();
+  if (hadFocus) prompt.focus();
+}
+
+/** Whether another adapter answered than the list of models shows. */
+function isReplaced(answer) {
+  const card = choiceOf(answer.model)?.card;
+  return Boolean(answer.digest && card?.digest && card.digest !== answer.digest);
+}
+
+function outcome({ state, error, usage }) {
+  if (state === "failed") return `failed. ${error.message}`;
+  if (state === "stopped") return "stopped";
+  return usage ? `complete, ${counted(usage.completion_tokens, "token")}` : "complete";
+}
+
+function retry(turnView, view) {
+  if (running) return notify("Wait for the running answers, or stop them with Esc.");
+  const turn = entry.turns.find((candidate) => candidate.answers.includes(view.answer));
+  Object.assign(view.answer, newAnswer(view.answer.model), { pieces: 0 });
+  turnView.clearComparison();
+  view.refresh();
+  run(turn, turnView, [view]);
+}
+
+function stop() {
+  if (!running) return;
+  running.controller.abort();
+}
+
+let isWarned = false;
+
+function save(changed) {
+  if (history.put(changed) || isWarned) return;
+  isWarned = true;
+  notify("This browser does not keep the history: it is full or blocked here. Export it before you close the page.");
+}
+
+// --- the rail on narrow screens
+
+function setRail(isOpen) {
+  document.body.classList.toggle("rail-open", isOpen);
+  byId("open-rail").setAttribute("aria-expanded", String(isOpen));
+}
+
+function closeRail() {
+  if (!document.body.classList.contains("rail-open")) return false;
+  setRail(false);
+  byId("open-rail").focus();
+  return true;
+}
+
+byId("open-rail").addEventListener("click", () => {
+  setRail(!document.body.classList.contains("rail-open"));
+  if (document.body.classList.contains("rail-open")) byId("rail").querySelector("input:not([hidden])")?.focus();
+});
+
+// --- keys and buttons
+
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing || document.querySelector("dialog[open]")) return;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    send();
+  } else if (event.key === "Escape") {
+    if (!closeRail()) stop();
+  } else if (!isTyping(event.target) && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    if (event.key === "/") {
+      event.preventDefault();
+      closeRail();
+      prompt.focus();
+    } else if (event.key === "?") {
+      event.preventDefault();
+      byId("help").showModal();
+    }
+  }
+});
+
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
+byId("stop-button").addEventListener("click", stop);
+byId("new-entry").addEventListener("click", clear);
+byId("open-help").addEventListener("click", () => byId("help").showModal());
+for (const radio of modes) {
+  radio.addEventListener("change", () => {
+    store({ mode: mode() });
+    showControls();
+  });
+}
+byId("system").addEventListener("input", () => store({ system: byId("system").value }));
+addEventListener("pagehide", () => {
+  if (!running) return;
+  for (const answer of running.turn.answers) if (answer.state === "waiting" || answer.state === "writing") answer.state = "interrupted";
+  history.put(running.entry);
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible" && !running && chosenIds().length) loadModels();
+});
+
+startDialogs();
+startSettings();
+startModels(showControls);
+startHistory(showEntry);
+startPrompt(() => prompt.value && showProblem(""));
+startKeyDialog(() => loadModels({ hasNewKey: true }), loadModels);
+setMode(stored.mode);
+byId("system").value = typeof stored.system === "string" ? stored.system : "";
+const last = history.entries().find((candidate) => candidate.id === recall(OPEN_ENTRY));
+if (last) showEntry(last);
+showControls();
+loadModels();
