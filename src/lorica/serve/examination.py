@@ -112,11 +112,16 @@ class Examiner(Reader):
 
 
 def _check_writes_text(file: AdapterFile) -> None:
-    """Raises: ConfigError for a classifier."""
-    if file.labels is not None or file.task != "CAUSAL_LM":
+    """Raises: ConfigError for a classifier, or an adapter of another task."""
+    if file.labels is not None or file.task == "SEQ_CLS":
         raise ConfigError(
-            f"{file.folder} is of a classifier or another task ({file.task}): it writes no text.",
+            f"{file.folder} is of a classifier: it writes no text.",
             fix="classify rows with lorica predict",
+        )
+    if file.task != "CAUSAL_LM":
+        raise ConfigError(
+            f"{file.folder} was trained for {file.task}: it writes no text.",
+            fix="serve adapters that were trained for CAUSAL_LM",
         )
 
 
