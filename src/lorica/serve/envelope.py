@@ -21,6 +21,8 @@ CODES = {
     415: "unsupported_media_type",
     504: "deadline_exceeded",
 }
+KINDS = {"str", "int", "constrained-str", "constrained-int"}
+"""What pydantic calls the kinds of a field that may have several."""
 MAX_MISTAKES = 8
 """Mistakes of a request body that a message lists."""
 
@@ -91,9 +93,9 @@ def retry_headers(error: Refusal) -> tuple[tuple[str, str], ...]:
 
 def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
     """pydantic's list of mistakes in a request as one failure, each with its field."""
-    lines: dict[str, str] = {}
+    reasons: dict[str, list[str]] = {}
     for mistake in mistakes:
-        place = ".".join(str(part) for part in mistake["loc"][1:])
+        place = ".".join(str(part) for part in mistake["loc"][1:] if not _is_kind(part))
         reason = str(mistake.get("ctx", {}).get("error", mistake["msg"]))
         if mistake["type"] == "json_invalid":
             place, reason = "", f"the body is not valid JSON: {reason}"
@@ -101,7 +103,8 @@ def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
             reason = (
                 "a JSON object is required, sent with the header Content-Type: application/json"
             )
-        lines.setdefault(place, reason.removeprefix("Value error, "))
+        reasons.setdefault(place, []).append(reason.removeprefix("Value error, "))
+    lines = {place: " or ".join(dict.fromkeys(several)) for place, several in reasons.items()}
     listed = [f"{place}: {reason}" if place else reason for place, reason in lines.items()]
     more = f" ... and {len(listed) - MAX_MISTAKES} more" if len(listed) > MAX_MISTAKES else ""
     param = next(iter(lines), "") or None
@@ -111,3 +114,8 @@ def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
         InvalidRequest.code,
         param and param[:200],
     )
+
+
+def _is_kind(part: str | int) -> bool:
+    """Whether a part of a place names a kind of value that was tried: str, list[str]."""
+    return isinstance(part, str) and (part in KINDS or "[" in part)

@@ -1,0 +1,233 @@
+"""The app for the operator: which adapters are served, and vLLM's names for loading them.
+
+It listens on a port or a socket of its own, with a key of its own. An adapter is named, never
+addressed by a path: it is a folder of the one root that the server was started with.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, FastAPI, Query
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorica.serve.exchange import Engine, ModelCard
+from lorica.serve.http import (
+    ERRORS,
+    StrictRoute,
+    bare_app,
+    health_routes,
+    metrics_routes,
+    model_object,
+)
+from lorica.serve.metrics import Metrics
+from lorica.serve.names import folder_in
+from lorica.serve.refusals import InvalidRequest
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Expected = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class AdapterStore(Protocol):
+    """What the operator changes: see serve/store.py `Store`. All but the lists may be slow."""
+
+    def load(
+        self,
+        alias: str,
+        folder: str | Path,
+        *,
+        expected_generation: int | None = None,
+        pinned: bool | None = None,
+        conditions: Sequence[str] = (),
+    ) -> Any: ...
+
+    def unload(self, alias: str, *, expected_generation: int | None = None) -> int: ...
+    def pin(self, alias: str, pinned: bool) -> None: ...
+    def list(self) -> list[ModelCard]: ...
+    def draining(self) -> list[ModelCard]: ...
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Replacement(_Body):
+    """folder: in the root; by default that of the adapter's name. expected_generation: of the
+    adapter now. pinned: kept from eviction and unloading; by default as before."""
+
+    expected_generation: Expected
+    folder: Name | None = None
+    pinned: bool | None = None
+    conditions: Annotated[list[str], Field(max_length=1000)] = []
+
+
+class NewAdapter(_Body):
+    """As Replacement, of a name that is not in use."""
+
+    name: Name
+    folder: Name | None = None
+    pinned: bool = False
+    conditions: Annotated[list[str], Field(max_length=1000)] = []
+
+
+class Change(_Body):
+    pinned: bool
+
+
+class VllmLoad(_Body):
+    """vLLM's body. lora_path: a name in the root, or the root's path and a name."""
+
+    lora_name: Name
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    load_inplace: bool = False
+    lora_int_id: int | None = None
+
+
+class VllmUnload(_Body):
+    lora_name: Name
+    lora_int_id: int | None = None
+
+
+def create_admin_app(
+    engine: Engine, store: AdapterStore, metrics: Metrics, root: Path | None
+) -> FastAPI:
+    """The app, which stands behind a Gate. root: the folder of adapters; None: none can be loaded
+    while the server runs."""
+    app = bare_app("lorica serve: administration", for_operator=True)
+    adapters = _Adapters(store, root)
+    app.include_router(_adapter_routes(adapters))
+    app.include_router(_vllm_routes(adapters))
+    app.include_router(health_routes(engine))
+    app.include_router(metrics_routes(metrics))
+    return app
+
+
+class _Adapters:
+    """The store, called on a thread, by names of folders in the root."""
+
+    def __init__(self, store: AdapterStore, root: Path | None):
+        self.store, self._root = store, root
+
+    async def load(
+        self,
+        name: str,
+        folder: str | None,
+        *,
+        expected_generation: int | None,
+        pinned: bool | None = None,
+        conditions: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Load or replace an adapter. Returns: its card. Raises: LoricaError."""
+
+        def load() -> None:
+            path = folder_in(self._checked_root(), folder or name)
+            self.store.load(
+                name,
+                path,
+                expected_generation=expected_generation,
+                pinned=pinned,
+                conditions=conditions,
+            )
+
+        await asyncio.to_thread(load)
+        return self.card(name)
+
+    def card(self, name: str) -> dict[str, Any]:
+        cards = [card for card in self.store.list() if card.name == name]
+        return model_object(cards[0]) if cards else {}
+
+    def name_of(self, path: str) -> str:
+        """The name of a folder in the root that vLLM's clients give as a path."""
+        pure = PurePosixPath(path)
+        return pure.name if pure.parent == PurePosixPath(self._checked_root()) else path
+
+    def _checked_root(self) -> Path:
+        if self._root is None:
+            raise InvalidRequest(
+                "this server has no folder of adapters to load from.",
+                fix="start it with --adapters FOLDER",
+            )
+        return self._root
+
+
+def _adapter_routes(adapters: _Adapters) -> APIRouter:
+    routes = APIRouter(prefix="/admin/adapters", route_class=StrictRoute, responses=ERRORS)
+    store = adapters.store
+
+    @routes.get("")
+    async def list_adapters() -> JSONResponse:
+        """All adapters with their states, and replaced ones that streams still use."""
+        cards, draining = store.list(), store.draining()
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [model_object(card) for card in cards],
+                "draining": [model_object(card) for card in draining],
+            }
+        )
+
+    @routes.post("", status_code=201)
+    async def load_adapter(body: NewAdapter) -> JSONResponse:
+        """Load an adapter under a name that is not in use."""
+        card = await adapters.load(
+            body.name,
+            body.folder,
+            expected_generation=0,
+            pinned=body.pinned,
+            conditions=body.conditions,
+        )
+        return JSONResponse(card, 201)
+
+    @routes.put("/{name}")
+    async def replace_adapter(name: str, body: Replacement) -> JSONResponse:
+        """Let a name point to what its folder holds now. Running answers keep what they have."""
+        card = await adapters.load(
+            name,
+            body.folder,
+            expected_generation=body.expected_generation,
+            pinned=body.pinned,
+            conditions=body.conditions,
+        )
+        return JSONResponse(card)
+
+    @routes.patch("/{name}")
+    async def pin_adapter(name: str, body: Change) -> JSONResponse:
+        """Keep an adapter from eviction and unloading, or allow them again."""
+        await asyncio.to_thread(store.pin, name, body.pinned)
+        return JSONResponse(adapters.card(name))
+
+    @routes.delete("/{name}")
+    async def unload_adapter(
+        name: str, expected_generation: Annotated[Expected | None, Query()] = None
+    ) -> JSONResponse:
+        """Take an adapter away. Running answers go on."""
+        freed = await asyncio.to_thread(
+            lambda: store.unload(name, expected_generation=expected_generation)
+        )
+        return JSONResponse({"id": name, "object": "model", "deleted": True, "freed_bytes": freed})
+
+    return routes
+
+
+def _vllm_routes(adapters: _Adapters) -> APIRouter:
+    routes = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
+
+    @routes.post("/load_lora_adapter", response_class=PlainTextResponse)
+    async def load_lora_adapter(body: VllmLoad) -> Response:
+        """As vLLM: load an adapter; load_inplace: also over one of this name."""
+        await adapters.load(
+            body.lora_name,
+            adapters.name_of(body.lora_path),
+            expected_generation=None if body.load_inplace else 0,
+        )
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @routes.post("/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload_lora_adapter(body: VllmUnload) -> Response:
+        """As vLLM: unload an adapter."""
+        await asyncio.to_thread(adapters.store.unload, body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    return routes
