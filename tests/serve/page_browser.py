@@ -31,10 +31,12 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, scene: Scene, **options: Any) -> Iterator[Any]:
-    """The page of `scene` with its models listed. Fails if the console reports anything at the
-    end: errors, violations of the policy; not the statuses that the scene's server sends.
+    """The page of `scene`, loaded. Fails at the end if the console reported anything (errors,
+    violations of the policy; not the statuses that the scene sends), or if a script asked a
+    question, or if anything was loaded from elsewhere.
     """
     complaints: list[str] = []
+    visited: list[str] = []
 
     def note(message: Any) -> None:
         is_status = "Failed to load resource" in message.text
@@ -50,13 +52,16 @@ def opened(browser: Any, scene: Scene, **options: Any) -> Iterator[Any]:
         view = context.new_page()
         view.on("console", note)
         view.on("pageerror", lambda error: complaints.append(str(error)))
+        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        view.on("request", lambda request: visited.append(request.url))
         try:
             view.goto(address)
-            view.locator("#choices li, .start h2").first.wait_for()
+            view.locator("#choices li, .start h2").first.wait_for(state="attached")
             yield view
         finally:
             context.close()
     assert complaints == []
+    assert {url for url in visited if not url.startswith((address, "blob:" + address))} == set()
 
 
 def choose(view: Any, *names: str) -> None:
