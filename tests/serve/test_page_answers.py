@@ -65,7 +65,7 @@ def test_streams_side_by_side(browser):
         wait_until_ended(view)
         assert texts(view) == ANSWERS
         shown = figures(view, "alice")
-        assert (shown["Tokens"], shown["Finish"], shown["Generation"]) == ("5", "stop", "1")
+        assert (shown["Tokens"], shown["Finish"], shown["Generation"]) == ("12 → 5", "stop", "1")
         assert shown["Digest"] == b"alice".hex()[:10]
         assert shown["Speed"].endswith("tok/s") and "≈" not in shown["Speed"]
         assert shown["First token"].endswith("s")
@@ -258,7 +258,7 @@ def test_history_survives_a_reload(browser):
         wait_until_ended(view)
         view.reload()
         assert texts(view) == ANSWERS
-        assert figures(view, "alice")["Tokens"] == "5"
+        assert figures(view, "alice")["Tokens"] == "12 → 5"
         send(view, "Count again.")
         wait_until_ended(view)
         view.click("#open-history")

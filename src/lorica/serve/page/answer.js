@@ -13,6 +13,8 @@ const FIGURES = {
   generation: "Generation",
 };
 const FINISH = { stopped: "by you", failed: "error", interrupted: "interrupted" };
+const MIN_SECONDS = 0.05;
+/** Of a speed: what arrives faster came in one piece, and tells nothing. */
 let number = 0;
 
 /** Shows an answer: {model, text, state, finish, usage, firstToken, seconds, digest, generation,
@@ -32,19 +34,19 @@ export class AnswerView {
     }
     this.body = element("div", { className: "answer-text", dir: "auto" });
     this.problem = element("div", { className: "failure", hidden: true });
-    this.aboutPanel = element("div", { id: `${titleId}-about`, hidden: true });
+    this.aboutPanel = element("div", { className: "answer-about", id: `${titleId}-about`, hidden: true });
     this.compareButton = this.button("Compare", () => onCompare(this), { "aria-pressed": "false" });
     this.compareButton.disabled = true;
     this.copyButton = this.button("Copy", () => this.copy());
     this.onRetry = onRetry;
+    const actions = element("div", { className: "answer-actions" }, this.aboutButton(), this.compareButton, this.copyButton);
     this.root = element(
       "article",
       { className: "answer", "aria-labelledby": titleId },
-      element("div", { className: "answer-head" }, element("h3", { id: titleId }, named(answer.model)), this.aboutButton(), this.compareButton, this.copyButton),
+      element("div", { className: "answer-head" }, element("h3", { id: titleId, title: answer.model }, named(answer.model)), actions),
       this.aboutPanel,
       list,
-      this.body,
-      this.problem,
+      element("div", { className: "answer-content" }, this.body, this.problem),
     );
     this.refresh();
   }
@@ -123,13 +125,12 @@ export class AnswerView {
   showFigures() {
     const { answer, figures } = this;
     const tokens = answer.usage?.completion_tokens ?? answer.pieces ?? 0;
-    const speed = tokens > 1 && answer.seconds > 0 ? (tokens - 1) / answer.seconds : null;
+    const speed = tokens > 1 && answer.seconds > MIN_SECONDS ? (tokens - 1) / answer.seconds : null;
     const about = answer.usage ? "" : "≈ ";
     set(figures.speed, speed === null ? "–" : `${about}${speed.toFixed(speed < 100 ? 1 : 0)} tok/s`);
     set(figures.first, answer.firstToken == null ? "–" : duration(answer.firstToken));
-    set(figures.tokens, tokens ? `${about}${tokens.toLocaleString("en")}` : "–");
     const prompt = answer.usage?.prompt_tokens;
-    figures.tokens.title = prompt == null ? "" : `${prompt.toLocaleString("en")} in the prompt`;
+    set(figures.tokens, tokens || prompt ? `${prompt == null ? "" : `${prompt.toLocaleString("en")} → `}${about}${tokens.toLocaleString("en")}` : "–");
     set(figures.finish, FINISH[answer.state] ?? (answer.state === "done" ? (answer.finish ?? "–") : answer.state));
     set(figures.digest, answer.digest ? shortDigest(answer.digest) : answer.digest === "" ? "base" : "–");
     figures.digest.title = answer.digest ?? "";

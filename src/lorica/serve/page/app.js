@@ -1,7 +1,7 @@
 // The page of lorica serve: the same prompt to the base and its adapters, answers side by side.
 
 import { listModels } from "./api.js";
-import { announce, byId, counted, element, isTyping, notify, startDialogs } from "./dom.js";
+import { announce, byId, counted, element, isTyping, notify, startDialogs, visible } from "./dom.js";
 import * as history from "./history.js";
 import { startHistory } from "./history_view.js";
 import { askForKey, showKeyState, startKeyDialog } from "./key_dialog.js";
@@ -82,7 +82,7 @@ function setMode(value) {
 function showControls() {
   const names = chosenIds();
   const isChat = mode() === "chat";
-  byId("targets").textContent = names.length === 0 ? "No model is chosen" : `To ${names.slice(0, 2).join(", ")}${names.length > 2 ? ` and ${names.length - 2} more` : ""}`;
+  byId("targets").textContent = names.length === 0 ? "No model is chosen" : `To ${names.slice(0, 2).map(visible).join(", ")}${names.length > 2 ? ` and ${names.length - 2} more` : ""}`;
   byId("open-rail").textContent = names.length ? `Models · ${names.length}` : "Models";
   byId("system-row").hidden = !isChat;
   byId("new-entry").hidden = !(isChat && entry);

@@ -18,8 +18,11 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A name that others chose: its direction cannot reorder what stands next to it. */
-export const named = (name, className = "name") => element("bdi", { className, text: name });
+/** A name that others chose, with characters that would hide or reorder others written out. */
+export const visible = (name) => name.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+
+/** An element with such a name. */
+export const named = (name) => element("bdi", { className: "name", text: visible(name) });
 
 /** Speak `text` in a screen reader, once, when it is idle. */
 export function announce(text) {

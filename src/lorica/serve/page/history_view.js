@@ -1,6 +1,6 @@
 // The history's dialog: open, delete with a way back, export.
 
-import { byId, counted, element, notify } from "./dom.js";
+import { byId, counted, element, notify, visible } from "./dom.js";
 import * as history from "./history.js";
 
 const dialog = byId("history");
@@ -41,7 +41,7 @@ function row(entry) {
   const details = [
     time.format(entry.when),
     entry.turns.length > 1 ? counted(entry.turns.length, "turn") : null,
-    models.join(", ").slice(0, 200),
+    models.map(visible).join(", ").slice(0, 200),
   ];
   const button = element(
     "button",

@@ -1,7 +1,7 @@
 // The list of served models: which of them are asked, a search, and what is known of each.
 
 import { describe } from "./about.js";
-import { byId, counted, element, named, notify } from "./dom.js";
+import { byId, counted, element, named, notify, visible } from "./dom.js";
 import { store, stored } from "./settings.js";
 
 export const MAX_CHOSEN = 6;
@@ -48,7 +48,7 @@ export function showModels(cards) {
   choices = choicesOf(cards);
   const gone = [...chosen].filter((id) => !choices.has(id));
   gone.forEach((id) => chosen.delete(id));
-  if (gone.length && !isFirst) notify(`${gone.join(", ").slice(0, 200)}: no longer served.`);
+  if (gone.length && !isFirst) notify(`${gone.map(visible).join(", ").slice(0, 200)}: no longer served.`);
   if (chosen.size === 0) [...choices.keys()].slice(0, 2).forEach((id) => chosen.add(id));
 
   const open = new Set([...byId("choices").querySelectorAll("[aria-expanded=true]")].map((b) => b.dataset.id));
@@ -59,6 +59,7 @@ export function showModels(cards) {
   if (byId("search-row").hidden) byId("search").value = "";
   const base = cards.find((card) => !card.parent);
   byId("base-name").replaceChildren(...(base ? [named(base.id)] : []));
+  document.title = base ? `${visible(base.id)} · lorica` : "lorica";
   filter();
   changed();
 }
