@@ -1,12 +1,14 @@
 """Write rows of one kind to a JSONL file: `python -m world.write tickets --rows 100 --out t.jsonl`.
 
 `pretrain` rows are {"text"}; `tickets` and `translation` rows are {"prompt", "completion"}
-(translation also "condition"); `reviews` rows are {"text", "label"}.
+(translation also "condition"); `ve-ol` rows are translations in one of the directions; `reviews`
+rows are {"text", "label"}.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from world.reviews import reviews
@@ -21,10 +23,17 @@ def pretrain(rows: int, seed: int) -> Iterator[Row]:
     return ({"text": text} for _, text in documents(rows, seed))
 
 
+def one_direction(rows: int, seed: int) -> Iterator[Row]:
+    """Translations from "ve" into "ol" alone. Of sentences in all directions every sixth is one."""
+    own = (row for row in translation(12 * rows, seed) if row.pop("condition") == "ve-ol")
+    return islice(own, rows)
+
+
 KINDS: dict[str, Callable[[int, int], Iterator[Row]]] = {
     "pretrain": pretrain,
     "tickets": tickets,
     "translation": translation,
+    "ve-ol": one_direction,
     "reviews": reviews,
 }
 
