@@ -33,6 +33,7 @@ COMMANDS = {
     "chat": "Talk with an adapter, or with a base, in the terminal.",
     "merge": "Write base and adapter as one plain transformers model.",
     "export": "Write an adapter as a plain LoRA that PEFT and the serving engines read.",
+    "key": "Make an API key for a tenant of lorica serve, and its lines of keys.yaml.",
     "methods": "List the methods, or the settings of one.",
     "info": "Describe a run, an adapter or a base on disk.",
 }

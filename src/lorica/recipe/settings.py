@@ -77,14 +77,18 @@ class Settings:
         return f"{place}: {what}"
 
 
-def raise_mistakes(mistakes: list[Mistake], settings: Settings) -> NoReturn:
+def raise_mistakes(
+    mistakes: list[Mistake],
+    settings: Settings,
+    fix: str = "`lorica train --help` lists every setting",
+) -> NoReturn:
     """Raise one ConfigError with all mistakes, in the order of their lines."""
     lines = list(dict.fromkeys(settings.describe(mistake) for mistake in mistakes))
     lines.sort(key=_line_number)
     what = lines[0]
     if len(lines) > 1:
         what = "\n  ".join([f"{len(lines)} settings are wrong:", *lines])
-    raise ConfigError(what, fix="`lorica train --help` lists every setting")
+    raise ConfigError(what, fix=fix)
 
 
 def _line_number(line: str) -> int:

@@ -48,7 +48,11 @@ def read_yaml(path: Path) -> Settings:
 
     Raises: ConfigError if it cannot be read, or is not a mapping.
     """
-    text = _read_text(path)
+    return parse_yaml(path, _read_text(path), fix="see the examples under recipes/")
+
+
+def parse_yaml(path: Path, text: str, *, fix: str) -> Settings:
+    """As `read_yaml`, for the text of a file that was read. fix: if it is not a mapping."""
     settings = Settings(places={(): str(path)})
     try:
         _check_structure(path, text)
@@ -59,9 +63,9 @@ def read_yaml(path: Path) -> Settings:
                 settings.data = _Values(path, settings).value(node, ())
             case node:
                 raise ConfigError(
-                    f"{path}:{node.start_mark.line + 1}: a recipe is a list of "
+                    f"{path}:{node.start_mark.line + 1}: settings are a list of "
                     "`name: value` lines; this is not one.",
-                    fix="see the examples under recipes/",
+                    fix=fix,
                 )
     except yaml.YAMLError as error:
         raise _syntax_error(path, error) from error
@@ -90,7 +94,7 @@ def _check_structure(path: Path, text: str) -> None:
         match event:
             case yaml.AliasEvent():
                 raise ConfigError(
-                    f"{where}: *{event.anchor} is an alias; recipes have none.",
+                    f"{where}: *{event.anchor} is an alias; settings have none.",
                     fix="write the value out",
                 )
             case yaml.CollectionStartEvent():
@@ -138,7 +142,7 @@ class _Values:
         """at: the path of the setting that the node is the value of."""
         if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in node.tag:
             self._settings.places.setdefault(at, self._line(node))
-            self._mistake(at, f"{node.tag} is a tag; recipes hold plain values only")
+            self._mistake(at, f"{node.tag} is a tag; settings are plain values only")
             return None
         match node:
             case yaml.ScalarNode():
