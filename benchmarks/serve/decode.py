@@ -88,7 +88,9 @@ class Side:
         sampling = Sampling(max_new_tokens=length - PROMPT)
         self.decoder.admit(
             [
-                Request(prompt=[7 + i] * PROMPT, sampling=sampling, stops=Stops((), ()), adapter=key)
+                Request(
+                    prompt=[7 + i] * PROMPT, sampling=sampling, stops=Stops((), ()), adapter=key
+                )
                 for i, key in enumerate(case.keys)
             ]
         )

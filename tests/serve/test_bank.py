@@ -79,13 +79,18 @@ def full_shop(tmp_path_factory):
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_every_method_beside_every_other(full_shop, tokens):
-    full_shop.check(MIXED, tokens)
+    full_shop.check([None, *MIXED, None], tokens)
 
 
 @pytest.mark.parametrize("name", MIXED)
 def test_every_method_beside_the_base(full_shop, name):
-    full_shop.check([None, name, None, name])
-    full_shop.check([name, name])
+    for tokens in (1, 9):
+        full_shop.check([None, name, None, name], tokens)
+        full_shop.check([name, name], tokens)
+
+
+def test_rows_that_all_have_something_in_front(full_shop):
+    full_shop.check(["prompt_tuning", "prefix_tuning", "prompt_tuning", "prefix_tuning"], 9)
 
 
 LAYOUTS = {

@@ -30,7 +30,8 @@ from lorica.registry import Named
 PREFIX = "lorica_"
 FRONT = "lorica_front"
 """Keyword of the decoder's call: layer_idx -> (keys, values) of shape (K, N, D) that every
-position of every row sees, before its own; or (B, K, N, D) each, and (B, N) bool: what it sees."""
+position of every row sees, before its own; or (b, K, N, D) each, (b, N) bool: what of it is seen,
+and (b,): the rows that have it."""
 KEYS_VALUES = "lorica_keys_values"
 """Keyword of the decoder's call: a dict that gets layer_idx -> (keys, values), (1, K, T, D)."""
 PROJECTED = "lorica_projected"
@@ -145,22 +146,21 @@ def with_adapters(base: Attention, *, fronts: bool = True) -> Attention:
             return value.new_zeros(*query.shape[:3], value.shape[-1]).transpose(1, 2), None
         if keys_values is not None:
             keys_values[module.layer_idx] = key, value
-        if front is not None:
-            if not fronts:
-                raise TargetError(
-                    "this attention function takes no keys and values in front of the rows.",
-                    attention=_name_of(module).removeprefix(PREFIX),
-                    fix='set_attn_implementation("sdpa") on the model first',
-                )
-            keys, values, *seen = front[module.layer_idx]  # type: ignore[index]
-            if "row_lengths" in options:  # the rows' attention puts them before each row
-                options["front"] = keys.to(key.dtype), values.to(value.dtype)
-            else:
-                causal = options.get("is_causal")
-                causal = getattr(module, "is_causal", True) if causal is None else causal
-                mask = widened_mask(mask, query, key, keys.shape[-2], bool(causal), *seen)
-                key, value = prepended(key, keys), prepended(value, values)
-        mixed, weights = base(module, query, key, value, mask, **options)  # (B, T, H, D)
+        inputs = query, key, value
+        if front is not None and not fronts:
+            raise TargetError(
+                "this attention function takes no keys and values in front of the rows.",
+                attention=_name_of(module).removeprefix(PREFIX),
+                fix='set_attn_implementation("sdpa") on the model first',
+            )
+        if front is None:
+            mixed, weights = base(module, *inputs, mask, **options)  # (B, T, H, D)
+        elif "row_lengths" in options:  # the rows' attention puts them before each row
+            keys, values = (t.to(key.dtype) for t in front[module.layer_idx])  # type: ignore[index]
+            mixed, weights = base(module, *inputs, mask, front=(keys, values), **options)
+        else:
+            own = front[module.layer_idx]  # type: ignore[index]
+            mixed, weights = _behind_front(base, module, inputs, mask, options, *own)
         if isinstance(adapters := module._modules.get(ADAPTERS), LayerAdapters):
             scale = options.get("scaling") or query.shape[-1] ** -0.5
             heads = adapters.adapt_attention(query, mixed.transpose(1, 2), scale)
@@ -170,8 +170,40 @@ def with_adapters(base: Attention, *, fronts: bool = True) -> Attention:
     return attention
 
 
+def _behind_front(
+    base: Attention,
+    module: nn.Module,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    options: dict[str, Any],
+    keys: Tensor,
+    values: Tensor,
+    seen: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Any]:
+    """`base` over the tokens and what is in front of them.
+
+    rows: those that have a front, (b,), each with its own; the others are computed without any, so
+    that they have the bits that they have alone. None: all rows have the same.
+    """
+    query, key, value = inputs
+    if rows is None:
+        causal = options.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        mask = widened_mask(mask, query, key, keys.shape[-2], bool(causal), seen)
+        return base(module, query, prepended(key, keys), prepended(value, values), mask, **options)
+    own = query[rows], key[rows], value[rows]
+    own_mask = mask[rows] if mask is not None and len(mask) > 1 else mask
+    behind, weights = _behind_front(base, module, own, own_mask, options, keys, values, seen)
+    if len(rows) == len(query):
+        mixed = torch.empty_like(behind)
+    else:
+        mixed, weights = base(module, query, key, value, mask, **options)
+    return mixed.index_copy(0, rows, behind), weights
+
+
 def prepended(own: Tensor, front: Tensor) -> Tensor:
-    """(K, N, D) before each row of (B, K, S, D); or (B, K, N, D), a row before each."""
+    """(K, N, D) before each row of (B, K, S, D); or (B, K, N, D), each before its row."""
     return torch.cat([front.to(own.dtype).expand(len(own), *front.shape[-3:]), own], dim=2)
 
 

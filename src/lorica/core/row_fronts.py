@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorica.core.adapter import Adapter
 from lorica.core.attention import FRONT
@@ -39,21 +40,24 @@ def enter_by_row(parts: Parts, decoder: nn.Module, options: dict[str, Any]) -> d
             positions[rows] = entered["position_ids"].expand(len(rows), tokens)
     if not fronts:
         return options
-    front = {i: _padded([(rows, f[i]) for rows, f in fronts], batch) for i in fronts[0][1]}
+    front = {i: _padded([(rows, f[i]) for rows, f in fronts]) for i in fronts[0][1]}
     moved = {} if positions is None else {"position_ids": positions}
     return {**options, **moved, FRONT: front}
 
 
 def _padded(
-    fronts: list[tuple[Tensor, tuple[Tensor, Tensor]]], batch: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(keys (B, K, N, D), values, seen (B, N)) of rows whose fronts differ in length."""
+    fronts: list[tuple[Tensor, tuple[Tensor, Tensor]]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(keys (b, K, N, D), values, seen (b, N), rows (b,)) of the rows that have a front.
+
+    The fronts of adapters may differ in length.
+    """
     first = fronts[0][1][0]
     n = max(keys.shape[1] for _, (keys, _) in fronts)
-    padded = [first.new_zeros(batch, first.shape[0], n, t.shape[2]) for t in fronts[0][1]]
-    seen = torch.zeros(batch, n, dtype=torch.bool, device=first.device)
+    parts = []
     for rows, pair in fronts:
-        for all_rows, own in zip(padded, pair, strict=True):
-            all_rows[rows, :, : own.shape[1]] = own.to(all_rows.dtype)
-        seen[rows, : pair[0].shape[1]] = True
-    return padded[0], padded[1], seen
+        padded = [F.pad(t.to(first.dtype), (0, 0, 0, n - t.shape[1])) for t in pair]
+        seen = torch.arange(n, device=first.device) < pair[0].shape[1]
+        parts.append([t.expand(len(rows), *t.shape) for t in (*padded, seen)] + [rows])
+    keys, values, seen, rows = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return keys, values, seen, rows
