@@ -20,6 +20,7 @@ from tests.serve.word_engine import WordEngine
 class Tenant:
     name: str
     models: tuple[str, ...] | None = None
+    is_admin: bool = False
 
     def allows(self, model: str) -> bool:
         return self.models is None or model.partition(":")[0] in self.models
@@ -36,12 +37,12 @@ def authenticate(header: str | None) -> Tenant:
 
 
 def everybody(header: str | None) -> Tenant:
-    return Tenant("local")
+    return Tenant("local", is_admin=True)
 
 
 def create_gate(engine: Any, *, keys: bool = False, deadline: float = 60.0) -> Gate:
     metrics = Metrics(engine)
-    app = http.create_app(engine, metrics, deadline=deadline, has_metrics=not keys)
+    app = http.create_app(engine, metrics, deadline=deadline)
     rules = Rules(
         authenticate=authenticate if keys else everybody,
         public=http.public_paths(),
@@ -68,6 +69,7 @@ class Live:
 def running(engine: WordEngine, gate: Any = None) -> Iterator[Live]:
     """Serve `gate` (by default the client app) on a free port of loopback inside the block."""
     bound = bind("127.0.0.1", 0)
+    bound.listen()  # so that a test may connect at once
     host, port = bound.getsockname()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()

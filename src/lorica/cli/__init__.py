@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "Predict the classes of new rows, with probabilities, by a classifier.",
     "generate": "Complete prompts with an adapter, or with a base.",
     "chat": "Talk with an adapter, or with a base, in the terminal.",
+    "serve": "Serve a base and many adapters over it, by OpenAI's API.",
     "merge": "Write base and adapter as one plain transformers model.",
     "export": "Write an adapter as a plain LoRA that PEFT and the serving engines read.",
     "key": "Make an API key for a tenant of lorica serve, and its lines of keys.yaml.",

@@ -27,6 +27,7 @@ from lorica.errors import (
 )
 
 OPTIONAL = {"datasets": "data", "pyarrow": "data", "tensorboard": "tensorboard", "wandb": "wandb"}
+OPTIONAL |= dict.fromkeys(("fastapi", "starlette", "uvicorn", "h11", "prometheus_client"), "serve")
 """Package -> the extra of lorica that installs it."""
 
 

@@ -20,10 +20,12 @@ COMPLETION_TOKENS = 16
 
 
 class Tenant(Protocol):
-    """Who asks."""
+    """Who asks: see serve/auth.py."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def is_admin(self) -> bool: ...
 
     def allows(self, model: str) -> bool:
         """Whether this tenant may use a model, by its name or "alias:condition"."""

@@ -45,7 +45,7 @@ class AdapterStore(Protocol):
 
     def unload(self, alias: str, *, expected_generation: int | None = None) -> int: ...
     def pin(self, alias: str, pinned: bool) -> None: ...
-    def list(self) -> list[ModelCard]: ...
+    def cards(self) -> list[ModelCard]: ...
     def draining(self) -> list[ModelCard]: ...
 
 
@@ -135,7 +135,7 @@ class _Adapters:
         return self.card(name)
 
     def card(self, name: str) -> dict[str, Any]:
-        cards = [card for card in self.store.list() if card.name == name]
+        cards = [card for card in self.store.cards() if card.name == name]
         return model_object(cards[0]) if cards else {}
 
     def name_of(self, path: str) -> str:
@@ -159,7 +159,7 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
     @routes.get("")
     async def list_adapters() -> JSONResponse:
         """All adapters with their states, and replaced ones that streams still use."""
-        cards, draining = store.list(), store.draining()
+        cards, draining = store.cards(), store.draining()
         return JSONResponse(
             {
                 "object": "list",

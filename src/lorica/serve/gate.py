@@ -191,19 +191,16 @@ class _Reply:
         await self.send({"type": "http.response.body", "body": body})
 
     def write_log(self) -> None:
-        """One line without query, prompt or key."""
+        """One line without query, prompt or key; none for a probe of health that is well."""
         scope = self.scope
-        caller = scope.get("caller")
-        log.info(
-            "%s %s %d %.3fs tenant=%s %s id=%s",
-            scope["method"],
-            repr(scope["path"])[1:-1][:100],
-            self.status or 499,
-            time.perf_counter() - self.started,
-            caller.name if caller else "-",
-            scope.get("log_note", ""),
-            self.id,
-        )
+        path = repr(scope["path"])[1:-1][:100]
+        if path.startswith("/health/") and self.status == 200:
+            return
+        seconds = f"{time.perf_counter() - self.started:.3f}s"
+        words = [scope["method"], path, str(self.status or 499), seconds]
+        if "caller" in scope:
+            words.append(f"tenant={scope['caller'].name}")
+        log.info(" ".join([*words, *scope.get("log_notes", ()), f"id={self.id}"]))
 
 
 def allowed_hosts(bound: str, more: Iterable[str] = ()) -> set[str]:

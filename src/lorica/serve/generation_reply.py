@@ -66,7 +66,7 @@ class GenerationReply(Response):
                 await (self._send_stream(send) if self.stream else self._send_whole(scope, send))
         finally:
             self._cancel()
-            scope["log_note"] = self._note()
+            scope["log_notes"] = self._notes()
 
     def _cancel(self) -> None:
         """End what still runs: the client is gone, or sending failed."""
@@ -148,16 +148,17 @@ class GenerationReply(Response):
                 return Failure(failure.status, message, failure.code, None, failure.headers)
         return None
 
-    def _note(self) -> str:
+    def _notes(self) -> list[str]:
         """For the log: the model, tokens in and out, and why the answers ended."""
         ends = [choice.end for choice in self.choices if choice.end]
         tokens = sum(end.completion_tokens for end in ends)
-        reasons = ",".join(dict.fromkeys(end.reason for end in ends)) or "gone"
         served = self.form.served
-        return (
-            f"model={served.model!r:.100} generation={served.generation} "
-            f"tokens={self.prompt_tokens}+{tokens} {reasons}"
-        )
+        return [
+            f"model={served.model!r:.100}",
+            f"generation={served.generation}",
+            f"tokens={self.prompt_tokens}+{tokens}",
+            ",".join(dict.fromkeys(end.reason for end in ends)) or "gone",
+        ]
 
 
 def served_headers(served: Served) -> dict[str, str]:

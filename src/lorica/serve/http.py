@@ -54,18 +54,13 @@ class StrictRoute(APIRoute):
         return handle
 
 
-def create_app(engine: Engine, metrics: Metrics, *, deadline: float, has_metrics: bool) -> FastAPI:
-    """The app, which stands behind a Gate.
-
-    deadline: seconds that an answer may take. has_metrics: with /metrics, which names the models
-    of all tenants.
-    """
+def create_app(engine: Engine, metrics: Metrics, *, deadline: float) -> FastAPI:
+    """The app, which stands behind a Gate. deadline: seconds that an answer may take."""
     app = bare_app("lorica serve")
     acceptor = Acceptor(engine=engine, metrics=metrics, deadline=deadline)
     app.include_router(_openai_routes(engine, acceptor))
     app.include_router(health_routes(engine))
-    if has_metrics:
-        app.include_router(metrics_routes(metrics))
+    app.include_router(metrics_routes(metrics))
     app.include_router(page_routes())
     return app
 
@@ -175,7 +170,9 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
 
     @routes.get("/metrics", response_class=Response, responses=ERRORS)
     async def get_metrics(request: Request) -> Response:
-        """Figures for Prometheus."""
+        """Figures for Prometheus, for an operator: they name the models of all tenants."""
+        if not tenant_of(request).is_admin:
+            raise HTTPException(404)
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return routes

@@ -88,18 +88,25 @@ def run(engine: Engine, listeners: Sequence[Listener], *, drain_timeout: float) 
     return asyncio.run(main())
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address. Raises: ResourceError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+def bind(host: str, port: int, *, option: str = "--port") -> socket.socket:
+    """A socket bound to an address, or to what a name means. Raises: ResourceError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}.", fix="check --host"
+        ) from None
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, port))
+        bound.bind(address)
     except OSError as error:
         bound.close()
         raise ResourceError(
             f"cannot listen on {host}:{port}: {error.strerror or error}.",
-            fix="choose another --port, or end the process that uses this one",
+            fix=f"choose another {option}, or end the process that uses this one",
         ) from None
     return bound
 

@@ -1,0 +1,291 @@
+"""lorica serve: adapters over one base, behind OpenAI's API."""
+
+import ipaddress
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from socket import socket
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter, validators
+
+from lorica.cli.options import Dtype, Quantisation, Texts
+from lorica.errors import ConfigError, LoricaError, counted, listed
+
+if TYPE_CHECKING:
+    from lorica.serve.auth import Access
+    from lorica.serve.engine import ServingEngine
+    from lorica.serve.run import Listener
+
+app = App(name="serve")
+
+GIB = 2**30
+Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))]
+Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+
+
+@app.default
+def serve(
+    base: str,
+    /,
+    *,
+    adapter: Texts = None,
+    adapters: Path | None = None,
+    conditions: Texts = None,
+    slots: Positive = 16,
+    max_length: Positive = 2048,
+    memory: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    max_queued: Positive = 256,
+    host: str = "127.0.0.1",
+    port: Port = 8000,
+    keys: Path | None = None,
+    allowed_hosts: Texts = None,
+    admin_port: Port | None = None,
+    admin_socket: Path | None = None,
+    timeout: Seconds = 600.0,
+    drain_timeout: Seconds = 30.0,
+    dtype: Dtype = None,
+    quantisation: Quantisation = None,
+) -> None:
+    """Serve a base and adapters over it, by OpenAI's API and on a page at /.
+
+    An adapter is a model of its own name; adapters of all methods share the base and are computed
+    in one batch. Ctrl-C or SIGTERM finishes the answers that run, then ends; a second one ends at
+    once.
+
+    Parameters
+    ----------
+    base
+        Folder of the base, hub id, or bundled.
+    adapter
+        NAME=FOLDER of a run or an adapter; may be given several times.
+    adapters
+        Folder of runs or adapters, each served under its folder's name. The operator can load
+        from here while the server runs.
+    conditions
+        NAME=CONDITION,CONDITION: those that may be asked of an adapter that is made from one,
+        as the model NAME:CONDITION. By default all of its training.
+    slots
+        Answers that are written at the same time; more wait in a queue.
+    max_length
+        Tokens of prompt and answer together.
+    memory
+        GiB for adapters. Those that were not used longest leave, and are read again when they
+        are asked for. By default no limit.
+    max_queued
+        Requests that may wait; further ones are refused.
+    host
+        Address to listen on. Beyond this machine (0.0.0.0) keys are required.
+    port
+        Port to listen on; 0: any free one.
+    keys
+        File of API keys, their tenants and quotas. Without it this machine alone has access.
+        `lorica key NAME` makes a key.
+    allowed_hosts
+        Name under which clients reach the server (chat.example.com), if it is neither an address
+        nor localhost; may be given several times.
+    admin_port
+        Port of the operator's API, on this machine only: load, replace, unload, pin adapters.
+        With keys it needs one with admin: true. By default it is off.
+    admin_socket
+        Unix socket of the operator's API, instead of a port.
+    timeout
+        Seconds that an answer may take, its wait included.
+    drain_timeout
+        Seconds that running answers have to finish when the server is stopped.
+    """
+    folders = parse_adapters(adapter or (), conditions or ())
+    if admin_port is not None and admin_socket is not None:
+        raise ConfigError("--admin_port and --admin_socket are both given.", fix="choose one")
+    from lorica.serve import run  # before the base is loaded: is the extra installed?
+    from lorica.serve.build import EngineSettings, open_engine
+
+    client_socket = run.bind(host, port)
+    address = client_socket.getsockname()
+    if keys is None:
+        check_is_local(host, address[0])
+    admin = _bind_admin(admin_port, admin_socket)
+    access = _read_access(base, keys)
+    settings = EngineSettings(
+        slots=slots,
+        max_length=max_length,
+        memory_bytes=None if memory is None else int(memory * GIB),
+        max_queued=max_queued,
+        quotas=access.quotas,
+        dtype=dtype,
+        quantisation=quantisation,
+    )
+    engine = open_engine(base, settings)
+    _log_to_stderr()
+    engine.start()
+    try:
+        load_adapters(engine, folders, adapters)
+        listeners = _listeners(
+            engine, access, client_socket, admin, adapters, allowed_hosts or (), timeout
+        )
+        _print_summary(engine, address, admin)
+        cut = run.run(engine, listeners, drain_timeout=drain_timeout)
+    finally:
+        engine.close()
+        if admin_socket is not None:
+            admin_socket.unlink(missing_ok=True)
+    ended = f"; {counted(cut, 'answer')} had no time to finish" if cut else ""
+    print(f"lorica serve: stopped{ended}", file=sys.stderr)
+
+
+def parse_adapters(
+    adapters: Iterable[str], conditions: Iterable[str]
+) -> dict[str, tuple[Path, list[str]]]:
+    """NAME=FOLDER and NAME=CONDITION,... -> folder and conditions by name. Raises: ConfigError."""
+    folders: dict[str, tuple[Path, list[str]]] = {}
+    for text in adapters:
+        name, folder = _split("--adapter", text, "NAME=FOLDER")
+        if name in folders:
+            raise ConfigError(f"two adapters have the name {name!r}.", fix="rename one of them")
+        folders[name] = Path(folder), []
+    for text in conditions:
+        name, words = _split("--conditions", text, "NAME=CONDITION,CONDITION")
+        if name not in folders:
+            raise ConfigError(
+                f"--conditions names {name!r}, which no --adapter has.",
+                adapters=listed(folders),
+                fix=f"add --adapter {name}=FOLDER",
+            )
+        folders[name][1].extend(words.split(","))
+    return folders
+
+
+def _split(option: str, text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"{option} {text} is not of the form {form}.", fix=f"{option} {form}")
+    return name, value
+
+
+def check_is_local(host: str, address: str) -> None:
+    """Raises: ConfigError if other machines reach an address: without keys everybody may ask."""
+    if not ipaddress.ip_address(address).is_loopback:
+        raise ConfigError(
+            f"--host {host} is reached by other machines, and there are no keys.",
+            fix="make a key: lorica key NAME --adapter '*' > keys.yaml, and pass --keys keys.yaml; "
+            "or leave --host out",
+        )
+
+
+def load_adapters(
+    engine: "ServingEngine", folders: dict[str, tuple[Path, list[str]]], root: Path | None
+) -> None:
+    """Load what is served. Of those named one by one, all errors are reported at once; of those
+    in a folder, one that fails is a notice, and is listed with the state "failed".
+
+    Raises: ConfigError.
+    """
+    from lorica.serve.names import adapters_in
+
+    store = engine.store
+    errors: dict[str, LoricaError] = {}
+    for name, (folder, conditions) in folders.items():
+        try:
+            generation = store.load(name, folder, expected_generation=0, conditions=conditions)
+        except LoricaError as error:
+            errors[name] = error
+        else:
+            _print_notices(name, generation.notices)
+    if errors:
+        first = next(iter(errors.values()))
+        if len(errors) == 1:
+            raise first
+        raise ConfigError(
+            f"{counted(len(errors), 'adapter')} cannot be served.",
+            **{name: error.what for name, error in errors.items()},
+            fix=first.fix or "see lorica info FOLDER",
+        )
+    if root is not None:
+        found_folders, notices = adapters_in(root)
+        _print_notices(str(root), notices)
+        for name, folder in found_folders.items():
+            if name not in folders:
+                store.register(name, folder)
+        for name, error in store.load_registered().items():
+            _print_notices(name, [f"not served: {error.what}"])
+
+
+def _print_notices(name: str, notices: Iterable[str]) -> None:
+    for notice in notices:
+        print(f"{name}: {notice}", file=sys.stderr)
+
+
+def _bind_admin(port: int | None, path: Path | None) -> socket | None:
+    from lorica.serve import run
+
+    if port is not None:
+        return run.bind("127.0.0.1", port, option="--admin_port")
+    return None if path is None else run.bind_unix(path)
+
+
+def _read_access(base: str, keys: Path | None) -> "Access":
+    from lorica.serve.auth import Access
+    from lorica.serve.keys_file import read_keys
+
+    base_name = Path(base).name
+    if keys is None:
+        return Access.local(base_name)
+    access, notices = read_keys(keys, base_name=base_name)
+    _print_notices(str(keys), notices)
+    return access
+
+
+def _listeners(
+    engine: "ServingEngine",
+    access: "Access",
+    client: socket,
+    admin: socket | None,
+    root: Path | None,
+    allowed_hosts: Sequence[str],
+    timeout: float,
+) -> "list[Listener]":
+    from lorica.serve.apps import admin_gate, client_gate
+    from lorica.serve.gate import allowed_hosts as names_of
+    from lorica.serve.metrics import Metrics
+    from lorica.serve.run import Listener
+
+    metrics = Metrics(engine)
+    address = client.getsockname()[0]
+    gate = client_gate(
+        engine,
+        metrics,
+        access,
+        hosts=names_of(address, allowed_hosts),
+        any_address=not ipaddress.ip_address(address).is_loopback,
+        deadline=timeout,
+    )
+    listeners = [Listener(gate, client)]
+    if admin is not None:
+        listeners.append(Listener(admin_gate(engine, engine.store, metrics, access, root), admin))
+    return listeners
+
+
+def _log_to_stderr() -> None:
+    """The server's log and uvicorn's warnings, a line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name, level in (("lorica.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def _print_summary(engine: "ServingEngine", address: tuple, admin: socket | None) -> None:
+    cards = [card for card in engine.cards() if card.parent is not None]
+    names = f" ({listed((card.name for card in cards), 8)})" if cards else ""
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    print(f"{engine.base_name} with {counted(len(cards), 'adapter')}{names}", flush=True)
+    print(f"page  http://{host}:{address[1]}/", flush=True)
+    print(f"API   http://{host}:{address[1]}/v1", flush=True)
+    if admin is not None:
+        name = admin.getsockname()
+        where = name if isinstance(name, str) else f"http://{name[0]}:{name[1]}"
+        print(f"admin {where}", flush=True)

@@ -1,0 +1,58 @@
+"""The two apps behind their gates: for clients, and for the operator."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from lorica.serve.accept import Tenant
+from lorica.serve.admin import AdapterStore, create_admin_app
+from lorica.serve.exchange import Engine
+from lorica.serve.gate import Gate, Rules
+from lorica.serve.http import HEALTH, METRICS, create_app, public_paths
+from lorica.serve.metrics import Metrics
+from lorica.serve.refusals import Unauthorized
+
+
+class Access(Protocol):
+    """See serve/auth.py."""
+
+    def authenticate(self, header: str | None) -> Tenant:
+        """Raises: Unauthorized."""
+        ...
+
+
+def client_gate(
+    engine: Engine,
+    metrics: Metrics,
+    access: Access,
+    *,
+    hosts: Collection[str],
+    any_address: bool,
+    deadline: float,
+) -> Gate:
+    """hosts, any_address: see gate.Rules. deadline: seconds that an answer may take."""
+    rules = Rules(
+        authenticate=access.authenticate,
+        public=public_paths(),
+        always=METRICS,
+        hosts=hosts,
+        any_address=any_address,
+    )
+    app = create_app(engine, metrics, deadline=deadline)
+    return Gate(app, rules, engine, metrics.count_reply)
+
+
+def admin_gate(
+    engine: Engine, store: AdapterStore, metrics: Metrics, access: Access, root: Path | None
+) -> Gate:
+    """The operator's app, for this machine only. root: the folder that adapters are loaded from."""
+
+    def authenticate(header: str | None) -> Tenant:
+        tenant = access.authenticate(header)
+        if not tenant.is_admin:
+            raise Unauthorized("this key is not an operator's.", fix="use one with admin: true")
+        return tenant
+
+    rules = Rules(authenticate=authenticate, public=HEALTH, always=METRICS, for_operator=True)
+    app = create_admin_app(engine, store, metrics, root)
+    return Gate(app, rules, engine, metrics.count_reply)

@@ -1,0 +1,148 @@
+"""The operator's app, over a real store whose bank has no model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from lorica.serve.apps import admin_gate
+from lorica.serve.auth import Access, Tenant, hash_key, make_key
+from lorica.serve.metrics import Metrics
+from tests.serve.fake_engine import SIZE, Serving, write_adapter
+from tests.serve.test_gate import routes_of
+from tests.serve.word_engine import WordEngine
+
+ADMIN, CLIENT = make_key(), make_key()
+HEADERS = {"Authorization": f"Bearer {ADMIN}"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("adapters")
+    for name, number in (("alice", 1.0), ("alice2", 2.0), ("bob", 3.0)):
+        write_adapter(root / name, number)
+    (root / "empty").mkdir()
+    (root / "link").symlink_to(root / "alice")
+    write_adapter(root.parent / "outside", 9.0)
+    return root
+
+
+def gate_of(serving: Serving, root: Path | None):
+    tenants = {
+        hash_key(ADMIN): Tenant(name="ops", base_name="base", is_admin=True),
+        hash_key(CLIENT): Tenant(name="acme", base_name="base", adapters=None, uses_base=True),
+    }
+    engine = WordEngine()
+    return admin_gate(engine, serving.store, Metrics(engine), Access(tenants), root)
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    with Serving() as serving:
+        yield serving
+
+
+@pytest.fixture
+def client(serving: Serving, root: Path) -> Iterator[TestClient]:
+    with TestClient(gate_of(serving, root), base_url="http://localhost", headers=HEADERS) as client:
+        yield client
+
+
+def test_every_route_needs_an_operators_key(serving, root):
+    guarded = gate_of(serving, root)
+    routes = routes_of(guarded.app)
+    assert ("POST", "/v1/load_lora_adapter") in routes and len(routes) > 9
+    with TestClient(guarded, base_url="http://localhost") as client:
+        for method, path in routes:
+            for headers in ({}, {"Authorization": f"Bearer {CLIENT}"}):
+                status = client.request(method, path.replace("{name}", "a"), headers=headers)
+                expected = 200 if path.startswith("/health/") else 401
+                assert status.status_code == expected, path
+        evil = {"Host": "evil.example", **HEADERS}
+        assert client.get("/admin/adapters", headers=evil).status_code == 403
+
+
+def test_load_replace_pin_and_unload(client, serving):
+    made = client.post("/admin/adapters", json={"name": "alice"})
+    assert made.status_code == 201
+    card = made.json()
+    assert (card["id"], card["generation"], card["state"]) == ("alice", 1, "resident")
+    again = client.post("/admin/adapters", json={"name": "alice"})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
+    stale = {"expected_generation": 7, "folder": "alice2"}
+    assert client.put("/admin/adapters/alice", json=stale).status_code == 409
+    assert serving.numbers == [1.0], "a refused replacement changes nothing"
+    replaced = client.put(
+        "/admin/adapters/alice", json={"expected_generation": 1, "folder": "alice2"}
+    ).json()
+    assert replaced["generation"] == 2 and replaced["digest"] != card["digest"]
+    assert client.patch("/admin/adapters/alice", json={"pinned": True}).json()["pinned"]
+    pinned = client.delete("/admin/adapters/alice")
+    assert pinned.status_code == 409 and "unpin" in pinned.json()["error"]["message"]
+    assert not client.patch("/admin/adapters/alice", json={"pinned": False}).json()["pinned"]
+    assert client.delete("/admin/adapters/alice?expected_generation=1").status_code == 409
+    gone = client.delete("/admin/adapters/alice?expected_generation=2").json()
+    assert gone == {"id": "alice", "object": "model", "deleted": True, "freed_bytes": SIZE}
+    assert client.get("/admin/adapters").json()["data"] == []
+    assert client.delete("/admin/adapters/alice").status_code == 404
+    assert client.patch("/admin/adapters/alice", json={"pinned": True}).status_code == 404
+
+
+def test_a_replaced_adapter_that_streams_is_listed_as_draining(client, serving):
+    client.post("/admin/adapters", json={"name": "alice"})
+    lease = serving.store.acquire("alice")
+    client.put("/admin/adapters/alice", json={"expected_generation": 1, "folder": "alice2"})
+    listed = client.get("/admin/adapters").json()
+    assert [(c["generation"], c["state"]) for c in listed["draining"]] == [(1, "draining")]
+    lease.release()
+    assert client.get("/admin/adapters").json()["draining"] == []
+
+
+def test_vllms_names(client, root):
+    load = {"lora_name": "sql", "lora_path": "bob"}
+    reply = client.post("/v1/load_lora_adapter", json=load)
+    assert reply.text == "Success: LoRA adapter 'sql' added successfully."
+    assert client.post("/v1/load_lora_adapter", json=load).status_code == 409
+    inplace = load | {"load_inplace": True, "lora_path": str(root / "alice")}
+    assert client.post("/v1/load_lora_adapter", json=inplace).status_code == 200
+    assert [c["generation"] for c in client.get("/admin/adapters").json()["data"]] == [2]
+    reply = client.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
+    assert reply.text == "Success: LoRA adapter 'sql' removed successfully."
+    assert client.post("/v1/unload_lora_adapter", json={"lora_name": "sql"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../outside",
+        "/etc",
+        "alice/../../outside",
+        "link",
+        "empty",
+        "nowhere",
+        ".",
+        "",
+        "a" * 65,
+        "ALICE",
+        "alice\x00",
+        "b\u043eb",
+    ],
+)
+def test_nothing_outside_the_root_is_loaded(client, serving, root, path):
+    for reply in (
+        client.post("/admin/adapters", json={"name": "x", "folder": path}),
+        client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": path}),
+        client.post(
+            "/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": f"{root}/../outside"}
+        ),
+    ):
+        assert reply.status_code == 400, reply.text
+        assert reply.json()["error"]["message"]
+    assert serving.numbers == [] and client.get("/admin/adapters").json()["data"] == []
+
+
+def test_without_a_root_nothing_is_loaded(serving):
+    with TestClient(gate_of(serving, None), base_url="http://localhost", headers=HEADERS) as client:
+        reply = client.post("/admin/adapters", json={"name": "alice"})
+    assert reply.status_code == 400 and "--adapters FOLDER" in reply.json()["error"]["message"]
