@@ -31,8 +31,15 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, scene: Scene, **options: Any) -> Iterator[Any]:
-    """The page of `scene`, loaded. Fails at the end if the console reported anything (errors,
-    violations of the policy; not the statuses that the scene sends), or if a script asked a
+    """The page of `scene`, as `watched`."""
+    with serving(scene) as address, watched(browser, address, **options) as view:
+        yield view
+
+
+@contextmanager
+def watched(browser: Any, address: str, **options: Any) -> Iterator[Any]:
+    """The page at `address`, loaded. Fails at the end if the console reported anything (errors,
+    violations of the policy; not the statuses that the server sends), or if a script asked a
     question, or if anything was loaded from elsewhere.
     """
     complaints: list[str] = []
@@ -43,23 +50,22 @@ def opened(browser: Any, scene: Scene, **options: Any) -> Iterator[Any]:
         if message.type in ("error", "warning") and not is_status:
             complaints.append(message.text)
 
-    with serving(scene) as address:
-        context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
-        context.set_default_timeout(15_000)
-        context.add_init_script(
-            "addEventListener('securitypolicyviolation', (e) => console.error(e.violatedDirective))"
-        )
-        view = context.new_page()
-        view.on("console", note)
-        view.on("pageerror", lambda error: complaints.append(str(error)))
-        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        view.on("request", lambda request: visited.append(request.url))
-        try:
-            view.goto(address)
-            view.locator("#choices li, .start h2").first.wait_for(state="attached")
-            yield view
-        finally:
-            context.close()
+    context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
+    context.set_default_timeout(15_000)
+    context.add_init_script(
+        "addEventListener('securitypolicyviolation', (e) => console.error(e.violatedDirective))"
+    )
+    view = context.new_page()
+    view.on("console", note)
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    view.on("request", lambda request: visited.append(request.url))
+    try:
+        view.goto(address)
+        view.locator("#choices li, .start h2").first.wait_for(state="attached")
+        yield view
+    finally:
+        context.close()
     assert complaints == []
     assert {url for url in visited if not url.startswith((address, "blob:" + address))} == set()
 

@@ -108,8 +108,8 @@ export class AnswerView {
     this.root.dataset.state = state;
     this.root.setAttribute("aria-busy", String(this.isRunning));
     this.body.hidden = text === "" && (state === "failed" || state === "done");
-    if (state === "done" && text === "") this.showProblem({ message: "The answer is empty.", fix: "" }, false);
-    else if (this.answer.error) this.showProblem(this.answer.error, true);
+    if (state === "done" && text === "") this.showProblem({ message: "The answer is empty.", isFinal: true });
+    else if (this.answer.error) this.showProblem(this.answer.error);
     else this.problem.hidden = true;
     this.copyButton.disabled = text === "" || this.isRunning;
     this.showFigures();
@@ -137,9 +137,9 @@ export class AnswerView {
     set(figures.generation, answer.generation == null || answer.digest === "" ? "–" : String(answer.generation));
   }
 
-  /** error: {message, fix, retryAt}. retryAt: the time before which the server refuses. */
-  showProblem(error, isFailure) {
-    const retry = isFailure ? element("button", { type: "button", className: "second", text: "Retry", on: { click: () => this.onRetry(this) } }) : null;
+  /** error: {message, fix, retryAt, isFinal}. retryAt: the time before which the server refuses. */
+  showProblem(error) {
+    const retry = !error.isFinal ? element("button", { type: "button", className: "second", text: "Retry", on: { click: () => this.onRetry(this) } }) : null;
     const parts = [element("p", { className: "failure-what" }, element("bdi", { text: error.message }))];
     if (error.fix) parts.push(element("p", { className: "failure-fix" }, element("bdi", { text: `Fix: ${error.fix}` })));
     this.problem.replaceChildren(...parts, ...(retry ? [element("p", {}, retry)] : []));

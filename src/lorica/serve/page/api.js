@@ -6,11 +6,12 @@ import { recall, remember } from "./tab.js";
 const KEY = "lorica.key";
 const url = (path) => new URL(path, document.baseURI);
 
-/** An answer of the server that is an error, or the lack of one. retryAfter: in seconds. */
+/** An answer of the server that is an error, or the lack of one. retryAfter: in seconds. isFinal:
+ * the same request cannot succeed. */
 export class ServerError extends Error {
-  constructor(message, { fix = "", status = 0, code = "", retryAfter = null } = {}) {
+  constructor(message, { fix = "", status = 0, retryAfter = null, isFinal = false } = {}) {
     super(message);
-    Object.assign(this, { fix, status, code, retryAfter });
+    Object.assign(this, { fix, status, retryAfter, isFinal });
   }
 }
 
@@ -49,15 +50,9 @@ async function errorOf(response) {
 
 /** From OpenAI's envelope. Lorica's messages end with "Fix: ...". */
 function fromEnvelope(error, { status = 0, retryAfter = null, fallback = "The server reports an error." } = {}) {
-  const text = (value) => (typeof value === "string" ? value : "");
-  const raw = text(error?.message).trim() || fallback;
+  const raw = (typeof error?.message === "string" && error.message.trim()) || fallback;
   const [, message, fix] = raw.match(/^(.*?)\s+Fix: (.*?)\.?$/s) ?? [null, raw, ""];
-  return new ServerError(message, {
-    fix,
-    code: text(error?.code),
-    status,
-    retryAfter,
-  });
+  return new ServerError(message, { fix, status, retryAfter });
 }
 
 /** Seconds of a Retry-After header: a number or a date. Null if there is none. */

@@ -8,7 +8,7 @@ import { askForKey, showKeyState, startKeyDialog } from "./key_dialog.js";
 import { chosenIds, choiceOf, showModels, startModels } from "./models.js";
 import { afterSending, startPrompt } from "./prompt.js";
 import { fill, newAnswer } from "./run.js";
-import { readSettings, startSettings, store, stored } from "./settings.js";
+import { fitMaxTokens, readSettings, startSettings, store, stored } from "./settings.js";
 import { recall, remember } from "./tab.js";
 import { addTurn, TurnView } from "./turn.js";
 
@@ -27,6 +27,7 @@ async function loadModels({ hasNewKey = false } = {}) {
   try {
     const cards = await listModels();
     showModels(cards);
+    fitMaxTokens(cards);
     showKeyState();
     if (cards.length === 0) showStart("No model is served.", "Start the server with a base: lorica serve BASE --adapter NAME=FOLDER");
     else if (!entry) showStart();

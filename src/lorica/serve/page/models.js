@@ -49,7 +49,10 @@ export function showModels(cards) {
   const gone = [...chosen].filter((id) => !choices.has(id));
   gone.forEach((id) => chosen.delete(id));
   if (gone.length && !isFirst) notify(`${gone.map(visible).join(", ").slice(0, 200)}: no longer served.`);
-  if (chosen.size === 0) [...choices.keys()].slice(0, 2).forEach((id) => chosen.add(id));
+  if (chosen.size === 0) {
+    const usable = [...choices.values()].filter(({ card }) => card.state !== "failed");
+    usable.slice(0, 2).forEach(({ id }) => chosen.add(id));
+  }
 
   const open = new Set([...byId("choices").querySelectorAll("[aria-expanded=true]")].map((b) => b.dataset.id));
   const focused = document.activeElement?.dataset?.id;

@@ -25,7 +25,10 @@ export async function fill(view, entry, turn, signal) {
   let firstText = null;
   try {
     if (entry.mode === "chat" && choiceOf(answer.model)?.card.chat === false) {
-      throw new ServerError("This adapter was trained on plain prompts: it has no format for conversations.", { fix: "choose Plain" });
+      throw new ServerError("This adapter was trained on plain prompts: it has no format for conversations.", {
+        fix: "choose Plain",
+        isFinal: true,
+      });
     }
     for await (const event of ask(bodyOf(answer.model, entry, turn), signal)) {
       if (event.text) {
@@ -37,7 +40,10 @@ export async function fill(view, entry, turn, signal) {
         answer.state = "writing";
         view.append(event.text);
       }
-      if (event.finish) answer.finish = event.finish;
+      if (event.finish) {
+        answer.finish = event.finish;
+        if (firstText !== null) answer.seconds = (performance.now() - firstText) / 1000;
+      }
       if (event.usage) answer.usage = { prompt_tokens: event.usage.prompt_tokens, completion_tokens: event.usage.completion_tokens };
       if (event.served) Object.assign(answer, event.served);
     }
@@ -55,6 +61,6 @@ function fail(answer, error, signal) {
     return;
   }
   answer.state = "failed";
-  answer.error = { message: error.message, fix: error.fix ?? "", status: error.status ?? 0 };
+  answer.error = { message: error.message, fix: error.fix ?? "", status: error.status ?? 0, isFinal: Boolean(error.isFinal) };
   if (error.retryAfter != null) answer.error.retryAt = Date.now() + error.retryAfter * 1000;
 }

@@ -57,6 +57,14 @@ export function startSettings() {
   summarize();
 }
 
+/** Until somebody sets it, the maximum leaves the prompt half of the shortest context. */
+export function fitMaxTokens(cards) {
+  if (typeof stored.max_tokens === "string") return;
+  const contexts = cards.map((card) => card.max_length).filter((length) => Number.isInteger(length) && length > 1);
+  byId("max_tokens").value = String(Math.min(Number(INITIAL.max_tokens), ...contexts.map((length) => Math.floor(length / 2))));
+  summarize();
+}
+
 function summarize() {
   const { problem, values } = readSettings();
   const problemLine = byId("settings-problem");
