@@ -3,18 +3,20 @@ of small adapters that a number tells apart."""
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import lorica
-from lorica.core.bank import attached
+from lorica.core.adapter import Method
 from lorica.core.draws import drawing
 from lorica.formats.adapter_file import AdapterFile
+from lorica.methods.hyperlora import Hyperlora
 from lorica.serve.reading import Reader
 from lorica.serve.store import Store
 
@@ -36,17 +38,19 @@ def prepare(file: AdapterFile, condition: str | None = None) -> Content:
 
 
 def number_of(file: AdapterFile) -> float:
-    return next(float(t.flatten()[0]) for name, t in file.tensors.items() if "lora_B" in name)
+    return float(next(iter(file.tensors.values())).flatten()[0])
 
 
 class FakeEngine:
     """Runs what is asked of its bank between steps, on its own thread. `bank` is its alone.
 
+    limit: bytes of the bank that are never exceeded.
     on_step: called on the thread at each step, as the real engine calls the store.
     """
 
-    def __init__(self, on_step: Callable[[], object] | None = None):
+    def __init__(self, on_step: Callable[[], object] | None = None, limit: int | None = None):
         self.bank: dict[str, Content] = {}
+        self.limit = limit
         self.calls: deque[tuple[Callable[[], int], Future[int]]] = deque()
         self.on_step = on_step
         self.stopping = threading.Event()
@@ -64,6 +68,8 @@ class FakeEngine:
     def _add(self, key: str, prepared: Content) -> int:
         assert key not in self.bank, "a key is added once"
         self.bank[key] = prepared
+        size = sum(content.bytes for content in self.bank.values())
+        assert self.limit is None or size <= self.limit, "the budget is exceeded"
         return prepared.bytes
 
     def between_steps(self, call: Callable[[], int]) -> int:
@@ -102,9 +108,9 @@ class Serving:
         budget: int | None = None,
         patience: float = 5.0,
         reader: Reader | None = None,
-        prepare: Callable[[AdapterFile, str | None], Content] = prepare,
+        prepare: Callable[[AdapterFile, str | None], Any] = prepare,
     ):
-        self.engine = FakeEngine()
+        self.engine = FakeEngine(limit=budget)
         self.store = Store(
             prepare,
             self.engine.add,
@@ -137,12 +143,18 @@ def model() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
 
-def write_adapter(path: Path, number: float, **method: object) -> Path:
-    """A folder of a small LoRA whose tensors hold `number`."""
+def write_adapter(path: Path, number: float, method: Method | None = None) -> Path:
+    """A folder of a small LoRA, or another method, whose tensors hold `number`."""
     adapted = model()
-    lorica.adapt(adapted, lorica.Lora(r=2, **method), target_modules="all-linear")  # type: ignore[arg-type]
+    lorica.adapt(adapted, method or lorica.Lora(r=2))
     with torch.no_grad():
-        for adapter in attached(adapted, "default").adapters.values():
-            for parameter in adapter.parameters():
+        for name, parameter in adapted.named_parameters():
+            if ".adapters." in name:
                 parameter.fill_(number)
     return lorica.save(adapted, path)
+
+
+def write_conditioned(path: Path, number: float, conditions: Sequence[str]) -> Path:
+    """A folder of a HyperLoRA that knows these conditions."""
+    method = Hyperlora(r=2, latent=4, hidden=2, penalty=0, conditions=tuple(conditions))
+    return write_adapter(path, number, method)

@@ -186,6 +186,30 @@ def test_the_least_recently_used_leaves_and_comes_back(folders):
         assert (serving.store.residency.evictions, serving.store.residency.loads) == (2, 4)
 
 
+def test_the_end_of_a_stream_counts_as_use(folders):
+    with Serving(budget=2 * SIZE) as serving:
+        serving.store.load("alice", folders[1])
+        serving.store.load("bob", folders[2])
+        long, short = serving.store.acquire("alice"), serving.store.acquire("bob")
+        short.release()
+        long.release()
+        serving.store.load("carol", folders[3])
+        assert serving.states() == {"alice": "resident", "bob": "evicted", "carol": "resident"}
+
+
+def test_a_pin_goes_with_its_generation(folders):
+    """Pins are counted for each form: the one of a replaced generation would stay for ever."""
+    with Serving(budget=SIZE, patience=0.05) as serving:
+        serving.store.load("alice", folders[1], pinned=True)
+        serving.store.load("bob", folders[1])
+        serving.store.pin("alice", False)
+        serving.store.load("carol", folders[2])
+        serving.store.load("bob", folders[1], pinned=True)
+        serving.store.load("bob", folders[1], pinned=False)
+        serving.store.load("carol", folders[2])
+        assert serving.numbers == [2]
+
+
 def test_what_streams_use_is_not_evicted(folders):
     with Serving(budget=SIZE, patience=0.05) as serving:
         serving.store.load("alice", folders[1])

@@ -194,7 +194,9 @@ class Residency:
             until = time.monotonic() + self.patience
             while self.budget is not None and self._total() + size > self.budget:
                 self._evict(self._total() + size - self.budget)
-                if not self._changed.wait(until - time.monotonic()):
+                # What leaves is waited for; that streams end may take longer than is reasonable.
+                leaves = any(other.state == "removing" for other in self._forms.values())
+                if not self._changed.wait(None if leaves else until - time.monotonic()):
                     raise Unavailable(
                         "the memory for adapters is full of those that are answering or pinned.",
                         budget=f"{self.budget:,} bytes",
@@ -204,10 +206,12 @@ class Residency:
             form.bytes = size
 
     def _evict(self, excess: int) -> None:
-        """Begin to remove what was not used for longest, until `excess` bytes are on their way."""
+        """Begin to remove what was not used for longest, if that can free `excess` bytes."""
         forms = self._forms.values()
         excess -= sum(form.bytes for form in forms if form.state == "removing")
         idle = [f for f in forms if f.state == "resident" and not f.leases and not f.pins]
+        if sum(form.bytes for form in idle) < excess:
+            return
         for form in sorted(idle, key=lambda form: form.used):
             if excess <= 0:
                 return

@@ -71,6 +71,7 @@ class Store:
             if entry.is_listed:
                 raise Conflict(f"the name {alias!r} is taken.", fix="choose another name")
             entry.source, entry.pinned = (Path(folder), tuple(conditions)), pinned
+            entry.failure = None
 
     def load_registered(self) -> dict[str, LoricaError]:
         """Load what is registered and not loaded yet. Returns: the errors, by alias."""
