@@ -11,7 +11,8 @@ the virtual time, the counter with which the last slot was given. (VTC lifts it 
 counter of those that wait, which is at least the virtual time. With the virtual time the bound
 also holds for a tenant whose answers are still being written when it asks again.)
 
-**Bound.** A tenant is backlogged while it has a waiting ticket and its `streams` are not used up.
+**Bound.** A tenant is backlogged while a ticket of it could have a slot: it is ready, in time, and
+the tenant's `streams` are not used up.
 With S slots, prompts of at most P tokens and answers of at most G tokens, the counters of two
 backlogged tenants differ at any time by at most
 
