@@ -210,6 +210,19 @@ def test_a_pin_goes_with_its_generation(folders):
         assert serving.numbers == [2]
 
 
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_nothing_is_loaded_for_a_request_that_was_cancelled(is_loaded, folders):
+    with Serving(budget=SIZE) as serving:
+        serving.store.load("alice", folders[1])
+        lease = serving.store.reserve("alice")
+        lease.release()
+        serving.store.load("bob", folders[2])  # evicts alice
+        if not is_loaded:
+            serving.store.unload("alice")
+        lease.ensure()
+        assert serving.numbers == [2]
+
+
 def test_what_streams_use_is_not_evicted(folders):
     with Serving(budget=SIZE, patience=0.05) as serving:
         serving.store.load("alice", folders[1])

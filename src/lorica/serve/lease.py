@@ -29,6 +29,7 @@ class Lease:
 
     def ensure(self) -> None:
         """Put the form into the bank, from the adapter's folder, unless it is in it. May be slow.
+        Does nothing if the lease is released.
 
         Raises: Unavailable if there is no room, or the folder no longer holds the adapter.
         """

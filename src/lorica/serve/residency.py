@@ -132,7 +132,8 @@ class Residency:
     # -- may block: not on the engine's thread ------------------------------------------------
 
     def ensure(self, key: str, prepare: Callable[[], Sized]) -> None:
-        """Put `key` into the bank unless it is in it. The caller holds a lease on it.
+        """Put `key` into the bank, unless it is in it, or no lease on it is left: the request that
+        waited for it was cancelled.
 
         Raises: Unavailable if there is no room; what `prepare` raises.
         """
@@ -166,12 +167,12 @@ class Residency:
     # -- inside -------------------------------------------------------------------------------
 
     def _begin_adding(self, key: str) -> _Form | None:
-        """The form to add; None: it is in the bank."""
+        """The form to add; None: there is nothing to do."""
         with self._changed:
-            form = self._forms[key]
-            while form.state in ("adding", "removing"):
+            form = self._forms.get(key)
+            while form is not None and form.state in ("adding", "removing"):
                 self._changed.wait()
-            if form.state == "resident":
+            if form is None or form.state == "resident" or not form.leases:
                 return None
             form.state = "adding"
             return form
