@@ -36,7 +36,7 @@ from lorica.serve.quota import Quota, SlidingMinute
 from lorica.serve.refusals import InvalidRequest, TooManyRequests
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1, 2
-"""Cost of a token of a prompt and of an answer: a decode step costs more per token (VTC, 5.1)."""
+"""Cost of a token of a prompt, and of an answer, which takes a step of its own."""
 SHORTEST_RETRY = 1.0
 """Seconds of the shortest retry_after."""
 
