@@ -143,6 +143,30 @@ def test_keyboard_only(browser):
     assert [body["prompt"] for _, body in quick.requests[::2]] == ["first /?", "second"]
 
 
+def test_focus_is_never_lost(browser):
+    refusal = Refusal(400, {"message": "no."})
+    held = scene(hold_after=1, refusals={"alice": refusal})
+    with opened(browser, held) as view:
+        choose(view, "base", "alice")
+        view.fill("#prompt", "Count.")
+        view.locator("#send").focus()
+        view.keyboard.press("Enter")
+        wait_until_written(view, 1)
+        assert focused(view) == "stop-button"
+        view.keyboard.press("Enter")
+        wait_until_ended(view)
+        assert focused(view) == "send"
+        held.release.set()
+        view.get_by_role("button", name="Retry").focus()
+        view.keyboard.press("Enter")
+        wait_until_ended(view)
+        assert view.evaluate("document.activeElement.className") == "answer"
+        view.locator("#open-history").click()
+        view.locator("#delete-history").focus()
+        view.keyboard.press("Enter")
+        assert view.evaluate("document.activeElement.textContent") == "Close"
+
+
 def test_focus_is_visible_everywhere(browser):
     with opened(browser, scene()) as view:
         send(view, "Count.")

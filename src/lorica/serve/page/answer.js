@@ -42,7 +42,7 @@ export class AnswerView {
     const actions = element("div", { className: "answer-actions" }, this.aboutButton(), this.compareButton, this.copyButton);
     this.root = element(
       "article",
-      { className: "answer", "aria-labelledby": titleId },
+      { className: "answer", "aria-labelledby": titleId, tabindex: -1 },
       element("div", { className: "answer-head" }, element("h3", { id: titleId, title: answer.model }, named(answer.model)), actions),
       this.aboutPanel,
       list,

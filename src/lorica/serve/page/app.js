@@ -129,7 +129,9 @@ async function run(turn, view, answers) {
   const mine = { controller: new AbortController(), entry, turn };
   running = mine;
   save(entry);
+  const isOnSend = document.activeElement === byId("send");
   showControls();
+  if (isOnSend) byId("stop-button").focus();
   announce(answers.length === 1 ? `${answers[0].answer.model} is answering.` : `${answers.length} models are answering.`);
   await Promise.all(
     answers.map(async (answer) => {
@@ -143,9 +145,9 @@ async function run(turn, view, answers) {
   if (answers.some(({ answer }) => answer.error?.status === 404 || isReplaced(answer))) loadModels();
   if (running !== mine) return;
   running = null;
-  const hadFocus = document.activeElement === byId("stop-button") || document.activeElement === byId("send");
+  const isOnStop = document.activeElement === byId("stop-button");
   showControls();
-  if (hadFocus) prompt.focus();
+  if (isOnStop) byId("send").focus();
 }
 
 /** Whether another adapter answered than the list of models shows. */
@@ -166,6 +168,7 @@ function retry(turnView, view) {
   Object.assign(view.answer, newAnswer(view.answer.model), { pieces: 0 });
   turnView.clearComparison();
   view.refresh();
+  view.root.focus({ preventScroll: true }); // the button that was pressed is gone
   run(turn, turnView, [view]);
 }
 
@@ -185,6 +188,7 @@ function save(changed) {
 // --- the rail on narrow screens
 
 function setRail(isOpen) {
+  document.querySelector("main").inert = isOpen;
   document.body.classList.toggle("rail-open", isOpen);
   byId("open-rail").setAttribute("aria-expanded", String(isOpen));
 }
@@ -196,6 +200,7 @@ function closeRail() {
   return true;
 }
 
+matchMedia("(width < 50rem)").addEventListener("change", () => setRail(false));
 byId("open-rail").addEventListener("click", () => {
   setRail(!document.body.classList.contains("rail-open"));
   if (document.body.classList.contains("rail-open")) byId("rail").querySelector("input:not([hidden])")?.focus();

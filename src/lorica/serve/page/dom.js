@@ -44,7 +44,7 @@ export function startDialogs() {
 
 let hideNotice = 0;
 
-/** Show a short message above the composer. action: {label, run} offers a way back. */
+/** Show a short message for a while. action: {label, run} offers a way back: then it stays. */
 export function notify(text, action) {
   const notice = byId("notice");
   const button = byId("notice-action");
@@ -61,7 +61,7 @@ export function notify(text, action) {
   notice.hidden = false;
   announce(text);
   clearTimeout(hideNotice);
-  hideNotice = setTimeout(() => (notice.hidden = true), 12_000);
+  if (!action) hideNotice = setTimeout(() => (notice.hidden = true), 10_000);
 }
 
 export const counted = (count, noun, plural = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : plural}`;

@@ -14,6 +14,7 @@ export function startHistory(openEntry) {
     const removed = history.remove(new Set(history.entries().map((entry) => entry.id)));
     if (removed.length) offerUndo(removed, `The history is deleted: ${counted(removed.length, "entry", "entries")}.`);
     render();
+    dialog.querySelector("[data-close]").focus();
   });
   byId("entries").addEventListener("keydown", onKey);
   history.watch(() => dialog.open && render());
