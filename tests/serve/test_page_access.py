@@ -83,8 +83,10 @@ def focused(view) -> str:
 
 
 def is_wider_than_the_screen(view) -> bool:
+    """Whether anything scrolls sideways: the page, or a part that scrolls by itself."""
     return view.evaluate(
-        "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) > innerWidth"
+        """() => [...document.querySelectorAll("html, body, .turns, .choices, .rail, dialog")]
+          .some((part) => part.clientWidth && part.scrollWidth > part.clientWidth)"""
     )
 
 

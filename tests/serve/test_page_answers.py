@@ -132,23 +132,29 @@ def test_escape_stops_and_the_server_notices(browser):
 def test_a_conversation_sends_what_each_model_answered(browser):
     quick = scene()
     with opened(browser, quick) as view:
+        quick.refusals["base"] = Refusal(503, {"message": "starting."})
         choose(view, "base", "alice", "plain")
         view.get_by_text("Conversation", exact=True).click()
         view.fill("#system", "Be brief.")
         send(view, "Count.")
         wait_until_ended(view)
         assert "choose Plain" in view.locator(".failure-fix").text_content()
-        choose(view, "alice")
+        quick.refusals.clear()
+        choose(view, "base", "alice")
         send(view, "Again.")
         wait_until_ended(view)
         assert view.locator(".turn").count() == 2
         view.get_by_role("button", name="New", exact=True).click()
         assert view.locator(".turn").count() == 0
-    path, body = quick.requests[-1]
-    assert path == "/v1/chat/completions"
-    assert [message["content"] for message in body["messages"]] == [
-        "Be brief.", "Count.", ANSWERS["alice"], "Again.",
-    ]  # fmt: skip
+    assert {path for path, _ in quick.requests} == {"/v1/chat/completions"}
+    sent = {
+        body["model"]: [message["content"] for message in body["messages"]]
+        for _, body in quick.requests[-2:]
+    }
+    assert sent == {
+        "base": ["Be brief.", "Again."],  # it did not answer the first message
+        "alice": ["Be brief.", "Count.", ANSWERS["alice"], "Again."],
+    }
     assert "plain" not in [body["model"] for _, body in quick.requests]
 
 
@@ -194,9 +200,8 @@ def test_comparing_texts(browser):
 
 
 def test_events_are_read_whatever_the_chunks(browser):
-    stream = (
-        'data: {"a":"é🙂"}\r\n\r\n: comment\ndata: one\ndata: two\n\nevent: x\ndata:3\r\rdata: cut'
-    )
+    stream = 'data: {"a":"é🙂"}\r\n\r\n: comment\ndata: one\r\ndata: two\r\n\n'
+    stream += "event: x\ndata:3\r\rdata: cut"
     with opened(browser, scene()) as view:
         read = [
             view.evaluate(READ_EVENTS, [list(stream.encode()), size]) for size in (1, 2, 3, 7, 1000)
@@ -218,9 +223,13 @@ def test_errors_are_shown_with_their_fix(browser):
         assert base.locator(".failure-what").text_content() == "the server shuts down."
         assert texts(view)["base"] == ANSWERS["base"]
         failing.refusals.clear()
-        alice.get_by_role("button", name="Retry").click()
-        wait_until_ended(view)
-        assert texts(view)["alice"] == ANSWERS["alice"]
+        failing.broken.clear()
+        for answer in (alice, base):
+            answer.get_by_role("button", name="Retry").click()
+            wait_until_ended(view)
+        assert texts(view) == ANSWERS
+        assert not view.locator(".failure").first.is_visible()
+        assert figures(view, "base")["Tokens"] == "12 → 4"
 
 
 def test_a_full_queue_says_when_to_retry(browser):
