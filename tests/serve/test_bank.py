@@ -103,11 +103,14 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "wide_rows"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 4)], ids=str
+)
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_every_layout(tmp_path, dtype, tokens):
+def test_every_layout(tmp_path, dtype, wide_rows, tokens):
     """Ranks that differ, DoRA beside LoRA, a bias, and layers that not every adapter has."""
     shop = Shop(tmp_path, dtype)
+    shop.bank.wide_rows = wide_rows
     shop.stock("a", "lora", r=8, lora_bias=True)
     shop.stock("b", "dora", seed=2, r=4)
     shop.stock("c", "lora", seed=3, r=2, target_modules=["q_proj", "up_proj", "lm_head"])

@@ -23,6 +23,7 @@ from lorica.core.site import PackedLayer, Site, sites_of
 from lorica.errors import ConfigError
 from lorica.serve.prepare import Prepared
 from lorica.serve.site_stack import Keys, SiteStack, Update
+from lorica.serve.stack_dtype import float32_rows
 
 MAX_RECENT = 8
 """Batches whose updates are kept: those that prefill and decode by turns."""
@@ -30,7 +31,7 @@ KINDS = ("linear", "embedding", "other", "attention", "decoder")
 
 
 class ServingBank:
-    """resident: the bytes of each adapter, by its key."""
+    """resident: the bytes of each adapter, by its key. wide_rows: see stack_dtype."""
 
     def __init__(self, model: nn.Module):
         model.requires_grad_(False)
@@ -42,6 +43,7 @@ class ServingBank:
         self.names: dict[str, str] = {}  # of adapters that act by hooks of their own
         self._sites = {site.name: site for site in sites_of(model, KINDS)}
         self._numbers = itertools.count()
+        self.wide_rows = float32_rows([s for s in self._sites.values() if s.kind == "linear"])
 
     @property
     def resident(self) -> Mapping[str, int]:
@@ -159,7 +161,7 @@ class SiteHook:
 
     def __init__(self, bank: ServingBank, site: Site):
         self.bank, self.name = bank, site.name
-        self.stack = SiteStack(site.name, site.like.dtype)
+        self.stack = SiteStack(site.name, bank.wide_rows)
         self.overwrites = (
             type(site.module) is nn.Linear
             or site.transposed

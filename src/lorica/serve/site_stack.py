@@ -34,11 +34,11 @@ class SiteStack:
     """forms: of the resident adapters, by key. order: the adapter in each place of the stack; None:
     it has moved to another place.
 
-    dtype: of the stacked factors.
+    wide_rows: up to so many rows, factors are stacked in float32; see stack_dtype.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype):
-        self.name, self.dtype = name, dtype
+    def __init__(self, name: str, wide_rows: int = 0):
+        self.name, self.wide_rows = name, wide_rows
         self.forms: dict[str, RowForm] = {}
         self.order: list[str | None] = []
         self.user: object = None  # whom the stack holds factors for
@@ -60,15 +60,19 @@ class SiteStack:
         if not distinct:
             return None
         if own == distinct[:1] * len(own):
-            return self._for_one(self.forms[distinct[0]])
+            return self._for_one(distinct[0], len(own))
         steps = [self._low_rank(own), self._scaling(own)]
         return self._for_rows(len(own), [step for step in steps if step is not None])
 
-    def _for_one(self, form: RowForm) -> Update:
-        """All rows have one adapter: their number does not matter."""
+    def _for_one(self, key: str, rows: int) -> Update:
+        """All rows have one adapter. Batches may have another number of rows."""
+        form = self.forms[key]
+        wide = LowRank(self, [key] * rows) if form.r and rows <= self.wide_rows else None
 
         def update(x: Tensor, y: Tensor) -> None:
-            if form.r:
+            if wide is not None and x.shape[1:-1] == (1,):
+                wide(x, y)
+            elif form.r:
                 add_one(x, y, form.a, form.b)
             rescale(y, form.size, form.shift)
 
@@ -103,15 +107,18 @@ class SiteStack:
             return None
         return lambda x, y: rescale(y, sizes, shifts)
 
-    def hold(self, keys: Sequence[str], *, in_order: bool) -> tuple[Tensor, Tensor]:
+    def hold(
+        self, keys: Sequence[str], dtype: torch.dtype, *, in_order: bool
+    ) -> tuple[Tensor, Tensor]:
         """The stacked factors of `keys`: (n, R, I) and (n, O, R).
 
         Only what is not in the stack yet is copied into it. in_order: in the order of `keys`; else
         in that of self.order. Smaller ranks are filled up with zeros.
         """
         n, r = len(keys), max(self.forms[key].r for key in keys)
-        if self.a is None or self.b is None or len(self.a) < n or self.a.shape[1] != r:
-            self._allocate(self.forms[keys[0]], 1 << (n - 1).bit_length(), r)
+        a = self.a
+        if a is None or len(a) < n or a.shape[1] != r or a.dtype != dtype:
+            self._allocate(self.forms[keys[0]], 1 << (n - 1).bit_length(), r, dtype)
         assert self.a is not None and self.b is not None
         wanted = list(keys)
         if not in_order:
@@ -124,10 +131,10 @@ class SiteStack:
                 self._write(place, key)
         return self.a[:n], self.b[:n]
 
-    def _allocate(self, like: RowForm, places: int, r: int) -> None:
-        self.order = []
-        self.a = like.a.new_zeros(places, r, like.a.shape[1], dtype=self.dtype)
-        self.b = like.b.new_zeros(places, len(like.b), r, dtype=self.dtype)
+    def _allocate(self, like: RowForm, places: int, r: int, dtype: torch.dtype) -> None:
+        self.order, self.a, self.b = [], None, None  # the old ones are freed first
+        self.a = like.a.new_zeros(places, r, like.a.shape[1], dtype=dtype)
+        self.b = like.b.new_zeros(places, len(like.b), r, dtype=dtype)
 
     def _write(self, place: int, key: str) -> None:
         assert self.a is not None and self.b is not None
@@ -146,7 +153,8 @@ class LowRank:
         self.distinct = list(dict.fromkeys(key for key in keys if key is not None))
         forms = [stack.forms[key] for key in self.distinct]
         self.pairs = [(form.a, form.b) for form in forms]
-        self.device = forms[0].a.device
+        self.device, own = forms[0].a.device, forms[0].a.dtype
+        self.dtype = torch.float32 if len(keys) <= stack.wide_rows else own
         self.stacked: tuple[Tensor, Tensor, Groups | None] | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
@@ -156,7 +164,9 @@ class LowRank:
         if self.stacked is None or self.stack.user is not self:
             self.stacked = self._stack()
         a, b, groups = self.stacked
-        if groups is None:
+        if len(a) == 1 and groups is None:
+            add_one(x, y, a[0], b[0])
+        elif groups is None:
             add_each(x, y, a, b)
         else:
             add_grouped(x, y, a, b, groups)
@@ -171,9 +181,9 @@ class LowRank:
 
     def _stack(self) -> tuple[Tensor, Tensor, Groups | None]:
         each = len(self.distinct) == len(self.keys)
-        a, b = self.stack.hold(self.distinct, in_order=each)
+        a, b = self.stack.hold(self.distinct, self.dtype, in_order=each)
         self.stack.user = self
-        if each:
+        if each or (len(a) == 1 and None not in self.keys):
             return a, b, None
         places = {key: i for i, key in enumerate(self.stack.order[: len(a)])}
         numbers = [None if key is None else places[key] for key in self.keys]
