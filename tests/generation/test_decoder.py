@@ -215,6 +215,36 @@ def test_a_row_whose_logits_are_not_finite_fails_alone():
     assert beside.tokens == after.tokens == want.tokens
 
 
+@pytest.mark.parametrize("chunk", [8, 256])
+def test_no_row_sees_what_rows_that_failed_left_behind(chunk):
+    """Several fail at once, in pieces of a prompt, or after they were moved to another slot."""
+    model = tiny("llama")
+    good = [request(n, new=2 + n % 7) for n in (3, 20, 9, 31, 5, 14)]
+    want = [row.tokens for row in decode(model, good, slots=1)]
+    model.get_input_embeddings().weight.data[299] = torch.nan
+    draw = random.Random(0)
+    decoder = Decoder(model, slots=4, max_length=90, chunk=chunk)
+    rows: list[tuple[Row, int | None]] = []
+    while len(rows) < 120 or decoder.rows:
+        for _ in range(decoder.free if len(rows) < 120 else 0):
+            number = draw.choice([None, None, *range(len(good))])
+            broken = [299, *prompt(draw.randint(1, 60))]
+            asked = Request(prompt=broken, sampling=good[0].sampling, stops=STOPS)
+            rows += [
+                (row, number) for row in decoder.admit([asked if number is None else good[number]])
+            ]
+        decoder.step()
+        if decoder.rows and draw.random() < 0.1:
+            decoder.cancel(draw.choice(decoder.rows))
+    for row, number in rows:
+        if row.ended == "cancelled":
+            continue
+        if number is None:
+            assert (row.ended, row.tokens) == ("error", [])
+        else:
+            assert (row.error, row.tokens) == (None, want[number])
+
+
 def test_a_row_with_a_stop_string_ends_with_it():
     model = tiny("llama")
     (free,) = decode(model, [request(5, new=30, has_text=True)], slots=1)

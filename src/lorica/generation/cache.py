@@ -66,10 +66,11 @@ class SlotCache(Cache):
         return grown
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` columns of one slot to another."""
+        """Move the first `length` columns of one slot to another. The first is left with zeros."""
         for tensors in (self.keys, self.values):
             for slots in tensors.values():
                 slots[target, :, :length] = slots[source, :, :length]
+                slots[source, :, :length] = 0
 
     def clear(self, slot: int) -> None:
         """Fill a slot with zeros: numbers that are not finite would reach the rows after it."""
