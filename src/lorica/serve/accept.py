@@ -13,10 +13,13 @@ from lorica.serve.exchange import Answer, Engine, Job, ModelCard
 from lorica.serve.generation_reply import GenerationReply
 from lorica.serve.metrics import Metrics
 from lorica.serve.openai_api import LIMITS, MAX_SEED, ChatBody, CompletionBody, GenerationBody
-from lorica.serve.refusals import InvalidRequest, ModelNotFound, Refusal
+from lorica.serve.refusals import InvalidRequest, ModelNotFound, Refusal, Unavailable
 
 COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens of a completion. A conversation may fill the room that is left."""
+
+ATTEMPTS = 3
+"""Times that a request is submitted while its model is being replaced."""
 
 
 class Tenant(Protocol):
@@ -51,10 +54,7 @@ class Acceptor:
     def _accept(
         self, body: CompletionBody | ChatBody, tenant: Tenant, request_id: str, since: float
     ) -> GenerationReply:
-        card = card_for(self.engine, body.model, tenant)
-        room = card.max_length or self.engine.max_length
-        prompts = self._prompts(body)
-        answers = self._submit_all(self._jobs(body, tenant, prompts, room))
+        prompts, answers = self._submit_to_one(body, tenant)
         form = EventFormat(
             "chat" if isinstance(body, ChatBody) else "completion",
             request_id,
@@ -68,6 +68,26 @@ class Acceptor:
             [self.metrics.observe(answer.served, since) for answer in answers],
             stream=bool(body.stream),
             prompt_tokens=sum(map(len, prompts)),
+        )
+
+    def _submit_to_one(
+        self, body: CompletionBody | ChatBody, tenant: Tenant
+    ) -> tuple[list[tuple[int, ...]], list[Answer]]:
+        """Prompts and answers, written and given by one generation of the model.
+
+        It may be replaced between the calls of the engine: then all is done again. Raises: Refusal.
+        """
+        for _ in range(ATTEMPTS):
+            card = card_for(self.engine, body.model, tenant)
+            room = card.max_length or self.engine.max_length
+            prompts = self._prompts(body)
+            answers = self._submit_all(self._jobs(body, tenant, prompts, room))
+            if all(answer.served.generation == card.generation for answer in answers):
+                return prompts, answers
+            for answer in answers:
+                answer.cancel()
+        raise Unavailable(
+            f"the model {body.model!r:.120} is being replaced.", fix="ask again", retry_after=1.0
         )
 
     def _prompts(self, body: CompletionBody | ChatBody) -> list[tuple[int, ...]]:
