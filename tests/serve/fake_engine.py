@@ -1,6 +1,7 @@
 """A bank without a model, changed between the steps of a thread as the engine does it, and folders
 of small adapters that a number tells apart."""
 
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def number_of(file: AdapterFile) -> float:
 class FakeEngine:
     """Runs what is asked of its bank between steps, on its own thread. `bank` is its alone.
 
-    limit: bytes of the bank that are never exceeded.
+    limit: bytes of the bank that are never exceeded. Calls that wait are run in any order.
     on_step: called on the thread at each step, as the real engine calls the store.
     """
 
@@ -53,6 +54,7 @@ class FakeEngine:
         self.limit = limit
         self.calls: deque[tuple[Callable[[], int], Future[int]]] = deque()
         self.on_step = on_step
+        self.draw = random.Random(0)
         self.stopping = threading.Event()
         self.woken = threading.Event()
         self.steps = 0
@@ -84,6 +86,7 @@ class FakeEngine:
             self.woken.wait(0.001)
             self.woken.clear()
             while self.calls:
+                self.calls.rotate(self.draw.randrange(len(self.calls)))
                 call, done = self.calls.popleft()
                 try:
                     done.set_result(call())

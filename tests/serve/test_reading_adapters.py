@@ -14,7 +14,7 @@ from lorica.core.bank import adapted_layers
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import ConfigError, FileError
 from lorica.formats import adapter_file
-from lorica.serve import folder_limits
+from lorica.serve import folder_limits, reading
 from lorica.serve.examination import Examiner
 from lorica.serve.folder_limits import check_limits
 from lorica.serve.notes import notes_of
@@ -86,6 +86,14 @@ def test_a_file_that_changes_between_its_digest_and_its_reading_is_refused(folde
 
     monkeypatch.setattr(adapter_file.commit, "check_digests", then_change)
     with pytest.raises(FileError, match="was changed while it was read"):
+        Reader().read(folder)
+
+
+def test_a_file_that_goes_away_while_the_folder_is_read(folder, monkeypatch):
+    monkeypatch.setattr(
+        reading, "check_limits", lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "gone"))
+    )
+    with pytest.raises(FileError, match="was changed while it was read: gone"):
         Reader().read(folder)
 
 

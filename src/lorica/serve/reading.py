@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorica.data.prompt_format import PromptFormat
-from lorica.errors import FileError
+from lorica.errors import FileError, LoricaError
 from lorica.formats.adapter_file import AdapterFile, read
 from lorica.formats.adapter_folder import adapter_folder
 from lorica.serve.folder_limits import check_limits
@@ -38,8 +38,16 @@ class Reader:
 
         Raises: FileError if the folder is damaged, or too large.
         """
-        check_limits(adapter_folder(folder), self.max_bytes)
-        return read(folder, max_bytes=self.max_bytes)
+        try:
+            check_limits(adapter_folder(folder), self.max_bytes)
+            return read(folder, max_bytes=self.max_bytes)
+        except OSError as error:  # a file went away between two looks at it
+            if isinstance(error, LoricaError):
+                raise
+            raise FileError(
+                f"{folder} was changed while it was read: {error.strerror}.",
+                fix="load it when it is complete",
+            ) from None
 
     def examine(self, file: AdapterFile) -> Findings:
         """Raises: LoricaError if the adapter cannot be served."""
