@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from lorica.cli.options import AS_IN_TRAINING, MaxNewTokens, ModelOptions, Seed, Temperature, TopP
+from lorica.cli.options import (
+    AS_IN_TRAINING,
+    MaxNewTokens,
+    ModelOptions,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
 from lorica.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
+    top_k: TopK = 0,
     seed: Seed = 0,
     condition: str | None = None,
     model: ModelOptions = AS_IN_TRAINING,
@@ -46,7 +55,7 @@ def chat(
     from lorica.generation.sampling import Sampling
 
     sampling = Sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
     conversation = Chat(loaded, system=system, sampling=sampling, condition=condition)
     _print_aside([*loaded.notices, *conversation.notices, HELP])

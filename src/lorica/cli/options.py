@@ -52,6 +52,7 @@ Temperature = Annotated[
 TopP = Annotated[
     float, Parameter(help="Sample from the most probable tokens whose probabilities sum to this.")
 ]
+TopK = Annotated[int, Parameter(help="Sample from this many most probable tokens. 0: all.")]
 Seed = Annotated[
     int,
     Parameter(help="Seed of the sampling.", validator=validators.Number(gte=0, lt=2**32)),
