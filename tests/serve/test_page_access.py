@@ -391,6 +391,10 @@ def test_a_server_that_is_gone_or_empty_says_so(browser):
         wait_until_ended(view)
         problem = view.locator(".failure-what").first.text_content()
         assert problem == "The server does not answer."
+        view.get_by_role("button", name="Reload").click()
+        notice = view.locator("#notice-text")
+        notice.wait_for()
+        assert notice.text_content().startswith("The server does not answer. Fix: check that")
         view.reload()
         view.get_by_role("button", name="History").click()
         assert view.locator(".entry").count() == 1

@@ -37,7 +37,7 @@ async function loadModels({ hasNewKey = false } = {}) {
     if (!entry && isLocked) showStart("This server asks for an API key.", "Press Reload to enter it.");
     else if (!entry) showStart(error.message, error.fix ? `Fix: ${error.fix}` : "");
     if (isLocked) askForKey(hasNewKey ? error.message : "");
-    else if (entry || hasNewKey) notify(`${error.message} ${error.fix}`);
+    else if (entry || hasNewKey) notify(error.fix ? `${error.message} Fix: ${error.fix}.` : error.message);
     return false;
   }
 }
