@@ -1,5 +1,6 @@
 """What is served under which name: the base, and the adapters of the store."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -75,9 +76,9 @@ class Models:
 
     def card(self, model: str) -> ModelCard:
         """Raises: ModelNotFound."""
-        alias, colon, _ = model.partition(":")
+        alias, colon, condition = model.partition(":")
         if colon:
-            self.reserve(model).release()  # is it one of its conditions?
+            self.store.generation(model).key_of(condition)  # is it one of its conditions?
         for card in self.cards():
             if card.name == alias:
                 return replace(card, name=model)
@@ -121,13 +122,10 @@ class Models:
     def _completed(self, card: ModelCard) -> ModelCard:
         """A card of the store, with what depends on the base."""
         chat, max_length = True, self.max_length
-        try:
-            target = self.reserve(card.name)
-        except Refusal:  # not loaded yet, unloaded just now, or one that needs a condition
-            pass
-        else:
-            target.release()
-            chat, max_length = target.prompts.is_chat, target.max_length
+        with suppress(Refusal):  # not loaded yet, or unloaded just now
+            generation = self.store.generation(card.name)
+            chat = self._prompts_of(generation).is_chat
+            max_length -= generation.positions
         return replace(card, parent=self.base_name, chat=chat, max_length=max_length)
 
     def _token_text(self, token: int) -> str:

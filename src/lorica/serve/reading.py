@@ -66,3 +66,28 @@ def read_again(reader: Reader, generation: Generation, condition: str | None) ->
             fix="load it again",
         )
     return file
+
+
+def new_generation(
+    alias: str,
+    number: int,
+    folder: Path,
+    file: AdapterFile,
+    keys: Mapping[str | None, str],
+    findings: Findings,
+    loaded_at: float,
+) -> Generation:
+    """What was read and examined, as the generation `number` of an alias."""
+    return Generation(
+        alias=alias,
+        number=number,
+        digest=file.digest,
+        folder=folder,
+        method=file.spec.method.name,
+        positions=file.spec.method.positions(),
+        keys=keys,
+        prompt_format=findings.prompt_format,
+        notes=findings.notes,
+        notices=findings.notices,
+        loaded_at=loaded_at,
+    )

@@ -21,7 +21,7 @@ from lorica.serve.exchange import ModelCard
 from lorica.serve.generations import Alias, Generation, keys_of
 from lorica.serve.lease import Lease
 from lorica.serve.names import check_alias
-from lorica.serve.reading import Reader, read_again
+from lorica.serve.reading import Reader, new_generation, read_again
 from lorica.serve.refusals import Conflict, ModelNotFound, Refusal, Unavailable
 from lorica.serve.residency import Residency, Sized
 
@@ -164,6 +164,14 @@ class Store:
             self.residency.lease(key)
             return lease
 
+    def generation(self, model: str) -> Generation:
+        """What `reserve` would lease now, whatever the condition. Nobody uses it by this.
+
+        Raises: ModelNotFound; Unavailable if the alias is not loaded yet.
+        """
+        with self._lock:
+            return self._known(model.partition(":")[0], model).generation()
+
     def acquire(self, model: str) -> Lease:
         """As `reserve`, and the form is in the bank. Loads what is registered. May be slow."""
         self._load_source(model.partition(":")[0])
@@ -236,19 +244,8 @@ class Store:
             self.residency.ensure(key, lambda: self._prepare(file, condition))
             with self._lock:
                 entry.check_generation(expected)
-                new = Generation(
-                    alias=entry.name,
-                    number=entry.last + 1,
-                    digest=file.digest,
-                    folder=folder,
-                    method=file.spec.method.name,
-                    positions=file.spec.method.positions(),
-                    keys=keys,
-                    prompt_format=findings.prompt_format,
-                    notes=findings.notes,
-                    notices=findings.notices,
-                    loaded_at=self._clock(),
-                )
+                number, now = entry.last + 1, self._clock()
+                new = new_generation(entry.name, number, folder, file, keys, findings, now)
                 self._replace(entry, new, entry.pinned if pinned is None else pinned)
         finally:
             self.residency.release(key)
