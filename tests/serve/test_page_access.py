@@ -384,7 +384,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(browser):
 
 def test_a_server_that_is_gone_or_empty_says_so(browser):
     with opened(browser, Scene([])) as view:
-        assert view.locator(".start h2").text_content() == "No model is served."
+        assert view.locator(".start h2").text_content() == "No model is served to you."
     with opened(browser, scene()) as view:
         view.route("**/v1/**", lambda route: route.abort())
         send(view, "Count.")

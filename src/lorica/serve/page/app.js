@@ -16,7 +16,7 @@ const OPEN_ENTRY = "lorica.open";
 const prompt = byId("prompt");
 const modes = [...document.querySelectorAll("[name=mode]")];
 let entry = null; // what is on the page
-let running = null; // {controller, turn, view} while answers are written
+let running = null; // {controller, entry, turn} while answers are written
 
 const mode = () => modes.find((radio) => radio.checked).value;
 
@@ -29,7 +29,7 @@ async function loadModels({ hasNewKey = false } = {}) {
     showModels(cards);
     fitMaxTokens(cards);
     showKeyState();
-    if (cards.length === 0) showStart("No model is served.", "Start the server with a base: lorica serve BASE --adapter NAME=FOLDER");
+    if (!entry && cards.length === 0) showStart("No model is served to you.", "Start the server with a base, or use a key that may ask more models.");
     else if (!entry) showStart();
     return true;
   } catch (error) {
