@@ -44,7 +44,7 @@ def serve(
     allowed_hosts: Texts = None,
     admin_port: Port | None = None,
     admin_socket: Path | None = None,
-    timeout: Seconds = 600.0,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 600.0,
     drain_timeout: Seconds = 30.0,
     dtype: Dtype = None,
     quantisation: Quantisation = None,
@@ -282,7 +282,9 @@ def _print_summary(engine: "ServingEngine", address: tuple, admin: socket | None
     cards = [card for card in engine.cards() if card.parent is not None]
     names = f" ({listed((card.name for card in cards), 8)})" if cards else ""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    print(f"{engine.base_name} with {counted(len(cards), 'adapter')}{names}", flush=True)
+    room = f"{engine.stats().slots} slots of {engine.max_length:,} tokens"
+    what = f"{engine.base_name} with {counted(len(cards), 'adapter')}{names}"
+    print(f"{what}; {room}", flush=True)
     print(f"page  http://{host}:{address[1]}/", flush=True)
     print(f"API   http://{host}:{address[1]}/v1", flush=True)
     if admin is not None:

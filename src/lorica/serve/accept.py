@@ -13,7 +13,7 @@ from lorica.serve.exchange import Answer, Engine, Job, ModelCard
 from lorica.serve.generation_reply import GenerationReply
 from lorica.serve.metrics import Metrics
 from lorica.serve.openai_api import LIMITS, MAX_SEED, ChatBody, CompletionBody, GenerationBody
-from lorica.serve.refusals import InvalidRequest, ModelNotFound, Refusal, Unavailable
+from lorica.serve.refusals import InvalidRequest, ModelNotFound, Unavailable
 
 COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens of a completion. A conversation may fill the room that is left."""
@@ -147,18 +147,14 @@ class Acceptor:
 
 
 def card_for(engine: Engine, model: str, tenant: Tenant) -> ModelCard:
-    """The card of a model. Raises: ModelNotFound, in the same way for one that the tenant may not
-    use and for one that does not exist; Refusal."""
-    card: ModelCard | Refusal
-    try:
-        card = engine.card(model)
-    except Refusal as error:
-        card = error
+    """The card of a model. Raises: ModelNotFound; ConditionNotFound.
+
+    What the tenant may not use is refused before it is looked up: neither the reply nor its time
+    says whether it exists.
+    """
     if not tenant.allows(model):
         raise ModelNotFound(model)
-    if isinstance(card, Refusal):
-        raise card
-    return card
+    return engine.card(model)
 
 
 def _max_tokens(body: GenerationBody, room: int) -> int:

@@ -72,23 +72,23 @@ def bare_app(title: str, *, for_operator: bool = False) -> FastAPI:
 
     async def on_mistakes(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return reply(failure_of_mistakes(error.errors()))
+        return reply(request, failure_of_mistakes(error.errors()))
 
     async def on_status(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path[:100]!r}: {error.detail}."
         failure = failure_of_status(error.status_code, message)
-        return reply(failure, error.headers)
+        return reply(request, failure, error.headers)
 
     async def on_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, LoricaError)
         failure = failure_of(error, for_operator=for_operator)
         if failure is None:
             raise error
-        return reply(failure)
+        return reply(request, failure)
 
     async def on_bug(request: Request, error: Exception) -> Response:
-        return reply(BUG)  # and the gate logs it
+        return reply(request, BUG)  # and the gate logs it
 
     app.add_exception_handler(RequestValidationError, on_mistakes)
     app.add_exception_handler(HTTPException, on_status)
@@ -97,7 +97,9 @@ def bare_app(title: str, *, for_operator: bool = False) -> FastAPI:
     return app
 
 
-def reply(failure: Failure, headers: Any = None) -> Response:
+def reply(request: Request, failure: Failure, headers: Any = None) -> Response:
+    """A failure as a response, and its code in the log."""
+    request.scope["log_notes"] = [failure.code]
     both = dict(headers or {}) | dict(failure.headers)
     return Response(failure.as_json(), failure.status, both, "application/json")
 
