@@ -3,7 +3,8 @@
 import ipaddress
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Annotated
@@ -102,35 +103,31 @@ def serve(
     from lorica.serve import run  # before the base is loaded: is the extra installed?
     from lorica.serve.build import EngineSettings, open_engine
 
-    client_socket = run.bind(host, port)
-    address = client_socket.getsockname()
-    if keys is None:
-        check_is_local(host, address[0])
-    admin = _bind_admin(admin_port, admin_socket)
-    access = _read_access(base, keys)
-    settings = EngineSettings(
-        slots=slots,
-        max_length=max_length,
-        memory_bytes=None if memory is None else int(memory * GIB),
-        max_queued=max_queued,
-        quotas=access.quotas,
-        dtype=dtype,
-        quantisation=quantisation,
-    )
-    engine = open_engine(base, settings)
-    _log_to_stderr()
-    engine.start()
-    try:
+    with ExitStack() as stack:
+        client = stack.enter_context(run.bind(host, port))
+        if keys is None:
+            check_is_local(host, client.getsockname()[0])
+        admin = _bind_admin(admin_port, admin_socket, stack)
+        access = _read_access(base, keys)
+        settings = EngineSettings(
+            slots=slots,
+            max_length=max_length,
+            memory_bytes=None if memory is None else int(memory * GIB),
+            max_queued=max_queued,
+            quotas=access.quotas,
+            dtype=dtype,
+            quantisation=quantisation,
+        )
+        engine = open_engine(base, settings)
+        stack.enter_context(_logging_to_stderr())
+        engine.start()
+        stack.callback(engine.close)
         load_adapters(engine, folders, adapters)
         listeners = _listeners(
-            engine, access, client_socket, admin, adapters, allowed_hosts or (), timeout
+            engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )
-        _print_summary(engine, address, admin)
+        _print_summary(engine, client.getsockname(), admin)
         cut = run.run(engine, listeners, drain_timeout=drain_timeout)
-    finally:
-        engine.close()
-        if admin_socket is not None:
-            admin_socket.unlink(missing_ok=True)
     ended = f"; {counted(cut, 'answer')} had no time to finish" if cut else ""
     print(f"lorica serve: stopped{ended}", file=sys.stderr)
 
@@ -217,12 +214,17 @@ def _print_notices(name: str, notices: Iterable[str]) -> None:
         print(f"{name}: {notice}", file=sys.stderr)
 
 
-def _bind_admin(port: int | None, path: Path | None) -> socket | None:
+def _bind_admin(port: int | None, path: Path | None, stack: ExitStack) -> socket | None:
+    """The operator's socket, which `stack` closes and removes."""
     from lorica.serve import run
 
     if port is not None:
-        return run.bind("127.0.0.1", port, option="--admin_port")
-    return None if path is None else run.bind_unix(path)
+        return stack.enter_context(run.bind("127.0.0.1", port, option="--admin_port"))
+    if path is None:
+        return None
+    bound = stack.enter_context(run.bind_unix(path))
+    stack.callback(path.unlink, missing_ok=True)
+    return bound
 
 
 def _read_access(base: str, keys: Path | None) -> "Access":
@@ -267,15 +269,23 @@ def _listeners(
     return listeners
 
 
-def _log_to_stderr() -> None:
-    """The server's log and uvicorn's warnings, a line each."""
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    """The server's log and uvicorn's warnings, a line each, inside the block."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name, level in (("lorica.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    levels = {"lorica.serve": logging.INFO, "uvicorn.error": logging.WARNING}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(level)
-        logger.propagate = False
+    try:
+        yield
+    finally:
+        for name in levels:
+            logger = logging.getLogger(name)
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
 
 
 def _print_summary(engine: "ServingEngine", address: tuple, admin: socket | None) -> None:
