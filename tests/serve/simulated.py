@@ -28,6 +28,7 @@ class SimulatedServer:
         kind: type[Scheduler] = Scheduler,
         quotas: Mapping[str, Quota] | None = None,
         max_queued: int = 10_000,
+        reserved: int = 0,
     ):
         self.clock, self.slots = Clock(), slots
         self.scheduler = kind(
@@ -35,6 +36,7 @@ class SimulatedServer:
             max_queued=max_queued,
             max_queued_per_tenant=max_queued,
             quotas=quotas or {},
+            reserved=reserved,
         )
         self.lengths: dict[Ticket, int] = {}
         self.active: list[Ticket] = []

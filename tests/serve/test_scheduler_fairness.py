@@ -26,9 +26,10 @@ def gaps(
     steps: int = 400,
     kind: type[Scheduler] = Scheduler,
     quotas: dict[str, Quota] | None = None,
+    reserved: int = 0,
 ) -> list[int]:
     """Served weighted tokens of "a" less those of "b" after each step; all are backlogged."""
-    server = SimulatedServer(slots, kind=kind, quotas=quotas)
+    server = SimulatedServer(slots, kind=kind, quotas=quotas, reserved=reserved)
     counts = dict.fromkeys(workload_by_tenant, 0)
     differences = []
     for _ in range(steps):
@@ -138,6 +139,27 @@ def test_one_request_beside_200_waits_for_one_slot(many, single, slots, steps):
         is_its_turn = server.freed > freed
         server.step()
         assert ticket.state != "queued" or not is_its_turn
+
+
+@law
+@given(workloads, st.tuples(st.integers(1, LONGEST_PROMPT), st.integers(1, LONGEST_ANSWER)))
+def test_one_request_beside_200_has_a_reserved_slot_at_once(many, single):
+    server = SimulatedServer(5, reserved=1)
+    for number in range(200):
+        server.submit("many", *many[number % len(many)])
+    for _ in range(7):
+        server.step()
+        assert sum(t.tenant == "many" for t in server.active) <= 4
+    ticket = server.submit("single", *single)
+    server.step()
+    assert ticket.state != "queued"
+
+
+@law
+@given(workloads, workloads, workloads, st.integers(2, 4))
+def test_reserved_slots_keep_the_bound(a, b, c, slots):
+    differences = gaps({"a": a, "b": b, "c": c}, slots=slots, reserved=1)
+    assert max(differences) - min(differences) <= 2 * bound(slots)
 
 
 def test_first_come_first_served_would_let_one_request_wait_for_all_others():

@@ -70,7 +70,8 @@ def serve(
         NAME=CONDITION,CONDITION: those that may be asked of an adapter that is made from one,
         as the model NAME:CONDITION. By default all of its training.
     slots
-        Answers that are written at the same time; more wait in a queue.
+        Answers that are written at the same time; more wait in a queue. Two slots besides are
+        kept for customers that have no answer running.
     max_length
         Tokens of prompt and answer together.
     memory
@@ -159,8 +160,9 @@ def _bind_admin(port: int | None, path: Path | None, stack: ExitStack) -> socket
 def _read_access(base: str, keys: Path | None) -> "Access":
     from lorica.serve.auth import Access
     from lorica.serve.keys_file import read_keys
+    from lorica.serve.names import base_name_of
 
-    base_name = Path(base).name
+    base_name = base_name_of(base)
     if keys is None:
         return Access.local(base_name)
     access, notices = read_keys(keys, base_name=base_name)

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lorica.base.load import LoadedModel
 from lorica.errors import ConfigError
@@ -18,6 +17,7 @@ from lorica.serve.between_steps import BetweenSteps
 from lorica.serve.engine import ServingEngine
 from lorica.serve.examination import Examiner
 from lorica.serve.models import Models
+from lorica.serve.names import base_name_of
 from lorica.serve.prepare import Prepared, prepare
 from lorica.serve.quota import Quota
 from lorica.serve.residency import Sized
@@ -30,13 +30,15 @@ from lorica.serve.twin import fingerprint_of, twin
 class EngineSettings:
     """What an engine is built with.
 
-    slots: answers that are written at once. max_length: tokens of prompt and answer together;
-    None: those of the base. memory_bytes: of adapters in memory; None: no limit.
+    slots: answers that are written at once. reserved_slots: more of them, for tenants that have
+    none while others use all. max_length: tokens of prompt and answer together; None: those of the
+    base. memory_bytes: of adapters in memory; None: no limit.
     max_queued: requests that wait, of all tenants and of one. quotas: by tenant.
     dtype, quantisation: of the base, as in other commands.
     """
 
     slots: int = 16
+    reserved_slots: int = 2
     max_length: int | None = 2048
     memory_bytes: int | None = None
     max_queued: int = 256
@@ -67,7 +69,8 @@ def engine_of(loaded: LoadedModel, settings: EngineSettings) -> ServingEngine:
     changed = threading.Condition()
     between_steps = BetweenSteps(changed)
     copied, bank = twin(loaded.model), ServingBank(loaded.model)
-    decoder = Decoder(loaded.model, slots=settings.slots, max_length=max_length, acting=bank.acting)
+    slots = settings.slots + settings.reserved_slots
+    decoder = Decoder(loaded.model, slots=slots, max_length=max_length, acting=bank.acting)
 
     def prepared(file: AdapterFile, condition: str | None) -> Prepared:
         return prepare(copied, file, tokenizer=loaded.tokenizer, condition=condition)
@@ -79,7 +82,7 @@ def engine_of(loaded: LoadedModel, settings: EngineSettings) -> ServingEngine:
     def remove(key: str) -> int:
         return between_steps.run(lambda: bank.remove(key))
 
-    name = Path(loaded.path).name
+    name = base_name_of(loaded.path)
     examiner = Examiner(loaded, fingerprint_of(copied, loaded.tokenizer), twin(loaded.model))
     store = Store(
         prepared, add, remove, base_name=name, reader=examiner, budget=settings.memory_bytes
@@ -89,6 +92,7 @@ def engine_of(loaded: LoadedModel, settings: EngineSettings) -> ServingEngine:
         max_queued=settings.max_queued,
         max_queued_per_tenant=settings.max_queued_per_tenant,
         quotas=settings.quotas,
+        reserved=settings.reserved_slots,
     )
     models = Models(loaded, store, base_name=name, max_length=max_length)
     return ServingEngine(models, decoder, scheduler, between_steps, changed)

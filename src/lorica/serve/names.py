@@ -15,6 +15,11 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 RULE = "1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or a digit"
 
 
+def base_name_of(path: str) -> str:
+    """The name under which the base at `path` (a folder or hub id) is served."""
+    return Path(path).resolve().name if Path(path).is_dir() else Path(path).name
+
+
 def check_alias(name: str) -> str:
     """Return the name of an adapter. Raises: ConfigError unless it is of the allowed form."""
     if not NAME.fullmatch(name):

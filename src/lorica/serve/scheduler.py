@@ -92,6 +92,8 @@ class Scheduler:
 
     clock: gives seconds, and never goes back. max_queued: tickets that may wait, of all tenants;
     max_queued_per_tenant: of one. quotas: by tenant; one that is not in it has no limits.
+    reserved: slots, of all that there are, for a tenant whose turn it is and that has none: it need
+    not wait until an answer of another one ends.
     """
 
     def __init__(
@@ -101,8 +103,9 @@ class Scheduler:
         max_queued: int,
         max_queued_per_tenant: int,
         quotas: Mapping[str, Quota],
+        reserved: int = 0,
     ):
-        self._clock, self._quotas = clock, dict(quotas)
+        self._clock, self._quotas, self._reserved = clock, dict(quotas), reserved
         self._max_queued, self._max_queued_per_tenant = max_queued, max_queued_per_tenant
         self._tenants: dict[str, _Tenant] = {}
         self._virtual_time = 0
@@ -160,7 +163,8 @@ class Scheduler:
         ticket.is_ready = True
 
     def admit(self, free: int) -> list[Ticket]:
-        """Give up to `free` slots to waiting tickets, and return these: they run from now on.
+        """Give up to `free` slots to waiting tickets, and return these: they run from now on. The
+        last `reserved` ones only go to a tenant that has none.
 
         A ticket past its deadline gets none.
         """
@@ -174,6 +178,8 @@ class Scheduler:
             if not heads:
                 break
             *_, ticket = min(heads, key=lambda head: head[:2])
+            if free - len(admitted) <= self._reserved and self._tenants[ticket.tenant].running:
+                break
             self._start(ticket, now)
             admitted.append(ticket)
         return admitted
