@@ -96,7 +96,7 @@ def stock(
         alias = f"{kind.replace('_', '-')}-{number}"
         folders[alias] = tuple(root / f"{alias}.{i}" for i in range(1 + (number < twice)))
         for version, folder in enumerate(folders[alias]):
-            _write(folder, kind, seed=1000 * version + number)
+            write(folder, kind, seed=1000 * version + number)
             digests[folder] = read(folder).digest
             for condition in CONDITIONS if kind == "hyperlora" else (None,):
                 model = small_base.model()
@@ -108,8 +108,9 @@ def stock(
     return Shelf(folders, digests, conditions, ids, alone)
 
 
-def _write(folder: Path, kind: str, seed: int) -> None:
+def write(folder: Path, kind: str, seed: int) -> None:
     name = "lora" if kind == "pissa" else kind
+    """An adapter that has moved away from its start."""
     model = lorica.adapt(small_base.model(), lorica.method(name, **SETTINGS[kind]))
     move(model, seed, max(0.1, SIZES.get(name, 0)))
     lorica.save(model, folder, tokenizer=TOKENIZER)
