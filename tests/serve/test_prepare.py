@@ -1,18 +1,21 @@
 """Preparing an adapter on a twin: no memory of its own, nothing served changes, what is refused."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 import lorica
 from lorica.core.condition import set_conditions
+from lorica.core.draws import drawing
+from lorica.core.row_form import RowForm
 from lorica.errors import BaseError, ConfigError, FileError
 from lorica.formats.adapter_file import read
 from lorica.serve.bank import ServingBank
 from lorica.serve.prepare import prepare
 from lorica.serve.twin import twin
-from tests.laws.bases import SIZES, bits, llama_nf4, method, move, same_bits, small_llama
+from tests.laws.bases import SIZES, bits, gpt2, llama_nf4, method, move, same_bits, small_llama
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(3))
 
@@ -191,3 +194,61 @@ def test_bytes_are_those_of_the_tensors(tmp_path):
     assert not vera.forms and vera.bytes == 4 * sum(
         t.numel() for t in read(tmp_path / "v").tensors.values()
     )
+
+
+def moe():
+    """Experts of a block whose shared one reads the tokens of all rows as one list."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    config = Qwen2MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=2,
+        num_experts_per_tok=1,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    with drawing(0):
+        return Qwen2MoeForCausalLM(config).eval()
+
+
+def test_layers_of_experts_are_refused(tmp_path):
+    saved(tmp_path / "all", "lora", moe, targets={"target_modules": ["q_proj", "up_proj"]})
+    saved(tmp_path / "q", "lora", moe, targets={"target_modules": ["q_proj"]})
+    other = twin(moe())
+    with pytest.raises(ConfigError, match="layers that see no rows of a batch") as error:
+        prepare(other, read(tmp_path / "all"), tokenizer=None)
+    assert "shared_expert.up_proj" in str(error.value) and "q_proj" not in str(error.value)
+    assert prepare(other, read(tmp_path / "q"), tokenizer=None).forms
+
+
+@torch.no_grad()
+def test_a_layer_whose_weight_lies_the_other_way(tmp_path):
+    alone = saved(tmp_path / "a", "dora", gpt2)
+    model = gpt2()
+    other, bank = twin(model), ServingBank(model)
+    bank.add("a", prepare(other, read(tmp_path / "a"), tokenizer=None))
+    ids = IDS[:1].expand(3, -1)
+    plain = model(ids).logits
+    with bank.acting(["a", None, "a"]):
+        got = model(ids).logits
+    assert torch.equal(got[1], plain[1])
+    torch.testing.assert_close(got[2], alone(IDS[:1]).logits[0], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(got[2], plain[2], atol=1e-4)
+
+
+def test_an_adapter_that_cannot_be_added_leaves_nothing(tmp_path):
+    saved(tmp_path / "a", "ia3")
+    model = small_llama()
+    other, bank = twin(model), ServingBank(model)
+    prepared = prepare(other, read(tmp_path / "a"), tokenizer=None)
+    unknown = replace(prepared, forms={**prepared.forms, "no_layer": RowForm(IDS, IDS)})
+    with pytest.raises(KeyError):
+        bank.add("a", unknown)
+    assert not bank.resident and not bank.hooks and not bank.names
+    assert not any("adapters" in name for name, _ in model.named_modules())
+    bank.add("a", prepared)

@@ -103,12 +103,15 @@ def add_looped(
     x: Tensor,
     y: Tensor,
     factors: Sequence[tuple[Tensor, Tensor]],
-    rows: Sequence[Tensor],
+    rows: Sequence[Tensor | slice],
 ) -> None:
-    """x: (B, T, I), y: (B, T, O). rows: those of each adapter, (b,). In place."""
+    """x: (B, T, I), y: (B, T, O). rows: those of each adapter, (b,), or a run of them. In place."""
     for (a, b), own in zip(factors, rows, strict=True):
-        h = F.linear(x.index_select(0, own).to(a.dtype), a)
-        y.index_add_(0, own, F.linear(h, b).to(y.dtype))
+        if isinstance(own, slice):
+            add_one(x[own], y[own], a, b)
+        else:
+            h = F.linear(x.index_select(0, own).to(a.dtype), a)
+            y.index_add_(0, own, F.linear(h, b).to(y.dtype))
 
 
 def rescale(y: Tensor, size: Tensor | None, shift: Tensor | None) -> None:

@@ -54,13 +54,17 @@ class ServingBank:
         if key in self._bytes:
             raise ConfigError(f"an adapter with the key {key!r} is resident already.")
         self._recent.clear()
-        if prepared.modules:
-            self._attach(key, prepared)
-        for name, form in prepared.forms.items():
-            if name not in self.hooks:
-                self.hooks[name] = SiteHook(self, self._sites[name])
-            self.hooks[name].stack.add(key, form)
         self._bytes[key] = prepared.bytes
+        try:
+            if prepared.modules:
+                self._attach(key, prepared)
+            for name, form in prepared.forms.items():
+                if name not in self.hooks:
+                    self.hooks[name] = SiteHook(self, self._sites[name])
+                self.hooks[name].stack.add(key, form)
+        except BaseException:
+            self.remove(key)
+            raise
         return self._bytes[key]
 
     def remove(self, key: str) -> int:

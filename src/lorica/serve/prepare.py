@@ -5,7 +5,7 @@ At a linear layer most methods reduce to a form that can be stacked with those o
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from lorica.core.site import Site
 from lorica.errors import BaseError, ConfigError, FileError, closest, listed
 from lorica.formats.adapter_file import AdapterFile
 from lorica.formats.attach import attach
-from lorica.serve.twin import fingerprint_of
+from lorica.serve.twin import fingerprint_of, layers_of_rows
 
 MAX_RANK = 128
 """A form of a larger rank is not stacked: VeRA and MoRA are small, and their forms are not."""
@@ -63,11 +63,12 @@ def prepare(
     """
     _check_mixable(file)
     with _ONE_AT_A_TIME:
+        by_row = layers_of_rows(twin)
         notices = _attach(twin, file, tokenizer)
         try:
             _check_condition(twin, file, condition)
             notices += fix_condition(twin, tokenizer, condition)
-            return _prepared(twin, file, notices)
+            return _prepared(twin, file, notices, by_row)
         finally:
             detach(twin, _NAME)
 
@@ -128,8 +129,16 @@ def _check_condition(twin: nn.Module, file: AdapterFile, condition: str | None) 
         )
 
 
-def _prepared(twin: nn.Module, file: AdapterFile, notices: list[str]) -> Prepared:
+def _prepared(
+    twin: nn.Module, file: AdapterFile, notices: list[str], by_row: Collection[str]
+) -> Prepared:
     own = attached(twin, _NAME)
+    if odd := [n for n, s in own.sites.items() if s.kind == "linear" and n not in by_row]:
+        raise ConfigError(
+            f"{file.folder} adapts layers that see no rows of a batch, as those of experts.",
+            layers=listed(odd),
+            fix=_ALONE.format(folder=file.folder),
+        )
     forms, modules = dict[str, RowForm](), dict[str, Adapter]()
     for name, site in own.sites.items():
         adapter = own.every[name]

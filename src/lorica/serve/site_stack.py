@@ -172,12 +172,15 @@ class LowRank:
             add_grouped(x, y, a, b, groups)
 
     @cached_property
-    def rows(self) -> list[Tensor]:
-        """The rows of each adapter."""
-        return [
-            torch.tensor([i for i, k in enumerate(self.keys) if k == key], device=self.device)
-            for key in self.distinct
-        ]
+    def rows(self) -> list[Tensor | slice]:
+        """The rows of each adapter; a slice where they follow one another."""
+        rows: list[Tensor | slice] = []
+        for key in self.distinct:
+            own = [i for i, other in enumerate(self.keys) if other == key]
+            is_run = own[-1] - own[0] + 1 == len(own)
+            run = slice(own[0], own[-1] + 1)
+            rows.append(run if is_run else torch.tensor(own, device=self.device))
+        return rows
 
     def _stack(self) -> tuple[Tensor, Tensor, Groups | None]:
         each = len(self.distinct) == len(self.keys)

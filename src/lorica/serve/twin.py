@@ -9,16 +9,19 @@ import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.core.bank import bank_of
+from lorica.core.site import sites_of
 from lorica.errors import ConfigError, listed
 
 _FINGERPRINTS: WeakKeyDictionary[nn.Module, dict[int, tuple[Any, Fingerprint]]] = (
     WeakKeyDictionary()
 )
 """Of twins, by the id of the tokenizer, which is kept beside its fingerprint."""
+_LAYERS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -46,3 +49,36 @@ def fingerprint_of(model: nn.Module, tokenizer: Any) -> Fingerprint:
     if id(tokenizer) not in known:
         known[id(tokenizer)] = tokenizer, fingerprint(model, tokenizer=tokenizer)
     return known[id(tokenizer)][1]
+
+
+@torch.no_grad()
+def layers_of_rows(model: nn.Module) -> frozenset[str]:
+    """The linear layers of a twin whose input has the rows of the batch, (B, T, I), tried once.
+
+    In a layer of experts the tokens of all rows lie in one list, or are sent to where they belong.
+    """
+    if model not in _LAYERS:
+        shapes: dict[str, torch.Size] = {}
+
+        def note(name: str) -> Any:
+            return lambda module, args, options: shapes.update(
+                {name: next(iter((*args, *options.values()))).shape}
+            )
+
+        handles = [
+            site.module.register_forward_pre_hook(note(site.name), with_kwargs=True)
+            for site in sites_of(model)
+        ]
+        try:
+            model(
+                input_ids=torch.zeros(
+                    2, 3, dtype=torch.long, device=next(model.parameters()).device
+                )
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        _LAYERS[model] = frozenset(
+            name for name, shape in shapes.items() if len(shape) == 3 and shape[0] == 2
+        )
+    return _LAYERS[model]
