@@ -8,6 +8,8 @@ from starlette.testclient import TestClient
 
 from lorica.serve.apps import admin_gate
 from lorica.serve.auth import Access, Tenant, hash_key, make_key
+from lorica.serve.exchange import ModelCard
+from lorica.serve.http import model_object
 from lorica.serve.metrics import Metrics
 from tests.serve.fake_engine import SIZE, Serving, write_adapter
 from tests.serve.test_gate import routes_of
@@ -146,3 +148,10 @@ def test_without_a_root_nothing_is_loaded(serving):
     with TestClient(gate_of(serving, None), base_url="http://localhost", headers=HEADERS) as client:
         reply = client.post("/admin/adapters", json={"name": "alice"})
     assert reply.status_code == 400 and "--adapters FOLDER" in reply.json()["error"]["message"]
+
+
+def test_warnings_are_for_the_operator_alone():
+    """They name paths of the server."""
+    card = ModelCard("alice", "base", "", 1, "failed", warnings=("/srv/alice is damaged",))
+    assert "warnings" not in model_object(card)
+    assert model_object(card, for_operator=True)["warnings"] == ("/srv/alice is damaged",)

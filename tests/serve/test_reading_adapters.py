@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import lorica
 from lorica.base.fingerprint import fingerprint
 from lorica.base.load import load as load_base
 from lorica.core.bank import adapted_layers
+from lorica.core.condition import with_conditions
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import ConfigError, FileError
 from lorica.formats import adapter_file
+from lorica.methods.hyperlora import Hyperlora
 from lorica.serve import folder_limits, reading
 from lorica.serve.examination import Examiner
 from lorica.serve.folder_limits import check_limits
@@ -128,7 +131,7 @@ def test_notes_come_from_the_card_and_the_evaluation(tmp_path):
     assert len(notes["settings"]) == 200
     assert notes.keys() == {"data", "rows", "settings", "exact match"}
     (tmp_path / "run" / "results.json").write_text("{")
-    assert "cannot be read" in notes_of(folder)["evaluation"]
+    assert notes_of(folder)["evaluation"] == "its file cannot be read"
 
 
 def test_the_notes_of_a_real_run(tmp_path, small_base):
@@ -160,6 +163,39 @@ def test_recorded_answers_are_replayed(examiner, base, small_base, tmp_path):
     with pytest.raises(FileError, match=r"largest_difference +0.01 nats; 0.002 are allowed"):
         examiner.examine(examiner.read(folder))
     assert not list(adapted_layers(examiner._twin))
+
+
+def test_answers_of_another_quantisation_are_not_replayed(base, small_base, tmp_path):
+    """They differ by more than the bound; the notice says so."""
+    folder = save(base, small_base, tmp_path / "adapter")
+    record(base, small_base, folder)
+    change_recorded(folder, logprobs=[-9.0] * 4)
+    own = fingerprint(base.model, tokenizer=base.tokenizer)
+    here = replace(own, quantisation="nf4", double_quantisation=True)
+    packed = Examiner(base, here, load_base(str(small_base)).model)
+    notices = packed.examine(packed.read(folder)).notices
+    assert "golden.jsonl is not replayed" in notices[-1]
+
+
+def test_recorded_answers_of_a_condition(examiner, base, small_base, tmp_path):
+    model = load_base(str(small_base)).model
+    method = Hyperlora(r=2, latent=4, hidden=2, penalty=0, conditions=("x", "y"))
+    folder = lorica.save(
+        move(lorica.adapt(model, method), size=0.5), tmp_path / "hyper", tokenizer=base.tokenizer
+    )
+    ids = [1, 300, 310, 320]
+    with torch.no_grad(), with_conditions(model, ["y"]):
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    logprobs = logits.gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()
+    row = {"ids": ids, "logprobs": logprobs, "condition": "y"}
+    (folder / GOLDEN).write_text(json.dumps(row))
+    examiner.examine(examiner.read(folder))
+    change_recorded(folder, condition="x")
+    with pytest.raises(FileError, match="does not give what"):
+        examiner.examine(examiner.read(folder))
+    change_recorded(folder, condition="z")
+    with pytest.raises(ConfigError, match="does not know the condition 'z'"):
+        examiner.examine(examiner.read(folder))
 
 
 def test_another_adapter_than_the_recorded_one_is_refused(examiner, base, small_base, tmp_path):

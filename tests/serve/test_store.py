@@ -90,10 +90,10 @@ def test_a_failed_load_leaves_the_old_generation(serving, folders, tmp_path):
         assert number(serving, lease) == lease.generation.number == 1
     (card,) = serving.store.cards()
     assert card.state == "resident"
-    assert card.notes is not None
-    assert "not what was saved" in card.notes["load failed"]
+    assert len(card.warnings) == 1
+    assert "not what was saved" in card.warnings[0]
     assert serving.store.load("alice", folders[2]).number == 2
-    assert serving.store.cards()[0].notes is None
+    assert serving.store.cards()[0].warnings == ()
 
 
 def test_what_cannot_be_prepared_or_added_leaves_nothing(folders):
@@ -268,8 +268,7 @@ def test_an_evicted_adapter_whose_folder_changed_is_refused(folders, tmp_path):
         assert str(tmp_path) not in str(raised.value), "clients do not learn paths"
         card = serving.store.cards()[0]
         assert card.state == "failed"
-        assert card.notes is not None
-        assert "holds another adapter than was loaded" in card.notes["cannot be read again"]
+        assert "holds another adapter than was loaded" in card.warnings[-1]
         shutil.rmtree(folder)
         shutil.copytree(folders[1], folder)
         with serving.store.acquire("alice") as lease:

@@ -70,7 +70,9 @@ def test_an_unknown_condition_is_refused_and_the_known_ones_are_named(folder):
 def test_a_condition_of_an_adapter_without_one_is_refused(folder, tmp_path):
     with Serving() as serving:
         serving.store.load("alice", write_adapter(tmp_path / "a", 1))
-        with pytest.raises(ConditionNotFound, match="'alice' has no conditions"):
+        with pytest.raises(
+            ConditionNotFound, match="'alice' has no conditions, and 'de-en' was asked for"
+        ):
             serving.store.acquire("alice:de-en")
         with pytest.raises(ConfigError, match="which has no conditions"):
             serving.store.load("bob", tmp_path / "a", conditions=["x"])

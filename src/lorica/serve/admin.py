@@ -136,7 +136,7 @@ class _Adapters:
 
     def card(self, name: str) -> dict[str, Any]:
         cards = [card for card in self.store.cards() if card.name == name]
-        return model_object(cards[0]) if cards else {}
+        return model_object(cards[0], for_operator=True) if cards else {}
 
     def name_of(self, path: str) -> str:
         """The name of a folder in the root that vLLM's clients give as a path."""
@@ -163,8 +163,8 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
         return JSONResponse(
             {
                 "object": "list",
-                "data": [model_object(card) for card in cards],
-                "draining": [model_object(card) for card in draining],
+                "data": [model_object(card, for_operator=True) for card in cards],
+                "draining": [model_object(card, for_operator=True) for card in draining],
             }
         )
 

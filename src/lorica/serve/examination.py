@@ -20,7 +20,7 @@ from lorica.formats.vocabulary import MAX_TEMPLATE, own_template, own_tokenizer
 from lorica.generation.prompts import end_of_turn, render_messages
 from lorica.serve.notes import notes_of
 from lorica.serve.reading import Findings, Reader
-from lorica.serve.self_test import read_golden, self_test
+from lorica.serve.self_test import GOLDEN, read_golden, self_test
 
 MIN_BYTES = 64 * 2**20
 """Weights of an adapter may be as large as the base in float32, and at least this."""
@@ -47,7 +47,12 @@ class Examiner(Reader):
         if form is None and OTHER_TEMPLATE in notices:
             form = PromptFormat(kind="text")  # chat is refused: its template is not known
         self._check_format(file, form)
-        if rows := read_golden(file.folder):
+        rows = read_golden(file.folder)
+        if rows and file.base is not None and not _same_numbers(file.base, self._here):
+            notices.append(
+                f"{GOLDEN} is not replayed: it was recorded on a base quantised otherwise"
+            )
+        elif rows:
             tokenizer, here = self._loaded.tokenizer, self._here
             with self._testing:
                 self_test(self._twin, file, rows, tokenizer=tokenizer, here=here)
@@ -123,6 +128,11 @@ def _check_writes_text(file: AdapterFile) -> None:
             f"{file.folder} was trained for {file.task}: it writes no text.",
             fix="serve adapters that were trained for CAUSAL_LM",
         )
+
+
+def _same_numbers(a: Fingerprint, b: Fingerprint) -> bool:
+    """Whether two bases are quantised alike; others differ by more than the bound."""
+    return (a.quantisation, a.double_quantisation) == (b.quantisation, b.double_quantisation)
 
 
 def _differing(own: object, base: object) -> list[str]:

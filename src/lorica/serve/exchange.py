@@ -90,7 +90,9 @@ class ModelCard:
 
     parent: the base's name; None for the base. method: of the adapter. state: of the store.
     conditions: for a conditioned adapter, those that may be asked for. notes: for a person: what
-    it was trained on and how it scored, from its folder. chat: its prompts can be conversations.
+    it was trained on and how it scored, from its folder. warnings: for the operator alone, as they
+    name paths: what could not be verified, and why the last load failed. chat: its prompts can be
+    conversations.
     """
 
     name: str
@@ -103,6 +105,7 @@ class ModelCard:
     method: str | None = None
     conditions: tuple[str, ...] = ()
     notes: dict[str, str] | None = None
+    warnings: tuple[str, ...] = ()
     chat: bool = True
     max_length: int | None = None
     loaded_at: float = 0.0

@@ -71,6 +71,11 @@ class Alias:
     def check_generation(self, expected: int | None) -> None:
         """Raises: Conflict unless `expected` is the number of the live generation; 0: none."""
         number = 0 if self.live is None else self.live.number
+        if expected == 0 and number:
+            raise Conflict(
+                f"the name {self.name!r} is in use, with generation {number}.",
+                fix=f"choose another name, or replace it: expected_generation {number}",
+            )
         if expected not in (None, number):
             raise Conflict(
                 f"{self.name!r} has generation {number}, and {expected} was expected.",

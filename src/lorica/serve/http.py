@@ -137,9 +137,11 @@ def _openai_routes(engine: Engine, acceptor: Acceptor) -> APIRouter:
     return routes
 
 
-def model_object(card: ModelCard) -> dict[str, Any]:
+def model_object(card: ModelCard, *, for_operator: bool = False) -> dict[str, Any]:
     """A card as OpenAI's model object, with the card's own fields beside it."""
     fields = asdict(card)
+    if not for_operator:
+        del fields["warnings"]
     return {
         "id": fields.pop("name"),
         "object": "model",

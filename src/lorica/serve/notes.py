@@ -29,9 +29,8 @@ def notes_of(folder: Path) -> dict[str, str]:
     for title, notes_in in (("model card", _training), ("evaluation", _evaluation)):
         try:
             notes |= notes_in(folder)
-        except (LoricaError, UnicodeDecodeError) as error:
-            what = error.what if isinstance(error, LoricaError) else "it is no text"
-            notes[title] = f"cannot be read: {what}"
+        except (LoricaError, UnicodeDecodeError):
+            notes[title] = "its file cannot be read"  # which one is not for clients
     return {title: _short(text) for title, text in notes.items()}
 
 

@@ -52,13 +52,12 @@ class ConditionNotFound(ModelNotFound):
     """For a key that may use the alias: names the conditions. known: (): it has none."""
 
     def __init__(self, alias: str, condition: str | None, known: Sequence[str]):
-        asked = "no condition" if condition is None else f"the condition {condition!r:.80}"
-        if known:
-            what = f"{asked} was asked for, and {alias!r} answers under one that it knows."
-            fix = f"model is {alias!r}, a colon, and a condition: {alias}:{known[0]}"
-        else:
-            what = f"{asked} was asked for, and {alias!r} has no conditions."
-            fix = f"model is {alias!r} alone"
+        what = f"the model {alias!r} does not know the condition {condition!r:.80}."
+        fix = f"name one that it knows: {alias}:{known[0]}" if known else f"ask for {alias}"
+        if condition is None:
+            what = f"the model {alias!r} needs a condition, and none is named."
+        elif not known:
+            what = f"the model {alias!r} has no conditions, and {condition!r:.80} was asked for."
         Refusal.__init__(self, what, fix=fix, param="model", known=listed(known, 12))
 
 
