@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Iterator
 
+import openai
 import pytest
 
 from tests.serve.live_server import Live, eventually, running
@@ -70,6 +71,18 @@ def test_without_a_stream_and_with_several_choices(live):
         assert len(live.engine.open) == choices
         hang_up(connection)
         assert eventually(lambda: not live.engine.open)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_whose_time_is_up(live, stream):
+    live.engine.seconds_per_token = 1.0
+    settings = {"base_url": f"{live.url}/v1", "api_key": "-", "max_retries": 0, "timeout": 0.3}
+    with openai.OpenAI(**settings) as client, pytest.raises(openai.APITimeoutError):
+        answer = client.completions.create(
+            model="alice", prompt="long", max_tokens=1000, stream=stream
+        )
+        list(answer)
+    assert eventually(lambda: not live.engine.open) and live.engine.cancelled == 1
 
 
 def test_before_the_body_is_complete(live):

@@ -45,7 +45,7 @@ class AdapterStore(Protocol):
 
     def unload(self, alias: str, *, expected_generation: int | None = None) -> int: ...
     def pin(self, alias: str, pinned: bool) -> None: ...
-    def cards(self) -> list[ModelCard]: ...
+    def cards(self, alias: str | None = None) -> list[ModelCard]: ...
     def draining(self) -> list[ModelCard]: ...
 
 
@@ -135,8 +135,8 @@ class _Adapters:
         return self.card(name)
 
     def card(self, name: str) -> dict[str, Any]:
-        cards = [card for card in self.store.cards() if card.name == name]
-        return model_object(cards[0], for_operator=True) if cards else {}
+        """Raises: ModelNotFound."""
+        return model_object(self.store.cards(name)[0], for_operator=True)
 
     def name_of(self, path: str) -> str:
         """The name of a folder in the root that vLLM's clients give as a path."""

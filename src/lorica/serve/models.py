@@ -62,27 +62,20 @@ class Models:
 
     def cards(self) -> list[ModelCard]:
         """The base first, then every alias."""
-        base = ModelCard(
-            name=self.base_name,
-            parent=None,
-            digest="",
-            generation=0,
-            state="resident",
-            pinned=True,
-            chat=self._of_base.is_chat,
-            max_length=self.max_length,
-        )
-        return [base, *map(self._completed, self.store.cards())]
+        return [self._base_card(), *map(self._completed, self.store.cards())]
 
     def card(self, model: str) -> ModelCard:
         """Raises: ModelNotFound."""
+        if model == self.base_name:
+            return self._base_card()
         alias, colon, condition = model.partition(":")
         if colon:
             self.store.generation(model).key_of(condition)  # is it one of its conditions?
-        for card in self.cards():
-            if card.name == alias:
-                return replace(card, name=model)
-        raise ModelNotFound(model)
+        try:
+            (card,) = self.store.cards(alias)
+        except ModelNotFound:
+            raise ModelNotFound(model) from None
+        return replace(self._completed(card), name=model)
 
     def prompts(self, model: str) -> Prompts:
         """Raises: ModelNotFound."""
@@ -118,6 +111,18 @@ class Models:
 
     def close(self) -> None:
         self.store.close()
+
+    def _base_card(self) -> ModelCard:
+        return ModelCard(
+            name=self.base_name,
+            parent=None,
+            digest="",
+            generation=0,
+            state="resident",
+            pinned=True,
+            chat=self._of_base.is_chat,
+            max_length=self.max_length,
+        )
 
     def _completed(self, card: ModelCard) -> ModelCard:
         """A card of the store, with what depends on the base."""

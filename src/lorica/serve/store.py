@@ -187,14 +187,17 @@ class Store:
         """Generations that no alias points to, and that streams still use."""
         with self._lock:
             live = {entry.live for entry in self._aliases.values()}
-            drained = [generation for generation in self._leases if generation not in live]
-            parent, residency = self._base_name, self.residency
-            return [generation_card(g, parent, residency, "draining") for g in drained]
+            drained = [g for g in self._leases if g not in live]
+        return [generation_card(g, self._base_name, self.residency, "draining") for g in drained]
 
-    def cards(self) -> list[ModelCard]:
-        """Every alias with its state: registered, loading, resident, evicted or failed. Quick."""
+    def cards(self, alias: str | None = None) -> list[ModelCard]:
+        """Every alias, or one, with its state: registered, loading, resident, evicted or failed.
+
+        Quick. Raises: ModelNotFound.
+        """
         with self._lock:
-            listed = [entry for entry in self._aliases.values() if entry.is_listed]
+            every = (entry for entry in self._aliases.values() if entry.is_listed)
+            listed = every if alias is None else [self._known(alias)]
             return [alias_card(entry, self._base_name, self.residency) for entry in listed]
 
     # -- inside -------------------------------------------------------------------------------
