@@ -21,6 +21,7 @@ import torch
 import lorica
 from lorica.base.load import load
 from lorica.cli import run
+from lorica.cli.served_adapters import parse_adapters
 from lorica.core.state import adapter_state
 from lorica.serve.keys_file import new_entry
 from tests.serve.live_server import eventually
@@ -52,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--adapter", "alice"], ["is not of the form NAME=FOLDER"]),
         (["--adapter", "=runs"], ["NAME=FOLDER"]),
         (["--adapter", "a=x", "--adapter", "a=y"], ["two adapters", "'a'", "rename"]),
-        (["--conditions", "h=a,b"], ["no --adapter has", "--adapter h=FOLDER"]),
+        (["--conditions", "h=a,b"], ["is no adapter", "--adapter h=FOLDER"]),
         (["--admin_port", "0", "--admin_socket", "s"], ["both given", "choose one"]),
         (["--host", "0.0.0.0", "--port", "0"], ["no keys", "lorica key NAME", "--keys keys.yaml"]),
         (["--host", "::", "--port", "0"], ["no keys"]),
@@ -97,6 +98,15 @@ def test_all_adapters_that_cannot_be_served_are_named_at_once(root, tmp_path, ca
     printed = capsys.readouterr().err
     assert "2 adapters cannot be served" in printed
     assert re.search(r"^  x +\S", printed, re.M) and re.search(r"^  Y +\S", printed, re.M)
+
+
+def test_conditions_and_names_of_a_folder(root):
+    alice = root / "alice"
+    parsed = parse_adapters([f"bob={alice}"], ["alice=ve-ol,ol-ve", "alice=en-fr"], root)
+    assert parsed.named == {"bob": alice} and parsed.in_folder == {"alice": alice}
+    assert parsed.conditions == {"alice": ["ve-ol", "ol-ve", "en-fr"]}
+    [notice] = parsed.notices
+    assert "bob is not served: --adapter bob is another one" in notice
 
 
 # -- the whole command ----------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def serve(
     drain_timeout
         Seconds that running answers have to finish when the server is stopped.
     """
-    folders = parse_adapters(adapter or (), conditions or ())
+    served = parse_adapters(adapter or (), conditions or (), adapters)
     if admin_port is not None and admin_socket is not None:
         raise ConfigError("--admin_port and --admin_socket are both given.", fix="choose one")
     from lorica.serve import run  # before the base is loaded: is the extra installed?
@@ -124,7 +124,7 @@ def serve(
         stack.enter_context(_logging_to_stderr())
         engine.start()
         stack.callback(engine.close)
-        load_adapters(engine, folders, adapters)
+        load_adapters(engine.store, served)
         listeners = _listeners(
             engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )

@@ -2,35 +2,61 @@
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorica.errors import ConfigError, LoricaError, counted, listed
 
 if TYPE_CHECKING:
-    from lorica.serve.engine import ServingEngine
+    from lorica.serve.store import Store
+
+
+@dataclass
+class Adapters:
+    """named: folders by the name of --adapter. in_folder: those of --adapters. conditions: that may
+    be asked for, by name; all, if it has none."""
+
+    named: dict[str, Path] = field(default_factory=dict)
+    in_folder: dict[str, Path] = field(default_factory=dict)
+    conditions: dict[str, list[str]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
 
 def parse_adapters(
-    adapters: Iterable[str], conditions: Iterable[str]
-) -> dict[str, tuple[Path, list[str]]]:
-    """NAME=FOLDER and NAME=CONDITION,... -> folder and conditions by name. Raises: ConfigError."""
-    folders: dict[str, tuple[Path, list[str]]] = {}
+    adapters: Iterable[str], conditions: Iterable[str], root: Path | None
+) -> Adapters:
+    """Options as given: NAME=FOLDER and NAME=CONDITION,... Raises: ConfigError; FileError."""
+    parsed = Adapters()
     for text in adapters:
         name, folder = _split("--adapter", text, "NAME=FOLDER")
-        if name in folders:
+        if name in parsed.named:
             raise ConfigError(f"two adapters have the name {name!r}.", fix="rename one of them")
-        folders[name] = Path(folder), []
+        parsed.named[name] = Path(folder)
+    if root is not None:
+        _add_folder(parsed, root)
+    known = {**parsed.named, **parsed.in_folder}
     for text in conditions:
         name, words = _split("--conditions", text, "NAME=CONDITION,CONDITION")
-        if name not in folders:
+        if name not in known:
             raise ConfigError(
-                f"--conditions names {name!r}, which no --adapter has.",
-                adapters=listed(folders),
+                f"--conditions names {name!r}, which is no adapter.",
+                adapters=listed(known),
                 fix=f"add --adapter {name}=FOLDER",
             )
-        folders[name][1].extend(words.split(","))
-    return folders
+        parsed.conditions.setdefault(name, []).extend(words.split(","))
+    return parsed
+
+
+def _add_folder(parsed: Adapters, root: Path) -> None:
+    from lorica.serve.names import adapters_in
+
+    folders, parsed.notices = adapters_in(root)
+    for name, folder in folders.items():
+        if name in parsed.named:
+            parsed.notices.append(f"{folder} is not served: --adapter {name} is another one")
+        else:
+            parsed.in_folder[name] = folder
 
 
 def _split(option: str, text: str, form: str) -> tuple[str, str]:
@@ -40,42 +66,41 @@ def _split(option: str, text: str, form: str) -> tuple[str, str]:
     return name, value
 
 
-def load_adapters(
-    engine: "ServingEngine", folders: dict[str, tuple[Path, list[str]]], root: Path | None
-) -> None:
-    """Load what is served. Of those named one by one, all errors are reported at once; of those
-    in a folder, one that fails is a notice, and is listed with the state "failed".
+def load_adapters(store: "Store", adapters: Adapters) -> None:
+    """Load what is served. Of those named one by one, all errors are reported at once; of those in
+    a folder, one that fails is a notice, and is listed with the state "failed".
 
-    Raises: ConfigError.
+    Raises: LoricaError.
     """
-    from lorica.serve.names import adapters_in
-
-    store = engine.store
+    print_notices("--adapters", adapters.notices)
     errors: dict[str, LoricaError] = {}
-    for name, (folder, conditions) in folders.items():
+    for name, folder in adapters.named.items():
+        conditions = adapters.conditions.get(name, ())
         try:
             generation = store.load(name, folder, expected_generation=0, conditions=conditions)
         except LoricaError as error:
             errors[name] = error
         else:
             print_notices(name, generation.notices)
-    if errors:
-        first = next(iter(errors.values()))
-        if len(errors) == 1:
-            raise first
-        raise ConfigError(
-            f"{counted(len(errors), 'adapter')} cannot be served.",
-            **{name: error.what for name, error in errors.items()},
-            fix=first.fix or "see lorica info FOLDER",
-        )
-    if root is not None:
-        found_folders, notices = adapters_in(root)
-        print_notices(str(root), notices)
-        for name, folder in found_folders.items():
-            if name not in folders:
-                store.register(name, folder)
-        for name, error in store.load_registered().items():
-            print_notices(name, [f"not served: {error.what}"])
+    _raise_all(errors)
+    for name, folder in adapters.in_folder.items():
+        store.register(name, folder, conditions=adapters.conditions.get(name, ()))
+    for name, error in store.load_registered().items():
+        print_notices(name, [f"not served: {error.what}"])
+
+
+def _raise_all(errors: dict[str, LoricaError]) -> None:
+    """Raises: the only error, or a ConfigError with all of them."""
+    if not errors:
+        return
+    first = next(iter(errors.values()))
+    if len(errors) == 1:
+        raise first
+    raise ConfigError(
+        f"{counted(len(errors), 'adapter')} cannot be served.",
+        **{name: error.what for name, error in errors.items()},
+        fix=first.fix or "see lorica info FOLDER",
+    )
 
 
 def print_notices(name: str, notices: Iterable[str]) -> None:
