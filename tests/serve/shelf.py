@@ -94,7 +94,8 @@ def stock(
     folders, digests, alone = {}, {}, dict(_answers(("", None), small_base.model(), ids, tokens))
     for number, kind in enumerate(kinds):
         alias = f"{kind.replace('_', '-')}-{number}"
-        folders[alias] = tuple(root / f"{alias}.{i}" for i in range(1 + (number < twice)))
+        names = (alias, f"{alias}.b")[: 1 + (number < twice)]
+        folders[alias] = tuple(root / name for name in names)
         for version, folder in enumerate(folders[alias]):
             write(folder, kind, seed=1000 * version + number)
             digests[folder] = read(folder).digest
