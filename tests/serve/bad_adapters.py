@@ -250,6 +250,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "a template that does not end": (chat(LOOP), "the template that"),
     "a template that runs code": (chat("{{ ''.__class__.__mro__ }}"), "the template that"),
     "a template of a megabyte": (chat("x" * 2**21), "more than 1,048,576 characters"),
+    "several prompt templates": (
+        template(PromptFormat(kind="prompt", template={"a": "{{ prompt }}", "b": "x"})),
+        "several templates",
+    ),
     "a prompt template with unknown fields": (
         template(PromptFormat(kind="prompt", template="{{ nobody.knows }}")),
         "the template that",

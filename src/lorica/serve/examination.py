@@ -99,6 +99,11 @@ class Examiner(Reader):
                 f"the template of {file.folder} has more than {MAX_TEMPLATE:,} characters.",
                 fix="train the adapter with a shorter one",
             )
+        if form.kind != "chat" and isinstance(form.template, dict):
+            raise FileError(
+                f"the template of {file.folder} is several templates, which only a chat has.",
+                fix="copy the folder again",
+            )
         tokenizer = self._loaded.tokenizer
         if form.kind == "chat":
             tokenizer = copy.copy(tokenizer)

@@ -148,8 +148,9 @@ class Residency:
         except BaseException:
             self._end_adding(form, "absent", 0)
             raise
-        self.loads += 1
-        self.load_seconds.append(time.monotonic() - began)
+        with self._changed:
+            self.loads += 1
+            self.load_seconds.append(time.monotonic() - began)
         self._end_adding(form, "resident", added)
 
     def wait_until_removed(self, key: str) -> None:
