@@ -87,11 +87,13 @@ BASE = Everywhere((Segment(),))
 class ByRow(Route):
     """A segment for each adapter; rows of the base belong to none.
 
-    rows: the numbers of the rows of each segment, (n,) on the device. count: rows of the batch.
+    rows: the numbers of the rows of each segment, (n,) on the device; order: all of them together.
+    count: rows of the batch.
     """
 
     segments: tuple[Segment, ...]
     rows: tuple[Tensor, ...] = field(compare=False)
+    order: Tensor = field(compare=False)
     count: int
 
     @classmethod
@@ -100,7 +102,8 @@ class ByRow(Route):
         distinct = [name for name in dict.fromkeys(names) if name is not None]
         rows = ([i for i, name in enumerate(names) if name == own] for own in distinct)
         index = tuple(torch.tensor(numbers, device=device) for numbers in rows)
-        return cls(tuple(Segment((name,)) for name in distinct), index, len(names))
+        order = torch.cat(index) if index else torch.zeros(0, dtype=torch.long, device=device)
+        return cls(tuple(Segment((name,)) for name in distinct), index, order, len(names))
 
     def split(self, x: Tensor, layer: str) -> Sequence[Tensor]:
         if len(x) != self.count:
@@ -109,12 +112,12 @@ class ByRow(Route):
                 f"(at layer {layer}).",
                 fix="name one for each row; a packed batch is one row",
             )
-        return [x[rows.to(x.device)] for rows in self.rows]
+        return x[self.order.to(x.device)].split([len(rows) for rows in self.rows])
 
     def join(self, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        for rows, part in zip(self.rows, parts, strict=True):
-            x = x.index_copy(0, rows.to(x.device), part.to(x.dtype))
-        return x
+        if not parts:
+            return x
+        return x.index_copy(0, self.order.to(x.device), torch.cat(list(parts)).to(x.dtype))
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,35 @@ def _applied(
     scales: Sequence[float],
     p: float,
 ) -> Tensor:
-    mask = dropped(x.shape, p, x.device) if p else None
-    adapted: Any = _LowRank.apply(x, y, spans, [s / (1 - p) for s in scales], mask, *factors)
+    mask, scales = dropped(x.shape, p, x.device) if p else None, [s / (1 - p) for s in scales]
+    if not torch.is_grad_enabled():  # twice as fast for one token as through autograd
+        return _updated(x, y, spans, scales, mask, factors)[0]
+    adapted: Any = _LowRank.apply(x, y, spans, scales, mask, *factors)
     return adapted
+
+
+def _updated(
+    x: Tensor,
+    y: Tensor,
+    spans: Sequence[Span],
+    scales: Sequence[float],
+    mask: Tensor | None,
+    factors: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """(y with the updates, the factors in its dtype, P of each span). y is overwritten if it can
+    be."""
+    cast = [factor.to(y.dtype) for factor in factors]
+    inputs = _tokens(x, mask, y.dtype)
+    # A view cannot be overwritten, nor an output that is the layer's input.
+    in_place = y.is_contiguous() and not y._is_view() and y.data_ptr() != x.data_ptr()
+    out = y if in_place else y.clone(memory_format=torch.contiguous_format)
+    projections = []
+    for (_, _, i), inputs_of_span, outputs in _cut(spans, inputs, out.view(len(inputs), -1)):
+        a, b = cast[2 * i : 2 * i + 2]
+        p = a @ inputs_of_span.T  # (R, n)
+        outputs.addmm_(p.T, b.T, alpha=scales[i])
+        projections.append(p)
+    return out, cast, projections
 
 
 class _LowRank(torch.autograd.Function):
@@ -124,18 +150,8 @@ class _LowRank(torch.autograd.Function):
         mask: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
-        cast = [factor.to(y.dtype) for factor in factors]
-        inputs = _tokens(x, mask, y.dtype)
-        # A view cannot be overwritten, nor an output that is the layer's input.
-        in_place = y.is_contiguous() and not y._is_view() and y.data_ptr() != x.data_ptr()
-        out = y if in_place else y.clone(memory_format=torch.contiguous_format)
-        projections = []
-        for (_, _, i), inputs_of_span, outputs in _cut(spans, inputs, out.view(len(inputs), -1)):
-            a, b = cast[2 * i : 2 * i + 2]
-            p = a @ inputs_of_span.T  # (R, n)
-            outputs.addmm_(p.T, b.T, alpha=scales[i])
-            projections.append(p)
-        if in_place:
+        out, cast, projections = _updated(x, y, spans, scales, mask, factors)
+        if out is y:
             ctx.mark_dirty(y)
         trains_a = any(ctx.needs_input_grad[5::2])
         ctx.save_for_backward(x if trains_a else None, mask, *cast, *projections)
