@@ -128,7 +128,7 @@ def serve(
         listeners = _listeners(
             engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )
-        _print_summary(engine, client.getsockname(), admin)
+        _print_summary(engine, slots, client.getsockname(), admin)
         cut = run.run(engine, listeners, drain_timeout=drain_timeout)
     ended = f"; {counted(cut, 'answer')} had no time to finish" if cut else ""
     print(f"lorica serve: stopped{ended}", file=sys.stderr)
@@ -219,11 +219,13 @@ def _logging_to_stderr() -> Iterator[None]:
             logger.setLevel(logging.NOTSET)
 
 
-def _print_summary(engine: "ServingEngine", address: tuple, admin: socket | None) -> None:
+def _print_summary(
+    engine: "ServingEngine", slots: int, address: tuple, admin: socket | None
+) -> None:
     cards = [card for card in engine.cards() if card.parent is not None]
     names = f" ({listed((card.name for card in cards), 8)})" if cards else ""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    room = f"{engine.stats().slots} slots of {engine.max_length:,} tokens"
+    room = f"{counted(slots, 'slot')} of {engine.max_length:,} tokens"
     what = f"{engine.base_name} with {counted(len(cards), 'adapter')}{names}"
     print(f"{what}; {room}", flush=True)
     print(f"page  http://{host}:{address[1]}/", flush=True)
