@@ -229,6 +229,26 @@ def test_a_step_that_fails_ends_its_answers_and_no_others(folders, monkeypatch):
         engine.close()
 
 
+@pytest.mark.parametrize("place", ["admit", "_send"])
+def test_the_thread_survives_whatever_fails(place, monkeypatch):
+    """Else every answer, and every load, would wait for ever."""
+    engine = build({})
+
+    def failing(*arguments):
+        raise RuntimeError("broken")
+
+    try:
+        expected = ask(engine, job(engine))
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._decoder if place == "admit" else engine, place, failing)
+            ((_, _, end),) = ask(engine, job(engine))
+            assert (end.reason, engine.stats().running) == ("error", 0)
+            assert "broken" in str(end.error)
+        assert ask(engine, job(engine)) == expected
+    finally:
+        engine.close()
+
+
 def test_draining_finishes_what_it_can_and_says_so_of_the_rest(folders):
     engine = build({}, slots=1)
 

@@ -57,6 +57,7 @@ def serve(
             outcomes = traffic.run(requests)
         stats = engine.stats()
         assert (stats.queued, stats.running, engine.store.draining()) == (0, 0, [])
+        assert not any(form.leases for form in engine.store.residency._forms.values())
     finally:
         engine.close()
     return outcomes, mistakes(shelf, outcomes, changes.generations), changes.counts, stats

@@ -1,4 +1,4 @@
-"""SIGTERM to `lorica serve` under load: each request gets its answer, or an error with the reason."""
+"""SIGTERM to `lorica serve` under load: a request gets its answer, or an error with the reason."""
 
 import asyncio
 import signal

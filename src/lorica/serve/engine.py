@@ -11,7 +11,6 @@ pass sees one state of everything.
 import logging
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -188,28 +187,33 @@ class ServingEngine:
     def _run(self) -> None:
         self._between_steps.own()
         while not self._is_closing:
-            with self._changed:
-                if not self._rows:
-                    self._changed.wait_for(self._is_busy, IDLE)
-                cancelled, self._to_cancel = self._to_cancel, []
-                expired = self._scheduler.expired()
-            self._between_steps.run_all()
-            self._end_all(self._works_of(cancelled), "cancelled")
-            self._end_all([self._works[t] for t in expired if t in self._works], "deadline")
-            self._admit()
-            if self._rows:
-                self._step()
+            try:
+                self._take_turn()
+            except Exception as error:  # the thread goes on: all answers and loads need it
+                self._fail(error)
         self._end_all(list(self._works.values()), "shutdown")
         self._between_steps.disown()
+
+    def _take_turn(self) -> None:
+        """What waits between two steps, and a step."""
+        with self._changed:
+            if not self._rows:
+                self._changed.wait_for(self._is_busy, IDLE)
+            cancelled = set(map(id, self._to_cancel))
+            self._to_cancel.clear()
+            unwanted = [work for work in self._works.values() if id(work.answer) in cancelled]
+            late = [self._works[t] for t in self._scheduler.expired() if t in self._works]
+        self._between_steps.run_all()
+        self._end_all(unwanted, "cancelled")
+        self._end_all(late, "deadline")
+        self._admit()
+        if self._rows:
+            self._step()
 
     def _is_busy(self) -> bool:
         """Whether there is something to do while no row is decoded."""
         waits = self._to_cancel or self._between_steps or self._is_closing
         return bool(waits) or self._scheduler.has_ready
-
-    def _works_of(self, answers: Iterable[StreamedAnswer]) -> list[_Work]:
-        wanted = set(map(id, answers))
-        return [w for w in self._works.values() if id(w.answer) in wanted] if wanted else []
 
     def _admit(self) -> None:
         """Give free slots to the tickets whose turn it is."""
@@ -221,11 +225,7 @@ class ServingEngine:
             self._rows[row] = work
 
     def _step(self) -> None:
-        try:
-            rows = self._decoder.step()
-        except Exception as error:
-            self._fail(error)
-            return
+        rows = self._decoder.step()
         self._failures = 0
         works = [self._rows[row] for row in rows]
         with self._changed:
@@ -277,8 +277,10 @@ class ServingEngine:
         return len(still_open)
 
     def _fail(self, error: Exception) -> None:
-        """A step failed: its rows cannot go on. The next ones get another try."""
+        """A turn failed: the answers that have a slot cannot go on. The next get another try."""
         log.exception("a decoding step failed")
         self._failures += 1
         self.is_ready = self._failures < MOST_FAILURES
-        self._end_all(list(self._rows.values()), "error", f"the model failed: {error!s:.200}")
+        with self._changed:
+            running = [work for work in self._works.values() if work.ticket.state == "running"]
+        self._end_all(running, "error", f"the model failed: {error!s:.200}")
