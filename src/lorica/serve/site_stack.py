@@ -49,9 +49,13 @@ class SiteStack:
         self.forms[key] = form
 
     def remove(self, key: str) -> None:
-        """Forget the adapter, and the stack, which may hold a copy of its factors."""
-        if self.forms.pop(key, None) is not None:
-            self.order, self.a, self.b, self.user = [], None, None, None
+        """Forget the adapter. Its place in the stack is zeroed, and is free for another."""
+        if self.forms.pop(key, None) is None:
+            return
+        self.user = None  # it may hold tensors of the adapter
+        if key in self.order and self.a is not None and self.b is not None:
+            place = self.order.index(key)
+            self.a[place], self.b[place], self.order[place] = 0, 0, None
 
     def update(self, keys: Keys) -> Update | None:
         """What the adapters of these rows do at this layer; None: nothing."""
