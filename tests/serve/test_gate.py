@@ -336,7 +336,7 @@ def closed_after(connected: socket.socket) -> bytes:
 
 
 def test_a_slow_header_is_cut_off(live, monkeypatch):
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.6)
     with raw(live) as silent, raw(live) as slow:
         slow.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-A: ")
         assert closed_after(silent) == closed_after(slow) == b""
@@ -350,7 +350,7 @@ def test_a_slow_header_is_cut_off(live, monkeypatch):
 
 
 def test_a_slow_body_is_cut_off(live, monkeypatch):
-    monkeypatch.setattr(gate, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.6)
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
     with raw(live) as slow:
         slow.sendall(f"{head}Authorization: Bearer key-all\r\n\r\n{{".encode())

@@ -70,7 +70,7 @@ def test_a_stop_ends_no_stream_without_a_word():
     """Here in this process, where the drain has 2 seconds; below by signals."""
     engine = WordEngine(slots=2, max_length=20_000, seconds_per_token=0.01)
     with running(engine) as live:
-        short, long = Streaming(live.url, 20), Streaming(live.url, 4000)
+        short, long = Streaming(live.url, 5), Streaming(live.url, 4000)
         queued = Streaming(live.url, 4000)
     for stream in (short, long, queued):
         stream.join(20)
