@@ -3,7 +3,9 @@
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import openai
 import pytest
@@ -98,3 +100,22 @@ def test_an_answer_that_ended_is_not_cancelled(live):
     assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
     connection.close()
     assert live.engine.cancelled == 0 and live.engine.open == []
+
+
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
+    monkeypatch.setattr("lorica.serve.connection.STALL_SECONDS", 0.5)
+    body = {"model": "alice", "prompt": "long", "max_tokens": 4000, "n": 8, "stream": True}
+    data = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with running(WordEngine(max_length=10_000)) as live, socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect((live.host, live.port))
+        lazy.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        assert eventually(lambda: len(live.engine.jobs) == 8)
+        assert eventually(lambda: not live.engine.open)
+        time.sleep(1.0)  # longer than it may stall
+        received = b""
+        with suppress(ConnectionResetError):
+            while part := lazy.recv(2**16):
+                received += part
+    assert received.startswith(b"HTTP/1.1 200") and b"[DONE]" not in received
