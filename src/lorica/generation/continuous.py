@@ -16,8 +16,9 @@ from lorica.generation.task import OnText, Task
 
 CHUNK = 1024
 """Most tokens of prompts of a pass. Nobody waits for the first token, so it is large."""
-REFILL = 4
-"""Slots are refilled when one in REFILL is free: each time costs a forward pass."""
+PATIENCE = 0.5
+"""Slots are refilled when the free ones have been idle for PATIENCE * slots row-passes: a refill
+costs a forward pass, and waiting lets it read several prompts."""
 
 
 def generate_continuous(loaded: LoadedModel, task: Task) -> list[list[int]]:
@@ -38,8 +39,11 @@ def generate_continuous(loaded: LoadedModel, task: Task) -> list[list[int]]:
     rows: dict[int, Row] = {}
     with with_conditions(model, None):  # none are set afterwards
         decoder = Decoder(model, slots=slots, max_length=max(lengths), acting=acting, chunk=CHUNK)
+        idle = slots
         while len(rows) < count or decoder.rows:
-            if decoder.free * REFILL >= slots:
+            idle += decoder.free
+            if idle >= PATIENCE * slots and decoder.free:
+                idle = 0
                 picked = order[len(rows) : len(rows) + decoder.free]
                 admitted = decoder.admit([_request(task, i) for i in picked])
                 rows |= dict(zip(picked, admitted, strict=True))

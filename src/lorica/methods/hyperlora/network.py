@@ -36,6 +36,10 @@ class Place(NamedTuple):
     number: int
 
 
+MAX_CACHED = 64
+"""Conditions whose factors are kept during a generation."""
+
+
 class Network(nn.Module):
     """The network, and the conditions that are set.
 
@@ -78,7 +82,9 @@ class Network(nn.Module):
         self.codes: Tensor | None = None
         self.rows: Rows | None = None
         self._arguments: tuple[Any, Any] | None = None  # of the last call of `set`
-        self._cache: TensorCache[tuple[Tensor, Tensor]] = TensorCache()
+        self._distinct: list[str] = []  # the conditions that `codes` are of
+        self._cache: TensorCache[tuple[Tensor, Tensor]] = TensorCache()  # by site and condition
+        self._joined: TensorCache[tuple[Tensor, Tensor]] = TensorCache()  # of `codes`, by site
         self._own_parameters = tuple(self.parameters())
         self.set(None, None)
 
@@ -98,12 +104,30 @@ class Network(nn.Module):
             indices = tuple(distinct.index(condition) for condition in by_row)
             rows = Rows(indices, None if lengths is None else tuple(lengths))
         self.codes, self.rows, self._arguments = codes, rows, (conditions, lengths)
-        self._cache.clear()
+        if distinct != self._distinct:
+            self._joined.clear()
+        if conditions is None or len(self._cache.values) > MAX_CACHED * len(self._places):
+            self._cache.clear()
+            self._joined.clear()
+        self._distinct = distinct
 
     def factors(self, codes: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """A (C, R, I) and B (C, O, R) of a site for `codes`, cached between tokens of a
-        generation."""
-        return self._cache(self._own_parameters, place, lambda: self(codes, [place]))
+        generation: those of each condition too, as the rows of its passes change."""
+        if torch.is_grad_enabled() or len(codes) < 2:
+            return self._own_factors(codes, place, 0)
+
+        def joined() -> tuple[Tensor, Tensor]:
+            parts = [self._own_factors(codes[i : i + 1], place, i) for i in range(len(codes))]
+            a, b = zip(*parts, strict=True)
+            return torch.cat(a), torch.cat(b)
+
+        return self._joined(self._own_parameters, place, joined)
+
+    def _own_factors(self, codes: Tensor, place: Place, i: int) -> tuple[Tensor, Tensor]:
+        """Those of condition number i."""
+        key = place, self._distinct[i]
+        return self._cache(self._own_parameters, key, lambda: self(codes, [place]))
 
     def forward(self, codes: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
         """A (C S, R, I) and B (C S, O, R) of S sites that share a head, in float32."""
