@@ -16,7 +16,7 @@ from lorica.generation.task import OnText, Task
 
 CHUNK = 1024
 """Most tokens of prompts of a pass. Nobody waits for the first token, so it is large."""
-PATIENCE = 0.5
+PATIENCE = 0.25
 """Slots are refilled when the free ones have been idle for PATIENCE * slots row-passes: a refill
 costs a forward pass, and waiting lets it read several prompts."""
 
