@@ -152,7 +152,8 @@ def test_any_schedule_gives_every_row_its_solo_tokens(name, schedule, chunk):
         if action == "step":
             decoder.step()
         elif isinstance(action, list):
-            rows += decoder.admit([request(**dict(o)) for o in action][: decoder.free])
+            new = [request(**dict(o)) for o in action][: decoder.free]
+            rows += decoder.admit(new, ahead=len(rows) % 2 > 0)
         elif decoder.rows:
             decoder.cancel(decoder.rows[action[1] % len(decoder.rows)])
     while decoder.rows:
@@ -215,6 +216,36 @@ def test_a_row_whose_logits_are_not_finite_fails_alone():
     assert beside.tokens == after.tokens == want.tokens
 
 
+def test_a_prompt_that_goes_ahead_is_read_before_those_that_wait():
+    """Not before one that was read in part; and all of them get the tokens that they get alone."""
+    model = tiny("llama")
+    asked = [request(20, seed) for seed in range(3)] + [request(5, seed) for seed in (3, 4)]
+    want = [row.tokens for row in decode(model, asked, slots=1)]
+    decoder = Decoder(model, slots=5, max_length=90, chunk=8)
+    rows = decoder.admit(asked[:3])
+    decoder.step()
+    rows += decoder.admit(asked[3:4], ahead=True) + decoder.admit(asked[4:], ahead=True)
+    assert list(decoder.rows) == [rows[i] for i in (0, 3, 4, 1, 2)]
+    firsts = []
+    while decoder.rows:
+        firsts += [row for row in decoder.step() if len(row.tokens) == 1]
+    assert firsts == [rows[i] for i in (0, 3, 4, 1, 2)]
+    assert [row.tokens for row in rows] == want
+
+
+def test_no_prompt_waits_for_ever_for_those_that_go_ahead():
+    decoder = Decoder(tiny("llama"), slots=3, max_length=90, chunk=8)
+    (partly,) = decoder.admit([request(80, new=1)])
+    decoder.step()
+    (waiting,) = decoder.admit([request(8, new=1)])
+    overtaken = 0
+    while not waiting.ended:
+        decoder.admit([request(8, seed, new=1) for seed in range(decoder.free)], ahead=True)
+        ended = decoder.step()
+        overtaken += partly.ended is not None and waiting not in ended and partly not in ended
+    assert overtaken <= decoder.slots
+
+
 @pytest.mark.parametrize("chunk", [8, 256])
 def test_no_row_sees_what_rows_that_failed_left_behind(chunk):
     """Several fail at once, in pieces of a prompt, or after they were moved to another slot."""
@@ -230,9 +261,9 @@ def test_no_row_sees_what_rows_that_failed_left_behind(chunk):
             number = draw.choice([None, None, *range(len(good))])
             broken = [299, *prompt(draw.randint(1, 60))]
             asked = Request(prompt=broken, sampling=good[0].sampling, stops=STOPS)
-            rows += [
-                (row, number) for row in decoder.admit([asked if number is None else good[number]])
-            ]
+            asked = asked if number is None else good[number]
+            (row,) = decoder.admit([asked], ahead=draw.random() < 0.5)
+            rows.append((row, number))
         decoder.step()
         if decoder.rows and draw.random() < 0.1:
             decoder.cancel(draw.choice(decoder.rows))

@@ -234,7 +234,7 @@ def test_the_thread_survives_whatever_fails(place, monkeypatch):
     """Else every answer, and every load, would wait for ever."""
     engine = build({})
 
-    def failing(*arguments):
+    def failing(*arguments, **options):
         raise RuntimeError("broken")
 
     try:

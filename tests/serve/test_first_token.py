@@ -46,8 +46,13 @@ async def end_of(answer) -> End:
     raise AssertionError("an answer without an end")
 
 
-def test_the_first_token_comes_within_twice_the_steps_that_it_takes_alone(engine):
-    """Each of the single requests is of another tenant, which has had nothing yet."""
+@pytest.mark.parametrize("prompts", [(2, 12), pytest.param((200, 380), marks=pytest.mark.slow)])
+def test_the_first_token_comes_within_twice_the_steps_that_it_takes_alone(engine, prompts):
+    """Each of the single requests is of another tenant, which has had nothing yet.
+
+    prompts: tokens of the others'. A long one that is being read is read to its end first: at most
+    one more pass here, and one of those that decode.
+    """
     counted, draw = Counted(engine), random.Random(0)
     lengths = (4, 200, 300) * 4  # of prompts: one pass reads 256 tokens
 
@@ -68,7 +73,7 @@ def test_the_first_token_comes_within_twice_the_steps_that_it_takes_alone(engine
         many = [
             asyncio.create_task(end_of(answer))
             for _, answer in (
-                submit("many", draw.randint(2, 12), draw.randint(8, 60)) for _ in range(200)
+                submit("many", draw.randint(*prompts), draw.randint(8, 60)) for _ in range(200)
             )
         ]
         while engine.stats().queued > 180:
@@ -80,4 +85,5 @@ def test_the_first_token_comes_within_twice_the_steps_that_it_takes_alone(engine
     alone, beside, ends = asyncio.run(run())
     assert {end.reason for end in ends} <= {"length", "stop"}
     assert alone == [1, 1, 2] * 4
-    assert all(b <= 2 * a for a, b in zip(alone, beside, strict=True)), beside
+    more = 2 if prompts[1] > 256 else 0
+    assert all(b <= 2 * a + more for a, b in zip(alone, beside, strict=True)), beside

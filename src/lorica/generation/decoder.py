@@ -62,7 +62,8 @@ class Row:
     tokens: generated so far, with the stop token. logprobs: one for each token, if asked for.
     text: None unless the request has text or stop strings.
     ended: why it left its slot. error: a sentence for the user, if ended is "error".
-    read: tokens whose keys and values are in the slot.
+    read: tokens whose keys and values are in the slot. patience: how many later rows may still be
+    read before it.
     """
 
     request: Request
@@ -71,6 +72,7 @@ class Row:
     ended: Ended | None = None
     error: str | None = None
     read: int = 0
+    patience: int = 0
     text: TextStream | None = None
 
     def __post_init__(self):
@@ -149,8 +151,11 @@ class Decoder:
     def rows(self) -> Sequence[Row]:
         return self._rows
 
-    def admit(self, requests: Sequence[Request]) -> list[Row]:
+    def admit(self, requests: Sequence[Request], *, ahead: bool = False) -> list[Row]:
         """Give each request a slot; its prompt is read by the next steps.
+
+        ahead: before prompts that came earlier and of which nothing was read yet; but no prompt is
+            overtaken by more rows than there are slots, and none by another that went ahead.
 
         Raises: ConfigError if there are more requests than free slots, or one is too long.
         """
@@ -163,9 +168,22 @@ class Decoder:
                     f"a prompt of {len(request.prompt)} tokens with up to "
                     f"{request.sampling.max_new_tokens} new ones does not fit {self.max_length}.",
                 )
-        rows = [Row(request) for request in requests]
-        self._rows += rows
+        rows = [Row(request, patience=0 if ahead else self.slots) for request in requests]
+        for row in rows:
+            self._rows.insert(self._place(ahead), row)
         return rows
+
+    def _place(self, ahead: bool) -> int:
+        """Where a new row goes. Rows of which nothing was read have nothing in their slots, and
+        can be moved."""
+        place = len(self._rows)
+        while ahead and place > self._decoding:
+            before = self._rows[place - 1]
+            if before.read or not before.patience:
+                break
+            before.patience -= 1
+            place -= 1
+        return place
 
     def step(self) -> list[Row]:
         """One forward pass. Returns: the rows that got a token, or failed; those that ended have

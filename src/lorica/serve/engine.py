@@ -216,13 +216,17 @@ class ServingEngine:
         return bool(waits) or self._scheduler.has_ready
 
     def _admit(self) -> None:
-        """Give free slots to the tickets whose turn it is."""
+        """Give free slots to the tickets whose turn it is. The first prompt of a tenant that has no
+        answer in the making is read before others."""
         with self._changed:
             tickets = self._scheduler.admit(self._decoder.free)
             works = [self._works[ticket] for ticket in tickets]
-        for work, row in zip(works, self._decoder.admit([w.request for w in works]), strict=True):
-            work.row = row
-            self._rows[row] = work
+        tenants = {work.ticket.tenant for work in self._rows.values()}
+        for work in works:
+            ahead = work.ticket.tenant not in tenants
+            tenants.add(work.ticket.tenant)
+            (work.row,) = self._decoder.admit([work.request], ahead=ahead)
+            self._rows[work.row] = work
 
     def _step(self) -> None:
         rows = self._decoder.step()
