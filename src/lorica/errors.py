@@ -32,6 +32,12 @@ class LoricaError(Exception):
         lines = (f"  {key:<{width}}  {value}" for key, value in rows.items())
         super().__init__("\n".join([what, *lines]))
 
+    @property
+    def summary(self) -> str:
+        """What happened and the facts, in one line without the fix."""
+        facts = "; ".join(f"{key}: {value}" for key, value in self.facts.items())
+        return f"{self.what} ({facts})" if facts else self.what
+
     def __reduce__(self):
         return _rebuild, (type(self), self.what, self.fix, self.facts)
 

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import torch
 
 import lorica
 from lorica.base.load import load
-from lorica.cli import run
+from lorica.cli import main, run
 from lorica.cli.served_adapters import parse_adapters
 from lorica.core.state import adapter_state
 from lorica.serve.keys_file import new_entry
@@ -59,6 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--host", "::", "--port", "0"], ["no keys"]),
         (["--host", "no.such.host.invalid", "--port", "0"], ["cannot listen", "--host"]),
         (["--keys", "nowhere.yaml", "--port", "0"], ["nowhere.yaml", "lorica key"]),
+        (["--adapter", "bundled=runs"], ["name of the base", "--adapter NAME=runs"]),
         (["--slots", "0"], ["slots"]),
         (["--port", "70000"], ["port"]),
         (["--timeout", "0"], ["timeout"]),
@@ -107,6 +109,55 @@ def test_conditions_and_names_of_a_folder(root):
     assert parsed.conditions == {"alice": ["ve-ol", "ol-ve", "en-fr"]}
     [notice] = parsed.notices
     assert "bob is not served: --adapter bob is another one" in notice
+
+
+@pytest.fixture
+def started(monkeypatch, capsys):
+    """`lorica serve` up to where it would wait for requests: (stdout, stderr)."""
+    monkeypatch.setattr("lorica.serve.run.run", lambda *_, **__: 0)
+
+    def start(*words: str) -> tuple[str, str]:
+        assert run(["serve", "bundled", "--port", "0", *words]) == 0
+        return capsys.readouterr()
+
+    return start
+
+
+def test_an_adapter_of_a_folder_that_fails_is_named_and_not_counted(root, tmp_path, started):
+    shutil.copytree(root, tmp_path / "all")
+    carol = shutil.copytree(root / "alice", tmp_path / "all" / "carol")
+    [weights] = carol.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    out, err = started("--adapters", str(tmp_path / "all"))
+    assert "bundled with 2 adapters (alice, bob); not served: carol; 16 slots of 512" in out
+    [line] = [line for line in err.splitlines() if line.startswith("carol: not served")]
+    assert weights.name in line and "its SHA-256 differs" in line
+    assert "loading the base bundled" in err and f"bob: loading {tmp_path}" in err
+    assert "--max_length" not in err
+
+
+def test_what_is_printed_can_be_used(root, started, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(new_entry("acme", adapters=["alice", "dora"], base=False, admin=False)[1])
+    keys.chmod(0o644)
+    words = ["--max_length", "4096", "--host", "0.0.0.0", "--keys", str(keys)]
+    out, err = started("--adapter", f"alice={root / 'alice'}", *words)
+    assert re.search(r"^API +http://127\.0\.0\.1:[0-9]+/v1$", out, re.M), out
+    assert "--max_length 4096: the base's context is 512 tokens" in err
+    assert f"{keys}: other users of this machine can read this file (mode 644)" in err
+    assert f"{keys}: acme may use dora, which is not served" in err
+
+
+def test_the_interpreter_does_not_look_for_cycles_when_it_ends(monkeypatch):
+    frozen = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
+    monkeypatch.setattr("sys.argv", ["lorica", "--version"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        main()
+    assert frozen
 
 
 # -- the whole command ----------------------------------------------------------------------------

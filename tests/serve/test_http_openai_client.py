@@ -28,13 +28,13 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 def test_models_are_listed_with_what_the_page_shows(client):
     models = {model.id: model for model in client.models.list()}
-    assert set(models) == {"org/base", "alice", "hyper"}
+    assert set(models) == {"org/base", "alice", "hyper:ve-ol"}
     alice = models["alice"].model_dump()
     assert alice["parent"] == alice["root"] == "org/base"
     assert (alice["generation"], alice["method"], alice["state"]) == (3, "lora", "resident")
     assert {"notes", "digest", "chat", "conditions", "max_length"} <= set(alice)
     assert client.models.retrieve("org/base").id == "org/base"
-    assert client.models.retrieve("hyper:ve-ol").id == "hyper"
+    assert client.models.retrieve("hyper:ve-ol") == models["hyper:ve-ol"]
 
 
 @pytest.mark.parametrize("model", ["org/base", "alice", "hyper:ve-ol"])

@@ -4,6 +4,7 @@
 imports torch, so that help and most mistakes are answered at once.
 """
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def main() -> NoReturn:
     with progress.reporting(not quiet), progress.announce_slow_start(command):
         code = run(words)
     failures.flush()
+    gc.freeze()  # the interpreter would look through all of torch for cycles: seconds, for nothing
     sys.exit(code)
 
 

@@ -3,7 +3,7 @@
 import ipaddress
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import socket
@@ -12,17 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter, validators
 
 from lorica.cli.options import Dtype, Quantisation, Texts
-from lorica.cli.served_adapters import load_adapters, parse_adapters, print_notices
+from lorica.cli.served_adapters import (
+    check_not_the_base,
+    load_adapters,
+    parse_adapters,
+    print_notices,
+)
 from lorica.errors import ConfigError, counted, listed
 
 if TYPE_CHECKING:
     from lorica.serve.auth import Access
     from lorica.serve.engine import ServingEngine
+    from lorica.serve.exchange import ModelCard
     from lorica.serve.run import Listener
 
 app = App(name="serve")
 
 GIB = 2**30
+MAX_LENGTH = 2048
 Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))]
 Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
@@ -37,7 +44,7 @@ def serve(
     adapters: Path | None = None,
     conditions: Texts = None,
     slots: Positive = 16,
-    max_length: Positive = 2048,
+    max_length: Positive | None = None,
     memory: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
     max_queued: Positive = 256,
     host: str = "127.0.0.1",
@@ -73,12 +80,14 @@ def serve(
         Answers that are written at the same time; more wait in a queue. Two slots besides are
         kept for customers that have no answer running.
     max_length
-        Tokens of prompt and answer together.
+        Tokens of prompt and answer together: by default 2048, or the base's context if that is
+        smaller.
     memory
         GiB for adapters. Those that were not used longest leave, and are read again when they
         are asked for. By default no limit.
     max_queued
-        Requests that may wait; further ones are refused.
+        Requests that may wait; further ones are refused. One tenant may have at most half of
+        them, and at most 64.
     host
         Address to listen on. Beyond this machine (0.0.0.0) keys are required.
     port
@@ -104,7 +113,9 @@ def serve(
         raise ConfigError("--admin_port and --admin_socket are both given.", fix="choose one")
     from lorica.serve import run  # before the base is loaded: is the extra installed?
     from lorica.serve.build import EngineSettings, open_engine
+    from lorica.serve.names import base_name_of
 
+    check_not_the_base(served, base_name_of(base))
     with ExitStack() as stack:
         client = stack.enter_context(run.bind(host, port))
         if keys is None:
@@ -113,18 +124,23 @@ def serve(
         access = _read_access(base, keys)
         settings = EngineSettings(
             slots=slots,
-            max_length=max_length,
+            max_length=max_length or MAX_LENGTH,
             memory_bytes=None if memory is None else int(memory * GIB),
             max_queued=max_queued,
             quotas=access.quotas,
             dtype=dtype,
             quantisation=quantisation,
         )
+        print(f"loading the base {base}", file=sys.stderr, flush=True)
         engine = open_engine(base, settings)
+        if max_length is not None and engine.max_length < max_length:
+            context = f"the base's context is {engine.max_length:,} tokens, and is used"
+            print_notices(f"--max_length {max_length}", [context])
         stack.enter_context(_logging_to_stderr())
         engine.start()
         stack.callback(engine.close)
         load_adapters(engine.store, served)
+        print_notices(str(keys), not_served(access.adapters(), engine.cards()))
         listeners = _listeners(
             engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )
@@ -170,6 +186,16 @@ def _read_access(base: str, keys: Path | None) -> "Access":
     return access
 
 
+def not_served(adapters: Mapping[str, Collection[str]], cards: "Iterable[ModelCard]") -> list[str]:
+    """Notices on adapters that tenants may use and nobody can. adapters: by tenant."""
+    names = {card.name for card in cards if card.state != "failed"}
+    return [
+        f"{tenant} may use {listed(missing)}, which is not served; it can be loaded later"
+        for tenant, allowed in adapters.items()
+        if (missing := sorted(set(allowed) - names))
+    ]
+
+
 def _listeners(
     engine: "ServingEngine",
     access: "Access",
@@ -204,7 +230,7 @@ def _listeners(
 def _logging_to_stderr() -> Iterator[None]:
     """The server's log and uvicorn's warnings, a line each, inside the block."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     levels = {"lorica.serve": logging.INFO, "uvicorn.error": logging.WARNING}
     for name, level in levels.items():
         logger = logging.getLogger(name)
@@ -223,11 +249,15 @@ def _print_summary(
     engine: "ServingEngine", slots: int, address: tuple, admin: socket | None
 ) -> None:
     cards = [card for card in engine.cards() if card.parent is not None]
-    names = f" ({listed((card.name for card in cards), 8)})" if cards else ""
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    served = [card.name for card in cards if card.state != "failed"]
+    failed = [card.name for card in cards if card.state == "failed"]
+    names = f" ({listed(served, 8)})" if served else ""
+    missing = f"; not served: {listed(failed, 8)}" if failed else ""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
+    host = f"[{host}]" if ":" in host else host
     room = f"{counted(slots, 'slot')} of {engine.max_length:,} tokens"
-    what = f"{engine.base_name} with {counted(len(cards), 'adapter')}{names}"
-    print(f"{what}; {room}", flush=True)
+    what = f"{engine.base_name} with {counted(len(served), 'adapter')}{names}"
+    print(f"{what}{missing}; {room}", flush=True)
     print(f"page  http://{host}:{address[1]}/", flush=True)
     print(f"API   http://{host}:{address[1]}/v1", flush=True)
     if admin is not None:

@@ -48,6 +48,16 @@ def parse_adapters(
     return parsed
 
 
+def check_not_the_base(adapters: Adapters, base_name: str) -> None:
+    """Raises: ConfigError if an adapter has the name of the base."""
+    for name, folder in {**adapters.named, **adapters.in_folder}.items():
+        if name == base_name:
+            raise ConfigError(
+                f"{name!r} is the name of the base, and of the adapter in {folder}.",
+                fix=f"name it otherwise: --adapter NAME={folder}",
+            )
+
+
 def _add_folder(parsed: Adapters, root: Path) -> None:
     from lorica.serve.names import adapters_in
 
@@ -68,25 +78,34 @@ def _split(option: str, text: str, form: str) -> tuple[str, str]:
 
 def load_adapters(store: "Store", adapters: Adapters) -> None:
     """Load what is served. Of those named one by one, all errors are reported at once; of those in
-    a folder, one that fails is a notice, and is listed with the state "failed".
+    a folder, one that fails is a notice, and has the state "failed" in the operator's list.
 
     Raises: LoricaError.
     """
     print_notices("--adapters", adapters.notices)
-    errors: dict[str, LoricaError] = {}
-    for name, folder in adapters.named.items():
-        conditions = adapters.conditions.get(name, ())
-        try:
-            generation = store.load(name, folder, expected_generation=0, conditions=conditions)
-        except LoricaError as error:
-            errors[name] = error
-        else:
-            print_notices(name, generation.notices)
-    _raise_all(errors)
     for name, folder in adapters.in_folder.items():
         store.register(name, folder, conditions=adapters.conditions.get(name, ()))
-    for name, error in store.load_registered().items():
-        print_notices(name, [f"not served: {error.what}"])
+    errors: dict[str, LoricaError] = {}
+    for name, folder in adapters.named.items():
+        try:
+            _load(store, name, folder, adapters)
+        except LoricaError as error:
+            errors[name] = error
+    _raise_all(errors)
+    for name, folder in adapters.in_folder.items():
+        try:
+            _load(store, name, folder, adapters)
+        except LoricaError as error:
+            print_notices(name, [f"not served: {error.summary}"])
+
+
+def _load(store: "Store", name: str, folder: Path, adapters: Adapters) -> None:
+    """Load an adapter, and print its notices. Raises: LoricaError."""
+    print(f"{name}: loading {folder}", file=sys.stderr, flush=True)
+    conditions = adapters.conditions.get(name, ())
+    print_notices(
+        name, store.load(name, folder, expected_generation=0, conditions=conditions).notices
+    )
 
 
 def _raise_all(errors: dict[str, LoricaError]) -> None:

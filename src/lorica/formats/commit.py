@@ -207,7 +207,10 @@ def check_digests(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             actual = {"bytes": file.stat().st_size}
             actual = digest(file) if actual["bytes"] == noted.get("bytes") else actual
         if actual != noted:
-            wrong[name] = f"{actual['bytes']} bytes here, {noted.get('bytes')} when it was saved"
+            count = noted.get("bytes")
+            wrong[name] = f"{actual['bytes']} bytes here, {count} when it was saved"
+            if actual["bytes"] == count:
+                wrong[name] = f"its SHA-256 differs ({count} bytes, as when it was saved)"
     if wrong:
         raise FileError(
             f"{path} is not what was saved: {len(wrong)} of {len(files)} files differ.",

@@ -71,6 +71,10 @@ class Access:
         """By tenant, for the scheduler."""
         return {tenant.name: tenant.quota for tenant in self._tenants.values()}
 
+    def adapters(self) -> dict[str, frozenset[str]]:
+        """Names of adapters in the file, by tenant."""
+        return {tenant.name: tenant.adapters or frozenset() for tenant in self._tenants.values()}
+
     def authenticate(self, header: str | None) -> Tenant:
         """The tenant of a request with this Authorization header.
 

@@ -33,7 +33,8 @@ class EngineSettings:
     slots: answers that are written at once. reserved_slots: more of them, for tenants that have
     none while others use all. max_length: tokens of prompt and answer together; None: those of the
     base. memory_bytes: of adapters in memory; None: no limit.
-    max_queued: requests that wait, of all tenants and of one. quotas: by tenant.
+    max_queued: requests that wait, of all tenants and of one, which may have at most half of all,
+    so that others have room. quotas: by tenant.
     dtype, quantisation: of the base, as in other commands.
     """
 
@@ -90,7 +91,7 @@ def engine_of(loaded: LoadedModel, settings: EngineSettings) -> ServingEngine:
     scheduler = Scheduler(
         clock=time.monotonic,
         max_queued=settings.max_queued,
-        max_queued_per_tenant=settings.max_queued_per_tenant,
+        max_queued_per_tenant=min(settings.max_queued_per_tenant, max(1, settings.max_queued // 2)),
         quotas=settings.quotas,
         reserved=settings.reserved_slots,
     )

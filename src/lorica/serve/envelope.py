@@ -79,9 +79,7 @@ def failure_of(error: LoricaError, *, for_operator: bool = False) -> Failure | N
 
 def message_of(error: LoricaError) -> str:
     """What happened, the facts, and the fix in one line."""
-    facts = "; ".join(f"{key}: {value}" for key, value in error.facts.items())
-    parts = [error.what, f"({facts})" if facts else "", f"Fix: {error.fix}." if error.fix else ""]
-    return " ".join(filter(None, parts))
+    return f"{error.summary} Fix: {error.fix}." if error.fix else error.summary
 
 
 def retry_headers(error: Refusal) -> tuple[tuple[str, str], ...]:

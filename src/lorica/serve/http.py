@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -116,13 +116,16 @@ def _openai_routes(engine: Engine, acceptor: Acceptor) -> APIRouter:
     async def list_models(request: Request) -> JSONResponse:
         """The models that this key may use."""
         tenant = tenant_of(request)
-        data = [model_object(card) for card in engine.cards() if tenant.allows(card.name)]
-        return JSONResponse({"object": "list", "data": data})
+        cards = [card for card in engine.cards() if tenant.allows(card.name)]
+        cards = [each for card in cards if card.state != "failed" for each in by_condition(card)]
+        return JSONResponse({"object": "list", "data": list(map(model_object, cards))})
 
     @routes.get("/models/{model:path}")
     async def get_model(request: Request, model: str) -> JSONResponse:
         """One model, by its name or "alias:condition"."""
-        return JSONResponse(model_object(card_for(engine, model, tenant_of(request))))
+        card = card_for(engine, model, tenant_of(request))
+        only = replace(card, name=model, conditions=()) if ":" in model else card
+        return JSONResponse(model_object(only))
 
     @routes.post("/completions")
     async def complete(request: Request, body: CompletionBody) -> Response:
@@ -135,6 +138,12 @@ def _openai_routes(engine: Engine, acceptor: Acceptor) -> APIRouter:
         return await acceptor.accept(body, tenant_of(request), request.scope["request_id"])
 
     return routes
+
+
+def by_condition(card: ModelCard) -> list[ModelCard]:
+    """The models that can be asked: "alias:condition" for each known condition, or the card."""
+    names = [f"{card.name}:{condition}" for condition in card.conditions]
+    return [replace(card, name=name, conditions=()) for name in names] or [card]
 
 
 def model_object(card: ModelCard, *, for_operator: bool = False) -> dict[str, Any]:

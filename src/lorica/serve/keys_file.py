@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[str, list[str]]:
             f"{path}:{line}: this is not UTF-8 text.", fix="save it as UTF-8"
         ) from None
     can = "change" if mode & 0o022 else "read"
-    notice = f"other users of this machine can {can} {path} (mode {mode:o}); chmod 600 {path}"
+    notice = f"other users of this machine can {can} this file (mode {mode:o}); fix: chmod 600"
     return text, [notice] if mode & 0o066 else []
 
 

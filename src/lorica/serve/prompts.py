@@ -8,7 +8,7 @@ from lorica.base.load import LoadedModel
 from lorica.data.prompt_format import PromptFormat
 from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.data.text_encoder import TextEncoder
-from lorica.errors import DataError
+from lorica.errors import DataError, counted
 from lorica.generation.prompts import (
     end_of_turn,
     prompt_format_of,
@@ -35,9 +35,11 @@ class Prompts:
         self._view = replace(loaded, tokenizer=tokenizer, prompt_format=form)
         self._encoder = TextEncoder(tokenizer)
         self.form = prompt_format_of(self._view)
+        turn = [end_of_turn(self._view)] if self.is_chat else ()
+        is_trained_on_chats = form is not None and form.kind == "chat"
         self._stops = {
-            False: stops_of(self._view),
-            True: stops_of(self._view, [end_of_turn(self._view)] if self.is_chat else ()),
+            False: stops_of(self._view, turn if is_trained_on_chats else ()),
+            True: stops_of(self._view, turn),
         }
 
     @property
@@ -133,14 +135,15 @@ def check_job(job: Job, max_length: int, vocabulary: int) -> None:
         )
     if count >= max_length:
         raise InvalidRequest(
-            f"the prompt has {count:,} tokens; prompt and answer may have {max_length:,} together.",
+            f"the prompt has {counted(count, 'token')}; prompt and answer may have "
+            f"{max_length:,} together.",
             fix="shorten the prompt",
             param="prompt",
         )
     if count + most > max_length:
         raise InvalidRequest(
-            f"the prompt has {count:,} tokens and max_tokens is {most:,}; together they may have "
-            f"{max_length:,}.",
+            f"the prompt has {counted(count, 'token')} and max_tokens is {most:,}; together "
+            f"they may have {max_length:,}.",
             fix=f"set max_tokens to {max_length - count:,} or less",
             param="max_tokens",
         )

@@ -110,7 +110,7 @@ class Store:
             try:
                 return self._publish(entry, Path(folder), conditions, expected_generation, pinned)
             except LoricaError as error:
-                entry.failure = error.what
+                entry.failure = error.summary
                 raise
             finally:
                 entry.is_loading = False
@@ -281,7 +281,7 @@ class Store:
         except Refusal:
             raise
         except LoricaError as error:
-            entry.lost = generation, error.what
+            entry.lost = generation, error.summary
             raise Unavailable(
                 f"the adapter {generation.alias!r} left the memory, and cannot be read again.",
                 fix="ask the operator: its state says why",
