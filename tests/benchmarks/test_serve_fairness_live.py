@@ -3,10 +3,13 @@
 import asyncio
 import re
 
+import pytest
+
 from benchmarks.serve import fairness_live
 from lorica.serve.build import EngineSettings, open_engine
 
 
+@pytest.mark.slow
 def test_every_kind_is_measured(capsys, monkeypatch):
     monkeypatch.setattr(fairness_live, "MANY", 12)
     monkeypatch.setattr(fairness_live, "ANSWER", (2, 4))

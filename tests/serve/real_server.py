@@ -167,4 +167,4 @@ async def complete_when_there(
         if reply.status not in (404, 503):
             return reply, refused
         await asyncio.sleep(0.02)
-    raise AssertionError(f"{body['model']} does not come back: {reply}")
+    raise AssertionError(f"{body['model']} does not come back")

@@ -55,6 +55,7 @@ def test_its_slots_are_free_within_one_step(count, small_base, tmp_path, monkeyp
     engine.start()
     try:
         with running(engine) as live, reading_client(live.url, alias, count) as client:
+            assert client.stdout is not None
             for _ in range(5 * count):
                 assert client.stdout.readline() == "event\n"
             assert engine.stats().running == count
