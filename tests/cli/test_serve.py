@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,8 +113,13 @@ def test_conditions_and_names_of_a_folder(root):
 
 @pytest.fixture
 def started(monkeypatch, capsys):
-    """`lorica serve` up to where it would wait for requests: (stdout, stderr)."""
-    monkeypatch.setattr("lorica.serve.run.run", lambda *_, **__: 0)
+    """`lorica serve` up to where it waits for requests, and a SIGHUP there: (stdout, stderr)."""
+
+    def wait(*_: object, on_hangup: Callable[[], None], **__: object) -> int:
+        on_hangup()
+        return 0
+
+    monkeypatch.setattr("lorica.serve.run.run", wait)
 
     def start(*words: str) -> tuple[str, str]:
         assert run(["serve", "bundled", "--port", "0", *words]) == 0
@@ -136,6 +141,7 @@ def test_an_adapter_of_a_folder_that_fails_is_named_and_not_counted(root, tmp_pa
     assert weights.name in line and "its SHA-256 differs" in line
     assert "loading the base bundled" in err and f"bob: loading {tmp_path}" in err
     assert "--max_length" not in err
+    assert re.search(r"^[0-9]{4}-[0-9-]+ [0-9:]+ SIGHUP: ignored", err, re.M), err
 
 
 def test_what_is_printed_can_be_used(root, started, tmp_path):
@@ -148,6 +154,7 @@ def test_what_is_printed_can_be_used(root, started, tmp_path):
     assert "--max_length 4096: the base's context is 512 tokens" in err
     assert f"{keys}: other users of this machine can read this file (mode 644)" in err
     assert f"{keys}: acme may use dora, which is not served" in err
+    assert f"SIGHUP: {keys} has been read again: 1 tenant" in err
 
 
 def test_the_interpreter_does_not_look_for_cycles_when_it_ends(monkeypatch):

@@ -90,7 +90,7 @@ f:
         f'{path}:10: c.adapters: "*" is all adapters: write it alone',
         f"{path}:11: d needs lines of its own below it",
         f"{path}:12: 'no name' is no name of a tenant; use letters",
-        f"{path}:14: a is set twice; first in {path}:1",
+        f"{path}:14: a is set twice; first in {path}:1: add the hash to the list `keys:`",
         f"{path}:17: e.keys must be a list of hashes of keys, and not empty",
         f'{path}:18: e.admin is "yes"; it must be true or false',
         f"{path}:19: f may use nothing: set adapters, base or admin",

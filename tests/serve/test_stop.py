@@ -128,3 +128,15 @@ def test_a_second_sigterm_ends_at_once():
     assert process.returncode == 128 + signal.SIGTERM
     assert err.strip().endswith("a second SIGTERM: ended at once")
     assert stream.error is not None, "cut, and the client sees that"
+
+
+@pytest.mark.slow
+def test_sighup_ends_nothing():
+    with server(drain_timeout=30) as (process, url):
+        stream = Streaming(url, 60)
+        process.send_signal(signal.SIGHUP)
+        stream.join(60)
+        assert stream.error is None and stream.events[-1] == "[DONE]"
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and out == "hangup\ncut 0\n"

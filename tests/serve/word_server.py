@@ -14,7 +14,12 @@ def main() -> None:
     engine = WordEngine(max_length=20_000, seconds_per_token=0.02)
     print(bound.getsockname()[1], flush=True)
     with reporting():
-        cut = run(engine, [Listener(create_gate(engine), bound)], drain_timeout=float(sys.argv[1]))
+        cut = run(
+            engine,
+            [Listener(create_gate(engine), bound)],
+            drain_timeout=float(sys.argv[1]),
+            on_hangup=lambda: print("hangup"),
+        )
     print(f"cut {cut}", flush=True)
 
 

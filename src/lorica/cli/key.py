@@ -15,7 +15,9 @@ def make(
     tenant: str,
     /,
     *,
-    adapter: Annotated[Texts, Parameter(help='Adapter that it may use; "*": all.')] = None,
+    adapter: Annotated[
+        Texts, Parameter(help='Adapter that it may use; "*": all, and not the base.')
+    ] = None,
     base: Annotated[Switch, Parameter(help="It may use the base without an adapter.")] = False,
     admin: Annotated[Switch, Parameter(help="It may load and unload adapters.")] = False,
 ) -> None:

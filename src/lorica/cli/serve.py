@@ -94,7 +94,7 @@ def serve(
         Port to listen on; 0: any free one.
     keys
         File of API keys, their tenants and quotas. Without it this machine alone has access.
-        `lorica key NAME` makes a key.
+        `lorica key NAME` makes a key. SIGHUP reads the file again.
     allowed_hosts
         Name under which clients reach the server (chat.example.com), if it is neither an address
         nor localhost; may be given several times.
@@ -113,6 +113,7 @@ def serve(
         raise ConfigError("--admin_port and --admin_socket are both given.", fix="choose one")
     from lorica.serve import run  # before the base is loaded: is the extra installed?
     from lorica.serve.build import EngineSettings, open_engine
+    from lorica.serve.keys_reload import KeysReload
     from lorica.serve.names import base_name_of
 
     check_not_the_base(served, base_name_of(base))
@@ -145,7 +146,8 @@ def serve(
             engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )
         _print_summary(engine, slots, client.getsockname(), admin)
-        cut = run.run(engine, listeners, drain_timeout=drain_timeout)
+        reload = KeysReload(base, keys, access, engine)
+        cut = run.run(engine, listeners, drain_timeout=drain_timeout, on_hangup=reload)
     ended = f"; {counted(cut, 'answer')} had no time to finish" if cut else ""
     print(f"lorica serve: stopped{ended}", file=sys.stderr)
 

@@ -71,6 +71,10 @@ class Access:
         """By tenant, for the scheduler."""
         return {tenant.name: tenant.quota for tenant in self._tenants.values()}
 
+    def replace(self, other: "Access") -> None:
+        """Take the tenants of `other`, from the next request on."""
+        self._tenants = other._tenants
+
     def adapters(self) -> dict[str, frozenset[str]]:
         """Names of adapters in the file, by tenant."""
         return {tenant.name: tenant.adapters or frozenset() for tenant in self._tenants.values()}

@@ -11,6 +11,7 @@ pass sees one state of everything.
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from lorica.serve.between_steps import BetweenSteps
 from lorica.serve.exchange import End, EndReason, EngineStats, Job, ModelCard, Piece, TokenLogprob
 from lorica.serve.models import Models, Target
 from lorica.serve.prompts import check_job
+from lorica.serve.quota import Quota
 from lorica.serve.refusals import Unavailable
 from lorica.serve.scheduler import Scheduler, Ticket
 
@@ -116,6 +118,11 @@ class ServingEngine:
         if not work.ticket.is_ready:
             self._warming.submit(self._warm, work)
         return work.answer
+
+    def set_quotas(self, quotas: Mapping[str, Quota]) -> None:
+        """Other quotas of the tenants, from the next request on. Running answers go on."""
+        with self._changed:
+            self._scheduler.set_quotas(quotas)
 
     def drain(self, timeout: float) -> int:
         """See `Engine`. The thread goes on: `close` ends it."""

@@ -17,6 +17,7 @@ belongs: it may be the key itself.
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,7 +94,7 @@ def _read(path: Path) -> tuple[str, list[str]]:
 
 def _parse(settings: Settings, base_name: str) -> tuple[dict[bytes, Tenant], list[Mistake]]:
     """Tenants by the hash of a key, and all mistakes."""
-    mistakes = list(settings.mistakes)
+    mistakes = [_told_apart(mistake) for mistake in settings.mistakes]
     tenants: dict[bytes, Tenant] = {}
     places: dict[bytes, str] = {}
     for name, data in settings.data.items():
@@ -108,6 +109,14 @@ def _parse(settings: Settings, base_name: str) -> tuple[dict[bytes, Tenant], lis
             if tenant:
                 tenants[digest] = tenant
     return tenants, mistakes
+
+
+def _told_apart(mistake: Mistake) -> Mistake:
+    """A tenant that is in the file twice needs no second entry for another key."""
+    if not mistake.what.startswith(f"{mistake.path[0]} is set twice"):
+        return mistake
+    what = f"{mistake.what}: add the hash to the list `keys:` of the first"
+    return replace(mistake, what=what)
 
 
 def _parse_tenant(

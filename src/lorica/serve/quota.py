@@ -3,8 +3,13 @@
 from collections import deque
 from dataclasses import dataclass
 
+from lorica.errors import counted
+from lorica.serve.refusals import InvalidRequest, TooManyRequests
+
 MINUTE = 60.0
 """Length of the window, in seconds."""
+SHORTEST_RETRY = 1.0
+"""Seconds of the shortest retry_after."""
 GRAIN = 1.0
 """Seconds within which amounts share an entry, so that a window has at most about 61 of them."""
 
@@ -57,3 +62,39 @@ class SlidingMinute:
                 break
             total, wait = total - amount, last + MINUTE - now
         return wait
+
+
+def check_quota(
+    quota: Quota,
+    requests: SlidingMinute,
+    computed: SlidingMinute,
+    reserved: int,
+    tokens: int,
+    now: float,
+) -> None:
+    """Check a request for `tokens` tokens against what a tenant has used.
+
+    requests: that it sent. computed: tokens, of prompts and answers. reserved: tokens that its
+    answers may still compute. Raises: TooManyRequests, InvalidRequest.
+    """
+    if (most := quota.requests_per_minute) is not None and requests.total(now) >= most:
+        raise TooManyRequests(
+            f"this key may send {counted(most, 'request')} per minute, and has.",
+            fix="wait, or ask the server's owner for more",
+            retry_after=max(SHORTEST_RETRY, requests.seconds_until(now, most - 1)),
+        )
+    if (most := quota.tokens_per_minute) is None:
+        return
+    if tokens > most:
+        raise InvalidRequest(
+            f"prompt and max_tokens make {tokens:,} tokens; this key may use {most:,} per minute.",
+            fix="shorten the prompt, or set a smaller max_tokens",
+            param="max_tokens",
+        )
+    if computed.total(now) + reserved + tokens > most:
+        room = max(0, most - reserved - tokens)
+        raise TooManyRequests(
+            f"this key may use {most:,} tokens per minute; {tokens:,} more would exceed that.",
+            fix="wait, or set a smaller max_tokens",
+            retry_after=max(SHORTEST_RETRY, computed.seconds_until(now, room)),
+        )

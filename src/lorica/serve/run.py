@@ -66,13 +66,23 @@ async def serve(
     return cut
 
 
-def run(engine: Engine, listeners: Sequence[Listener], *, drain_timeout: float) -> int:
-    """Serve until SIGTERM or Ctrl-C; a second one ends the process at once. Returns: as `serve`."""
+def run(
+    engine: Engine,
+    listeners: Sequence[Listener],
+    *,
+    drain_timeout: float,
+    on_hangup: Callable[[], None],
+) -> int:
+    """Serve until SIGTERM or Ctrl-C; a second one ends the process at once.
+
+    on_hangup: what SIGHUP does. Returns: as `serve`.
+    """
 
     async def main() -> int:
         stop = asyncio.Event()
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number, stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         return await serve(engine, listeners, drain_timeout=drain_timeout, stop=stop)
 
     def on_signal(number: int, stop: asyncio.Event) -> None:

@@ -32,13 +32,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorica.errors import counted
-from lorica.serve.quota import Quota, SlidingMinute
-from lorica.serve.refusals import InvalidRequest, TooManyRequests
+from lorica.serve.quota import SHORTEST_RETRY, Quota, SlidingMinute, check_quota
+from lorica.serve.refusals import TooManyRequests
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1, 2
 """Cost of a token of a prompt, and of an answer, which takes a step of its own."""
-SHORTEST_RETRY = 1.0
-"""Seconds of the shortest retry_after."""
 
 State = Literal["queued", "running", "finished", "cancelled"]
 
@@ -127,6 +125,12 @@ class Scheduler:
         now = self._clock()
         return any(account.head(now) is not None for account in self._tenants.values())
 
+    def set_quotas(self, quotas: Mapping[str, Quota]) -> None:
+        """Other quotas, from the next request on."""
+        self._quotas = dict(quotas)
+        for name, account in self._tenants.items():
+            account.quota = self._quotas.get(name, Quota())
+
     def submit(
         self,
         tenant: str,
@@ -145,7 +149,7 @@ class Scheduler:
         account = self._tenants.get(tenant) or _Tenant(self._quotas.get(tenant, Quota()))
         tokens = prompt_tokens + max_new_tokens
         self._check_queues(account, now)
-        _check_quota(account, tokens, now)
+        check_quota(account.quota, account.requests, account.tokens, account.reserved, tokens, now)
         self._tenants[tenant] = account
         ticket = Ticket(tenant, prompt_tokens, max_new_tokens, deadline, now, is_ready)
         if account.head(now) is None:
@@ -268,32 +272,6 @@ class Scheduler:
         """After how many seconds one of `slots` slots becomes free, by the last answers."""
         mean = sum(self._durations) / max(1, len(self._durations))
         return max(SHORTEST_RETRY, mean / max(1, slots))
-
-
-def _check_quota(account: _Tenant, tokens: int, now: float) -> None:
-    """Raises: TooManyRequests, InvalidRequest."""
-    quota = account.quota
-    if (most := quota.requests_per_minute) is not None and account.requests.total(now) >= most:
-        raise TooManyRequests(
-            f"this key may send {counted(most, 'request')} per minute, and has.",
-            fix="wait, or ask the server's owner for more",
-            retry_after=max(SHORTEST_RETRY, account.requests.seconds_until(now, most - 1)),
-        )
-    if (most := quota.tokens_per_minute) is None:
-        return
-    if tokens > most:
-        raise InvalidRequest(
-            f"prompt and max_tokens make {tokens:,} tokens; this key may use {most:,} per minute.",
-            fix="shorten the prompt, or set a smaller max_tokens",
-            param="max_tokens",
-        )
-    if account.tokens.total(now) + account.reserved + tokens > most:
-        room = max(0, most - account.reserved - tokens)
-        raise TooManyRequests(
-            f"this key may use {most:,} tokens per minute; {tokens:,} more would exceed that.",
-            fix="wait, or set a smaller max_tokens",
-            retry_after=max(SHORTEST_RETRY, account.tokens.seconds_until(now, room)),
-        )
 
 
 def _is_late(ticket: Ticket, now: float) -> bool:
