@@ -134,9 +134,7 @@ def serve(
         )
         print(f"loading the base {base}", file=sys.stderr, flush=True)
         engine = open_engine(base, settings)
-        if max_length is not None and engine.max_length < max_length:
-            context = f"the base's context is {engine.max_length:,} tokens, and is used"
-            print_notices(f"--max_length {max_length}", [context])
+        _print_context(engine, max_length)
         stack.enter_context(_logging_to_stderr())
         engine.start()
         stack.callback(engine.close)
@@ -150,6 +148,13 @@ def serve(
         cut = run.run(engine, listeners, drain_timeout=drain_timeout, on_hangup=reload)
     ended = f"; {counted(cut, 'answer')} had no time to finish" if cut else ""
     print(f"lorica serve: stopped{ended}", file=sys.stderr)
+
+
+def _print_context(engine: "ServingEngine", asked: int | None) -> None:
+    """A notice if the base's context is shorter than --max_length."""
+    if asked is not None and engine.max_length < asked:
+        context = f"the base's context is {engine.max_length:,} tokens, and is used"
+        print_notices(f"--max_length {asked}", [context])
 
 
 def check_is_local(host: str, address: str) -> None:
