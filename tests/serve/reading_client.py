@@ -13,7 +13,8 @@ def read(url: str, body: dict) -> None:
     )
     with urllib.request.urlopen(request) as reply:
         for _ in reply:
-            print("event", flush=True)
+            sys.stdout.write("event\n")  # whole: the streams share it
+            sys.stdout.flush()
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def test_its_slots_are_free_within_one_step(count, small_base, tmp_path, monkeyp
             assert client.stdout is not None
             for _ in range(5 * count):
                 assert client.stdout.readline() == "event\n"
-            assert engine.stats().running == count
+            assert eventually(lambda: engine.stats().running == count)
             client.kill()
             client.wait()
             assert eventually(lambda: engine.stats().running == 0)
