@@ -22,7 +22,8 @@ import lorica
 from lorica.core.attach import activate
 from lorica.core.bank import attached
 from lorica.core.row_form import RowForm
-from lorica.generation.decoder import Decoder, Request
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
 from lorica.serve.bank import ServingBank

@@ -25,7 +25,8 @@ import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from lorica.generation.batches import pad_left
-from lorica.generation.decoder import Decoder, Request
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
 

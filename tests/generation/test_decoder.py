@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lorica.base.dynamic_rope import reset_before_each_call
 from lorica.errors import ConfigError
 from lorica.generation import forward as forward_passes
-from lorica.generation.decoder import Decoder, Request, Row
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request, Row
 from lorica.generation.sampling import Sampling
 from lorica.generation.slots import slot_support
 from lorica.generation.stops import Stops
@@ -329,3 +330,55 @@ def test_more_requests_than_slots_and_rows_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="does not fit 20"):
         decoder.admit([request(9)])
     assert decoder.free == 1
+
+
+@pytest.mark.parametrize("when", ["prefill", "decode", "long prompt"])
+def test_a_row_that_fails_ends_alone(when):
+    model, bad = tiny("llama"), set() if when == "decode" else {"bad"}
+
+    @contextmanager
+    def acting(adapters):
+        if bad & set(adapters):
+            raise RuntimeError("broken")
+        yield
+
+    long = 40 if when == "long prompt" else 7
+    requests = [request(5), request(long, 1, adapter="bad"), request(9, 2, temperature=1.0)]
+    expected = [row.tokens for row in decode(model, requests, slots=3)]
+    decoder = Decoder(model, slots=3, max_length=90, acting=acting, chunk=32, isolates=True)
+    rows = decoder.admit(requests)
+    ended, fails = [], 0
+    while decoder.rows:
+        if all(row.is_prefilled for row in rows):
+            bad.add("bad")
+        try:
+            ended += [row for row in decoder.step() if row.ended]
+        except RuntimeError:  # a row that had the pass to itself
+            assert [row.request.adapter for row in decoder.rows if row.read == 0][:1] == ["bad"]
+            decoder.cancel(rows[1])
+            fails += 1
+    assert fails == (when == "long prompt")
+    assert rows[1].ended == ("cancelled" if fails else "error")
+    assert fails or "broken" not in (rows[1].error or "") != ""
+    assert [rows[0].tokens, rows[2].tokens] == [expected[0], expected[2]]
+
+
+def test_a_pass_that_fails_for_every_row_raises():
+    @contextmanager
+    def acting(adapters):
+        raise RuntimeError("out of memory")
+        yield
+
+    decoder = Decoder(tiny("llama"), slots=2, max_length=90, acting=acting, isolates=True)
+    decoder.admit([request(5), request(6)])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decoder.step()
+
+
+def test_a_text_that_cannot_be_decoded_ends_its_row_alone(monkeypatch):
+    decoder = Decoder(tiny("llama"), slots=2, max_length=90, isolates=True)
+    rows = decoder.admit([request(5, has_text=True), request(5, has_text=True)])
+    monkeypatch.setattr(rows[0].text, "push", None)
+    while decoder.rows:
+        decoder.step()
+    assert [row.ended for row in rows] == ["error", "length"]

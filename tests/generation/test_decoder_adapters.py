@@ -8,7 +8,8 @@ import torch
 
 import lorica
 from lorica.core.front import CACHED
-from lorica.generation.decoder import Decoder, Request
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
 from tests.base.architectures import tiny, tokenizer

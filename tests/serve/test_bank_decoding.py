@@ -6,7 +6,8 @@ import pytest
 
 import lorica
 from lorica.formats.adapter_file import read
-from lorica.generation.decoder import Decoder, Request
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
 from lorica.serve.bank import ServingBank

@@ -7,7 +7,8 @@ import torch
 
 from lorica.base.load import load
 from lorica.formats.adapter_file import read
-from lorica.generation.decoder import Decoder, Request
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
 from lorica.serve.bank import ServingBank

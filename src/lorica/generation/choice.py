@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorica.generation.sampling import Sampling
+from lorica.generation.sampling import MAX_TOP_K, Sampling
 
 NOT_FINITE = -1
 """In place of the token of a row whose logits are not finite."""
 AT_A_TIME = 64
+LOWEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Below it float32 would round to 0. At it only the most probable tokens are drawn."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class TokenLogprobs:
 
 def draws(seed: int) -> Iterator[float]:
     """Numbers in [0, 1) that follow from the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
+    return _numbers(torch.Generator().manual_seed(seed))
+
+
+def _numbers(generator: torch.Generator) -> Iterator[float]:
     while True:
         yield from torch.rand(AT_A_TIME, generator=generator, dtype=torch.float64).tolist()
 
@@ -105,21 +110,23 @@ class _Group:
         draws: Sequence[Iterator[float]],
         device: torch.device,
     ):
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device).unsqueeze(1)
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
 
         self._draws, self._cuts_tail = draws, samplings[0].cuts_tail
         self.index = torch.tensor(rows, device=device)
-        self._temperature = column([s.temperature for s in samplings])
-        self._top_k = column([s.top_k or torch.inf for s in samplings])
+        self._temperature = column([max(s.temperature, LOWEST_TEMPERATURE) for s in samplings])
+        self._top_k = column([s.top_k or MAX_TOP_K for s in samplings], torch.long)
         self._top_p = column([s.top_p for s in samplings])
 
     def sampled(self, logits: Tensor) -> Tensor:
         """The tokens (G,) drawn from logits (G, V) float32."""
-        scaled = logits / self._temperature
+        # At most 0 before the division: a small temperature gives -inf, and never inf or NaN.
+        below = logits - logits.amax(-1, keepdim=True)
         if not self._cuts_tail:
-            return self._drawn(scaled.softmax(-1))
-        scaled, tokens = scaled.sort(dim=-1, descending=True, stable=True)
+            return self._drawn((below / self._temperature).softmax(-1))
+        below, tokens = below.sort(dim=-1, descending=True, stable=True)
+        scaled = below / self._temperature
         rank = torch.arange(scaled.shape[1], device=scaled.device)
         probabilities = scaled.masked_fill(rank >= self._top_k, -torch.inf).softmax(-1)
         before = probabilities.cumsum(-1) - probabilities

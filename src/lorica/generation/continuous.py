@@ -10,7 +10,8 @@ from typing import Any
 from lorica.base.load import LoadedModel
 from lorica.core.condition import set_conditions, with_conditions
 from lorica.errors import TrainingError
-from lorica.generation.decoder import Decoder, Request, Row
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request, Row
 from lorica.generation.sampling import NOT_FINITE_FIX
 from lorica.generation.task import OnText, Task
 

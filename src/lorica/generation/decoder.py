@@ -14,104 +14,32 @@ been read in part.
 Not thread-safe: one thread owns a decoder and its model.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lorica.errors import ConfigError
-from lorica.generation.choice import NOT_FINITE, Chooser, TokenLogprobs, draws
+from lorica.generation.choice import Chooser
 from lorica.generation.forward import PADDING, SlotForward
-from lorica.generation.sampling import Sampling, not_finite
+from lorica.generation.row import Request, Row
 from lorica.generation.slots import padded_left, slot_support
-from lorica.generation.stops import Stops
-from lorica.generation.text_stream import TextStream
 
 Acting = Callable[[Sequence[Hashable]], AbstractContextManager[object]]
 """(adapter of each row of a pass) -> a block around the pass, in which they act."""
-Ended = Literal["stop", "length", "cancelled", "error"]
 CHUNK = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A prompt and what is to be done with it.
-
-    prompt: ids, at least one, all in the vocabulary.
-    sampling: its max_new_tokens fits the decoder's max_length. Its seed is this row's own.
-    adapter: handed to the decoder's `acting`.
-    logprobs: how many alternatives to give at each token; None: no log-probabilities.
-    has_text: decode the row's text as it grows, for `Row.text`.
-    """
-
-    prompt: Sequence[int]
-    sampling: Sampling
-    stops: Stops
-    adapter: Hashable = None
-    logprobs: int | None = None
-    has_text: bool = False
-
-
-@dataclass(eq=False)
-class Row:
-    """A request in a slot.
-
-    tokens: generated so far, with the stop token. logprobs: one for each token, if asked for.
-    text: None unless the request has text or stop strings.
-    ended: why it left its slot. error: a sentence for the user, if ended is "error".
-    read: tokens whose keys and values are in the slot. patience: how many later rows may still be
-    read before it.
-    """
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    ended: Ended | None = None
-    error: str | None = None
-    read: int = 0
-    patience: int = 0
-    text: TextStream | None = None
-
-    def __post_init__(self):
-        request = self.request
-        self.draws = draws(request.sampling.seed)
-        if request.has_text or request.stops.strings:
-            self.text = request.stops.stream(request.prompt)
-
-    @property
-    def is_prefilled(self) -> bool:
-        return self.read >= len(self.request.prompt)
-
-    @property
-    def unread(self) -> Sequence[int]:
-        """The rest of the prompt."""
-        return self.request.prompt[self.read :]
-
-    def add(self, token: int) -> None:
-        """Append a token, and end where it ends the text. In place."""
-        if token == NOT_FINITE:
-            self.ended, self.error = "error", not_finite(self.read)
-            return
-        self.tokens.append(token)
-        is_stop = token in self.request.stops.tokens
-        if self.text is not None and not is_stop:
-            self.text.push(token)
-            is_stop = self.text.has_stopped
-        if is_stop:
-            self.ended = "stop"
-        elif len(self.tokens) >= self.request.sampling.max_new_tokens:
-            self.ended = "length"
-        if self.ended and self.text is not None:
-            self.text.end()
+FAILED = "the model failed at this request."
+log = logging.getLogger("lorica")
 
 
 class Decoder:
     """Rows of one model, in `slots` slots of `max_length` tokens (prompt and answer) each.
 
     acting: entered around every forward pass. chunk: most tokens of prompts of a pass.
+    isolates: after a pass that failed, each of its rows has one of its own, and only those that
+    fail again end, in an error; if all do, the step raises what the pass raised.
     The model must be in eval mode. Raises: ConfigError for a model that slots cannot carry, or not
     for rows of that length; see `slots.slot_support`.
     """
@@ -124,6 +52,7 @@ class Decoder:
         max_length: int,
         acting: Acting = lambda adapters: nullcontext(),
         chunk: int = CHUNK,
+        isolates: bool = False,
     ):
         support = slot_support(model)
         if support.batching.refused is not None:
@@ -136,6 +65,7 @@ class Decoder:
                 fix=f"lower max_length from {max_length} to {limit}",
             )
         self.slots, self.max_length, self._acting, self._chunk = slots, max_length, acting, chunk
+        self._isolates = isolates
         self._pads = support.masks == "positions"
         self._forward = SlotForward(model, slots, max_length, support.masks)
         self._rows: list[Row] = []
@@ -211,18 +141,16 @@ class Decoder:
         rows = self._rows[: self._decoding]
         inputs = [[row.tokens[-1] for row in rows], [row.read for row in rows]]
         ids, positions = torch.tensor(inputs, device=self._forward.device).unsqueeze(-1)
-        longest = max(inputs[1]) + 1
-        with self._acting([row.request.adapter for row in rows]):
-            logits = self._forward.last_logits(0, ids, positions, longest)
+        logits = self._pass(0, rows, ids, positions, max(inputs[1]) + 1)
         for row in rows:
             row.read += 1
         if self._chooser is None:
             self._chooser = self._chooser_of(rows)
-        _add_tokens(rows, self._chooser, logits)
+        self._add_tokens(rows, self._chooser, logits)
         return rows
 
     def _prefill(self) -> list[Row]:
-        """Read the next tokens of prompts. Returns: the rows whose prompt is complete."""
+        """Read the next tokens of prompts. Returns: those that are complete, or failed."""
         rows, width = self._next_prompts()
         parts = [list(row.unread[:width]) for row in rows]
         places = [
@@ -232,16 +160,37 @@ class Decoder:
         both = torch.tensor([padded_left(parts, 0), padded_left(places, PADDING)])
         ids, positions = both.to(self._forward.device)
         longest = max(place[-1] for place in places) + 1
-        with self._acting([row.request.adapter for row in rows]):
-            logits = self._forward.last_logits(self._decoding, ids, positions, longest)
+        logits = self._pass(self._decoding, rows, ids, positions, longest)
         for row, part in zip(rows, parts, strict=True):
             row.read += len(part)
         if not rows[0].is_prefilled:
-            return []
+            return [row for row in rows if row.ended]
         self._decoding += len(rows)
-        _add_tokens(rows, self._chooser_of(rows), logits)
+        self._add_tokens(rows, self._chooser_of(rows), logits)
         self._chooser = None
         return rows
+
+    def _pass(
+        self, first: int, rows: Sequence[Row], ids: Tensor, positions: Tensor, longest: int
+    ) -> Tensor:
+        """Logits (M, V) of the last token of rows in consecutive slots, the first in `first`.
+
+        NaN for a row that failed by itself, which is ended; see `isolates`.
+        """
+
+        def logits_of(start: int, stop: int) -> Tensor:
+            with self._acting([row.request.adapter for row in rows[start:stop]]):
+                return self._forward.last_logits(
+                    first + start, ids[start:stop], positions[start:stop], longest
+                )
+
+        try:
+            return logits_of(0, len(rows))
+        except Exception as error:
+            if not self._isolates or len(rows) == 1:
+                raise
+            log.exception("a pass of %d rows failed; each has one of its own now", len(rows))
+            return _alone(rows, lambda i: logits_of(i, i + 1), error)
 
     def _next_prompts(self) -> tuple[list[Row], int]:
         """(rows whose prompts a pass completes, or one whose prompt is longer; tokens of each)."""
@@ -255,6 +204,19 @@ class Decoder:
                 break
             rows, width = [*rows, row], wider
         return rows, width
+
+    def _add_tokens(self, rows: Sequence[Row], chooser: Chooser, logits: Tensor) -> None:
+        tokens = chooser.tokens(logits)
+        for i, logprobs in chooser.logprobs(logits, tokens).items():
+            rows[i].logprobs.append(logprobs)
+        for row, token in zip(rows, tokens, strict=True):
+            try:
+                row.add(token)
+            except Exception:
+                if not self._isolates:
+                    raise
+                log.exception("the text of a row failed")
+                row.fail(FAILED)
 
     def _chooser_of(self, rows: Sequence[Row]) -> Chooser:
         return Chooser(
@@ -283,9 +245,17 @@ class Decoder:
             cache.move(slot + 1, slot, self._rows[slot].read)
 
 
-def _add_tokens(rows: Sequence[Row], chooser: Chooser, logits: Tensor) -> None:
-    tokens = chooser.tokens(logits)
-    for i, logprobs in chooser.logprobs(logits, tokens).items():
-        rows[i].logprobs.append(logprobs)
-    for row, token in zip(rows, tokens, strict=True):
-        row.add(token)
+def _alone(rows: Sequence[Row], logits_of: Callable[[int], Tensor], error: Exception) -> Tensor:
+    """`Decoder._pass` with a pass for each row. Raises: `error` if all of them fail."""
+    logits: dict[int, Tensor] = {}
+    for i in range(len(rows)):
+        try:
+            logits[i] = logits_of(i)[0]
+        except Exception:
+            log.exception("a row failed in a pass of its own")
+    if not logits:
+        raise error
+    for i in set(range(len(rows))) - set(logits):
+        rows[i].fail(FAILED)
+    nothing = torch.full_like(next(iter(logits.values())), torch.nan)
+    return torch.stack([logits.get(i, nothing) for i in range(len(rows))])

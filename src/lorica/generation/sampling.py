@@ -28,6 +28,10 @@ IGNORED_SETTINGS = (
 """Keys of a base's generation_config.json that change which tokens are chosen."""
 
 
+MAX_TEMPERATURE = 1e6
+"""Far above it, as at it, every token is equally probable."""
+MAX_TOP_K = 2**31 - 1
+MAX_SEED = 2**63 - 1
 NOT_FINITE_FIX = "check base and adapter with lorica eval; load the base in float32"
 
 
@@ -35,7 +39,7 @@ NOT_FINITE_FIX = "check base and adapter with lorica eval; load the base in floa
 class Sampling:
     """Settings of generation. temperature 0 is greedy decoding; top_k 0 allows every token.
 
-    Raises: ConfigError for a value out of range.
+    Raises: ConfigError for a value out of range. With all others a `Chooser` can choose.
     """
 
     max_new_tokens: int = 128
@@ -47,12 +51,25 @@ class Sampling:
     def __post_init__(self):
         for name, value, valid, allowed in (
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            (
+                "temperature",
+                self.temperature,
+                0 <= self.temperature <= MAX_TEMPERATURE,
+                f"0 (greedy) to {MAX_TEMPERATURE:g}",
+            ),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more"),
+            (
+                "top_k",
+                self.top_k,
+                0 <= self.top_k <= MAX_TOP_K,
+                f"0 (all tokens) to {MAX_TOP_K:,}",
+            ),
+            ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED:,}"),
         ):
             if not valid:
-                raise ConfigError(f"{name} is {value}; it must be {allowed}.", fix=f"change {name}")
+                raise ConfigError(
+                    f"{name} is {value!s:.40}; it must be {allowed}.", fix=f"change {name}"
+                )
 
     @property
     def cuts_tail(self) -> bool:

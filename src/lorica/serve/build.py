@@ -71,7 +71,9 @@ def engine_of(loaded: LoadedModel, settings: EngineSettings) -> ServingEngine:
     between_steps = BetweenSteps(changed)
     copied, bank = twin(loaded.model), ServingBank(loaded.model)
     slots = settings.slots + settings.reserved_slots
-    decoder = Decoder(loaded.model, slots=slots, max_length=max_length, acting=bank.acting)
+    decoder = Decoder(
+        loaded.model, slots=slots, max_length=max_length, acting=bank.acting, isolates=True
+    )
 
     def prepared(file: AdapterFile, condition: str | None) -> Prepared:
         return prepare(copied, file, tokenizer=loaded.tokenizer, condition=condition)

@@ -19,7 +19,8 @@ import torch
 
 from lorica.errors import LoricaError
 from lorica.generation.choice import TokenLogprobs
-from lorica.generation.decoder import Decoder, Request, Row
+from lorica.generation.decoder import Decoder
+from lorica.generation.row import Request, Row
 from lorica.generation.stops import Stops
 from lorica.serve.answers import StreamedAnswer, wake
 from lorica.serve.between_steps import BetweenSteps
