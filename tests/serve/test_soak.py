@@ -116,5 +116,5 @@ def test_nothing_is_lost(small_base, tmp_path):
     assert float(values["lorica_requests_waiting"]) == 0 == float(values["lorica_requests_running"])
     assert soak.counts["requests"] > 10 * SECONDS
     assert float(values["lorica_adapter_evictions_total"]) > SECONDS / 10
-    first, *_, last = soak.memory.values()
-    assert last < 1.1 * first
+    _, middle, last = soak.memory.values()  # at first threads, caches and heaps still grow
+    assert last < 1.08 * middle
