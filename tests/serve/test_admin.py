@@ -1,6 +1,8 @@
 """The operator's app, over a real store whose bank has no model."""
 
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,12 +32,30 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class StoreEngine(WordEngine):
+    """An engine whose adapters are those of the store, with what it knows besides of each."""
+
+    def __init__(self, serving: Serving):
+        super().__init__()
+        self.store = serving.store
+
+    def cards(self) -> list[ModelCard]:
+        base = self.models[self.base_name]
+        return [base, *(self._completed(card) for card in self.store.cards())]
+
+    def card(self, model: str) -> ModelCard:
+        return self._completed(*self.store.cards(model))
+
+    def _completed(self, card: ModelCard) -> ModelCard:
+        return replace(card, chat=False, max_length=77)
+
+
 def gate_of(serving: Serving, root: Path | None):
     tenants = {
         hash_key(ADMIN): Tenant(name="ops", base_name="base", is_admin=True),
         hash_key(CLIENT): Tenant(name="acme", base_name="base", adapters=None, uses_base=True),
     }
-    engine = WordEngine()
+    engine = StoreEngine(serving)
     return admin_gate(engine, serving.store, Metrics(engine), Access(tenants), root)
 
 
@@ -59,7 +79,7 @@ def test_every_route_needs_an_operators_key(serving, root):
         for method, path in routes:
             for headers in ({}, {"Authorization": f"Bearer {CLIENT}"}):
                 status = client.request(method, path.replace("{name}", "a"), headers=headers)
-                expected = 200 if path.startswith("/health/") else 401
+                expected = 200 if path.startswith("/health/") else 403 if headers else 401
                 assert status.status_code == expected, path
         evil = {"Host": "evil.example", **HEADERS}
         assert client.get("/admin/adapters", headers=evil).status_code == 403
@@ -69,6 +89,8 @@ def test_load_replace_pin_and_unload(client, serving):
     made = client.post("/admin/adapters", json={"name": "alice"})
     assert made.status_code == 201
     card = made.json()
+    assert (card["chat"], card["max_length"]) == (False, 77), "as the engine's cards say"
+    assert client.get("/admin/adapters").json()["data"] == [card]
     assert (card["id"], card["generation"], card["state"]) == ("alice", 1, "resident")
     again = client.post("/admin/adapters", json={"name": "alice"})
     assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
@@ -87,7 +109,9 @@ def test_load_replace_pin_and_unload(client, serving):
     gone = client.delete("/admin/adapters/alice?expected_generation=2").json()
     assert gone == {"id": "alice", "object": "model", "deleted": True, "freed_bytes": SIZE}
     assert client.get("/admin/adapters").json()["data"] == []
-    assert client.delete("/admin/adapters/alice").status_code == 404
+    unknown = client.delete("/admin/adapters/alice")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["message"].startswith("no adapter has this name.")
     assert client.patch("/admin/adapters/alice", json={"pinned": True}).status_code == 404
 
 
@@ -142,6 +166,29 @@ def test_nothing_outside_the_root_is_loaded(client, serving, root, path):
         assert reply.status_code == 400, reply.text
         assert reply.json()["error"]["message"]
     assert serving.numbers == [] and client.get("/admin/adapters").json()["data"] == []
+
+
+def test_the_log_says_what_was_loaded_and_what_was_refused(client, caplog):
+    caplog.set_level(logging.INFO, "lorica.serve")
+    card = client.post("/admin/adapters", json={"name": "x", "folder": "alice"}).json()
+    line = f"tenant=ops adapter='x' folder='alice' digest={card['digest']} generation=1 "
+    assert line in caplog.text
+    client.post("/admin/adapters", json={"name": "y", "folder": "nowhere"})
+    line = "adapter='y' folder='nowhere' invalid_adapter \"there is no adapter 'nowhere' in the"
+    assert line in caplog.text
+    client.delete("/admin/adapters/x")
+    assert "adapter='x' freed=1000" in caplog.text
+
+
+def test_words_for_what_cannot_be_loaded(client, root):
+    outside = {"lora_name": "x", "lora_path": str(root.parent / "outside")}
+    error = client.post("/v1/load_lora_adapter", json=outside).json()["error"]
+    assert "only from the folder of --adapters" in error["message"]
+    assert error["param"] == "lora_path"
+    error = client.post("/admin/adapters", json={"name": "x", "folder": "nowhere"}).json()["error"]
+    assert error["code"] == "invalid_adapter"
+    error = client.post("/admin/adapters", json={"name": "x", "more": 1}).json()["error"]
+    assert "more: the field is unknown; leave it out" in error["message"]
 
 
 def test_without_a_root_nothing_is_loaded(serving):

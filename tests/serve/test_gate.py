@@ -214,16 +214,17 @@ def test_a_body_without_a_length_is_limited_too(live):
         ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
         ({"echo": True}, "echo is not supported"),
         ({"best_of": True}, "best_of is not supported"),
-        ({"temprature": 1}, "similar fields: temperature"),
-        ({"temperature": "1"}, "temperature: "),
-        ({"temperature": 2.5}, "temperature: "),
+        ({"temprature": 1}, "leave it out; similar: temperature."),
+        ({"x": "y"}, "Fix: leave it out."),
+        ({"temperature": "1"}, "temperature: it must be a number"),
+        ({"temperature": 2.5}, "temperature: it must be at most 2"),
         ({"n": 9}, "n: "),
-        ({"n": True}, "n: "),
-        ({"max_tokens": 0}, "max_tokens: "),
-        ({"max_tokens": 10**9}, "max_tokens: "),
+        ({"n": True}, "n: it must be a whole number"),
+        ({"max_tokens": 0}, "max_tokens: it must be at least 1."),
+        ({"max_tokens": 10**9}, "max_tokens: it must be at most 4,096."),
         ({"logprobs": 21}, "logprobs: "),
-        ({"stop": ["x"] * 5}, "stop: "),
-        ({"stop": [""]}, "stop.0: "),
+        ({"stop": ["x"] * 5}, "stop: the list may have at most 4 entries, and has 5"),
+        ({"stop": [""]}, "stop.0: it must not be empty"),
         ({"stop": "x" * 129}, "stop.0: "),
         ({"stream_options": {"include_usage": True}}, "add stream: true"),
         ({"stream_options": {"x": True}, "stream": True}, "'x' is unknown"),
@@ -267,7 +268,7 @@ def test_what_changes_nothing_is_accepted(live, field):
         ("GET", "/docs", 404, "not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
-        ("GET", "/metrics", 404, "not_found"),
+        ("GET", "/metrics", 403, "not_an_operator"),
         ("GET", "/v1/models/", 404, "model_not_found"),
     ],
 )
@@ -295,6 +296,25 @@ def test_the_log_has_no_prompt_and_no_key(live, caplog):
     assert eventually(lambda: caplog.text.count("/v1/completions") == 2)
     assert "tenant=all" in caplog.text and "model='alice' generation=3" in caplog.text
     assert not [word for word in ("SECRET", "key-all", "QUERY") if word in caplog.text]
+
+
+def test_the_log_says_why_nothing_was_answered(caplog):
+    caplog.set_level(logging.INFO, "lorica.serve")
+    engine = WordEngine()
+    with TestClient(create_gate(engine), base_url="http://localhost") as client:
+        client.post("/v1/completions", json=BODY | {"prompt": "fail", "stream": True})
+        client.post("/v1/completions", json=BODY | {"prompt": "raise", "stream": True})
+        client.get("/", headers={"Host": "evil.example"})
+        engine.is_draining = True
+        client.post("/v1/completions", json=BODY)
+        client.get("/health/ready")
+    failed, raised, host, stopping, ready = (
+        record.message for record in caplog.records if " id=" in record.message
+    )
+    assert "error 'the fake failed.'" in failed and "internal_error" in raised
+    assert "403" in host and "host_not_allowed" in host
+    assert "unavailable 'the server is stopping.'" in stopping
+    assert "503" in ready and " draining " in ready
 
 
 def test_no_new_requests_while_the_server_starts_or_stops():

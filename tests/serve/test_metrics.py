@@ -33,6 +33,9 @@ def test_requests_tokens_and_latencies_are_counted():
     assert values["lorica_requests_total", "alice length"] == 2
     assert values["lorica_prompt_tokens_total", "alice"] == 8
     assert values["lorica_generation_tokens_total", "alice"] == 18
+    assert values["lorica_tenant_requests_total", "length local"] == 2
+    assert values["lorica_tenant_prompt_tokens_total", "local"] == 8
+    assert values["lorica_tenant_generation_tokens_total", "local"] == 18
     assert values["lorica_time_to_first_token_seconds_count", ""] == 2
     assert values["lorica_time_between_tokens_seconds_count", ""] == 16
     assert values["lorica_http_replies_total", "200"] == 2
@@ -59,10 +62,15 @@ def test_labels_are_bounded_however_many_adapters_come_and_go():
     for number in range(1000):
         name = f"adapter-{number}"
         served = Served(name, name, "digest", 1)
-        observed.observe(served, 0.0).on_end(End("stop", 1, 1))
+        observed.observe(served, f"tenant-{number}", 0.0).on_end(End("stop", 1, 1))
         engine.models[name] = ModelCard(name, "base", "d", 1, "resident", resident_bytes=number)
     values = samples(observed.text().decode())
-    for name in ("lorica_requests_total", "lorica_prompt_tokens_total"):
+    for name in (
+        "lorica_requests_total",
+        "lorica_prompt_tokens_total",
+        "lorica_tenant_requests_total",
+        "lorica_tenant_prompt_tokens_total",
+    ):
         labels = [labels for metric, labels in values if metric == name]
         assert len(labels) == metrics.LABELS + 1
         assert sum(values[name, label] for label in labels) == 1000

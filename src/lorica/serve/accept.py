@@ -65,7 +65,7 @@ class Acceptor:
         return GenerationReply(
             answers,
             form,
-            [self.metrics.observe(answer.served, since) for answer in answers],
+            [self.metrics.observe(answer.served, tenant.name, since) for answer in answers],
             stream=bool(body.stream),
             prompt_tokens=sum(map(len, prompts)),
         )

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorica.serve.exchange import Engine, ModelCard
+from lorica.serve.generations import Generation
 from lorica.serve.http import (
     ERRORS,
     StrictRoute,
@@ -41,11 +42,10 @@ class AdapterStore(Protocol):
         expected_generation: int | None = None,
         pinned: bool | None = None,
         conditions: Sequence[str] = (),
-    ) -> Any: ...
+    ) -> Generation: ...
 
     def unload(self, alias: str, *, expected_generation: int | None = None) -> int: ...
     def pin(self, alias: str, pinned: bool) -> None: ...
-    def cards(self, alias: str | None = None) -> list[ModelCard]: ...
     def draining(self) -> list[ModelCard]: ...
 
 
@@ -96,7 +96,7 @@ def create_admin_app(
     """The app, which stands behind a Gate. root: the folder of adapters; None: none can be loaded
     while the server runs."""
     app = bare_app("lorica serve: administration", for_operator=True)
-    adapters = _Adapters(store, root)
+    adapters = _Adapters(engine, store, root)
     app.include_router(_adapter_routes(adapters))
     app.include_router(_vllm_routes(adapters))
     app.include_router(health_routes(engine))
@@ -107,11 +107,12 @@ def create_admin_app(
 class _Adapters:
     """The store, called on a thread, by names of folders in the root."""
 
-    def __init__(self, store: AdapterStore, root: Path | None):
-        self.store, self._root = store, root
+    def __init__(self, engine: Engine, store: AdapterStore, root: Path | None):
+        self.engine, self.store, self._root = engine, store, root
 
     async def load(
         self,
+        request: Request,
         name: str,
         folder: str | None,
         *,
@@ -119,11 +120,15 @@ class _Adapters:
         pinned: bool | None = None,
         conditions: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Load or replace an adapter. Returns: its card. Raises: LoricaError."""
+        """Load or replace an adapter, and name it in the log. Returns: its card.
 
-        def load() -> None:
+        Raises: LoricaError.
+        """
+        notes = request.scope["log_notes"] = [f"adapter={name!r}", f"folder={folder or name!r}"]
+
+        def load() -> Generation:
             path = folder_in(self._checked_root(), folder or name)
-            self.store.load(
+            return self.store.load(
                 name,
                 path,
                 expected_generation=expected_generation,
@@ -131,17 +136,34 @@ class _Adapters:
                 conditions=conditions,
             )
 
-        await asyncio.to_thread(load)
+        new = await asyncio.to_thread(load)
+        notes += [f"digest={new.digest}", f"generation={new.number}"]
         return self.card(name)
 
     def card(self, name: str) -> dict[str, Any]:
         """Raises: ModelNotFound."""
-        return model_object(self.store.cards(name)[0], for_operator=True)
+        return model_object(self.engine.card(name), for_operator=True)
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Those of all adapters, without the base's."""
+        cards = [card for card in self.engine.cards() if card.parent is not None]
+        return [model_object(card, for_operator=True) for card in cards]
 
     def name_of(self, path: str) -> str:
-        """The name of a folder in the root that vLLM's clients give as a path."""
-        pure = PurePosixPath(path)
-        return pure.name if pure.parent == PurePosixPath(self._checked_root()) else path
+        """The name of a folder in the root that vLLM's clients give as a path.
+
+        Raises: InvalidRequest if the path leads elsewhere.
+        """
+        pure, root = PurePosixPath(path), self._checked_root()
+        if pure.parent in (PurePosixPath(root), PurePosixPath(root.resolve())):
+            return pure.name
+        if "/" in path:
+            raise InvalidRequest(
+                "adapters are loaded only from the folder of --adapters.",
+                fix="give the name of a folder in it as lora_path",
+                param="lora_path",
+            )
+        return path
 
     def _checked_root(self) -> Path:
         if self._root is None:
@@ -159,19 +181,20 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
     @routes.get("")
     async def list_adapters() -> JSONResponse:
         """All adapters with their states, and replaced ones that streams still use."""
-        cards, draining = store.cards(), store.draining()
+        draining = store.draining()
         return JSONResponse(
             {
                 "object": "list",
-                "data": [model_object(card, for_operator=True) for card in cards],
+                "data": adapters.cards(),
                 "draining": [model_object(card, for_operator=True) for card in draining],
             }
         )
 
     @routes.post("", status_code=201)
-    async def load_adapter(body: NewAdapter) -> JSONResponse:
+    async def load_adapter(request: Request, body: NewAdapter) -> JSONResponse:
         """Load an adapter under a name that is not in use."""
         card = await adapters.load(
+            request,
             body.name,
             body.folder,
             expected_generation=0,
@@ -181,9 +204,10 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
         return JSONResponse(card, 201)
 
     @routes.put("/{name}")
-    async def replace_adapter(name: str, body: Replacement) -> JSONResponse:
+    async def replace_adapter(request: Request, name: str, body: Replacement) -> JSONResponse:
         """Let a name point to what its folder holds now. Running answers keep what they have."""
         card = await adapters.load(
+            request,
             name,
             body.folder,
             expected_generation=body.expected_generation,
@@ -200,12 +224,16 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
 
     @routes.delete("/{name}")
     async def unload_adapter(
-        name: str, expected_generation: Annotated[Expected | None, Query()] = None
+        request: Request,
+        name: str,
+        expected_generation: Annotated[Expected | None, Query()] = None,
     ) -> JSONResponse:
         """Take an adapter away. Running answers go on."""
+        notes = request.scope["log_notes"] = [f"adapter={name!r:.80}"]
         freed = await asyncio.to_thread(
             lambda: store.unload(name, expected_generation=expected_generation)
         )
+        notes.append(f"freed={freed}")
         return JSONResponse({"id": name, "object": "model", "deleted": True, "freed_bytes": freed})
 
     return routes
@@ -215,9 +243,10 @@ def _vllm_routes(adapters: _Adapters) -> APIRouter:
     routes = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
 
     @routes.post("/load_lora_adapter", response_class=PlainTextResponse)
-    async def load_lora_adapter(body: VllmLoad) -> Response:
+    async def load_lora_adapter(request: Request, body: VllmLoad) -> Response:
         """As vLLM: load an adapter; load_inplace: also over one of this name."""
         await adapters.load(
+            request,
             body.lora_name,
             adapters.name_of(body.lora_path),
             expected_generation=None if body.load_inplace else 0,
@@ -225,8 +254,9 @@ def _vllm_routes(adapters: _Adapters) -> APIRouter:
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @routes.post("/unload_lora_adapter", response_class=PlainTextResponse)
-    async def unload_lora_adapter(body: VllmUnload) -> Response:
+    async def unload_lora_adapter(request: Request, body: VllmUnload) -> Response:
         """As vLLM: unload an adapter."""
+        request.scope["log_notes"] = [f"adapter={body.lora_name!r}"]
         await asyncio.to_thread(adapters.store.unload, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 

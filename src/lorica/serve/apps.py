@@ -10,7 +10,7 @@ from lorica.serve.exchange import Engine
 from lorica.serve.gate import Gate, Rules
 from lorica.serve.http import HEALTH, METRICS, create_app, public_paths
 from lorica.serve.metrics import Metrics
-from lorica.serve.refusals import Unauthorized
+from lorica.serve.refusals import NotAnOperator
 
 
 class Access(Protocol):
@@ -50,7 +50,7 @@ def admin_gate(
     def authenticate(header: str | None) -> Tenant:
         tenant = access.authenticate(header)
         if not tenant.is_admin:
-            raise Unauthorized("this key is not an operator's.", fix="use one with admin: true")
+            raise NotAnOperator
         return tenant
 
     rules = Rules(authenticate=authenticate, public=HEALTH, always=METRICS, for_operator=True)

@@ -11,6 +11,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lorica.serve.envelope import failure_of_status
+from lorica.serve.log import log
 
 HEADER_SECONDS = 10.0
 """Seconds in which a request's header must be complete."""
@@ -47,7 +48,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall_timer = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._stall_timer = self.loop.call_later(STALL_SECONDS, self._cut_stalled)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -68,6 +69,13 @@ class Connection(H11Protocol):
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _cut_stalled(self) -> None:
+        path = repr(self.scope["path"])[1:-1][:100]
+        log.warning(
+            "%s: the client did not read for %d s; its connection is cut", path, STALL_SECONDS
+        )
+        self.transport.abort()
 
     def _stop(self, timer: str) -> None:
         handle: asyncio.TimerHandle | None = getattr(self, timer)

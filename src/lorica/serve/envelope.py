@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorica.errors import ConfigError, DataError, LoricaError, ResourceError
-from lorica.serve.refusals import InvalidRequest, Refusal
+from lorica.serve.refusals import InvalidRequest, ModelNotFound, Refusal
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """Status -> type; other 4xx: invalid_request_error, 5xx: server_error."""
@@ -21,6 +21,27 @@ CODES = {
     415: "unsupported_media_type",
     504: "deadline_exceeded",
 }
+SENTENCES = {
+    "missing": "it is required",
+    "extra_forbidden": "the field is unknown; leave it out",
+    "int_type": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a number",
+    "finite_number": "it must be a number that is finite",
+    "bool_type": "it must be true or false",
+    "string_type": "it must be a text",
+    "list_type": "it must be a list",
+    "literal_error": "it must be {expected}",
+    "greater_than": "it must be more than {gt:,}",
+    "greater_than_equal": "it must be at least {ge:,}",
+    "less_than": "it must be less than {lt:,}",
+    "less_than_equal": "it must be at most {le:,}",
+    "string_too_short": "it must not be empty",
+    "string_too_long": "it must have at most {max_length} characters",
+    "too_short": "the list must have at least {min_length} entries",
+    "too_long": "the list may have at most {max_length} entries, and has {actual_length}",
+}
+"""pydantic's kinds of mistakes in the words of the other messages."""
 KINDS = {"str", "int", "constrained-str", "constrained-int"}
 """What pydantic calls the kinds of a field that may have several."""
 MAX_MISTAKES = 8
@@ -36,6 +57,12 @@ class Failure:
     code: str
     param: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+
+    def log_notes(self, *, for_operator: bool = False) -> list[str]:
+        """For the log: the code, and the message where the server refuses by itself or refuses the
+        operator. Other messages could quote a prompt."""
+        is_own = for_operator or self.status in (403, 503)
+        return [self.code, f"{self.message!r:.500}"] if is_own else [self.code]
 
     def as_json(self) -> str:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
@@ -65,16 +92,20 @@ def failure_of(error: LoricaError, *, for_operator: bool = False) -> Failure | N
     for_operator: tell everything; otherwise only refusals and mistakes in what the client sent,
     because other messages name files of the server.
     """
+    if for_operator and type(error) is ModelNotFound:
+        message = "no adapter has this name. Fix: GET /admin/adapters lists them."
+        return Failure(error.status, message, error.code, "name")
     if isinstance(error, Refusal):
         return Failure(
             error.status, message_of(error), error.code, error.param, retry_headers(error)
         )
     if isinstance(error, ConfigError | DataError):
         return Failure(400, message_of(error), "invalid_request")
-    if for_operator:
-        status = 507 if isinstance(error, ResourceError) else 400
-        return Failure(status, message_of(error), type(error).__name__)
-    return None
+    if not for_operator:
+        return None
+    if isinstance(error, ResourceError):
+        return Failure(507, message_of(error), "insufficient_storage")
+    return Failure(400, message_of(error), "invalid_adapter")
 
 
 def message_of(error: LoricaError) -> str:
@@ -94,7 +125,7 @@ def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
     reasons: dict[str, list[str]] = {}
     for mistake in mistakes:
         place = ".".join(str(part) for part in mistake["loc"][1:] if not _is_kind(part))
-        reason = str(mistake.get("ctx", {}).get("error", mistake["msg"]))
+        reason = _sentence(mistake)
         if mistake["type"] == "json_invalid":
             place, reason = "", f"the body is not valid JSON: {reason}"
         elif mistake["loc"] == ("body",):
@@ -112,6 +143,12 @@ def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
         InvalidRequest.code,
         param and param[:200],
     )
+
+
+def _sentence(mistake: Mapping[str, Any]) -> str:
+    """A mistake in words; pydantic's own for a kind without a sentence."""
+    context, template = mistake.get("ctx", {}), SENTENCES.get(mistake["type"])
+    return template.format(**context) if template else str(context.get("error", mistake["msg"]))
 
 
 def _is_kind(part: str | int) -> bool:

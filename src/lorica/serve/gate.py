@@ -176,7 +176,7 @@ class _Reply:
         if self.status:  # in the middle of a reply: cut it, so that it cannot look complete
             raise ConnectionError("the reply failed") from None
         failure = failure or BUG
-        self.scope["log_notes"] = [failure.code]
+        self.scope["log_notes"] = failure.log_notes()
         body = failure.as_json().encode()
         headers = [
             (b"content-type", b"application/json"),

@@ -153,11 +153,15 @@ class GenerationReply(Response):
         ends = [choice.end for choice in self.choices if choice.end]
         tokens = sum(end.completion_tokens for end in ends)
         served = self.form.served
+        reasons = dict.fromkeys(end.reason for end in ends)
+        errors = dict.fromkeys(f"{end.error!r:.200}" for end in ends if end.error)
+        missing = "internal_error" if self.has_failed else "gone"
         return [
             f"model={served.model!r:.100}",
             f"generation={served.generation}",
             f"tokens={self.prompt_tokens}+{tokens}",
-            ",".join(dict.fromkeys(end.reason for end in ends)) or "gone",
+            ",".join(reasons) or missing,
+            *errors,
         ]
 
 

@@ -20,6 +20,7 @@ from lorica.serve.exchange import Engine, ModelCard
 from lorica.serve.limits import Limits
 from lorica.serve.metrics import CONTENT_TYPE, Metrics
 from lorica.serve.openai_api import ChatBody, CompletionBody
+from lorica.serve.refusals import NotAnOperator
 
 HEALTH = ("/health/live", "/health/ready")
 METRICS = ("/metrics",)
@@ -85,7 +86,10 @@ def bare_app(title: str, *, for_operator: bool = False) -> FastAPI:
         failure = failure_of(error, for_operator=for_operator)
         if failure is None:
             raise error
-        return reply(request, failure)
+        known = request.scope.get("log_notes", []) if for_operator else []
+        response = reply(request, failure)
+        request.scope["log_notes"] = [*known, *failure.log_notes(for_operator=for_operator)]
+        return response
 
     async def on_bug(request: Request, error: Exception) -> Response:
         return reply(request, BUG)  # and the gate logs it
@@ -99,7 +103,7 @@ def bare_app(title: str, *, for_operator: bool = False) -> FastAPI:
 
 def reply(request: Request, failure: Failure, headers: Any = None) -> Response:
     """A failure as a response, and its code in the log."""
-    request.scope["log_notes"] = [failure.code]
+    request.scope["log_notes"] = failure.log_notes()
     both = dict(headers or {}) | dict(failure.headers)
     return Response(failure.as_json(), failure.status, both, "application/json")
 
@@ -170,9 +174,10 @@ def health_routes(engine: Engine) -> APIRouter:
         return {"status": "live"}
 
     @routes.get("/ready", responses={"503": {"description": "not ready, or stopping"}})
-    async def ready() -> JSONResponse:
+    async def ready(request: Request) -> JSONResponse:
         state = "draining" if engine.is_draining else "ready" if engine.is_ready else "starting"
         headers = {} if state == "ready" else {"Retry-After": "5"}
+        request.scope["log_notes"] = [state]
         return JSONResponse({"status": state}, 200 if state == "ready" else 503, headers)
 
     return routes
@@ -185,7 +190,7 @@ def metrics_routes(metrics: Metrics) -> APIRouter:
     async def get_metrics(request: Request) -> Response:
         """Figures for Prometheus, for an operator: they name the models of all tenants."""
         if not tenant_of(request).is_admin:
-            raise HTTPException(404)
+            raise NotAnOperator
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return routes

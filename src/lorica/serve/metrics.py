@@ -1,8 +1,8 @@
 """What Prometheus scrapes: requests, tokens, latencies, and which adapters are resident.
 
-Labels are bounded. Counters name the first LABELS models that answered and call all others
-"other": a label that changed its meaning would make a counter fall. Gauges of adapters name the
-LABELS largest ones.
+Labels are bounded. Counters name the first LABELS models that answered, and tenants that asked,
+and call all others "other": a label that changed its meaning would make a counter fall. Gauges of
+adapters name the LABELS largest ones.
 """
 
 import time
@@ -59,7 +59,11 @@ class Metrics(Collector):
         self.completion_tokens: Counter[str] = Counter()
         self.first_token = Histogram(FIRST_TOKEN_SECONDS)
         self.between_tokens = Histogram(BETWEEN_TOKENS_SECONDS)
+        self.by_tenant: Counter[tuple[str, str]] = Counter()  # (tenant, why it ended)
+        self.tenant_prompt_tokens: Counter[str] = Counter()
+        self.tenant_completion_tokens: Counter[str] = Counter()
         self._labels: set[str] = set()
+        self._tenants: set[str] = set()
         self._lock = Lock()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -68,37 +72,34 @@ class Metrics(Collector):
         """The page that Prometheus reads, as CONTENT_TYPE."""
         return generate_latest(self._registry)
 
-    def observe(self, served: Served, since: float) -> "AnswerMetrics":
+    def observe(self, served: Served, tenant: str, since: float) -> "AnswerMetrics":
         """What measures an answer. since: time of `perf_counter` when its request came."""
-        return AnswerMetrics(self, self._label(served.alias or served.model), since)
+        model = self._label(self._labels, served.alias or served.model)
+        return AnswerMetrics(self, model, self._label(self._tenants, tenant), since)
 
     def count_reply(self, status: int) -> None:
         """Count a reply of HTTP; 499: the client went away."""
         self.replies[status] += 1
 
-    def _label(self, name: str) -> str:
+    def _label(self, labels: set[str], name: str) -> str:
         with self._lock:
-            if name not in self._labels and len(self._labels) < LABELS:
-                self._labels.add(name)
-            return name if name in self._labels else OTHER
+            if name not in labels and len(labels) < LABELS:
+                labels.add(name)
+            return name if name in labels else OTHER
 
     def collect(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily(
-            "lorica_requests",
-            "Answers that ended, by model and reason.",
-            labels=["model", "reason"],
-        )
-        for (model, reason), count in list(self.requests.items()):
-            requests.add_metric([model, reason], count)
-        yield requests
+        yield _endings("lorica_requests", "model", self.requests)
         replies = CounterMetricFamily(
             "lorica_http_replies", "Replies by status.", labels=["status"]
         )
         for status, count in list(self.replies.items()):
             replies.add_metric([str(status)], count)
         yield replies
-        yield _counter("lorica_prompt_tokens", "Tokens of prompts.", self.prompt_tokens)
-        yield _counter("lorica_generation_tokens", "Tokens written.", self.completion_tokens)
+        yield _tokens("lorica_prompt_tokens", "model", self.prompt_tokens)
+        yield _tokens("lorica_generation_tokens", "model", self.completion_tokens)
+        yield _endings("lorica_tenant_requests", "tenant", self.by_tenant)
+        yield _tokens("lorica_tenant_prompt_tokens", "tenant", self.tenant_prompt_tokens)
+        yield _tokens("lorica_tenant_generation_tokens", "tenant", self.tenant_completion_tokens)
         yield self.first_token.family(
             "lorica_time_to_first_token_seconds", "From the request to the first token."
         )
@@ -151,8 +152,8 @@ class Metrics(Collector):
 class AnswerMetrics:
     """Measures one answer, from its request to its end."""
 
-    def __init__(self, metrics: Metrics, label: str, since: float):
-        self._metrics, self._label = metrics, label
+    def __init__(self, metrics: Metrics, model: str, tenant: str, since: float):
+        self._metrics, self._model, self._tenant = metrics, model, tenant
         self._last, self._is_first = since, True
 
     def on_piece(self, tokens: int) -> None:
@@ -170,13 +171,25 @@ class AnswerMetrics:
 
     def on_end(self, end: End) -> None:
         metrics = self._metrics
-        metrics.requests[self._label, end.reason] += 1
-        metrics.prompt_tokens[self._label] += end.prompt_tokens
-        metrics.completion_tokens[self._label] += end.completion_tokens
+        metrics.requests[self._model, end.reason] += 1
+        metrics.prompt_tokens[self._model] += end.prompt_tokens
+        metrics.completion_tokens[self._model] += end.completion_tokens
+        metrics.by_tenant[self._tenant, end.reason] += 1
+        metrics.tenant_prompt_tokens[self._tenant] += end.prompt_tokens
+        metrics.tenant_completion_tokens[self._tenant] += end.completion_tokens
 
 
-def _counter(name: str, text: str, counts: Counter[str]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=["model"])
-    for model, count in list(counts.items()):
-        family.add_metric([model], count)
+def _endings(name: str, label: str, counts: Counter[tuple[str, str]]) -> CounterMetricFamily:
+    text = f"Answers that ended, by {label} and reason."
+    family = CounterMetricFamily(name, text, labels=[label, "reason"])
+    for (value, reason), count in list(counts.items()):
+        family.add_metric([value, reason], count)
+    return family
+
+
+def _tokens(name: str, label: str, counts: Counter[str]) -> CounterMetricFamily:
+    text = f"Tokens {'of prompts' if 'prompt' in name else 'written'}, by {label}."
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in list(counts.items()):
+        family.add_metric([value], count)
     return family

@@ -4,17 +4,19 @@ https://platform.openai.com/docs/api-reference: completions, chat. Beyond it: `t
 `chat_template`, which must be the one of the adapter's training.
 """
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lorica.errors import closest
 from lorica.serve.limits import Limits
 from lorica.serve.refusals import InvalidRequest
 
 LIMITS = Limits()
 MAX_MESSAGES = 1024
 MAX_SEED = 2**63 - 1
+SIMILAR = 0.75
+"""Similarity from which the name of a field is taken for a slip of another one."""
 
 HARMLESS = {
     "user",
@@ -184,8 +186,9 @@ def _check_without_effect(name: str, value: Any, known: dict[str, Any]) -> None:
         raise InvalidRequest(
             f"{name} is not supported by this server.", fix="leave it out", param=param
         )
+    similar = get_close_matches(param, list(known), n=2, cutoff=SIMILAR)
     raise InvalidRequest(
         f"the field {name!r:.200} is unknown.",
-        fix=f"leave it out; similar fields: {closest(param, known)}",
+        fix="leave it out" + (f"; similar: {', '.join(similar)}" if similar else ""),
         param=param,
     )

@@ -37,6 +37,15 @@ class Unauthorized(Refusal):
     status, code = 401, "invalid_api_key"
 
 
+class NotAnOperator(Refusal):
+    """A tenant's key on a route of the operator."""
+
+    status, code = 403, "not_an_operator"
+
+    def __init__(self) -> None:
+        super().__init__("this key is not an operator's.", fix="use one with admin: true")
+
+
 class ModelNotFound(Refusal):
     status, code = 404, "model_not_found"
 
