@@ -140,6 +140,15 @@ class _Adapters:
         notes += [f"digest={new.digest}", f"generation={new.number}"]
         return self.card(name)
 
+    async def unload(self, request: Request, name: str, expected_generation: int | None) -> int:
+        """Take an adapter away, and name it in the log. Returns: bytes. Raises: LoricaError."""
+        notes = request.scope["log_notes"] = [f"adapter={name!r:.80}"]
+        freed = await asyncio.to_thread(
+            lambda: self.store.unload(name, expected_generation=expected_generation)
+        )
+        notes.append(f"freed={freed}")
+        return freed
+
     def card(self, name: str) -> dict[str, Any]:
         """Raises: ModelNotFound."""
         return model_object(self.engine.card(name), for_operator=True)
@@ -229,11 +238,7 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
         expected_generation: Annotated[Expected | None, Query()] = None,
     ) -> JSONResponse:
         """Take an adapter away. Running answers go on."""
-        notes = request.scope["log_notes"] = [f"adapter={name!r:.80}"]
-        freed = await asyncio.to_thread(
-            lambda: store.unload(name, expected_generation=expected_generation)
-        )
-        notes.append(f"freed={freed}")
+        freed = await adapters.unload(request, name, expected_generation)
         return JSONResponse({"id": name, "object": "model", "deleted": True, "freed_bytes": freed})
 
     return routes
@@ -256,8 +261,7 @@ def _vllm_routes(adapters: _Adapters) -> APIRouter:
     @routes.post("/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload_lora_adapter(request: Request, body: VllmUnload) -> Response:
         """As vLLM: unload an adapter."""
-        request.scope["log_notes"] = [f"adapter={body.lora_name!r}"]
-        await asyncio.to_thread(adapters.store.unload, body.lora_name)
+        await adapters.unload(request, body.lora_name, None)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     return routes
