@@ -28,6 +28,8 @@ from lorica.serve.names import folder_in
 from lorica.serve.refusals import InvalidRequest
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
+Condition = Annotated[str, Field(min_length=1, max_length=256)]
+Conditions = Annotated[list[Condition], Field(max_length=1000, fail_fast=True)]
 Expected = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -60,7 +62,7 @@ class Replacement(_Body):
     expected_generation: Expected
     folder: Name | None = None
     pinned: bool | None = None
-    conditions: Annotated[list[str], Field(max_length=1000)] = []
+    conditions: Conditions = []
 
 
 class NewAdapter(_Body):
@@ -69,7 +71,7 @@ class NewAdapter(_Body):
     name: Name
     folder: Name | None = None
     pinned: bool = False
-    conditions: Annotated[list[str], Field(max_length=1000)] = []
+    conditions: Conditions = []
 
 
 class Change(_Body):

@@ -18,6 +18,7 @@ CODES = {
     405: "method_not_allowed",
     408: "timeout",
     413: "request_too_large",
+    431: "header_too_large",
     415: "unsupported_media_type",
     504: "deadline_exceeded",
 }

@@ -18,6 +18,7 @@ from lorica.serve.envelope import BUG, Failure, failure_of, failure_of_status
 from lorica.serve.limits import Limits
 from lorica.serve.log import log, write_bug
 from lorica.serve.refusals import Unavailable
+from lorica.serve.request_limits import refusal_of_body, refusal_of_size
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -103,7 +104,9 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
         """Check the request in an order that tells a stranger nothing, then call the app."""
         path, headers = scope["path"], _headers(scope)
-        problem = self._wrong_place(headers)
+        problem = refusal_of_size(scope) or self._wrong_place(headers)
+        if problem is None and path in self.rules.public:
+            problem = refusal_of_body(scope["method"], headers)
         if problem:
             return await reply.fail(problem)
         if path not in self.rules.public:
@@ -183,7 +186,7 @@ class _Reply:
             (b"content-length", str(len(body)).encode()),
             *((name.lower().encode(), value.encode()) for name, value in failure.headers),
         ]
-        if failure.status in (401, 403, 408, 413):
+        if failure.status in (401, 403, 405, 408, 413, 431):
             headers.append((b"connection", b"close"))  # what was not read is not read
         if failure.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))

@@ -1,5 +1,6 @@
 """The app for clients: OpenAI's routes, health and the page."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -24,6 +25,8 @@ from lorica.serve.refusals import NotAnOperator
 
 HEALTH = ("/health/live", "/health/ready")
 METRICS = ("/metrics",)
+PARSED_AT_ONCE = 2**16
+"""Bytes of a body that is parsed on the event loop: a larger one takes milliseconds."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error object"},
     "503": {"description": "not ready, or stopping; Retry-After says when to come back"},
@@ -35,8 +38,11 @@ class StrictRequest(Request):
     """A request whose JSON is parsed strictly: no duplicate keys, no NaN, no deep nesting."""
 
     async def json(self) -> Any:
+        body = await self.body()
         try:
-            return strict_json.parse(await self.body(), depth=Limits().depth)
+            if len(body) <= PARSED_AT_ONCE:
+                return strict_json.parse(body, depth=Limits().depth)
+            return await asyncio.to_thread(strict_json.parse, body, depth=Limits().depth)
         except json.JSONDecodeError:
             raise
         except ValueError as error:

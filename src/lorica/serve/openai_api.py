@@ -7,13 +7,23 @@ https://platform.openai.com/docs/api-reference: completions, chat. Beyond it: `t
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from lorica.serve.limits import Limits
 from lorica.serve.refusals import InvalidRequest
 
 LIMITS = Limits()
 MAX_MESSAGES = 1024
+MAX_PARTS = 256
+"""Parts of a message's content."""
 MAX_SEED = 2**63 - 1
 SIMILAR = 0.75
 """Similarity from which the name of a field is taken for a slip of another one."""
@@ -49,6 +59,38 @@ NewTokens = Annotated[int, Field(ge=1, le=LIMITS.new_tokens)]
 Stop = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_length)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+TokenIds = Annotated[list[TokenId], Field(max_length=LIMITS.prompt_ids, fail_fast=True)]
+"""Every list of a body ends at a limit, and at its first mistake: an error costs a thousand times
+the byte that makes it."""
+
+
+def kind_of_prompt(value: Any) -> str:
+    """The one kind that a prompt is checked against, by its first item: tried one after another,
+    each would count its own mistakes."""
+    match value:
+        case [str(), *_]:
+            return "list[str]"
+        case [[*_], *_]:
+            return "list[list[int]]"
+        case [*_]:
+            return "list[int]"
+        case _:
+            return "str"
+
+
+def kind_of_content(value: Any) -> str:
+    return "list[part]" if isinstance(value, list) else "str"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[list[str], Field(max_length=LIMITS.choices, fail_fast=True), Tag("list[str]")]
+    | Annotated[TokenIds, Tag("list[int]")]
+    | Annotated[
+        list[TokenIds], Field(max_length=LIMITS.choices, fail_fast=True), Tag("list[list[int]]")
+    ],
+    Discriminator(kind_of_prompt),
+]
 
 
 class Body(BaseModel):
@@ -86,7 +128,7 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     top_k: Count | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    stop: Annotated[list[Stop], Field(max_length=LIMITS.stops)] | Stop | None = None
+    stop: Annotated[list[Stop], Field(max_length=LIMITS.stops, fail_fast=True)] | Stop | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -118,7 +160,7 @@ class GenerationBody(Body):
 class CompletionBody(GenerationBody):
     """POST /v1/completions. prompt: a text, texts, token ids, or lists of token ids."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Prompt
     logprobs: Annotated[int, Field(ge=0, le=LIMITS.logprobs)] | None = None
 
     @property
@@ -137,9 +179,16 @@ class TextPart(Body):
     text: str
 
 
+Content = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("list[part]")],
+    Discriminator(kind_of_content),
+]
+
+
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Content
 
     def as_plain(self) -> dict[str, str]:
         """Role and text, as chat templates take them."""
@@ -151,7 +200,7 @@ class Message(Body):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: NewTokens | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=LIMITS.logprobs)] | None = None

@@ -17,6 +17,7 @@ from lorica.errors import ResourceError
 from lorica.progress import announce
 from lorica.serve.connection import Connection
 from lorica.serve.exchange import Engine
+from lorica.serve.request_limits import MAX_HEADER_BYTES
 
 ACCEPT_THREADS = 32
 """Requests that may wait for an adapter to load at the same time."""
@@ -161,6 +162,6 @@ def _config(app: Callable[..., Awaitable[Any]]) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=CLOSE_SECONDS,
-        h11_max_incomplete_event_size=32 * 2**10,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         limit_concurrency=None,
     )
