@@ -19,5 +19,3 @@ def test_an_adapter_of_conversations_ends_at_its_end_of_turn_after_a_plain_promp
     assert end in of_chats.stops(True).tokens
     assert end in of_chats.stops(False).tokens
     assert end not in Prompts(loaded, None).stops(False).tokens
-
-
