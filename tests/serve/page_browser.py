@@ -72,13 +72,20 @@ def watched(browser: Any, address: str, **options: Any) -> Iterator[Any]:
 
 def choose(view: Any, *names: str) -> None:
     """Check exactly these models."""
+    wait_until_listed(view)
     for box in view.locator("#choices input").all():
         box.set_checked(box.get_attribute("data-id") in names)
 
 
 def send(view: Any, prompt: str) -> None:
+    wait_until_listed(view)
     view.fill("#prompt", prompt)
     view.keyboard.press("Control+Enter")
+
+
+def wait_until_listed(view: Any) -> None:
+    """Until the models are on the page, which a reload of it does not wait for."""
+    view.locator("#choices li").first.wait_for(state="attached")
 
 
 def wait_until_ended(view: Any) -> None:
@@ -109,7 +116,7 @@ def texts(view: Any) -> dict[str, str]:
 
 
 def figures(view: Any, model: str) -> dict[str, str]:
-    """The figures of an answer by label."""
-    answer = view.get_by_role("article", name=model, exact=True)
-    labels = answer.locator(".figures dt").all_text_contents()
-    return dict(zip(labels, answer.locator(".figures dd").all_text_contents(), strict=True))
+    """The figures of an answer, and the identity in its panel, by label."""
+    rows = view.get_by_role("article", name=model, exact=True).locator(".figures, .identity")
+    labels = rows.locator("dt").all_text_contents()
+    return dict(zip(labels, rows.locator("dd").all_text_contents(), strict=True))

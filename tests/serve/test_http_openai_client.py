@@ -180,6 +180,9 @@ def test_errors_are_those_that_the_client_knows(client):
         client.completions.create(model="alice", prompt="x", frequency_penalty=0.5)
     with pytest.raises(openai.BadRequestError) as error:
         client.completions.create(model="alice", prompt="x" * 300)
+    assert error.value.param == "prompt"
+    with pytest.raises(openai.BadRequestError, match="Fix: set max_tokens to 199 or less") as error:
+        client.completions.create(model="alice", prompt="x", max_tokens=200)
     assert error.value.param == "max_tokens"
 
 

@@ -212,7 +212,10 @@ def test_the_live_region_speaks_of_ends_not_of_tokens(browser):
         assert view.locator(".answer").first.get_attribute("aria-busy") == "false"
         assert view.locator("[aria-live] .answer, [role=status] .answer").count() == 0
     assert spoken[0] == "2 models are answering."
-    assert sorted(spoken[1:]) == ["alice: complete, 41 tokens.", "base: complete, 41 tokens."]
+    assert sorted(spoken[1:]) == [
+        "The answer of alice is complete, 41 tokens.",
+        "The answer of base is complete, 41 tokens.",
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -315,9 +318,15 @@ def test_many_adapters_are_searched_and_limited(browser):
         view.fill("#search", "")
         for index in range(20, 23):
             view.locator("#choices input").nth(index).check()
-        view.locator("#choices input").nth(30).click()
-        assert not view.locator("#choices input").nth(30).is_checked()
-        assert "At most 6" in view.locator("#notice-text").text_content()
+        assert view.locator("#choices input").nth(30).is_disabled()
+        assert "Uncheck one" in view.locator("#models-limit").text_content()
+        view.locator("#choices input").nth(22).focus()
+        view.keyboard.press("ArrowUp")  # those that are disabled are passed over
+        view.keyboard.press("Space")
+        assert not view.locator("#choices input").nth(21).is_checked()
+        assert view.locator("#choices input").nth(30).is_enabled()
+        assert not view.locator("#models-limit").is_visible()
+        view.locator("#choices input").nth(30).check()
         send(view, "Count.")
         wait_until_ended(view)
         assert len(texts(view)) == 6
@@ -342,7 +351,7 @@ def test_hostile_text_stays_text(browser):
         assert list(answers) == [*chosen[:5], evil]
         for name in set(chosen) - {HOSTILE[1]}:
             assert answers[evil if "evil" in name else name] == attacked.answers[name]
-        assert view.locator(".failure-what").text_content() == HOSTILE[0]
+        assert view.locator(".failure-what").text_content() == f"{HOSTILE[0]}."
         view.get_by_role("button", name="Compare", exact=False).nth(2).click()
         view.get_by_role("button", name="Compare", exact=False).nth(3).click()
         view.reload()

@@ -37,10 +37,10 @@ def test_answers_are_those_of_the_engine(browser):
         wait_until_ended(view)
         assert list(texts(view)) == names
         assert all(len(text) > 200 for text in texts(view).values())
-        assert figures(view, names[1])["Tokens"] == "4 → 100"  # half of the engine's context
+        assert figures(view, names[1])["Tokens"] == "4 → 100 tokens"  # half of the engine's context
         assert figures(view, names[1])["Finish"] == "length"
         card = engine.cards()[1]
-        assert figures(view, card.name)["Digest"] == card.digest.removeprefix("sha256:")[:10]
+        assert figures(view, card.name)["Digest"] == card.digest
         assert figures(view, card.name)["Generation"] == str(card.generation)
         view.reload()
         assert list(texts(view)) == names
@@ -51,12 +51,18 @@ def test_errors_of_the_engine(browser):
         choose(view, "org/base")
         send(view, "fail")
         wait_until_ended(view)
-        assert "the fake failed" in view.locator(".failure-what").text_content()
+        assert "The fake failed." in view.locator(".failure-what").text_content()
         view.locator("#settings summary").click()
         view.fill("#max_tokens", "5000")
         send(view, "long")
         wait_until_ended(view)
-        assert "max_tokens" in view.locator(".failure-what").text_content()
+        assert "has 200 tokens" in view.locator("#composer-problem").text_content()
+        view.fill("#max_tokens", "199")
+        send(view, "long")
+        wait_until_ended(view)
+        view.get_by_role("button", name="Send with 196").click()
+        wait_until_ended(view)
+        assert figures(view, "org/base")["Tokens"] == "4 → 196 tokens"
 
 
 def test_a_full_queue(browser):
@@ -65,7 +71,7 @@ def test_a_full_queue(browser):
         choose(view, "org/base", "alice", "hyper:ve-ol")
         send(view, "full long")
         wait_until(view, "document.querySelector('.failure button')")
-        assert "the queue is full" in view.locator(".failure-what").text_content()
+        assert "The queue is full" in view.locator(".failure-what").text_content()
         assert view.locator(".failure button").text_content().startswith("Retry in")
         view.keyboard.press("Escape")
         wait_until_ended(view)

@@ -22,6 +22,7 @@ from lorica.serve.exchange import (
     Served,
     TokenLogprob,
 )
+from lorica.serve.prompts import check_job
 from lorica.serve.refusals import (
     InvalidRequest,
     ModelNotFound,
@@ -173,12 +174,7 @@ class WordEngine:
         card = self.card(job.model)
         if self.is_draining:
             raise Unavailable("the server is stopping.", retry_after=5)
-        if len(job.prompt) + job.sampling.max_new_tokens > self.max_length:
-            raise InvalidRequest(
-                f"{len(job.prompt)} + {job.sampling.max_new_tokens} tokens.", param="max_tokens"
-            )
-        if any(token >= VOCABULARY for token in job.prompt):
-            raise InvalidRequest("a token id is out of range.", param="prompt")
+        check_job(job, self.max_length, VOCABULARY)
         text = "".join(map(chr, job.prompt))
         if "full" in text and len(self.open) >= 2:
             raise TooManyRequests("the queue is full.", retry_after=1.2)

@@ -2,8 +2,6 @@
 
 import { element } from "./dom.js";
 
-export const shortDigest = (digest) => digest.replace(/^sha256[:-]/, "").slice(0, 10);
-
 const UNITS = ["bytes", "KiB", "MiB", "GiB"];
 
 function size(bytes) {
@@ -11,8 +9,8 @@ function size(bytes) {
   return `${(bytes / 1024 ** power).toLocaleString("en", { maximumFractionDigits: power ? 1 : 0 })} ${UNITS[power]}`;
 }
 
-/** A definition list of one card of /v1/models. */
-export function describe(card) {
+/** A definition list of one card of /v1/models; hasIdentity: with its generation and digest. */
+export function describe(card, { hasIdentity = true } = {}) {
   const list = element("dl", { className: "about" });
   const add = (term, value, className = "") => {
     if (value == null || value === "") return;
@@ -25,12 +23,12 @@ export function describe(card) {
     add(term.replaceAll("_", " "), typeof value === "object" ? JSON.stringify(value) : value);
   }
   if (card.parent && notes.length === 0) add("Training", "its folder holds no notes");
-  add("Prompts", card.chat === false ? "plain only" : "plain or conversation");
+  add("Prompts", card.chat === false ? "plain prompts only" : "plain or conversation");
   add("Context", card.max_length ? `${card.max_length.toLocaleString("en")} tokens` : "");
   if (!card.parent) return list;
   add("State", [card.state, card.pinned ? "pinned" : ""].filter(Boolean).join(", "));
   add("In memory", card.resident_bytes ? size(card.resident_bytes) : "");
-  add("Generation", card.generation);
-  add("Digest", card.digest, "digest");
+  if (hasIdentity) add("Generation", card.generation);
+  if (hasIdentity) add("Digest", card.digest, "digest");
   return list;
 }

@@ -1,17 +1,17 @@
 // Requests to the server: the models, one streamed answer, and errors that say how to fix them.
 
+import { sentence } from "./dom.js";
 import { readEvents } from "./sse.js";
 import { recall, remember } from "./tab.js";
 
 const KEY = "lorica.key";
 const url = (path) => new URL(path, document.baseURI);
 
-/** An answer of the server that is an error, or the lack of one. retryAfter: in seconds. isFinal:
- * the same request cannot succeed. */
+/** An answer of the server that is an error, or the lack of one. retryAfter: in seconds. */
 export class ServerError extends Error {
-  constructor(message, { fix = "", status = 0, retryAfter = null, isFinal = false } = {}) {
-    super(message);
-    Object.assign(this, { fix, status, retryAfter, isFinal });
+  constructor(message, { fix = "", status = 0, retryAfter = null } = {}) {
+    super(sentence(message));
+    Object.assign(this, { fix, status, retryAfter });
   }
 }
 

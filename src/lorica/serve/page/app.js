@@ -1,11 +1,11 @@
 // The page of lorica serve: the same prompt to the base and its adapters, answers side by side.
 
 import { listModels } from "./api.js";
-import { announce, byId, counted, element, isTyping, notify, startDialogs, visible } from "./dom.js";
+import { announce, byId, counted, element, isTyping, notify, sentence, startDialogs, visible } from "./dom.js";
 import * as history from "./history.js";
 import { startHistory } from "./history_view.js";
 import { askForKey, showKeyState, startKeyDialog } from "./key_dialog.js";
-import { chosenIds, choiceOf, showModels, startModels } from "./models.js";
+import { canChat, chosenIds, choiceOf, showModels, startModels } from "./models.js";
 import { afterSending, startPrompt } from "./prompt.js";
 import { fill, newAnswer } from "./run.js";
 import { fitMaxTokens, readSettings, startSettings, store, stored } from "./settings.js";
@@ -18,6 +18,7 @@ const modes = [...document.querySelectorAll("[name=mode]")];
 let entry = null; // what is on the page
 let running = null; // {controller, entry, turn} while answers are written
 
+const isTouch = matchMedia("(pointer: coarse)");
 const mode = () => modes.find((radio) => radio.checked).value;
 
 // --- models and the key
@@ -27,7 +28,6 @@ async function loadModels({ hasNewKey = false } = {}) {
   try {
     const cards = await listModels();
     showModels(cards);
-    fitMaxTokens(cards);
     showKeyState();
     if (!entry && cards.length === 0) showStart("No model is served to you.", "Start the server with a base, or use a key that may ask more models.");
     else if (!entry) showStart();
@@ -35,9 +35,9 @@ async function loadModels({ hasNewKey = false } = {}) {
   } catch (error) {
     const isLocked = error.status === 401;
     if (!entry && isLocked) showStart("This server asks for an API key.", "Press Reload to enter it.");
-    else if (!entry) showStart(error.message, error.fix ? `Fix: ${error.fix}` : "");
+    else if (!entry) showStart(error.message, error.fix ? sentence(`Fix: ${error.fix}`) : "");
     if (isLocked) askForKey(hasNewKey ? error.message : "");
-    else if (entry || hasNewKey) notify(error.fix ? `${error.message} Fix: ${error.fix}.` : error.message);
+    else if (entry || hasNewKey) notify(error.fix ? `${error.message} ${sentence(`Fix: ${error.fix}`)}` : error.message);
     return false;
   }
 }
@@ -48,9 +48,19 @@ byId("reload-models").addEventListener("click", async () => {
 
 // --- what is on the page
 
+/** How to begin; what holds for wide screens or keyboards only is shown on those only. */
+const howTo = () => [
+  "Choose models, write a prompt, and send it",
+  element("span", { className: "only-keys", text: " with Ctrl + Enter" }),
+  ". Their answers appear ",
+  element("span", { className: "only-wide", text: "side by side" }),
+  element("span", { className: "only-narrow", text: "one below the other" }),
+  ".",
+];
+
 /** Without an entry: what the page is for, or why it cannot be used. */
-function showStart(what = "Ask the base and its adapters the same question.", then = "Choose models, write a prompt, and send it with Ctrl + Enter. Their answers appear side by side.") {
-  byId("turns").replaceChildren(element("div", { className: "start" }, element("h2", { text: what }), element("p", { text: then || "" })));
+function showStart(what = "Ask the base and its adapters the same question.", then = howTo()) {
+  byId("turns").replaceChildren(element("div", { className: "start" }, element("h2", { text: what }), element("p", {}, ...[then].flat())));
 }
 
 function showEntry(next) {
@@ -80,11 +90,21 @@ function setMode(value) {
   for (const radio of modes) radio.checked = radio.value === (value === "chat" ? "chat" : "plain");
 }
 
+/** The chosen models that take prompts of the chosen kind, and those that do not. */
+function targets() {
+  const chosen = chosenIds();
+  const models = mode() === "chat" ? chosen.filter(canChat) : chosen;
+  return { models, leftOut: chosen.filter((id) => !models.includes(id)) };
+}
+
 function showControls() {
-  const names = chosenIds();
+  const { models: names, leftOut } = targets();
   const isChat = mode() === "chat";
-  byId("targets").textContent = names.length === 0 ? "No model is chosen" : `To ${names.slice(0, 2).map(visible).join(", ")}${names.length > 2 ? ` and ${names.length - 2} more` : ""}`;
-  byId("open-rail").textContent = names.length ? `Models · ${names.length}` : "Models";
+  fitMaxTokens(names.map((id) => choiceOf(id).card));
+  byId("left-out").hidden = leftOut.length === 0;
+  byId("left-out").textContent = leftOut.length ? `Left out of the conversation: ${leftOut.map(visible).join(", ")} (plain prompts only).` : "";
+  byId("targets").textContent = names.length === 0 ? "" : `To ${names.slice(0, 2).map(visible).join(", ")}${names.length > 2 ? ` and ${names.length - 2} more` : ""}`;
+  byId("open-rail").textContent = chosenIds().length ? `Models · ${chosenIds().length}` : "Models";
   byId("system-row").hidden = !isChat;
   byId("new-entry").hidden = !(isChat && entry);
   byId("send").disabled = running !== null;
@@ -102,8 +122,9 @@ function showProblem(text) {
 function send() {
   if (running) return;
   const { values, problem } = readSettings();
-  const models = chosenIds();
-  const wrong = prompt.value === "" ? "Write a prompt first." : models.length === 0 ? "Choose a model first." : problem;
+  const { models, leftOut } = targets();
+  const noModel = leftOut.length ? "The chosen models take plain prompts only. Choose Plain, or another model." : "Choose a model first.";
+  const wrong = prompt.value === "" ? "Write a prompt first." : models.length === 0 ? noModel : problem;
   showProblem(wrong ?? "");
   if (problem) byId("settings").open = true;
   if (wrong) return prompt.value === "" ? prompt.focus() : undefined;
@@ -119,6 +140,7 @@ function send() {
   remember(OPEN_ENTRY, entry.id);
   afterSending(mode() === "chat");
   closeRail();
+  setSmall(true);
 
   const view = new TurnView(turn, retry);
   addTurn(view);
@@ -138,8 +160,8 @@ async function run(turn, view, answers) {
       await fill(answer, mine.entry, turn, mine.controller.signal);
       if (answer.answer.error?.status === 401) askForKey("");
       save(mine.entry);
-      view.offerCompare();
-      announce(`${answer.answer.model}: ${outcome(answer.answer)}.`);
+      view.update();
+      announce(`The answer of ${answer.answer.model} ${outcome(answer.answer)}`);
     }),
   );
   if (answers.some(({ answer }) => answer.error?.status === 404 || isReplaced(answer))) loadModels();
@@ -158,23 +180,34 @@ function isReplaced(answer) {
 
 function outcome({ state, error, usage }) {
   if (state === "failed") return `failed. ${error.message}`;
-  if (state === "stopped") return "stopped";
-  return usage ? `complete, ${counted(usage.completion_tokens, "token")}` : "complete";
+  if (state === "stopped") return "is stopped.";
+  return usage ? `is complete, ${counted(usage.completion_tokens, "token")}.` : "is complete.";
 }
 
-function retry(turnView, view) {
-  if (running) return notify("Wait for the running answers, or stop them with Esc.");
-  const turn = entry.turns.find((candidate) => candidate.answers.includes(view.answer));
-  Object.assign(view.answer, newAnswer(view.answer.model), { pieces: 0 });
+/** Ask for these answers of a turn anew. maxTokens: in place of what they were sent with. */
+function retry(turnView, views, maxTokens = null) {
+  if (running) return notify("Wait for the running answers, or stop them.");
+  const turn = entry.turns.find((candidate) => candidate.answers.includes(views[0].answer));
   turnView.clearComparison();
-  view.refresh();
-  view.root.focus({ preventScroll: true }); // the button that was pressed is gone
-  run(turn, turnView, [view]);
+  for (const view of views) {
+    Object.assign(view.answer, newAnswer(view.answer.model), { pieces: 0 }, maxTokens && { maxTokens });
+    view.refresh();
+  }
+  turnView.update();
+  views[0].root.focus({ preventScroll: true }); // the button that was pressed is gone
+  run(turn, turnView, views);
 }
 
 function stop() {
   if (!running) return;
   running.controller.abort();
+}
+
+/** After sending, the prompt takes few lines, for the sake of the answers, until it is edited. */
+function setSmall(isSmall) {
+  byId("composer").classList.toggle("small", isSmall);
+  if (isSmall) prompt.scrollTop = 0;
+  if (isSmall && isTouch.matches) prompt.blur(); // closes the keyboard on the screen
 }
 
 let isWarned = false;
@@ -231,7 +264,9 @@ byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
+for (const event of ["focus", "pointerdown", "input"]) prompt.addEventListener(event, () => setSmall(false));
 byId("stop-button").addEventListener("click", stop);
+byId("close-rail").addEventListener("click", closeRail);
 byId("new-entry").addEventListener("click", clear);
 byId("open-help").addEventListener("click", () => byId("help").showModal());
 for (const radio of modes) {

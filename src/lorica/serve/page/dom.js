@@ -42,6 +42,12 @@ export function startDialogs() {
   byId("notice-close").addEventListener("click", () => (byId("notice").hidden = true));
 }
 
+/** A message as a sentence: a capital letter first, unless it begins with a name, and a full stop. */
+export function sentence(text) {
+  const begun = text.replace(/^\p{Ll}+(?=[\s,;:.']|$)/u, (word) => word[0].toUpperCase() + word.slice(1));
+  return /[.!?…]$/.test(begun) ? begun : `${begun}.`;
+}
+
 let hideNotice = 0;
 
 /** Show a short message for a while. action: {label, run} offers a way back: then it stays. */

@@ -7,6 +7,7 @@ import { store, stored } from "./settings.js";
 export const MAX_CHOSEN = 6;
 /** Browsers open six connections to one server: a seventh answer would wait for another to end. */
 const SEARCH_FROM = 9;
+const PLAIN_ONLY = "plain prompts only";
 
 /** By name of a model that can be asked: {id, alias, condition, card}. In the server's order. */
 let choices = new Map();
@@ -15,6 +16,9 @@ let onChange = () => {};
 
 export const choiceOf = (id) => choices.get(id);
 export const chosenIds = () => [...choices.keys()].filter((id) => chosen.has(id));
+
+/** Whether a model can be asked in a conversation: some adapters have a format for plain prompts only. */
+export const canChat = (id) => choices.get(id)?.card.chat !== false;
 
 export function startModels(listener) {
   onChange = listener;
@@ -48,7 +52,7 @@ export function showModels(cards) {
   choices = choicesOf(cards);
   const gone = [...chosen].filter((id) => !choices.has(id));
   gone.forEach((id) => chosen.delete(id));
-  if (gone.length && !isFirst) notify(`${gone.map(visible).join(", ").slice(0, 200)}: no longer served.`);
+  if (gone.length && !isFirst) notify(`No longer served: ${gone.map(visible).join(", ").slice(0, 200)}.`);
   if (chosen.size === 0) {
     const usable = [...choices.values()].filter(({ card }) => card.state !== "failed");
     usable.slice(0, 2).forEach(({ id }) => chosen.add(id));
@@ -88,7 +92,7 @@ function row({ id, condition, card }, index, isOpen) {
     if (!panel.hidden) panel.replaceChildren(describe(card));
   });
   const isBusy = card.state && !["resident", "registered", "evicted"].includes(card.state);
-  const kind = [card.parent ? card.method : "base", isBusy ? card.state : null];
+  const kind = [card.parent ? card.method : "base", isBusy ? card.state : null, card.chat === false ? PLAIN_ONLY : null];
   const label = element("label", { for: box.id }, named(id), " ", element("span", { className: "quiet kind", text: kind.filter(Boolean).join(", ") }));
   const item = element("li", { className: condition === null ? "" : "conditioned" }, element("div", { className: "choice" }, box, label, about), panel);
   const notes = card.notes ? JSON.stringify(card.notes) : "";
@@ -97,17 +101,16 @@ function row({ id, condition, card }, index, isOpen) {
 }
 
 function choose(box, id) {
-  if (box.checked && chosenIds().length >= MAX_CHOSEN) {
-    box.checked = false;
-    notify(`At most ${MAX_CHOSEN} models at a time: a browser opens ${MAX_CHOSEN} connections to a server.`);
-    return;
-  }
   if (box.checked) chosen.add(id);
   else chosen.delete(id);
   changed();
 }
 
 function changed() {
+  const isFull = chosenIds().length >= MAX_CHOSEN;
+  for (const box of byId("choices").querySelectorAll("input")) box.disabled = isFull && !box.checked;
+  byId("models-limit").hidden = !isFull;
+  byId("models-limit").textContent = isFull ? `${MAX_CHOSEN} models are chosen, the most at a time: a browser opens ${MAX_CHOSEN} connections to a server. Uncheck one to choose another.` : "";
   store({ chosen: [...chosen] });
   onChange();
 }
@@ -127,7 +130,7 @@ function filter() {
 }
 
 function moveFocus(event, from, step) {
-  const boxes = [...byId("choices").querySelectorAll("li:not([hidden]) input[type=checkbox]")];
+  const boxes = [...byId("choices").querySelectorAll("li:not([hidden]) input:enabled")];
   const next = boxes[boxes.indexOf(from) + step];
   event.preventDefault();
   if (next) next.focus();

@@ -1,21 +1,21 @@
 // Asking: one request for each answer of a turn, all at once, and what arrives written down.
 
-import { ask, ServerError } from "./api.js";
-import { choiceOf } from "./models.js";
+import { ask } from "./api.js";
 
 /** An answer before its request. */
 export const newAnswer = (model) => ({ model, text: "", state: "waiting", finish: null, usage: null, firstToken: null, seconds: null, digest: null, generation: null, error: null });
 
-/** The request body for `model`: its own conversation so far, or the plain prompt. */
-function bodyOf(model, entry, turn) {
-  if (entry.mode !== "chat") return { model, prompt: turn.prompt, ...entry.values };
+/** The request body for an answer: its model's own conversation so far, or the plain prompt. */
+function bodyOf({ model, maxTokens }, entry, turn) {
+  const values = maxTokens ? { ...entry.values, max_tokens: maxTokens } : entry.values;
+  if (entry.mode !== "chat") return { model, prompt: turn.prompt, ...values };
   const messages = entry.system ? [{ role: "system", content: entry.system }] : [];
   for (const earlier of entry.turns.slice(0, entry.turns.indexOf(turn))) {
     const answer = earlier.answers.find((candidate) => candidate.model === model);
     if (answer?.state !== "done") continue;
     messages.push({ role: "user", content: earlier.prompt }, { role: "assistant", content: answer.text });
   }
-  return { model, messages: [...messages, { role: "user", content: turn.prompt }], ...entry.values };
+  return { model, messages: [...messages, { role: "user", content: turn.prompt }], ...values };
 }
 
 /** Fill `view.answer` from the server, and show it as it grows. Never throws. */
@@ -24,13 +24,7 @@ export async function fill(view, entry, turn, signal) {
   const started = performance.now();
   let firstText = null;
   try {
-    if (entry.mode === "chat" && choiceOf(answer.model)?.card.chat === false) {
-      throw new ServerError("This adapter was trained on plain prompts: it has no format for conversations.", {
-        fix: "choose Plain",
-        isFinal: true,
-      });
-    }
-    for await (const event of ask(bodyOf(answer.model, entry, turn), signal)) {
+    for await (const event of ask(bodyOf(answer, entry, turn), signal)) {
       if (event.text) {
         const now = performance.now();
         firstText ??= now;
@@ -61,6 +55,8 @@ function fail(answer, error, signal) {
     return;
   }
   answer.state = "failed";
-  answer.error = { message: error.message, fix: error.fix ?? "", status: error.status ?? 0, isFinal: Boolean(error.isFinal) };
+  answer.error = { message: error.message, fix: error.fix ?? "", status: error.status ?? 0 };
+  const [, most] = answer.error.fix.match(/^set max_tokens to ([\d,]+) or less$/) ?? [];
+  if (most) answer.error.maxTokens = Number(most.replaceAll(",", ""));
   if (error.retryAfter != null) answer.error.retryAt = Date.now() + error.retryAfter * 1000;
 }

@@ -3,14 +3,16 @@
 import { byId } from "./dom.js";
 
 const STORED = "lorica.settings";
+const MAX_INTEGER = 2 ** 53 - 1;
 const NUMBERS = {
   temperature: { label: "Temperature", least: 0, most: 2 },
   top_p: { label: "top_p", least: 0, most: 1, isOpen: true },
-  max_tokens: { label: "Max tokens", least: 1, most: 2 ** 53 - 1, isInteger: true },
-  seed: { label: "Seed", least: 0, most: 2 ** 53 - 1, isInteger: true },
+  max_tokens: { label: "Max tokens", least: 1, most: MAX_INTEGER, isInteger: true },
+  seed: { label: "Seed", least: 0, most: MAX_INTEGER, isInteger: true },
 };
 const INITIAL = { temperature: "0", top_p: "", max_tokens: "256", seed: "", stop: "" };
 const MAX_STOPS = 4;
+let context = null; // tokens of the shortest of the chosen models
 const FIELDS = [...Object.keys(NUMBERS), "stop"];
 
 function read(name, fallback) {
@@ -57,11 +59,15 @@ export function startSettings() {
   summarize();
 }
 
-/** Until somebody sets it, the maximum leaves the prompt half of the shortest context. */
+/** Limit the maximum number of tokens by the shortest context of these cards, which holds one token
+ * of a prompt at least. Until somebody sets it, it leaves the prompt half of that context. */
 export function fitMaxTokens(cards) {
-  if (typeof stored.max_tokens === "string") return;
-  const contexts = cards.map((card) => card.max_length).filter((length) => Number.isInteger(length) && length > 1);
-  byId("max_tokens").value = String(Math.min(Number(INITIAL.max_tokens), ...contexts.map((length) => Math.floor(length / 2))));
+  const lengths = cards.map((card) => card.max_length).filter((length) => Number.isInteger(length) && length > 1);
+  const field = byId("max_tokens");
+  context = lengths.length ? Math.min(...lengths) : null;
+  NUMBERS.max_tokens.most = context ? context - 1 : MAX_INTEGER;
+  field.max = context ? context - 1 : "";
+  if (typeof stored.max_tokens !== "string") field.value = String(Math.min(Number(INITIAL.max_tokens), Math.floor((context ?? Infinity) / 2)));
   summarize();
 }
 
@@ -71,7 +77,7 @@ function summarize() {
   problemLine.hidden = !problem;
   problemLine.textContent = problem ?? "";
   byId("settings-summary").textContent = problem
-    ? "to correct"
+    ? "Not valid"
     : [
         values.temperature === 0 ? "greedy" : null,
         values.temperature > 0 ? `temperature ${values.temperature}` : null,
@@ -94,7 +100,7 @@ export function readSettings() {
       (field.value !== "" &&
         (number < rule.least || number > rule.most || (rule.isOpen && number === rule.least) || (rule.isInteger && !Number.isInteger(number))));
     field.setAttribute("aria-invalid", String(isWrong));
-    if (isWrong) problem ??= `${rule.label} is ${limits(rule)}, or empty.`;
+    if (isWrong) problem ??= `Set ${rule.label} to ${limits(rule)}, or leave it empty${name === "max_tokens" && context ? `: the shortest context of the chosen models has ${context.toLocaleString("en")} tokens` : ""}.`;
     else if (field.value !== "") values[name] = number;
   }
   const stops = byId("stop").value.split("\n").filter(Boolean).map(unescaped);
@@ -107,7 +113,8 @@ export function readSettings() {
 function limits({ least, most, isInteger, isOpen }) {
   const kind = isInteger ? "a whole number" : "a number";
   if (isOpen) return `${kind} above ${least} and at most ${most}`;
-  return isInteger ? `${kind}, at least ${least}` : `${kind} from ${least} to ${most}`;
+  if (most === MAX_INTEGER) return `${kind}, at least ${least}`;
+  return `${kind} from ${least} to ${most}`;
 }
 
 const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
