@@ -16,7 +16,7 @@ from lorica.generation.sampling import Sampling
 from lorica.serve.build import EngineSettings, engine_of
 from lorica.serve.engine import MOST_FAILURES, ServingEngine
 from lorica.serve.exchange import End, Job, Piece
-from lorica.serve.refusals import InvalidRequest, ModelNotFound, Unavailable
+from lorica.serve.refusals import InvalidRequest, ModelNotFound, TooManyRequests, Unavailable
 
 METHODS = {"lora": {"r": 4}, "dora": {"r": 4}, "ia3": {}, "prefix_tuning": {}}
 PROMPTS = ("Ticket: my stove", "Once upon a time, a small", "vuno bvaso slelet vela mrima")
@@ -99,6 +99,18 @@ def test_the_base_answers_as_it_does_without_adapters(engine):
         assert ask(bare, *jobs) == ask(engine, *jobs)
     finally:
         bare.close()
+
+
+def test_the_queue_has_room_for_others_while_one_tenant_floods_it():
+    engine = build({}, slots=1, max_queued=4)
+    try:
+        jobs = [job(engine, tenant="flood", n=100) for _ in range(16)]
+        with pytest.raises(TooManyRequests, match="2 requests of this key wait already"):
+            for one in jobs:
+                engine.submit(one)
+        engine.submit(job(engine, tenant="other"))
+    finally:
+        engine.close()
 
 
 def test_logprobs_belong_to_the_tokens(engine):

@@ -34,7 +34,7 @@ def engine(access_and_keys) -> Iterator[ServingEngine]:
     settings = EngineSettings(
         slots=4,
         max_length=128,
-        max_queued=300,
+        max_queued=600,
         max_queued_per_tenant=300,
         quotas=access_and_keys[0].quotas,
     )

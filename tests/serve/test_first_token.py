@@ -32,7 +32,7 @@ class Counted:
 
 @pytest.fixture
 def engine(small_base):
-    settings = EngineSettings(max_length=448, slots=8, max_queued=300, max_queued_per_tenant=300)
+    settings = EngineSettings(max_length=448, slots=8, max_queued=600, max_queued_per_tenant=300)
     engine = engine_of(load(str(small_base)), settings)
     engine.start()
     yield engine

@@ -102,7 +102,7 @@ def test_an_answer_that_ended_is_not_cancelled(live):
     assert live.engine.cancelled == 0 and live.engine.open == []
 
 
-def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch, caplog):
     monkeypatch.setattr("lorica.serve.connection.STALL_SECONDS", 0.5)
     body = {"model": "alice", "prompt": "long", "max_tokens": 4000, "n": 8, "stream": True}
     data = json.dumps(body).encode()
@@ -119,3 +119,4 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
             while part := lazy.recv(2**16):
                 received += part
     assert received.startswith(b"HTTP/1.1 200") and b"[DONE]" not in received
+    assert "/v1/completions: the client did not read" in caplog.text

@@ -260,7 +260,8 @@ def _print_summary(
     failed = [card.name for card in cards if card.state == "failed"]
     names = f" ({listed(served, 8)})" if served else ""
     missing = f"; not served: {listed(failed, 8)}" if failed else ""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
+    bound = str(address[0])
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound, bound)
     host = f"[{host}]" if ":" in host else host
     room = f"{counted(slots, 'slot')} of {engine.max_length:,} tokens"
     what = f"{engine.base_name} with {counted(len(served), 'adapter')}{names}"

@@ -34,7 +34,7 @@ class KeysReload:
         try:
             access, notices = read_keys(self._keys, base_name=self._base_name)
         except (LoricaError, OSError) as error:
-            log.error("SIGHUP: the keys stay as they were: %s", error)
+            log.error("SIGHUP: the keys stay as they were: %s", " ".join(str(error).split()))
             return
         self._access.replace(access)
         self._engine.set_quotas(access.quotas)
