@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from lorica.serve.admin import NewAdapter, Replacement, create_admin_app
+from lorica.serve.http import create_app
 from lorica.serve.limits import Limits
 from lorica.serve.metrics import Metrics
 from lorica.serve.openai_api import ChatBody, CompletionBody
@@ -50,9 +51,9 @@ def test_a_list_of_mistakes_counts_as_one(body: type[BaseModel], around: Any, it
 
 def test_every_list_of_every_body_has_a_limit(tmp_path: Path):
     engine = WordEngine()
-    gate = create_gate(engine)
+    client = create_app(engine, Metrics(engine), deadline=1.0)
     admin = create_admin_app(engine, None, Metrics(engine), tmp_path)  # type: ignore[arg-type]
-    for app in (gate.app, admin):
+    for app in (client, admin):
         lists = [node for node in nodes_of(app.openapi()) if node.get("type") == "array"]
         own = [node for node in lists if node.get("title") not in ("Location", "Detail")]
         assert own and all(node["maxItems"] <= 2**18 for node in own)

@@ -5,21 +5,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from lorica.serve.run import HUNG
 from tests.serve.live_server import eventually, running
 from tests.serve.word_engine import WordEngine
 
 
 @contextmanager
-def server(drain_timeout: float) -> Iterator[tuple[subprocess.Popen, str]]:
+def server(drain_timeout: float, *more: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """(process, URL) of a server that answers."""
-    command = [sys.executable, "-m", "tests.serve.word_server", str(drain_timeout)]
+    command = [sys.executable, "-m", "tests.serve.word_server", str(drain_timeout), *more]
     process = subprocess.Popen(
         command,
         cwd=Path(__file__).parents[2],
@@ -140,3 +142,22 @@ def test_sighup_ends_nothing():
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and out == "hangup\ncut 0\n"
+
+
+@pytest.mark.slow
+def test_a_process_in_which_everything_hangs_ends():
+    """40 requests hang on their threads, and the drain too."""
+    with server(0.3, "hang") as (process, url):
+        for _ in range(40):
+            threading.Thread(target=ask_in_vain, args=[url], daemon=True).start()
+        time.sleep(0.5)
+        assert status(f"{url}/health/ready") == 200
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == HUNG
+    assert err.strip().endswith("lorica serve: something hangs after SIGTERM: ended")
+
+
+def ask_in_vain(url: str) -> None:
+    with suppress(httpx2.HTTPError):
+        httpx2.post(f"{url}/v1/completions", json={"model": "alice", "prompt": "x"}, timeout=30)

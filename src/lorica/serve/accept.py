@@ -1,11 +1,12 @@
 """From the body of a request to answers that the engine has accepted."""
 
-import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from starlette.responses import Response
 
 from lorica.generation.sampling import Sampling
 from lorica.serve.event_format import EventFormat
@@ -14,6 +15,7 @@ from lorica.serve.generation_reply import GenerationReply
 from lorica.serve.metrics import Metrics
 from lorica.serve.openai_api import LIMITS, MAX_SEED, ChatBody, CompletionBody, GenerationBody
 from lorica.serve.refusals import InvalidRequest, ModelNotFound, Unavailable
+from lorica.serve.turns import ClientGone, Turns
 
 COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens of a completion. A conversation may fill the room that is left."""
@@ -42,14 +44,24 @@ class Acceptor:
     engine: Engine
     metrics: Metrics
     deadline: float
+    turns: Turns = field(default_factory=Turns)
 
     async def accept(
-        self, body: CompletionBody | ChatBody, tenant: Tenant, request_id: str
-    ) -> GenerationReply:
-        """Tokenize and submit in a thread: both may take long, a submit as long as its adapter
-        takes to load. Raises: Refusal."""
+        self,
+        body: CompletionBody | ChatBody,
+        tenant: Tenant,
+        request_id: str,
+        is_gone: Callable[[], Awaitable[bool]],
+    ) -> Response:
+        """Tokenize and submit on a thread, when the tenant has a turn. is_gone: whether the client
+        went away. Raises: Refusal."""
         since = time.perf_counter()
-        return await asyncio.to_thread(self._accept, body, tenant, request_id, since)
+        try:
+            return await self.turns.run(
+                tenant.name, is_gone, lambda: self._accept(body, tenant, request_id, since)
+            )
+        except ClientGone:
+            return Response(status_code=499)
 
     def _accept(
         self, body: CompletionBody | ChatBody, tenant: Tenant, request_id: str, since: float

@@ -5,9 +5,10 @@ addressed by a path: it is a folder of the one root that the server was started 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -27,6 +28,9 @@ from lorica.serve.metrics import Metrics
 from lorica.serve.names import folder_in
 from lorica.serve.refusals import InvalidRequest
 
+T = TypeVar("T")
+THREADS = 8
+"""Calls of operators that run at the same time."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Condition = Annotated[str, Field(min_length=1, max_length=256)]
 Conditions = Annotated[list[Condition], Field(max_length=1000, fail_fast=True)]
@@ -111,6 +115,11 @@ class _Adapters:
 
     def __init__(self, engine: Engine, store: AdapterStore, root: Path | None):
         self.engine, self.store, self._root = engine, store, root
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lorica-admin")
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Call on a thread of the operator's own: those of clients may all be taken."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def load(
         self,
@@ -138,14 +147,14 @@ class _Adapters:
                 conditions=conditions,
             )
 
-        new = await asyncio.to_thread(load)
+        new = await self.run(load)
         notes += [f"digest={new.digest}", f"generation={new.number}"]
         return self.card(name)
 
     async def unload(self, request: Request, name: str, expected_generation: int | None) -> int:
         """Take an adapter away, and name it in the log. Returns: bytes. Raises: LoricaError."""
         notes = request.scope["log_notes"] = [f"adapter={name!r:.80}"]
-        freed = await asyncio.to_thread(
+        freed = await self.run(
             lambda: self.store.unload(name, expected_generation=expected_generation)
         )
         notes.append(f"freed={freed}")
@@ -230,7 +239,7 @@ def _adapter_routes(adapters: _Adapters) -> APIRouter:
     @routes.patch("/{name}")
     async def pin_adapter(name: str, body: Change) -> JSONResponse:
         """Keep an adapter from eviction and unloading, or allow them again."""
-        await asyncio.to_thread(store.pin, name, body.pinned)
+        await adapters.run(lambda: store.pin(name, body.pinned))
         return JSONResponse(adapters.card(name))
 
     @routes.delete("/{name}")

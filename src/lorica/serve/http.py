@@ -122,6 +122,11 @@ def tenant_of(request: Request) -> Tenant:
 def _openai_routes(engine: Engine, acceptor: Acceptor) -> APIRouter:
     routes = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
 
+    async def accepted(request: Request, body: CompletionBody | ChatBody) -> Response:
+        return await acceptor.accept(
+            body, tenant_of(request), request.scope["request_id"], request.is_disconnected
+        )
+
     @routes.get("/models")
     async def list_models(request: Request) -> JSONResponse:
         """The models that this key may use."""
@@ -140,12 +145,12 @@ def _openai_routes(engine: Engine, acceptor: Acceptor) -> APIRouter:
     @routes.post("/completions")
     async def complete(request: Request, body: CompletionBody) -> Response:
         """Continue prompts."""
-        return await acceptor.accept(body, tenant_of(request), request.scope["request_id"])
+        return await accepted(request, body)
 
     @routes.post("/chat/completions")
     async def chat(request: Request, body: ChatBody) -> Response:
         """Answer a conversation, in the format that the adapter was trained with."""
-        return await acceptor.accept(body, tenant_of(request), request.scope["request_id"])
+        return await accepted(request, body)
 
     return routes
 

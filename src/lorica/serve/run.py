@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +21,12 @@ from lorica.serve.connection import Connection
 from lorica.serve.exchange import Engine
 from lorica.serve.request_limits import MAX_HEADER_BYTES
 
-ACCEPT_THREADS = 32
-"""Requests that may wait for an adapter to load at the same time."""
 CLOSE_SECONDS = 5
 """Seconds that replies have to be sent after the last answer ended."""
+END_SECONDS = 5
+"""Seconds that the rest of the process has to end, then. After them it is ended, whatever hangs."""
+HUNG = 70
+"""Status of a process that was ended so."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -52,15 +56,14 @@ async def serve(
 
     While it drains, the sockets stay open, so that clients learn that the server stops.
     """
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(ACCEPT_THREADS, thread_name_prefix="lorica-http"))
     servers = [_Server(_config(listener.app)) for listener in listeners]
     tasks = [
         asyncio.create_task(server.serve(sockets=[listener.socket]))
         for server, listener in zip(servers, listeners, strict=True)
     ]
     await stop.wait()
-    cut = await asyncio.to_thread(engine.drain, drain_timeout)
+    with ThreadPoolExecutor(1, thread_name_prefix="lorica-drain") as own:
+        cut = await asyncio.get_running_loop().run_in_executor(own, engine.drain, drain_timeout)
     for server in servers:
         server.should_exit = True
     await asyncio.gather(*tasks)
@@ -94,7 +97,14 @@ def run(
         announce(
             f"lorica serve: {name}: no new requests; answers have {drain_timeout:g} s to finish"
         )
+        end = threading.Timer(drain_timeout + CLOSE_SECONDS + END_SECONDS, end_now, [name])
+        end.daemon = True
+        end.start()
         stop.set()
+
+    def end_now(name: str) -> None:
+        print(f"lorica serve: something hangs after {name}: ended", file=sys.stderr, flush=True)
+        os._exit(HUNG)
 
     return asyncio.run(main())
 
