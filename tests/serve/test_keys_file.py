@@ -203,7 +203,7 @@ def test_lines_that_are_made_are_read(tmp_path, adapters, base, admin):
     ("name", "adapters", "problem"),
     [
         ("a b", ["x"], "no name of a tenant"),
-        (KEY, ["x"], "no name of a tenant"),
+        pytest.param(KEY, ["x"], "no name of a tenant", id="a key"),
         ("a", [], "may use nothing"),
         ("a", ["*", "x"], "stands alone"),
     ],
