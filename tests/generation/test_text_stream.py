@@ -117,3 +117,19 @@ def test_each_token_is_decoded_a_bounded_number_of_times(own):
         decoded = 0
         pieces(Stops(Counting()), words[:4], new)
         assert decoded <= len(new) * 2 * MAX_PENDING
+
+
+def test_a_token_is_final_once_its_whole_text_is_given(own):
+    """Neither while it may become a stop string, nor if one cuts it off."""
+    new = own.encode("The cat sat on the mat. The end", add_special_tokens=False)
+    for stop in ("sat", " the", "at. T", "none", "ndx"):
+        stream, text = Stops(own, strings=(stop,)).stream([]), ""
+        for count, token in enumerate(new, start=1):
+            stream.push(token)
+            if count == len(new):
+                stream.end()
+            text += stream.take()
+            assert text.startswith(own.decode(new[: stream.final_tokens]))
+        assert stream.has_stopped == (stop in own.decode(new))
+        rest = own.decode(new[: stream.final_tokens + 1])
+        assert stream.final_tokens == len(new) or not text.startswith(rest)

@@ -13,10 +13,13 @@ from lorica.base.bundled import FOLDER
 from lorica.base.load import load
 from lorica.core.state import adapter_state
 from lorica.generation.sampling import Sampling
+from lorica.serve import engine as engine_module
 from lorica.serve.build import EngineSettings, engine_of
-from lorica.serve.engine import MOST_FAILURES, ServingEngine
+from lorica.serve.engine import ServingEngine
 from lorica.serve.exchange import End, Job, Piece
 from lorica.serve.refusals import InvalidRequest, ModelNotFound, TooManyRequests, Unavailable
+from lorica.serve.work import Work
+from tests.serve.live_server import eventually
 
 METHODS = {"lora": {"r": 4}, "dora": {"r": 4}, "ia3": {}, "prefix_tuning": {}}
 PROMPTS = ("Ticket: my stove", "Once upon a time, a small", "vuno bvaso slelet vela mrima")
@@ -118,12 +121,13 @@ def test_logprobs_belong_to_the_tokens(engine):
         answer = engine.submit(job(engine, "lora", logprobs=2))
         return [event async for event in answer if isinstance(event, Piece)]
 
-    for piece in asyncio.run(pieces()):
-        assert len(piece.logprobs) == len(piece.tokens)
-        for token, own in zip(piece.tokens, piece.logprobs, strict=True):
-            assert own.token == token
-            assert own.top[0][1:] == (token, own.logprob)  # greedy: the most probable one
-            assert own.top[0][2] >= own.top[1][2]
+    events = asyncio.run(pieces())
+    tokens = [token for piece in events for token in piece.tokens]
+    logprobs = [own for piece in events for own in piece.logprobs]
+    assert [own.token for own in logprobs] == tokens
+    for own in logprobs:
+        assert own.top[0][1:] == (own.token, own.logprob)  # greedy: the most probable one
+        assert own.top[0][2] >= own.top[1][2]
 
 
 def test_a_cancelled_answer_frees_its_slot_in_whatever_state(engine):
@@ -215,50 +219,121 @@ def test_a_folder_that_changed_is_an_error_of_the_answer(folders, tmp_path):
         engine.close()
 
 
-def test_a_step_that_fails_ends_its_answers_and_no_others(folders, monkeypatch):
+def failing(*arguments, **options):
+    raise RuntimeError("out of memory at 0x7f")
+
+
+def test_a_server_whose_model_fails_is_ready_again_once_it_works(monkeypatch):
+    monkeypatch.setattr(engine_module, "PROBE_PAUSE", 0.01)
     engine = build({})
-    step = engine._decoder.step
-
-    def failing():
-        raise RuntimeError("out of memory")
-
-    try:
-        for attempt in range(MOST_FAILURES):
-            assert engine.is_ready
-            monkeypatch.setattr(engine._decoder, "step", failing)
-            ((_, _, end),) = ask(engine, job(engine))
-            assert end.reason == "error"
-            assert "out of memory" in str(end.error)
-            if attempt == 0:
-                monkeypatch.setattr(engine._decoder, "step", step)
-                assert ask(engine, job(engine))[0][2].reason in ("length", "stop")
-                monkeypatch.setattr(engine._decoder, "step", failing)
-        ((_, _, end),) = ask(engine, job(engine))
-        with pytest.raises(Unavailable):
-            engine.submit(job(engine))
-    finally:
-        monkeypatch.undo()
-        engine.close()
-
-
-@pytest.mark.parametrize("place", ["admit", "_send"])
-def test_the_thread_survives_whatever_fails(place, monkeypatch):
-    """Else every answer, and every load, would wait for ever."""
-    engine = build({})
-
-    def failing(*arguments, **options):
-        raise RuntimeError("broken")
-
     try:
         expected = ask(engine, job(engine))
         with monkeypatch.context() as patched:
-            patched.setattr(engine._decoder if place == "admit" else engine, place, failing)
+            patched.setattr(engine._decoder, "step", failing)
+            (ended,) = ask(engine, job(engine))
+            assert (ended[2].reason, "0x7f" in str(ended[2].error)) == ("error", False)
+            assert eventually(lambda: not engine.is_ready)
+            with pytest.raises(Unavailable, match="not ready"):
+                engine.submit(job(engine))
+        assert eventually(lambda: engine.is_ready)
+        assert ask(engine, job(engine)) == expected
+        assert len(engine._decoder.rows) == 0
+    finally:
+        engine.close()
+
+
+def test_those_who_wait_while_the_model_fails_get_their_answers(monkeypatch):
+    monkeypatch.setattr(engine_module, "PROBE_PAUSE", 0.01)
+    engine = build({}, slots=1, reserved_slots=0)
+    all_wait = threading.Event()
+    monkeypatch.setattr(engine._decoder, "step", lambda: (all_wait.wait(), failing()))
+
+    async def run():
+        answers = [engine.submit(job(engine)) for _ in range(3)]
+        all_wait.set()
+        first = await collect(answers[0])
+        monkeypatch.undo()
+        return [first, *[await collect(answer) for answer in answers[1:]]]
+
+    try:
+        assert [end.reason for *_, end in asyncio.run(run())] == ["error", "length", "length"]
+    finally:
+        engine.close()
+
+
+def test_a_job_that_fails_a_pass_fails_alone_while_the_server_stays_ready(engine, monkeypatch):
+    """Each time, however often it is sent."""
+    jobs = [job(engine), job(engine, "lora"), job(engine, prompt=PROMPTS[0])]
+    expected = ask(engine, *jobs)
+    acting = engine._decoder._acting
+    bad = engine._models.reserve("dora")
+    bad.release()
+
+    def acting_unless_bad(keys):
+        if bad.key in keys:
+            raise RuntimeError("broken")
+        return acting(keys)
+
+    monkeypatch.setattr(engine._decoder, "_acting", acting_unless_bad)
+    for _ in range(4):
+        *good, ended = ask(engine, *jobs, job(engine, "dora"))
+        assert good == expected
+        assert (ended[2].reason, "broken" in str(ended[2].error)) == ("error", False)
+        assert engine.is_ready
+
+
+@pytest.mark.parametrize("place", ["admit", "send"])
+def test_the_thread_survives_whatever_fails(place, monkeypatch):
+    """Else every answer, and every load, would wait for ever."""
+    engine = build({})
+    try:
+        expected = ask(engine, job(engine))
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._decoder if place == "admit" else Work, place, failing)
             ((_, _, end),) = ask(engine, job(engine))
             assert (end.reason, engine.stats().running) == ("error", 0)
-            assert "broken" in str(end.error)
+            assert "0x7f" not in str(end.error)
         assert ask(engine, job(engine)) == expected
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("place", ["admit", "send"])
+def test_one_job_that_fails_leaves_the_others_alone(engine, place, monkeypatch):
+    expected = ask(engine, job(engine), job(engine, n=5))
+    own = getattr(engine._decoder if place == "admit" else Work, place)
+
+    def unless_poisoned(first, *arguments, **options):
+        one = first[0] if place == "admit" else first.request
+        return failing() if one.sampling.seed == 666 else own(first, *arguments, **options)
+
+    monkeypatch.setattr(engine._decoder if place == "admit" else Work, place, unless_poisoned)
+    first, poisoned, last = ask(engine, job(engine), job(engine, seed=666), job(engine, n=5))
+    assert [first, last] == expected
+    assert poisoned[2].reason == "error" and engine.is_ready
+
+
+def test_logprobs_are_of_the_text_that_the_answer_has(engine):
+    """Not of what a stop string cuts off, nor of the stop token."""
+
+    def pieces(**options) -> list[Piece]:
+        async def run():
+            answer = engine.submit(job(engine, logprobs=0, n=40, **options))
+            return [event async for event in answer if isinstance(event, Piece)]
+
+        return asyncio.run(run())
+
+    whole = "".join(piece.text for piece in pieces())
+    for stop in (whole[5:8], whole[9:20], whole[-1]):
+        events = pieces(stop=(stop,))
+        text = "".join(piece.text for piece in events)
+        assert text == whole[: whole.index(stop)]
+        named = [p.text for piece in events for p in piece.logprobs]
+        assert text.startswith("".join(named)), (text, named)
+        so_far = ""
+        for piece in events:  # none is given before its text
+            so_far += piece.text
+            assert len("".join(p.text for p in piece.logprobs)) <= len(so_far)
 
 
 def test_draining_finishes_what_it_can_and_says_so_of_the_rest(folders):

@@ -38,8 +38,8 @@ class Decoder:
     """Rows of one model, in `slots` slots of `max_length` tokens (prompt and answer) each.
 
     acting: entered around every forward pass. chunk: most tokens of prompts of a pass.
-    isolates: after a pass that failed, each of its rows has one of its own, and only those that
-    fail again end, in an error; if all do, the step raises what the pass raised.
+    isolates: after a pass that failed, each of its rows has one of its own, and those that fail
+    again end in an error. Else the step raises what the pass raised.
     The model must be in eval mode. Raises: ConfigError for a model that slots cannot carry, or not
     for rows of that length; see `slots.slot_support`.
     """
@@ -186,11 +186,16 @@ class Decoder:
 
         try:
             return logits_of(0, len(rows))
-        except Exception as error:
-            if not self._isolates or len(rows) == 1:
+        except Exception:
+            if not self._isolates:
                 raise
-            log.exception("a pass of %d rows failed; each has one of its own now", len(rows))
-            return _alone(rows, lambda i: logits_of(i, i + 1), error)
+            log.exception("a pass failed for %d rows", len(rows))
+        alone = {} if len(rows) == 1 else _alone(len(rows), lambda i: logits_of(i, i + 1))
+        for i in set(range(len(rows))) - set(alone):
+            rows[i].fail(FAILED)
+        width = max((len(logits) for logits in alone.values()), default=1)
+        nothing = torch.full([width], torch.nan, device=ids.device)
+        return torch.stack([alone.get(i, nothing).to(nothing) for i in range(len(rows))])
 
     def _next_prompts(self) -> tuple[list[Row], int]:
         """(rows whose prompts a pass completes, or one whose prompt is longer; tokens of each)."""
@@ -245,17 +250,12 @@ class Decoder:
             cache.move(slot + 1, slot, self._rows[slot].read)
 
 
-def _alone(rows: Sequence[Row], logits_of: Callable[[int], Tensor], error: Exception) -> Tensor:
-    """`Decoder._pass` with a pass for each row. Raises: `error` if all of them fail."""
+def _alone(rows: int, logits_of: Callable[[int], Tensor]) -> dict[int, Tensor]:
+    """Logits (V,) of the rows that have a pass of their own without failing, by number."""
     logits: dict[int, Tensor] = {}
-    for i in range(len(rows)):
+    for i in range(rows):
         try:
             logits[i] = logits_of(i)[0]
         except Exception:
             log.exception("a row failed in a pass of its own")
-    if not logits:
-        raise error
-    for i in set(range(len(rows))) - set(logits):
-        rows[i].fail(FAILED)
-    nothing = torch.full_like(next(iter(logits.values())), torch.nan)
-    return torch.stack([logits.get(i, nothing) for i in range(len(rows))])
+    return logits

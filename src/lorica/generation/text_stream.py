@@ -5,6 +5,7 @@ held back until it is complete, and so is what may become a stop string. Broken 
 become a character, are given after MAX_PENDING tokens as U+FFFD.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 CONTEXT = 8
@@ -22,7 +23,8 @@ class TextStream:
 
     decode: token ids to text. prompt: ids before the new tokens. strings: the text ends before the
         first of them. Stop tokens must not be fed.
-    has_stopped: a stop string was completed.
+    has_stopped: a stop string was completed. final_tokens: how many of the tokens, from the first
+        one, have their whole text in what was given so far.
     """
 
     def __init__(self, decode: Decode, prompt: Sequence[int], strings: Sequence[str] = ()):
@@ -32,6 +34,10 @@ class TextStream:
         self._fed = 0  # tokens since the window's last complete character
         self._held = ""  # complete text that may become a stop string
         self._ready: list[str] = []
+        self._length = 0  # characters of the complete text, with what is held or cut off
+        self._given = 0  # and without
+        self._ends: deque[int] = deque()  # where the text of each later token ends
+        self.final_tokens = 0
         self.has_stopped = False
 
     def push(self, token: int) -> None:
@@ -52,7 +58,7 @@ class TextStream:
         """No more tokens follow: what is held back is final."""
         if self._fed and not self.has_stopped:
             self._complete(self._decode(self._tokens))
-        self._ready.append(self._held)
+        self._release(self._held)
         self._held = ""
 
     def take(self) -> str:
@@ -67,12 +73,25 @@ class TextStream:
             self._give(text[len(self._before) :])
         else:  # decoded otherwise than its beginning was: the new tokens by themselves
             self._give(self._decode(self._tokens[-self._fed :]))
+        self._ends.extend([self._length] * self._fed)
+        self._count_final()
         self._tokens = self._tokens[-self._fed :]
         self._before, self._fed = self._decode(self._tokens), 0
 
+    def _release(self, text: str) -> None:
+        self._ready.append(text)
+        self._given += len(text)
+        self._count_final()
+
+    def _count_final(self) -> None:
+        while self._ends and self._ends[0] <= self._given:
+            self._ends.popleft()
+            self.final_tokens += 1
+
     def _give(self, text: str) -> None:
+        self._length += len(text)
         if not self._strings:
-            self._ready.append(text)
+            self._release(text)
             return
         text = self._held + text
         starts = [at for stop in self._strings if (at := text.find(stop)) >= 0]
@@ -80,7 +99,7 @@ class TextStream:
             self.has_stopped, keep = True, min(starts)
         else:
             keep = len(text) - max(_overlap(text, stop) for stop in self._strings)
-        self._ready.append(text[:keep])
+        self._release(text[:keep])
         self._held = "" if starts else text[keep:]
 
 

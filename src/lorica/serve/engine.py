@@ -13,42 +13,30 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
 from lorica.errors import LoricaError
-from lorica.generation.choice import TokenLogprobs
 from lorica.generation.decoder import Decoder
 from lorica.generation.row import Request, Row
 from lorica.generation.stops import Stops
 from lorica.serve.answers import StreamedAnswer, wake
 from lorica.serve.between_steps import BetweenSteps
-from lorica.serve.exchange import End, EndReason, EngineStats, Job, ModelCard, Piece, TokenLogprob
+from lorica.serve.exchange import End, EndReason, EngineStats, Job, ModelCard
 from lorica.serve.models import Models, Target
+from lorica.serve.probe import answers
 from lorica.serve.prompts import check_job
 from lorica.serve.quota import Quota
 from lorica.serve.refusals import Unavailable
 from lorica.serve.scheduler import Scheduler, Ticket
+from lorica.serve.work import Work
 
 IDLE = 0.25
 """Seconds between two looks for deadlines while no row is decoded."""
-MOST_FAILURES = 3
-"""Steps that may fail one after another before the server says that it is not ready."""
+PROBE_PAUSE = 1.0
+"""Seconds between two probes of a model that fails."""
+FAILED = "the server failed while it wrote the answer; its log has the reason."
 log = logging.getLogger("lorica.serve")
-
-
-@dataclass(eq=False)
-class _Work:
-    """A job on its way. row: None until it has a slot. sent: tokens that are in pieces already."""
-
-    job: Job
-    target: Target
-    ticket: Ticket
-    request: Request
-    answer: StreamedAnswer
-    row: Row | None = None
-    sent: int = 0
 
 
 class ServingEngine:
@@ -71,10 +59,10 @@ class ServingEngine:
         self.store = models.store
         self._models, self._decoder, self._scheduler = models, decoder, scheduler
         self._between_steps, self._changed = between_steps, changed
-        self._works: dict[Ticket, _Work] = {}
-        self._rows: dict[Row, _Work] = {}
+        self._works: dict[Ticket, Work] = {}
+        self._rows: dict[Row, Work] = {}
         self._to_cancel: list[StreamedAnswer] = []
-        self._is_closing, self._failures = False, 0
+        self._is_closing, self._is_suspect = False, False
         self._warming = ThreadPoolExecutor(1, thread_name_prefix="lorica-adapters")
         self._thread = threading.Thread(target=self._run, name="lorica-engine", daemon=True)
 
@@ -135,15 +123,14 @@ class ServingEngine:
 
     def close(self) -> None:
         """End all answers, and the thread."""
-        self.is_ready = False
         with self._changed:
-            self._is_closing = True
+            self.is_ready, self._is_closing = False, True
             self._changed.notify()
         self._thread.join()
         self._warming.shutdown(cancel_futures=True)
         self._models.close()
 
-    def _queued(self, job: Job, target: Target, stops: Stops) -> _Work:
+    def _queued(self, job: Job, target: Target, stops: Stops) -> Work:
         """The job as work that waits for a slot. Raises: Unavailable, TooManyRequests."""
         with self._changed:
             if self.is_draining or not self.is_ready:
@@ -166,12 +153,12 @@ class ServingEngine:
                 has_text=True,
             )
             answer = StreamedAnswer(target.served, self._cancel)
-            work = _Work(job, target, ticket, request, answer)
+            work = Work(job, target, ticket, request, answer)
             self._works[ticket] = work
             self._changed.notify()
         return work
 
-    def _warm(self, work: _Work) -> None:
+    def _warm(self, work: Work) -> None:
         """Load the adapter of a job that waits; on a thread for that."""
         try:
             work.target.ensure()
@@ -206,7 +193,7 @@ class ServingEngine:
         """What waits between two steps, and a step."""
         with self._changed:
             if not self._rows:
-                self._changed.wait_for(self._is_busy, IDLE)
+                self._changed.wait_for(self._is_busy, IDLE if self.is_ready else PROBE_PAUSE)
             cancelled = set(map(id, self._to_cancel))
             self._to_cancel.clear()
             unwanted = [work for work in self._works.values() if id(work.answer) in cancelled]
@@ -214,14 +201,17 @@ class ServingEngine:
         self._between_steps.run_all()
         self._end_all(unwanted, "cancelled")
         self._end_all(late, "deadline")
-        self._admit()
+        if self._is_suspect and not self._rows:
+            self._probe()
+        if not self._is_suspect:
+            self._admit()
         if self._rows:
             self._step()
 
     def _is_busy(self) -> bool:
         """Whether there is something to do while no row is decoded."""
         waits = self._to_cancel or self._between_steps or self._is_closing
-        return bool(waits) or self._scheduler.has_ready
+        return bool(waits) or (self.is_ready and (self._scheduler.has_ready or self._is_suspect))
 
     def _admit(self) -> None:
         """Give free slots to the tickets whose turn it is. The first prompt of a tenant that has no
@@ -233,39 +223,34 @@ class ServingEngine:
         for work in works:
             ahead = work.ticket.tenant not in tenants
             tenants.add(work.ticket.tenant)
-            (work.row,) = self._decoder.admit([work.request], ahead=ahead)
+            try:
+                (work.row,) = self._decoder.admit([work.request], ahead=ahead)
+            except Exception:
+                log.exception("a request could not get a slot")
+                self._end_all([work], "error", FAILED)
+                continue
             self._rows[work.row] = work
 
     def _step(self) -> None:
         rows = self._decoder.step()
-        self._failures = 0
+        if rows:
+            self._is_suspect = all(row.ended == "error" for row in rows)
         works = [self._rows[row] for row in rows]
         with self._changed:
             for work, row in zip(works, rows, strict=True):
                 self._scheduler.charge(work.ticket, len(row.tokens) - work.ticket.computed)
         for work, row in zip(works, rows, strict=True):
-            self._send(work, row)
+            try:
+                work.send(self._models.token_text)
+            except Exception:
+                log.exception("the text of an answer could not be sent")
+                self._end_all([work], "error", FAILED)
+                continue
             if row.ended is not None:
                 self._finish(work, row.ended, row.error)
         wake(work.answer for work in works)
 
-    def _send(self, work: _Work, row: Row) -> None:
-        """Put the text that is new and final into the answer, with the tokens since then."""
-        text = "" if row.text is None else row.text.take()
-        tokens = row.tokens[work.sent :]
-        if not text and not (tokens and row.ended):
-            return
-        logprobs = row.logprobs[work.sent :]
-        named = tuple(self._named(t, p) for t, p in zip(tokens, logprobs, strict=bool(logprobs)))
-        work.answer.put(Piece(text, tuple(tokens), named))
-        work.sent = len(row.tokens)
-
-    def _named(self, token: int, logprobs: TokenLogprobs) -> TokenLogprob:
-        text = self._models.token_text
-        top = tuple((text(other), other, logprob) for other, logprob in logprobs.top)
-        return TokenLogprob(text(token), token, logprobs.logprob, top)
-
-    def _finish(self, work: _Work, reason: EndReason, error: str | None = None) -> None:
+    def _finish(self, work: Work, reason: EndReason, error: str | None = None) -> None:
         """The last event of an answer, whose row has left the decoder."""
         count = 0 if work.row is None else len(work.row.tokens)
         with self._changed:
@@ -278,21 +263,36 @@ class ServingEngine:
         work.answer.put(End(reason, len(work.job.prompt), count, error))
         work.target.release()
 
-    def _end_all(self, works: list[_Work], reason: EndReason, error: str | None = None) -> int:
+    def _end_all(self, works: list[Work], reason: EndReason, error: str | None = None) -> int:
         """End answers before their time. Returns: how many were still open."""
         still_open = [work for work in works if work.ticket in self._works]
         for work in still_open:
             if work.row is not None:
-                self._decoder.cancel(work.row)
+                self._cancel_row(work.row)
             self._finish(work, reason, error)
         wake(work.answer for work in still_open)
         return len(still_open)
 
+    def _cancel_row(self, row: Row) -> None:
+        try:
+            self._decoder.cancel(row)
+        except Exception:  # the answer must end all the same
+            log.exception("a slot could not be freed")
+
     def _fail(self, error: Exception) -> None:
-        """A turn failed: the answers that have a slot cannot go on. The next get another try."""
-        log.exception("a decoding step failed")
-        self._failures += 1
-        self.is_ready = self._failures < MOST_FAILURES
+        """A turn failed: the answers that have a slot cannot go on. Then the model is probed."""
+        log.error("a decoding step failed", exc_info=error)
+        self._is_suspect = True
         with self._changed:
             running = [work for work in self._works.values() if work.ticket.state == "running"]
-        self._end_all(running, "error", f"the model failed: {error!s:.200}")
+        self._end_all(running, "error", FAILED)
+
+    def _probe(self) -> None:
+        """Learn whether the base answers. Until it does the server is not ready, and those who wait
+        are not admitted."""
+        passes = answers(self._decoder, self._models.probe())
+        with self._changed:
+            if passes != self.is_ready and not self._is_closing:
+                log.error("the model %s", "works again" if passes else "fails at every request")
+            self.is_ready = passes and not self._is_closing
+        self._is_suspect = not passes

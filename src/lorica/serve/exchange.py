@@ -43,7 +43,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that no later token can change, and the tokens since the last piece."""
+    """Text that no later token can change, and the tokens since the last piece.
+
+    logprobs: of the tokens whose whole text is in this piece and those before it.
+    """
 
     text: str
     tokens: tuple[int, ...] = ()

@@ -6,6 +6,9 @@ from functools import lru_cache
 
 from lorica.base.load import LoadedModel
 from lorica.base.model_view import config_view_of
+from lorica.generation.row import Request
+from lorica.generation.sampling import Sampling
+from lorica.generation.stops import Stops
 from lorica.serve.exchange import EngineStats, ModelCard, Served
 from lorica.serve.prompts import Prompts
 from lorica.serve.refusals import ModelNotFound, Refusal
@@ -96,6 +99,11 @@ class Models:
             raise
         served = Served(model, own.alias, own.digest, own.number)
         return Target(served, prompts, self.max_length - own.positions, lease)
+
+    def probe(self) -> Request:
+        """A request for one token of the base."""
+        sampling = Sampling(max_new_tokens=1)
+        return Request(prompt=(0,), sampling=sampling, stops=Stops(self._tokenizer))
 
     def stats(self, queued: int, running: int, slots: int) -> EngineStats:
         residency = self.store.residency
