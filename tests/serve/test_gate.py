@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -296,6 +297,14 @@ def test_the_log_has_no_prompt_and_no_key(live, caplog):
     assert eventually(lambda: caplog.text.count("/v1/completions") == 2)
     assert "tenant=all" in caplog.text and "model='alice' generation=3" in caplog.text
     assert not [word for word in ("SECRET", "key-all", "QUERY") if word in caplog.text]
+
+
+def test_an_adapter_that_failed_is_not_listed():
+    engine = WordEngine()
+    engine.models["broken"] = replace(engine.models["alice"], name="broken", state="failed")
+    with TestClient(create_gate(engine), base_url="http://localhost") as client:
+        models = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    assert models == ["org/base", "alice", "hyper:ve-ol"]
 
 
 def test_the_log_says_why_nothing_was_answered(caplog):
