@@ -32,6 +32,9 @@ SENTENCES = {
     "bool_type": "it must be true or false",
     "string_type": "it must be a text",
     "list_type": "it must be a list",
+    "dict_type": "it must be an object",
+    "model_type": "it must be an object",
+    "model_attributes_type": "it must be an object",
     "literal_error": "it must be {expected}",
     "greater_than": "it must be more than {gt:,}",
     "greater_than_equal": "it must be at least {ge:,}",
@@ -39,7 +42,7 @@ SENTENCES = {
     "less_than_equal": "it must be at most {le:,}",
     "string_too_short": "it must not be empty",
     "string_too_long": "it must have at most {max_length} characters",
-    "too_short": "the list must have at least {min_length} entries",
+    "too_short": "the list must not be empty",
     "too_long": "the list may have at most {max_length} entries, and has {actual_length}",
 }
 """pydantic's kinds of mistakes in the words of the other messages."""
@@ -149,7 +152,10 @@ def failure_of_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Failure:
 def _sentence(mistake: Mapping[str, Any]) -> str:
     """A mistake in words; pydantic's own for a kind without a sentence."""
     context, template = mistake.get("ctx", {}), SENTENCES.get(mistake["type"])
-    return template.format(**context) if template else str(context.get("error", mistake["msg"]))
+    if template is None:
+        return str(context.get("error", mistake["msg"]))
+    floats = {name: int(v) for name, v in context.items() if isinstance(v, float) and v % 1 == 0}
+    return template.format(**context | floats)
 
 
 def _is_kind(part: str | int) -> bool:

@@ -57,6 +57,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 Count = Annotated[int, Field(ge=1)]
 NewTokens = Annotated[int, Field(ge=1, le=LIMITS.new_tokens)]
 Stop = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_length)]
+Stops = Annotated[list[Stop], Field(max_length=LIMITS.stops, fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[TokenId], Field(max_length=LIMITS.prompt_ids, fail_fast=True)]
@@ -128,9 +129,9 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     top_k: Count | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    stop: Annotated[list[Stop], Field(max_length=LIMITS.stops, fail_fast=True)] | Stop | None = None
+    stop: Stops | None = None
 
-    @field_validator("stop", mode="before")
+    @field_validator("stop", mode="before", json_schema_input_type=Stops | Stop | None)
     @classmethod
     def _list_stop(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
