@@ -312,8 +312,9 @@ def test_the_log_says_why_nothing_was_answered(caplog):
     caplog.set_level(logging.INFO, "lorica.serve")
     engine = WordEngine()
     with TestClient(create_gate(engine), base_url="http://localhost") as client:
-        client.post("/v1/completions", json=BODY | {"prompt": "fail", "stream": True})
-        client.post("/v1/completions", json=BODY | {"prompt": "raise", "stream": True})
+        for prompt in ("long fail", "long raise"):
+            body = BODY | {"prompt": prompt, "stream": True, "max_tokens": 9}
+            client.post("/v1/completions", json=body)
         client.get("/", headers={"Host": "evil.example"})
         engine.is_draining = True
         client.post("/v1/completions", json=BODY)
