@@ -135,7 +135,9 @@ def test_an_adapter_of_a_folder_that_fails_is_named_and_not_counted(root, tmp_pa
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    shutil.copytree(root / "alice", tmp_path / "all" / "bundled")
     out, err = started("--adapters", str(tmp_path / "all"))
+    assert f"{tmp_path / 'all' / 'bundled'} is not served: it has the name of the base" in err
     assert "bundled with 2 adapters (alice, bob); not served: carol; 16 slots of 512" in out
     [line] = [line for line in err.splitlines() if line.startswith("carol: not served")]
     assert weights.name in line and "its SHA-256 differs" in line

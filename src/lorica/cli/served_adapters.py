@@ -49,13 +49,19 @@ def parse_adapters(
 
 
 def check_not_the_base(adapters: Adapters, base_name: str) -> None:
-    """Raises: ConfigError if an adapter has the name of the base."""
-    for name, folder in {**adapters.named, **adapters.in_folder}.items():
-        if name == base_name:
-            raise ConfigError(
-                f"{name!r} is the name of the base, and of the adapter in {folder}.",
-                fix=f"name it otherwise: --adapter NAME={folder}",
-            )
+    """Leave out a folder of --adapters that has the name of the base, with a notice.
+
+    Raises: ConfigError if --adapter gives that name.
+    """
+    if folder := adapters.in_folder.pop(base_name, None):
+        adapters.notices.append(
+            f"{folder} is not served: it has the name of the base; --adapter NAME={folder} serves it"
+        )
+    if folder := adapters.named.get(base_name):
+        raise ConfigError(
+            f"{base_name!r} is the name of the base, and of the adapter in {folder}.",
+            fix=f"name it otherwise: --adapter NAME={folder}",
+        )
 
 
 def _add_folder(parsed: Adapters, root: Path) -> None:
