@@ -55,7 +55,7 @@ def check_not_the_base(adapters: Adapters, base_name: str) -> None:
     """
     if folder := adapters.in_folder.pop(base_name, None):
         adapters.notices.append(
-            f"{folder} is not served: it has the name of the base; --adapter NAME={folder} serves it"
+            f"{folder} is not served: it has the name of the base; use --adapter NAME={folder}"
         )
     if folder := adapters.named.get(base_name):
         raise ConfigError(
