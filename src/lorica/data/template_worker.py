@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import markupsafe
@@ -187,19 +188,39 @@ class Worker:
         )
 
 
+class Renderer(Protocol):
+    """What renders templates: a worker, or several."""
+
+    def compile(self, source: str) -> Compiled: ...
+    def render(
+        self, source: str, shared: dict[str, Any], jobs: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]: ...
+
+
 _worker = Worker()
+_renderer: ContextVar[Renderer | None] = ContextVar("renderer", default=None)
+
+
+@contextmanager
+def rendering_by(renderer: Renderer) -> Iterator[None]:
+    """Inside the block, on this thread, templates are rendered by `renderer`."""
+    token = _renderer.set(renderer)
+    try:
+        yield
+    finally:
+        _renderer.reset(token)
 
 
 def compile_template(source: str) -> Compiled:
-    """`Worker.compile` in this process's worker."""
-    return _worker.compile(source)
+    """`Worker.compile` in this process's worker, or in that of `rendering_by`."""
+    return (_renderer.get() or _worker).compile(source)
 
 
 def render_all(
     source: str, shared: dict[str, Any], jobs: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """`Worker.render` in this process's worker."""
-    return _worker.render(source, shared, jobs)
+    """`Worker.render` in this process's worker, or in that of `rendering_by`."""
+    return (_renderer.get() or _worker).render(source, shared, jobs)
 
 
 def _start_anew() -> None:

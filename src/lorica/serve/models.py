@@ -6,12 +6,14 @@ from functools import lru_cache
 
 from lorica.base.load import LoadedModel
 from lorica.base.model_view import config_view_of
+from lorica.data.prompt_format import PromptFormat
 from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
 from lorica.serve.exchange import EngineStats, ModelCard, Served
 from lorica.serve.prompts import Prompts
 from lorica.serve.refusals import ModelNotFound, Refusal
+from lorica.serve.served_templates import ServedTemplates
 from lorica.serve.store import Lease, Store
 
 MOST_PROMPTS = 256
@@ -57,9 +59,16 @@ class Models:
         self.base_name, self.max_length = base_name, max_length
         self.vocabulary = int(config_view_of(loaded.model).vocab_size or len(loaded.tokenizer))
         self.store, self._tokenizer = store, loaded.tokenizer
-        self._of_base = Prompts(loaded, None)
+        self._templates = ServedTemplates()
+        longest = max(map(len, loaded.tokenizer.get_vocab()), default=1)
+
+        def prompts_of(form: PromptFormat | None) -> Prompts:
+            most = max_length * longest
+            return Prompts(loaded, form, most_characters=most, templates=self._templates)
+
+        self._of_base = prompts_of(None)
         self._prompts_of = lru_cache(MOST_PROMPTS)(
-            lambda generation: Prompts(loaded, generation.prompt_format)
+            lambda generation: prompts_of(generation.prompt_format)
         )
         self.token_text = lru_cache(100_000)(self._token_text)
 
@@ -119,6 +128,7 @@ class Models:
 
     def close(self) -> None:
         self.store.close()
+        self._templates.close()
 
     def _base_card(self) -> ModelCard:
         return ModelCard(
