@@ -276,6 +276,24 @@ def test_an_evicted_adapter_whose_folder_changed_is_refused(folders, tmp_path):
         assert serving.states()["alice"] == "resident"
 
 
+def test_an_evicted_adapter_whose_folder_became_a_link_is_refused(folders, tmp_path):
+    """Unless the operator named a link."""
+    folder, link = tmp_path / "alice", tmp_path / "carol"
+    shutil.copytree(folders[1], folder)
+    link.symlink_to(folders[3])
+    with Serving(budget=SIZE) as serving:
+        serving.store.load("alice", folder)
+        serving.store.load("carol", link)
+        shutil.rmtree(folder)
+        folder.symlink_to(folders[1])
+        with pytest.raises(Unavailable, match="cannot be read again"):
+            serving.store.acquire("alice")
+        card = next(card for card in serving.store.cards() if card.name == "alice")
+        assert "is a link, not a regular" in card.warnings[-1]
+        serving.store.load("bob", folders[2])
+        serving.store.acquire("carol").release()
+
+
 def test_aliases_of_the_same_content_share_its_memory(serving, folders, tmp_path):
     copied = tmp_path / "copy"
     shutil.copytree(folders[1], copied)

@@ -20,12 +20,14 @@ class Generation:
     keys: condition -> key in the bank; an adapter without conditions has the one condition None.
     prompt_format: how prompts were written in training; None: not recorded.
     notes: for a person, see ModelCard. notices: what could not be verified.
+    is_link: the operator named a link to the folder.
     """
 
     alias: str
     number: int
     digest: str
     folder: Path
+    is_link: bool
     method: str
     positions: int
     keys: Mapping[str | None, str]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorica import plain_files
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import FileError, LoricaError
 from lorica.formats.adapter_file import AdapterFile, read
@@ -56,7 +57,9 @@ class Reader:
 
 def read_again(reader: Reader, generation: Generation, condition: str | None) -> AdapterFile:
     """The adapter that `generation` was loaded with. Raises: FileError if its folder has another
-    one now, or none."""
+    one now, or none, or became a link, which a load refuses in the root."""
+    if not generation.is_link:
+        plain_files.kind_of(generation.folder)  # refuses a link
     file = reader.read(generation.folder)
     if bank_key(file, condition) != generation.key_of(condition):
         raise FileError(
@@ -83,6 +86,7 @@ def new_generation(
         number=number,
         digest=file.digest,
         folder=folder,
+        is_link=folder.is_symlink(),
         method=file.spec.method.name,
         positions=file.spec.method.positions(),
         keys=keys,
