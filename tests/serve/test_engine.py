@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from lorica.serve import engine as engine_module
 from lorica.serve.build import EngineSettings, engine_of
 from lorica.serve.engine import ServingEngine
 from lorica.serve.exchange import End, Job, Piece
-from lorica.serve.refusals import InvalidRequest, ModelNotFound, TooManyRequests, Unavailable
+from lorica.serve.quota import Quota
+from lorica.serve.refusals import (
+    InvalidRequest,
+    ModelNotFound,
+    Replaced,
+    TooManyRequests,
+    Unavailable,
+)
+from lorica.serve.residency import NoRoom
 from lorica.serve.work import Work
 from tests.serve.live_server import eventually
 
@@ -108,7 +117,7 @@ def test_the_queue_has_room_for_others_while_one_tenant_floods_it():
     engine = build({}, slots=1, max_queued=4)
     try:
         jobs = [job(engine, tenant="flood", n=100) for _ in range(16)]
-        with pytest.raises(TooManyRequests, match="2 requests of this key wait already"):
+        with pytest.raises(TooManyRequests, match="2 answers of this key wait already"):
             for one in jobs:
                 engine.submit(one)
         engine.submit(job(engine, tenant="other"))
@@ -379,3 +388,46 @@ def test_closing_ends_every_answer(folders):
 
     asyncio.run(run())
     assert ends == ["shutdown"] * 3
+
+
+def test_an_adapter_without_room_is_a_refusal_and_holds_up_no_others(folders):
+    """Whatever fits is loaded while it waits; a stream keeps the memory full."""
+    engine = build({"lora": folders["lora"]})
+    size = engine.stats().resident_bytes
+    engine.close()
+    names = {name: folders[name] for name in ("ia3", "dora", "lora")}
+    engine = build(names, memory_bytes=int(size * 1.2))
+    engine._warming._patience = 1.5
+
+    async def run():
+        held = engine.submit(job(engine, "lora", n=110, temperature=1.0))
+        stream = aiter(held)
+        await anext(stream)
+        without_room = asyncio.create_task(collect(engine.submit(job(engine, "dora"))))
+        small = await collect(engine.submit(job(engine, "ia3", tenant="other")))
+        return small[2], (await without_room)[2], [event async for event in stream][-1]
+
+    step = engine._decoder.step
+    engine._decoder.step = lambda: (time.sleep(0.03), step())[1]
+    try:
+        small, refused, _ = asyncio.run(run())
+        assert small.reason != "error"
+        assert isinstance(refused.refusal, NoRoom) and refused.refusal.retry_after
+    finally:
+        engine.close()
+
+
+def test_the_jobs_of_a_request_are_accepted_all_or_none(folders):
+    engine = build({}, quotas={"t": Quota(tokens_per_minute=100)})
+    try:
+        jobs = [job(engine, n=20) for _ in range(5)]
+        with pytest.raises(InvalidRequest, match="this key may use 100 per minute"):
+            engine.submit_all(jobs)
+        with pytest.raises(Replaced):
+            engine.submit_all([jobs[0], replace(jobs[1], generation=7)])
+        with pytest.raises(InvalidRequest, match="vocabulary"):
+            engine.submit_all([jobs[0], replace(jobs[1], prompt=(10**6,))])
+        assert engine.stats().queued + engine.stats().running == 0
+        assert len(engine.submit_all(jobs[:2])) == 2  # nothing was charged before
+    finally:
+        engine.close()

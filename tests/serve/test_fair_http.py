@@ -76,19 +76,19 @@ def complete(client: httpx2.Client, key: str, tokens: int, model="bundled") -> h
 def test_one_request_beside_many_has_the_next_slot(client, engine, keys, monkeypatch, many):
     """The order of all submissions and admissions, which the engine has under one lock."""
     events: list[tuple[str, str]] = []
-    submit, admit = engine._scheduler.submit, engine._scheduler.admit
+    submit_all, admit = engine._scheduler.submit_all, engine._scheduler.admit
 
     def submit_and_note(tenant, *arguments, **options):
-        ticket = submit(tenant, *arguments, **options)
+        tickets = submit_all(tenant, *arguments, **options)
         events.append(("submit", tenant))
-        return ticket
+        return tickets
 
     def admit_and_note(free):
         tickets = admit(free)
         events.extend(("admit", ticket.tenant) for ticket in tickets)
         return tickets
 
-    monkeypatch.setattr(engine._scheduler, "submit", submit_and_note)
+    monkeypatch.setattr(engine._scheduler, "submit_all", submit_and_note)
     monkeypatch.setattr(engine._scheduler, "admit", admit_and_note)
     with ThreadPoolExecutor(many) as pool:
         replies = [pool.submit(complete, client, keys["many"], 8) for _ in range(many)]

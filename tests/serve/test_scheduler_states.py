@@ -61,24 +61,30 @@ class Calls(RuleBasedStateMachine):
 
     @rule(
         tenant=st.sampled_from([*TENANTS, "narrow", "narrow"]),
-        prompt=st.integers(1, LONGEST),
-        answer=st.integers(1, LONGEST),
+        sizes=st.lists(
+            st.tuples(st.integers(1, LONGEST), st.integers(1, LONGEST)), min_size=1, max_size=3
+        ),
         patience=st.none() | st.floats(0.1, 90),
         is_ready=st.sampled_from([True, True, False]),
     )
-    def submit(self, tenant, prompt, answer, patience, is_ready):
+    def submit(self, tenant, sizes, patience, is_ready):
         deadline = None if patience is None else self.clock() + patience
         waiting = [t for t in self.tickets("queued") if t.tenant == tenant]
         try:
-            ticket = self.scheduler.submit(tenant, prompt, answer, deadline, is_ready=is_ready)
+            tickets = self.scheduler.submit_all(tenant, sizes, deadline, is_ready=is_ready)
         except TooManyRequests as refusal:
             assert refusal.retry_after and refusal.retry_after >= 1
             return
-        assert len(self.tickets("queued")) < MAX_QUEUED and len(waiting) < MAX_QUEUED_PER_TENANT
-        self.twins[ticket] = self.twin.submit(tenant, prompt, answer, deadline, is_ready=is_ready)
+        except InvalidRequest:
+            assert tenant == "short" and sum(map(sum, sizes)) > 60
+            return
+        assert len(self.tickets("queued")) + len(sizes) <= MAX_QUEUED
+        assert len(waiting) + len(sizes) <= MAX_QUEUED_PER_TENANT
+        twins = self.twin.submit_all(tenant, sizes, deadline, is_ready=is_ready)
+        self.twins.update(zip(tickets, twins, strict=True))
         self.events[tenant].times.append(self.clock())
         if is_ready and deadline is None:
-            self.events[tenant].submitted.append(ticket)
+            self.events[tenant].submitted.extend(tickets)
 
     @rule(number=st.integers(0, 99))
     def make_ready(self, number):
@@ -242,6 +248,27 @@ def test_what_a_quota_never_allows_is_not_to_be_tried_again(scheduler):
     assert caught.value.param == "max_tokens" and caught.value.retry_after is None
 
 
+def test_a_request_is_accepted_whole_or_not_at_all(clock, scheduler):
+    with pytest.raises(InvalidRequest, match="make 80 tokens; this key may use 60"):
+        scheduler.submit_all("short", [(10, 10)] * 4)
+    with pytest.raises(InvalidRequest, match="asks for 6 answers") as caught:
+        scheduler.submit_all("free", [(1, 1)] * 6)
+    assert caught.value.param == "n"
+    scheduler.submit("free", 1, 1)
+    with pytest.raises(TooManyRequests):
+        scheduler.submit_all("free", [(1, 1)] * 5)
+    assert scheduler.queued == 1
+    scheduler.submit_all("short", [(10, 10)] * 3)  # nothing was charged for what was refused
+    refusal_of(scheduler, "short")
+
+
+def test_a_request_counts_once_whatever_its_answers(scheduler):
+    for _ in range(4):
+        for ticket in scheduler.submit_all("few", [(1, 1)] * 3):
+            scheduler.cancel(ticket)
+    refusal_of(scheduler, "few")
+
+
 def test_retry_after_a_full_queue_follows_from_the_last_answers(clock, scheduler):
     running = [scheduler.submit("free", 1, 1) for _ in range(4)]
     scheduler.admit(4)
@@ -257,7 +284,7 @@ def test_retry_after_a_full_queue_follows_from_the_last_answers(clock, scheduler
     for _ in range(3):
         scheduler.submit("few", 1, 1)
     refusal = refusal_of(scheduler, "few")
-    assert "the queue is full: 8 requests wait" in str(refusal) and refusal.retry_after == 20
+    assert refusal.what == "the queue is full." and refusal.retry_after == 20
     scheduler.cancel(running[0])
     scheduler.admit(0)
     assert refusal_of(scheduler, "free").retry_after == 20

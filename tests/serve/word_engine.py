@@ -9,7 +9,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 from lorica.serve.exchange import (
@@ -26,6 +26,7 @@ from lorica.serve.prompts import check_job
 from lorica.serve.refusals import (
     InvalidRequest,
     ModelNotFound,
+    Replaced,
     TooManyRequests,
     Unavailable,
 )
@@ -170,8 +171,21 @@ class WordEngine:
             raise InvalidRequest("the chat template is another one.", param="chat_template")
         return self.encode(model, "".join(f"{m['role']}: {m['content']}\n" for m in messages))
 
+    def submit_all(self, jobs: Sequence[Job]) -> list[WordAnswer]:
+        answers: list[WordAnswer] = []
+        try:
+            for job in jobs:
+                answers.append(self.submit(job))
+        except BaseException:
+            for answer in answers:
+                answer.cancel()
+            raise
+        return answers
+
     def submit(self, job: Job) -> WordAnswer:
         card = self.card(job.model)
+        if job.generation not in (None, card.generation):
+            raise Replaced(job.model)
         if self.is_draining:
             raise Unavailable("the server is stopping.", retry_after=5)
         check_job(job, self.max_length, VOCABULARY)

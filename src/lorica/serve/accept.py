@@ -1,5 +1,6 @@
 """From the body of a request to answers that the engine has accepted."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -12,9 +13,10 @@ from lorica.generation.sampling import Sampling
 from lorica.serve.event_format import EventFormat
 from lorica.serve.exchange import Answer, Engine, Job, ModelCard
 from lorica.serve.generation_reply import GenerationReply
+from lorica.serve.handover import Handover
 from lorica.serve.metrics import Metrics
 from lorica.serve.openai_api import LIMITS, MAX_SEED, ChatBody, CompletionBody, GenerationBody
-from lorica.serve.refusals import InvalidRequest, ModelNotFound, Unavailable
+from lorica.serve.refusals import InvalidRequest, ModelNotFound, Replaced
 from lorica.serve.turns import ClientGone, Turns
 
 COMPLETION_TOKENS = 16
@@ -56,12 +58,18 @@ class Acceptor:
         """Tokenize and submit on a thread, when the tenant has a turn. is_gone: whether the client
         went away. Raises: Refusal."""
         since = time.perf_counter()
+        handover = Handover()
+
+        def accept() -> Response:
+            return handover.give(self._accept(body, tenant, request_id, since))
+
         try:
-            return await self.turns.run(
-                tenant.name, is_gone, lambda: self._accept(body, tenant, request_id, since)
-            )
+            return await self.turns.run(tenant.name, is_gone, accept)
         except ClientGone:
             return Response(status_code=499)
+        except asyncio.CancelledError:  # at shutdown: the thread goes on
+            handover.abandon()
+            raise
 
     def _accept(
         self, body: CompletionBody | ChatBody, tenant: Tenant, request_id: str, since: float
@@ -84,23 +92,22 @@ class Acceptor:
 
     def _submit_to_one(
         self, body: CompletionBody | ChatBody, tenant: Tenant
-    ) -> tuple[list[tuple[int, ...]], list[Answer]]:
+    ) -> tuple[list[tuple[int, ...]], Sequence[Answer]]:
         """Prompts and answers, written and given by one generation of the model.
 
         It may be replaced between the calls of the engine: then all is done again. Raises: Refusal.
         """
-        for _ in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             card = card_for(self.engine, body.model, tenant)
             room = card.max_length or self.engine.max_length
             prompts = self._prompts(body)
-            answers = self._submit_all(self._jobs(body, tenant, prompts, room))
-            if all(answer.served.generation == card.generation for answer in answers):
-                return prompts, answers
-            for answer in answers:
-                answer.cancel()
-        raise Unavailable(
-            f"the model {body.model!r:.120} is being replaced.", fix="ask again", retry_after=1.0
-        )
+            jobs = self._jobs(body, tenant, prompts, room, card.generation)
+            try:
+                return prompts, self.engine.submit_all(list(jobs))
+            except Replaced:
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def _prompts(self, body: CompletionBody | ChatBody) -> list[tuple[int, ...]]:
         """Token ids of each prompt of the request."""
@@ -127,6 +134,7 @@ class Acceptor:
         tenant: Tenant,
         prompts: Sequence[tuple[int, ...]],
         room: int,
+        generation: int,
     ) -> Iterator[Job]:
         """A job for each answer. The answers of a seed have the seeds that follow it."""
         seed = secrets.randbits(32) if body.seed is None else body.seed
@@ -142,20 +150,9 @@ class Acceptor:
                     sampling=_sampling(body, limit, (seed + number) % (MAX_SEED + 1)),
                     stop=tuple(body.stop or ()),
                     logprobs=_logprobs(body),
+                    generation=generation,
                     deadline=self.deadline,
                 )
-
-    def _submit_all(self, jobs: Iterator[Job]) -> list[Answer]:
-        """Submit all jobs of a request, or none. Raises: Refusal."""
-        answers: list[Answer] = []
-        try:
-            for job in jobs:
-                answers.append(self.engine.submit(job))
-        except BaseException:
-            for answer in answers:
-                answer.cancel()
-            raise
-        return answers
 
 
 def card_for(engine: Engine, model: str, tenant: Tenant) -> ModelCard:

@@ -11,24 +11,22 @@ pass sees one state of everything.
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from lorica.errors import LoricaError
 from lorica.generation.decoder import Decoder
-from lorica.generation.row import Request, Row
-from lorica.generation.stops import Stops
+from lorica.generation.row import Row
 from lorica.serve.answers import StreamedAnswer, wake
 from lorica.serve.between_steps import BetweenSteps
 from lorica.serve.exchange import End, EndReason, EngineStats, Job, ModelCard
 from lorica.serve.models import Models, Target
 from lorica.serve.probe import answers
-from lorica.serve.prompts import check_job
 from lorica.serve.quota import Quota
-from lorica.serve.refusals import Unavailable
+from lorica.serve.refusals import Refusal, Unavailable
 from lorica.serve.scheduler import Scheduler, Ticket
+from lorica.serve.warming import Warming
 from lorica.serve.work import Work
 
 IDLE = 0.25
@@ -63,13 +61,16 @@ class ServingEngine:
         self._rows: dict[Row, Work] = {}
         self._to_cancel: list[StreamedAnswer] = []
         self._is_closing, self._is_suspect = False, False
-        self._warming = ThreadPoolExecutor(1, thread_name_prefix="lorica-adapters")
+        self._warming = Warming(
+            self._on_loaded, self._on_not_loaded, patience=models.store.residency.patience
+        )
         self._thread = threading.Thread(target=self._run, name="lorica-engine", daemon=True)
 
     # -- for other threads ------------------------------------------------------------------------
 
     def start(self) -> None:
         self._thread.start()
+        self._warming.start()
         self.is_ready = True
 
     def cards(self) -> list[ModelCard]:
@@ -92,21 +93,22 @@ class ServingEngine:
         return self._models.stats(works - running, running, self._decoder.slots)
 
     def submit(self, job: Job) -> StreamedAnswer:
-        """Accept a job, with the model that its name means now. Raises: Refusal.
+        """`submit_all` for a request with one answer."""
+        return self.submit_all([job])[0]
 
-        An adapter that is not in memory is loaded first, on a thread of its own.
-        """
-        target = self._models.reserve(job.model)
+    def submit_all(self, jobs: Sequence[Job]) -> list[StreamedAnswer]:
+        """See `Engine`. An adapter that is not in memory is loaded first: see `Warming`."""
+        targets: list[Target] = []
         try:
-            check_job(job, target.max_length, self._models.vocabulary)
-            stops = target.prompts.stops(job.chat, job.stop)
-            work = self._queued(job, target, stops)
+            for job in jobs:
+                targets.append(self._models.reserve(job.model))
+            works = self._queued(jobs, targets)
         except BaseException:
-            target.release()
+            for target in targets:
+                target.release()
             raise
-        if not work.ticket.is_ready:
-            self._warming.submit(self._warm, work)
-        return work.answer
+        self._warming.add([work for work in works if not work.ticket.is_ready])
+        return [work.answer for work in works]
 
     def set_quotas(self, quotas: Mapping[str, Quota]) -> None:
         """Other quotas of the tenants, from the next request on. Running answers go on."""
@@ -127,49 +129,40 @@ class ServingEngine:
             self.is_ready, self._is_closing = False, True
             self._changed.notify()
         self._thread.join()
-        self._warming.shutdown(cancel_futures=True)
+        self._warming.close()
         self._models.close()
 
-    def _queued(self, job: Job, target: Target, stops: Stops) -> Work:
-        """The job as work that waits for a slot. Raises: Unavailable, TooManyRequests."""
+    def _queued(self, jobs: Sequence[Job], targets: Sequence[Target]) -> list[Work]:
+        """The jobs as work that waits for slots. Raises: Refusal."""
+        requests = list(map(self._models.request, jobs, targets))
         with self._changed:
             if self.is_draining or not self.is_ready:
                 state = "shutting down" if self.is_draining else "not ready"
                 raise Unavailable(f"the server is {state}.", retry_after=5, fix="try again later")
-            deadline = None if job.deadline is None else time.monotonic() + job.deadline
-            ticket = self._scheduler.submit(
-                job.tenant,
-                len(job.prompt),
-                job.sampling.max_new_tokens,
-                deadline,
-                is_ready=target.is_resident,
+            first = jobs[0]
+            tickets = self._scheduler.submit_all(
+                first.tenant,
+                [(len(job.prompt), job.sampling.max_new_tokens) for job in jobs],
+                None if first.deadline is None else time.monotonic() + first.deadline,
+                is_ready=targets[0].is_resident,
             )
-            request = Request(
-                prompt=job.prompt,
-                sampling=job.sampling,
-                stops=stops,
-                adapter=target.key,
-                logprobs=job.logprobs,
-                has_text=True,
-            )
-            answer = StreamedAnswer(target.served, self._cancel)
-            work = Work(job, target, ticket, request, answer)
-            self._works[ticket] = work
+            answers = [StreamedAnswer(target.served, self._cancel) for target in targets]
+            parts = zip(jobs, targets, tickets, requests, answers, strict=True)
+            works = [Work(*part) for part in parts]
+            self._works.update(zip(tickets, works, strict=True))
             self._changed.notify()
-        return work
+        return works
 
-    def _warm(self, work: Work) -> None:
-        """Load the adapter of a job that waits; on a thread for that."""
-        try:
-            work.target.ensure()
-        except Exception as error:
-            log.warning("an adapter could not be made resident: %s", error)
-            sentence = error.what if isinstance(error, LoricaError) else "its adapter failed"
-            self._between_steps.run(lambda: self._end_all([work], "error", sentence))
-            return
+    def _on_loaded(self, work: Work) -> None:
         with self._changed:
             self._scheduler.make_ready(work.ticket)
             self._changed.notify()
+
+    def _on_not_loaded(self, work: Work, error: Exception) -> None:
+        """End an answer whose adapter could not be loaded."""
+        refusal = error if isinstance(error, Refusal) else None
+        sentence = "its adapter failed." if refusal is None else refusal.what
+        self._between_steps.run(lambda: self._end_all([work], "error", sentence, refusal))
 
     def _cancel(self, answer: StreamedAnswer) -> None:
         with self._changed:
@@ -250,7 +243,13 @@ class ServingEngine:
                 self._finish(work, row.ended, row.error)
         wake(work.answer for work in works)
 
-    def _finish(self, work: Work, reason: EndReason, error: str | None = None) -> None:
+    def _finish(
+        self,
+        work: Work,
+        reason: EndReason,
+        error: str | None = None,
+        refusal: Refusal | None = None,
+    ) -> None:
         """The last event of an answer, whose row has left the decoder."""
         count = 0 if work.row is None else len(work.row.tokens)
         with self._changed:
@@ -260,16 +259,16 @@ class ServingEngine:
             end = self._scheduler.cancel if work.row is None else self._scheduler.finish
             end(work.ticket)
             self._changed.notify_all()
-        work.answer.put(End(reason, len(work.job.prompt), count, error))
+        work.answer.put(End(reason, len(work.job.prompt), count, error, refusal))
         work.target.release()
 
-    def _end_all(self, works: list[Work], reason: EndReason, error: str | None = None) -> int:
-        """End answers before their time. Returns: how many were still open."""
+    def _end_all(self, works: list[Work], reason: EndReason, *why: Any) -> int:
+        """End answers before their time; why: see `_finish`. Returns: how many were still open."""
         still_open = [work for work in works if work.ticket in self._works]
         for work in still_open:
             if work.row is not None:
                 self._cancel_row(work.row)
-            self._finish(work, reason, error)
+            self._finish(work, reason, *why)
         wake(work.answer for work in still_open)
         return len(still_open)
 

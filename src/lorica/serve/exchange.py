@@ -1,10 +1,11 @@
 """What HTTP and the engine pass to one another: a request, and its answer piece by piece."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lorica.generation.sampling import Sampling
+from lorica.serve.refusals import Refusal
 
 EndReason = Literal["stop", "length", "cancelled", "deadline", "shutdown", "error"]
 
@@ -16,7 +17,8 @@ class Job:
     tenant: who is charged. model: the name of a served model: the base, an alias, or
     "alias:condition". prompt: token ids, of `encode`, or of `encode_chat` if chat. stop: strings
     that end the answer, besides those of the model. logprobs: how many alternatives to give at
-    each token; None: no log-probabilities.
+    each token; None: no log-probabilities. generation: of the model that the prompt was written
+    for; None: any.
     deadline: seconds from now until it ends; None: no limit.
     """
 
@@ -27,6 +29,7 @@ class Job:
     chat: bool = False
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    generation: int | None = None
     deadline: float | None = None
 
 
@@ -55,12 +58,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class End:
-    """The last event of an answer. error: a sentence for the client if reason is "error"."""
+    """The last event of an answer. error: a sentence for the client if reason is "error".
+
+    refusal: what the client can act on, if the error is one; else it is the server's own.
+    """
 
     reason: EndReason
     prompt_tokens: int
     completion_tokens: int
     error: str | None = None
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,12 @@ class Engine(Protocol):
         """
         ...
 
-    def submit(self, job: Job) -> Answer:
-        """Accept a job. Raises: Refusal (unknown model, queue full, quota, draining, too long)."""
+    def submit_all(self, jobs: Sequence[Job]) -> Sequence[Answer]:
+        """Accept the jobs of one request, which have one tenant and one model: all of them or none.
+
+        Raises: Refusal (unknown model, queue full, quota, draining, too long), and has charged
+            nothing then; Replaced if the model has another generation than a job's.
+        """
         ...
 
     def drain(self, timeout: float) -> int:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
-from lorica.serve.envelope import BUG, Failure
+from lorica.serve.envelope import BUG, Failure, failure_of
 from lorica.serve.event_format import DONE, Choice, EventFormat, usage_of
 from lorica.serve.exchange import Answer, End, Piece, Served
 from lorica.serve.log import write_bug
@@ -62,13 +62,13 @@ class GenerationReply(Response):
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         try:
-            async with _watching(receive, self._cancel):
+            async with _watching(receive, self.cancel):
                 await (self._send_stream(send) if self.stream else self._send_whole(scope, send))
         finally:
-            self._cancel()
+            self.cancel()
             scope["log_notes"] = self._notes()
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
         """End what still runs: the client is gone, or sending failed."""
         for answer, choice in zip(self.answers, self.choices, strict=True):
             if choice.end is None:
@@ -142,6 +142,8 @@ class GenerationReply(Response):
             return BUG
         for choice in self.choices:
             assert choice.end is not None
+            if choice.end.refusal is not None:
+                return failure_of(choice.end.refusal)
             failure = ENDINGS.get(choice.end.reason)
             if failure is not None:
                 message = choice.end.error or failure.message

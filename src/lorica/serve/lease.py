@@ -18,7 +18,7 @@ class Lease:
     condition: str | None
     key: str
     _is_resident: Callable[[str], bool]
-    _on_ensure: "Callable[[Lease], None]"
+    _on_ensure: "Callable[[Lease, bool], None]"
     _on_release: "Callable[[Lease], None]"
     is_released: bool = False
 
@@ -27,13 +27,13 @@ class Lease:
         """Whether the form is in the bank."""
         return self._is_resident(self.key)
 
-    def ensure(self) -> None:
+    def ensure(self, *, waits: bool = True) -> None:
         """Put the form into the bank, from the adapter's folder, unless it is in it. May be slow.
-        Does nothing if the lease is released.
+        Does nothing if the lease is released. waits: for room, for a while.
 
-        Raises: Unavailable if there is no room, or the folder no longer holds the adapter.
+        Raises: NoRoom; Unavailable if the folder no longer holds the adapter.
         """
-        self._on_ensure(self)
+        self._on_ensure(self, waits)
 
     def release(self) -> None:
         """Give the lease back. Quick, on any thread; a second time it does nothing."""

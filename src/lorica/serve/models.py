@@ -10,9 +10,9 @@ from lorica.data.prompt_format import PromptFormat
 from lorica.generation.row import Request
 from lorica.generation.sampling import Sampling
 from lorica.generation.stops import Stops
-from lorica.serve.exchange import EngineStats, ModelCard, Served
-from lorica.serve.prompts import Prompts
-from lorica.serve.refusals import ModelNotFound, Refusal
+from lorica.serve.exchange import EngineStats, Job, ModelCard, Served
+from lorica.serve.prompts import Prompts, check_job
+from lorica.serve.refusals import ModelNotFound, Refusal, Replaced
 from lorica.serve.served_templates import ServedTemplates
 from lorica.serve.store import Lease, Store
 
@@ -42,10 +42,13 @@ class Target:
     def is_resident(self) -> bool:
         return self.lease is None or self.lease.is_resident
 
-    def ensure(self) -> None:
-        """Put the adapter into the bank unless it is there. May be slow. Raises: LoricaError."""
+    def ensure(self, *, waits: bool = True) -> None:
+        """Put the adapter into the bank unless it is there. May be slow. waits: for room.
+
+        Raises: NoRoom, LoricaError.
+        """
         if self.lease is not None:
-            self.lease.ensure()
+            self.lease.ensure(waits=waits)
 
     def release(self) -> None:
         if self.lease is not None:
@@ -108,6 +111,21 @@ class Models:
             raise
         served = Served(model, own.alias, own.digest, own.number)
         return Target(served, prompts, self.max_length - own.positions, lease)
+
+    def request(self, job: Job, target: Target) -> Request:
+        """What the decoder is asked for a job. Raises: InvalidRequest; Replaced if the job's prompt
+        was written for another generation."""
+        if job.generation not in (None, target.served.generation):
+            raise Replaced(job.model)
+        check_job(job, target.max_length, self.vocabulary)
+        return Request(
+            prompt=job.prompt,
+            sampling=job.sampling,
+            stops=target.prompts.stops(job.chat, job.stop),
+            adapter=target.key,
+            logprobs=job.logprobs,
+            has_text=True,
+        )
 
     def probe(self) -> Request:
         """A request for one token of the base."""

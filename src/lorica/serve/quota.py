@@ -18,9 +18,10 @@ GRAIN = 1.0
 class Quota:
     """What one tenant may use; None: no limit.
 
-    requests_per_minute: requests that are accepted. tokens_per_minute: tokens that are computed,
-    of prompts and of answers. streams: answers that are written at the same time; more of them
-    wait in the queue. All hold in every window of 60 seconds, wherever it begins.
+    requests_per_minute: requests that are accepted, each once, however many answers it has.
+    tokens_per_minute: tokens that are computed, of prompts and of answers. streams: answers that
+    are written at the same time; more of them wait in the queue. All hold in every window of 60
+    seconds, wherever it begins.
     """
 
     requests_per_minute: int | None = None
@@ -87,8 +88,8 @@ def check_quota(
         return
     if tokens > most:
         raise InvalidRequest(
-            f"prompt and max_tokens make {tokens:,} tokens; this key may use {most:,} per minute.",
-            fix="shorten the prompt, or set a smaller max_tokens",
+            f"prompts and answers make {tokens:,} tokens; this key may use {most:,} per minute.",
+            fix="shorten the prompt, or set a smaller max_tokens or n",
             param="max_tokens",
         )
     if computed.total(now) + reserved + tokens > most:

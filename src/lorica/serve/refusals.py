@@ -86,3 +86,12 @@ class Unavailable(Refusal):
     """The server is starting, draining, or has failed."""
 
     status, code = 503, "unavailable"
+
+
+class Replaced(Unavailable):
+    """The model has another generation than the one that a prompt was written for."""
+
+    def __init__(self, model: str):
+        super().__init__(
+            f"the model {model!r:.120} is being replaced.", fix="ask again", retry_after=1.0
+        )

@@ -22,6 +22,17 @@ from lorica.errors import ResourceError
 from lorica.serve.refusals import Unavailable
 
 
+class NoRoom(Unavailable):
+    """The memory for adapters is full of those that cannot leave now."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the memory for adapters is full of those that are answering or pinned.",
+            fix="ask again later",
+            retry_after=5.0,
+        )
+
+
 class Sized(Protocol):
     """What `prepare` gives: ready to be added to the bank."""
 
@@ -33,7 +44,8 @@ class Sized(Protocol):
 class _Form:
     """owners: live generations. pins: owners that forbid eviction. leases: streams and loads.
 
-    bytes: in the bank, or reserved for it. used: grows with each use.
+    bytes: in the bank, or reserved for it. size: bytes that it took last; None: it was never
+    prepared. used: grows with each use.
     """
 
     key: str
@@ -42,6 +54,7 @@ class _Form:
     pins: int = 0
     leases: int = 0
     bytes: int = 0
+    size: int | None = None
     used: int = 0
 
 
@@ -131,19 +144,21 @@ class Residency:
 
     # -- may block: not on the engine's thread ------------------------------------------------
 
-    def ensure(self, key: str, prepare: Callable[[], Sized]) -> None:
+    def ensure(self, key: str, prepare: Callable[[], Sized], *, waits: bool = True) -> None:
         """Put `key` into the bank, unless it is in it, or no lease on it is left: the request that
         waited for it was cancelled.
 
-        Raises: Unavailable if there is no room; what `prepare` raises.
+        waits: for room, up to `patience`. Raises: NoRoom; what `prepare` raises.
         """
-        form = self._begin_adding(key)
+        form = self._begin_adding(key, waits)
         if form is None:
             return
         began = time.monotonic()
         try:
+            if form.size is not None:  # else it might be prepared in vain, time and again
+                self._reserve(form, form.size, waits)
             prepared = prepare()
-            self._reserve(form, prepared.bytes)
+            self._reserve(form, prepared.bytes, waits)
             added = self._add(key, prepared)
         except BaseException:
             self._end_adding(form, "absent", 0)
@@ -167,11 +182,14 @@ class Residency:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _begin_adding(self, key: str) -> _Form | None:
-        """The form to add; None: there is nothing to do."""
+    def _begin_adding(self, key: str, waits: bool) -> _Form | None:
+        """The form to add; None: there is nothing to do. Raises: NoRoom if it is on its way into
+        the bank, or out of it, and `waits` is false."""
         with self._changed:
             form = self._forms.get(key)
             while form is not None and form.state in ("adding", "removing"):
+                if not waits:
+                    raise NoRoom
                 self._changed.wait()
             if form is None or form.state == "resident" or not form.leases:
                 return None
@@ -184,27 +202,23 @@ class Residency:
             self._remove_if_unused(form)
             self._changed.notify_all()
 
-    def _reserve(self, form: _Form, size: int) -> None:
-        """Wait until there is room for `size` bytes, and evict what may leave. Raises: Unavailable,
+    def _reserve(self, form: _Form, size: int, waits: bool) -> None:
+        """Wait until there is room for `size` bytes, and evict what may leave. Raises: NoRoom,
         ResourceError."""
         with self._changed:
+            form.bytes, form.size = 0, size
             if self.budget is not None and size > self.budget:
                 raise ResourceError(
                     f"the adapter takes {size:,} bytes, and all adapters may take {self.budget:,}.",
                     fix="give adapters more memory",
                 )
-            until = time.monotonic() + self.patience
+            until = time.monotonic() + (self.patience if waits else 0.0)
             while self.budget is not None and self._total() + size > self.budget:
                 self._evict(self._total() + size - self.budget)
                 # What leaves is waited for; that streams end may take longer than is reasonable.
                 leaves = any(other.state == "removing" for other in self._forms.values())
                 if not self._changed.wait(None if leaves else until - time.monotonic()):
-                    raise Unavailable(
-                        "the memory for adapters is full of those that are answering or pinned.",
-                        budget=f"{self.budget:,} bytes",
-                        fix="ask again later",
-                        retry_after=5.0,
-                    )
+                    raise NoRoom
             form.bytes = size
 
     def _evict(self, excess: int) -> None:

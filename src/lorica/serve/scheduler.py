@@ -27,13 +27,13 @@ Plain data: no torch, no threads, no asyncio. The engine calls it from one threa
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lorica.errors import counted
 from lorica.serve.quota import SHORTEST_RETRY, Quota, SlidingMinute, check_quota
-from lorica.serve.refusals import TooManyRequests
+from lorica.serve.refusals import InvalidRequest, TooManyRequests
 
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1, 2
 """Cost of a token of a prompt, and of an answer, which takes a step of its own."""
@@ -140,24 +140,37 @@ class Scheduler:
         *,
         is_ready: bool = True,
     ) -> Ticket:
-        """Queue a ticket. A refusal changes nothing. is_ready: if not, see `make_ready`.
+        """`submit_all` for a request with one answer."""
+        sizes = [(prompt_tokens, max_new_tokens)]
+        return self.submit_all(tenant, sizes, deadline, is_ready=is_ready)[0]
 
+    def submit_all(
+        self,
+        tenant: str,
+        sizes: Sequence[tuple[int, int]],
+        deadline: float | None = None,
+        *,
+        is_ready: bool = True,
+    ) -> list[Ticket]:
+        """Queue a ticket for each answer of one request. A refusal changes nothing.
+
+        sizes: (prompt_tokens, max_new_tokens) of each. is_ready: if not, see `make_ready`.
         Raises: TooManyRequests if a queue is full or a quota is used up; its retry_after says
-            when there will be room. InvalidRequest if the quota never allows so many tokens.
+            when there will be room. InvalidRequest if the queue or the quota never has so much.
         """
         now = self._clock()
         account = self._tenants.get(tenant) or _Tenant(self._quotas.get(tenant, Quota()))
-        tokens = prompt_tokens + max_new_tokens
-        self._check_queues(account, now)
+        tokens = sum(map(sum, sizes))
+        self._check_queues(account, len(sizes), now)
         check_quota(account.quota, account.requests, account.tokens, account.reserved, tokens, now)
         self._tenants[tenant] = account
-        ticket = Ticket(tenant, prompt_tokens, max_new_tokens, deadline, now, is_ready)
+        tickets = [Ticket(tenant, *size, deadline, now, is_ready) for size in sizes]
         if account.head(now) is None:
             self._lift(account)
-        account.queue.append(ticket)
+        account.queue.extend(tickets)
         account.requests.add(now, 1)
         account.reserved += tokens
-        return ticket
+        return tickets
 
     def make_ready(self, ticket: Ticket) -> None:
         """A ticket that was queued not ready can have a slot from now on."""
@@ -250,20 +263,28 @@ class Scheduler:
     def _lift(self, account: _Tenant) -> None:
         account.counter = max(account.counter, self._virtual_time)
 
-    def _check_queues(self, account: _Tenant, now: float) -> None:
-        """Raises: TooManyRequests if all tenants' queue, or this one's, is full."""
-        if self.queued >= self._max_queued:
+    def _check_queues(self, account: _Tenant, count: int, now: float) -> None:
+        """Raises: TooManyRequests if `count` more have no place in all tenants' queue, or in this
+        one's; InvalidRequest if they never have."""
+        most = min(self._max_queued, self._max_queued_per_tenant)
+        if count > most:
+            raise InvalidRequest(
+                f"the request asks for {count} answers; of one key at most {most} may wait.",
+                fix="send several requests",
+                param="n",
+            )
+        if self.queued + count > self._max_queued:
             raise TooManyRequests(
-                f"the queue is full: {counted(self.queued, 'request')} wait.",
+                "the queue is full.",
                 fix="try again later",
                 retry_after=self._seconds_until_slot(self.running),
             )
-        if len(account.queue) >= self._max_queued_per_tenant:
+        if len(account.queue) + count > self._max_queued_per_tenant:
             backlogged = sum(other.head(now) is not None for other in self._tenants.values())
             shared = self._seconds_until_slot(self.running) * max(1, backlogged)
             own = 0.0 if account.has_stream else self._seconds_until_slot(len(account.running))
             raise TooManyRequests(
-                f"{counted(len(account.queue), 'request')} of this key wait already.",
+                f"{counted(len(account.queue), 'answer')} of this key wait already.",
                 fix="send the next one when an answer is complete",
                 retry_after=max(shared, own),
             )

@@ -267,7 +267,7 @@ class Store:
         """The generation is no longer live. Returns: bytes that leave the bank now, by key."""
         return {key: self.residency.disown(key, pinned=pinned) for key in generation.keys.values()}
 
-    def _ensure(self, lease: Lease) -> None:
+    def _ensure(self, lease: Lease, waits: bool) -> None:
         generation, condition = lease.generation, lease.condition
 
         def prepare() -> Sized:
@@ -276,7 +276,7 @@ class Store:
 
         entry = self._aliases[generation.alias]
         try:
-            self.residency.ensure(lease.key, prepare)
+            self.residency.ensure(lease.key, prepare, waits=waits)
             entry.forget_loss(generation)
         except Refusal:
             raise
