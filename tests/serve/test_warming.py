@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -27,14 +28,14 @@ class Loads:
     def __post_init__(self):
         self.clock = Clock()
         self.warming = Warming(
-            lambda work: self.ready.append(work.target.key),
-            lambda work, error: self.failed.update({work.target.key: error}),
+            lambda work: self.ready.append(str(work.target.key)),
+            lambda work, error: self.failed.update({str(work.target.key): error}),
             patience=PATIENCE,
             clock=self.clock,
         )
 
     def add(self, tenant: str, *keys: str) -> list:
-        works = [Work(tenant, key, self) for key in keys]
+        works: list[Any] = [Work(tenant, key, self) for key in keys]
         self.warming.add(works)
         return works
 
