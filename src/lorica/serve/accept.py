@@ -9,13 +9,13 @@ from typing import Protocol
 
 from starlette.responses import Response
 
-from lorica.generation.sampling import Sampling
+from lorica.generation.sampling import MAX_SEED, Sampling
 from lorica.serve.event_format import EventFormat
 from lorica.serve.exchange import Answer, Engine, Job, ModelCard
 from lorica.serve.generation_reply import GenerationReply
 from lorica.serve.handover import Handover
 from lorica.serve.metrics import Metrics
-from lorica.serve.openai_api import LIMITS, MAX_SEED, ChatBody, CompletionBody, GenerationBody
+from lorica.serve.openai_api import LIMITS, ChatBody, CompletionBody, GenerationBody
 from lorica.serve.refusals import InvalidRequest, ModelNotFound, Replaced
 from lorica.serve.turns import ClientGone, Turns
 

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from lorica.generation.sampling import MAX_SEED, MAX_TOP_K
 from lorica.serve.limits import Limits
 from lorica.serve.refusals import InvalidRequest
 
@@ -24,7 +25,6 @@ LIMITS = Limits()
 MAX_MESSAGES = 1024
 MAX_PARTS = 256
 """Parts of a message's content."""
-MAX_SEED = 2**63 - 1
 SIMILAR = 0.75
 """Similarity from which the name of a field is taken for a slip of another one."""
 
@@ -54,7 +54,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 """Fields that are not supported -> values that mean the same as leaving them out, beside null."""
 
-Count = Annotated[int, Field(ge=1)]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K)]
 NewTokens = Annotated[int, Field(ge=1, le=LIMITS.new_tokens)]
 Stop = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_length)]
 Stops = Annotated[list[Stop], Field(max_length=LIMITS.stops, fail_fast=True)]
@@ -127,7 +127,7 @@ class GenerationBody(Body):
     max_tokens: NewTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
-    top_k: Count | None = None
+    top_k: TopK | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     stop: Stops | None = None
 

@@ -155,7 +155,7 @@ class Residency:
             return
         began = time.monotonic()
         try:
-            if form.size is not None:  # else it might be prepared in vain, time and again
+            if not waits and form.size is not None:  # else it is prepared in vain, time and again
                 self._reserve(form, form.size, waits)
             prepared = prepare()
             self._reserve(form, prepared.bytes, waits)

@@ -68,7 +68,11 @@ class Warming:
 
     def _run(self) -> None:
         while not self._is_closing:
-            progresses = self.take_turns()
+            progresses = False
+            try:
+                progresses = self.take_turns()
+            except Exception:  # the thread goes on: all loads need it
+                log.exception("an adapter's turn failed")
             with self._changed:
                 if not progresses and not self._is_closing:
                     self._changed.wait(PAUSE if self._lines else None)
