@@ -16,7 +16,7 @@ T = TypeVar("T")
 THREADS = 32
 AT_ONCE = 4
 """Requests of one tenant that are on a thread. The rest wait in line."""
-WAITING = 64
+WAITING = 256
 """Requests of one tenant that are on a thread or wait for one. Further ones are refused."""
 
 
