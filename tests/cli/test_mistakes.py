@@ -133,7 +133,7 @@ def test_the_bounds_are_tested():
         ("data: x\nbase: &a x\noutput: *a\n", ":3: *a is an alias"),
         ("data: x\n  seed: 1\n", ":2: this is not YAML: "),
         ("data: x\n\tseed: 1\n", ":2: this is not YAML: "),
-        ("- data\n", ":1: a recipe is a list of `name: value` lines"),
+        ("- data\n", ":1: settings are a list of `name: value` lines"),
         ("", ": data was not given"),
         ("data: x\n? [a, b]\n: 3\n", ":2: the name of a setting must be a word"),
         ("data: x\n---\nseed: 1\n", ":2: this is not YAML"),
