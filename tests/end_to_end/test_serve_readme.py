@@ -45,7 +45,9 @@ def test_the_section_of_the_readme(tmp_path):
         try:
             assert server.stdout is not None
             printed = [server.stdout.readline().split() for _ in range(3)]
-            assert " ".join(printed[0]) == "bundled with 3 adapters (alice, bob, carol)"
+            banner = "bundled with 3 adapters (alice, bob, carol); 16 slots of 512 tokens"
+            assert " ".join(printed[0]) == banner
+            assert banner in (ROOT / "docs/guides/serving.md").read_text()
             address = printed[1][1]
             ask_by_curl(curl, address)
             ask_by_openai(address)
