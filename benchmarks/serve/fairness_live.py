@@ -115,7 +115,7 @@ def main() -> None:
     from lorica.serve.build import EngineSettings, open_engine
 
     settings = EngineSettings(
-        slots=options.slots, max_length=512, max_queued=MANY + 8, max_queued_per_tenant=MANY + 8
+        slots=options.slots, max_length=512, max_queued=3 * MANY, max_queued_per_tenant=MANY + 8
     )
     engine = open_engine(options.base, settings)
     engine.start()
