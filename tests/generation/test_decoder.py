@@ -234,6 +234,17 @@ def test_a_prompt_that_goes_ahead_is_read_before_those_that_wait():
     assert [row.tokens for row in rows] == want
 
 
+def test_a_row_that_decodes_gets_every_second_pass_whatever_goes_ahead():
+    """A tenant that sends one-token requests without end does not stop the answers of others."""
+    decoder = Decoder(tiny("llama"), slots=2, max_length=90)
+    (row,) = decoder.admit([request(4, new=40)])
+    decoder.step()
+    for count in range(1, 30):
+        decoder.admit([request(8, count, new=1)] * decoder.free, ahead=True)
+        decoder.step()
+        assert len(row.tokens) >= 1 + count // 2
+
+
 def test_no_prompt_waits_for_ever_for_those_that_go_ahead():
     decoder = Decoder(tiny("llama"), slots=3, max_length=90, chunk=8)
     (partly,) = decoder.admit([request(80, new=1)])

@@ -84,9 +84,8 @@ class Decoder:
     def admit(self, requests: Sequence[Request], *, ahead: bool = False) -> list[Row]:
         """Give each request a slot; its prompt is read by the next steps.
 
-        ahead: in the next pass, before prompts that came earlier and of which nothing was read yet;
-            but no prompt is overtaken by more rows than there are slots, and none by another that
-            went ahead.
+        ahead: before prompts that came earlier and of which nothing was read yet; but no prompt is
+            overtaken by more rows than there are slots, and none by another that went ahead.
 
         Raises: ConfigError if there are more requests than free slots, or one is too long.
         """
@@ -102,8 +101,6 @@ class Decoder:
         rows = [Row(request, patience=0 if ahead else self.slots) for request in requests]
         for row in rows:
             self._rows.insert(self._place(ahead), row)
-        if ahead:
-            self._decodes_next = False
         return rows
 
     def _place(self, ahead: bool) -> int:
