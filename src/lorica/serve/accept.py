@@ -5,11 +5,11 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from starlette.responses import Response
 
 from lorica.generation.sampling import MAX_SEED, Sampling
+from lorica.serve.auth import Tenant
 from lorica.serve.event_format import EventFormat
 from lorica.serve.exchange import Answer, Engine, Job, ModelCard
 from lorica.serve.generation_reply import GenerationReply
@@ -24,19 +24,6 @@ COMPLETION_TOKENS = 16
 
 ATTEMPTS = 3
 """Times that a request is submitted while its model is being replaced."""
-
-
-class Tenant(Protocol):
-    """Who asks: see serve/auth.py."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def is_admin(self) -> bool: ...
-
-    def allows(self, model: str) -> bool:
-        """Whether this tenant may use a model, by its name or "alias:condition"."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorica.serve.exchange import Engine, ModelCard
+from lorica.serve.exchange import Engine
 from lorica.serve.generations import Generation
 from lorica.serve.http import (
     ERRORS,
@@ -27,6 +27,7 @@ from lorica.serve.http import (
 from lorica.serve.metrics import Metrics
 from lorica.serve.names import folder_in
 from lorica.serve.refusals import InvalidRequest
+from lorica.serve.store import Store
 
 T = TypeVar("T")
 THREADS = 8
@@ -35,24 +36,6 @@ Name = Annotated[str, Field(min_length=1, max_length=64)]
 Condition = Annotated[str, Field(min_length=1, max_length=256)]
 Conditions = Annotated[list[Condition], Field(max_length=1000, fail_fast=True)]
 Expected = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class AdapterStore(Protocol):
-    """What the operator changes: see serve/store.py `Store`. All but the lists may be slow."""
-
-    def load(
-        self,
-        alias: str,
-        folder: str | Path,
-        *,
-        expected_generation: int | None = None,
-        pinned: bool | None = None,
-        conditions: Sequence[str] = (),
-    ) -> Generation: ...
-
-    def unload(self, alias: str, *, expected_generation: int | None = None) -> int: ...
-    def pin(self, alias: str, pinned: bool) -> None: ...
-    def draining(self) -> list[ModelCard]: ...
 
 
 class _Body(BaseModel):
@@ -96,9 +79,7 @@ class VllmUnload(_Body):
     lora_int_id: int | None = None
 
 
-def create_admin_app(
-    engine: Engine, store: AdapterStore, metrics: Metrics, root: Path | None
-) -> FastAPI:
+def create_admin_app(engine: Engine, store: Store, metrics: Metrics, root: Path | None) -> FastAPI:
     """The app, which stands behind a Gate. root: the folder of adapters; None: none can be loaded
     while the server runs."""
     app = bare_app("lorica serve: administration", for_operator=True)
@@ -113,7 +94,7 @@ def create_admin_app(
 class _Adapters:
     """The store, called on a thread, by names of folders in the root."""
 
-    def __init__(self, engine: Engine, store: AdapterStore, root: Path | None):
+    def __init__(self, engine: Engine, store: Store, root: Path | None):
         self.engine, self.store, self._root = engine, store, root
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lorica-admin")
 

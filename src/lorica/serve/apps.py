@@ -2,23 +2,15 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
 
-from lorica.serve.accept import Tenant
-from lorica.serve.admin import AdapterStore, create_admin_app
+from lorica.serve.admin import create_admin_app
+from lorica.serve.auth import Access, Tenant
 from lorica.serve.exchange import Engine
 from lorica.serve.gate import Gate, Rules
 from lorica.serve.http import HEALTH, METRICS, create_app, public_paths
 from lorica.serve.metrics import Metrics
 from lorica.serve.refusals import NotAnOperator
-
-
-class Access(Protocol):
-    """See serve/auth.py."""
-
-    def authenticate(self, header: str | None) -> Tenant:
-        """Raises: Unauthorized."""
-        ...
+from lorica.serve.store import Store
 
 
 def client_gate(
@@ -43,7 +35,7 @@ def client_gate(
 
 
 def admin_gate(
-    engine: Engine, store: AdapterStore, metrics: Metrics, access: Access, root: Path | None
+    engine: Engine, store: Store, metrics: Metrics, access: Access, root: Path | None
 ) -> Gate:
     """The operator's app, for this machine only. root: the folder that adapters are loaded from."""
 

@@ -10,11 +10,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from lorica.errors import LoricaError
+from lorica.serve.auth import Tenant
 from lorica.serve.envelope import BUG, Failure, failure_of, failure_of_status
+from lorica.serve.exchange import Engine
 from lorica.serve.limits import Limits
 from lorica.serve.log import log, write_bug
 from lorica.serve.refusals import Unavailable
@@ -40,32 +42,16 @@ HEADERS = (
 """Of every reply, unless it has its own: a browser must not take an answer for a page."""
 
 
-class Caller(Protocol):
-    """Who asks. name: of the tenant, for quotas and the log."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class Condition(Protocol):
-    """Whether the server takes requests: the engine."""
-
-    @property
-    def is_ready(self) -> bool: ...
-    @property
-    def is_draining(self) -> bool: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """authenticate: the Authorization header to a caller; raises Unauthorized.
+    """authenticate: the Authorization header to the tenant that asks; raises Unauthorized.
 
     public: paths that need no key. always: paths that answer while the server starts or stops.
     hosts: names that the Host header may have; IP addresses are always allowed if any_address,
     because a name that is rebound to this machine is never one.
     """
 
-    authenticate: Callable[[str | None], Caller]
+    authenticate: Callable[[str | None], Tenant]
     public: Collection[str]
     always: Collection[str]
     hosts: Collection[str] = LOCAL
@@ -77,10 +63,8 @@ class Gate:
     """An ASGI app around another one. on_reply: is called with the status of each reply; 499: the
     client went away before it."""
 
-    def __init__(
-        self, app: App, rules: Rules, condition: Condition, on_reply: Callable[[int], None]
-    ):
-        self.app, self.rules, self.condition, self._on_reply = app, rules, condition, on_reply
+    def __init__(self, app: App, rules: Rules, engine: Engine, on_reply: Callable[[int], None]):
+        self.app, self.rules, self._engine, self._on_reply = app, rules, engine, on_reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -112,7 +96,7 @@ class Gate:
         if path not in self.rules.public:
             scope["caller"] = self.rules.authenticate(headers.get(b"authorization"))
         if path not in self.rules.public and path not in self.rules.always:
-            self._check_condition()
+            self._check_ready()
         body = await _read_body(headers, receive)
         if isinstance(body, Failure):
             return await reply.fail(body)
@@ -139,10 +123,10 @@ class Gate:
             )
         return None
 
-    def _check_condition(self) -> None:
-        if self.condition.is_draining:
+    def _check_ready(self) -> None:
+        if self._engine.is_draining:
             raise Unavailable("the server is stopping.", retry_after=RETRY_AFTER)
-        if not self.condition.is_ready:
+        if not self._engine.is_ready:
             raise Unavailable("the server is not ready yet.", retry_after=RETRY_AFTER)
 
 

@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 from lorica import __version__, strict_json
 from lorica.errors import LoricaError
 from lorica.serve import page
-from lorica.serve.accept import Acceptor, Tenant, card_for
+from lorica.serve.accept import Acceptor, card_for
+from lorica.serve.auth import Tenant
 from lorica.serve.envelope import BUG, Failure, failure_of, failure_of_mistakes, failure_of_status
 from lorica.serve.exchange import Engine, ModelCard
 from lorica.serve.limits import Limits

@@ -1,19 +1,13 @@
 """SIGHUP: read keys.yaml again while the server runs."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from lorica.errors import LoricaError, counted
 from lorica.serve.auth import Access
+from lorica.serve.engine import ServingEngine
 from lorica.serve.keys_file import read_keys
 from lorica.serve.log import log
 from lorica.serve.names import base_name_of
-from lorica.serve.quota import Quota
-
-
-class _Engine(Protocol):
-    def set_quotas(self, quotas: Mapping[str, Quota]) -> None: ...
 
 
 class KeysReload:
@@ -23,7 +17,7 @@ class KeysReload:
     A file with a mistake changes nothing either, and the log says why.
     """
 
-    def __init__(self, base: str, keys: Path | None, access: Access, engine: _Engine):
+    def __init__(self, base: str, keys: Path | None, access: Access, engine: ServingEngine):
         self._base_name, self._keys = base_name_of(base), keys
         self._access, self._engine = access, engine
 
