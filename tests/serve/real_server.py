@@ -145,8 +145,10 @@ def problem_of(ask: Ask, reply: Reply, shelf: Shelf) -> str | None:
     key = served["digest"], ask.condition
     if key not in shelf.keys(ask.alias, ask.condition):
         return f"{ask}: answered by {served}, which the alias never held"
-    tokens, text, reason = expected(ask, shelf.alone[key, ask.prompt][ask.take])
-    words = [TOKENIZER.decode([t], clean_up_tokenization_spaces=False) for t in tokens]
+    alone = shelf.alone[key, ask.prompt][ask.take]
+    tokens, text, reason = expected(ask, alone)
+    given = [t for n, t in enumerate(tokens) if _is_given(t, text, alone.texts and alone.texts[n])]
+    words = [TOKENIZER.decode([t], clean_up_tokenization_spaces=False) for t in given]
     if not reply.is_whole:
         words, text = words[: len(reply.tokens)], None if text is None else text[: len(reply.text)]
     elif reply.reason != reason:
@@ -156,6 +158,15 @@ def problem_of(ask: Ask, reply: Reply, shelf: Shelf) -> str | None:
     if text is not None and reply.text != text:
         return f"{ask}: {reply.text!r}, and alone {text!r}; {served}"
     return None
+
+
+def _is_given(token: int, text: str | None, upto: str | None) -> bool:
+    """Whether a token is named in the reply: neither a stop token, nor cut off by a stop string.
+
+    text: of the reply. upto: of the answer alone, with this token.
+    """
+    is_cut = text is not None and upto is not None and len(upto) > len(text)
+    return token != TOKENIZER.eos_token_id and not is_cut
 
 
 async def complete_when_there(
