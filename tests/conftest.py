@@ -1,5 +1,6 @@
 """Fixtures that every area shares: where the real data is, and one thread a test."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -61,3 +62,10 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def story_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with the sizes of `stories`, for tests that count its layers."""
     return story.write(tmp_path_factory.mktemp("story_base"))
+
+
+def pytest_collection_finish() -> None:
+    """Every full collection of garbage would pass over all that is imported and collected by now:
+    accelerate alone runs one at the end of each training."""
+    gc.collect()
+    gc.freeze()
