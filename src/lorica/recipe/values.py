@@ -22,7 +22,7 @@ def describe_type(kind: Any, metadata: Iterable[Any] = ()) -> str:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return describe_type(args[0], [*args[1:], *metadata])
-    if as_model(kind) is not None:
+    if origin is None and as_model(kind) is not None:
         return "a mapping of settings, or one word"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
@@ -57,7 +57,10 @@ def _limits(metadata: Iterable[Any]) -> dict[str, Any]:
 
 
 def as_model(kind: Any) -> type[BaseModel] | None:
-    """`kind` if it is a class of settings, otherwise None."""
+    """`kind` if it is a class of settings, also one that may be null; otherwise None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kinds = [arg for arg in get_args(kind) if arg is not types.NoneType]
+        kind = kinds[0] if len(kinds) == 1 else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
