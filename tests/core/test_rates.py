@@ -4,7 +4,8 @@ import pytest
 
 import lorica
 from lorica.core.adapter import Method
-from lorica.core.rates import LARGE, SMALL, default_rate
+from lorica.core.rate_by_size import LARGE, SMALL
+from lorica.core.rates import default_rate
 from lorica.core.state import adapter_state
 from lorica.methods.prefix_tuning import PrefixTuning
 from tests.laws.bases import small_llama

@@ -12,29 +12,16 @@ step at any size. It makes SGD's steps about as long as AdamW's, which are the r
 of the number of trained parameters.
 """
 
-import math
-
 from torch import nn
 
 from lorica.core.adapter import Method
 from lorica.core.bank import attached
-
-SMALL, LARGE = 64, 4096
-"""The hidden sizes that a method's two rates are for."""
+from lorica.core.rate_by_size import rate_by_size
 
 
 def default_rate(method: Method, optimizer: str, hidden_size: int | None) -> float:
-    """The peak rate where none is given, to two digits.
-
-    optimizer: "adamw", "paged_adamw" or "sgd". hidden_size: of the base; None: not known. It
-        counts as large then, because a rate that is too low does less harm.
-    """
-    small, large, sgd = method.rates
-    if optimizer == "sgd":
-        small = large = sgd
-    share = math.log((hidden_size or LARGE) / SMALL) / math.log(LARGE / SMALL)
-    rate = small * (large / small) ** min(max(share, 0.0), 1.0)
-    return float(f"{rate * method.rate_factor:.2g}")
+    """The peak rate of a method where none is given; see `rate_by_size`."""
+    return rate_by_size(method.rates, optimizer, hidden_size, method.rate_factor)
 
 
 def rates_of(model: nn.Module, rate: float, name: str = "default") -> dict[str, float]:

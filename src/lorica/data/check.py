@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorica.data.answers import Answers, check_answers
 from lorica.data.config import DataConfig
 from lorica.data.dataset import Dataset
 from lorica.data.example import Example
@@ -22,7 +23,7 @@ from lorica.data.load import TokenisedFiles, build_data, notices_of, tokenise_fi
 from lorica.data.overlong import limit_of, policy_of
 from lorica.data.split import count_repeated
 from lorica.data.token_store import TokenStore
-from lorica.errors import DataError, listed
+from lorica.errors import DataError, counted, listed
 
 BINS = 10
 SAMPLES = 3
@@ -65,6 +66,7 @@ class Report:
     dropped: int
     unlearned: int
     duplicates: int
+    answers: Answers
     samples: list[Sample]
     notices: list[str]
     problems: list[str]
@@ -109,6 +111,9 @@ def check(
     overlong = 0 if limit is None else int((lengths > limit).sum())
     tokens, learned = int(lengths.sum()), int(labels.sum())
     samples = replace(dataset, classes=classes)[:SAMPLES]
+    answers = check_answers(store, tokenizer)
+    if answers.prompts:
+        notices = [*notices, _about_conflicts(answers, store.kind, config.path)]
     return Report(
         path=config.path,
         rows=len(store),
@@ -131,9 +136,18 @@ def check(
         dropped=overlong if policy == "drop" else 0,
         unlearned=0 if store.kind == "label" else int((labels == 0).sum()),
         duplicates=count_repeated(store),
+        answers=answers,
         samples=[sample(example, tokenizer, files.labels) for example in samples],
         notices=notices,
         problems=problems,
+    )
+
+
+def _about_conflicts(answers: Answers, kind: str, path: str) -> str:
+    what, noun = ("classes of one", "text") if kind == "label" else ("answers to one", "prompt")
+    return (
+        f"{Path(path).name}: different {what} {noun}: {counted(answers.prompts, noun)}, "
+        f"{counted(answers.rows, 'row')}; {answers.first} is the first"
     )
 
 
@@ -194,12 +208,16 @@ def print_report(report: Report, console: Console) -> None:
         "overlong": f"{report.overlong:,} ({report.policy}): {report.truncated:,} truncated, "
         f"{report.dropped:,} dropped",
         "repeated": f"{report.duplicates:,} rows",
+        "conflicting": f"{report.answers.rows:,} rows, of {report.answers.prompts:,} prompts",
+        "empty answers": f"{report.answers.empty:,} rows",
         "nothing to learn": f"{report.unlearned:,} rows",
     }
     if report.classes:
         facts["classes"] = ", ".join(f"{name} {n:,}" for name, n in report.classes.items())
         facts["tokens"] = f"{report.tokens:,}"
-        del facts["nothing to learn"]
+        del facts["nothing to learn"], facts["empty answers"]
+    if "text" in report.kinds:
+        del facts["conflicting"], facts["empty answers"]
     if counts := report.conditions:
         names = listed((f"{name} {n:,}" for name, n in counts.items()), 8)
         facts["conditions"] = f"{len(counts):,}: {names}"
