@@ -19,9 +19,9 @@ from docs.generate import blocks, commands, hooks
 from docs.generate.docstrings import as_markdown
 from docs.generate.methods import split_title
 from lorica.cli import COMMANDS
-from lorica.cli.catalogue import methods
 from lorica.cli.help import SettingsHelp, setting_entries
 from lorica.cli.methods import markdown_rows, row
+from lorica.recipe.catalogue import methods
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

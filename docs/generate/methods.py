@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_type_hints
 
 from docs.generate.markdown import blocks, cell, code, page, prose, styled, table, type_name
-from lorica.cli.catalogue import Entry
-from lorica.cli.catalogue import methods as catalogue
 from lorica.cli.help import type_word
 from lorica.cli.methods import about_rates
 from lorica.core.adapter import Method
+from lorica.recipe.catalogue import Entry
+from lorica.recipe.catalogue import methods as catalogue
 
 RESULTS = "benchmarks/results/methods.json"
 GUIDE = "docs/guides/methods.md"

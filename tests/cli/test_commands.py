@@ -11,10 +11,10 @@ import torch
 import lorica
 from lorica import cli
 from lorica.base.load import load as load_base
-from lorica.cli.catalogue import method, methods
 from lorica.cli.merge import merge
 from lorica.core.adapter import Method
 from lorica.formats.merge import LIMIT
+from lorica.recipe.catalogue import method, methods
 from tests.small_base import VOCABULARY, model
 
 VALUES = sum(p.numel() for p in model().parameters())

@@ -26,7 +26,7 @@ from lorica.base.model_view import config_view_of, model_view
 from lorica.base.quantise import QuantisedLinear
 from lorica.base.samples import sampled
 from lorica.core.site import ADAPTERS, Site, output_head, site_of, sites_of
-from lorica.core.targets import lies_in
+from lorica.core.site_names import lies_in
 from lorica.errors import listed
 
 CODES = "codes:"

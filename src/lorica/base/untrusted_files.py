@@ -121,7 +121,7 @@ def weight_contents(folder: Path) -> WeightContents:
     tensors, size, others = 0, 0, dict[str, str]()
     for file in weight_files(folder):
         if file.exists():  # the check of the folder names a missing one
-            header = _header(file)
+            header = header_of(file)
             tensors += len(header)
             size += file.stat().st_size
             dtypes = {
@@ -133,7 +133,8 @@ def weight_contents(folder: Path) -> WeightContents:
     return WeightContents(tensors, size, others)
 
 
-def _header(file: Path) -> dict[str, Any]:
+def header_of(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor -> dtype, shape and place. Raises: FileError."""
     with plain_files.open_file(file, follow=True) as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from lorica.cli.catalogue import Option, method, methods
+from lorica.recipe.catalogue import Option, method, methods
 from lorica.recipe.values import format_value
 
 TYPE_WORDS = {str: "TEXT", int: "INT", float: "NUMBER", bool: "BOOL", dict: "JSON", Path: "PATH"}

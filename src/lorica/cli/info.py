@@ -6,10 +6,10 @@ from typing import Any
 
 from cyclopts import App
 
-from lorica.cli.catalogue import method, methods
 from lorica.cli.describe import describe
 from lorica.cli.options import Json, print_json
 from lorica.errors import listed
+from lorica.recipe.catalogue import method, methods
 
 app = App(name="info")
 

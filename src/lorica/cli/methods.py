@@ -7,9 +7,9 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Column, Table
 
-from lorica.cli.catalogue import Entry, method, methods
 from lorica.cli.help import method_entry, print_settings
 from lorica.cli.options import Json, Switch, print_json
+from lorica.recipe.catalogue import Entry, method, methods
 
 app = App(name="methods")
 

@@ -34,7 +34,8 @@ from lorica.core.modules_to_save import ModuleCopies, ModuleCopy, TrainableToken
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.save_warning import restore_functions, warn_when_saved
 from lorica.core.site import ADAPTERS, Site, sites_of
-from lorica.core.targets import Targets, first, saved_sites, select
+from lorica.core.site_names import first
+from lorica.core.targets import Targets, saved_sites, select
 from lorica.errors import ConfigError, TargetError, closest, listed
 
 
@@ -178,9 +179,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if not bank.specs:
         restore_functions(model)
         for parameter_name, parameter in model.named_parameters():
-            parameter.requires_grad_(
-                parameter.requires_grad or parameter_name in bank.were_trainable
-            )
+            trains = parameter.requires_grad or parameter_name in bank.were_trainable
+            parameter.requires_grad_(trains)
     return model
 
 

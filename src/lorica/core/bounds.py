@@ -114,7 +114,11 @@ def _declared(kind: type) -> dict[str, tuple[Any, list[Alternative]]]:
     hints = get_type_hints(kind, include_extras=True)
     declared = {}
     for field in fields(kind):
-        hint = hints[field.name]
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        declared[field.name] = field.default, [Alternative.of(option) for option in options]
+        declared[field.name] = field.default, alternatives_of(hints[field.name])
     return declared
+
+
+def alternatives_of(hint: Any) -> list[Alternative]:
+    """The types that a type hint allows."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [Alternative.of(option) for option in options]

@@ -5,18 +5,18 @@ is a typing error, and is refused.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from lorica.core.patterns import check_pattern
 from lorica.core.site import Site, sites_of
+from lorica.core.site_names import block_of, lies_in, matching, names
 from lorica.core.unadapted import describe_module, refuse_unsupported, unsupported_layers
 from lorica.errors import TargetError, closest, listed
 
-Value = TypeVar("Value")
 EVERY = (None, "all-linear", "all")
 """Values of target_modules that name no layer: layers that cannot be adapted are left out."""
 
@@ -187,27 +187,6 @@ def saved_sites(model: nn.Module, entries: Sequence[str]) -> list[Site]:
     return list(saved.values())
 
 
-def lies_in(site: str, entry: str) -> bool:
-    """Whether an entry of modules_to_save names the layer, or a module that contains it."""
-    return re.fullmatch(rf"(.*\.)?{re.escape(entry)}(\..*)?", site) is not None
-
-
-def names(pattern: str, site: str) -> bool:
-    """Whether a pattern of rank_pattern or alpha_pattern matches: a name ending or a regex, as in
-    PEFT."""
-    return re.match(rf"(.*\.)?({pattern})$", site) is not None
-
-
-def first(patterns: Mapping[str, Value], site: str) -> Value | None:
-    """The value of the first pattern that names `site`; None if none does."""
-    return next((value for pattern, value in patterns.items() if names(pattern, site)), None)
-
-
-def block_of(name: str) -> int | None:
-    """The number of the block that a layer belongs to: the first number in its name."""
-    return next((int(word) for word in name.split(".") if word.isdigit()), None)
-
-
 def leaf_names(sites: list[Site], every: list[Site]) -> list[str]:
     """The shortest list of endings that selects exactly `sites` among `every`."""
     leaves = sorted({s.name.rpartition(".")[2] for s in sites})
@@ -219,21 +198,10 @@ def leaf_names(sites: list[Site], every: list[Site]) -> list[str]:
 def _matching(
     sites: list[Site], key: str, entries: str | Sequence[str], unmatched: list[tuple[str, str]]
 ) -> list[Site]:
-    """Sites that an entry names; entries that name none are added to `unmatched`. In place.
-
-    A text of letters, digits, "_" and "." alone is a name ending: as a regex it would match no
-    other layers.
-    """
-    if isinstance(entries, str) and re.fullmatch(r"[\w.]+", entries):
-        entries = [entries]
-    if isinstance(entries, str):
-        check_pattern(key, entries, [s.name for s in sites])
-        patterns = {entries: re.compile(entries)}
-    else:
-        patterns = {e: re.compile(rf"(.*\.)?{re.escape(e)}") for e in entries}
-    matches = {e: [s for s in sites if p.fullmatch(s.name)] for e, p in patterns.items()}
+    """Sites that an entry names; entries that name none are added to `unmatched`. In place."""
+    matches = matching(key, entries, [s.name for s in sites])
     unmatched += [(key, entry) for entry, own in matches.items() if not own]
-    chosen = {s.name for own in matches.values() for s in own}
+    chosen = {name for own in matches.values() for name in own}
     return [s for s in sites if s.name in chosen]
 
 

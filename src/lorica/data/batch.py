@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from lorica.data.example import Example
+from lorica.data.shared_prefix import shared_prefix
 from lorica.errors import DataError, listed
-
-MIN_SHARED_PREFIX = 8
-"""Tokens. A shorter shared prefix costs more to gather than to compute again."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def pack(examples: Sequence[Example], *, share_prefixes: bool = False) -> Batch:
     shared: list[list[tuple[int, int]]] = []
     indices: list[list[int]] = []  # into ids, of every token of every row
     for i, example in enumerate(examples):
-        n = _shared_prefix(examples[i - 1], example) if share_prefixes and i else 0
+        n = shared_prefix(examples[i - 1], example) if share_prefixes and i else 0
         prefix = indices[-1][:n] if n else []
         own = range(len(ids), len(ids) + len(example.ids) - n)
         indices.append([*prefix, *own])
@@ -104,19 +102,6 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         sum(b.tokens for b in batches),
         shared_prefixes=shared if any(shared) else None,
     )
-
-
-def _shared_prefix(previous: Example, example: Example) -> int:
-    """How many tokens both begin with; 0 below MIN_SHARED_PREFIX.
-
-    It is 0 under different conditions, where the adapters differ. The last token of `example` is
-    never shared: a row keeps at least one token of its own.
-    """
-    if previous.condition != example.condition:
-        return 0
-    pairs = enumerate(zip(previous.ids, example.ids[:-1], strict=False))
-    n = next((i for i, (a, b) in pairs if a != b), min(len(previous.ids), len(example.ids) - 1))
-    return n if n >= MIN_SHARED_PREFIX else 0
 
 
 def _ranges(indices: list[int]) -> list[tuple[int, int]]:

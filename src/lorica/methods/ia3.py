@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter, BaseLayer, Method, Rates
 from lorica.core.row_form import RowForm
 from lorica.core.site import Site
-from lorica.core.targets import block_of
+from lorica.core.site_names import block_of
 from lorica.errors import TargetError, closest, listed
 
 OUTPUT = re.compile(

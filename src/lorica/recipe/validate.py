@@ -6,7 +6,7 @@ are written here, from the types and limits of the fields.
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 from pydantic import BaseModel, ValidationError
@@ -191,12 +191,25 @@ def validate_member(
         return None, [Mistake((key, "name"), f"{key}.name: {one_line(error)}")]
     hints = get_type_hints(kind, include_extras=True)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cast(Any, kind)) if f.init}
+    values, mistakes = validate_fields(kind.name, known, settings, key)
+    try:
+        return kind(**values), mistakes
+    except LoricaError as error:
+        name = next((n for n in values if f"{kind.name}.{n} " in error.what), "name")
+        what = one_line(error).replace(f"{kind.name}.{name} ", f"{key}.{name} ")
+        return None, [*mistakes, Mistake((key, name), what)]
+
+
+def validate_fields(
+    member: str, known: Mapping[str, Any], settings: Settings, key: str
+) -> tuple[dict[str, Any], list[Mistake]]:
+    """(the valid values of `settings.data[key]`, mistakes). known: name of a field -> its type."""
     mistakes, values = [], {}
-    for name, value in given.items():
+    for name, value in settings.data[key].items():
         where, full = (key, name), f"{key}.{name}"
         if name not in known and name != "name":
             what = unknown_setting(where, [f"{key}.{n}" for n in known], settings)
-            mistakes.append(Mistake(where, f"{what} (of {kind.name})"))
+            mistakes.append(Mistake(where, f"{what} (of {member})"))
         elif name != "name":
             value = parse_flag(known[name], value) if where in settings.texts else value
             try:
@@ -205,9 +218,4 @@ def validate_member(
                 what = f"{full} is {format_value(value)}; it must be {describe_type(known[name])}"
                 what += nearest_choice(known[name], value)
                 mistakes.append(Mistake(where, what))
-    try:
-        return kind(**values), mistakes
-    except LoricaError as error:
-        name = next((n for n in values if f"{kind.name}.{n} " in error.what), "name")
-        what = one_line(error).replace(f"{kind.name}.{name} ", f"{key}.{name} ")
-        return None, [*mistakes, Mistake((key, name), what)]
+    return values, mistakes

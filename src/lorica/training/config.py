@@ -6,7 +6,7 @@ The method stays plain data until `build_method`, because methods import torch a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -78,11 +78,21 @@ def plain_method(value: Any) -> Any:
     return {"name": "lora", **value} if isinstance(value, dict) else value
 
 
-def read(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainConfig:
+CheckMethod = Callable[[Settings], tuple[Any, list[Mistake]]]
+"""settings -> (the method, or its settings as plain data; mistakes)."""
+
+
+def read(
+    path: Path | None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    check_method: CheckMethod | None = None,
+) -> TrainConfig:
     """The settings of a run: flags over the recipe at `path` over the defaults.
 
     flags: dotted name -> text from the command line (or a list of them), or a Python value.
     A path in a recipe may stand relative to the working directory or to the recipe's folder.
+    check_method: None: the method itself checks its settings, which imports torch.
 
     Raises: ConfigError that names everything that is wrong, each with file and line, or flag.
     """
@@ -101,7 +111,7 @@ def read(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainConf
     method = settings.data["method"] = plain_method(settings.data.get("method", {}))
     if not isinstance(method, dict) or (mistakes and len(method) == 1):
         raise_mistakes(mistakes, settings)  # the method has no settings to check: no torch needed
-    method, method_mistakes = _validate_method(settings)
+    method, method_mistakes = (check_method or _validate_method)(settings)
     if mistakes := mistakes + method_mistakes:
         raise_mistakes(mistakes, settings)
     assert config and method  # no mistakes

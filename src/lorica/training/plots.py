@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from lorica.core.targets import block_of
+from lorica.core.site_names import block_of
 from lorica.formats import commit
 from lorica.training.run import by_step, read_events
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorica.core.site import Site
-from lorica.core.targets import block_of
+from lorica.core.site_names import block_of
 from lorica.core.tensor_cache import TensorCache
 from lorica.methods.hyperlora.encoders import Encoder
 from lorica.methods.hyperlora.rows import Rows

@@ -4,7 +4,7 @@ import ast
 import importlib.util
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import cleandoc
@@ -19,12 +19,18 @@ FAMILY = "lorica.methods"
 
 @dataclass(frozen=True)
 class Option:
-    """One setting of a method: name, type and default as the source writes them, and its note."""
+    """One setting of a method.
+
+    kind: its type in words. default: as a recipe writes it. annotation: its type as the source
+    writes it. value: the default itself.
+    """
 
     name: str
     kind: str
     default: str | None
     note: str
+    annotation: str = ""
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,14 @@ class Entry:
     """One method. about: the docstring of its file. facts: what its class declares.
 
     facts: paper, count, to_lora, on_quantised, mixes, starts_as_base, rates, rate_source, as in
-    core.adapter.Method.
+    core.adapter.Method. aliases: the types that its files name, as their source writes them.
     """
 
     name: str
     about: str
     options: tuple[Option, ...]
     facts: dict[str, Any]
+    aliases: dict[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -64,7 +71,13 @@ def methods() -> dict[str, Entry]:
             if _registered_name(node) == name:
                 options = {o.name: o for o in _options(node, classes)}
                 about = ast.get_docstring(tree) or ""
-                entries[name] = Entry(name, about, tuple(options.values()), _facts(node, classes))
+                entries[name] = Entry(
+                    name,
+                    about,
+                    tuple(options.values()),
+                    _facts(node, classes),
+                    _aliases(files[name]),
+                )
     return entries
 
 
@@ -114,6 +127,18 @@ def _facts(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, An
     return facts
 
 
+def _aliases(file: Path) -> dict[str, str]:
+    """Types that are named in a method's files: Place = Literal["houlsby", "pfeiffer"]."""
+    package = file.name == "__init__.py"
+    aliases = {}
+    for path in sorted(file.parent.glob("*.py")) if package else [file]:
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            match statement:
+                case ast.Assign([ast.Name(name)], ast.Subscript(ast.Name("Literal")) as value):
+                    aliases[name] = ast.unparse(value)
+    return aliases
+
+
 def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[Option]:
     """The fields of a class, inherited ones first; the string below a field is its note."""
     for parent in _parents(node, classes):
@@ -121,7 +146,14 @@ def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[O
     for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
         match statement:
             case ast.AnnAssign(ast.Name(name), annotation, value) if not _is_class_var(annotation):
-                yield Option(name, _kind(annotation), _default(value), _note(below))
+                yield Option(
+                    name,
+                    _kind(annotation),
+                    _default(value),
+                    _note(below),
+                    ast.unparse(annotation),
+                    None if value is None else ast.literal_eval(value),
+                )
 
 
 def _note(statement: ast.stmt | None) -> str:

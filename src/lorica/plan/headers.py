@@ -1,0 +1,87 @@
+"""The layers of an architecture that is not known, from the names and shapes of its weights."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lorica.base.untrusted_files import header_of, weight_files
+from lorica.plan.families import SiteShape
+
+DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+"""Bytes of an element by its dtype in a safetensors file; 1 for the others."""
+EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|word_embeddings|tok_embeddings)([._]|$)")
+HEADS = ("lm_head", "score", "classifier", "output", "embed_out")
+QUERIES = {"q_proj", "query", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "wq", "q_lin"}
+
+Tensors = Mapping[str, tuple[int, ...]]
+"""Tensor name -> shape."""
+
+
+def weight_tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a base, by its headers. Raises: FileError if a file is damaged."""
+    return {
+        name: tuple(entry["shape"])
+        for file in weight_files(folder)
+        for name, entry in header_of(file).items()
+        if name != "__metadata__"
+    }
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weights in the files of a base."""
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def sites_in(tensors: Tensors) -> list[SiteShape]:
+    """The sites of a model with these weights, in the order of their names.
+
+    A matrix is taken as (outputs, inputs), as in torch.nn.Linear.
+    """
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        modules.setdefault(module, {})[leaf] = shape
+    decoder = _common_parent([name for name in modules if _block_of(name) is not None])
+    sites = [SiteShape(decoder, "decoder")]
+    attentions: set[str] = set()
+    for name, own in sorted(modules.items(), key=lambda item: _order(item[0])):
+        parent, _, leaf = name.rpartition(".")
+        if leaf in QUERIES and parent not in attentions:
+            attentions.add(parent)
+            sites.append(SiteShape(parent, "attention", layer=_block_of(name)))
+        sites.append(_site(name, leaf, own))
+    return sites
+
+
+def _site(name: str, leaf: str, tensors: Tensors) -> SiteShape:
+    size = sum(_elements(shape) for shape in tensors.values())
+    weight, layer = tensors.get("weight", ()), _block_of(name)
+    if len(weight) != 2:
+        return SiteShape(name, "other", 0, 0, layer, size)
+    rows, columns = weight
+    if EMBEDDING.search(name) and leaf not in HEADS:
+        return SiteShape(name, "embedding", rows, columns, layer, size)
+    is_head = leaf in HEADS and layer is None
+    return SiteShape(name, "linear", columns, rows, layer, size, is_head)
+
+
+def _elements(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _block_of(name: str) -> int | None:
+    return next((int(word) for word in name.split(".") if word.isdigit()), None)
+
+
+def _common_parent(names: Sequence[str]) -> str:
+    """What the names of all blocks begin with: "model" for model.layers.0 and so on."""
+    words = [re.split(r"\.\d+", name)[0] for name in names]
+    return words[0].rpartition(".")[0] if words else ""
+
+
+def _order(name: str) -> list[tuple[int, str]]:
+    """Names in natural order: block 10 comes after block 9."""
+    return [(int(w), "") if w.isdigit() else (-1, w) for w in name.split(".")]

@@ -1,0 +1,166 @@
+"""How many tokens the rows of a run have, and how many of them a micro-batch computes.
+
+Rows are read, rendered and encoded by lorica.data, as in training, without torch. Of a large file
+only its first rows are counted, and the rest is estimated.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lorica.data.dataset import Dataset
+from lorica.data.example import Example
+from lorica.data.load import Data, load_data
+from lorica.data.shared_prefix import shared_prefix
+from lorica.plan.shapes import Shapes, base_folder
+from lorica.plan.tokenizer import open_tokenizer
+from lorica.training.settings import TrainSettings
+
+COUNTED_BYTES = 1 << 20
+"""Of a larger file, only about as many bytes of rows are counted."""
+DRAWN = 200
+"""Micro-batches that are drawn at random to see how many tokens they share."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model at a time.
+
+    rows. tokens: that are computed: shared prefixes once, padding too. labels: label positions.
+    longest: tokens of its longest row.
+    """
+
+    rows: float
+    tokens: float
+    labels: float
+    longest: float
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The tokens of a run's training rows, over one epoch.
+
+    real_tokens: of all rows. label_tokens: those that are learned. computed_tokens: after packing
+    and shared prefixes, or with padding. longest: tokens of the longest row. largest, mean: of the
+    run's micro-batches. validation_rows. conditions, classes: distinct ones of the rows. error:
+    standard error of the counts as a share, of a sample; 0: all rows were counted.
+    """
+
+    rows: int
+    real_tokens: int
+    label_tokens: int
+    computed_tokens: int
+    longest: int
+    largest: MicroBatch
+    mean: MicroBatch
+    validation_rows: int = 0
+    validation_tokens: int = 0
+    conditions: tuple[str, ...] = ()
+    classes: int | None = None
+    error: float = 0.0
+    notices: tuple[str, ...] = ()
+
+
+def count_tokens(config: TrainSettings, shapes: Shapes) -> TokenCounts:
+    """Count the tokens of the rows of `config`.
+
+    Raises: DataError for rows that cannot be trained on; FileError for a damaged tokenizer.
+    """
+    tokenizer = open_tokenizer(base_folder(config.base))
+    tokenizer.add_tokens(config.data.add_tokens)
+    limited, share = _limited(config)
+    data = load_data(
+        limited.data,
+        tokenizer,
+        seed=config.seed,
+        max_length=_context(config, shapes),
+        new_classes=True,
+    )
+    counts = _counts(config, data, shapes, share)
+    return replace(counts, notices=(*tokenizer.notices, *counts.notices))
+
+
+def _context(config: TrainSettings, shapes: Shapes) -> int | None:
+    """The longest row that the base takes, less the positions of virtual tokens."""
+    taken = config.method.get("num_virtual_tokens") or 0
+    return None if shapes.context is None else shapes.context - taken
+
+
+def _limited(config: TrainSettings) -> tuple[TrainSettings, float]:
+    """(settings that read the first rows of a large file, the share of it that they are)."""
+    path = Path(config.data.path)
+    size = path.stat().st_size if path.is_file() else 0
+    if size <= COUNTED_BYTES or path.suffix not in (".jsonl", ".csv", ".txt"):
+        return config, 1.0
+    with path.open("rb") as file:
+        head = file.read(COUNTED_BYTES)
+    lines = max(head.count(b"\n"), 2)
+    if config.data.limit is not None and config.data.limit <= lines:
+        return config, 1.0
+    share = lines / (config.data.limit or size / len(head) * lines)
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"limit": lines})}
+    ), share
+
+
+def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> TokenCounts:
+    train, lengths = data.train, data.train.lengths
+    packed = shapes.packs and data.labels is None
+    shares = packed and not config.method.get("dropout")
+    batches = _drawn(train, config.micro_batch_size, packed, shares, config.seed)
+    tokens, labels = int(lengths.sum()), int(train.label_counts.sum())
+    mean = MicroBatch(*np.mean([vars_of(b) for b in batches], axis=0).tolist())
+    largest = max(batches, key=lambda b: (b.tokens, b.labels))
+    rows = len(train)
+    error, notices = 0.0, list(data.notices)
+    if share < 1:
+        error = float(lengths.std() / lengths.mean() / math.sqrt(rows)) if rows > 1 else 1.0
+        notices.append(
+            f"counted on the first {rows:,} rows, {share:.0%} of the file; the rest is taken to be "
+            f"like them (standard error {error:.1%})"
+        )
+    scale = 1 / share
+    return TokenCounts(
+        rows=round(rows * scale),
+        real_tokens=round(tokens * scale),
+        label_tokens=round(labels * scale) if data.labels is None else round(rows * scale),
+        computed_tokens=round(mean.tokens / mean.rows * rows * scale),
+        longest=int(lengths.max()),
+        largest=largest,
+        mean=mean,
+        validation_rows=round(len(data.validation) * (scale if config.data.validation else 1)),
+        validation_tokens=int(data.validation.lengths.sum()),
+        conditions=tuple(sorted(train.conditions)),
+        classes=None if data.labels is None else len(data.labels),
+        error=error,
+        notices=tuple(notices),
+    )
+
+
+def vars_of(batch: MicroBatch) -> tuple[float, ...]:
+    return batch.rows, batch.tokens, batch.labels, batch.longest
+
+
+def _drawn(train: Dataset, size: int, packed: bool, shares: bool, seed: int) -> list[MicroBatch]:
+    """Micro-batches of rows in random order; those with most tokens of a few epochs are in it."""
+    draw = np.random.default_rng(seed)
+    size = min(size, len(train))
+    order = np.concatenate([draw.permutation(len(train)) for _ in range(3)])
+    groups = order[: len(order) // size * size].reshape(-1, size)
+    weights = train.lengths[groups].sum(1) if packed else train.lengths[groups].max(1)
+    by_size = np.argsort(-weights)
+    spread = by_size[:: max(len(by_size) // DRAWN, 1)]
+    return [_micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in spread]
+
+
+def _micro_batch(rows: Sequence[Example], packed: bool, shares: bool) -> MicroBatch:
+    longest = max(len(row.ids) for row in rows)
+    labels = sum(sum(row.learned) for row in rows)
+    tokens = sum(len(row.ids) for row in rows) if packed else longest * len(rows)
+    if shares:
+        ordered = sorted(rows, key=lambda row: (row.condition or "", row.ids))
+        tokens -= sum(map(shared_prefix, ordered, ordered[1:]))
+    return MicroBatch(len(rows), tokens, labels, longest)
