@@ -54,7 +54,7 @@ def wilson(hits: int, n: int) -> Interval:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference",
         1927, JASA 22:209-212.
     """
-    return _wilson(hits / n, n, Z)
+    return wilson_of_share(hits / n, n, Z)
 
 
 def newcombe(first: ArrayLike, second: ArrayLike) -> Interval:
@@ -147,7 +147,7 @@ class Ratios:
             return Interval(p, math.nan, math.nan)
         error = self._error(_identity, system)
         rows = p * (1 - p) / error**2 if error > 0 else self.effective
-        return _wilson(p, rows, self._t)
+        return wilson_of_share(p, rows, self._t)
 
     def difference(self, first: int, second: int, transform: Transform | None = None) -> Interval:
         """The interval of second - first, paired by row. transform: applied to both before."""
@@ -182,7 +182,7 @@ class Ratios:
         """
         plain = self.difference(first, second)
         if plain.value == plain.low == plain.high == 0:
-            bound = _wilson(0.0, self.effective, self._t).high
+            bound = wilson_of_share(0.0, self.effective, self._t).high
             return Interval(0.0, -bound, bound)
         return Interval(plain.value, max(plain.low, -1.0), min(plain.high, 1.0))
 
@@ -232,8 +232,12 @@ def jackknife(value: float, left_out: Floats) -> Interval:
     return Interval(value, value - half, value + half)
 
 
-def _wilson(p: float, rows: float, z: float) -> Interval:
-    """Wilson's interval of a share. rows: not always a whole number."""
+def wilson_of_share(p: float, rows: float, z: float) -> Interval:
+    """Wilson's interval of a share.
+
+    rows: of independent hits and misses with the same standard error; not always a whole number.
+    z: standard errors in half an interval.
+    """
     middle = (p + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(p * (1 - p) / rows + z * z / (4 * rows * rows))
     return Interval(p, 0.0 if p <= 0 else middle - half, 1.0 if p >= 1 else middle + half)

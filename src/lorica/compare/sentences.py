@@ -1,0 +1,144 @@
+"""The verdict of a study in three sentences."""
+
+from collections.abc import Mapping, Sequence
+
+from lorica.compare.influence import Table
+from lorica.compare.intervals import LEVEL, figure_of, variance_of
+from lorica.compare.pairs import Comparison, difference, pooled_over
+from lorica.compare.power import rows_needed, seeds_needed
+from lorica.compare.results import Cost, SideResult, StudyResult
+from lorica.errors import listed
+
+NAMES = 6
+"""Names in a list; of more, the number is given."""
+MOST_SEEDS = 30
+"""More seeds than these are not advised."""
+
+
+def sentences(
+    result: StudyResult,
+    goal: Mapping[str, Table],
+    ranking: Sequence[str],
+    best: Sequence[str],
+    comparisons: Sequence[Comparison],
+) -> tuple[str, str, str]:
+    """Which side is best; what cannot be told apart; what it costs and what would show more."""
+    if not goal:
+        return (
+            f"No side has a result for {result.goal}.",
+            "Nothing can be compared.",
+            "The notices say what failed.",
+        )
+    sides = {side.name: side for side in result.sides}
+    first, costs = ranking[0], _costs(sides[ranking[0]], sides[result.reference])
+    failed = [name for name in ranking if name not in goal]
+    return (
+        _which(result, goal, first, best, failed),
+        _apart(result.reference, goal, first, best, comparisons),
+        f"{costs}; {_more(goal, ranking, best, comparisons)}.",
+    )
+
+
+def _which(
+    result: StudyResult,
+    goal: Mapping[str, Table],
+    first: str,
+    best: Sequence[str],
+    failed: list[str],
+) -> str:
+    table = goal[first]
+    over = figure_of(table, variance_of(table)).over_both
+    interval = f" (95 % interval {number(over.low)} to {number(over.high)})"
+    known = interval if over.low == over.low else ""
+    means = f"{first} has the {'highest' if table.better == 'higher' else 'lowest'} mean"
+    figure = f"{result.goal}, {number(over.value)}{known}"
+    end = f"; {listed(failed, NAMES)} failed" if failed else ""
+    if len(goal) == 1:
+        return f"{first} alone has a result: {figure}{end}."
+    if len(best) == 1:
+        return f"{first} is best with 95 % confidence: {means} {figure}{end}."
+    return f"{means} {figure}, but is not shown to be the best{end}."
+
+
+def _apart(
+    reference: str,
+    goal: Mapping[str, Table],
+    first: str,
+    best: Sequence[str],
+    comparisons: Sequence[Comparison],
+) -> str:
+    parts = []
+    others = [name for name in best if name != first]
+    if others:
+        parts.append(f"it cannot be told apart from {listed(others, NAMES)}")
+    by_verdict: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        by_verdict.setdefault(comparison.verdict, []).append(comparison.side)
+    for verdict, words in (
+        ("better", "better than"),
+        ("worse", "worse than"),
+        ("no difference shown", "not shown to differ from"),
+        ("no verdict", "without a verdict against"),
+    ):
+        if names := by_verdict.get(verdict):
+            be = "is" if len(names) == 1 else "are"
+            parts.append(f"{listed(names, NAMES)} {be} {words} the reference {reference}")
+    if not parts:
+        return f"{first} stands alone: there is nothing to compare it with."
+    return (
+        f"{parts[0][0].upper() if others else parts[0][0]}{parts[0][1:]}"
+        + "".join(f"; {part}" for part in parts[1:])
+        + "."
+    )
+
+
+def _costs(side: SideResult, reference: SideResult) -> str:
+    if side.cost is None:
+        return f"The cost of {side.name} was not measured"
+    text = f"{side.name} takes {cost_words(side.cost)}"
+    if side.name != reference.name and reference.cost is not None:
+        text += f", {reference.name} {cost_words(reference.cost)}"
+    return text
+
+
+def _more(
+    goal: Mapping[str, Table],
+    ranking: Sequence[str],
+    best: Sequence[str],
+    comparisons: Sequence[Comparison],
+) -> str:
+    """What would tell the best side from the next, or else from the reference."""
+    first, level = ranking[0], LEVEL / max(len(goal) - 1, 1)
+    pairs = [(first, name) for name in ranking if name in best and name != first]
+    pairs += [(c.reference, c.side) for c in comparisons if c.verdict == "no difference shown"]
+    if not pairs:
+        return "more test rows and seeds make the intervals narrower"
+    against, rival = pairs[0]
+    pair = difference(goal[rival], goal[against])
+    variance = variance_of(pair, pooled_over(goal))
+    if variance is None:
+        return f"to tell {against} from {rival} takes more seeds or test rows"
+    ways = []
+    if rows := rows_needed(variance, pair.value, level):
+        ways.append(f"{rows:,} test rows (this study has {variance.row_count:,})")
+    seeds = seeds_needed(variance, pair.value, level)
+    if seeds and seeds <= MOST_SEEDS:
+        ways.append(f"{seeds} seeds (it has {variance.seed_count})")
+    needs = " or ".join(ways) or (
+        f"more than {variance.seed_count} seeds and {variance.row_count:,} test rows"
+    )
+    return (
+        f"to tell {against} from {rival} (a difference of {number(abs(pair.value))}) takes {needs}"
+    )
+
+
+def cost_words(cost: Cost) -> str:
+    parts = [f"{1e3 * cost.seconds_per_step:,.3g} ms a step"]
+    if cost.peak_memory_bytes is not None:
+        parts.append(f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
+    return ", ".join([*parts, f"a file of {cost.adapter_bytes / 1024:,.0f} KiB"])
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
