@@ -224,3 +224,15 @@ def test_the_command_names_each_run(small_base, tmp_path, capsys):
     for i in range(2):
         assert f"{tmp_path / f'run-{i}'}: held-out loss" in out
         assert f"run-{i}: step 2/2" in err
+
+
+def test_runs_that_paused_go_on_as_if_they_had_not(small_base, tmp_path):
+    names = [{"name": "lora", "r": 4}, {"name": "ia3"}]
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    whole = lorica.train_each(runs_of(small_base, tmp_path / "a", names), show=False)
+    halves = lorica.train_each(runs_of(small_base, tmp_path / "b", names), until=3, show=False)
+    assert not any((half.folder / "adapter").exists() for half in halves)
+    results = lorica.train_each([half.folder for half in halves], show=False)
+    for before, after in zip(whole, results, strict=True):
+        assert same(adapter(before.folder), adapter(after.folder))

@@ -9,6 +9,7 @@ import lorica
 from lorica.errors import DataError, FileError, LoricaError
 from lorica.training.checkpoint import steps
 from lorica.training.run import read_events
+from lorica.training.train import train
 from tests.training.rows import adapter, interrupt, same, settings
 
 CASES = {
@@ -125,3 +126,15 @@ def test_results_are_plain_numbers(small_base, tmp_path):
     on_disk = json.loads((result.folder / "results.json").read_text())
     assert on_disk == result.figures
     assert on_disk["held_out_loss"]["after"] < on_disk["held_out_loss"]["before"]
+
+
+@pytest.mark.parametrize("until", (2, 3))
+def test_a_run_that_paused_goes_on_as_if_it_had_not(small_base, tmp_path, until):
+    whole = lorica.train(**settings(small_base, tmp_path / "a"), show=False)
+    config = settings(small_base, tmp_path / "b")
+    half = train(**config, until=until, show=False)
+    assert not (half.folder / "results.json").exists()
+    assert [e["step"] for e in read_events(half.folder) if e["event"] == "eval"] == [0, until]
+    result = train(resume=half.folder, show=False)
+    assert same(adapter(whole.folder), adapter(result.folder))
+    assert result.figures["held_out_loss"] == whole.figures["held_out_loss"]

@@ -26,9 +26,14 @@ from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, list
 from lorica.training.base_model import exact_fingerprint
 from lorica.training.build import SharedBase, build_run
 from lorica.training.config import TrainConfig, read, resolved
-from lorica.training.finish import finish
+from lorica.training.finish import finish, pause
 from lorica.training.freed_memory import keep_freed_memory
-from lorica.training.loop import apply_update, begin, compute_gradients, evaluate_and_checkpoint
+from lorica.training.loop import (
+    apply_update,
+    begin,
+    compute_gradients,
+    evaluate_and_checkpoint,
+)
 from lorica.training.placement import placement_for_several
 from lorica.training.prepare import check_base_named, load_rows, with_learning_rate
 from lorica.training.run import CONFIG, Result, Run
@@ -48,11 +53,14 @@ SHARED = (
 
 
 def train_each(
-    configs: Sequence[TrainConfig | str | Path | dict[str, Any]], *, show: bool = True
+    configs: Sequence[TrainConfig | str | Path | dict[str, Any]],
+    *,
+    until: int | None = None,
+    show: bool = True,
 ) -> list[Result]:
     """Train an adapter for each of `configs`, all at once over one base.
 
-    configs: settings, recipes, or run folders to resume.
+    configs: settings, recipes, or run folders to resume. until: as in `train`, for all runs.
 
     The adapter of a run differs from that of the run alone in the last digits, which B-LoRA's
     coarse grids make larger; and where the base itself has dropout (GPT-2), in what that drops.
@@ -69,7 +77,10 @@ def train_each(
     if not torch.accelerator.is_available():
         keep_freed_memory()
     with torch.random.fork_rng(), ExitStack() as locks:
-        return _train_to_end(_build(requests, locks, show=show))
+        states = _build(requests, locks, show=show)
+        for state in states:
+            state.until = until
+        return _train_to_end(states)
 
 
 def _build(
@@ -192,10 +203,10 @@ def _train_to_end(states: Sequence[RunState]) -> list[Result]:
             for state in states:
                 begin(state, stepper)
             while going := [s for s in states if s not in results and s not in errors]:
-                done = [state for state in going if state.is_done]
+                done = [state for state in going if state.is_done or state.is_paused]
                 for state in done:
                     try:
-                        results[state] = finish(state)
+                        results[state] = pause(state) if state.is_paused else finish(state)
                     except LoricaError as error:
                         errors[state] = error
                 if active := [state for state in going if state not in done]:

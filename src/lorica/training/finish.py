@@ -26,6 +26,11 @@ def finish(state: RunState) -> Result:
     return Result(run.folder, results, run.notices)
 
 
+def pause(state: RunState) -> Result:
+    """The result of a run that stops before its end, with a checkpoint: it has no adapter yet."""
+    return Result(state.run.folder, {}, state.run.notices)
+
+
 def _settle(state: RunState) -> int:
     """Make the adapter final: the best one where training went past it. In place.
 

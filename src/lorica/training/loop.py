@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from lorica.base.packing import packed
 from lorica.core.peak_memory import peak_memory
 from lorica.training import watch
-from lorica.training.finish import finish
+from lorica.training.finish import finish, pause
 from lorica.training.plan import row_order
 from lorica.training.resume import save_checkpoint
 from lorica.training.run import Result
@@ -26,12 +26,12 @@ def train_to_end(state: RunState) -> Result:
         stepper = stepper_for([state])
         with Signals() as signals:
             begin(state, stepper)
-            while not state.is_done:
+            while not (state.is_done or state.is_paused):
                 began = time.perf_counter()
                 (outcome,) = compute_gradients([state], stepper)
                 apply_update(state, outcome, time.perf_counter() - began)
                 evaluate_and_checkpoint(state, signals)
-        return finish(state)
+        return pause(state) if state.is_paused else finish(state)
     finally:
         state.close()
 
@@ -110,11 +110,12 @@ def evaluate_and_checkpoint(state: RunState, signals: Signals) -> None:
     """After an update: evaluate and save where it is due. Raises: Stopped after a signal."""
     step, plan = state.progress.step, state.plan
     received = int(state.placement.agree(signals.received))
-    if plan.evaluates_after(step) or plan.saves_after(step) or received:
+    ends = state.is_done or state.is_paused
+    if plan.evaluates_after(step) or plan.saves_after(step) or received or ends:
         watch.check_weights(state)
-    if plan.evaluates_after(step):
+    if plan.evaluates_after(step) or state.is_paused:
         evaluate(state)
-    if plan.saves_after(step) or received or state.is_done:
+    if plan.saves_after(step) or received or ends:
         save_checkpoint(state)
     if received:
         raise stopped_by(received, f"{step} of {plan.total}", state.run.folder)

@@ -22,7 +22,8 @@ class RunState:
     """One run; several may share a base and a placement, each with an adapter of its own.
 
     config: with a learning rate. run: its folder, event log and notices. fingerprint: of the base,
-    exact. plan: its steps and batches. updater: optimizer and schedule of the method.
+    exact. plan: its steps and batches. updater: optimizer and schedule of the method. until: the
+    step after which the run pauses; None: it goes on to its end.
     """
 
     config: TrainConfig
@@ -35,6 +36,7 @@ class RunState:
     updater: Updater
     placement: Placement
     progress: Progress
+    until: int | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -54,6 +56,11 @@ class RunState:
     def is_stopped_early(self) -> bool:
         patience = self.config.early_stopping_patience
         return patience is not None and self.progress.waited >= patience
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it stops here for now, with a checkpoint. A run that is done is not paused."""
+        return self.until is not None and self.progress.step >= self.until and not self.is_done
 
     def close(self) -> None:
         self.run.close()

@@ -23,6 +23,7 @@ def train(
     config: TrainConfig | str | Path | None = None,
     *,
     resume: str | Path | None = None,
+    until: int | None = None,
     show: bool = True,
     **settings: Any,
 ) -> Result:
@@ -31,6 +32,8 @@ def train(
     config: settings, or the path of a recipe; settings given by keyword override those of a recipe.
     resume: a run folder to continue, instead of a config. Settings without an effect on the adapter
         may be given with it, and a new length; see lorica.training.resume.
+    until: pause after this step, with a checkpoint and an evaluation. The learning rate follows the
+        schedule of the whole run; `resume` goes on to its end.
 
     With split="cloud" nothing is trained here: the base is served until the device's run has ended.
 
@@ -59,6 +62,7 @@ def train(
                 stack.enter_context(run.lock())
             placement.wait()
             state = build_run(config, load_rows(config), run, placement, show=show, notices=chosen)
+            state.until = until
             if is_new:
                 run.note_rows(state.data.train.contents)
             if run.is_writer and resume is not None and settings:
