@@ -1,0 +1,88 @@
+"""The 30 runs: every method, three bases, two batch sizes, with checkpointing and without, nf4."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run. base: its name in bases.py. settings: of the recipe."""
+
+    base: str
+    method: str
+    rows: int = 8
+    """micro_batch_size"""
+    checkpointing: bool = False
+    quantisation: str | None = None
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        words = [self.base, self.method, *map(_setting, self.method_settings.items())]
+        words += [f"{self.rows} rows"]
+        words += ["checkpointing"] if self.checkpointing else []
+        words += [self.quantisation] if self.quantisation else []
+        return " ".join([*words, *map(_setting, self.settings.items())])
+
+    def recipe(self) -> dict[str, Any]:
+        """Its settings, without base, data and output."""
+        return {
+            "method": {"name": self.method, **self.method_settings},
+            "micro_batch_size": self.rows,
+            "gradient_checkpointing": self.checkpointing,
+            "quantisation": self.quantisation,
+            "epochs": 1,
+            "save_steps": 1000,  # no checkpoint between two steps, whose time is taken
+            **self.settings,
+        }
+
+
+def _setting(item: tuple[str, Any]) -> str:
+    return f"{item[0]}={item[1]}"
+
+
+CASES: tuple[Case, ...] = (
+    Case("260K", "lora"),
+    Case("260K", "lora", 2),
+    Case("260K", "full"),
+    Case("260K", "hyperlora"),
+    Case("260K", "prefix_tuning", checkpointing=True),
+    Case("5M", "lora"),
+    Case("5M", "lora", quantisation="nf4"),
+    Case("5M", "alora"),
+    Case("5M", "aflora"),
+    Case("5M", "blora"),
+    Case("5M", "double_lora", checkpointing=True),
+    Case("5M", "lora_fa", 2),
+    Case("5M", "dora_dynamic"),
+    Case("5M", "ia3", quantisation="nf4", checkpointing=True),
+    Case("58M", "lora"),
+    Case("58M", "lora", 2),
+    Case("58M", "lora", checkpointing=True),
+    Case("58M", "lora", quantisation="nf4"),
+    Case("58M", "lora", 2, checkpointing=True, quantisation="nf4"),
+    Case("58M", "lora", method_settings={"r": 64}),
+    Case("58M", "full", 2),
+    Case("58M", "full", checkpointing=True),
+    Case("58M", "dora"),
+    Case("58M", "adalora", 2),
+    Case("58M", "mora"),
+    Case("58M", "vera", checkpointing=True),
+    Case("58M", "bottleneck"),
+    Case("58M", "llama_adapter"),
+    Case("58M", "prompt_tuning", 2),
+    Case("58M", "hyperlora", quantisation="nf4"),
+)
+"""The table. The constants of lorica.plan.memory were chosen on other runs: see FITTED."""
+
+FITTED: tuple[Case, ...] = ()
+HELD_OUT: tuple[Case, ...] = (
+    Case("24M wide", "lora"),
+    Case("24M wide", "dora", 2, checkpointing=True),
+    Case("24M wide", "full"),
+    Case("31M deep", "lora"),
+    Case("31M deep", "lora", quantisation="nf4", checkpointing=True),
+    Case("31M deep", "bottleneck", 2),
+)
+"""Other shapes, on which nothing was fitted."""

@@ -1,0 +1,126 @@
+"""Run the cases, one fresh process each, and keep what each cost as a line of JSON."""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import benchmarks.plan as package
+from benchmarks.plan import bases, rows
+from benchmarks.plan.grid import CASES, HELD_OUT, Case
+
+RESULTS = Path(__file__).parents[1] / "results/plan.jsonl"
+
+
+class Failed(Exception):
+    """A run did not end well."""
+
+
+def write_recipe(case: Case, data: dict[str, str], base: str, folder: Path) -> Path:
+    """The recipe of a case, whose run goes to folder/run."""
+    kind = "conditions-" if case.method == "hyperlora" else ""
+    settings = {
+        "base": base,
+        "data": {
+            "path": data[f"{kind}train"],
+            "validation": data[f"{kind}valid"],
+            "max_length": 480,
+            "overlong": "truncate",
+        },
+        **case.recipe(),
+        "output": str(folder / "run"),
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(module: str, *words: str) -> int:
+    """`python -m module words` in a fresh process. Returns: its peak of resident memory, bytes."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise Failed(errors.read()[-2000:])
+    return usage.ru_maxrss * 1024
+
+
+def measure(case: Case, recipe: Path) -> dict[str, Any]:
+    """What a run costs: bytes, seconds per step (of the process, after the first step), events."""
+    peak = run("benchmarks.plan.worker", str(recipe))
+    lines = (recipe.parent / "run/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    steps = [event for event in events if event["event"] == "step"]
+    clock = [event["process_seconds"] for event in steps]
+    return {
+        "name": case.name,
+        "peak": peak,
+        "peaks": [[e["event"], e["resident"], e["peak"]] for e in events if e["event"] != "line"],
+        "step_seconds": statistics.mean(b - a for a, b in itertools.pairwise(clock)),
+        "seconds": clock[-1],
+        "tokens": steps[-1]["tokens"],
+        "steps": len(steps),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plan",
+        description=package.__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--only", help="runs whose names begin so; they are made again")
+    parser.add_argument("--most", type=int, default=len(CASES), help="runs of this call at most")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="has the 260K base")
+    parser.add_argument("--folder", type=Path, help="where random bases are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    words = parser.parse_args()
+    kept = (
+        [json.loads(x) for x in words.results.read_text().splitlines()]
+        if words.results.exists()
+        else []
+    )
+    done = {line["name"]: line for line in kept}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = words.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = rows.write(Path(temporary))
+        wanted = [
+            case
+            for case in (*CASES, *HELD_OUT)
+            if (case.name.startswith(words.only) if words.only else case.name not in done)
+        ]
+        for case in wanted[: words.most]:
+            base = bases.path_of(case.base, folder, words.shared)
+            with tempfile.TemporaryDirectory(dir=temporary) as place:
+                recipe = write_recipe(case, data, base, Path(place))
+                try:
+                    line = measure(case, recipe)
+                except Failed as error:
+                    print(f"{case.name}: {error}", file=sys.stderr, flush=True)
+                    continue
+            done[case.name] = line
+            print(
+                f"{case.name}: {line['peak'] / 2**20:,.0f} MiB, {line['step_seconds']:.2f} s",
+                flush=True,
+            )
+            words.results.write_text("".join(json.dumps(x) + "\n" for x in done.values()))
+
+
+if __name__ == "__main__":
+    main()
