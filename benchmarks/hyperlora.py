@@ -31,8 +31,8 @@ from lorica.core.condition import swapped_conditions
 from lorica.data.config import DataConfig
 from lorica.data.example import Example
 from lorica.data.load import load_data
-from lorica.evaluation.exact_match import answer_questions, question_set
 from lorica.evaluation.loss import score
+from lorica.evaluation.questions import answer_questions, question_set
 from lorica.formats.open_adapter import open_adapter
 from world.translation import translation
 

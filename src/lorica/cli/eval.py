@@ -14,11 +14,14 @@ from lorica.cli.options import (
     ModelOptions,
     Words,
     check_new_file,
+    comma_separated,
     parse_words,
     print_json,
     single_word,
 )
 from lorica.errors import ResourceError
+
+Tasks = Annotated[list[str] | None, Parameter(negative=(), consume_multiple=False)]
 
 app = App(
     name="eval",
@@ -31,6 +34,7 @@ app = App(
 def evaluate(
     *words: Words,
     exact_match: Annotated[bool, Parameter(show_default=False)] = True,
+    task: Tasks = None,
     max_new_tokens: int | None = None,
     model: ModelOptions = AS_IN_TRAINING,
     predictions: Path | None = None,
@@ -45,6 +49,9 @@ def evaluate(
     ----------
     exact_match
         Let the model answer every prompt, and count the answers that equal the reference.
+    task
+        Scores of the answers, separated by commas: accuracy, bleu, character_accuracy, chrf, f1,
+        json, json_valid, numeric, rouge_l.
     max_new_tokens
         Maximum number of new tokens of an answer. By default what the longest reference needs.
     predictions
@@ -61,8 +68,14 @@ def evaluate(
     from lorica.evaluation.predictions import write
     from lorica.evaluation.tables import show_report
 
-    options = {"exact_match": exact_match, "max_new_tokens": max_new_tokens, **model.as_dict()}
-    report = evaluate(path, data=data, **options)
+    report = evaluate(
+        path,
+        data=data,
+        exact_match=exact_match,
+        tasks=comma_separated(task),
+        max_new_tokens=max_new_tokens,
+        **model.as_dict(),
+    )
     if plain_files.is_file(path / "results.json"):
         try:
             record(report, path)

@@ -1,6 +1,7 @@
 """`lorica.evaluate`: open a run, an adapter or a base, and measure it on rows."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lorica.data.prompt_format import format_notices, with_training_templates
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.measure import Report, evaluate_loaded
 from lorica.evaluation.predictions import write
+from lorica.evaluation.task import tasks_named
 from lorica.evaluation.trained_rows import seen_in_training
 from lorica.formats import commit
 from lorica.formats.open_model import open_model
@@ -28,6 +30,7 @@ def evaluate(
     dtype: str | None = None,
     allow_base: str | None = None,
     exact_match: bool = True,
+    tasks: Sequence[str] = (),
     limit: int | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 16,
@@ -38,18 +41,23 @@ def evaluate(
     path: a run folder, an adapter folder, or a base alone (folder, hub id, "bundled").
     base: another place to load the base from; None: where the adapter says it was.
     dtype: "float32" or "bfloat16"; None: as in training, and float32 for a base alone.
+    exact_match, tasks: what the answers are compared with the references by; tasks are the names of
+        files in lorica.evaluation.tasks, such as "bleu".
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
     quantisation: of the base; None: as in training; "none": the float base.
 
     Raises: TrainingError if the adapter does nothing; BaseError, FileError, DataError,
-        ConfigError for what cannot be opened or used.
+        ConfigError for what cannot be opened or used; MissingError if a package of a task is not
+        installed.
     """
+    compared = tasks_named(tasks)
     _check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     began = time.perf_counter()
     config = data_settings(data, limit)
     loaded, adapted = open_model(
         path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
     )
+    check_writes_text(loaded, tasks, path)
     config = with_training_templates(loaded.prompt_format, config)
     rows = _rows(config, loaded, path)
     notices = seen_in_training(Path(path), rows.train.contents)
@@ -59,6 +67,7 @@ def evaluate(
         rows.train,
         adapted=adapted,
         exact_match=exact_match,
+        tasks=compared,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
@@ -99,6 +108,15 @@ def _check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ConfigError(f"{name} is {count}; it must be at least 1.", fix=f"change {name}")
+
+
+def check_writes_text(loaded: LoadedModel, tasks: Sequence[str], path: str | Path) -> None:
+    """Raises: ConfigError if tasks are named for a classifier."""
+    if tasks and loaded.labels is not None:
+        raise ConfigError(
+            f"{path} is a classifier: it writes no text that {', '.join(tasks)} could compare.",
+            fix="leave --task out; accuracy, macro F1 and F1 of each class are in every report",
+        )
 
 
 def _rows(config: DataConfig, loaded: LoadedModel, path: str | Path) -> Data:

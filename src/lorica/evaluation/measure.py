@@ -5,7 +5,7 @@ counts as shown when its 95 % interval excludes 0. Each interval is for one metr
 twenty metrics without a true difference, about one will be called different.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,10 +20,14 @@ from lorica.data.example import Example
 from lorica.errors import TrainingError, counted
 from lorica.evaluation.classes import Classes, confusion, macro_f1
 from lorica.evaluation.conditions import prepare_conditions, swapped_condition_notice
-from lorica.evaluation.exact_match import QuestionSet, answer_questions, question_set
-from lorica.evaluation.loss import Scores, label_logits, score
+from lorica.evaluation.loss import Scores, label_logits
 from lorica.evaluation.predictions import class_rows, text_rows
-from lorica.evaluation.stats import MIN_ROWS, Interval, capped_exp, newcombe, ratios, wilson
+from lorica.evaluation.questions import QuestionSet, question_set
+from lorica.evaluation.score_model import ModelScores, score_model
+from lorica.evaluation.stats import MIN_ROWS, Interval, capped_exp, ratios
+from lorica.evaluation.task import Task, Unit, check_references
+from lorica.evaluation.task_intervals import hit_intervals, scored_rows, task_intervals
+from lorica.evaluation.tasks.exact_match import ExactMatch
 
 SAME_LOGITS = 1e-7
 """Largest difference of logits that count as equal."""
@@ -34,7 +38,10 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric. adapter and difference (adapter - base) are None if only a base is measured."""
+    """One metric. adapter and difference (adapter - base) are None if only a base is measured.
+
+    unit: "share": from 0 to 1, printed in percent.
+    """
 
     name: str
     rows: int
@@ -42,6 +49,7 @@ class Measure:
     base: Interval
     adapter: Interval | None = None
     difference: Interval | None = None
+    unit: Unit = field(default="score", kw_only=True)
 
     @property
     def verdict(self) -> str | None:
@@ -120,35 +128,39 @@ def evaluate_loaded(
     *,
     adapted: bool = True,
     exact_match: bool = True,
+    tasks: Mapping[str, Task] | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 16,
 ) -> Report:
     """Measure a loaded model.
 
     adapted: the model carries an active adapter, which is measured beside the base.
-    exact_match: let both write an answer to every row with a prompt.
+    exact_match, tasks: let both write an answer to every row with a prompt, and compare it with
+        the references.
 
     Raises: TrainingError if the adapter changes no logit, or a loss is not finite; DataError if
-        no row has a label, or none has the condition that the adapter needs.
+        no row has a label, none has the condition that the adapter needs, or no reference is of
+        the kind that a task compares.
     """
-    notices = prepare_conditions(loaded, examples)
+    compared = {"exact_match": ExactMatch()} if exact_match else {}
+    compared = {} if loaded.labels is not None else {**compared, **(tasks or {})}
+    asked = question_set(loaded, examples if compared else [], max_new_tokens)
+    notices = [*asked.notices, *check_references(compared, asked.rows)]
+    notices += prepare_conditions(loaded, examples)
     if adapted:
         check_adapter_acts(loaded.model, examples)
-    answered = examples if exact_match and loaded.labels is None else []
-    asked = question_set(loaded, answered, max_new_tokens)
-    notices += asked.notices
-    systems = [use(loaded.model), nullcontext()] if adapted else [nullcontext()]
-    scores, answers, cut = [], [], []
-    for system in systems:
-        with system:
-            scores.append(score(loaded.model, examples, batch=batch_size))
-            texts, cut = answer_questions(loaded, asked, batch_size=batch_size)
-            answers.append(texts)
+    contexts = [use(loaded.model), nullcontext()] if adapted else [nullcontext()]
+    systems = []
+    for context in contexts:
+        with context:
+            systems.append(score_model(loaded, examples, asked, compared, batch_size=batch_size))
+    scores = [system.losses for system in systems]
     if adapted:
         notices += swapped_condition_notice(
             loaded.model, examples, scores[-1], batch_size=batch_size
         )
-    notices += [f"exact match: {notice}" for notice in cut]  # of the adapter, if there is one
+    notices += [f"answers: {notice}" for notice in systems[-1].notices]  # of the adapter, if any
+    notices += _task_notices(systems)
     notices += _few_rows_notice(len(examples))
     tokens = int(scores[0].tokens.sum())
     if loaded.labels is not None:
@@ -156,8 +168,8 @@ def evaluate_loaded(
         notices += _one_class_notice(classes)
         rows, samples = class_rows(examples, scores, loaded.labels), []
     else:
-        measures, classes = [*token_measures(scores), *_match_measures(asked, answers)], None
-        rows, samples = text_rows(examples, scores, asked, answers), _samples(asked, answers)
+        measures, classes = [*token_measures(scores), *_task_measures(compared, systems)], None
+        rows, samples = text_rows(examples, systems, asked), _samples(asked, systems)
     return Report(
         measures, len(examples), tokens, samples, notices, classes=classes, predictions=rows
     )
@@ -200,7 +212,7 @@ def token_measures(scores: list[Scores]) -> list[Measure]:
     return [
         Measure("loss", rows, "lower", *loss),
         Measure("perplexity", rows, "lower", *perplexity),
-        Measure("token_accuracy", rows, "higher", *accuracy),
+        Measure("token_accuracy", rows, "higher", *accuracy, unit="share"),
     ]
 
 
@@ -212,36 +224,43 @@ def _class_measures(
     actual = np.array([e.label for e in examples])
     predictions = [s.probabilities.argmax(1) for s in scores]
     count = len(labels)
-    f1 = Measure("macro_f1", len(examples), "higher", *macro_f1(actual, predictions, count))
-    accuracy = _share("accuracy", [s.correct.astype(bool) for s in scores])
+    f1 = macro_f1(actual, predictions, count)
+    hits = hit_intervals([s.correct.astype(bool) for s in scores])
+    accuracy = Measure("accuracy", len(examples), "higher", *hits, unit="share")
     tables = [confusion(actual, predicted, count) for predicted in predictions]
-    return [loss, accuracy, f1], Classes(labels, tables)
+    measure = Measure("macro_f1", len(examples), "higher", *f1, unit="share")
+    return [loss, accuracy, measure], Classes(labels, tables)
 
 
-def _match_measures(asked: QuestionSet, answers: list[list[str]]) -> list[Measure]:
-    if not asked.questions:
-        return []
-    hits = [
-        np.array([q.is_correct(text) for q, text in zip(asked.questions, texts, strict=True)])
-        for texts in answers
+def _task_measures(tasks: Mapping[str, Task], systems: list[ModelScores]) -> list[Measure]:
+    measures = []
+    for name in systems[0].tasks:
+        scores = [system.tasks[name] for system in systems]
+        rows, task = int(scored_rows(scores[0]).sum()), tasks[name]
+        intervals = task_intervals(task, scores)
+        measures.append(Measure(name, rows, task.better, *intervals, unit=task.unit))
+    return measures
+
+
+def _task_notices(systems: list[ModelScores]) -> list[str]:
+    """The notices of the tasks; those of one system alone with its name."""
+    notices: dict[str, list[str]] = {}
+    for system, name in zip(systems, ("base", "adapter"), strict=False):
+        for task, scores in system.tasks.items():
+            for notice in scores.notices:
+                notices.setdefault(f"{task}: {notice}", []).append(name)
+    return [
+        notice if len(names) == len(systems) else f"{names[0]}, {notice}"
+        for notice, names in notices.items()
     ]
-    return [_share("exact_match", hits)]
 
 
-def _share(name: str, hits: list[Any]) -> Measure:
-    """The share of rows that are correct. hits: (rows,) bool of each system."""
-    rows = len(hits[0])
-    intervals = [wilson(int(hit.sum()), rows) for hit in hits]
-    difference = [newcombe(hits[0], hits[1])] if len(hits) > 1 else []
-    return Measure(name, rows, "higher", *intervals, *difference)
-
-
-def _samples(asked: QuestionSet, answers: list[list[str]]) -> list[Sample]:
+def _samples(asked: QuestionSet, systems: list[ModelScores]) -> list[Sample]:
     """A few rows, evenly spaced."""
     count = len(asked.questions)
     picked = sorted({i * count // SAMPLES for i in range(min(SAMPLES, count))})
     return [
-        Sample(q.row.where, q.row.prompt, q.reference, *(texts[i] for texts in answers))
+        Sample(q.row.where, q.row.prompt, q.reference, *(s.answers[i] for s in systems))
         for i, q in ((i, asked.questions[i]) for i in picked)
     ]
 

@@ -1,9 +1,10 @@
 """What each system predicts for every row: one JSON object each, for a file beside the results.
 
     where, text, wanted, base {label, probability, right, loss}, adapter {...}       classes
-    where, tokens, prompt, wanted, references, base {loss, answer, right}, adapter {...}   text
+    where, tokens, prompt, wanted, references, base {loss, answer, right, scores}, ...   text
 
-loss: nats per label of the row. answer, right: of rows with a prompt, if exact match is measured.
+loss: nats per label of the row. answer, right: of rows with a prompt, if the model answers them.
+scores: of the tasks, by name; null where a task leaves the row out.
 """
 
 import json
@@ -15,37 +16,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorica.data.example import Example
-from lorica.evaluation.exact_match import QuestionSet
 from lorica.evaluation.loss import Scores
+from lorica.evaluation.questions import QuestionSet
+from lorica.evaluation.score_model import ModelScores
+from lorica.evaluation.tasks.exact_match import is_match
 from lorica.formats import commit
 
 SYSTEMS = ("base", "adapter")
 
 
 def text_rows(
-    examples: Sequence[Example],
-    scores: Sequence[Scores],
-    asked: QuestionSet,
-    answers: Sequence[Sequence[str]],
+    examples: Sequence[Example], scored: Sequence[ModelScores], asked: QuestionSet
 ) -> list[dict[str, Any]]:
-    """One object for each row of a language model. scores, answers: of each system."""
+    """One object for each row of a language model. scored: each system."""
     number_of = {id(question.row): n for n, question in enumerate(asked.questions)}
-    rows = []
+    tokens, rows = scored[0].losses.tokens, []
     for i, example in enumerate(examples):
-        row: dict[str, Any] = {"where": example.where, "tokens": int(scores[0].tokens[i])}
-        systems = [{"loss": _loss(s, i)} for s in scores]
+        row: dict[str, Any] = {"where": example.where, "tokens": int(tokens[i])}
+        systems = [{"loss": _loss(s.losses, i)} for s in scored]
         n = number_of.get(id(example.source))
         if n is not None:
             question = asked.questions[n]
             row |= {"prompt": question.row.prompt, "wanted": question.reference}
             if len(question.references) > 1:
                 row["references"] = question.references
-            for system, texts in zip(systems, answers, strict=True):
-                system |= {"answer": texts[n], "right": question.is_correct(texts[n])}
+            for system, own in zip(systems, scored, strict=True):
+                right = is_match(own.answers[n], question.references)
+                system |= {"answer": own.answers[n], "right": right, **_task_scores(own, n)}
         elif example.source is not None:
             row["text"] = example.source.text
         rows.append(row | dict(zip(SYSTEMS, systems, strict=False)))
     return rows
+
+
+def _task_scores(system: ModelScores, n: int) -> dict[str, Any]:
+    """What the tasks give for answer n, other than whether it is right."""
+    scores = {
+        name: round(float(own.rows[n]), 6) if own.weights is None or own.weights[n] else None
+        for name, own in system.tasks.items()
+        if name != "exact_match"
+    }
+    return {"scores": scores} if scores else {}
 
 
 def class_rows(

@@ -12,8 +12,6 @@ from lorica.evaluation.classes import Classes
 from lorica.evaluation.measure import Measure, Report
 from lorica.evaluation.stats import Interval
 
-SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
-"""Metrics that are printed in percent."""
 MAX_CHARACTERS = 300
 """Of a prompt or an answer."""
 MAX_CLASSES = 10
@@ -54,7 +52,7 @@ def _metrics(measures: list[Measure]) -> Table:
     if adapted:
         table.add_column("", min_width=len("difference"))  # the verdict
     for measure in measures:
-        is_share = measure.name in SHARES
+        is_share = measure.unit == "share"
         cells = [measure.name.replace("_", " "), _written(measure.base, is_share)]
         if measure.adapter and measure.difference:
             cells += [

@@ -1,4 +1,4 @@
-"""Exact match: the model answers every prompt, and the answer must equal a reference.
+"""The rows that a model is asked, and its answers, which tasks compare with the references.
 
 A row may have several references; white space at the ends is ignored. The prompt is tokenized as
 in training, and the template's end of turn is removed from answer and reference.
@@ -38,9 +38,6 @@ class Question:
         """All correct answers; the first is `reference`."""
         return [self.reference, *(text.strip() for text in self.row.references)]
 
-    def is_correct(self, answer: str) -> bool:
-        return answer in self.references
-
     def answer_of(self, text: str) -> str:
         """The part of the generated text that is compared."""
         return text.strip().removesuffix(self.row.ending.strip()).strip()
@@ -57,6 +54,10 @@ class QuestionSet:
     questions: list[Question]
     max_new_tokens: int
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[RenderedRow]:
+        return [question.row for question in self.questions]
 
 
 def question_set(
@@ -80,7 +81,7 @@ def question_set(
     notices = []
     if too_long:
         notices.append(
-            f"exact match leaves out {counted(len(too_long), 'row')} whose prompt and answer are "
+            f"no answer is written for {counted(len(too_long), 'row')} whose prompt and answer are "
             f"longer than the base's context of {limit} tokens: {listed(too_long)}"
         )
     return QuestionSet(questions, max_new_tokens or longest + SPARE_TOKENS, notices)
@@ -93,7 +94,7 @@ def answer_questions(
     questions = asked.questions
     if not questions:
         return [], []
-    rows = [question.row for question in questions]
+    rows = asked.rows
     generation = generate_from_ids(
         loaded,
         [question.prompt for question in questions],
