@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from lorica.cli.catalogue import methods
 from lorica.errors import ResourceError
 from lorica.plan.choose.choice import choose
 from lorica.plan.choose.flowchart import EDGES, walk
@@ -12,7 +11,6 @@ from lorica.plan.choose.rank import choose_rank
 from lorica.plan.choose.situation import Base, Rows, Situation
 
 GIB = 2**30
-FACTS = {name: entry.facts for name, entry in methods().items()}
 
 LLAMA_7B = Base(
     "llama-7b", 4096, 6_738_000_000, [(4096, 4096)] * 128 + [(4096, 11008), (11008, 4096)] * 32
@@ -127,7 +125,7 @@ CASES = {
 
 @pytest.mark.parametrize(("situation", "edge"), CASES.values(), ids=CASES)
 def test_the_edge_decides(situation, edge):
-    assert choose(situation, FACTS).edge.name == edge
+    assert choose(situation).edge.name == edge
 
 
 def test_every_edge_decides_in_a_case():
@@ -144,7 +142,7 @@ def test_the_path_ends_in_the_edge_that_decides(situation):
 
 def test_memory_changes_come_in_order():
     """Fewer rows at a time, recomputed activations, 4-bit weights, a lower rank."""
-    settings = {gib: choose(on(gib), FACTS).settings for gib in (80, 24, 15.5, 12, 4.6)}
+    settings = {gib: choose(on(gib)).settings for gib in (80, 24, 15.5, 12, 4.6)}
     assert settings[80]["micro_batch_size"] == 8
     assert settings[24]["micro_batch_size"] == 4
     assert "gradient_checkpointing" not in settings[24]
@@ -160,7 +158,7 @@ def test_memory_changes_come_in_order():
 
 def test_the_rank_falls_last():
     rows = replace(ALPACA, label_tokens=200_000_000)
-    full, tight = choose(on(80, rows), FACTS), choose(on(5.2, rows), FACTS)
+    full, tight = choose(on(80, rows)), choose(on(5.2, rows))
     assert tight.settings["method"]["r"] < full.settings["method"]["r"]
     assert tight.settings["quantisation"] == "nf4" and tight.settings["gradient_checkpointing"]
     assert tight.settings["method"]["alpha"] == 2 * tight.settings["method"]["r"]
@@ -168,9 +166,9 @@ def test_the_rank_falls_last():
 
 def test_nothing_fits():
     with pytest.raises(ResourceError, match=r"no training of llama-7b fits 4.0 GiB of card"):
-        choose(on(4), FACTS)
+        choose(on(4))
 
 
 def test_conditions_with_4_bit_weights_have_one_adapter_each():
-    choice = choose(on(12, replace(ALPACA, conditions=TASKS)), FACTS)
+    choice = choose(on(12, replace(ALPACA, conditions=TASKS)))
     assert choice.each and choice.method == "lora"

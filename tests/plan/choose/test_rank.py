@@ -76,7 +76,7 @@ def test_the_bands_of_the_article(kind, classes, band):
 
 def test_it_says_where_the_article_agrees_and_differs():
     assert "agrees" in rank(200_000).reasons[-1].why
-    assert "differs; the count of label tokens decides" in rank(1_000).reasons[-1].why
+    assert "differs: the count of label tokens decides" in rank(1_000).reasons[-1].why
 
 
 def test_classes_have_no_label_tokens_to_count():

@@ -3,12 +3,12 @@
 import pytest
 
 import lorica
-from lorica.cli.catalogue import methods
 from lorica.core.rates import default_rate
 from lorica.plan.choose.evidence import evidence
 from lorica.plan.choose.flowchart import EDGES
 from lorica.plan.choose.rate import BY_RANK, RESULT_OF, choose_rate
 from lorica.plan.choose.situation import Base
+from lorica.recipe.catalogue import methods
 
 NAMES = sorted({edge.method for edge in EDGES})
 

@@ -1,10 +1,10 @@
 """The whole choice: data first, then the flowchart, the settings, and what was ruled out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lorica.errors import ResourceError
+from lorica.plan.choose.condition_kind import condition_kind
 from lorica.plan.choose.fit import Fit, fit, least
 from lorica.plan.choose.flowchart import EDGES, Edge, serves_lora_alone, walk, with_rank
 from lorica.plan.choose.quality import Finding, findings
@@ -13,9 +13,7 @@ from lorica.plan.choose.rate import choose_rate
 from lorica.plan.choose.reason import Reason, gib
 from lorica.plan.choose.run_length import choose_length
 from lorica.plan.choose.situation import Situation
-
-Methods = Mapping[str, Mapping[str, Any]]
-"""What each method declares, by name: rates, rate_source."""
+from lorica.recipe.catalogue import method as catalogued
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ class Choice:
         return self.settings["method"]["name"]
 
 
-def choose(situation: Situation, methods: Methods) -> Choice:
-    """Decide everything. methods: the facts that the methods declare.
+def choose(situation: Situation) -> Choice:
+    """Decide everything.
 
     Raises: ResourceError if not even 4-bit weights at the lowest rank fit the memory.
     """
@@ -56,7 +54,10 @@ def choose(situation: Situation, methods: Methods) -> Choice:
         r = method["r"] = fitted.r
     if edge.method not in ("full", "mora"):  # those have no alpha
         method["alpha"] = 2 * method["r"]
-    rate = choose_rate(edge.method, methods[edge.method], r, situation.base)
+    kind = condition_kind(situation.rows.conditions) if edge.method == "hyperlora" else None
+    if kind is not None:
+        method["condition"] = kind.value
+    rate = choose_rate(edge.method, catalogued(edge.method).facts, r, situation.base)
     length = choose_length(situation)
     settings = {"method": method, **fitted.settings}
     if situation.kind == "cuda":
@@ -64,7 +65,8 @@ def choose(situation: Situation, methods: Methods) -> Choice:
     if edge.method != "full":
         settings["target_modules"] = "all-linear"
     settings |= {reason.what: reason.value for reason in (rate, *length)}
-    reasons = (*_about_method(situation, edge, settings, rank), rate, *length, *fitted.reasons)
+    about = _about_method(edge, settings, rank)
+    reasons = (*about, *([kind] if kind else ()), rate, *length, *fitted.reasons)
     return Choice(
         tuple(findings(situation.rows)),
         edge,
@@ -94,9 +96,7 @@ def _fitted(situation: Situation, settings: dict[str, Any], edge: Edge) -> Fit:
     )
 
 
-def _about_method(
-    situation: Situation, edge: Edge, settings: dict[str, Any], rank: Rank
-) -> list[Reason]:
+def _about_method(edge: Edge, settings: dict[str, Any], rank: Rank) -> list[Reason]:
     """Reasons for the method's own settings, dtype, weights and targets."""
     method = settings["method"]
     cited = edge.evidence
@@ -105,7 +105,7 @@ def _about_method(
         why = "the linear layers take 4.13 bits a weight; unpacking them takes time"
         reasons.append(Reason("quantisation", "nf4", why, ("rule-memory", "claims-nf4")))
     if "r" in method:
-        reasons += [Reason(r.what, r.value, r.why, r.evidence) for r in rank.reasons]
+        reasons += rank.reasons
     if "target_r" in method:
         why = f"AdaLoRA starts at r={method['r']} and prunes to {method['target_r']} on average"
         reasons.append(Reason("method.r", method["r"], why, ("paper-adalora",)))

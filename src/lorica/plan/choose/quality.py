@@ -109,7 +109,7 @@ def _few(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"{counted(rows.validation, 'validation row')}: a share measured on them is uncertain "
-            f"by {error:.0%} points (95 %)",
+            f"by {100 * error:.0f} points (95 %)",
             "keep a file of test rows apart: lorica eval RUN --data test.jsonl",
             ("rule-interval",),
         )

@@ -61,7 +61,7 @@ def choose_rank(situation: Situation) -> Rank:
             f"rows with classes have no label tokens to count; {len(rows.classes)} classes are "
             + ("a simple task" if len(rows.classes) <= FEW_CLASSES else "more than a simple task")
         )
-        wanted, unknown, rule = r, True, Reason("rank", r, why, ("article-ranks",))
+        wanted, unknown, rule = r, True, Reason("r", r, why, ("article-ranks",))
     else:
         wanted, unknown, rule = _by_label_tokens(situation, ranks)
         r = ranks[-1] if wanted is None else wanted
@@ -70,7 +70,7 @@ def choose_rank(situation: Situation) -> Rank:
     if most is not None and r > most:
         r = most
         cut = f"--goal {situation.goal}: at most {most}, although the rows ask for more"
-        reasons.append(Reason("rank", r, cut, ("claims-lora-ranks",)))
+        reasons.append(Reason("r", r, cut, ("claims-lora-ranks",)))
     reasons.append(_beside_the_article(r, band))
     return Rank(r, wanted, unknown, tuple(reasons))
 
@@ -83,14 +83,14 @@ def _by_label_tokens(situation: Situation, ranks: Sequence[int]) -> tuple[int | 
         why = f"{tokens:,} label tokens; LoRA has {r * each:,} parameters at r={r}"
         if r > ranks[0]:
             why += f", and {r // 2 * each:,} at r={r // 2}"
-        return r, False, Reason("rank", r, why, ("rule-label-tokens",))
+        return r, False, Reason("r", r, why, ("rule-label-tokens",))
     most = ranks[-1]
     why = f"no rank reaches the {tokens:,} label tokens: r={most} has {most * each:,} parameters"
     if most < RANKS[-1]:
         why += (
             f", and from r={break_even(situation.base)} on LoRA has more parameters than the layers"
         )
-    return None, False, Reason("rank", most, why, ("rule-label-tokens",))
+    return None, False, Reason("r", most, why, ("rule-label-tokens",))
 
 
 def article_band(situation: Situation) -> str:
@@ -108,6 +108,6 @@ def _beside_the_article(r: int, band: str) -> Reason:
         "moderate (8 to 32)": "varied answers",
         "high (32 and above)": "plain text, perhaps of a new domain",
     }[band]
-    verdict = "agrees" if low <= r <= high else "differs; the count of label tokens decides"
-    why = f"the article's band for {task} is {band}: {verdict}"
-    return Reason("rank", r, why, ("article-ranks",))
+    verdict = "agrees" if low <= r <= high else "differs: the count of label tokens decides"
+    why = f"the article's band for {task}; r={r} {verdict}"
+    return Reason("band", band, why, ("article-ranks",))

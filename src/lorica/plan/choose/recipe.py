@@ -35,8 +35,11 @@ def recipe_settings(choice: Choice, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def recipe_yaml(choice: Choice, given: dict[str, Any], command: str) -> str:
-    """The recipe, with comments that say why. command: that wrote it."""
+def recipe_yaml(choice: Choice, given: dict[str, Any], about_data: str, command: str) -> str:
+    """The recipe, with comments that say why.
+
+    about_data: why a setting of the rows was changed, or "". command: that wrote it.
+    """
     lines = [f"# Written by: {command}", f"# The edge that decided: {choice.edge.name}."]
     if choice.each:
         lines += textwrap.wrap(
@@ -47,6 +50,8 @@ def recipe_yaml(choice: Choice, given: dict[str, Any], command: str) -> str:
             subsequent_indent="# ",
         )
     reasons = {reason.what: reason for reason in reversed(choice.reasons)}
+    if about_data:
+        reasons["data"] = Reason("data", None, about_data)
     for name, value in recipe_settings(choice, given).items():
         lines += _comment(reasons, name)
         lines += _setting(name, value)
@@ -54,7 +59,7 @@ def recipe_yaml(choice: Choice, given: dict[str, Any], command: str) -> str:
 
 
 def _comment(reasons: dict[str, Reason], name: str) -> list[str]:
-    names = {"method": ("method", "rank", "method.r", "r", "alpha")}.get(name, (name,))
+    names = {"method": ("method", "r", "band", "method.r", "condition", "alpha")}.get(name, (name,))
     texts = [
         f"{n}: {reasons[n].why}" if len(names) > 1 else reasons[n].why
         for n in names
