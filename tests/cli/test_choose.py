@@ -28,7 +28,7 @@ def write(tmp_path):
 @pytest.fixture
 def choose(capsys):
     def chosen(*words: str, status: int = 0) -> dict:
-        assert cli.run(["choose", *words, "--json"]) == status
+        assert cli.run(["choose", "--base", "bundled", *words, "--json"]) == status
         return json.loads(capsys.readouterr().out)
 
     return chosen
@@ -39,7 +39,7 @@ def test_the_recipe_is_one_that_train_reads(write, tmp_path, capsys):
     words = ["--base", "bundled", "--data", write(tickets(60, 0)), "--output", str(path)]
     assert cli.run(["choose", *words]) == 0
     text = capsys.readouterr().out
-    assert "Data first" in text and "Method: lora" in text and f"lorica train {path}" in text
+    assert "Data first" in text and "Choice: lora r=4" in text and f"lorica train {path}" in text
     config = read(path)
     assert (config.base, config.method["name"], config.method["r"]) == ("bundled", "lora", 4)
     assert config.method["alpha"] == 8 and config.target_modules == "all-linear"
@@ -49,7 +49,12 @@ def test_the_recipe_is_one_that_train_reads(write, tmp_path, capsys):
 def test_a_recipe_is_not_overwritten(write, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text("base: bundled\n")
-    assert cli.run(["choose", "--data", write(tickets(60, 0)), "--output", str(path)]) == 2
+    assert (
+        cli.run(
+            ["choose", "--base", "bundled", "--data", write(tickets(60, 0)), "--output", str(path)]
+        )
+        == 2
+    )
     assert "is not overwritten" in capsys.readouterr().err
 
 
@@ -87,8 +92,8 @@ def test_plain_text(tmp_path, choose):
 def test_conflicting_and_empty_answers_stand_on_top(write, capsys):
     rows = [{"prompt": "red?", "completion": answer} for answer in ("yes", "no", "")]
     more = [{"prompt": f"what is {i}?", "completion": "a box"} for i in range(40)]
-    assert cli.run(["choose", "--data", write(iter(rows + more))]) == 0
-    first = capsys.readouterr().out.partition("Method:")[0]
+    assert cli.run(["choose", "--base", "bundled", "--data", write(iter(rows + more))]) == 0
+    first = capsys.readouterr().out.partition("Why lora")[0]
     assert "1 of 43 rows (2.3%) have an empty answer" in first
     assert "1 prompts have several different answers (2 of 43 rows (4.7%))" in first
     assert "too few" in first
@@ -108,7 +113,12 @@ def test_many_long_rows_are_an_error(write, choose):
 
 
 def test_a_device_that_is_too_small(write, capsys):
-    assert cli.run(["choose", "--data", write(tickets(60, 0)), "--memory", "500MiB"]) == 4
+    assert (
+        cli.run(
+            ["choose", "--base", "bundled", "--data", write(tickets(60, 0)), "--memory", "500MiB"]
+        )
+        == 4
+    )
     assert "no training of bundled fits 500 MiB" in capsys.readouterr().err
 
 
@@ -117,8 +127,12 @@ def test_a_device_that_is_too_small(write, capsys):
     [
         (["recipe.yaml"], "choose writes a recipe, and reads none"),
         (["--data", "rows.jsonl", "--learning_rate", "1e-3"], "--learning_rate is not a setting"),
-        (["--memory", "big", "--data", "rows.jsonl"], "there is no device 'big'"),
-        ([], "data"),
+        (
+            ["--memory", "big", "--base", "bundled", "--data", "rows.jsonl"],
+            "there is no device 'big'",
+        ),
+        (["--data", "rows.jsonl"], "no base was named"),
+        (["--base", "bundled"], "data"),
     ],
 )
 def test_mistakes(words, message, capsys):
@@ -127,9 +141,9 @@ def test_mistakes(words, message, capsys):
 
 
 def test_torch_is_not_imported(write):
+    words = ["choose", "--base", "bundled", "--data", write(tickets(60, 0)), "--json"]
     code = (
-        "import sys; from lorica import cli; "
-        f"assert cli.run(['choose', '--data', {write(tickets(60, 0))!r}, '--json']) == 0; "
+        f"import sys; from lorica import cli; assert cli.run({words}) == 0; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -9,6 +9,7 @@ from cyclopts import App
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Json, Words, check_new_file, parse_words, print_json, single_word
 from lorica.errors import ConfigError, writing
+from lorica.recipe.method_settings import method_from_source
 from lorica.recipe.validate import setting_names
 from lorica.training.config import TrainConfig, read
 
@@ -62,7 +63,9 @@ def choose(
             f"--{unknown[0]} is not a setting of base or data.",
             fix="change it in the recipe that is written",
         )
-    config = read(None, {"base": "bundled", **flags})
+    if "base" not in flags:
+        raise ConfigError("no base was named.", fix="--base with a folder, a hub id, or bundled")
+    config = read(None, flags, check_method=method_from_source)
 
     from lorica.plan.choose.choice import choose as decide
     from lorica.plan.choose.gather import gather
@@ -71,7 +74,7 @@ def choose(
 
     gathered = gather(config, device_named(memory), goal, serve)
     choice = decide(gathered.situation)
-    given = _given(flags, gathered.data)
+    given = _given(config, gathered.data)
     recipe = recipe_yaml(choice, given, gathered.why, " ".join(["lorica", *sys.argv[1:]]))
     from lorica.cli.chosen import as_dict, lines
 
@@ -89,10 +92,9 @@ def choose(
         print()
 
 
-def _given(flags: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """base, data and seed as the user gave them, with the settings that the choice changes."""
-    config = read(None, {"base": "bundled", **flags})
-    settings = config.model_dump(mode="json", exclude_unset=True)
-    rows = {**settings["data"], **data}
-    given = {"base": config.base, "data": rows if len(rows) > 1 else rows["path"]}
-    return given | ({"seed": config.seed} if "seed" in flags else {})
+def _given(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the user gave, with those of the rows that the choice changes."""
+    given = config.model_dump(mode="json", exclude_unset=True)
+    del given["method"]
+    rows = {**given["data"], **data}
+    return {**given, "data": rows if len(rows) > 1 else rows["path"]}

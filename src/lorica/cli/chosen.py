@@ -27,6 +27,8 @@ def lines(choice: Choice, gathered: Gathered) -> Iterator[str]:
         f"{base.name}: {base.parameters:,} parameters; memory: {room} of {situation.device}; "
         f"goal: {situation.goal}"
     )
+    yield ""
+    yield from _wrapped(_verdict(choice), "")
     for notice in gathered.notices:
         yield from _wrapped(f"note: {notice}", "")
     yield "\nData first"
@@ -35,7 +37,7 @@ def lines(choice: Choice, gathered: Gathered) -> Iterator[str]:
         yield from _wrapped(f"fix: {finding.fix}{_cited(finding.evidence)}", "    ")
     if not choice.findings:
         yield "  nothing to report"
-    yield f"\nMethod: {choice.method}"
+    yield f"\nWhy {choice.method}"
     for reason in choice.path:
         yield from _wrapped(f"{'yes' if reason.value else 'no'}: {reason.what}", "  ")
         yield from _wrapped(f"{reason.why}{_cited(reason.evidence)}", "    ")
@@ -53,6 +55,20 @@ def lines(choice: Choice, gathered: Gathered) -> Iterator[str]:
         entry = evidence()[key]
         limits = f" Limits: {entry.limits}." if entry.limits else ""
         yield from _wrapped(f"[{key}] {entry.says} ({entry.place}).{limits}", "  ")
+
+
+def _verdict(choice: Choice) -> str:
+    """The choice in one sentence."""
+    settings, method = choice.settings, choice.settings["method"]
+    parts = [method["name"], *([f"r={method['r']}"] if "r" in method else [])]
+    if "quantisation" in settings:
+        parts.append(f"on {settings['quantisation']}")
+    if choice.each:
+        parts.append("for each condition")
+    return (
+        f"Choice: {' '.join(parts)}, learning rate {settings['learning_rate']:g}, "
+        f"{counted(settings['epochs'], 'epoch')}."
+    )
 
 
 def as_dict(choice: Choice, gathered: Gathered, recipe: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _about_method(edge: Edge, settings: dict[str, Any], rank: Rank) -> list[Reas
     """Reasons for the method's own settings, dtype, weights and targets."""
     method = settings["method"]
     cited = edge.evidence
-    reasons = [Reason("method", method["name"], f"the edge {edge.name!r} decides", cited)]
+    reasons = [Reason("method", method["name"], f"decided by the question: {edge.question}", cited)]
     if "quantisation" in settings:
         why = "the linear layers take 4.13 bits a weight; unpacking them takes time"
         reasons.append(Reason("quantisation", "nf4", why, ("rule-memory", "claims-nf4")))
@@ -148,7 +148,7 @@ def _ruled_out(situation: Situation, edge: Edge) -> list[Reason]:
     """Why none of the methods that were not chosen is taken."""
     serve = situation.serve
     why = {
-        "lora": f"the edge {edge.name!r} comes first",
+        "lora": f"another question comes first: {edge.question}",
         "dora": "no lower loss than LoRA from r=8 on (2.882 ± 0.022 and 2.879 ± 0.012), and a "
         "step takes 16 % longer",
         "adalora": "the same loss as LoRA (2.885 ± 0.021); it needs 1.5 times the parameters in "

@@ -225,7 +225,7 @@ def _low_rank_must_do(situation: Situation, rank: Rank) -> Answer:
 
 
 def _otherwise(situation: Situation, rank: Rank) -> Answer:
-    return Answer(True, "no other edge applies: the simplest method, which every engine reads")
+    return Answer(True, "the simplest method, which every engine reads")
 
 
 EDGES = (
@@ -291,7 +291,7 @@ EDGES = (
     ),
     Edge(
         "otherwise",
-        "Does no other edge apply?",
+        "Does none of these apply?",
         "lora",
         _otherwise,
         ("article-flowchart", "paper-variants"),

@@ -40,7 +40,7 @@ def recipe_yaml(choice: Choice, given: dict[str, Any], about_data: str, command:
 
     about_data: why a setting of the rows was changed, or "". command: that wrote it.
     """
-    lines = [f"# Written by: {command}", f"# The edge that decided: {choice.edge.name}."]
+    lines = [f"# Written by: {command}", f"# The question that decided: {choice.edge.question}"]
     if choice.each:
         lines += textwrap.wrap(
             "One run for each condition: write the rows of each condition to a file of its own, "
