@@ -6,8 +6,9 @@ from typing import Any
 from lorica.errors import ResourceError
 from lorica.plan.choose.condition_kind import condition_kind
 from lorica.plan.choose.fit import Fit, fit, least
-from lorica.plan.choose.flowchart import EDGES, Edge, serves_lora_alone, walk, with_rank
+from lorica.plan.choose.flowchart import EDGES, Edge, walk
 from lorica.plan.choose.quality import Finding, findings
+from lorica.plan.choose.questions import serves_lora_alone, with_rank
 from lorica.plan.choose.rank import Rank, choose_rank
 from lorica.plan.choose.rate import choose_rate
 from lorica.plan.choose.reason import Reason, gib

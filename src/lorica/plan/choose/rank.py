@@ -94,7 +94,7 @@ def _by_label_tokens(situation: Situation, ranks: Sequence[int]) -> tuple[int | 
 
 
 def article_band(situation: Situation) -> str:
-    """The band of ranks that article 002 gives for a task like this one."""
+    """The band of ranks that the article gives for a task like this one."""
     rows = situation.rows
     if rows.kind == "label" and len(rows.classes) <= FEW_CLASSES:
         return "low (1 to 8)"
