@@ -391,7 +391,7 @@ def test_closing_ends_every_answer(folders):
 
 
 def test_an_adapter_without_room_is_a_refusal_and_holds_up_no_others(folders):
-    """Whatever fits is loaded while it waits; a stream keeps the memory full, until the time is up."""
+    """Whatever fits is loaded while it waits. A stream keeps the memory full until time is up."""
     engine = build({"lora": folders["lora"]})
     size = engine.stats().resident_bytes
     engine.close()
