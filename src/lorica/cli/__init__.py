@@ -27,8 +27,8 @@ STOPPED = Stopped(
 
 COMMANDS = {
     "train": "Fine-tune a base on your rows: lorica train RECIPE, or with flags alone.",
+    "plan": "Show what a run will cost before it starts: parameters, tokens, memory and time.",
     "check": "Show what would be trained on: lengths, truncation, duplicates, the loss mask.",
-    "choose": "Choose method, rank and rate for your rows and your machine, and say why.",
     "eval": "Measure an adapter beside its base on held-out rows.",
     "predict": "Predict the classes of new rows, with probabilities, by a classifier.",
     "generate": "Complete prompts with an adapter, or with a base.",

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from lorica import plain_files, strict_json
+from lorica import plain_files, progress, strict_json
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Json, Switch, Words, parse_words, print_json, single_word
-from lorica.errors import ConfigError, counted
+from lorica.cli.planned import compared, one_line, prediction
+from lorica.errors import ConfigError, LoricaError, counted
+from lorica.plan.current_device import current_device
+from lorica.plan.estimate import estimate
+from lorica.recipe.method_settings import method_from_source
 from lorica.training.config import TrainConfig, read
 
 if TYPE_CHECKING:
@@ -52,21 +56,58 @@ def train(
             given=recipe,
             fix=f"lorica train --resume {resume}",
         )
-    config = None if resume else read(Path(recipe) if recipe else None, flags)
+    path = Path(recipe) if recipe else None
+    planned = None if resume else plan_run(path, flags)
+    config = None if resume else read(path, flags)
     steps_before = finished_steps(resume) if resume else None
 
     from lorica.training.train import train  # torch, from here on
 
     result = train(config, resume=resume, show=not json, **(flags if resume else {}))
-    if os.environ.get("RANK", "0") != "0":
-        return  # the first of several processes prints
+    if is_other_process():
+        return
     if not result.figures:
         print(*result.notices, sep="\n")
-    elif json:
+        return
+    if planned is not None:
+        keep_prediction(result, planned)
+    if json:
         print_json(_as_json(result))
     else:
         print(summary(result.figures, steps_before))
+        if planned is not None:
+            print(compared(planned, result.figures))
         print(f"the run is in {result.folder}, its adapter in {result.folder / 'adapter'}")
+
+
+def plan_run(path: Path | None, flags: dict[str, Any]) -> dict[str, Any] | None:
+    """Announce what a run will cost, in one line, before torch is imported.
+
+    Returns: the prediction for results.json; None: the run cannot be planned. What is wrong with
+    its settings or its rows stops the training, which says it in its own words.
+    """
+    try:
+        config = read(path, flags, check_method=method_from_source)
+        if config.split or "base" not in config.model_fields_set or is_other_process():
+            return None
+        planned = estimate(config, current_device())
+    except LoricaError:
+        return None
+    progress.announce(one_line(planned))
+    return prediction(planned)
+
+
+def keep_prediction(result: "Result", planned: dict[str, Any]) -> None:
+    """Add the prediction to the results of a run, as `predicted`. In place."""
+    from lorica.formats import commit
+
+    result.figures["predicted"] = planned
+    commit.write_json(result.folder / "results.json", result.figures)
+
+
+def is_other_process() -> bool:
+    """Whether this is one of several processes, and not the first, which prints and writes."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _train_each(

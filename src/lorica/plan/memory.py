@@ -78,7 +78,7 @@ def peak_memory(
     transient = TRANSIENT * batch.tokens * _widest(shapes)
     return Memory(
         weights=_weights(shapes, settings),
-        adapter=_adapter(counts, method, size),
+        adapter=_adapter(counts, method, size, device),
         optimizer=_moments(settings) * 4 * counts.trained,
         activations=int(overhead * size * (kept + transient)),
         logits=_logits(shapes, tokens, batch),
@@ -99,13 +99,14 @@ def _weights(shapes: Shapes, settings: TrainSettings) -> int:
     return packed + size * largest + int(unpacked)
 
 
-def _adapter(counts: Parameters, method: Mapping[str, Any], size: int) -> int:
-    """Tensors, gradients, and the copies of their start by which a run shows that they moved.
+def _adapter(counts: Parameters, method: Mapping[str, Any], size: int, device: Device) -> int:
+    """Tensors and gradients. A run keeps a copy of their start as well, in the memory of the CPU.
 
     Full fine-tuning in another dtype than float32 casts every trained tensor for the pass.
     """
+    copies = 3 if device.kind == "cpu" else 2
     cast = size * counts.trained if method["name"] == "full" and size < 4 else 0
-    return 3 * 4 * counts.trained + 4 * counts.frozen + cast
+    return copies * 4 * counts.trained + 4 * counts.frozen + cast
 
 
 def _moments(settings: TrainSettings) -> int:

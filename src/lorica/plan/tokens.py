@@ -15,14 +15,17 @@ from lorica.data.dataset import Dataset
 from lorica.data.example import Example
 from lorica.data.load import Data, load_data
 from lorica.data.shared_prefix import shared_prefix
+from lorica.data.source import Source
 from lorica.plan.shapes import Shapes, base_folder
 from lorica.plan.tokenizer import open_tokenizer
 from lorica.training.settings import TrainSettings
 
-COUNTED_BYTES = 1 << 20
+COUNTED_BYTES = 400_000
 """Of a larger file, only about as many bytes of rows are counted."""
-DRAWN = 200
-"""Micro-batches that are drawn at random to see how many tokens they share."""
+DRAWN, LARGEST = 150, 30
+"""Micro-batches of all sizes, and of the largest ones, whose shared tokens are counted."""
+MAX_DRAWN_ROWS = 200_000
+"""Rows of random order in which the largest micro-batch is looked for."""
 
 
 @dataclass(frozen=True)
@@ -90,37 +93,43 @@ def _context(config: TrainSettings, shapes: Shapes) -> int | None:
 
 
 def _limited(config: TrainSettings) -> tuple[TrainSettings, float]:
-    """(settings that read the first rows of a large file, the share of it that they are)."""
+    """(settings that read the first rows of a large file, the share of its rows that they are)."""
     path = Path(config.data.path)
     size = path.stat().st_size if path.is_file() else 0
-    if size <= COUNTED_BYTES or path.suffix not in (".jsonl", ".csv", ".txt"):
+    if size <= COUNTED_BYTES:
         return config, 1.0
-    with path.open("rb") as file:
-        head = file.read(COUNTED_BYTES)
-    lines = max(head.count(b"\n"), 2)
-    if config.data.limit is not None and config.data.limit <= lines:
+    places: list[tuple[int, int]] = []  # (rows, bytes) where more of the file was read
+    source = Source(config.data)
+    for rows, _ in enumerate(source, 1):
+        if not places or source.done > places[-1][1]:
+            places.append((rows, source.done))
+        if len(places) > 2 and source.done > COUNTED_BYTES:
+            break
+    else:  # the file, or the limit of the settings, is at its end
         return config, 1.0
-    share = lines / (config.data.limit or size / len(head) * lines)
-    return config.model_copy(
-        update={"data": config.data.model_copy(update={"limit": lines})}
-    ), share
+    (first, start), *_, (rows, read) = places  # readers are ahead of their rows, by as much in both
+    total = size * (rows - first) / (read - start)
+    share = rows / min(total, config.data.limit or total)
+    first_rows = config.data.model_copy(update={"limit": rows})
+    return config.model_copy(update={"data": first_rows}), share
 
 
 def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> TokenCounts:
     train, lengths = data.train, data.train.lengths
     packed = shapes.packs and data.labels is None
     shares = packed and not config.method.get("dropout")
-    batches = _drawn(train, config.micro_batch_size, packed, shares, config.seed)
+    batches, largest = _drawn(
+        config, train, packed, shares, rows_of_run(config, len(train) / share)
+    )
     tokens, labels = int(lengths.sum()), int(train.label_counts.sum())
     mean = MicroBatch(*np.mean([vars_of(b) for b in batches], axis=0).tolist())
-    largest = max(batches, key=lambda b: (b.tokens, b.labels))
     rows = len(train)
-    error, notices = 0.0, list(data.notices)
+    error, notices = 0.0, []
     if share < 1:
         error = float(lengths.std() / lengths.mean() / math.sqrt(rows)) if rows > 1 else 1.0
         notices.append(
-            f"counted on the first {rows:,} rows, {share:.0%} of the file; the rest is taken to be "
-            f"like them (standard error {error:.1%})"
+            f"tokens are counted on the first {rows:,} rows, {share:.0%} of the file, and the rest "
+            f"is taken to be like them (standard error of the tokens of a row: {error:.1%})"
         )
     scale = 1 / share
     return TokenCounts(
@@ -144,16 +153,30 @@ def vars_of(batch: MicroBatch) -> tuple[float, ...]:
     return batch.rows, batch.tokens, batch.labels, batch.longest
 
 
-def _drawn(train: Dataset, size: int, packed: bool, shares: bool, seed: int) -> list[MicroBatch]:
-    """Micro-batches of rows in random order; those with most tokens of a few epochs are in it."""
-    draw = np.random.default_rng(seed)
-    size = min(size, len(train))
-    order = np.concatenate([draw.permutation(len(train)) for _ in range(3)])
+def rows_of_run(config: TrainSettings, rows: float) -> float:
+    """Rows of all steps of a run. rows: of an epoch."""
+    if config.max_steps:
+        return config.max_steps * config.micro_batch_size * config.gradient_accumulation_steps
+    return (config.epochs or 1) * rows
+
+
+def _drawn(
+    config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
+) -> tuple[list[MicroBatch], MicroBatch]:
+    """(micro-batches of all sizes, the one with most tokens). rows: of all steps of the run."""
+    draw = np.random.default_rng(config.seed)
+    size = min(config.micro_batch_size, len(train))
+    passes = math.ceil(max(min(rows, MAX_DRAWN_ROWS), size) / len(train))
+    order = np.concatenate([draw.permutation(len(train)) for _ in range(passes)])
     groups = order[: len(order) // size * size].reshape(-1, size)
-    weights = train.lengths[groups].sum(1) if packed else train.lengths[groups].max(1)
-    by_size = np.argsort(-weights)
-    spread = by_size[:: max(len(by_size) // DRAWN, 1)]
-    return [_micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in spread]
+    lengths = train.lengths[groups]
+    by_size = np.argsort(-(lengths.sum(1) if packed else lengths.max(1)))
+
+    def counted(numbers: np.ndarray) -> list[MicroBatch]:
+        return [_micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers]
+
+    largest = max(counted(by_size[:LARGEST]), key=lambda b: (b.tokens, b.labels))
+    return counted(by_size[:: math.ceil(len(by_size) / DRAWN)]), largest
 
 
 def _micro_batch(rows: Sequence[Example], packed: bool, shares: bool) -> MicroBatch:

@@ -1,0 +1,208 @@
+"""What a run will cost, as text: the report of `lorica plan`, and the lines of `lorica train`."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lorica.errors import counted
+from lorica.plan.devices import Device
+from lorica.plan.estimate import Estimate
+from lorica.plan.fit import Change
+from lorica.plan.time import Span
+from lorica.training.config import TrainConfig
+
+WIDTH = 79
+MIB, GIB = 2**20, 2**30
+OPTIMIZERS = {"adamw": "AdamW", "paged_adamw": "AdamW, paged", "sgd": "SGD, which keeps nothing"}
+RUNTIMES = {"cpu": "Python, torch and transformers", "cuda": "CUDA's own memory on the card"}
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that reads best: 87 KiB, 12.6 GiB."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count / 1024:,.0f} KiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best: 41 ms, 12 s, 8 min, 3 h 20 min."""
+    if seconds < 1:
+        return f"{seconds * 1000:,.0f} ms"
+    if seconds < 100:
+        return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:,.1f} days"
+
+
+def span(seconds: Span) -> str:
+    """An expected time with its range."""
+    return f"{duration(seconds.expected)} ({duration(seconds.low)} to {duration(seconds.high)})"
+
+
+def report(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
+    """The report of `lorica plan`, line by line, at most 79 columns wide."""
+    name, device = config.method["name"], estimate.device
+    yield f"{name} on {config.base}, rows of {config.data.path}"
+    yield ""
+    yield f"  {verdict(estimate)}"
+    yield ""
+    yield from _table(_memory(estimate, config))
+    yield ""
+    yield from _table(_facts(estimate, config))
+    yield from notices(estimate, device)
+
+
+def verdict(estimate: Estimate) -> str:
+    """Whether the run fits, in one sentence."""
+    peak, device = size(estimate.memory.total), estimate.device
+    if device.memory_bytes <= 0:
+        return f"{peak} at the peak; the memory of {device.name} is not known"
+    memory = size(device.memory_bytes)
+    if estimate.fits:
+        return f"it fits: {peak} of the {memory} of {device.name}"
+    lacking = size(estimate.memory.total - device.memory_bytes)
+    return f"IT DOES NOT FIT: {peak}, and {device.name} has {memory} ({lacking} too much)"
+
+
+def _memory(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]]:
+    memory, batch = estimate.memory, estimate.tokens.largest
+    base = f"{_count(estimate.base_parameters)} parameters in {config.quantisation or config.dtype}"
+    recomputed = ", blocks recomputed" if config.gradient_checkpointing else ""
+    largest = f"{counted(round(batch.rows), 'row')}, {round(batch.tokens):,} tokens"
+    return [
+        ("peak memory", size(memory.total), "of a training step"),
+        ("  weights", size(memory.weights), base),
+        ("  adapter", size(memory.adapter), "its tensors and their gradients, in float32"),
+        ("  optimizer", size(memory.optimizer), OPTIMIZERS[config.optimizer]),
+        ("  activations", size(memory.activations), f"of {largest}{recomputed}"),
+        ("  logits", size(memory.logits), f"of {round(batch.labels):,} label tokens"),
+        ("  runtime", size(memory.runtime), RUNTIMES[estimate.device.kind]),
+    ]
+
+
+def _facts(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]]:
+    share = estimate.trained / estimate.base_parameters
+    facts = [
+        ("trained", _count(estimate.trained), f"parameters, {share:.2%} of the base"),
+        *(("  " + kind, _count(count), "") for kind, count in estimate.parameters.items()),
+        ("adapter file", size(estimate.adapter_bytes), ""),
+        ("rows", f"{estimate.rows:,}", f"{estimate.real_tokens:,} tokens in all"),
+        ("  learned", f"{estimate.label_tokens:,}", "tokens: the labels"),
+        ("  computed", f"{estimate.computed_tokens:,}", "tokens an epoch" + _saved(estimate)),
+        (
+            "steps",
+            f"{estimate.steps:,}",
+            f"of {counted(estimate.rows_per_step, 'row')}: {estimate.epochs:.3g} epochs",
+        ),
+    ]
+    if estimate.step is None or estimate.run is None:
+        unknown = f"the speed of {estimate.device.name} is not known"
+        return [*facts, ("time", "?", f"{unknown}; see --measure")]
+    return [
+        *facts,
+        ("time", duration(estimate.run.expected), _range(estimate.run)),
+        ("  a step", duration(estimate.step.expected), _range(estimate.step)),
+    ]
+
+
+def _range(seconds: Span) -> str:
+    return f"between {duration(seconds.low)} and {duration(seconds.high)}"
+
+
+def _saved(estimate: Estimate) -> str:
+    saved = 1 - estimate.computed_tokens / max(estimate.real_tokens, 1)
+    if saved > 0.005:
+        return f"; shared prefixes save {saved:.0%}"
+    return f"; padding adds {-saved:.0%}" if saved < -0.005 else ""
+
+
+def _count(count: int) -> str:
+    """A number of parameters, to three digits above a million."""
+    if count < 1_000_000:
+        return f"{count:,}"
+    unit, factor = ("B", 1e9) if count >= 1e9 else ("M", 1e6)
+    return f"{count / factor:,.2f} {unit}"
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    """Three columns: a name, a number to the right, and what it is of."""
+    names, numbers = (max(len(row[i]) for row in rows) for i in (0, 1))
+    for name, number, note in rows:
+        yield f"  {name:<{names}}  {number:>{numbers}}  {note}".rstrip()
+
+
+def notices(estimate: Estimate, device: Device) -> Iterator[str]:
+    texts = [*estimate.notices]
+    if texts:
+        yield ""
+    if device.kind == "cuda" and estimate.step is not None:
+        texts.append(f"time is from the data sheet of {device.name}: {device.source}")
+    for text in texts:
+        yield from textwrap.wrap(text, WIDTH, initial_indent="note: ", subsequent_indent="      ")
+
+
+def change_lines(change: Change, recipe: str) -> Iterator[str]:
+    """The change by which a run fits, and its recipe."""
+    peak = size(change.estimate.memory.total)
+    yield f"the first change that makes it fit ({peak}):"
+    yield ""
+    yield f"  {change.flags}"
+    yield f"  cost: {change.cost}"
+    yield ""
+    yield "the recipe with it:"
+    yield ""
+    yield from recipe.splitlines()
+
+
+def no_change_lines(together: Change) -> Iterator[str]:
+    """That no single change is enough, and how far all of them together get."""
+    peak, device = together.estimate.memory.total, together.estimate.device
+    yield "no single change makes it fit. All of them together:"
+    yield ""
+    yield f"  {together.flags}"
+    if together.estimate.fits:
+        yield f"  {size(peak)}: that fits"
+    else:
+        yield f"  {size(peak)}: still {size(peak - device.memory_bytes)} too much for {device.name}"
+
+
+def one_line(estimate: Estimate) -> str:
+    """The plan of a run in one line, before it is loaded."""
+    words = [f"planned: {size(estimate.memory.total)} of memory"]
+    if estimate.device.memory_bytes > 0:
+        words[0] += f" (of {size(estimate.device.memory_bytes)})"
+    words.append(f"{estimate.steps:,} steps")
+    if estimate.run is not None:
+        words.append(span(estimate.run))
+    words.append(f"an adapter of {size(estimate.adapter_bytes)}")
+    return ", ".join(words)
+
+
+def prediction(estimate: Estimate) -> dict[str, Any]:
+    """What results.json keeps of the plan as `predicted`."""
+    return {
+        "memory_bytes": estimate.memory.total,
+        "memory": {**asdict(estimate.memory)},
+        "seconds": None if estimate.run is None else asdict(estimate.run),
+        "adapter_bytes": estimate.adapter_bytes,
+        "device": estimate.device.name,
+    }
+
+
+def compared(predicted: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    """What a run took beside what was planned, in one line. figures: those of results.json."""
+    words = []
+    if peak := figures.get("peak_memory_bytes"):
+        off = predicted["memory_bytes"] / peak - 1
+        words.append(
+            f"{size(peak)} of memory (planned: {size(predicted['memory_bytes'])}, {off:+.0%})"
+        )
+    if (expected := predicted.get("seconds")) is not None:
+        planned = f"{duration(expected['low'])} to {duration(expected['high'])}"
+        words.append(f"{duration(figures['seconds'])} (planned: {planned})")
+    return "it took " + ", ".join(words)

@@ -1,0 +1,101 @@
+"""lorica plan, and the plan in lorica train: what they print, and their exit status."""
+
+import json
+import re
+
+import pytest
+
+from lorica import cli
+from tests.plan.planned import write_base, write_rows
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_rows(tmp_path / "rows.jsonl", 40)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return write_base(tmp_path / "llama")
+
+
+def test_a_plan_fits_80_columns_and_says_what_fits(capsys, rows):
+    assert cli.run(["plan", "--base", "bundled", "--data", rows, "--device", "24GiB"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert all(len(line) < 80 for line in lines[1:])  # the first has a path
+    assert "it fits: " in printed and "of the 24.0 GiB of 24GiB" in printed
+    for part in ("weights", "adapter", "optimizer", "activations", "logits", "runtime"):
+        assert any(line.strip().startswith(part) for line in lines)
+    assert "224,256  parameters, 4.53% of the base" in printed
+
+
+def test_a_run_that_does_not_fit_ends_with_status_4_and_the_recipe(capsys, rows, llama, tmp_path):
+    words = ["plan", "--base", llama, "--data", rows, "--device", "14GiB", "--dtype", "bfloat16"]
+    assert cli.run([*words, "--micro_batch_size", "64"]) == 4
+    printed = capsys.readouterr().out
+    assert "IT DOES NOT FIT" in printed
+    flags, recipe = printed.split("the recipe with it:\n\n")
+    assert re.search(r"--micro_batch_size \d+ --gradient_accumulation_steps \d+", flags)
+    (tmp_path / "fits.yaml").write_text(recipe)
+    assert cli.run(["plan", str(tmp_path / "fits.yaml"), "--device", "14GiB"]) == 0
+
+
+def test_a_run_that_no_change_makes_fit_says_by_how_much(capsys, rows, llama):
+    words = ["plan", "--base", llama, "--data", rows, "--device", "2GiB"]
+    assert cli.run(words) == 4
+    printed = capsys.readouterr().out
+    assert "no single change makes it fit" in printed
+    assert "--quantisation nf4 --method.r 1" in printed
+    assert "too much for 2GiB" in printed
+
+
+def test_json(capsys, rows, llama):
+    words = ["plan", "--base", llama, "--data", rows, "--device", "8GiB", "--dtype", "bfloat16"]
+    assert cli.run([*words, "--json"]) == 4
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["fits"] is False
+    assert printed["memory"]["total"] == sum(
+        size for part, size in printed["memory"].items() if part != "total"
+    )
+    assert printed["change"]["settings"] == {"quantisation": "nf4"}
+    assert printed["change"]["memory_bytes"] < 8 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--device", "h1000"], 2, "there is no device 'h1000'"),
+        (["--method.r", "0"], 2, "--method.r is 0; it must be a whole number (at least 1)"),
+        (["--method", "lorra"], 2, "there is no method 'lorra'"),
+        (["--method.q", "3"], 2, "--method.q is not a setting"),
+        (["--target_modules", "q_prj"], 2, "'q_prj' selects none"),
+        (["--data", "none.jsonl"], 3, "there is no file none.jsonl"),
+        (["--base", "no/such/folder"], 2, "there is no folder no/such/folder"),
+        (["--measure", "--device", "h100"], 2, "--measure times steps on "),
+    ],
+)
+def test_broken_input(capsys, rows, words, status, message):
+    given = ["--base", "bundled", "--data", rows, "--device", "24GiB"]
+    for i in range(0, len(given), 2):
+        if given[i] not in words:
+            words = [*words, *given[i : i + 2]]
+    assert cli.run(["plan", *words]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_base_must_be_named(capsys, rows):
+    assert cli.run(["plan", "--data", rows]) == 2
+    assert "no base was named" in capsys.readouterr().err
+
+
+def test_training_keeps_what_was_planned(capsys, rows, small_base, tmp_path):
+    words = ["train", "--base", str(small_base), "--data", rows, "--max_steps", "1"]
+    words += ["--output", str(tmp_path / "run")]
+    assert cli.run(words) == 0
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "run/results.json").read_text())["predicted"]
+    assert kept["device"] == "cpu" and kept["seconds"]["low"] < kept["seconds"]["high"]
+    assert kept["memory_bytes"] == sum(kept["memory"].values())
+    line = next(line for line in printed.splitlines() if line.startswith("it took "))
+    assert "of memory (planned: " in line

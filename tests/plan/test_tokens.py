@@ -1,0 +1,136 @@
+"""Tokens that are counted without transformers are those that training computes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from lorica.base.bundled import FOLDER
+from lorica.base.load import load_tokenizer
+from lorica.data.batch import pack
+from lorica.data.load import load_data
+from lorica.errors import DataError, FileError
+from lorica.plan import tokens
+from lorica.plan.shapes import read_shapes
+from lorica.plan.tokenizer import CharacterTokenizer, PlainTokenizer, open_tokenizer
+from lorica.plan.tokens import count_tokens
+from tests.plan.planned import settings, write_base, write_rows
+
+CHAT = [{"role": "user", "content": "What is broken?"}, {"role": "assistant", "content": "A lamp."}]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+def open_rows(path):
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def trained_rows(config):
+    data = load_data(config.data, load_tokenizer("bundled"), seed=config.seed, max_length=512)
+    return data.train
+
+
+def test_counts_are_those_of_training(rows):
+    config = settings(rows)
+    counts, train = count_tokens(config, read_shapes("bundled")), trained_rows(config)
+    assert counts.rows == len(train)
+    assert counts.real_tokens == train.lengths.sum()
+    assert counts.label_tokens == train.label_counts.sum()
+    assert counts.longest == train.lengths.max()
+    assert counts.error == 0
+
+
+def test_conversations_are_rendered_by_the_chat_template(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(9)))
+    config = settings(str(path))
+    counts = count_tokens(config, read_shapes("bundled"))
+    assert counts.real_tokens == trained_rows(config).lengths.sum()
+
+
+def test_a_micro_batch_counts_shared_prefixes_once(rows):
+    config = settings(rows, micro_batch_size=60, **{"data.validation": 0})
+    counts = count_tokens(config, read_shapes("bundled"))
+    batch = pack(list(trained_rows(config)), share_prefixes=True)
+    assert counts.largest.tokens == batch.input_ids.numel() < batch.tokens == counts.real_tokens
+    assert counts.computed_tokens == counts.largest.tokens
+
+
+def test_dropout_shares_nothing_and_a_base_that_cannot_pack_pads(rows):
+    config = settings(rows, micro_batch_size=60, **{"data.validation": 0, "method.dropout": 0.1})
+    shapes = read_shapes("bundled")
+    counts = count_tokens(config, shapes)
+    assert counts.computed_tokens == counts.real_tokens
+    padded = count_tokens(config, replace(shapes, packs=False))
+    assert padded.computed_tokens == 60 * padded.longest > padded.real_tokens
+
+
+def test_the_largest_micro_batch_of_a_run_has_its_longest_row(rows):
+    counts = count_tokens(settings(rows, micro_batch_size=1), read_shapes("bundled"))
+    assert counts.largest.tokens == counts.longest > counts.mean.tokens
+
+
+def test_a_large_file_is_estimated_from_its_first_rows(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", 4_000)
+    whole = count_tokens(settings(path), read_shapes("bundled"))
+    monkeypatch.setattr(tokens, "COUNTED_BYTES", 60_000)
+    sample = count_tokens(settings(path), read_shapes("bundled"))
+    assert sample.rows != whole.rows  # it is an estimate
+    assert sample.rows == pytest.approx(whole.rows, rel=0.02)
+    assert sample.real_tokens == pytest.approx(whole.real_tokens, rel=0.03)
+    assert 0 < sample.error < 0.02
+    assert "tokens are counted on the first" in sample.notices[0]
+
+
+def test_conditions_and_classes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": f"a {i}", "completion": " c", "condition": f"task{i % 3}"} for i in range(40)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    counts = count_tokens(settings(str(path)), read_shapes("bundled"))
+    assert counts.conditions == ("task0", "task1", "task2") and counts.classes is None
+    rows = [{"text": "a b c", "label": f"class{i % 4}"} for i in range(40)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    counts = count_tokens(settings(str(path)), read_shapes("bundled"))
+    assert counts.classes == 4
+    assert counts.label_tokens == counts.rows  # one of each row
+
+
+def test_a_row_that_is_too_long_is_the_error_of_training(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "word " * 3_000, "completion": " end"}))
+    with pytest.raises(DataError, match="longer than 512 tokens"):
+        count_tokens(settings(str(path)), read_shapes("bundled"))
+
+
+def test_tokens_of_a_base_without_tokenizer_are_estimated(tmp_path, rows):
+    base = write_base(tmp_path / "base")
+    counts = count_tokens(settings(rows, base), read_shapes(base))
+    assert "estimated as 4 characters each" in counts.notices[0]
+    tokenizer = open_tokenizer(tmp_path / "base")
+    assert isinstance(tokenizer, CharacterTokenizer)
+    assert len(tokenizer("a lamp", add_special_tokens=False)["input_ids"]) == 2
+    characters = sum(len("".join(json.loads(row).values())) for row in open_rows(rows))
+    assert counts.real_tokens == pytest.approx(characters / 4, rel=0.15)
+
+
+def test_the_plain_tokenizer_is_that_of_transformers():
+    plain, full = PlainTokenizer(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+    texts = ["Ticket: my lamp.", "", "ünï\n\n", "<|user|>a<|end|>"]
+    assert plain(texts)["input_ids"] == full(texts)["input_ids"]
+    assert plain.eos_token_id == full.eos_token_id
+    assert plain.chat_template == full.chat_template
+    assert plain.decode(plain(texts[0])["input_ids"]) == texts[0]
+
+
+def test_a_damaged_tokenizer_is_an_error(tmp_path, rows):
+    base = write_base(tmp_path / "base")
+    (tmp_path / "base/tokenizer.json").write_text("{}")
+    with pytest.raises(FileError, match=r"tokenizer\.json cannot be read"):
+        count_tokens(settings(rows, base), read_shapes(base))
