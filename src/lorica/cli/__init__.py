@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "Show what a run will cost before it starts: parameters, tokens, memory and time.",
     "check": "Show what would be trained on: lengths, truncation, duplicates, the loss mask.",
     "eval": "Measure an adapter beside its base on held-out rows.",
+    "report": "Write one HTML file about a run, or about a study.",
     "predict": "Predict the classes of new rows, with probabilities, by a classifier.",
     "generate": "Complete prompts with an adapter, or with a base.",
     "chat": "Talk with an adapter, or with a base, in the terminal.",
