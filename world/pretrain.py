@@ -21,10 +21,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from world.card import write_card
-from world.texts import KINDS, document
+from world.texts import KINDS, document, documents
 from world.tokens import CONTEXT, EOS, PAD, VOCABULARY, token_stream, train_tokenizer
 
 HELD_OUT_SEED = 999_983
+DOMAIN_DOCUMENTS = 100
+"""Held-out documents that come with the base, for `lorica eval --before own`."""
 TOKENIZER_DOCUMENTS = 20_000
 WARM_UP = 0.03  # share of the steps
 
@@ -197,7 +199,15 @@ def run(settings: Settings, out: Path, device: str, processes: int) -> None:
         "held_out_loss": {kind: round(loss, 4) for kind, (loss, _) in held_out.items()},
     }
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_domain(out)
     write_card(out)
+
+
+def write_domain(out: Path) -> None:
+    """Write held-out documents beside the weights, as rows of text."""
+    texts = (text for _, text in documents(DOMAIN_DOCUMENTS, HELD_OUT_SEED))
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (out / "domain.jsonl").write_text(rows, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,3 +4,5 @@ from pathlib import Path
 
 NAME = "bundled"
 FOLDER = Path(__file__).parent / "weights"
+DOMAIN = FOLDER / "domain.jsonl"
+"""Documents of the kinds that it was pretrained on, held out from it: to see what it forgets."""

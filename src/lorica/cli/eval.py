@@ -35,6 +35,7 @@ def evaluate(
     *words: Words,
     exact_match: Annotated[bool, Parameter(show_default=False)] = True,
     task: Tasks = None,
+    before: str | None = None,
     max_new_tokens: int | None = None,
     model: ModelOptions = AS_IN_TRAINING,
     predictions: Path | None = None,
@@ -52,6 +53,9 @@ def evaluate(
     task
         Scores of the answers, separated by commas: accuracy, bleu, character_accuracy, chrf, f1,
         json, json_valid, numeric, rouge_l.
+    before
+        Rows that the base knew before training, to see what the adapter forgot: a file, or "own"
+        for the domain of the bundled base.
     max_new_tokens
         Maximum number of new tokens of an answer. By default what the longest reference needs.
     predictions
@@ -73,6 +77,7 @@ def evaluate(
         data=data,
         exact_match=exact_match,
         tasks=comma_separated(task),
+        before=before,
         max_new_tokens=max_new_tokens,
         **model.as_dict(),
     )

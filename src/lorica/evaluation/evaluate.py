@@ -14,6 +14,7 @@ from lorica.data.config import DataConfig
 from lorica.data.load import Data, load_data
 from lorica.data.prompt_format import format_notices, with_training_templates
 from lorica.errors import ConfigError, DataError
+from lorica.evaluation.forgetting import before_settings, load_before_rows, measure_forgetting
 from lorica.evaluation.measure import Report, evaluate_loaded
 from lorica.evaluation.predictions import write
 from lorica.evaluation.task import tasks_named
@@ -31,6 +32,7 @@ def evaluate(
     allow_base: str | None = None,
     exact_match: bool = True,
     tasks: Sequence[str] = (),
+    before: str | None = None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 16,
@@ -43,6 +45,8 @@ def evaluate(
     dtype: "float32" or "bfloat16"; None: as in training, and float32 for a base alone.
     exact_match, tasks: what the answers are compared with the references by; tasks are the names of
         files in lorica.evaluation.tasks, such as "bleu".
+    before: rows that the base knew before training, a file or "own" for the domain that the bundled
+        base was pretrained on: the loss on them shows what the adapter forgot.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
     quantisation: of the base; None: as in training; "none": the float base.
 
@@ -57,9 +61,10 @@ def evaluate(
     loaded, adapted = open_model(
         path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
     )
-    check_writes_text(loaded, tasks, path)
+    _check_writes_text(loaded, tasks, before, path)
     config = with_training_templates(loaded.prompt_format, config)
     rows = _rows(config, loaded, path)
+    known = None if before is None else load_before_rows(before_settings(before, loaded), loaded)
     notices = seen_in_training(Path(path), rows.train.contents)
     notices += format_notices(loaded.prompt_format, rows.prompt_format, loaded.tokenizer)
     report = evaluate_loaded(
@@ -71,6 +76,8 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
+    if known is not None:
+        report = measure_forgetting(report, loaded, known, rows.train, adapted, batch_size)
     return replace(
         report,
         path=str(path),
@@ -110,12 +117,21 @@ def _check_counts(**counts: int | None) -> None:
             raise ConfigError(f"{name} is {count}; it must be at least 1.", fix=f"change {name}")
 
 
-def check_writes_text(loaded: LoadedModel, tasks: Sequence[str], path: str | Path) -> None:
-    """Raises: ConfigError if tasks are named for a classifier."""
-    if tasks and loaded.labels is not None:
+def _check_writes_text(
+    loaded: LoadedModel, tasks: Sequence[str], before: str | None, path: str | Path
+) -> None:
+    """Raises: ConfigError if a classifier is asked for what only a language model has."""
+    if loaded.labels is None:
+        return
+    if tasks:
         raise ConfigError(
-            f"{path} is a classifier: it writes no text that {', '.join(tasks)} could compare.",
+            f"{path} is a classifier: it writes no text that {', '.join(tasks)} could score.",
             fix="leave --task out; accuracy, macro F1 and F1 of each class are in every report",
+        )
+    if before is not None:
+        raise ConfigError(
+            f"{path} is a classifier: it has no loss on text, so --before cannot be measured.",
+            fix="leave --before out",
         )
 
 

@@ -142,10 +142,10 @@ def evaluate_loaded(
         no row has a label, none has the condition that the adapter needs, or no reference is of
         the kind that a task compares.
     """
-    compared = {"exact_match": ExactMatch()} if exact_match else {}
+    compared: dict[str, Task] = {"exact_match": ExactMatch()} if exact_match else {}
     compared = {} if loaded.labels is not None else {**compared, **(tasks or {})}
     asked = question_set(loaded, examples if compared else [], max_new_tokens)
-    notices = [*asked.notices, *check_references(compared, asked.rows)]
+    notices = [*asked.notices, *check_references(tasks or {}, asked.rows)]
     notices += prepare_conditions(loaded, examples)
     if adapted:
         check_adapter_acts(loaded.model, examples)
@@ -244,14 +244,14 @@ def _task_measures(tasks: Mapping[str, Task], systems: list[ModelScores]) -> lis
 
 def _task_notices(systems: list[ModelScores]) -> list[str]:
     """The notices of the tasks; those of one system alone with its name."""
-    notices: dict[str, list[str]] = {}
+    notices: dict[tuple[str, str], list[str]] = {}
     for system, name in zip(systems, ("base", "adapter"), strict=False):
         for task, scores in system.tasks.items():
             for notice in scores.notices:
-                notices.setdefault(f"{task}: {notice}", []).append(name)
+                notices.setdefault((task, notice), []).append(name)
     return [
-        notice if len(names) == len(systems) else f"{names[0]}, {notice}"
-        for notice, names in notices.items()
+        f"{task}: {notice}" if len(names) == len(systems) else f"{task}, {names[0]}: {notice}"
+        for (task, notice), names in notices.items()
     ]
 
 

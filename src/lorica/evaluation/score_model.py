@@ -50,9 +50,9 @@ def score_model(
 ) -> ModelScores:
     """Score the model as it is now.
 
-    asked: the rows that it answers, from `question_set(loaded, examples)`; check their references
-        with `task.check_references` first. tasks: from `task.tasks_named`; without one, and without
-        questions, nothing is written.
+    examples: loaded with `texts=True`. asked: the rows that it answers, from `question_set(loaded,
+        examples)`, or none. tasks: from `task.tasks_named`; give their references to
+        `task.check_references` first.
     Raises: TrainingError if a loss is not finite; DataError if no row has a label.
     """
     losses = score(loaded.model, examples, batch=batch_size)

@@ -6,7 +6,7 @@ file there: `lorica eval --task` and studies find it by its name.
 Letters: R rows, K sufficient statistics of a row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -88,12 +88,17 @@ def tasks_named(names: Iterable[str]) -> dict[str, Task]:
     return {name: Task.named(name)() for name in names}
 
 
-def check_references(tasks: dict[str, Task], rows: Sequence[RenderedRow]) -> list[str]:
+def check_references(tasks: Mapping[str, Task], rows: Sequence[RenderedRow]) -> list[str]:
     """Check that the references of the rows are what the tasks need, before a model answers.
 
     Returns: notices on rows that a task leaves out.
-    Raises: DataError if a task can score no row; it names the first one.
+    Raises: DataError if there are tasks and no rows, or a task can score none; it names the first.
     """
+    if tasks and not rows:
+        raise DataError(
+            f"no row has a prompt and an answer, which {listed(tasks, 9)} would compare.",
+            fix="give rows with prompts and answers, or measure the loss alone, without tasks",
+        )
     notices = []
     for name, task in tasks.items():
         wrong = [row for row in rows if not can_score(task, row)]
