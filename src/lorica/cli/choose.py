@@ -30,7 +30,7 @@ app = App(
 @app.default
 def choose(
     *words: Words,
-    memory: str = "cpu",
+    memory: str | None = None,
     goal: Literal["quality", "forget-less", "small", "fast"] = "quality",
     serve: Literal["lorica", "vllm", "llamacpp"] = "lorica",
     output: Path | None = None,
@@ -44,7 +44,8 @@ def choose(
     Parameters
     ----------
     memory
-        Memory that the training may take (24GiB), or a device (h100); cpu is this machine.
+        Memory that the training may take (24GiB), or a device (h100, cpu). By default what lorica
+        train would use here.
     goal
         What counts most.
     serve
@@ -70,9 +71,11 @@ def choose(
     from lorica.plan.choose.choice import choose as decide
     from lorica.plan.choose.gather import gather
     from lorica.plan.choose.recipe import recipe_yaml
+    from lorica.plan.current_device import current_device
     from lorica.plan.devices import device_named
 
-    gathered = gather(config, device_named(memory), goal, serve)
+    device = current_device() if memory is None else device_named(memory)
+    gathered = gather(config, device, goal, serve)
     choice = decide(gathered.situation)
     given = _given(config, gathered.data)
     recipe = recipe_yaml(choice, given, gathered.why, " ".join(["lorica", *sys.argv[1:]]))
