@@ -8,7 +8,8 @@ other seeds would give other figures. The variance of a figure is
 
 Their sum is a little too large, for noise of one row in one run is in both; that is on the safe
 side. The variance over three seeds is itself hardly known: two degrees of freedom. Where a study
-has three sides or more, it is averaged with that of all sides, which doubles them.
+has three sides or more, it is averaged with that of all sides, if that is larger, which doubles
+the degrees of freedom.
 
 The two parts have different degrees of freedom. The p-value of a figure is the average of those of
 the two Student distributions, weighted by their parts of the variance: Cochran's approximation of
@@ -104,7 +105,7 @@ def variance_of(table: Table, pooled: float | None = None) -> Variance | None:
     noise = float((single**2).sum()) / ((rows - 1) * (seeds - 1))
     return Variance(
         rows=row_variance(table),
-        seeds=(own if pooled is None else (own + pooled) / 2) / seeds,
+        seeds=(own if pooled is None else max(own, (own + pooled) / 2)) / seeds,
         mixed=noise / (rows * seeds),
         row_df=max(table.effective - 1, 1.0),
         seed_df=(seeds - 1) * (1 if pooled is None else 2),

@@ -32,7 +32,7 @@ def solve(falling: Callable[[float], float], target: float) -> float:
     low, high = 0.0, 1.0
     while falling(high) > target and high < LARGEST:
         low, high = high, 4 * high
-    for _ in range(45):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if falling(middle) > target else (low, middle)
     return high

@@ -14,6 +14,9 @@ FORGOTTEN = "forgotten"
 BEFORE = "before"
 """Under this name, StudyResult.base may have the loss of the base on the "before" rows."""
 
+MIN_STEADY, UNSTEADY = 4, 5.0
+"""Fewest sides of which one can be called unsteady, and by how much it differs from the median."""
+
 
 @dataclass(frozen=True)
 class StudyTables:
@@ -41,7 +44,26 @@ def tables_of(result: StudyResult, combine: Mapping[str, Combine]) -> StudyTable
                 tables[measure][side.name] = table
             except ValueError as error:
                 notices.append(f"{side.name} has no statistics of {error}")
+    notices += unsteady(tables.get(result.goal, {}), result.reference)
     return StudyTables(tables, failed, tuple(notices))
+
+
+def unsteady(tables: Mapping[str, Table], reference: str) -> Iterator[str]:
+    """Sides whose seeds differ far more than those of the others: verdicts on them are less sure.
+
+    Only of 4 sides or more: of fewer, it is open which one is the exception.
+    """
+    spreads = {n: float(t.values.std(ddof=1)) for n, t in tables.items() if len(t.values) > 1}
+    if len(spreads) < MIN_STEADY:
+        return
+    usual = float(np.median([*spreads.values()]))
+    for name, spread in spreads.items():
+        if spread > UNSTEADY * usual > 0:
+            advice = "compare with a steadier reference" if name == reference else "add seeds"
+            yield (
+                f"{name} differs from seed to seed by {spread:.2g} (standard deviation), the "
+                f"others by {usual:.2g}: {advice}, or take its verdicts with care"
+            )
 
 
 def minus_before(after: Table, finals: list[Final], base: Mapping[str, MeasureScores]) -> Table:

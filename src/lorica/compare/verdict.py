@@ -11,6 +11,8 @@ from lorica.compare.pairs import Comparison, compare, may_be_best, order
 from lorica.compare.results import Better, StudyResult
 from lorica.compare.sentences import sentences
 from lorica.compare.study_tables import FORGOTTEN, learned, tables_of
+from lorica.errors import LoricaError
+from lorica.evaluation.task import Task
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,12 @@ class StudyVerdict:
 def verdict_of(result: StudyResult, combine: Mapping[str, Combine] | None = None) -> StudyVerdict:
     """The statistics of a study.
 
-    combine: by corpus measure, what the sums of its statistics come to.
+    combine: by corpus measure, what the sums of its statistics come to; None: as the tasks of
+    these names have it.
     """
-    combine = combine or {}
+    notices: list[str] = []
+    if combine is None:
+        combine, notices = combines_of(result)
     study = tables_of(result, combine)
     goal, sides = study.tables[result.goal], {side.name: side for side in result.sides}
     better: Better = "lower"
@@ -92,8 +97,21 @@ def verdict_of(result: StudyResult, combine: Mapping[str, Combine] | None = None
         fronts=fronts(sides, {name: sign * table.value for name, table in goal.items()}),
         tradeoffs=tuple(tradeoffs(result, study.tables, combine)),
         sentences=sentences(result, goal, ranking, best, with_goal),
-        notices=study.notices,
+        notices=(*notices, *study.notices),
     )
+
+
+def combines_of(result: StudyResult) -> tuple[dict[str, Combine], list[str]]:
+    """What the tasks of a study's corpus measures combine their statistics with, and notices."""
+    combines, notices = {}, []
+    finals = [final for side in result.sides for final in side.finals]
+    names = dict.fromkeys(n for f in finals for n, scores in f.scores.items() if scores.statistics)
+    for name in names:
+        try:
+            combines[name] = Task.named(name)().combine
+        except LoricaError as error:
+            notices.append(f"{name} has no intervals: {error.what}")
+    return combines, notices
 
 
 def measured(name: str, tables: Mapping[str, Mapping[str, Table]]) -> dict[str, SideMeasure]:
