@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -118,7 +119,6 @@ def test_a_known_architecture_and_the_headers_of_its_weights_agree():
             assert (own.kind, own.inputs, own.outputs, own.layer, own.parameters) == (
                 site.kind, site.inputs, site.outputs, site.layer, site.parameters
             )  # fmt: skip
-    assert shapes.checkpoint == (9_908_624, "bfloat16")
 
 
 def test_an_unknown_architecture_is_read_from_its_weights(tmp_path):
@@ -128,7 +128,69 @@ def test_an_unknown_architecture_is_read_from_its_weights(tmp_path):
     base = write(tmp_path, **{**config, "model_type": "lama"})
     shapes = read_shapes(base)
     assert shapes.parameters == read_shapes("bundled").parameters
-    assert "architecture lama is not known" in shapes.notices[0]
+    assert "layers of this lama model are read from its weights" in shapes.notices[0]
+
+
+def test_weights_with_more_parts_than_the_architecture_are_read_themselves(tmp_path):
+    """As those of a model of text and images, whose config names its language model."""
+    from safetensors.numpy import save_file
+
+    weights = {"model.embed_tokens.weight": (64, 32), "model.norm.weight": (32,)}
+    for name, (out, inputs) in {"self_attn.q_proj": (32, 32), "mlp.up_proj": (48, 32)}.items():
+        weights[f"model.layers.0.{name}.weight"] = (out, inputs)
+    weights["vision.blocks.0.proj.weight"] = (128, 128)
+    tensors = {name: np.zeros(shape, np.float16) for name, shape in weights.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    base = write(tmp_path, model_type="llama", **{**SMALL, "num_hidden_layers": 1})
+    shapes = read_shapes(base)
+    assert shapes.parameters == sum(t.size for t in tensors.values())
+    assert [s.name for s in shapes.sites if s.kind == "attention"] == ["model.layers.0.self_attn"]
+
+
+def test_masks_in_old_checkpoints_are_no_parameters(tmp_path):
+    from safetensors.numpy import save_file
+
+    mask = {"h.0.attn.bias": np.zeros((1, 1, 8, 8), np.float32)}
+    save_file({**mask, "wte.weight": np.zeros((4, 2), np.float32)}, tmp_path / "m.safetensors")
+    assert weight_tensors(tmp_path) == {"wte.weight": (4, 2)}
+
+
+def test_of_the_hub_only_config_and_tokenizer_are_downloaded(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from lorica.base import hub
+
+    asked = []
+
+    def download(repo, name):
+        asked.append((repo, name))
+        if name == "chat_template.jinja":
+            raise OSError("404")
+        return str(tmp_path / name)
+
+    write(tmp_path, model_type="llama", **SMALL)
+    monkeypatch.setattr(hub, "reachable_or_cached", lambda repo: repo)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert read_shapes("acme/some-llama").hidden == 32
+    assert {name for _, name in asked} == {
+        "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+    }  # fmt: skip
+
+
+def test_a_model_that_the_hub_does_not_give(monkeypatch):
+    import huggingface_hub
+
+    from lorica.base import hub
+
+    def refuse(repo, name):
+        raise OSError("401 Client Error: it is gated\nmore")
+
+    monkeypatch.setattr(hub, "reachable_or_cached", lambda repo: repo)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(BaseError, match="the hub does not give config") as raised:
+        read_shapes("acme/gated")
+    assert raised.value.facts["why"] == "401 Client Error: it is gated"
 
 
 def test_an_unknown_architecture_without_weights_is_refused_by_name(tmp_path):

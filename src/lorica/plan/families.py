@@ -158,7 +158,8 @@ class Gpt2:
         return heads, heads, config["n_embd"] // heads
 
 
-FAMILIES: dict[str, LlamaLike | Gpt2] = {
+Family = LlamaLike | Gpt2
+FAMILIES: dict[str, Family] = {
     "llama": LlamaLike(reads_mlp_bias=True),
     "mistral": LlamaLike(qkv_bias=False, out_bias=False),
     "qwen2": LlamaLike(qkv_bias=True, out_bias=False),

@@ -1,5 +1,7 @@
-"""The layers of an architecture that is not known, from the names and shapes of its weights."""
+"""The layers of a model from the names and shapes of its weights: of an architecture that is not
+known, or of one with more parts than its language model."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +9,8 @@ from pathlib import Path
 from lorica.base.untrusted_files import header_of, weight_files
 from lorica.plan.families import SiteShape
 
-DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
-"""Bytes of an element by its dtype in a safetensors file; 1 for the others."""
+BUFFERS = re.compile(r"(attn\.(masked_)?bias|inv_freq)$")
+"""Masks and frequencies that old checkpoints hold: they are no parameters."""
 EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|word_embeddings|tok_embeddings)([._]|$)")
 HEADS = ("lm_head", "score", "classifier", "output", "embed_out")
 QUERIES = {"q_proj", "query", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "wq", "q_lin"}
@@ -23,13 +25,17 @@ def weight_tensors(folder: Path) -> dict[str, tuple[int, ...]]:
         name: tuple(entry["shape"])
         for file in weight_files(folder)
         for name, entry in header_of(file).items()
-        if name != "__metadata__"
+        if name != "__metadata__" and not BUFFERS.search(name)
     }
 
 
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the weights in the files of a base."""
-    return sum(file.stat().st_size for file in weight_files(folder))
+def elements(tensors: Tensors, *, heads: bool = True) -> int:
+    """Elements of all tensors. heads: those of output heads too."""
+    return sum(
+        math.prod(shape)
+        for name, shape in tensors.items()
+        if heads or name.split(".")[-2:][0] not in HEADS
+    )
 
 
 def sites_in(tensors: Tensors) -> list[SiteShape]:
@@ -54,7 +60,7 @@ def sites_in(tensors: Tensors) -> list[SiteShape]:
 
 
 def _site(name: str, leaf: str, tensors: Tensors) -> SiteShape:
-    size = sum(_elements(shape) for shape in tensors.values())
+    size = elements(tensors)
     weight, layer = tensors.get("weight", ()), _block_of(name)
     if len(weight) != 2:
         return SiteShape(name, "other", 0, 0, layer, size)
@@ -63,13 +69,6 @@ def _site(name: str, leaf: str, tensors: Tensors) -> SiteShape:
         return SiteShape(name, "embedding", rows, columns, layer, size)
     is_head = leaf in HEADS and layer is None
     return SiteShape(name, "linear", columns, rows, layer, size, is_head)
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _block_of(name: str) -> int | None:

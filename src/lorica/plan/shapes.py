@@ -19,6 +19,8 @@ from lorica.plan.families import FAMILIES, Config, SiteShape
 
 BLOCK, SECOND_BLOCK = 64, 256
 """Weights per scale of a 4-bit layer, and scales per scale of the second level."""
+MAX_UNKNOWN = 0.01
+"""Share of a known architecture's parameters by which its weights may differ from them."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 COUNTS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -36,8 +38,8 @@ class Shapes:
 
     base: as it was asked for. family: model_type of its config. context: longest row in tokens;
     None: not stated. tied: the output head is the embedding. gated: the MLP has two layers that
-    read its input. packs: rows are trained packed, not padded. checkpoint: (bytes, dtype) of its
-    files; None without files. window: tokens that a layer with sliding attention sees.
+    read its input. packs: rows are trained packed, not padded. quantised: how its
+    files are quantised already; None: they hold floats.
     """
 
     base: str
@@ -54,8 +56,6 @@ class Shapes:
     gated: bool
     packs: bool
     sites: tuple[SiteShape, ...]
-    checkpoint: tuple[int, str] | None = None
-    window: int | None = None
     quantised: str | None = None
     notices: tuple[str, ...] = field(default=(), compare=False)
 
@@ -106,7 +106,9 @@ def read_shapes(base: str) -> Shapes:
     tensors = headers.weight_tensors(folder) if has_weights else {}
     notices = () if has_weights else (f"{base} has no weights here: sizes are from config.json",)
     family = str(config.get("model_type") or "unknown")
-    known = FAMILIES.get(family)
+    known, quantised = FAMILIES.get(family), _quantised(config)
+    if known is not None and tensors and not quantised:
+        known = known if _holds(known, config, tensors) else None
     if known is None and not tensors:
         raise BaseError(
             f"{base} is a {family} model, whose layers are not known from config.json alone.",
@@ -126,7 +128,7 @@ def read_shapes(base: str) -> Shapes:
         head_size = int(families.field(config, "head_dim", default=sizes["hidden"] // heads))
         sites = tuple(headers.sites_in(tensors))
         tied, packs = not any(site.is_head for site in sites), True
-        notices += (f"the architecture {family} is not known: its layers are from its weights",)
+        notices += (f"the layers of this {family} model are read from its weights",)
     inner = families.field(config, "intermediate_size", "n_inner", default=4 * sizes["hidden"])
     return Shapes(
         base=base,
@@ -143,9 +145,7 @@ def read_shapes(base: str) -> Shapes:
         gated=any(site.name.endswith(("gate_proj", "gate_up_proj")) for site in sites),
         packs=packs,
         sites=sites,
-        checkpoint=_checkpoint(folder, config) if has_weights else None,
-        window=config.get("sliding_window"),
-        quantised=_quantised(config),
+        quantised=quantised,
         notices=notices,
     )
 
@@ -211,14 +211,16 @@ def _sizes(base: str, config: Config) -> dict[str, int]:
     return sizes
 
 
+def _holds(family: families.Family, config: Config, tensors: headers.Tensors) -> bool:
+    """Whether the weights are those of the family's layers, and of no further parts (images)."""
+    sizes = {s.name: s.parameters for s in family.sites(config) if s.parameters and not s.is_head}
+    rest = headers.elements(tensors, heads=False) - sum(sizes.values())
+    return abs(rest) <= MAX_UNKNOWN * sum(sizes.values())
+
+
 def _softcapped(config: Config, family: str) -> bool:
     """Attention with soft caps, as in Gemma 2, is not packed."""
     return family == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None
-
-
-def _checkpoint(folder: Path, config: Config) -> tuple[int, str]:
-    dtype = families.field(config, "dtype", "torch_dtype", default="float32")
-    return headers.weight_bytes(folder), str(dtype)
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:
