@@ -1,7 +1,7 @@
 """The charts of a study, each with its text alternative, and the tables of their numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -21,7 +21,7 @@ from lorica.compare.report.numbers import (
 from lorica.compare.report.panels import Axes, Panel, axes_of, draw_panel
 from lorica.compare.report.scatter import Axis, Bar, Dot, draw_scatter
 from lorica.compare.report.series import Series, rank_label
-from lorica.compare.report.table import figures_of, is_better, words
+from lorica.compare.report.table import between, figure_decimals, figures_of, is_better, words
 from lorica.compare.report.text import visible_name
 from lorica.compare.results import StudyResult
 from lorica.compare.verdict import StudyVerdict
@@ -39,12 +39,14 @@ class Plain:
 
 @dataclass(frozen=True)
 class Chart:
-    """drawings: one, or the same for a wide and for a narrow window. swatch: beside the title."""
+    """drawings: one, or the same for a wide and for a narrow window. swatch: beside the title.
+    text, numbers: below it."""
 
     title: str
     drawings: Sequence[Markup]
     swatch: Markup = field(default_factory=Markup)
     text: str = ""
+    numbers: Plain | None = None
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ def forgetting_chart(
 ) -> Chart | None:
     """What each side learned against what it forgot; None if either was not measured."""
     tradeoffs = {tradeoff.side: tradeoff for tradeoff in verdict.tradeoffs}
-    dots = []
+    dots, names = [], []
     for group in series:
         for side in group.sides:
             if (tradeoff := tradeoffs.get(side.name)) is not None:
                 x, y = bar_of(tradeoff.forgotten), bar_of(tradeoff.learned)
-                name = visible_name(side.name)
-                tip = f"{name}: learned {y.value:.3g}, forgot {x.value:.3g}"
+                names.append(side.name)
+                tip = f"{visible_name(side.name)}: learned {y.value:.3g}, forgot {x.value:.3g}"
                 dots.append(Dot(group.number, rank_label(side), tip, x, y))
     if not dots:
         return None
@@ -96,7 +98,21 @@ def forgetting_chart(
         )
         for size, kind in ((WIDE, "chart wide"), (NARROW, "chart narrow"))
     ]
-    return Chart("Learned against forgotten", drawings, text=text)
+    learned = {name: t.learned for name, t in tradeoffs.items()}
+    forgotten = {name: t.forgotten for name, t in tradeoffs.items()}
+    columns = [_column(figures, names) for figures in (learned, forgotten)]
+    rows = [*zip(map(visible_name, names), *columns, strict=True)]
+    numbers = Plain(("side", "learned", "forgotten"), rows)
+    return Chart("Learned against forgotten", drawings, numbers=numbers)
+
+
+def _column(figures: Mapping[str, Figure], names: Sequence[str]) -> list[str]:
+    """The figures with their intervals over rows and seeds, with the same digits."""
+    decimals = figure_decimals(figures.values())
+    return [
+        f"{written(f.value, decimals, signed=True)} {between(f.over_both, decimals, signed=True)}"
+        for f in (figures[name] for name in names)
+    ]
 
 
 def bar_of(figure: Figure) -> Bar:

@@ -1,9 +1,10 @@
 """The page of one run, from its own folder: what it learned, what it cost, and how to repeat it."""
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lorica import plain_files, strict_json
 from lorica.compare.report.charts import Plain
@@ -202,8 +203,7 @@ def _heats(results: Mapping[str, Any]) -> list[HeatMap]:
 def _samples(evaluation: Mapping[str, Any], detail: Detail) -> list[Sample]:
     """The answers of base and adapter to a few rows."""
     samples = []
-    examples = evaluation.get("examples")
-    for example in examples[: detail.samples] if isinstance(examples, list) else ():
+    for example in _list(evaluation.get("examples"))[: detail.samples]:
         row = _mapping(example)
         answers = [
             ((number, name), row[name])
@@ -223,10 +223,10 @@ def _notices(
     """(where, what) of training and evaluation; of a run that is not finished, from its log."""
     logged = [event.get("text") for event in events if event.get("event") == "line"]
     for where, lines in (
-        ("training", results.get("lines", []) if results else logged),
-        ("evaluation", evaluation.get("lines", [])),
+        ("training", results.get("lines") if results else logged),
+        ("evaluation", evaluation.get("lines")),
     ):
-        yield from ((where, text) for text in lines if isinstance(text, str))
+        yield from ((where, text) for text in _list(lines) if isinstance(text, str))
 
 
 def _versions(folder: Path) -> list[tuple[str, str]]:
@@ -242,9 +242,13 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
-def _is_count(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and value >= 0
