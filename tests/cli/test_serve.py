@@ -26,6 +26,7 @@ from lorica.cli.served_adapters import parse_adapters
 from lorica.core.state import adapter_state
 from lorica.serve.keys_file import new_entry
 from tests.serve.live_server import eventually
+from tests.serve.real_server import accepted
 
 
 def write_adapter(folder: Path, method: str, seed: int) -> Path:
@@ -272,7 +273,7 @@ def test_sigterm_under_load_cuts_no_stream_without_an_error_event(root):
         for thread in threads:
             thread.start()
         metrics = f"{url}/metrics"
-        assert eventually(lambda: "lorica_requests_running 4.0" in httpx2.get(metrics).text)
+        assert eventually(lambda: accepted(httpx2.get(metrics).text) == len(threads))
         assert eventually(lambda: httpx2.get(metrics).text.count('reason="') > 0)
         process.send_signal(signal.SIGTERM)
         for thread in threads:

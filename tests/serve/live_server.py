@@ -91,7 +91,7 @@ def running(engine: WordEngine, gate: Any = None) -> Iterator[Live]:
         thread.join()
 
 
-def eventually(condition: Any, seconds: float = 30.0) -> bool:
+def eventually(condition: Any, seconds: float = 60.0) -> bool:
     """Whether `condition()` becomes true."""
     until = time.monotonic() + seconds
     while not condition():

@@ -36,13 +36,14 @@ class RealServer:
 def serving(base: Path, adapters: Path, log: Path, *options: str) -> Iterator[RealServer]:
     """A server of every adapter in a folder. It is killed at the end of the block if it runs.
 
-    log: the file of its stderr. (A pipe that nobody reads would stop it when it is full.)
+    log: the file of its stderr. (A pipe that nobody reads would stop it when it is full.) It has
+    one heap: else how much it holds depends on the number of processors.
     """
     command = [sys.executable, "-m", "lorica", "serve", str(base), "--adapters", str(adapters)]
     with log.open("w") as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", "--admin_port", "0", *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -61,6 +62,15 @@ def serving(base: Path, adapters: Path, log: Path, *options: str) -> Iterator[Re
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def accepted(figures: str) -> int:
+    """How many answers a server has begun, from the text of /metrics: those that wait, run and have
+    ended. A client cannot know: its request may still be on its way."""
+    values = dict(line.rsplit(" ", 1) for line in figures.splitlines() if line[0] != "#")
+    ended = [name for name in values if name.startswith("lorica_requests_total{")]
+    counted = ("lorica_requests_waiting", "lorica_requests_running", *ended)
+    return sum(int(float(values[name])) for name in counted)
 
 
 def body_of(ask: Ask, shelf: Shelf, base_name: str, *, stream: bool) -> dict[str, Any]:

@@ -139,7 +139,10 @@ def test_logprobs_belong_to_the_tokens(engine):
         assert own.top[0][2] >= own.top[1][2]
 
 
-def test_a_cancelled_answer_frees_its_slot_in_whatever_state(engine):
+def test_a_cancelled_answer_frees_its_slot_in_whatever_state(engine, monkeypatch):
+    step, are_cancelled = engine._decoder.step, threading.Event()
+    monkeypatch.setattr(engine._decoder, "step", lambda: (are_cancelled.wait(0.05), step())[1])
+
     async def run():
         answers = [engine.submit(job(engine, n=100)) for _ in range(8)]
         streams = [aiter(answer) for answer in answers]
@@ -147,6 +150,7 @@ def test_a_cancelled_answer_frees_its_slot_in_whatever_state(engine):
         for answer in answers:  # four have slots, four wait
             answer.cancel()
             answer.cancel()
+        are_cancelled.set()
         ends = []
         for stream in streams:
             async for event in stream:
@@ -345,19 +349,22 @@ def test_logprobs_are_of_the_text_that_the_answer_has(engine):
             assert len("".join(p.text for p in piece.logprobs)) <= len(so_far)
 
 
-def test_draining_finishes_what_it_can_and_says_so_of_the_rest(folders):
+@pytest.mark.parametrize(
+    ("seconds", "slowly", "reason"), [(60.0, 0.0, "length"), (0.05, 0.05, "shutdown")]
+)
+def test_draining_finishes_what_it_can_and_says_so_of_the_rest(seconds, slowly, reason):
+    """slowly: seconds that each of 110 steps takes longer."""
     engine = build({}, slots=1)
+    step = engine._decoder.step
+    engine._decoder.step = lambda: (time.sleep(slowly), step())[1]
 
     async def run():
-        short, long = engine.submit(job(engine, n=2)), engine.submit(job(engine, n=110))
-        drained = asyncio.create_task(asyncio.to_thread(engine.drain, 0.2))
-        ends = [(await collect(answer))[2].reason for answer in (short, long)]
-        return ends, await drained
+        answer = engine.submit(job(engine, n=110))
+        drained = asyncio.create_task(asyncio.to_thread(engine.drain, seconds))
+        return (await collect(answer))[2].reason, await drained
 
     try:
-        ends, ended = asyncio.run(run())
-        assert ends[0] in ("length", "stop")
-        assert (ends[1] == "shutdown") == (ended == 1)
+        assert asyncio.run(run()) == (reason, int(reason == "shutdown"))
         with pytest.raises(Unavailable, match="shutting down"):
             engine.submit(job(engine))
     finally:

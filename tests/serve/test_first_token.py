@@ -5,6 +5,7 @@ Steps, not seconds: what else the machine does changes neither their number nor 
 
 import asyncio
 import random
+import threading
 
 import pytest
 
@@ -15,15 +16,20 @@ from lorica.serve.exchange import End, Job
 
 
 class Counted:
-    """Counts the steps of an engine, and those at which each prompt got its first token."""
+    """Counts the steps of an engine, and those at which each prompt got its first token.
+
+    before_steps: while it is held, no step begins.
+    """
 
     def __init__(self, engine):
         self.started, self.firsts = 0, {}
+        self.before_steps = threading.Lock()
         self._step = engine._decoder.step
         engine._decoder.step = self.step
 
     def step(self):
-        self.started += 1
+        with self.before_steps:
+            self.started += 1
         rows = self._step()
         for row in rows:
             self.firsts.setdefault(row.request.prompt, self.started)
@@ -63,8 +69,9 @@ def test_the_first_token_comes_within_twice_the_steps_that_it_takes_alone(engine
         return prompt, engine.submit(job)
 
     async def steps_until_first_token(tenant, length):
-        before = counted.started
-        prompt, answer = submit(tenant, length, 2)
+        with counted.before_steps:
+            before = counted.started
+            prompt, answer = submit(tenant, length, 2)
         await end_of(answer)
         return counted.firsts[prompt] - before
 

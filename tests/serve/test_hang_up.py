@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import openai
 import pytest
@@ -77,14 +78,15 @@ def test_without_a_stream_and_with_several_choices(live):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_whose_time_is_up(live, stream):
-    live.engine.seconds_per_token = 1.0
-    settings = {"base_url": f"{live.url}/v1", "api_key": "-", "max_retries": 0, "timeout": 0.3}
+    live.engine.seconds_per_token = 60.0
+    settings: dict[str, Any] = {"base_url": f"{live.url}/v1", "api_key": "-", "max_retries": 0}
+    settings["timeout"] = openai.Timeout(20, read=0.3)
     with openai.OpenAI(**settings) as client, pytest.raises(openai.APITimeoutError):
         answer = client.completions.create(
             model="alice", prompt="long", max_tokens=1000, stream=stream
         )
         list(answer)
-    assert eventually(lambda: not live.engine.open) and live.engine.cancelled == 1
+    assert eventually(lambda: live.engine.cancelled == 1) and not live.engine.open
 
 
 def test_before_the_body_is_complete(live):

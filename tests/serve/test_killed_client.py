@@ -38,7 +38,7 @@ def test_its_slots_are_free_within_one_step(count, small_base, tmp_path, monkeyp
     def count_step():
         nonlocal steps
         steps += 1
-        time.sleep(0.005)  # or the answers are complete before the client is killed
+        time.sleep(0.02)  # or the answers are complete before the client is killed
         return step()
 
     def note_cancel(answer):

@@ -85,7 +85,8 @@ def test_a_stop_ends_no_stream_without_a_word():
 @pytest.mark.slow
 def test_sigterm_lets_streams_finish_and_refuses_new_requests():
     with server(drain_timeout=30) as (process, url):
-        streams = [Streaming(url, 60) for _ in range(3)]
+        tokens = 300  # six seconds, for what is asked meanwhile
+        streams = [Streaming(url, tokens) for _ in range(3)]
         process.send_signal(signal.SIGTERM)
         assert eventually(lambda: status(f"{url}/health/ready") == 503)
         body = {"model": "alice", "prompt": "x"}
@@ -96,7 +97,7 @@ def test_sigterm_lets_streams_finish_and_refuses_new_requests():
             stream.join(60)
             assert stream.error is None and stream.events[-1] == "[DONE]"
             assert json.loads(stream.events[-2])["choices"][0]["finish_reason"] == "length"
-            assert len(stream.events) == 1 + 60 + 2
+            assert len(stream.events) == 1 + tokens + 2
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert out == "cut 0\n"

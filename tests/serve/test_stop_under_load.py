@@ -6,15 +6,14 @@ import signal
 import httpx2
 import pytest
 
-from tests.serve.real_server import complete, serving
+from tests.serve.real_server import accepted, complete, serving
 from tests.serve.shelf import stock
 
 STREAMS, WHOLE = 40, 8
-SLOTS = 12
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drain_seconds", [0.5, 60])
+@pytest.mark.parametrize("drain_seconds", [0.5, 600])
 def test_no_request_is_cut_without_a_word(drain_seconds, small_base, tmp_path):
     root = tmp_path / "root"
     models = list(
@@ -22,11 +21,11 @@ def test_no_request_is_cut_without_a_word(drain_seconds, small_base, tmp_path):
             root, {"lora": 1, "ia3": 1, "prefix_tuning": 1}, twice=0, prompts=(4,), tokens=1
         ).folders
     )
-    options = "--slots", str(SLOTS), "--drain_timeout", str(drain_seconds)
+    options = "--slots", "12", "--drain_timeout", str(drain_seconds)
 
     async def run(server):
         limits = httpx2.Limits(max_connections=STREAMS + WHOLE)
-        async with httpx2.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client:
             tasks = [
                 asyncio.create_task(
                     complete(
@@ -42,15 +41,10 @@ def test_no_request_is_cut_without_a_word(drain_seconds, small_base, tmp_path):
                 )
                 for number in range(STREAMS + WHOLE)
             ]
-            while (running := await figure(client, "lorica_requests_running")) < SLOTS:
+            while accepted((await client.get("/metrics")).text) < STREAMS + WHOLE:
                 await asyncio.sleep(0.01)
-            assert running == SLOTS
             server.process.send_signal(signal.SIGTERM)
             return await asyncio.gather(*tasks)
-
-    async def figure(client, name):
-        lines = (await client.get("/metrics")).text.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     with serving(small_base, root, tmp_path / "log", *options) as server:
         replies = asyncio.run(run(server))
