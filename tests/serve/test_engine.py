@@ -353,13 +353,13 @@ def test_logprobs_are_of_the_text_that_the_answer_has(engine):
     ("seconds", "slowly", "reason"), [(60.0, 0.0, "length"), (0.05, 0.05, "shutdown")]
 )
 def test_draining_finishes_what_it_can_and_says_so_of_the_rest(seconds, slowly, reason):
-    """slowly: seconds that each of 110 steps takes longer."""
+    """slowly: seconds that each of 40 steps takes longer."""
     engine = build({}, slots=1)
     step = engine._decoder.step
     engine._decoder.step = lambda: (time.sleep(slowly), step())[1]
 
     async def run():
-        answer = engine.submit(job(engine, n=110))
+        answer = engine.submit(job(engine, n=40))
         drained = asyncio.create_task(asyncio.to_thread(engine.drain, seconds))
         return (await collect(answer))[2].reason, await drained
 
