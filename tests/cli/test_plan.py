@@ -24,7 +24,7 @@ def test_a_plan_fits_80_columns_and_says_what_fits(capsys, rows):
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert all(len(line) < 80 for line in lines[1:])  # the first has a path
-    assert "it fits: " in printed and "of the 24.0 GiB of 24GiB" in printed
+    assert "it fits: " in printed and "of the 24.0 GiB of the card" in printed
     for part in ("weights", "adapter", "optimizer", "activations", "logits", "runtime"):
         assert any(line.strip().startswith(part) for line in lines)
     assert "224,256  parameters, 4.53% of the base" in printed
@@ -47,7 +47,7 @@ def test_a_run_that_no_change_makes_fit_says_by_how_much(capsys, rows, llama):
     printed = capsys.readouterr().out
     assert "no single change makes it fit" in printed
     assert "--quantisation nf4 --method.r 1" in printed
-    assert "too much for 2GiB" in printed
+    assert "too much for the card" in printed
 
 
 def test_json(capsys, rows, llama):
@@ -99,3 +99,13 @@ def test_training_keeps_what_was_planned(capsys, rows, small_base, tmp_path):
     assert kept["memory_bytes"] == sum(kept["memory"].values())
     line = next(line for line in printed.splitlines() if line.startswith("it took "))
     assert "of memory (planned: " in line
+    file = (tmp_path / "run/adapter/adapter_model.safetensors").stat().st_size
+    assert kept["adapter_bytes"] == pytest.approx(file, rel=0.1)  # a header of small tensors
+
+
+def test_a_resumed_run_is_planned_as_well(capsys, rows, small_base, tmp_path):
+    words = ["train", "--base", str(small_base), "--data", rows, "--output", str(tmp_path / "run")]
+    assert cli.run([*words, "--max_steps", "1"]) == 0
+    assert cli.run(["train", "--resume", str(tmp_path / "run"), "--max_steps", "2"]) == 0
+    assert "it took " in capsys.readouterr().out
+    assert "predicted" in json.loads((tmp_path / "run/results.json").read_text())

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lorica.data import template_worker
 from lorica.formats import commit
 
 Patch = pytest.MonkeyPatch
@@ -129,6 +130,11 @@ def template(source: str | None) -> Prepare:
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     rows = write("rows.jsonl", [{"messages": said}] * 4)
     return rows if source is None else both(rows, write("base/chat_template.jinja", source))
+
+
+def impatient(patch: Patch, other: Path) -> None:
+    """A second of processor time is enough to render a template here."""
+    patch.setattr(template_worker, "_worker", template_worker.Worker(seconds=0))
 
 
 def no_end(patch: Patch, other: Path) -> None:

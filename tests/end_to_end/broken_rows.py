@@ -83,8 +83,11 @@ DATA = [
     ),
     Case(
         "a chat template that loops",
-        do.template(
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        do.both(
+            do.template(
+                "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+            ),
+            do.impatient,
         ),
         TRAIN,
         3,

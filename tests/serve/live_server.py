@@ -66,8 +66,11 @@ class Live:
 
 
 @contextmanager
-def running(engine: WordEngine, gate: Any = None) -> Iterator[Live]:
-    """Serve `gate` (by default the client app) on a free port of loopback inside the block."""
+def running(engine: WordEngine, gate: Any = None, *, drain_timeout: float = 2.0) -> Iterator[Live]:
+    """Serve `gate` (by default the client app) on a free port of loopback inside the block.
+
+    drain_timeout: seconds that answers have to end after the block.
+    """
     bound = bind("127.0.0.1", 0)
     bound.listen()  # so that a test may connect at once
     host, port = bound.getsockname()
@@ -78,7 +81,7 @@ def running(engine: WordEngine, gate: Any = None) -> Iterator[Live]:
     def main() -> None:
         asyncio.set_event_loop(loop)
         listeners = [Listener(gate, bound)]
-        loop.run_until_complete(serve(engine, listeners, drain_timeout=2.0, stop=stop))
+        loop.run_until_complete(serve(engine, listeners, drain_timeout=drain_timeout, stop=stop))
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 

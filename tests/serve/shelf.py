@@ -110,8 +110,8 @@ def stock(
 
 
 def write(folder: Path, kind: str, seed: int) -> None:
-    name = "lora" if kind == "pissa" else kind
     """An adapter that has moved away from its start."""
+    name = "lora" if kind == "pissa" else kind
     model = lorica.adapt(small_base.model(), lorica.method(name, **SETTINGS[kind]))
     move(model, seed, max(0.1, SIZES.get(name, 0)))
     lorica.save(model, folder, tokenizer=TOKENIZER)

@@ -85,7 +85,7 @@ class FullAnswer(WordAnswer):
 
 
 def test_an_adapter_that_finds_no_room_is_a_503_to_be_tried_again():
-    with running(FullEngine()) as live:
+    with running(FullEngine(), drain_timeout=0.0) as live:
         reply = httpx2.post(f"{live.url}/v1/completions", json=BODY)
         stream = httpx2.post(f"{live.url}/v1/completions", json={**BODY, "stream": True})
     assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 5

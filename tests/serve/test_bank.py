@@ -37,6 +37,7 @@ class Shop:
         self.twin = twin(self.model)
         self.bank = ServingBank(self.model)
         self.alone = {}
+        self.answers = {}  # of the adapters alone
 
     def stock(self, key, name, seed=1, **settings):
         model = trained(name, dtype=self.dtype, seed=seed, **settings)
@@ -58,7 +59,9 @@ class Shop:
             if key is None:
                 assert torch.equal(got[i], plain[i]), f"row {i} of the base"
                 continue
-            want = self.alone[key](ids[i : i + 1]).logits[0]
+            if (key, i, tokens) not in self.answers:
+                self.answers[key, i, tokens] = self.alone[key](ids[i : i + 1]).logits[0]
+            want = self.answers[key, i, tokens]
             assert (got[i] - want).abs().max() <= bound, key
             assert (got[i] - plain[i]).abs().max() > 0.1, f"{key} does nothing"
 

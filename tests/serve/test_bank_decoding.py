@@ -64,16 +64,21 @@ def test_rows_that_come_and_go_get_the_tokens_that_they_get_alone(adapters):
         for key in [key for key in bank.resident if key not in used]:
             bank.remove(key)
     assert len(rows) == 24 and not bank.resident
+    banks = {key: bank_of_one(key, adapters) for key in keys}
     for row in rows:
-        assert row.tokens == alone(row.request, adapters), row.request.adapter
+        assert row.tokens == alone(row.request, banks[row.request.adapter]), row.request.adapter
 
 
-def alone(one, adapters):
-    model = small_llama()
-    bank = ServingBank(model)
-    if one.adapter is not None:
-        bank.add(one.adapter, adapters[one.adapter])
-    decoder = Decoder(model, slots=1, max_length=40, acting=bank.acting)
+def bank_of_one(key, adapters):
+    """A model of its own with one adapter, or with none."""
+    bank = ServingBank(small_llama())
+    if key is not None:
+        bank.add(key, adapters[key])
+    return bank
+
+
+def alone(one, bank):
+    decoder = Decoder(bank.model, slots=1, max_length=40, acting=bank.acting)
     (row,) = decoder.admit([one])
     while decoder.rows:
         decoder.step()
@@ -88,5 +93,8 @@ def test_another_adapter_gives_other_tokens(adapters):
         stops=Stops(None),
         adapter="lora-0",
     )
-    texts = {tuple(alone(one, {"lora-0": prepared})) for prepared in adapters.values()}
+    texts = {
+        tuple(alone(one, bank_of_one("lora-0", {"lora-0": prepared})))
+        for prepared in adapters.values()
+    }
     assert len(texts) == len(adapters)

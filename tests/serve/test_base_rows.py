@@ -61,8 +61,17 @@ def requests(keys):
     ]
 
 
+DECODER = {"slots": 5, "max_length": 128, "chunk": 16}
+
+
+@pytest.fixture(scope="module")
+def plain(small_base):
+    """The logits of a model that never saw an adapter."""
+    return Recorded(load(str(small_base)).model, **DECODER).write(requests([None]))
+
+
 @pytest.mark.parametrize("kind", [*SETTINGS, "every method"])
-def test_base_rows_are_bitwise_those_of_a_model_without_adapters(kind, small_base, tmp_path):
+def test_base_rows_are_bitwise_those_of_a_model_without_adapters(kind, plain, small_base, tmp_path):
     loaded = load(str(small_base))
     other, bank = twin(loaded.model), ServingBank(loaded.model)
     for name in SETTINGS if kind == "every method" else (kind,):
@@ -71,9 +80,7 @@ def test_base_rows_are_bitwise_those_of_a_model_without_adapters(kind, small_bas
         file = read(tmp_path / name)
         bank.add(name, prepare(other, file, tokenizer=loaded.tokenizer, condition=condition))
     keys = [key for name in bank.resident for key in (None, name)]
-    settings = {"slots": 5, "max_length": 128, "chunk": 16}
-    mixed = Recorded(loaded.model, acting=bank.acting, **settings).write(requests(keys))
-    plain = Recorded(load(str(small_base)).model, **settings).write(requests([None]))
+    mixed = Recorded(loaded.model, acting=bank.acting, **DECODER).write(requests(keys))
     differing = []
     for number, request in enumerate(requests(keys)):
         assert len(mixed[number]) == len(plain[number]), "the batches have the same shapes"

@@ -398,24 +398,32 @@ def test_closing_ends_every_answer(folders):
 
 
 def test_an_adapter_without_room_is_a_refusal_and_holds_up_no_others(folders):
-    """Whatever fits is loaded while it waits; a stream keeps the memory full."""
+    """Whatever fits is loaded while it waits. A stream keeps the memory full until time is up."""
     engine = build({"lora": folders["lora"]})
     size = engine.stats().resident_bytes
     engine.close()
     names = {name: folders[name] for name in ("ia3", "dora", "lora")}
     engine = build(names, memory_bytes=int(size * 1.2))
-    engine._warming._patience = 1.5
+    engine._warming._clock = lambda: time.monotonic() + later
+    later, step = 0.0, engine._decoder.step
+
+    def step_while_it_waits():
+        """Slowly, so that the stream outlasts the loads."""
+        time.sleep(0.0 if later else 0.03)
+        return step()
 
     async def run():
+        nonlocal later
         held = engine.submit(job(engine, "lora", n=110, temperature=1.0))
         stream = aiter(held)
         await anext(stream)
         without_room = asyncio.create_task(collect(engine.submit(job(engine, "dora"))))
-        small = await collect(engine.submit(job(engine, "ia3", tenant="other")))
+        small = await collect(engine.submit(job(engine, "ia3", tenant="other", n=4)))
+        assert not without_room.done()
+        later = engine._warming._patience
         return small[2], (await without_room)[2], [event async for event in stream][-1]
 
-    step = engine._decoder.step
-    engine._decoder.step = lambda: (time.sleep(0.03), step())[1]
+    engine._decoder.step = step_while_it_waits
     try:
         small, refused, _ = asyncio.run(run())
         assert small.reason != "error"

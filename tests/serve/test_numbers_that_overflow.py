@@ -27,7 +27,7 @@ def write_overflowing(folder, name):
 
 def test_it_fails_alone(small_base, tmp_path):
     plan = {"lora": 1, "dora": 1, "ia3": 1, "prefix_tuning": 1}
-    shelf = stock(tmp_path, plan, twice=0, prompts=(4, 30, 280), tokens=6)
+    shelf = stock(tmp_path, plan, twice=0, prompts=(4, 30, 280), tokens=3)
     engine = engine_of(load(str(small_base)), EngineSettings(max_length=448, slots=6))
     changes, traffic = Changes(engine), Traffic(engine, shelf, clients=1, in_flight=8)
     for alias, folders in shelf.folders.items():
@@ -52,7 +52,7 @@ def test_it_fails_alone(small_base, tmp_path):
     broken = threading.Thread(target=lambda: asyncio.run(ask_broken()))
     broken.start()
     try:
-        outcomes = traffic.run(asks(shelf, 80, seed=0))
+        outcomes = traffic.run(asks(shelf, 40, seed=0))
     finally:
         stop.set()
         broken.join()

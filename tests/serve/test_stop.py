@@ -69,9 +69,9 @@ class Streaming(threading.Thread):
 
 
 def test_a_stop_ends_no_stream_without_a_word():
-    """Here in this process, where the drain has 2 seconds; below by signals."""
+    """Here in this process; below by signals."""
     engine = WordEngine(slots=2, max_length=20_000, seconds_per_token=0.01)
-    with running(engine) as live:
+    with running(engine, drain_timeout=0.1) as live:
         short, long = Streaming(live.url, 5), Streaming(live.url, 4000)
         queued = Streaming(live.url, 4000)
     for stream in (short, long, queued):

@@ -1,6 +1,7 @@
 """transformers' Trainer keeps the adapter: in save_model, checkpoints and a resume."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,10 @@ def test_the_best_checkpoint_is_the_adapter_in_the_end(tmp_path):
     assert run.evaluate()["eval_loss"] == pytest.approx(run.state.best_metric)
 
 
-def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
-    trainer(tmp_path, steps=2).train()
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path, checkpoint):
     other = trainer(tmp_path, r=3)
     with pytest.raises(FileError, match="Trainer's checkpoint does not fit"):
-        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        other.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_weights_that_went_wrong_are_not_saved(tmp_path):
@@ -230,14 +230,23 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """After two steps; its name is that of the step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    trainer(folder, steps=2).train()
+    return folder / "checkpoint-2"
+
+
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_resume_with_another_function_is_refused(tmp_path, what):
-    trainer(tmp_path, steps=2).train()
-    checkpoint = (tmp_path / "checkpoint-2").rename(tmp_path / "kept")
+def test_a_resume_with_another_function_is_refused(tmp_path, checkpoint, what):
     message, change = OTHERS[what]
     with pytest.raises(TrainingError, match=message):
-        resumed(tmp_path / "again", checkpoint, **{"method": lorica.Lora(r=2), **change})
-    resumed(tmp_path / "again", checkpoint, lorica.Lora(r=2))
+        resumed(tmp_path, checkpoint, **{"method": lorica.Lora(r=2), **change})
+
+
+def test_a_resume_with_the_same_function_is_not(tmp_path, checkpoint):
+    resumed(tmp_path, checkpoint, lorica.Lora(r=2))
 
 
 EDITS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]] = {
@@ -256,9 +265,8 @@ EDITS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.
 
 
 @pytest.mark.parametrize("what", EDITS)
-def test_a_resume_from_a_checkpoint_that_was_edited_is_refused(tmp_path, what):
-    trainer(tmp_path, steps=2).train()
-    file = tmp_path / "checkpoint-2" / "model.safetensors"
+def test_a_resume_from_a_checkpoint_that_was_edited_is_refused(tmp_path, checkpoint, what):
+    file = shutil.copytree(checkpoint, tmp_path / checkpoint.name) / "model.safetensors"
     message, edit = EDITS[what]
     save_file(edit(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(TrainingError, match=message):

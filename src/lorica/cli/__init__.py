@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "Fine-tune a base on your rows: lorica train RECIPE, or with flags alone.",
     "plan": "Show what a run will cost before it starts: parameters, tokens, memory and time.",
     "check": "Show what would be trained on: lengths, truncation, duplicates, the loss mask.",
+    "choose": "Choose method, rank and rate for your rows and your machine, and say why.",
     "eval": "Measure an adapter beside its base on held-out rows.",
     "report": "Write one HTML file about a run, or about a study.",
     "predict": "Predict the classes of new rows, with probabilities, by a classifier.",

@@ -23,7 +23,7 @@ def size(count: float) -> str:
     for unit, factor in (("GiB", GIB), ("MiB", MIB)):
         if count >= factor:
             return f"{count / factor:,.1f} {unit}"
-    return f"{count / 1024:,.0f} KiB"
+    return f"{count / 1024:,.0f} KiB" if count >= 1024 else f"{count:,.0f} B"
 
 
 def duration(seconds: float) -> str:
@@ -61,12 +61,19 @@ def verdict(estimate: Estimate) -> str:
     """Whether the run fits, in one sentence."""
     peak, device = size(estimate.memory.total), estimate.device
     if device.memory_bytes <= 0:
-        return f"{peak} at the peak; the memory of {device.name} is not known"
+        return f"{peak} at the peak; the memory of {named(device)} is not known"
     memory = size(device.memory_bytes)
     if estimate.fits:
-        return f"it fits: {peak} of the {memory} of {device.name}"
+        return f"it fits: {peak} of the {memory} of {named(device)}"
     lacking = size(estimate.memory.total - device.memory_bytes)
-    return f"IT DOES NOT FIT: {peak}, and {device.name} has {memory} ({lacking} too much)"
+    return f"IT DOES NOT FIT: {peak}, and {named(device)} has {memory} ({lacking} too much)"
+
+
+def named(device: Device) -> str:
+    """A device in words: a card of which only the memory is known has no name."""
+    if device.kind == "cpu":
+        return "this machine"
+    return device.name if device.flops else "the card"
 
 
 def _memory(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]]:
@@ -80,9 +87,15 @@ def _memory(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str
         ("  adapter", size(memory.adapter), "its tensors and their gradients, in float32"),
         ("  optimizer", size(memory.optimizer), OPTIMIZERS[config.optimizer]),
         ("  activations", size(memory.activations), f"of {largest}{recomputed}"),
-        ("  logits", size(memory.logits), f"of {round(batch.labels):,} label tokens"),
+        ("  logits", size(memory.logits), _logits(estimate)),
         ("  runtime", size(memory.runtime), RUNTIMES[estimate.device.kind]),
     ]
+
+
+def _logits(estimate: Estimate) -> str:
+    if (classes := estimate.tokens.classes) is not None:
+        return f"of {classes} classes"
+    return f"of {round(estimate.tokens.largest.labels):,} label tokens"
 
 
 def _facts(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]]:
@@ -92,7 +105,7 @@ def _facts(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]
         *(("  " + kind, _count(count), "") for kind, count in estimate.parameters.items()),
         ("adapter file", size(estimate.adapter_bytes), ""),
         ("rows", f"{estimate.rows:,}", f"{estimate.real_tokens:,} tokens in all"),
-        ("  learned", f"{estimate.label_tokens:,}", "tokens: the labels"),
+        ("  learned", f"{estimate.label_tokens:,}", _learned(estimate)),
         ("  computed", f"{estimate.computed_tokens:,}", "tokens an epoch" + _saved(estimate)),
         (
             "steps",
@@ -101,13 +114,17 @@ def _facts(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]
         ),
     ]
     if estimate.step is None or estimate.run is None:
-        unknown = f"the speed of {estimate.device.name} is not known"
+        unknown = f"the speed of {named(estimate.device)} is not known"
         return [*facts, ("time", "?", f"{unknown}; see --measure")]
     return [
         *facts,
         ("time", duration(estimate.run.expected), _range(estimate.run)),
         ("  a step", duration(estimate.step.expected), _range(estimate.step)),
     ]
+
+
+def _learned(estimate: Estimate) -> str:
+    return "classes, one of each row" if estimate.tokens.classes else "tokens: the labels"
 
 
 def _range(seconds: Span) -> str:
@@ -168,7 +185,8 @@ def no_change_lines(together: Change) -> Iterator[str]:
     if together.estimate.fits:
         yield f"  {size(peak)}: that fits"
     else:
-        yield f"  {size(peak)}: still {size(peak - device.memory_bytes)} too much for {device.name}"
+        lacking = size(peak - device.memory_bytes)
+        yield f"  {size(peak)}: still {lacking} too much for {named(device)}"
 
 
 def one_line(estimate: Estimate) -> str:
@@ -184,10 +202,14 @@ def one_line(estimate: Estimate) -> str:
 
 
 def prediction(estimate: Estimate) -> dict[str, Any]:
-    """What results.json keeps of the plan as `predicted`."""
+    """What results.json keeps of the plan as `predicted`.
+
+    memory_bytes: what the run's own figure measures: on a card, what torch has allocated there.
+    """
+    memory, on_card = estimate.memory, estimate.device.kind == "cuda"
     return {
-        "memory_bytes": estimate.memory.total,
-        "memory": {**asdict(estimate.memory)},
+        "memory_bytes": memory.total - memory.runtime * on_card,
+        "memory": asdict(memory),
         "seconds": None if estimate.run is None else asdict(estimate.run),
         "adapter_bytes": estimate.adapter_bytes,
         "device": estimate.device.name,

@@ -57,7 +57,7 @@ def train(
             fix=f"lorica train --resume {resume}",
         )
     path = Path(recipe) if recipe else None
-    planned = None if resume else plan_run(path, flags)
+    planned = plan_run(resume / "config.yaml" if resume else path, flags)
     config = None if resume else read(path, flags)
     steps_before = finished_steps(resume) if resume else None
 
@@ -90,6 +90,8 @@ def plan_run(path: Path | None, flags: dict[str, Any]) -> dict[str, Any] | None:
         config = read(path, flags, check_method=method_from_source)
         if config.split or "base" not in config.model_fields_set or is_other_process():
             return None
+        if not Path(config.data.path).is_file():
+            return None  # a data set of the hub: its rows would be read twice
         planned = estimate(config, current_device())
     except LoricaError:
         return None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from lorica.data.token_store import TokenStore
 
 LEAST_BYTES, MOST_BYTES = 4_000, 200_000
@@ -98,18 +100,22 @@ def _count_empty(store: TokenStore, tokenizer: Any) -> int:
             continue
         key = answer.tobytes()
         if key not in blank:
-            text = tokenizer.decode(answer.tolist(), skip_special_tokens=True)
-            blank[key] = not text.strip()
+            blank[key] = not _text(answer, tokenizer).strip()
         empty += blank[key]
     return empty
+
+
+def _text(ids: np.ndarray, tokenizer: Any) -> str:
+    """The decoded ids without special tokens (an end of turn)."""
+    special = set(tokenizer.all_special_ids)
+    return tokenizer.decode([i for i in ids.tolist() if i not in special])
 
 
 def _structure(store: TokenStore, tokenizer: Any) -> float | None:
     ids, pairs, size = store.arrays["ids"], [], 0
     for start, begin, end in answer_ranges(store):
-        prompt = tokenizer.decode(ids[start:begin].tolist(), skip_special_tokens=True)
-        answer = tokenizer.decode(ids[begin:end].tolist(), skip_special_tokens=True).strip()
-        pairs.append((prompt, answer))
+        answer = _text(ids[begin:end], tokenizer).strip()
+        pairs.append((_text(ids[start:begin], tokenizer), answer))
         size += len(answer)
         if size > MOST_BYTES:
             break

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lorica.errors import ConfigError
 from lorica.plan.devices import Device
 from lorica.plan.memory import Memory, peak_memory
 from lorica.plan.parameters import count_parameters
@@ -92,6 +93,11 @@ def estimate(config: TrainConfig, device: Device, tokens: TokenCounts | None = N
     shapes = read_shapes(config.base)
     tokens = tokens or count_tokens(config, shapes)
     method = config.method
+    if method["name"] == "hyperlora" and not tokens.conditions:
+        raise ConfigError(
+            "hyperlora needs a condition for each row, and the training rows have none.",
+            fix="name their column, data.columns: {condition: NAME}; or train lora",
+        )
     counts = count_parameters(
         shapes, method, config, conditions=tokens.conditions, classes=tokens.classes
     )

@@ -82,7 +82,7 @@ def count_parameters(
     if classes is not None:
         counts["classes"] += classes * shapes.hidden
     frozen, saved = _frozen(method, settings, sites)
-    return Parameters(dict(counts), frozen, saved, tensors=4 * len(sites))
+    return Parameters(dict(counts), frozen, saved, tensors=2 * len(sites))
 
 
 def _of_method(
