@@ -99,6 +99,15 @@ def test_a_target_that_selects_nothing_is_an_error(targets, words):
         count_parameters(read_shapes("bundled"), config.method, config)
 
 
+def test_a_rank_that_no_layer_allows_is_the_error_of_training(bases):
+    config = plan_of("bundled", method={"name": "lora", "r": 100_000})
+    with pytest.raises(ConfigError) as planned:
+        count_parameters(read_shapes("bundled"), config.method, config)
+    with pytest.raises(ConfigError) as trained:
+        adapt(bases["bundled"][1], config.build_method())
+    assert str(planned.value) == str(trained.value)
+
+
 def test_a_count_that_is_no_arithmetic_is_refused():
     assert evaluate("(s or 2 * r) * (I + O)", {"r": 3, "I": 5, "O": 7, "s": None}) == 72
     for text in ("r * Q", "__import__('os')", "r.real", "r *"):

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from lorica.errors import ConfigError, closest
 from lorica.registry import Named
 
+MAX_RANK = 4096
+"""Ranks up to this are accepted on any layer (VeRA's default is 256, on small layers too)."""
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "None"}
 
 
@@ -95,6 +97,16 @@ def check_settings(settings: Named) -> None:
             " or ".join(map(str, alternatives)),
             fix="leave it out" if default is None else f"leave it out: the default is {default}",
             **({"closest": closest(str(value), words)} if words else {}),
+        )
+
+
+def check_rank(method: str, r: int, site: str, inputs: int, outputs: int) -> None:
+    """Raises: ConfigError if r is larger than a layer of this size allows."""
+    most = max(MAX_RANK, inputs + outputs)
+    if r > most:
+        raise ConfigError(
+            f"{method}.r is {r:.4g}, and {site} has {inputs} inputs and {outputs} outputs.",
+            fix=f"give it an r of at most {most}",
         )
 
 

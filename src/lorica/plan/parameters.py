@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorica.core.bounds import check_rank
 from lorica.errors import ConfigError
 from lorica.plan.families import SiteShape
 from lorica.plan.selection import adapted_sites, rank_at, saved_sites, scaled_at_input
@@ -71,6 +72,10 @@ def count_parameters(
     sites = adapted_sites(shapes, method, settings)
     if classes is not None:
         sites = [site for site in sites if not site.is_head]
+    for site in sites:
+        check_rank(
+            method["name"], rank_at(site, method, settings), site.name, site.inputs, site.outputs
+        )
     counts: Counter[str] = Counter()
     counts.update(_of_method(shapes, method, settings, sites, conditions))
     for site in saved_sites(shapes, settings.modules_to_save):
