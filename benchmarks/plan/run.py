@@ -15,7 +15,7 @@ import yaml
 
 import benchmarks.plan as package
 from benchmarks.plan import bases, rows
-from benchmarks.plan.grid import CASES, HELD_OUT, Case
+from benchmarks.plan.grid import CASES, OTHERS, Case
 
 RESULTS = Path(__file__).parents[1] / "results/plan.jsonl"
 
@@ -63,6 +63,10 @@ def run(module: str, *words: str) -> int:
 def measure(case: Case, recipe: Path) -> dict[str, Any]:
     """What a run costs: bytes, seconds per step (of the process, after the first step), events."""
     peak = run("benchmarks.plan.worker", str(recipe))
+    folder = recipe.parent / "probe"
+    folder.mkdir()
+    answer = recipe.parent / "answer.json"
+    run("benchmarks.plan.probed", str(recipe), str(folder), str(answer))
     lines = (recipe.parent / "run/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     steps = [event for event in events if event["event"] == "step"]
@@ -75,6 +79,7 @@ def measure(case: Case, recipe: Path) -> dict[str, Any]:
         "seconds": clock[-1],
         "tokens": steps[-1]["tokens"],
         "steps": len(steps),
+        "probe": json.loads(answer.read_text()),
     }
 
 
@@ -102,7 +107,7 @@ def main() -> None:
         data = rows.write(Path(temporary))
         wanted = [
             case
-            for case in (*CASES, *HELD_OUT)
+            for case in (*CASES, *OTHERS)
             if (case.name.startswith(words.only) if words.only else case.name not in done)
         ]
         for case in wanted[: words.most]:

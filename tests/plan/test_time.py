@@ -16,7 +16,7 @@ from lorica.training.settings import TrainSettings
 C, F, LAYERS, V = 4096, 11008, 32, 32_000
 """LLaMA-7B."""
 BLOCK = 4 * C * C + 3 * C * F
-BATCH = MicroBatch(rows=4, tokens=512, labels=512, longest=128)
+BATCH = MicroBatch(rows=4, tokens=512, labels=512, longest=128, attended=512)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_cpu_is_measured():
 
 
 def test_small_batches_are_bound_by_the_weights_bytes(llama):
-    tiny = work(llama, "ia3", MicroBatch(1, 4, 4, 4), dtype="bfloat16")
+    tiny = work(llama, "ia3", MicroBatch(1, 4, 4, 4, 4), dtype="bfloat16")
     rates = Rates(312e12, 1555e9)
     spent = seconds(replace(tiny, calls=0), rates, device_named("a100-40"), 0.5, 1)
     assert spent >= 2 * 2 * llama.parameters / 1555e9

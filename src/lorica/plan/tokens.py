@@ -6,7 +6,7 @@ only its first rows are counted, and the rest is estimated.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from lorica.data.example import Example
 from lorica.data.load import Data, load_data
 from lorica.data.shared_prefix import shared_prefix
 from lorica.data.source import Source
+from lorica.plan.row_order import row_order
 from lorica.plan.shapes import Shapes, base_folder
 from lorica.plan.tokenizer import open_tokenizer
 from lorica.training.settings import TrainSettings
@@ -33,13 +34,15 @@ class MicroBatch:
     """Rows that go through the model at a time.
 
     rows. tokens: that are computed: shared prefixes once, padding too. labels: label positions.
-    longest: tokens of its longest row.
+    longest: tokens of its longest row. attended: tokens that attention computes: those of every
+    row, with its prefix.
     """
 
     rows: float
     tokens: float
     labels: float
     longest: float
+    attended: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
         config, train, packed, shares, rows_of_run(config, len(train) / share)
     )
     tokens, labels = int(lengths.sum()), int(train.label_counts.sum())
-    mean = MicroBatch(*np.mean([vars_of(b) for b in batches], axis=0).tolist())
+    mean = MicroBatch(*np.mean([astuple(b) for b in batches], axis=0).tolist())
     rows = len(train)
     error, notices = 0.0, []
     if share < 1:
@@ -149,10 +152,6 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
     )
 
 
-def vars_of(batch: MicroBatch) -> tuple[float, ...]:
-    return batch.rows, batch.tokens, batch.labels, batch.longest
-
-
 def rows_of_run(config: TrainSettings, rows: float) -> float:
     """Rows of all steps of a run. rows: of an epoch."""
     if config.max_steps:
@@ -164,11 +163,9 @@ def _drawn(
     config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
 ) -> tuple[list[MicroBatch], MicroBatch]:
     """(micro-batches of all sizes, the one with most tokens). rows: of all steps of the run."""
-    draw = np.random.default_rng(config.seed)
-    size = min(config.micro_batch_size, len(train))
-    passes = math.ceil(max(min(rows, MAX_DRAWN_ROWS), size) / len(train))
-    order = np.concatenate([draw.permutation(len(train)) for _ in range(passes)])
-    groups = order[: len(order) // size * size].reshape(-1, size)
+    size = config.micro_batch_size
+    count = math.ceil(min(rows, MAX_DRAWN_ROWS) / size)
+    groups = np.array(row_order(len(train), config.seed, count * size)).reshape(-1, size)
     lengths = train.lengths[groups]
     by_size = np.argsort(-(lengths.sum(1) if packed else lengths.max(1)))
 
@@ -186,4 +183,5 @@ def _micro_batch(rows: Sequence[Example], packed: bool, shares: bool) -> MicroBa
     if shares:
         ordered = sorted(rows, key=lambda row: (row.condition or "", row.ids))
         tokens -= sum(map(shared_prefix, ordered, ordered[1:]))
-    return MicroBatch(len(rows), tokens, labels, longest)
+    attended = sum(len(row.ids) for row in rows) if packed else tokens
+    return MicroBatch(len(rows), tokens, labels, longest, attended)
