@@ -59,7 +59,9 @@ def test_three_sentences_say_it():
     assert "b is better than the reference a" in second
     assert "c is not shown to differ from the reference a" in second
     assert "b takes 10 ms a step, 256 MiB, a file of 16 KiB, a 10 ms a step" in third
-    assert re.search(r"; to tell a from c \(a difference of 0\.\d+\) takes [\d,]+ test rows", third)
+    assert re.search(
+        r"; to distinguish a from c \(a difference of 0\.\d+\) takes [\d,]+ test rows", third
+    )
 
 
 def test_without_a_difference_no_side_is_called_the_best():
@@ -67,7 +69,7 @@ def test_without_a_difference_no_side_is_called_the_best():
     verdict = verdict_of(simulated([0.0, 0.0, 0.0], generator=generator, seed=0.02))
     assert set(verdict.may_be_best) == {"a", "b", "c"}
     assert "but is not shown to be the best" in verdict.sentences[0]
-    assert verdict.sentences[1].startswith("It cannot be told apart from ")
+    assert verdict.sentences[1].startswith("It cannot be distinguished from ")
 
 
 def test_a_side_that_diverged_loses_by_name():
@@ -79,10 +81,10 @@ def test_a_side_that_diverged_loses_by_name():
     by_name = {c.side: c for c in verdict.comparisons["loss"]}
     assert by_name["wild"].verdict == by_name["nan"].verdict == "failed"
     assert by_name["wild"].reason == "the loss is not finite at step 7"
-    assert "wild failed: the loss is not finite at step 7" in verdict.notices
-    assert "nan failed: its loss is not a finite number" in verdict.notices
+    assert "wild has no result: the loss is not finite at step 7" in verdict.notices
+    assert "nan has no result: its loss is not a finite number" in verdict.notices
     assert verdict.sentences[0].startswith("calm alone has a result")
-    assert "wild, nan failed" in verdict.sentences[0]
+    assert "wild, nan came to no result" in verdict.sentences[0]
     assert "nan" not in verdict.sides
 
 
@@ -91,7 +93,14 @@ def test_a_reference_that_failed_leaves_no_verdict():
     result = study([side("ref", {}, errors={0: "out of memory"}), side("b", good)])
     (comparison,) = verdict_of(result).comparisons["loss"]
     assert comparison.verdict == "no verdict"
-    assert comparison.reason == "the reference ref failed: out of memory"
+    assert comparison.reason == "the reference ref has no result: out of memory"
+
+
+def test_a_side_that_was_not_run_did_not_fail():
+    good = {s: scores([1.0, 2.0, 3.0]) for s in range(3)}
+    verdict = verdict_of(study([side("a", good), side("later", {})]))
+    (comparison,) = verdict.comparisons["loss"]
+    assert (comparison.verdict, comparison.reason) == ("no verdict", "it was not run")
 
 
 def test_failed_seeds_are_left_out_of_the_pair_and_named():

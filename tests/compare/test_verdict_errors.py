@@ -12,7 +12,7 @@ SETTING = {"seed": 0.02}
 
 
 def test_a_side_against_itself_differs_in_few_studies():
-    single, after, _ = false_alarms(60, 3, SETTING)
+    single, after, *_ = false_alarms(60, 3, SETTING)
     assert single <= 0.08
     assert after <= 0.05
 
@@ -20,16 +20,18 @@ def test_a_side_against_itself_differs_in_few_studies():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_a_against_a_is_called_different_in_at_most_5_of_100(name):
-    """200 resamples of a heavy-tailed study. 5 of 100 has a sampling error of 1.5 of 100, and the
-    last two settings are at that bound."""
-    assert false_alarms(200, 2, SETTINGS[name], start=7)[0] <= (0.05 if "10" not in name else 0.08)
+    """200 heavy-tailed studies. Where seeds vary most, the rate is 5 % by construction: there a
+    sample of 200 may come to 8 %."""
+    by_construction = SETTINGS[name]["seed"] > 0.1 or "unsteady" in SETTINGS[name]
+    rate = false_alarms(200, 2, SETTINGS[name], start=7)[0]
+    assert rate <= (0.08 if by_construction else 0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SETTINGS)[:5])
 def test_no_full_repeat_of_a_study_shows_a_difference(name):
     """20 studies of 12 equal sides, after Holm's correction."""
-    assert false_alarms(20, 12, SETTINGS[name], start=8)[1:] == (0, 0)
+    assert false_alarms(20, 12, SETTINGS[name], start=8)[1:3] == (0, 0)
 
 
 @pytest.mark.slow

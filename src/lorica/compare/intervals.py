@@ -15,7 +15,7 @@ The two parts have different degrees of freedom. The p-value of a figure is the 
 the two Student distributions, weighted by their parts of the variance: Cochran's approximation of
 the test of Behrens and Fisher, on its safe side. Welch's approximation, the usual one, takes the
 uncertain part for known whenever it comes out small: in a study of 12 sides without differences it
-finds one in up to 22 of 100 studies, not in 5. A bootstrap over three seeds has the same fault.
+finds one in up to 20 of 100 studies, not in 5. A bootstrap over three seeds has the same fault.
 docs/guides/statistics.md has the figures of all of them.
 
 Source: Cochran, "Approximate significance levels of the Behrens-Fisher test", 1964, Biometrics

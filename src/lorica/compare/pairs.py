@@ -18,6 +18,9 @@ from lorica.compare.student import holm
 
 Verdict = Literal["better", "worse", "no difference shown", "failed", "no verdict"]
 
+NOT_RUN = "it was not run"
+"""Why a side has no result that is no failure of its own."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -72,9 +75,10 @@ def _one(
     pooled: float | None,
 ) -> Comparison:
     if name in failed:
-        return Comparison(name, reference, measure, "failed", reason=failed[name])
+        verdict: Verdict = "no verdict" if failed[name] == NOT_RUN else "failed"
+        return Comparison(name, reference, measure, verdict, reason=failed[name])
     if reference in failed:
-        reason = f"the reference {reference} failed: {failed[reference]}"
+        reason = f"the reference {reference} has no result: {failed[reference]}"
         return Comparison(name, reference, measure, "no verdict", reason=reason)
     first, second = tables[name], tables[reference]
     if len(first.rows) != len(second.rows):

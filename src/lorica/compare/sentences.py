@@ -22,7 +22,7 @@ def sentences(
     best: Sequence[str],
     comparisons: Sequence[Comparison],
 ) -> tuple[str, str, str]:
-    """Which side is best; what cannot be told apart; what it costs and what would show more."""
+    """Which side is best; what cannot be distinguished; what it costs and what would show more."""
     if not goal:
         return (
             f"No side has a result for {result.goal}.",
@@ -52,7 +52,7 @@ def _which(
     known = interval if over.low == over.low else ""
     means = f"{first} has the {'highest' if table.better == 'higher' else 'lowest'} mean"
     figure = f"{result.goal}, {number(over.value)}{known}"
-    end = f"; {listed(failed, NAMES)} failed" if failed else ""
+    end = f"; {listed(failed, NAMES)} came to no result" if failed else ""
     if len(goal) == 1:
         return f"{first} alone has a result: {figure}{end}."
     if len(best) == 1:
@@ -70,7 +70,7 @@ def _apart(
     parts = []
     others = [name for name in best if name != first]
     if others:
-        parts.append(f"it cannot be told apart from {listed(others, NAMES)}")
+        parts.append(f"it cannot be distinguished from {listed(others, NAMES)}")
     by_verdict: dict[str, list[str]] = {}
     for comparison in comparisons:
         by_verdict.setdefault(comparison.verdict, []).append(comparison.side)
@@ -107,7 +107,7 @@ def _more(
     best: Sequence[str],
     comparisons: Sequence[Comparison],
 ) -> str:
-    """What would tell the best side from the next, or else from the reference."""
+    """What would distinguish the best side from the next, or else from the reference."""
     first, level = ranking[0], LEVEL / max(len(goal) - 1, 1)
     pairs = [(first, name) for name in ranking if name in best and name != first]
     pairs += [(c.reference, c.side) for c in comparisons if c.verdict == "no difference shown"]
@@ -117,7 +117,7 @@ def _more(
     pair = difference(goal[rival], goal[against])
     variance = variance_of(pair, pooled_over(goal))
     if variance is None:
-        return f"to tell {against} from {rival} takes more seeds or test rows"
+        return f"to distinguish {against} from {rival} takes more seeds or test rows"
     ways = []
     if rows := rows_needed(variance, pair.value, level):
         ways.append(f"{rows:,} test rows (this study has {variance.row_count:,})")
@@ -127,9 +127,8 @@ def _more(
     needs = " or ".join(ways) or (
         f"more than {variance.seed_count} seeds and {variance.row_count:,} test rows"
     )
-    return (
-        f"to tell {against} from {rival} (a difference of {number(abs(pair.value))}) takes {needs}"
-    )
+    sides = f"{against} from {rival} (a difference of {number(abs(pair.value))})"
+    return f"to distinguish {sides} takes {needs}"
 
 
 def cost_words(cost: Cost) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorica.compare.influence import Combine, Table, pseudo_values, table_of
+from lorica.compare.pairs import NOT_RUN
 from lorica.compare.results import Final, MeasureScores, SideResult, StudyResult
 
 FORGOTTEN = "forgotten"
@@ -106,7 +107,7 @@ def failure(side: SideResult, goal: str) -> str:
         return f"its {goal} is not a finite number"
     if side.trials and all(trial.loss is None for trial in side.trials):
         return "it diverged at every learning rate"
-    return "it was not run"
+    return NOT_RUN
 
 
 def runs_of(side: SideResult, measure: str) -> dict[int, tuple[Final, MeasureScores]]:
@@ -134,7 +135,7 @@ def failures(result: StudyResult, failed: Mapping[str, str]) -> Iterator[str]:
     seeds = sorted({final.seed for side in result.sides for final in side.finals})
     for side in result.sides:
         if side.name in failed:
-            yield f"{side.name} failed: {failed[side.name]}"
+            yield f"{side.name} has no result: {failed[side.name]}"
             continue
         usable = runs_of(side, result.goal)
         for final in side.finals:

@@ -44,8 +44,8 @@ class StudyVerdict:
     """sides: by side and measure. failed: sides without any result, and why. comparisons: with the
     reference, by measure; those of the goal decide. ranking: by the mean of the goal, failed sides
     last. may_be_best: the best side is one of these, with 95 % confidence. fronts: by cost
-    ("time", "memory", "file size"), the names on it. sentences: which is best; what cannot be told
-    apart; what it costs, and what would show more.
+    ("time", "memory", "file size"), the names on it. sentences: which is best; what cannot be
+    distinguished; what it costs, and what would show more.
     """
 
     goal: str
