@@ -1,6 +1,6 @@
 """From the records of a study to its result: the same folder always gives the same result."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def study_result(folder: Path) -> StudyResult:
         base={} if base is None else _scores(base["scores"]),
         versions=start.get("versions", {}),
         machine=start.get("machine", ""),
-        notices=[notice for record in records.of("start") for notice in record["notices"]],
+        notices=[*_notices(records, sides)],
         missing=[*_missing(records, sides, study)],
     )
 
@@ -63,7 +63,8 @@ def _side(records: Records, facts: Mapping[str, Any]) -> SideResult:
     trials = {(t["learning_rate"], t["steps"]): t for t in records.of("trial", side=name)}
     finals = {f["seed"]: f for f in records.of("final", side=name)}
     rate, cost = records.last("rate", side=name), records.last("cost", side=name)
-    chosen = {} if rate is None else {"learning_rate": rate["learning_rate"]}
+    rate = None if rate is None else rate["learning_rate"]
+    chosen = {} if rate is None else {"learning_rate": rate}
     return SideResult(
         name=name,
         method=facts["method"],
@@ -109,6 +110,15 @@ def _cost(cost: Mapping[str, Any] | None, finals: list[dict[str, Any]]) -> Cost 
         trained_parameters=sizes["trained"],
         total_parameters=sizes["total"],
     )
+
+
+def _notices(records: Records, sides: list[SideResult]) -> Iterator[str]:
+    """Notices on the rows, the machine and the learning rates."""
+    for record in records.of("start"):
+        yield from record["notices"]
+    for side in sides:
+        for notice in (records.last("rate", side=side.name) or {}).get("notices", ()):
+            yield f"{side.name}: {notice}"
 
 
 def _missing(records: Records, sides: list[SideResult], study: Mapping[str, Any]) -> list[str]:

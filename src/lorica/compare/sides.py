@@ -77,8 +77,25 @@ def expand(study: Study, settings: Settings) -> list[Side]:
 
     return [
         Side(name, rank, config, config.learning_rate or default_learning_rate(config))
-        for name, rank, config, _ in configs
+        for name, rank, config in _with_equal_rows(configs)
     ]
+
+
+def _with_equal_rows(configs: Sequence[tuple[str, int | None, TrainConfig, Where]]):
+    """(name, rank, settings) of each side, with rows that fit all of them.
+
+    Some methods use up positions of the base's context: then all sides have shorter rows.
+    """
+    from lorica.base.describe import context_length
+
+    reserved = max(config.build_method().positions() for *_, config, _ in configs)
+    limit = context_length(configs[0][2].base) if reserved else None
+    for name, rank, config, _ in configs:
+        if limit is not None:
+            longest = min(config.data.max_length or limit, limit - reserved)
+            data = config.data.model_copy(update={"max_length": longest})
+            config = config.model_copy(update={"data": data})
+        yield name, rank, config
 
 
 def _study_mistakes(study: Study) -> Iterator[Mistake]:

@@ -59,8 +59,8 @@ class RunState:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it stops here for now, with a checkpoint. A run that is done is not paused."""
-        return self.until is not None and self.progress.step >= self.until and not self.is_done
+        """Whether it stops here for now, with a checkpoint, also at its very end."""
+        return self.until is not None and self.progress.step >= self.until
 
     def close(self) -> None:
         self.run.close()

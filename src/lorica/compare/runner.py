@@ -1,0 +1,189 @@
+"""Run a study: the base's scores, the cost of each side, the search of its rate, its final runs.
+
+Each of these is a unit. What has ended is in results.jsonl, and is not run again: a study that was
+killed goes on where it was. The order of the units and which runs share a pass follow from the
+records alone, so that a resumed study trains what an uninterrupted one would have trained.
+"""
+
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+from lorica import plain_files, progress
+from lorica.compare.assemble import write_results
+from lorica.compare.clock import Clock, in_words
+from lorica.compare.cost import measure_cost
+from lorica.compare.final_runs import run_finals
+from lorica.compare.rate_runs import expected_search, search_rates
+from lorica.compare.records import RECORDS, Records, locked
+from lorica.compare.results import StudyResult
+from lorica.compare.scoring import score_base, score_settings
+from lorica.compare.sides import Side, expand
+from lorica.compare.study import STUDY, Study, check_unchanged, resolved
+from lorica.compare.study_rows import check_files, check_same_rows, read_rows
+from lorica.compare.study_run import StudyRun
+from lorica.compare.training_jobs import MAX_RUNS
+from lorica.errors import ConfigError, FileError, Stopped, counted, listed
+from lorica.formats import commit
+from lorica.recipe.settings import Settings
+from lorica.recipe.versions import versions
+from lorica.recipe.yaml_file import read_yaml
+from lorica.training.placement import choose_placement
+from lorica.training.resume import machine
+
+
+def prepare(
+    study: Study, settings: Settings, folder: Path, *, clock: Clock | None = None
+) -> StudyRun:
+    """Check a study and its rows, and plan its units. Writes nothing, and trains nothing.
+
+    settings: with the places of the study's settings, for the messages. folder: its output, which
+    may hold a part of it. Raises: what `run_study` raises before the first unit.
+    """
+    check_files(study, settings)
+    sides = expand(study, settings)
+    scoring = score_settings(study, sides[0].config.data.max_length)
+    if plain_files.is_file(folder / STUDY):
+        check_unchanged(read_yaml(folder / STUDY).data, study, folder)
+    rows = read_rows(study, sides, scoring)
+    records = Records(folder)
+    if (start := records.last("start")) is not None:
+        check_same_rows(start["digests"], rows, folder)
+    steps = {side.name: _steps(side, rows.train) for side in sides}
+    run = StudyRun(study, sides, rows, scoring, folder, records, clock or Clock(), steps, MAX_RUNS)
+    run.total = 1 + len(sides) * (1 + len(study.seeds)) + sum(map(run.trials_of, sides))
+    return run
+
+
+def run_study(
+    study: Study,
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool = False,
+    clock: Clock | None = None,
+) -> StudyResult:
+    """Run a study into `folder`, or go on with it, and write results.json.
+
+    clock: with the budget. A run that diverges or cannot be trained is a result; it ends nothing.
+
+    Raises: ConfigError, DataError, BaseError before anything is trained; ResourceError (the disk is
+        full, another process works there); Stopped on a signal.
+    """
+    _check_output(folder, resume)
+    run = prepare(study, settings, folder, clock=clock)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        commit.sweep(folder)
+        commit.sweep(folder / "runs")
+        _begin(run)
+        try:
+            _measure_costs(run)
+            _score_base(run)
+            _announce_time(run)
+            if search_rates(run):
+                run_finals(run)
+        except Stopped as stop:
+            raise Stopped(
+                f"the study was stopped in unit {run.done + 1} of {run.total}; everything that "
+                "has ended is saved.",
+                signal=stop.facts.get("signal", 0),
+                fix=f"go on with: lorica compare --output {folder} --resume",
+            ) from None
+        return write_results(folder)
+
+
+def _check_output(folder: Path, resume: bool) -> None:
+    """Raises: ConfigError if the folder has a study and `resume` is not asked for, or else."""
+    has_study = plain_files.is_file(folder / RECORDS) or plain_files.is_file(folder / STUDY)
+    if resume and not has_study:
+        raise FileError(f"{folder} has no study to resume.", fix="leave --resume out")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        fix = "add --resume to go on with it, or {}" if has_study else "{}"
+        raise ConfigError(
+            f"{folder} exists, and is not overwritten.",
+            fix=fix.format("choose another --output"),
+        )
+
+
+def _begin(run: StudyRun) -> None:
+    """Write the settings and the first records; of a resumed study, what is another now."""
+    config = run.sides[0].config
+    facts = machine(choose_placement(config).device)
+    threads = f", {facts['threads']} threads" if "threads" in facts else ""
+    start: dict[str, Any] = {
+        "versions": versions(),
+        "machine": f"{facts['device']}{threads}, {platform.system()} {platform.machine()}",
+    }
+    before = run.records.last("start")
+    if before is None:
+        commit.write_text(run.folder / STUDY, resolved(run.study))
+        facts = {"name": run.folder.name, "digests": dict(run.rows.digests)}
+        sides = [
+            {
+                "kind": "side",
+                "name": side.name,
+                "method": side.method,
+                "rank": side.rank,
+                "settings": side.settings(),
+            }
+            for side in run.sides
+        ]
+        notices = list(run.rows.notices)
+        run.records.append([{"kind": "start", **facts, **start, "notices": notices}, *sides])
+    elif other := {k: v for k, v in start.items() if before.get(k) != v}:
+        notice = f"a part was run with {listed(other.values())}, which may round sums differently"
+        run.records.append([{**before, **start, "notices": [notice]}])
+
+
+def _steps(side: Side, rows: int) -> int:
+    """The steps of a run of a side."""
+    config = side.config
+    per_step = config.micro_batch_size * config.gradient_accumulation_steps
+    return config.max_steps or math.ceil((config.epochs or 1) * rows / per_step)
+
+
+def _score_base(run: StudyRun) -> None:
+    if run.records.last("base") is None:
+        config = run.sides[0].config
+        with progress.reporting(False):
+            record = score_base(run.study.base, config.dtype, run.scoring)
+        run.records.append([{"kind": "base", **record}])
+    run.count(1)
+
+
+def _measure_costs(run: StudyRun) -> None:
+    """A short run of each side alone; it is also the first timing."""
+    for side in run.sides:
+        if run.records.last("cost", side=side.name) is None:
+            if run.clock.is_over:
+                return
+            cost = measure_cost(side, run.folder / "runs")
+            run.records.append([{"kind": "cost", "side": side.name, **cost}])
+            step = cost.get("seconds_per_step")
+            words = cost["error"] if step is None else f"{1e3 * step:,.0f} ms a step"
+            run.count(1)
+            run.announce(f"time and memory: {side.name}: {words}")
+        else:
+            run.count(1)
+
+
+def _announce_time(run: StudyRun) -> None:
+    """Say what the study takes, and what of it fits into the budget."""
+    search = sum(expected_search(run, side) for side in run.sides)
+    each = sum(run.seconds(side.name, run.steps[side.name]) for side in run.sides)
+    finals = each * len(run.study.seeds)
+    run.clock.expected = search + finals
+    units = counted(len(run.sides) * len(run.study.seeds), "final run")
+    progress.announce(
+        f"about {in_words(search + finals)} of training alone: {in_words(search)} for the learning "
+        f"rates, {in_words(finals)} for {units}"
+    )
+    budget = run.clock.budget
+    if budget is not None and search + finals > budget:
+        fits = max(budget - search, 0) / finals if finals else 0
+        progress.announce(
+            f"the budget of {in_words(budget)} ends before that: about {fits:.0%} of the final "
+            "runs fit; the report says what is missing, and --resume goes on"
+        )

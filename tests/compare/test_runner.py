@@ -1,0 +1,215 @@
+"""A study from its file to its result: what is trained, scored, recorded and removed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lorica
+from lorica.compare import study_run
+from lorica.compare.clock import Clock
+from lorica.compare.records import RECORDS, Records
+from lorica.errors import ConfigError, DataError
+from tests.compare.study_files import (
+    fix_costs,
+    run,
+    without_costs,
+    write_lines,
+    write_study,
+)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def test_every_side_has_its_runs(whole_study):
+    _, _, result = whole_study
+    assert [side.name for side in result.sides] == ["lora r=2", "ia3"]
+    assert result.missing == []
+    for side in result.sides:
+        assert {trial.steps for trial in side.trials} == {1, 2}
+        assert [final.seed for final in side.finals] == [0, 1]
+        best = min((t for t in side.trials if t.steps == 2), key=lambda t: t.loss)
+        assert {final.learning_rate for final in side.finals} == {best.learning_rate}
+        for final in side.finals:
+            assert final.error is None and final.forgotten is not None
+            assert [step for step, _ in final.curve] == [1, 2]
+            assert [step for step, _ in final.validation] == [0, 2]
+            assert len(final.scores["loss"].rows) == 12
+            assert len(final.samples) == 4
+        assert side.cost is not None and side.cost.trained_parameters > 0
+
+
+def test_the_loss_is_the_weighted_mean_of_its_rows(whole_study):
+    _, _, result = whole_study
+    for scores in [result.base["loss"], result.sides[0].finals[0].scores["loss"]]:
+        assert np.average(scores.rows, weights=scores.weights) == pytest.approx(scores.value)
+
+
+def test_the_recipe_of_a_side_gives_its_run(whole_study, tmp_path: Path):
+    """Trained alone, and not in a pass with others: as good to the last digits."""
+    *_, result = whole_study
+    side = result.sides[0]
+    (tmp_path / "recipe.yaml").write_text(side.recipe + f"output: {tmp_path / 'run'}\nseed: 1\n")
+    alone = lorica.train(tmp_path / "recipe.yaml", show=False)
+    after = alone.figures["held_out_loss"]["after"]
+    assert after == pytest.approx(side.finals[1].validation[-1][1], rel=1e-4)
+
+
+def test_what_is_not_needed_any_more_is_removed(whole_study):
+    _, output, _ = whole_study
+    folders = sorted(path.name for path in (output / "runs").iterdir())
+    assert folders == [f"final-{i:02d}-seed-{seed}" for i in range(2) for seed in (0, 1)]
+    assert not list((output / "runs").rglob("step-*"))
+
+
+def test_a_final_run_is_kept_and_is_what_was_scored(whole_study):
+    path, output, result = whole_study
+    report = lorica.evaluate(
+        output / "runs/final-00-seed-1", data=str(path.parent / "test.jsonl"), exact_match=False
+    )
+    adapter = report["loss"].adapter
+    assert adapter is not None
+    assert adapter.value == pytest.approx(result.sides[0].finals[1].scores["loss"].value)
+
+
+def test_all_sides_see_the_rows_in_one_order(whole_study):
+    """Before the first update all sides are the base, so the first losses are those of the rows."""
+    _, _, result = whole_study
+    for seed in (0, 1):
+        first = [side.finals[seed].curve[0][1] for side in result.sides]
+        assert first == pytest.approx([first[0]] * 2, rel=1e-4)
+    assert result.sides[0].finals[0].curve[0] != result.sides[0].finals[1].curve[0]
+
+
+MOMENTS = [(after, written) for after in (1, 4, 5, 7, 8) for written in (False, True)]
+QUICK = [(4, False), (8, False)]  # in the search, and in the final runs
+
+
+@pytest.mark.parametrize(
+    ("after", "written"),
+    [pytest.param(*m, marks=() if m in QUICK else pytest.mark.slow) for m in MOMENTS],
+)
+def test_a_killed_study_goes_on_to_the_same_result(
+    whole_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, written: bool
+):
+    """after: calls of Records.append that succeed. The kill is just before or behind the next."""
+    path, _, whole = whole_study
+    fix_costs(monkeypatch)
+    append, calls = Records.append, []
+
+    def killed_append(self: Records, records: list) -> None:
+        calls.append(len(records))
+        if len(calls) <= after or written:
+            append(self, records)
+        if len(calls) > after:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Records, "append", killed_append)
+        run(path, tmp_path / "out")
+    with (tmp_path / "out" / RECORDS).open("a") as file:
+        file.write('{"kind": "fin')  # what a kill in the middle of a write leaves
+    resumed = run(path, tmp_path / "out", resume=True)
+    assert without_costs(resumed) == without_costs(whole)
+
+
+def test_a_study_that_has_ended_trains_nothing_again(
+    whole_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, output, whole = whole_study
+    monkeypatch.setattr(study_run, "train_job", None)
+    before = (output / RECORDS).read_bytes()
+    assert run(path, output, resume=True) == whole
+    assert (output / RECORDS).read_bytes() == before
+
+
+def test_a_run_that_diverges_is_a_result(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fix_costs(monkeypatch)
+    sides = {"lora": {"method": "lora"}, "hot": {"method": "full", "learning_rate": 1e12}}
+    path = write_study(tmp_path, small_base, sides=sides, seeds=[0], rates=None)
+    lora, hot = run(path, tmp_path / "out").sides
+    assert lora.finals[0].error is None
+    assert hot.finals[0].error and not hot.finals[0].scores
+    assert str(tmp_path) not in hot.finals[0].error
+
+
+@pytest.mark.slow
+def test_the_budget_ends_a_study_and_the_result_says_what_is_missing(
+    whole_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, _, whole = whole_study
+    fix_costs(monkeypatch)
+    seconds = iter(range(1000))
+    cut = run(path, tmp_path / "out", clock=Clock(budget=9, now=lambda: float(next(seconds))))
+    assert cut.missing == [
+        f"{name}: 2 of 2 final runs are missing (seeds 0, 1)" for name in ("lora r=2", "ia3")
+    ]
+    resumed = run(path, tmp_path / "out", resume=True)
+    assert resumed.missing == []
+    assert without_costs(resumed) == without_costs(whole)
+
+
+def test_an_output_is_not_overwritten(whole_study, tmp_path: Path):
+    path, output, _ = whole_study
+    with pytest.raises(ConfigError, match="add --resume"):
+        run(path, output)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="choose another --output"):
+        run(path, tmp_path)
+
+
+def test_other_settings_are_not_resumed(whole_study, small_base: Path):
+    path, output, _ = whole_study
+    text = path.read_text()
+    try:
+        path.write_text(text.replace("max_steps: 2", "max_steps: 5"))
+        with pytest.raises(ConfigError, match="'max_steps': 5"):
+            run(path, output, resume=True)
+    finally:
+        path.write_text(text)
+
+
+def test_other_rows_are_not_resumed(whole_study):
+    path, output, _ = whole_study
+    test = path.parent / "test.jsonl"
+    text = test.read_text()
+    try:
+        test.write_text(text.replace("river", "rivers", 1))
+        with pytest.raises(DataError, match="are not those that the study") as raised:
+            run(path, output, resume=True)
+        assert list(raised.value.facts) == ["test"]
+    finally:
+        test.write_text(text)
+
+
+def test_test_rows_that_were_trained_on_are_refused(small_base: Path, tmp_path: Path):
+    path = write_study(tmp_path, small_base)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "test.jsonl", rows[:4])
+    with pytest.raises(DataError, match="4 of 4 test rows are training rows too"):
+        run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_to_rows_without_prompts_are_refused(small_base: Path, tmp_path: Path):
+    rows = [{"text": f"A {word} ran to the {other}."} for word in "abcd" for other in "efgh"]
+    path = write_study(tmp_path, small_base, measures=["exact_match"])
+    write_lines(tmp_path / "train.jsonl", rows[:10])
+    write_lines(tmp_path / "valid.jsonl", rows[10:13])
+    write_lines(tmp_path / "test.jsonl", rows[13:])
+    with pytest.raises(DataError, match="exact_match cannot be measured"):
+        run(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ("test", "before"))
+def test_a_missing_file_is_named_with_its_line(small_base: Path, tmp_path: Path, name: str):
+    path = write_study(tmp_path, small_base)
+    (tmp_path / f"{name}.jsonl").unlink()
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if name + ":" in text)
+    with pytest.raises(ConfigError, match=f"study.yaml:{line}: {name} is .*no such file"):
+        run(path, tmp_path / "out")
