@@ -202,7 +202,7 @@ def test_answers_to_rows_without_prompts_are_refused(small_base: Path, tmp_path:
     write_lines(tmp_path / "train.jsonl", rows[:10])
     write_lines(tmp_path / "valid.jsonl", rows[10:13])
     write_lines(tmp_path / "test.jsonl", rows[13:])
-    with pytest.raises(DataError, match="exact_match cannot be measured"):
+    with pytest.raises(DataError, match="no row has a prompt and an answer, which exact_match"):
         run(path, tmp_path / "out")
 
 

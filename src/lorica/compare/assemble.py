@@ -15,6 +15,7 @@ from lorica.compare.results import (
     Trial,
 )
 from lorica.compare.study import STUDY
+from lorica.compare.study_tables import BEFORE
 from lorica.errors import listed
 from lorica.formats import commit
 from lorica.recipe.yaml_file import read_yaml, to_yaml
@@ -38,7 +39,7 @@ def study_result(folder: Path) -> StudyResult:
         goal=study.get("goal", "loss"),
         reference=study.get("reference") or (sides[0].name if sides else ""),
         sides=sides,
-        base={} if base is None else _scores(base["scores"]),
+        base={} if base is None else _base(base),
         versions=start.get("versions", {}),
         machine=start.get("machine", ""),
         notices=[*_notices(records, sides)],
@@ -91,6 +92,12 @@ def _final(record: Mapping[str, Any]) -> Final:
         notices=record.get("notices", ()),
         error=record.get("error"),
     )
+
+
+def _base(record: Mapping[str, Any]) -> dict[str, MeasureScores]:
+    """The scores of the base, those on the "before" rows among them."""
+    before = record.get("before_scores")
+    return _scores(record["scores"] | ({} if before is None else {BEFORE: before}))
 
 
 def _scores(scores: Mapping[str, Any]) -> dict[str, MeasureScores]:

@@ -95,12 +95,13 @@ def _figures(unit: UnitRun, scoring: ScoreSettings) -> dict[str, Any]:
     curve = list(zip(steps, losses, strict=True))
     with progress.reporting(False):
         scores = score_run(folder, scoring)
+    notices = [*results["lines"], *scores.pop("answers")]
     return {
         **scores,
         "curve": [*curve[::every], *([curve[-1]] if (len(curve) - 1) % every else [])],
         "validation": list(zip(*by_step(events, "eval", "loss"), strict=True)),
         "ranks": results.get("ranks", {}),
-        "notices": [line.replace(str(folder), "the run") for line in results["lines"]],
+        "notices": [line.replace(str(folder), "the run") for line in notices],
         "sizes": {
             "adapter_bytes": _adapter_bytes(folder / "adapter"),
             "trained": results["parameters"]["trained"],

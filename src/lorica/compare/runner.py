@@ -24,7 +24,7 @@ from lorica.compare.study import STUDY, Study, check_unchanged, resolved
 from lorica.compare.study_rows import check_files, check_same_rows, read_rows
 from lorica.compare.study_run import StudyRun
 from lorica.compare.training_jobs import MAX_RUNS
-from lorica.errors import ConfigError, FileError, Stopped, counted, listed
+from lorica.errors import BaseError, ConfigError, DataError, FileError, Stopped, counted, listed
 from lorica.formats import commit
 from lorica.recipe.settings import Settings
 from lorica.recipe.versions import versions
@@ -147,8 +147,11 @@ def _steps(side: Side, rows: int) -> int:
 def _score_base(run: StudyRun) -> None:
     if run.records.last("base") is None:
         config = run.sides[0].config
-        with progress.reporting(False):
-            record = score_base(run.study.base, config.dtype, run.scoring)
+        try:
+            with progress.reporting(False):
+                record = score_base(run.study.base, config.dtype, run.scoring)
+        except (BaseError, DataError) as error:  # rows with classes: the base has no head for them
+            record = {"scores": {}, "error": error.summary}
         run.records.append([{"kind": "base", **record}])
     run.count(1)
 

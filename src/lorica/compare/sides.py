@@ -121,7 +121,9 @@ def _study_mistakes(study: Study) -> Iterator[Mistake]:
 
 def measure_names() -> list[str]:
     """What can be measured on test rows."""
-    return ["loss", "exact_match"]
+    from lorica.evaluation.task import Task
+
+    return ["loss", "token_accuracy", *Task.names()]
 
 
 def _ranks(study: Study, name: str) -> tuple[list[int | None], list[Mistake]]:

@@ -54,13 +54,13 @@ def read_rows(study: Study, sides: Sequence[Side], settings: ScoreSettings) -> S
     """
     data = load_rows(sides[0].config)
     test = _read(settings.test, study.base, data)
-    check_can_answer(settings.measures, test, study.test)
+    answers = check_can_answer(settings.measures, test)
     if study.rates is not None and not len(data.validation):
         raise DataError(
             f"{study.data.path} leaves no validation rows, and the rates are searched on them.",
             fix="name a file in data.validation, or set rates to null",
         )
-    notices = list(test.notices)
+    notices = [*test.notices, *answers]
     notices += _shared_rows(test.train, data.train, "training", study.test)
     if study.rates is not None:
         notices += _shared_rows(test.train, data.validation, "validation", study.test)

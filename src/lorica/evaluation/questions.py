@@ -67,7 +67,7 @@ def question_set(
 
     max_new_tokens: by default that of the longest reference, and SPARE_TOKENS.
     """
-    rows = [e.source for e in examples if e.source is not None and _is_question(e.source)]
+    rows = [e.source for e in examples if e.source is not None and is_question(e.source)]
     prompts = prompt_ids(rows, loaded.tokenizer)
     references = TextEncoder(loaded.tokenizer).ids(row.reference for row in rows)
     limit, longest = loaded.max_length, 0
@@ -113,5 +113,6 @@ def _conditions_of(loaded: LoadedModel, rows: Sequence[RenderedRow]) -> list[str
     return conditions if conditions and is_conditioned(loaded.model) else None
 
 
-def _is_question(row: RenderedRow) -> bool:
+def is_question(row: RenderedRow) -> bool:
+    """Whether a model can be asked the row: it has a prompt and a reference."""
     return row.kind in KINDS and bool(row.prompt) and bool(row.reference.strip())
