@@ -8,14 +8,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import benchmarks.plan as package
-from benchmarks.plan import bases, rows
+from benchmarks.plan import bases, page, rows
 from benchmarks.plan.grid import CASES, OTHERS, Case
+from lorica.plan.shapes import read_shapes
+from lorica.plan.time import cpu_rates
+from lorica.plan.tokens import count_tokens
+from lorica.training.settings import TrainSettings
 
 RESULTS = Path(__file__).parents[1] / "results/plan.jsonl"
 
@@ -61,12 +66,13 @@ def run(module: str, *words: str) -> int:
 
 
 def measure(case: Case, recipe: Path) -> dict[str, Any]:
-    """What a run costs: bytes, seconds per step (of the process, after the first step), events."""
+    """What a run costs, and what was known before.
+
+    peak: of resident memory, bytes. step_seconds, step_tokens: of the process, means over the steps
+    after the first. counts: the tokens that `lorica plan` counts. rates: of this CPU. probe: the
+    three steps of `--measure`, in a process of their own right after the run.
+    """
     peak = run("benchmarks.plan.worker", str(recipe))
-    folder = recipe.parent / "probe"
-    folder.mkdir()
-    answer = recipe.parent / "answer.json"
-    run("benchmarks.plan.probed", str(recipe), str(folder), str(answer))
     lines = (recipe.parent / "run/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     steps = [event for event in events if event["event"] == "step"]
@@ -74,13 +80,34 @@ def measure(case: Case, recipe: Path) -> dict[str, Any]:
     return {
         "name": case.name,
         "peak": peak,
-        "peaks": [[e["event"], e["resident"], e["peak"]] for e in events if e["event"] != "line"],
+        "events": [[e["event"], e["resident"]] for e in events if e["event"] != "line"],
         "step_seconds": statistics.mean(b - a for a, b in itertools.pairwise(clock)),
-        "seconds": clock[-1],
-        "tokens": steps[-1]["tokens"],
-        "steps": len(steps),
-        "probe": json.loads(answer.read_text()),
+        "step_tokens": (steps[-1]["tokens"] - steps[0]["tokens"]) / (len(steps) - 1),
+        "counts": count(recipe),
+        "rates": asdict(cpu_rates()),
+        "processors": os.cpu_count(),
+        "probe": probe(recipe) if case in CASES else None,
     }
+
+
+def count(recipe: Path) -> dict[str, Any]:
+    """The tokens of a run, as `lorica plan` counts them."""
+    settings = TrainSettings.model_validate(yaml.safe_load(recipe.read_text()))
+    return asdict(count_tokens(settings, read_shapes(settings.base)))
+
+
+def probe(recipe: Path) -> dict[str, Any]:
+    """The answer of lorica.plan.probe for a recipe."""
+    folder, answer = recipe.parent / "probe", recipe.parent / "answer.json"
+    folder.mkdir()
+    run("benchmarks.plan.probed", str(recipe), str(folder), str(answer))
+    return json.loads(answer.read_text())
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results; none if it is not there."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def main() -> None:
@@ -90,17 +117,16 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--only", help="runs whose names begin so; they are made again")
-    parser.add_argument("--most", type=int, default=len(CASES), help="runs of this call at most")
+    parser.add_argument("--most", type=int, default=99, help="runs of this call at most")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="has the 260K base")
     parser.add_argument("--folder", type=Path, help="where random bases are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", type=Path, help="write the page from the results; no runs")
     words = parser.parse_args()
-    kept = (
-        [json.loads(x) for x in words.results.read_text().splitlines()]
-        if words.results.exists()
-        else []
-    )
-    done = {line["name"]: line for line in kept}
+    if words.write:
+        page.write(read(words.results), words.write)
+        return
+    done = {line["name"]: line for line in read(words.results)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = words.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,10 +146,8 @@ def main() -> None:
                     print(f"{case.name}: {error}", file=sys.stderr, flush=True)
                     continue
             done[case.name] = line
-            print(
-                f"{case.name}: {line['peak'] / 2**20:,.0f} MiB, {line['step_seconds']:.2f} s",
-                flush=True,
-            )
+            cost = f"{line['peak'] / 2**20:,.0f} MiB, {line['step_seconds']:.2f} s"
+            print(f"{case.name}: {cost}", flush=True)
             words.results.write_text("".join(json.dumps(x) + "\n" for x in done.values()))
 
 

@@ -42,7 +42,7 @@ def test_an_unknown_device_is_refused_with_those_that_are_known(name: str):
 def test_the_cpu_is_this_machine_and_no_speed_is_stored(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cpu = device_named("cpu")
-    assert (cpu.kind, cpu.cores, cpu.flops) == ("cpu", 1, {})
+    assert (cpu.kind, cpu.threads, cpu.flops) == ("cpu", 1, {})
     assert cpu.memory_bytes > GIB // 4
 
 

@@ -86,6 +86,15 @@ def test_a_run_is_measured_and_leaves_nothing(config):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_of_few_steps_is_measured_on_those_it_has(config, steps):
+    short = config.model_copy(update={"max_steps": steps, "epochs": None})
+    answer = measure.probe(short)
+    assert len(answer["steps"]) == max(steps - 1, 1)
+    assert answer["total"] == steps
+
+
+@pytest.mark.slow
 def test_what_the_run_refuses_is_refused(config):
     broken = config.model_copy(update={"data": config.data.model_copy(update={"path": "no.jsonl"})})
     with pytest.raises(DataError, match=r"no\.jsonl"):

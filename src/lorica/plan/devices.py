@@ -28,7 +28,8 @@ class Device:
     """A device on which a run may be trained.
 
     memory_bytes: what a process can use. bandwidth: of its memory, bytes per second; None: unknown.
-    flops: dtype -> dense operations per second at most; empty: unknown. cores: of a CPU.
+    flops: dtype -> dense operations per second at most; empty: unknown. threads: with which torch
+    computes on a CPU. processors: of the machine.
     """
 
     name: str
@@ -37,7 +38,8 @@ class Device:
     source: str
     bandwidth: float | None = None
     flops: Mapping[str, float] = field(default_factory=dict)
-    cores: int = 1
+    threads: int = 1
+    processors: int = 1
 
 
 def device_named(name: str) -> Device:
@@ -85,11 +87,12 @@ def this_cpu() -> Device:
     """This machine's processor: the cores of this process, and the memory that it may use."""
     memory = _memory()
     source = "this machine" if memory else "this machine, whose memory is unknown"
-    return Device("cpu", "cpu", memory, source, cores=_cores())
+    every = os.cpu_count() or 1
+    return Device("cpu", "cpu", memory, source, threads=_threads(), processors=every)
 
 
-def _cores() -> int:
-    """Those that torch uses: the ones of this process, or fewer if OMP_NUM_THREADS says so."""
+def _threads() -> int:
+    """Those of torch: one for each core of this process, or fewer if OMP_NUM_THREADS says so."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")

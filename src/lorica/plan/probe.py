@@ -74,6 +74,7 @@ def _measure(state: RunState) -> dict[str, Any]:
     by_tokens = sorted(range(len(per_step)), key=per_step.__getitem__)
     middle = by_tokens[len(by_tokens) // 2]
     numbers = [by_tokens[int(q * len(by_tokens))] for q in QUANTILES]
+    numbers = numbers[: max(plan.total - 1, 0)]  # a method's schedule ends with the run
     steps = []
     for number in (middle, *numbers):
         clock = Clock()
@@ -85,7 +86,7 @@ def _measure(state: RunState) -> dict[str, Any]:
     result = {
         "start": started,
         "first": steps[0],
-        "steps": steps[1:],
+        "steps": steps[1:] or steps,
         "mean_tokens": plan.rows_per_step * float(lengths.mean()),
         "evaluation": _evaluation(state),
         "evaluations": _evaluations(state),

@@ -117,7 +117,7 @@ def seconds(work: Work, rates: Rates, device: Device, share: float, micro_batche
     products = max(work.products / (rates.products * share), work.weight_bytes / bandwidth)
     computed = products + work.other_bytes / bandwidth
     if device.kind == "cpu":
-        computed += work.unpacked / (UNPACKED_PER_SECOND * device.cores)
+        computed += work.unpacked / (UNPACKED_PER_SECOND * device.threads)
     waiting = work.calls * SECONDS_PER_CALL[device.kind]
     # A GPU works while Python launches what comes next; a CPU does one after the other.
     own = (
