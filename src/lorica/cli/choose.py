@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
+from lorica.cli.durations import seconds_of
 from lorica.cli.help import SettingsHelp
 from lorica.cli.options import Json, Words, check_new_file, parse_words, print_json, single_word
 from lorica.errors import ConfigError, writing
@@ -33,6 +34,7 @@ def choose(
     memory: str | None = None,
     goal: Literal["quality", "forget-less", "small", "fast"] = "quality",
     serve: Literal["lorica", "vllm", "llamacpp"] = "lorica",
+    try_: Annotated[str | None, Parameter(name="--try")] = None,
     output: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -50,6 +52,9 @@ def choose(
         What counts most.
     serve
         Who reads the adapter afterwards.
+    try_
+        Train briefly (10min) at half and twice the rank and three rates, and take the best. The
+        base is loaded then.
     output
         File to write the recipe to; it must be new. Without it, the recipe is printed.
     """
@@ -77,6 +82,11 @@ def choose(
     device = current_device() if memory is None else device_named(memory)
     gathered = gather(config, device, goal, serve)
     choice = decide(gathered.situation)
+    has_errors = any(finding.level == "error" for finding in choice.findings)
+    if try_ is not None and not has_errors:
+        from lorica.cli.tried import tried_choice
+
+        choice = tried_choice(choice, config, gathered, seconds_of(try_, "--try"))
     given = _given(config, gathered.data)
     recipe = recipe_yaml(choice, given, gathered.why, " ".join(["lorica", *sys.argv[1:]]))
     from lorica.cli.chosen import as_dict, lines
@@ -85,7 +95,7 @@ def choose(
         print_json(as_dict(choice, gathered, recipe))
     else:
         print("\n".join(lines(choice, gathered)))
-    if any(finding.level == "error" for finding in choice.findings):
+    if has_errors:
         raise SystemExit(BAD_DATA)
     if output is not None:
         with writing(output):

@@ -11,6 +11,7 @@ from lorica.plan.choose.evidence import evidence
 
 ROOT = Path(__file__).parents[3]
 SOURCES = sorted(Path(lorica.plan.choose.__file__).parent.glob("*.py"))
+SOURCES.append(ROOT / "src/lorica/cli/tried.py")
 ENTRIES = evidence().values()
 
 

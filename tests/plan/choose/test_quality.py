@@ -26,6 +26,9 @@ def test_good_rows_have_no_findings():
         ({"overlong": 90, "policy": "drop"}, "warning", "they are left out"),
         ({"train": 40}, "warning", "40 training rows: too few"),
         ({"validation": 25}, "note", "uncertain by 20 points"),
+        ({"notices": ("9 rows hold characters that the tokenizer cannot write",)}, "warning", "9"),
+        ({"notices": ("2 rows are tokenised in pieces",)}, "note", "in pieces"),
+        ({"conflicting": (400, 1_800)}, "note", "400 prompts have several different answers"),
         ({"problems": ("no row has an answer",)}, "error", "no row has an answer"),
         (
             {"kind": "label", "classes": {"spam": 1_950, "ham": 50}},

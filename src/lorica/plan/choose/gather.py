@@ -14,6 +14,8 @@ from lorica.recipe.catalogue import method
 from lorica.recipe.method_settings import with_defaults
 from lorica.training.config import TrainConfig
 
+COUNTED = ("repeat an earlier row", "different answers", "different classes", "are longer than")
+"""Notices of the check that `quality` says in its own words, with a fix."""
 FEW_OVERLONG = 0.05
 """Up to this share of rows, rows above the limit are left out instead of stopping the training."""
 
@@ -98,6 +100,7 @@ def _rows(report: Report, *, estimated: bool) -> Rows:
         conflicting=(report.answers.prompts, report.answers.rows),
         structure=None if estimated else report.answers.structure,
         problems=report.problems,
+        notices=[n for n in report.notices if not any(words in n for words in COUNTED)],
     )
 
 

@@ -41,6 +41,12 @@ def _findings(rows: Rows) -> Iterator[Finding]:
     yield from _lengths(rows)
     yield from _few(rows)
     yield from _classes(rows)
+    for notice in rows.notices:
+        fix = "lorica check shows the rows"
+        if "cannot write" in notice:
+            yield Finding("warning", notice, f"take another base, or write them otherwise: {fix}")
+        else:
+            yield Finding("note", notice, fix, ("rule-check",))
 
 
 def _repeated(rows: Rows) -> Iterator[Finding]:

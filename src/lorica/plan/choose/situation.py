@@ -22,7 +22,7 @@ class Rows:
     them. conflicting: (prompts with several different answers, rows that have them).
     structure: of the answers, as data/answers.py measures it: above 1, they are random texts. None:
     too few answers to tell.
-    problems: what would stop the training.
+    problems: what would stop the training. notices: what else the check says.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class Rows:
     conflicting: tuple[int, int] = (0, 0)
     structure: float | None = None
     problems: Sequence[str] = ()
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,227 @@
+"""`lorica choose --try`: short trainings of the choice at other ranks and rates, by a study.
+
+The ranks are the chosen one, half and twice of it; of each, three learning rates are searched by
+successive halving. The rows of the test are held out of the user's own. A rank is taken in place of
+the chosen one only if it is better on these rows by more than their uncertainty.
+"""
+
+import json
+import math
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorica.errors import ConfigError, DataError
+from lorica.plan.choose.choice import Choice
+from lorica.plan.choose.gather import Gathered
+from lorica.plan.choose.rank import RANKS, ranks_of
+from lorica.plan.choose.reason import Reason
+from lorica.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lorica.compare.results import SideResult, StudyResult
+
+FACTORS, RUNGS = (0.3, 1.0, 3.0), 2
+TEST_SHARE, TEST_ROWS, LEAST_ROWS, MOST_ROWS = 0.1, 200, 100, 20_000
+PASSES = 4.0
+"""Full runs that the search and the final run of a side are about as long as."""
+SHARE = 0.6
+"""Of the time, for the steps; the rest is for starting and scoring."""
+LEAST_STEPS = 20
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Tried:
+    """r: to take; None: the method has no rank. rate: the best one of it. reasons: of both."""
+
+    r: int | None
+    rate: float
+    reasons: tuple[Reason, ...]
+
+
+def try_choice(
+    choice: Choice, config: TrainConfig, ranks: Sequence[int], rows: int, seconds: float
+) -> Tried:
+    """Train the choice briefly at `ranks`. config: base, data and seed. rows: training rows.
+
+    Raises: DataError for rows too few to hold some out, and what training them raises.
+    """
+    from lorica.compare.clock import Clock
+    from lorica.compare.runner import run_study
+    from lorica.compare.study import read_study
+
+    with tempfile.TemporaryDirectory(prefix="lorica-choose-") as folder:
+        place = Path(folder)
+        train, test = _hold_out(config, place)
+        steps = _steps(choice, config, rows, seconds / max(len(ranks), 1))
+        study = _study(choice, config, ranks, steps, train, test)
+        path = place / "study.yaml"
+        path.write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
+        result = run_study(*read_study(path), place / "runs", clock=Clock(seconds))
+    return decide(result, choice, steps)
+
+
+def tried_choice(choice: Choice, config: TrainConfig, gathered: Gathered, seconds: float) -> Choice:
+    """The choice with the rank and rate that short trainings show to be the best.
+
+    Raises: what `try_choice` does.
+    """
+    rows = config.data.model_copy(update=gathered.data)
+    config = config.model_copy(update={"data": rows})
+    ranks = ranks_to_try(choice, ranks_of(gathered.situation.base)[-1])
+    tried = try_choice(choice, config, ranks, gathered.situation.rows.train, seconds)
+    changed = [reason.what for reason in tried.reasons]
+    kept = [reason for reason in choice.reasons if reason.what not in changed]
+    return replace(
+        choice,
+        settings=with_tried(choice.settings, tried),
+        reasons=(*kept, *tried.reasons),
+        doubts=tuple(doubt for doubt in choice.doubts if doubt.what != "learning_rate"),
+    )
+
+
+def ranks_to_try(choice: Choice, most: int) -> list[int]:
+    """The chosen rank, half and twice of it, between the lowest of RANKS and `most`."""
+    r = choice.settings["method"].get("r")
+    if r is None or choice.method in ("adalora", "hyperlora"):
+        return []
+    return [x for x in (r // 2, r, 2 * r) if x == r or RANKS[0] <= x <= most]
+
+
+def decide(result: "StudyResult", choice: Choice, steps: int) -> Tried:
+    """The rank and rate to take, from the results of a study.
+
+    Raises: ConfigError if no run ended within the time.
+    """
+    sides = {side.rank: side for side in result.sides if side.finals and side.finals[0].scores}
+    own = choice.settings["method"].get("r")
+    if not sides:
+        raise ConfigError("--try was too short: no run has ended.", fix="give it more time")
+    losses = {rank: side.finals[0].scores["loss"].value for rank, side in sides.items()}
+    best = min(losses, key=lambda rank: losses[rank])
+    chosen = sides.get(own, sides[best])
+    table = ", ".join(
+        f"r={rank} {loss:.3f}" if rank else f"{loss:.3f}" for rank, loss in losses.items()
+    )
+    what = f"after {steps} steps, at the best rate of each, the loss on held-out rows is {table}"
+    if best != own and own in sides and _is_better(sides[best], sides[own]):
+        chosen, verdict = (
+            sides[best],
+            f"r={best} is better by more than the uncertainty of the rows",
+        )
+    elif len(sides) > 1:
+        verdict = f"it cannot tell these apart by more than their uncertainty: r={own} stays"
+    else:
+        verdict = "one setting was tried"
+    rate = chosen.finals[0].learning_rate
+    tried = ", ".join(
+        f"{t.learning_rate:g}: {'diverged' if t.loss is None else f'{t.loss:.3f}'}"
+        for t in sorted(chosen.trials, key=lambda t: (t.learning_rate, t.steps))
+        if t.steps == max((t.steps for t in chosen.trials), default=0)
+    )
+    cited = ("rule-try",)
+    reasons = [Reason("learning_rate", rate, f"the best of those tried ({tried})", cited)]
+    if chosen.rank is not None:
+        reasons.insert(0, Reason("r", chosen.rank, f"{what}; {verdict}", cited))
+    return Tried(chosen.rank, rate, tuple(reasons))
+
+
+def with_tried(settings: Mapping[str, Any], tried: Tried) -> dict[str, Any]:
+    """The settings of a choice at the rank and rate that were tried."""
+    method = dict(settings["method"])
+    if tried.r is not None:
+        method["r"] = tried.r
+        if "alpha" in method:
+            method["alpha"] = 2 * tried.r
+    return {**settings, "method": method, "learning_rate": tried.rate}
+
+
+def _is_better(one: "SideResult", other: "SideResult") -> bool:
+    """Whether `one` has a lower loss, by a 95 % interval over rows, resampled in pairs."""
+    a, b = (side.finals[0].scores["loss"] for side in (one, other))
+    weights = np.asarray(a.weights or np.ones(len(a.rows)))
+    gain = (np.asarray(b.rows) - np.asarray(a.rows)) * weights
+    drawn = np.random.default_rng(0).integers(len(gain), size=(RESAMPLES, len(gain)))
+    means = gain[drawn].sum(1) / weights[drawn].sum(1)
+    return bool(np.quantile(means, 0.025) > 0)
+
+
+def _hold_out(config: TrainConfig, folder: Path) -> tuple[Path, Path]:
+    """Files of rows to train on and to test on, drawn from the user's rows."""
+    from lorica.data.source import read
+
+    rows = [row.fields for row in read(config.data)]
+    if len(rows) == 1 and isinstance(text := rows[0].get("text"), str):  # a file of text
+        cut = int(len(text) * (1 - TEST_SHARE))
+        rows_of = {"train": [{"text": text[:cut]}], "test": [{"text": text[cut:]}]}
+    else:
+        if len(rows) < LEAST_ROWS:
+            raise DataError(
+                f"{config.data.path} has {len(rows)} rows; --try holds some of them out, and needs "
+                f"{LEAST_ROWS}.",
+                fix="leave --try out",
+            )
+        random.Random(config.seed).shuffle(rows)
+        count = min(int(len(rows) * TEST_SHARE), TEST_ROWS)
+        rows_of = {"train": rows[count : count + MOST_ROWS], "test": rows[:count]}
+    for name, some_rows in rows_of.items():
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in some_rows)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder / "train.jsonl", folder / "test.jsonl"
+
+
+def _steps(choice: Choice, config: TrainConfig, rows: int, seconds: float) -> int:
+    """Steps of a run, so that a side ends within `seconds`; at most those of the recipe."""
+    from lorica.plan.measure import measure
+
+    probed = _training(choice, config)
+    fitting = int(SHARE * seconds / (PASSES * max(measure(probed).step, 1e-4)))
+    rows_per_step = probed.micro_batch_size * probed.gradient_accumulation_steps
+    whole = math.ceil(choice.settings["epochs"] * rows / rows_per_step)
+    return max(min(fitting, whole), LEAST_STEPS)
+
+
+def _training(choice: Choice, config: TrainConfig) -> TrainConfig:
+    """The training of a choice, with the user's base and rows."""
+    from lorica.recipe.catalogue import method
+    from lorica.recipe.method_settings import with_defaults
+
+    own = choice.settings["method"]
+    update = {**choice.settings, "method": with_defaults(method(own["name"]), own)}
+    return config.model_copy(update=update)
+
+
+def _study(
+    choice: Choice,
+    config: TrainConfig,
+    ranks: Sequence[int],
+    steps: int,
+    train: Path,
+    test: Path,
+) -> dict[str, Any]:
+    """The settings of the study."""
+    own = ("method", "epochs", "learning_rate", "eval_steps", "early_stopping_patience")
+    settings = {key: value for key, value in choice.settings.items() if key not in own}
+    method = dict(choice.settings["method"])
+    side: dict[str, Any] = {"method": method, "learning_rate": choice.settings["learning_rate"]}
+    if ranks:
+        method.pop("r")
+        method.pop("alpha", None)  # twice the rank is the default
+        side["ranks"] = list(ranks)
+    data = config.data.model_dump(mode="json", exclude_unset=True)
+    data |= {"path": str(train)}
+    return {
+        "base": config.base,
+        "data": {key: value for key, value in data.items() if key not in ("limit", "split")},
+        "test": str(test),
+        "seeds": [config.seed],
+        "train": {**settings, "max_steps": steps},
+        "rates": {"factors": list(FACTORS), "rungs": RUNGS},
+        "sides": {choice.method: side},
+    }
