@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorica.errors import ConfigError, DataError
+from lorica.errors import DataError
 from lorica.plan.choose.choice import Choice
 from lorica.plan.choose.gather import Gathered
 from lorica.plan.choose.rank import RANKS, ranks_of
@@ -95,41 +95,43 @@ def ranks_to_try(choice: Choice, most: int) -> list[int]:
 
 
 def decide(result: "StudyResult", choice: Choice, steps: int) -> Tried:
-    """The rank and rate to take, from the results of a study.
-
-    Raises: ConfigError if no run ended within the time.
-    """
-    sides = {side.rank: side for side in result.sides if side.finals and side.finals[0].scores}
+    """The rank and rate to take, from the results of a study, whether or not it is complete."""
     own = choice.settings["method"].get("r")
-    if not sides:
-        raise ConfigError("--try was too short: no run has ended.", fix="give it more time")
-    losses = {rank: side.finals[0].scores["loss"].value for rank, side in sides.items()}
-    best = min(losses, key=lambda rank: losses[rank])
-    chosen = sides.get(own, sides[best])
-    table = ", ".join(
-        f"r={rank} {loss:.3f}" if rank else f"{loss:.3f}" for rank, loss in losses.items()
-    )
-    what = f"after {steps} steps, at the best rate of each, the loss on held-out rows is {table}"
-    if best != own and own in sides and _is_better(sides[best], sides[own]):
-        chosen, verdict = (
-            sides[best],
-            f"r={best} is better by more than the uncertainty of the rows",
-        )
+    sides = {side.rank: side for side in result.sides}
+    losses = {
+        rank: side.finals[0].scores["loss"].value
+        for rank, side in sides.items()
+        if side.finals and "loss" in side.finals[0].scores
+    }
+    rank, reasons = own, list[Reason]()
+    if own in losses and len(losses) > 1:
+        best = min(losses, key=lambda r: losses[r])
+        if best != own and _is_better(sides[best], sides[own]):
+            rank, verdict = best, f"r={best} is better beyond the uncertainty of the rows"
+        else:
+            verdict = f"r={own} stays: it cannot tell them apart beyond the uncertainty of the rows"
+        table = ", ".join(f"{loss:.4g} at r={r}" for r, loss in losses.items())
+        why = f"loss on held-out rows after {steps:,} steps, each at its best rate: {table}; "
+        reasons.append(Reason("r", rank, why + verdict, ("rule-try",)))
     elif len(sides) > 1:
-        verdict = f"it cannot tell these apart by more than their uncertainty: r={own} stays"
-    else:
-        verdict = "one setting was tried"
-    rate = chosen.finals[0].learning_rate
-    tried = ", ".join(
-        f"{t.learning_rate:g}: {'diverged' if t.loss is None else f'{t.loss:.3f}'}"
-        for t in sorted(chosen.trials, key=lambda t: (t.learning_rate, t.steps))
-        if t.steps == max((t.steps for t in chosen.trials), default=0)
-    )
-    cited = ("rule-try",)
-    reasons = [Reason("learning_rate", rate, f"the best of those tried ({tried})", cited)]
-    if chosen.rank is not None:
-        reasons.insert(0, Reason("r", chosen.rank, f"{what}; {verdict}", cited))
-    return Tried(chosen.rank, rate, tuple(reasons))
+        why = "the time ended before the ranks were compared; the rank stays"
+        reasons.append(Reason("r", own, why, ("rule-try",)))
+    reason = _rate_of(sides[rank], choice.settings["learning_rate"])
+    return Tried(rank, reason.value, (*reasons, reason))
+
+
+def _rate_of(side: "SideResult", default: float) -> Reason:
+    """The best learning rate of a side, by the validation rows, of those that went furthest."""
+    furthest = max((t.steps for t in side.trials if t.loss is not None), default=0)
+    tried = {t.learning_rate: t.loss for t in side.trials if t.steps == furthest}
+    known = {rate: loss for rate, loss in tried.items() if loss is not None}
+    if not known:
+        why = "the time ended before a rate was tried; the default stays"
+        return Reason("learning_rate", default, why, ("rule-try",))
+    best = min(known, key=lambda rate: known[rate])
+    table = ", ".join(f"{loss:.4g} at {rate:g}" for rate, loss in sorted(known.items()))
+    why = f"loss on the validation rows after {furthest:,} steps: {table}"
+    return Reason("learning_rate", best, why, ("rule-try",))
 
 
 def with_tried(settings: Mapping[str, Any], tried: Tried) -> dict[str, Any]:
