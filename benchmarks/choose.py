@@ -32,7 +32,7 @@ from lorica.training.config import TrainConfig, read
 
 ROWS, TEST_ROWS, RESAMPLES = 3_000, 200, 5_000
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "lora": {"method": {"name": "lora"}, "ranks": [4, 16, 32]},
+    "lora": {"method": {"name": "lora"}},
     "dora": {"method": {"name": "dora", "r": 8}},
     "adalora": {"method": {"name": "adalora"}},
     "full": {"method": {"name": "full"}},
@@ -50,10 +50,11 @@ def rt_polarity(data: Path) -> Pairs:
 def multi30k(data: Path) -> Pairs:
     """Captions from English to German."""
     folder = data / "translate/multi30k"
-    sides = [
-        gzip.open(folder / f"train.{code}.gz", "rt", encoding="utf-8") for code in ("en", "de")
-    ]
-    yield from ((english.strip() + "\n", german.strip()) for english, german in zip(*sides))
+    english, german = (
+        gzip.decompress((folder / f"train.{code}.gz").read_bytes()).decode().splitlines()
+        for code in ("en", "de")
+    )
+    yield from ((f"{a.strip()}\n", b.strip()) for a, b in zip(english, german, strict=True))
 
 
 def e2e_nlg(data: Path) -> Pairs:
@@ -76,7 +77,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--try", dest="try_", default="3min")
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--sides", nargs="*", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--ranks", nargs="*", type=int, default=[4, 16, 32], help="of lora")
     given = parser.parse_args()
     print("| task | choice | above the best | with --try | above the best | best | losses |")
     print("|---|---|---:|---|---:|---|---|")
@@ -91,7 +94,10 @@ def _row(name: str, folder: Path, given: argparse.Namespace) -> str:
     gathered = gather(config, current_device(), "quality", "lorica")
     choice = choose(gathered.situation)
     tried = tried_choice(choice, config, gathered, seconds_of(given.try_, "--try"))
-    candidates = _study(folder / "candidates", given, CANDIDATES, search=True)
+    sides = {side: dict(CANDIDATES[side]) for side in given.sides}
+    if "lora" in sides:
+        sides["lora"]["ranks"] = given.ranks
+    candidates = _study(folder / "candidates", given, sides, search=True)
     own = {"choice": _side(choice), "tried": _side(tried)}
     chosen = {side.name: side for side in _study(folder / "choices", given, own, search=False)}
     every = {side.name: _loss(side) for side in (*candidates, *chosen.values())}
