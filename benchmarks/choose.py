@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lorica.compare.runner import run_study
 
 from lorica.cli.durations import seconds_of
 from lorica.cli.tried import tried_choice
 from lorica.compare.results import MeasureScores, SideResult
+from lorica.compare.runner import run_study
 from lorica.compare.study import read_study
 from lorica.plan.choose.choice import Choice, choose
 from lorica.plan.choose.gather import gather
