@@ -134,12 +134,6 @@ def check_new_file(path: Path | None) -> None:
         raise ConfigError(f"{path} exists and is not overwritten.", fix="name a new file")
 
 
-def comma_separated(values: Sequence[str] | None) -> list[str]:
-    """The names of an option that takes several: a,b and --option a --option b are alike."""
-    names = [name.strip() for value in values or () for name in value.split(",")]
-    return [name for name in dict.fromkeys(names) if name]
-
-
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 

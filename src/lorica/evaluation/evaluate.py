@@ -31,7 +31,7 @@ def evaluate(
     dtype: str | None = None,
     allow_base: str | None = None,
     exact_match: bool = True,
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
     before: str | None = None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
@@ -43,8 +43,8 @@ def evaluate(
     path: a run folder, an adapter folder, or a base alone (folder, hub id, "bundled").
     base: another place to load the base from; None: where the adapter says it was.
     dtype: "float32" or "bfloat16"; None: as in training, and float32 for a base alone.
-    exact_match, tasks: what the answers are compared with the references by; tasks are the names of
-        files in lorica.evaluation.tasks, such as "bleu".
+    exact_match, tasks: how answers are compared with references. tasks: names of files in
+        lorica.evaluation.tasks: "bleu", ["bleu", "chrf"].
     before: rows that the base knew before training, a file or "own" for the domain that the bundled
         base was pretrained on: the loss on them shows what the adapter forgot.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
@@ -61,7 +61,7 @@ def evaluate(
     loaded, adapted = open_model(
         path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
     )
-    _check_writes_text(loaded, tasks, before, path)
+    _check_writes_text(loaded, list(compared), before, path)
     config = with_training_templates(loaded.prompt_format, config)
     rows = _rows(config, loaded, path)
     known = None if before is None else load_before_rows(before_settings(before, loaded), loaded)

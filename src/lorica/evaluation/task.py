@@ -80,12 +80,13 @@ class Task(Named, family="lorica.evaluation.tasks"):
         return [f"answers {self.unread} count as wrong: {unread:,} of {count:,}"]
 
 
-def tasks_named(names: Iterable[str]) -> dict[str, Task]:
-    """The tasks by name, each once, in the order of the names.
+def tasks_named(names: str | Iterable[str]) -> dict[str, Task]:
+    """The tasks by name, each once, in the order of the names. names: with or without commas.
 
     Raises: ConfigError for an unknown name; MissingError if a package of the extra is missing.
     """
-    return {name: Task.named(name)() for name in names}
+    words = ",".join([names] if isinstance(names, str) else names).split(",")
+    return {name: Task.named(name)() for word in words if (name := word.strip())}
 
 
 def check_references(tasks: Mapping[str, Task], rows: Sequence[RenderedRow]) -> list[str]:

@@ -1,6 +1,7 @@
 """Tasks that read something out of an answer: a class, a number, JSON."""
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_the_last_number(text, number):
     value = last_number(text)
     assert (value is None) == (number is None)
     if number is not None:
-        assert value == __import__("decimal").Decimal(number)
+        assert value == Decimal(number)
 
 
 def test_numeric_compares_values():

@@ -1,10 +1,15 @@
 """Tasks that compare texts: against the libraries' own figures, and by hand."""
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
+from lorica.cli.eval import evaluate
 from lorica.errors import ConfigError, MissingError
 from lorica.evaluation.task import Task, tasks_named
 from lorica.evaluation.tasks.bleu import Bleu
@@ -13,6 +18,7 @@ from lorica.evaluation.tasks.chrf import Chrf
 from lorica.evaluation.tasks.exact_match import ExactMatch
 from lorica.evaluation.tasks.rouge_l import RougeL
 
+ROOT = Path(__file__).parents[3]
 ANSWERS = [
     "The Blue Spice is a coffee shop by the river.",
     "There is a pub near Burger King in the city centre",
@@ -89,11 +95,26 @@ def test_character_accuracy(answer, references, share):
     assert CharacterAccuracy().score([answer], [references]).value == pytest.approx(share)
 
 
-def test_a_task_is_its_file(monkeypatch):
+def test_bleu_counts_references_without_spaces():
+    scores = Bleu().score(
+        ["两个年轻人在外面", "Two men"], [["两个年轻的白人男子"], ["Two 北京 men"]]
+    )
+    assert "1 of 2 references are in a script without spaces" in scores.notices[1]
+
+
+def test_every_task_is_in_the_help_and_in_the_guide():
+    guide = (ROOT / "docs/guides/evaluation.md").read_text()
+    for name in Task.names():
+        assert name == "exact_match" or re.search(rf"\b{name}\b", evaluate.__doc__ or "")
+        assert f"`{name}`" in guide
+
+
+def test_a_task_is_its_file():
     names = Task.names()
     assert {"exact_match", "f1", "bleu", "chrf", "rouge_l", "numeric", "json"} <= set(names)
     assert [task.name for task in tasks_named(names).values()] == names
     assert list(tasks_named(["bleu", "numeric", "bleu"])) == ["bleu", "numeric"]
+    assert list(tasks_named("bleu, numeric,")) == ["bleu", "numeric"]
     with pytest.raises(ConfigError, match="no task 'blue'") as caught:
         tasks_named(["blue"])
     assert "bleu" in str(caught.value)
@@ -107,7 +128,7 @@ def test_a_task_is_its_file(monkeypatch):
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, name, module, package):
-    monkeypatch.setitem(__import__("sys").modules, module, None)
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingError, match=package) as caught:
         tasks_named([name])
     assert 'pip install "lorica[tasks]"' in str(caught.value)
