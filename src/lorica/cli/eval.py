@@ -51,7 +51,7 @@ def evaluate(
         Let the model answer every prompt, and count the answers that equal the reference.
     task
         Scores of the answers, separated by commas: accuracy, bleu, character_accuracy, chrf, f1,
-        json, json_valid, numeric, rouge_l.
+        json, json_valid, numeric, rouge_l; or a benchmark of lm-eval: lm_eval:NAME.
     before
         Rows that the base knew before training, to see what the adapter forgot: a file, or "own"
         for the domain of the bundled base.

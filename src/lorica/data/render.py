@@ -180,7 +180,7 @@ class Renderer:
         text, *references = answer_texts(row.fields, name)
         if references:
             self.notices.add(
-                "the first answer of {n} rows is learned; exact match also accepts the others",
+                "the first answer of {n} rows is learned; scores of answers accept the others too",
                 row.where,
             )
         spans = (

@@ -15,6 +15,12 @@ from lorica.data.load import Data, load_data
 from lorica.data.prompt_format import format_notices, with_training_templates
 from lorica.errors import ConfigError, DataError
 from lorica.evaluation.forgetting import before_settings, load_before_rows, measure_forgetting
+from lorica.evaluation.lm_eval_reader import (
+    PREFIX,
+    check_lm_eval_tasks,
+    measure_lm_eval,
+    split_tasks,
+)
 from lorica.evaluation.measure import Report, evaluate_loaded
 from lorica.evaluation.predictions import write
 from lorica.evaluation.task import tasks_named
@@ -44,7 +50,7 @@ def evaluate(
     base: another place to load the base from; None: where the adapter says it was.
     dtype: "float32" or "bfloat16"; None: as in training, and float32 for a base alone.
     exact_match, tasks: how answers are compared with references. tasks: names of files in
-        lorica.evaluation.tasks: "bleu", ["bleu", "chrf"].
+        lorica.evaluation.tasks: "bleu", ["bleu", "chrf"]; or a benchmark, "lm_eval:arc_easy".
     before: rows that the base knew before training, a file or "own" for the domain that the bundled
         base was pretrained on: the loss on them shows what the adapter forgot.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
@@ -54,17 +60,20 @@ def evaluate(
         ConfigError for what cannot be opened or used; MissingError if a package of a task is not
         installed.
     """
-    compared = tasks_named(tasks)
+    own, of_lm_eval = split_tasks(tasks)
+    compared = tasks_named(own)
+    check_lm_eval_tasks(of_lm_eval)
     _check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     began = time.perf_counter()
     config = data_settings(data, limit)
     loaded, adapted = open_model(
         path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
     )
-    _check_writes_text(loaded, list(compared), before, path)
+    _check_writes_text(loaded, [*own, *(PREFIX + name for name in of_lm_eval)], before, path)
+    known_config = None if before is None else before_settings(before, loaded)
     config = with_training_templates(loaded.prompt_format, config)
     rows = _rows(config, loaded, path)
-    known = None if before is None else load_before_rows(before_settings(before, loaded), loaded)
+    known = None if known_config is None else load_before_rows(known_config, loaded)
     notices = seen_in_training(Path(path), rows.train.contents)
     notices += format_notices(loaded.prompt_format, rows.prompt_format, loaded.tokenizer)
     report = evaluate_loaded(
@@ -78,6 +87,8 @@ def evaluate(
     )
     if known is not None:
         report = measure_forgetting(report, loaded, known, rows.train, adapted, batch_size)
+    if of_lm_eval:
+        report = measure_lm_eval(report, loaded, of_lm_eval, adapted, batch_size)
     return replace(
         report,
         path=str(path),

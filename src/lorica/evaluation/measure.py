@@ -62,7 +62,8 @@ class Measure:
     def as_dict(self) -> dict[str, Any]:
         intervals = {"base": self.base, "adapter": self.adapter, "difference": self.difference}
         plain = {key: interval and interval.as_dict() for key, interval in intervals.items()}
-        return {"rows": self.rows, **plain, "verdict": self.verdict}
+        about = {"rows": self.rows, "better": self.better, "unit": self.unit}
+        return {**about, **plain, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ class Ratios:
         rows = p * (1 - p) / error**2 if error > 0 else self.effective
         return wilson_of_share(p, rows, self._t)
 
+    def mean(self, system: int) -> Interval:
+        """The interval of a ratio that may have any sign."""
+        return jackknife(float(self.values[system]), self.left_out[system])
+
     def difference(self, first: int, second: int, transform: Transform | None = None) -> Interval:
         """The interval of second - first, paired by row. transform: applied to both before."""
         f = transform or _identity

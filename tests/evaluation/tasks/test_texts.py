@@ -69,7 +69,7 @@ def test_rouge_l_is_that_of_rouge_score():
     scores = RougeL().score(ANSWERS, REFERENCES)
     assert scores.rows.tolist() == own
     assert scores.value == pytest.approx(np.mean(own))
-    assert "1 of 4 references have letters beyond a to z" in scores.notices[0]
+    assert "1 of 4 rows have letters beyond a to z" in scores.notices[0]
     assert not RougeL().score(ANSWERS[:3], REFERENCES[:3]).notices
     assert not RougeL().can_score("мы")
 
@@ -99,7 +99,7 @@ def test_bleu_counts_references_without_spaces():
     scores = Bleu().score(
         ["两个年轻人在外面", "Two men"], [["两个年轻的白人男子"], ["Two 北京 men"]]
     )
-    assert "1 of 2 references are in a script without spaces" in scores.notices[1]
+    assert "1 of 2 rows are in a script without spaces" in scores.notices[1]
 
 
 def test_every_task_is_in_the_help_and_in_the_guide():

@@ -9,6 +9,7 @@ Source: Post, "A call for clarity in reporting BLEU scores", 2018, arXiv:1804.08
 import re
 from collections.abc import Sequence
 
+from lorica.errors import counted
 from lorica.evaluation.corpus_score import CorpusScore
 from lorica.evaluation.task import TaskScores
 
@@ -26,7 +27,7 @@ class Bleu(CorpusScore, name="bleu"):
         whole = sum(any(WITHOUT_SPACES.search(text) for text in texts) for texts in references)
         if whole:
             scores.notices.append(
-                f"{whole:,} of {len(references):,} references are in a script without spaces, "
+                f"{whole:,} of {counted(len(references), 'row')} are in a script without spaces, "
                 "whose sentences BLEU takes for single words; chrf compares their characters"
             )
         return scores

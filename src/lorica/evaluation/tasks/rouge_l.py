@@ -10,6 +10,7 @@ Source: Lin, "ROUGE: A package for automatic evaluation of summaries", 2004, W04
 from collections.abc import Sequence
 from typing import Any
 
+from lorica.errors import counted
 from lorica.evaluation.optional_package import import_package
 from lorica.evaluation.task import Task, TaskScores
 
@@ -31,7 +32,7 @@ class RougeL(Task, name="rouge_l"):
         cut = sum(any(_has_other_letters(text) for text in texts) for texts in references)
         if cut:
             result.notices.append(
-                f"{cut:,} of {len(references):,} references have letters beyond a to z, which "
+                f"{cut:,} of {counted(len(references), 'row')} have letters beyond a to z, which "
                 "ROUGE does not know: their words are cut or missing; chrf scores them whole"
             )
         return result
