@@ -36,11 +36,12 @@ def report(path: Path, /, *, output: Path | None = None) -> None:
             fix=f"name a folder with {RUN} (a run) or {STUDY} (a study)",
         )
     from lorica.compare.assemble import study_result
-    from lorica.compare.report.write import REPORT, judge, run_page, study_page, write_report
+    from lorica.compare.report.write import REPORT, run_page, study_page, write_report
+    from lorica.compare.verdict import verdict_of
 
     if is_study:
         result = study_result(path)
-        page = study_page(result, judge(result))
+        page = study_page(result, verdict_of(result))
     else:
         page = run_page(path)
     file = output or path / REPORT

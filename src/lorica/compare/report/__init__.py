@@ -10,6 +10,6 @@ A page is at most 1 MiB: curves are thinned and long texts are cut until it is, 
 Made again from the same results, it is the same byte for byte.
 """
 
-from lorica.compare.report.write import judge, run_page, study_page, write_report
+from lorica.compare.report.write import run_page, study_page, write_report
 
-__all__ = ["judge", "run_page", "study_page", "write_report"]
+__all__ = ["run_page", "study_page", "write_report"]
