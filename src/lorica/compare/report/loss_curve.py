@@ -25,7 +25,8 @@ def loss_curve(events: Sequence[Mapping[str, Any]], most: int) -> CurveSection |
     lines = [Line("training", 0, points)] if points else []
     if held_out:
         points = [Spread(s, v, v, v) for s, v in held_out]
-        lines.append(Line("held out", 1, points, series=1, has_markers=True))
+        line = Line("held out", 1, points, series=1, has_markers=True, is_joined=False)
+        lines.append(line)
     if not lines:
         return None
     panel, drawings = Panel("Loss", 0, lines), []

@@ -30,7 +30,8 @@ class Spread:
 @dataclass(frozen=True)
 class Line:
     """label: stands at its end. number: decides the dashes. diverged: x of trials without a value.
-    chosen: x of the point that is ringed. series: in its color; None: that of the panel."""
+    chosen: x of the point that is ringed. series: in its color; None: that of the panel.
+    is_joined: by a line; else its points stand alone, and need markers."""
 
     label: str
     number: int
@@ -39,6 +40,7 @@ class Line:
     chosen: float | None = None
     series: int | None = None
     has_markers: bool = False
+    is_joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def draw_panel(panel: Panel, axes: Axes, label: str, kind: str) -> Markup:
         _draw_band(drawing, line, _series(line, panel), x, y)
     for line in panel.lines:
         points = cut_above([(x(p.x), y(p.y)) for p in line.points], y.end)
-        if len(points) > 1:
+        if line.is_joined and len(points) > 1:
             drawing.path(points, f"curve {color(_series(line, panel))} {dash(line.number)}")
         if line.has_markers:
             _draw_markers(drawing, line, _series(line, panel), x, y)
