@@ -113,6 +113,8 @@ def test_failed_seeds_are_left_out_of_the_pair_and_named():
     expected = (table[1, [0, 2]] - table[0, [0, 2]]).mean()
     assert comparison.difference.value == pytest.approx(expected)
     assert "b, seed 1 failed: diverged" in verdict.notices
+    better = side("b", {s: scores(table[1, s] - 1) for s in (0, 2)}, errors={1: "diverged"})
+    assert ", without seed 1, which failed" in verdict_of(study([first, better])).sentences[0]
     assert any("b has no result with seed 1" in notice for notice in verdict.notices)
 
 

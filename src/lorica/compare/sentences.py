@@ -33,7 +33,7 @@ def sentences(
     first, costs = ranking[0], _costs(sides[ranking[0]], sides[result.reference])
     failed = [name for name in ranking if name not in goal]
     return (
-        _which(result, goal, first, best, failed),
+        _which(result, goal, first, best, failed, sides[first]),
         _apart(result.reference, goal, first, best, comparisons),
         f"{costs}; {_more(goal, ranking, best, comparisons)}.",
     )
@@ -45,11 +45,16 @@ def _which(
     first: str,
     best: Sequence[str],
     failed: list[str],
+    side: SideResult,
 ) -> str:
     table = goal[first]
     over = figure_of(table, variance_of(table)).over_both
     interval = f" (95 % interval {number(over.low)} to {number(over.high)})"
     known = interval if over.low == over.low else ""
+    left_out = [str(final.seed) for final in side.finals if final.seed not in table.seeds]
+    if left_out:
+        known += f", without {'seed' if len(left_out) == 1 else 'seeds'} {', '.join(left_out)}"
+        known += ", which failed"
     means = f"{first} has the {'highest' if table.better == 'higher' else 'lowest'} mean"
     figure = f"{result.goal}, {number(over.value)}{known}"
     end = f"; {listed(failed, NAMES)} came to no result" if failed else ""
