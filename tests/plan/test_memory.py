@@ -1,12 +1,14 @@
 """Memory against arithmetic that is written out, and what each setting changes."""
 
+from dataclasses import replace
+
 import pytest
 
 from lorica.plan.activations import kept
 from lorica.plan.devices import device_named
 from lorica.plan.memory import OVERHEAD, peak_memory
 from lorica.plan.shapes import read_shapes
-from lorica.plan.tokens import MicroBatch, TokenCounts
+from lorica.plan.tokens import EvaluationBatch, MicroBatch, TokenCounts
 from lorica.recipe.catalogue import methods
 from tests.plan.planned import settings, write_base
 
@@ -98,3 +100,18 @@ def test_a_quantised_base_counts_codes_scales_and_one_unpacked_layer(llama):
     assert planned.weights == codes + 2 * 4096 * 11008
     kept = memory(llama, quantisation="nf4", dtype="bfloat16", unpacked_gib=2.0)
     assert kept.weights == planned.weights + 2 * 2**30
+
+
+def test_an_evaluation_may_be_the_peak(llama):
+    """16 padded rows of 256 tokens, logits at 200 positions, and those of 2,000 labels."""
+    one = MicroBatch(1, 250, 100, 250, 250)
+    batch = EvaluationBatch(rows=16, longest=256, positions=200, labels=2_000)
+    tokens = replace(TOKENS, largest=one, evaluated=batch)
+    given = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    planned = memory(llama, tokens=tokens, **given)
+    at_positions, at_labels = 16 * 200 * 32_000, 2_000 * 32_000
+    assert planned.logits == 2 * at_positions + 2 * at_labels + 8 * 2**24
+    assert planned.activations == 2 * 16 * 256 * 4096
+    without = memory(llama, tokens=replace(tokens, evaluated=None), **given)
+    assert planned.total - without.total > 300 * 2**20
+    assert memory(llama, tokens=replace(TOKENS, evaluated=batch)) == memory(llama)

@@ -8,10 +8,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from lorica.base.bundled import FOLDER
-from lorica.base.load import load_tokenizer
+from lorica.base.load import load, load_tokenizer
 from lorica.data.batch import pack
 from lorica.data.load import load_data
 from lorica.errors import DataError, FileError
+from lorica.evaluation.loss import label_logits
 from lorica.plan import tokens
 from lorica.plan.shapes import read_shapes
 from lorica.plan.tokenizer import CharacterTokenizer, PlainTokenizer, open_tokenizer
@@ -134,3 +135,17 @@ def test_a_damaged_tokenizer_is_an_error(tmp_path, rows):
     (tmp_path / "base/tokenizer.json").write_text("{}")
     with pytest.raises(FileError, match=r"tokenizer\.json cannot be read"):
         count_tokens(settings(rows, base), read_shapes(base))
+
+
+def test_the_largest_batch_of_an_evaluation_is_that_of_the_loss(rows):
+    """Its logits are those that the base really computes."""
+    config = settings(rows, **{"data.validation": 0.5})
+    counts = count_tokens(config, read_shapes("bundled"))
+    base = load("bundled")
+    data = load_data(config.data, base.tokenizer, seed=0, max_length=512)
+    computed = []
+    base.model.lm_head.register_forward_hook(lambda *call: computed.append(call[2].shape))
+    _, logits, batch = next(label_logits(base.model, data.validation))
+    assert (counts.evaluated.rows, counts.evaluated.longest) == batch.input_ids.shape
+    assert computed[-1] == (counts.evaluated.rows, counts.evaluated.positions, 2048)
+    assert counts.evaluated.labels == len(logits)

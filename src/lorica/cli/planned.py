@@ -8,6 +8,7 @@ from typing import Any
 from lorica.errors import counted
 from lorica.plan.devices import Device
 from lorica.plan.estimate import Estimate
+from lorica.plan.evaluation import largest_evaluation
 from lorica.plan.fit import Change
 from lorica.plan.time import Span
 from lorica.training.config import TrainConfig
@@ -80,19 +81,27 @@ def _memory(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str
     memory, batch = estimate.memory, estimate.tokens.largest
     base = f"{_count(estimate.base_parameters)} parameters in {config.quantisation or config.dtype}"
     recomputed = ", blocks recomputed" if config.gradient_checkpointing else ""
-    largest = f"{counted(round(batch.rows), 'row')}, {round(batch.tokens):,} tokens"
+    largest = f"of {counted(round(batch.rows), 'row')}, {round(batch.tokens):,} tokens{recomputed}"
+    evaluated = largest_evaluation(estimate.shapes, config, estimate.tokens)
+    at = "of a training step"
+    in_evaluation = evaluated.total == memory.activations + memory.logits
+    if in_evaluation:
+        at = "of an evaluation of the validation rows"
+        largest = f"of {counted(evaluated.rows, 'row')}, {evaluated.tokens:,} tokens"
     return [
-        ("peak memory", size(memory.total), "of a training step"),
+        ("peak memory", size(memory.total), at),
         ("  weights", size(memory.weights), base),
         ("  adapter", size(memory.adapter), "its tensors and their gradients, in float32"),
         ("  optimizer", size(memory.optimizer), OPTIMIZERS[config.optimizer]),
-        ("  activations", size(memory.activations), f"of {largest}{recomputed}"),
-        ("  logits", size(memory.logits), _logits(estimate)),
+        ("  activations", size(memory.activations), largest),
+        ("  logits", size(memory.logits), _logits(estimate, in_evaluation)),
         ("  runtime", size(memory.runtime), RUNTIMES[estimate.device.kind]),
     ]
 
 
-def _logits(estimate: Estimate) -> str:
+def _logits(estimate: Estimate, in_evaluation: bool) -> str:
+    if in_evaluation:
+        return "of their label positions"
     if (classes := estimate.tokens.classes) is not None:
         return f"of {classes} classes"
     return f"of {round(estimate.tokens.largest.labels):,} label tokens"

@@ -19,6 +19,7 @@ from typing import Any
 
 from lorica.plan.activations import kept
 from lorica.plan.devices import Device
+from lorica.plan.evaluation import largest_evaluation
 from lorica.plan.parameters import Parameters, count_parameters
 from lorica.plan.shapes import DTYPE_BYTES, Shapes
 from lorica.plan.tokens import MicroBatch, TokenCounts
@@ -70,7 +71,10 @@ def peak_memory(
     tokens: TokenCounts,
     device: Device,
 ) -> Memory:
-    """The memory of the run's largest micro-batch. method: its name and all its settings."""
+    """The memory of the run's largest micro-batch, or of its evaluation if that needs more.
+
+    method: its name and all its settings.
+    """
     counts = count_parameters(
         shapes, method, settings, conditions=tokens.conditions, classes=tokens.classes
     )
@@ -80,13 +84,18 @@ def peak_memory(
         wide = HOLES[device.kind] * shapes.intermediate * batch.tokens * shapes.layers
         elements += wide / overhead  # the holes are there once
     trains_head = method["name"] == "full" and settings.target_modules in (None, "all")
+    activations = int(overhead * size * elements)
+    logits = int(overhead * _logits(shapes, tokens, batch))
+    logits += trains_head * 4 * shapes.vocab * shapes.hidden
+    evaluated = largest_evaluation(shapes, settings, tokens)
+    if evaluated.total > activations + logits:
+        activations, logits = evaluated.activations, evaluated.logits
     return Memory(
         weights=_weights(shapes, settings),
         adapter=_adapter(counts, method, size, device),
         optimizer=_moments(settings) * 4 * counts.trained,
-        activations=int(overhead * size * elements),
-        logits=int(overhead * _logits(shapes, tokens, batch))
-        + trains_head * 4 * shapes.vocab * shapes.hidden,
+        activations=activations,
+        logits=logits,
         runtime=_runtime(shapes, settings, device),
     )
 

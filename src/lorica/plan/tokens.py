@@ -25,6 +25,8 @@ COUNTED_BYTES = 400_000
 """Of a larger file, only about as many bytes of rows are counted."""
 DRAWN, LARGEST = 150, 30
 """Micro-batches of all sizes, and of the largest ones, whose shared tokens are counted."""
+EVALUATED_ROWS, MAX_EVALUATED_LOGITS = 16, 1 << 27
+"""Rows, and logits, of a batch of an evaluation at most; see lorica.evaluation.loss."""
 MAX_DRAWN_ROWS = 200_000
 """Rows of random order in which the largest micro-batch is looked for."""
 
@@ -46,13 +48,27 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
+class EvaluationBatch:
+    """Rows that are evaluated at a time, padded to the longest; see lorica.evaluation.loss.
+
+    positions: at which any of them has a label. labels: of all rows.
+    """
+
+    rows: int
+    longest: int
+    positions: int
+    labels: int
+
+
+@dataclass(frozen=True)
 class TokenCounts:
     """The tokens of a run's training rows, over one epoch.
 
     real_tokens: of all rows. label_tokens: those that are learned. computed_tokens: after packing
     and shared prefixes, or with padding. longest: tokens of the longest row. largest, mean: of the
-    run's micro-batches. validation_rows. conditions, classes: distinct ones of the rows. error:
-    standard error of the counts as a share, of a sample; 0: all rows were counted.
+    run's micro-batches. validation_rows, validation_tokens: as rows and real_tokens. evaluated: the
+    largest batch of an evaluation; None: not known. conditions, classes: distinct ones of the rows.
+    error: standard error of the counts as a share, of a sample; 0: all rows were counted.
     """
 
     rows: int
@@ -64,6 +80,7 @@ class TokenCounts:
     mean: MicroBatch
     validation_rows: int = 0
     validation_tokens: int = 0
+    evaluated: EvaluationBatch | None = None
     conditions: tuple[str, ...] = ()
     classes: int | None = None
     error: float = 0.0
@@ -145,11 +162,23 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
         mean=mean,
         validation_rows=round(len(data.validation) * (scale if config.data.validation else 1)),
         validation_tokens=int(data.validation.lengths.sum()),
+        evaluated=_evaluated(data.validation or train[: config.micro_batch_size], shapes),
         conditions=tuple(sorted(train.conditions)),
         classes=None if data.labels is None else len(data.labels),
         error=error,
         notices=tuple(notices),
     )
+
+
+def _evaluated(rows: Dataset, shapes: Shapes) -> EvaluationBatch:
+    """The batch with the longest rows, which comes first."""
+    order = np.argsort(-rows.lengths, kind="stable")
+    longest = int(rows.lengths[order[0]])
+    fitting = max(MAX_EVALUATED_LOGITS // shapes.vocab // longest, 1)
+    picked = [rows[int(i)] for i in order[: min(EVALUATED_ROWS, fitting)]]
+    positions = {i for row in picked for i, learned in enumerate(row.learned) if learned}
+    labels = sum(sum(row.learned) for row in picked)
+    return EvaluationBatch(len(picked), longest, len(positions), labels)
 
 
 def rows_of_run(config: TrainSettings, rows: float) -> float:
