@@ -3,6 +3,9 @@
 Rows are drawn with replacement, the same ones for every system. A drawn set is a count for each
 row, so its sums are a product of matrices, and no text is read again.
 
+Coverage by simulation (macro F1 of three classes, 400 draws): 93 to 95 % from 20 rows on, for one
+system and for the difference of two; 82 to 89 % with 10 rows.
+
 Letters: R rows, K statistics of a row, B resamples.
 """
 

@@ -22,7 +22,7 @@ from lorica.training.run import CONFIG, EVENTS, RESULTS, read_events
 WEIGHTS = "adapter_model.safetensors"
 
 SHARES = ("token_accuracy", "exact_match", "accuracy", "macro_f1")
-"""Measures of `lorica eval` that are printed in percent."""
+"""Measures of `lorica eval` that are printed in percent, also in results without units."""
 
 
 def run_values(folder: Path, detail: Detail) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _tables(
 
 
 def _measure_row(name: str, measure: Mapping[str, Any]) -> tuple[str, ...]:
-    size = 100.0 if name in SHARES else 1.0
+    size = 100.0 if name in SHARES or measure.get("unit") == "share" else 1.0
     parts = [_mapping(measure.get(key)) for key in ("base", "adapter", "difference")]
     values = [abs(p["value"]) for p in parts if _is_number(p.get("value")) and p["value"]]
     decimals = 1 if size == 100 else min(4, decimals_of([min(values, default=1.0)], 3))
