@@ -1,6 +1,6 @@
 """How good the choice of `lorica choose` is on tasks that its rules were not made on.
 
-    python -m benchmarks.choose DATA --base BASE --output FOLDER [--steps 150] [--try 3min]
+    python -m benchmarks.choose DATA --base BASE --output FOLDER [--steps 150] [--try 10min]
 
 DATA holds rt-polarity (classify/), Multi30k (translate/) and E2E NLG (nlg/) as published. Of each
 task 3,000 rows are trained on, and 200 others are scored. `lorica compare` searches the rate of
@@ -76,13 +76,14 @@ def main() -> None:
     parser.add_argument("--base", default="bundled")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--try", dest="try_", default="3min")
+    parser.add_argument("--try", dest="try_", help="also measure the choice with --try")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--sides", nargs="*", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--ranks", nargs="*", type=int, default=[4, 16, 32], help="of lora")
     given = parser.parse_args()
-    print("| task | choice | above the best | with --try | above the best | best | losses |")
-    print("|---|---|---:|---|---:|---|---|")
+    tried = "with --try | above the best | " if given.try_ else ""
+    print(f"| task | choice | above the best | {tried}best | losses |")
+    print(f"|---|---|---:|{'---|---:|' if given.try_ else ''}---|---|")
     for name in given.tasks:
         folder = given.output / name.replace(" ", "-")
         print(_row(name, folder, given), flush=True)
@@ -93,17 +94,20 @@ def _row(name: str, folder: Path, given: argparse.Namespace) -> str:
     config = _write(TASKS[name](given.data), folder, given.base)
     gathered = gather(config, current_device(), "quality", "lorica")
     choice = choose(gathered.situation)
-    tried = tried_choice(choice, config, gathered, seconds_of(given.try_, "--try"))
+    choices = {"choice": choice}
+    if given.try_:
+        seconds = seconds_of(given.try_, "--try")
+        choices["tried"] = tried_choice(choice, config, gathered, seconds)
     sides = {side: dict(CANDIDATES[side]) for side in given.sides}
     if "lora" in sides:
         sides["lora"]["ranks"] = given.ranks
     candidates = _study(folder / "candidates", given, sides, search=True)
-    own = {"choice": _side(choice), "tried": _side(tried)}
-    chosen = {side.name: side for side in _study(folder / "choices", given, own, search=False)}
-    every = {side.name: _loss(side) for side in (*candidates, *chosen.values())}
+    own = {key: _side(made) for key, made in choices.items()}
+    chosen = _study(folder / "choices", given, own, search=False)
+    every = {side.name: _loss(side) for side in (*candidates, *chosen)}
     best = min(every, key=lambda side: every[side].value)
     cells = [name]
-    for key, made in (("choice", choice), ("tried", tried)):
+    for key, made in choices.items():
         cells += [_words(made), _above(every[key], every[best])]
     losses = ", ".join(f"{side} {scores.value:.3f}" for side, scores in every.items())
     return f"| {' | '.join([*cells, best, losses])} |"

@@ -94,8 +94,8 @@ def test_conflicting_and_empty_answers_stand_on_top(write, capsys):
     more = [{"prompt": f"what is {i}?", "completion": "a box"} for i in range(40)]
     assert cli.run(["choose", "--base", "bundled", "--data", write(iter(rows + more))]) == 0
     first = capsys.readouterr().out.partition("Why lora")[0]
-    assert "1 of 43 rows (2.3%) have an empty answer" in first
-    assert "1 prompts have several different answers (2 of 43 rows (4.7%))" in first
+    assert "1 of 43 rows (2.3 %) have an empty answer" in first
+    assert "1 prompts have several different answers (2 of 43 rows (4.7 %))" in first
     assert "too few" in first
 
 
@@ -119,7 +119,7 @@ def test_a_device_that_is_too_small(write, capsys):
         )
         == 4
     )
-    assert "no training of bundled fits 500 MiB" in capsys.readouterr().err
+    assert "no training of bundled fits: the device has 500 MiB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

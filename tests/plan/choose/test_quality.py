@@ -17,9 +17,9 @@ def test_good_rows_have_no_findings():
 @pytest.mark.parametrize(
     ("changes", "level", "what"),
     [
-        ({"duplicates": 100}, "warning", "100 of 2,000 rows (5.0%) repeat an earlier row"),
-        ({"duplicates": 3}, "note", "3 of 2,000 rows (0.1%) repeat an earlier row"),
-        ({"empty": 40}, "warning", "40 of 2,000 rows (2.0%) have an empty answer"),
+        ({"duplicates": 100}, "warning", "100 of 2,000 rows (5.0 %) repeat an earlier row"),
+        ({"duplicates": 3}, "note", "3 of 2,000 rows (0.1 %) repeat an earlier row"),
+        ({"empty": 40}, "warning", "40 of 2,000 rows (2.0 %) have an empty answer"),
         ({"conflicting": (20, 60)}, "warning", "20 prompts have several different answers"),
         ({"overlong": 9, "longest": 900}, "error", "longer than the limit of 512 tokens"),
         ({"overlong": 90, "policy": "truncate"}, "warning", "their ends are cut off"),
@@ -33,7 +33,7 @@ def test_good_rows_have_no_findings():
         (
             {"kind": "label", "classes": {"spam": 1_950, "ham": 50}},
             "warning",
-            "always answering spam is right in 98%",
+            "always answering spam is right in 98 %",
         ),
         (
             {"kind": "label", "classes": {"a": 9, "b": 9}, "conflicting": (30, 60)},

@@ -92,7 +92,8 @@ def _fitted(situation: Situation, settings: dict[str, Any], edge: Edge) -> Fit:
     assert situation.memory is not None
     needed = least(situation, settings, quantised=True)
     raise ResourceError(
-        f"no training of {situation.base.name} fits {gib(situation.memory)} of {situation.device}.",
+        f"no training of {situation.base.name} fits: {situation.device} has "
+        f"{gib(situation.memory)}.",
         least=f"{gib(needed)}, with 4-bit weights, r=4, one row at a time and recomputed "
         "activations",
         fix="a smaller base, shorter rows (--data.max_length), or more memory (--memory)",

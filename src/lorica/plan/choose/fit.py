@@ -14,6 +14,8 @@ from lorica.plan.choose.reason import Reason, gib
 from lorica.plan.choose.situation import Settings, Situation
 
 ROWS_PER_STEP = 8
+MARGIN = 1.05
+"""By how much more than predicted a training may take: plan's largest error below."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def fit(situation: Situation, settings: Settings, *, quantised: bool = False) ->
         if r is not None:
             given["method"] = {**settings["method"], "r": r}
         peak = situation.peak(given)
-        if peak <= situation.memory:
+        if MARGIN * peak <= situation.memory:
             return Fit(changes, peak, tuple(_reasons(changes, r, peak, situation)), r)
     return None
 
@@ -64,10 +66,10 @@ def least(situation: Situation, settings: Settings, *, quantised: bool = False) 
 
 def _changes(settings: Settings, quantised: bool) -> Iterator[tuple[dict[str, Any], int | None]]:
     extra: dict[str, Any] = {"quantisation": "nf4"} if quantised else {}
-    for rows in (8, 4, 2, 1):
-        yield {**extra, **in_batches(rows)}, None
-    last = {**extra, **in_batches(1), "gradient_checkpointing": True}
-    yield last, None
+    for again in ({}, {"gradient_checkpointing": True}):
+        for rows in (8, 4, 2, 1):
+            last = {**extra, **in_batches(rows), **again}
+            yield last, None
     r = settings["method"].get("r")
     if quantised and r is not None:
         for lower in reversed([x for x in RANKS if x < r]):
@@ -78,7 +80,7 @@ def _reasons(changes: Settings, r: int | None, peak: int, situation: Situation) 
     assert situation.memory is not None
     room = f"{gib(peak)} of {gib(situation.memory)}"
     rows = changes["micro_batch_size"]
-    why = f"it takes {room}" if rows == ROWS_PER_STEP else f"with more it does not fit: {room}"
+    why = f"it takes {room}" if rows == ROWS_PER_STEP else f"more do not fit ({room})"
     yield Reason(
         "micro_batch_size",
         rows,
@@ -86,7 +88,7 @@ def _reasons(changes: Settings, r: int | None, peak: int, situation: Situation) 
         ("rule-micro-batch",),
     )
     if changes.get("gradient_checkpointing"):
-        why = "one row at a time does not fit; activations are computed again, which takes time"
+        why = "without it not even one row at a time fits; activations are computed twice"
         yield Reason("gradient_checkpointing", True, why, ("rule-memory",))
     if r is not None:
         yield Reason("r", r, f"a higher rank does not fit: {room}", ("rule-memory",))

@@ -14,7 +14,13 @@ from lorica.recipe.catalogue import method
 from lorica.recipe.method_settings import with_defaults
 from lorica.training.config import TrainConfig
 
-COUNTED = ("repeat an earlier row", "different answers", "different classes", "are longer than")
+COUNTED = (
+    "repeat an earlier row",
+    "different answers",
+    "different classes",
+    "are longer than",
+    "have nothing to learn",
+)
 """Notices of the check that `quality` says in its own words, with a fix."""
 FEW_OVERLONG = 0.05
 """Up to this share of rows, rows above the limit are left out instead of stopping the training."""
@@ -81,6 +87,7 @@ def _name(device: Device) -> str:
 def _rows(report: Report, *, estimated: bool) -> Rows:
     """The counts of a report. estimated: the tokens are; then texts cannot be decoded."""
     (kind,) = report.kinds
+    known = (*COUNTED, "in pieces") if estimated else COUNTED
     share = report.train / max(report.train + report.validation, 1)
     return Rows(
         kind,
@@ -100,7 +107,7 @@ def _rows(report: Report, *, estimated: bool) -> Rows:
         conflicting=(report.answers.prompts, report.answers.rows),
         structure=None if estimated else report.answers.structure,
         problems=report.problems,
-        notices=[n for n in report.notices if not any(words in n for words in COUNTED)],
+        notices=[n for n in report.notices if not any(words in n for words in known)],
     )
 
 

@@ -9,6 +9,7 @@ from math import sqrt
 from typing import Literal
 
 from lorica.errors import counted, listed
+from lorica.plan.choose.reason import percent
 from lorica.plan.choose.situation import Rows
 
 FEW_ROWS, FEW_VALIDATION = 200, 50
@@ -135,7 +136,7 @@ def _classes(rows: Rows) -> Iterator[Finding]:
         "warning",
         f"the classes are unbalanced: {largest} has {most:,} rows, and "
         f"{listed((f'{n} {rows.classes[n]:,}' for n in small), 3)}; always answering {largest} is "
-        f"right in {most / max(sum(rows.classes.values()), 1):.0%}",
+        f"right in {percent(most / max(sum(rows.classes.values()), 1))}",
         "judge by macro F1, not by accuracy, and add rows of the small classes",
         ("rule-f1",),
     )
@@ -146,4 +147,4 @@ def _level(count: int, rows: Rows) -> Literal["warning", "note"]:
 
 
 def _share(count: int, rows: Rows) -> str:
-    return f"{count:,} of {counted(rows.rows, 'row')} ({count / max(rows.rows, 1):.1%})"
+    return f"{count:,} of {counted(rows.rows, 'row')} ({percent(count / max(rows.rows, 1))})"

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorica.plan.choose.fit import fit, least
 from lorica.plan.choose.rank import FEW_CLASSES, Rank, break_even, parameters_per_rank
-from lorica.plan.choose.reason import gib
+from lorica.plan.choose.reason import gib, percent
 from lorica.plan.choose.situation import Situation
 
 RANDOM = 1.0
@@ -48,17 +48,16 @@ def memory_is_extreme(situation: Situation, rank: Rank) -> Answer:
     if situation.memory is None or situation.peak is None:
         return Answer(False, "no limit of memory is known")
     settings = {"method": with_rank("lora", rank.r)}
+    room = f"{situation.device} has {gib(situation.memory)}"
     fitting = fit(situation, settings)
-    room = f"{gib(situation.memory)} of {situation.device}"
     if fitting is None:
         needed = gib(least(situation, settings))
         return Answer(
             True,
-            f"LoRA takes {needed} with one row at a time and recomputed activations, and there "
-            f"are {room}",
+            f"LoRA takes {needed} with one row at a time and recomputed activations, and {room}",
         )
     assert fitting.peak is not None
-    return Answer(False, f"LoRA takes {gib(fitting.peak)} of the {room}, without 4-bit weights")
+    return Answer(False, f"LoRA takes {gib(fitting.peak)} without them, and {room}")
 
 
 def hyperlora_serves_conditions(situation: Situation, rank: Rank) -> Answer:
@@ -160,7 +159,7 @@ def answers_are_memorised(situation: Situation, rank: Rank) -> Answer:
     if structure < RANDOM:
         return Answer(
             False,
-            f"the answers have structure: compressed, they take {structure:.0%} "
+            f"the answers have structure: compressed, they take {percent(structure)} "
             "of the bits of their characters",
         )
     if serves_lora_alone(situation):
@@ -171,7 +170,7 @@ def answers_are_memorised(situation: Situation, rank: Rank) -> Answer:
         return Answer(False, "the answers are random texts, but MoRA does not fit")
     return Answer(
         True,
-        f"the answers do not compress ({structure:.0%} of the bits of their "
+        f"the answers do not compress ({percent(structure)} of the bits of their "
         "characters): they can only be memorised",
     )
 
