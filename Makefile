@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Python keeps what it compiles, also where it is told not to: else each process that tests start
+# compiles the package again, and each worker rewrites the asserts of every test.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow attack check docs bench venv base
 

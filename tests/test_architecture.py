@@ -45,7 +45,6 @@ FORBIDDEN_CALLS = {
 }
 OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "savetxt", "touch"}
 WITHIN_COMMIT = {"write_text", "write_bytes", "os.open"}  # its own; and to sync, with O_NOFOLLOW
-each = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 @cache
@@ -133,12 +132,7 @@ def called(node: ast.Call) -> str:
     return ast.unparse(node.func)
 
 
-def test_there_are_files():
-    assert len(FILES) > 20
-
-
-@each
-def test_imports_only_point_down(path):
+def imports_only_point_down(path: Path) -> None:
     """Those inside functions and for type checkers too."""
     if path == ROOT / "__init__.py":
         return
@@ -169,8 +163,7 @@ def test_contributing_shows_the_floors():
     assert floors == [names - {"__main__"} for names in FLOORS]
 
 
-@each
-def test_the_core_knows_torch_alone(path):
+def the_core_knows_torch_alone(path: Path) -> None:
     everywhere = {name.split(".")[0] for _, name in modules(imports(path))}
     at_start = {name.split(".")[0] for _, name in modules(imports_at_start(tree(path).body))}
     if part_of(path) in LIGHT:
@@ -181,8 +174,7 @@ def test_the_core_knows_torch_alone(path):
         assert not at_start & (HEAVY | {"torch"}), "settings are read before heavy imports"
 
 
-@each
-def test_files_and_functions_stay_small(path):
+def files_and_functions_stay_small(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= (MAX_LINES_OF_METHOD if part_of(path) == "methods" else MAX_LINES)
     for node in ast.walk(tree(path)):
@@ -192,8 +184,7 @@ def test_files_and_functions_stay_small(path):
             )
 
 
-@each
-def test_nothing_runs_what_it_reads(path):
+def nothing_runs_what_it_reads(path: Path) -> None:
     for line, name in modules(imports(path)):
         assert name.split(".")[0] not in FORBIDDEN_MODULES, f"line {line}"
     for node in ast.walk(tree(path)):
@@ -205,8 +196,7 @@ def test_nothing_runs_what_it_reads(path):
                 assert ast.unparse(keyword.value) == "False", f"line {node.lineno}"
 
 
-@each
-def test_files_of_a_folder_are_opened_in_one_place(path):
+def files_of_a_folder_are_opened_in_one_place(path: Path) -> None:
     """Opening elsewhere would follow a link that someone put into a run or an adapter."""
     if part_of(path) not in {"formats", "training", "evaluation"}:
         return
@@ -217,8 +207,7 @@ def test_files_of_a_folder_are_opened_in_one_place(path):
             ), f"line {node.lineno}: {called(node)}"
 
 
-@each
-def test_names_say_what_they_hold(path):
+def names_say_what_they_hold(path: Path) -> None:
     assert not {"utils", "helpers", "common", "misc"} & set(path.relative_to(ROOT).parts)
     assert path.stem not in {"utils", "helpers", "common", "misc"}
     if path.stat().st_size:
@@ -227,8 +216,7 @@ def test_names_say_what_they_hold(path):
         assert name not in RIDDLES, f"line {line}: {name!r} does not say what it holds"
 
 
-@each
-def test_no_class_has_two_parents(path):
+def no_class_has_two_parents(path: Path) -> None:
     """No mixins. An error of ours may also be the builtin error that it refines."""
     if path.name == "errors.py":
         return
@@ -237,8 +225,26 @@ def test_no_class_has_two_parents(path):
             assert len(node.bases) <= 1, f"line {node.lineno}: {node.name}"
 
 
+CHECKS = (
+    imports_only_point_down,
+    the_core_knows_torch_alone,
+    files_and_functions_stay_small,
+    nothing_runs_what_it_reads,
+    files_of_a_folder_are_opened_in_one_place,
+    names_say_what_they_hold,
+    no_class_has_two_parents,
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_keeps_the_rules(path):
+    for check in CHECKS:
+        check(path)
+
+
 def test_what_must_not_pass_does_not(tmp_path):
     """The checks above see what they are meant to see."""
+    assert len(FILES) > 20
     code = tmp_path / "code.py"
     code.write_text("import pickle\ntorch.load(x)\nif True:\n    from lorica.cli import main\n")
     assert [name for _, name in modules(imports(code))] == ["pickle", "lorica.cli"]

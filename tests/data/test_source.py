@@ -189,9 +189,9 @@ def test_an_error_in_a_json_list_has_the_position_that_json_gives(tmp_path, elem
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
-@pytest.mark.parametrize("at", [50, 2**20 - 1, 2**20, 3_000_001])
+@pytest.mark.parametrize("at", [50, 2**20 - 1, 2**20, 2**21 + 1])
 def test_a_byte_that_is_not_utf8_is_an_error_anywhere(tmp_path, name, at):
-    text = b'{"a": "\xc3\xbc"}\n' * 250_000
+    text = b'{"a": "\xc3\xbc"}\n' * 200_000
     data = b"\xef\xbb\xbf" + text[: at - 3] + b"\xc3" + text[at - 3 :]
     with pytest.raises(UnicodeDecodeError) as wanted:
         data.decode()
