@@ -244,12 +244,11 @@ def test_a_file_keeps_the_rules(path):
 
 def test_what_must_not_pass_does_not(tmp_path):
     """The checks above see what they are meant to see."""
-    assert len(FILES) > 20
     code = tmp_path / "code.py"
     code.write_text("import pickle\ntorch.load(x)\nif True:\n    from lorica.cli import main\n")
     assert [name for _, name in modules(imports(code))] == ["pickle", "lorica.cli"]
     calls = [called(n) for n in ast.walk(tree(code)) if isinstance(n, ast.Call)]
-    assert calls == ["torch.load"]
+    assert calls == ["torch.load"] and len(FILES) > 20
     with pytest.raises(AssertionError, match="no floor"):
         floor("attic")
     assert floor("core") < floor("methods") < floor("formats") < floor("training") < floor("cli")
