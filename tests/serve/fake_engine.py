@@ -18,6 +18,7 @@ from lorica.core.adapter import Method
 from lorica.core.draws import drawing
 from lorica.formats.adapter_file import AdapterFile
 from lorica.methods.hyperlora import Hyperlora
+from lorica.serve.lease import Lease
 from lorica.serve.reading import Reader
 from lorica.serve.store import Store
 
@@ -139,6 +140,17 @@ class Serving:
 
     def states(self) -> dict[str, str]:
         return {card.name: card.state for card in self.store.cards()}
+
+
+def acquire(store: Store, model: str) -> Lease:
+    """Lease what `model` points to, once it is in the bank. May be slow."""
+    lease = store.reserve(model)
+    try:
+        lease.ensure()
+    except BaseException:
+        lease.release()
+        raise
+    return lease
 
 
 def model() -> nn.Module:

@@ -13,7 +13,7 @@ from lorica.serve.auth import Access, Tenant, hash_key, make_key
 from lorica.serve.exchange import ModelCard
 from lorica.serve.http import model_object
 from lorica.serve.metrics import Metrics
-from tests.serve.fake_engine import SIZE, Serving, write_adapter
+from tests.serve.fake_engine import SIZE, Serving, acquire, write_adapter
 from tests.serve.test_gate import routes_of
 from tests.serve.word_engine import WordEngine
 
@@ -117,7 +117,7 @@ def test_load_replace_pin_and_unload(client, serving):
 
 def test_a_replaced_adapter_that_streams_is_listed_as_draining(client, serving):
     client.post("/admin/adapters", json={"name": "alice"})
-    lease = serving.store.acquire("alice")
+    lease = acquire(serving.store, "alice")
     client.put("/admin/adapters/alice", json={"expected_generation": 1, "folder": "alice2"})
     listed = client.get("/admin/adapters").json()
     assert [(c["generation"], c["state"]) for c in listed["draining"]] == [(1, "draining")]

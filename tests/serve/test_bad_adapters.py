@@ -11,7 +11,7 @@ from lorica.serve.names import folder_in
 from lorica.serve.prepare import prepare
 from lorica.serve.twin import fingerprint_of, twin
 from tests.serve.bad_adapters import BAD, NAMES, good
-from tests.serve.fake_engine import Serving
+from tests.serve.fake_engine import Serving, acquire
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,6 @@ def test_a_bad_one_does_not_replace_a_good_one(served):
         with pytest.raises(LoricaError):
             serving.store.load("good", folder)
         shutil.rmtree(folder)
-        with serving.store.acquire("good") as lease:
+        with acquire(serving.store, "good") as lease:
             assert (lease.key, lease.generation.number) == (before.key, 1)
     before.release()

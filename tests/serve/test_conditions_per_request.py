@@ -31,7 +31,8 @@ def test_conditions_in_one_batch_give_what_each_gives_alone(engine, shelf, monke
     ((alias, (folder,)),) = shelf.folders.items()
     generation = engine.store.load(alias, folder)
     for condition in CONDITIONS:  # or the first answers are complete before the others have theirs
-        engine.store.acquire(f"{alias}:{condition}").release()
+        with engine.store.reserve(f"{alias}:{condition}") as lease:
+            lease.ensure()
     passes, acting = [], engine._decoder._acting
     monkeypatch.setattr(
         engine._decoder, "_acting", lambda keys: (passes.append(set(keys)), acting(keys))[1]

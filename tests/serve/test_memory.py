@@ -54,7 +54,7 @@ def test_resident_memory_comes_back_after_200_cycles(has_traffic, tmp_path):
     reply = subprocess.run(
         [*command, str(int(has_traffic))],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from lorica.errors import ConfigError, FileError, ResourceError
 from lorica.serve.refusals import Conflict, ModelNotFound, Unavailable
-from tests.serve.fake_engine import SIZE, Serving, prepare, write_adapter
+from tests.serve.fake_engine import SIZE, Serving, acquire, prepare, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def number(serving, lease) -> float:
 def test_a_loaded_adapter_is_in_the_bank(serving, folders):
     generation = serving.store.load("alice", folders[1])
     assert (generation.number, generation.method) == (1, "lora")
-    with serving.store.acquire("alice") as lease:
+    with acquire(serving.store, "alice") as lease:
         assert number(serving, lease) == 1
     assert serving.states() == {"alice": "resident"}
     (card,) = serving.store.cards()
@@ -41,7 +41,7 @@ def test_a_loaded_adapter_is_in_the_bank(serving, folders):
 def test_unknown_and_unloaded_names_are_not_there(serving, folders):
     for name in ("alice", "", "base", "alice:x", "../alice"):
         with pytest.raises(ModelNotFound):
-            serving.store.acquire(name)
+            acquire(serving.store, name)
     serving.store.load("alice", folders[1])
     assert serving.store.unload("alice") == SIZE
     assert serving.engine.bank == {}
@@ -54,9 +54,9 @@ def test_unknown_and_unloaded_names_are_not_there(serving, folders):
 
 def test_a_replaced_generation_drains_and_goes_with_its_last_lease(serving, folders):
     serving.store.load("alice", folders[1])
-    first, second = serving.store.acquire("alice"), serving.store.acquire("alice")
+    first, second = acquire(serving.store, "alice"), acquire(serving.store, "alice")
     serving.store.load("alice", folders[2])
-    with serving.store.acquire("alice") as new:
+    with acquire(serving.store, "alice") as new:
         assert (number(serving, first), number(serving, new)) == (1, 2)
     (draining,) = serving.store.draining()
     assert (draining.state, draining.generation) == ("draining", 1)
@@ -71,7 +71,7 @@ def test_a_replaced_generation_drains_and_goes_with_its_last_lease(serving, fold
 
 def test_unloading_frees_what_streams_use_when_they_end(serving, folders):
     serving.store.load("alice", folders[1])
-    lease = serving.store.acquire("alice")
+    lease = acquire(serving.store, "alice")
     assert serving.store.unload("alice") == 0
     assert number(serving, lease) == 1
     lease.release()
@@ -86,7 +86,7 @@ def test_a_failed_load_leaves_the_old_generation(serving, folders, tmp_path):
     (broken / "adapter_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(FileError, match="not what was saved"):
         serving.store.load("alice", broken)
-    with serving.store.acquire("alice") as lease:
+    with acquire(serving.store, "alice") as lease:
         assert number(serving, lease) == lease.generation.number == 1
     (card,) = serving.store.cards()
     assert card.state == "resident"
@@ -174,7 +174,7 @@ def test_the_least_recently_used_leaves_and_comes_back(folders):
     with Serving(budget=2 * SIZE) as serving:
         serving.store.load("alice", folders[1])
         serving.store.load("bob", folders[2])
-        serving.store.acquire("alice").release()
+        acquire(serving.store, "alice").release()
         serving.store.load("carol", folders[3])
         assert serving.states() == {"alice": "resident", "bob": "evicted", "carol": "resident"}
         with serving.store.reserve("bob") as lease:
@@ -190,7 +190,7 @@ def test_the_end_of_a_stream_counts_as_use(folders):
     with Serving(budget=2 * SIZE) as serving:
         serving.store.load("alice", folders[1])
         serving.store.load("bob", folders[2])
-        long, short = serving.store.acquire("alice"), serving.store.acquire("bob")
+        long, short = acquire(serving.store, "alice"), acquire(serving.store, "bob")
         short.release()
         long.release()
         serving.store.load("carol", folders[3])
@@ -226,7 +226,7 @@ def test_nothing_is_loaded_for_a_request_that_was_cancelled(is_loaded, folders):
 def test_what_streams_use_is_not_evicted(folders):
     with Serving(budget=SIZE, patience=0.05) as serving:
         serving.store.load("alice", folders[1])
-        lease = serving.store.acquire("alice")
+        lease = acquire(serving.store, "alice")
         with pytest.raises(Unavailable, match="full"):
             serving.store.load("bob", folders[2])
         assert number(serving, lease) == 1
@@ -238,7 +238,7 @@ def test_what_streams_use_is_not_evicted(folders):
 def test_a_load_waits_for_room(folders):
     with Serving(budget=SIZE) as serving:
         serving.store.load("alice", folders[1])
-        lease = serving.store.acquire("alice")
+        lease = acquire(serving.store, "alice")
         timer = threading.Timer(0.05, lease.release)
         timer.start()
         serving.store.load("bob", folders[2])
@@ -264,14 +264,14 @@ def test_an_evicted_adapter_whose_folder_changed_is_refused(folders, tmp_path):
         shutil.rmtree(folder)
         shutil.copytree(folders[3], folder)
         with pytest.raises(Unavailable, match="cannot be read again") as raised:
-            serving.store.acquire("alice")
+            acquire(serving.store, "alice")
         assert str(tmp_path) not in str(raised.value), "clients do not learn paths"
         card = serving.store.cards()[0]
         assert card.state == "failed"
         assert "holds another adapter than was loaded" in card.warnings[-1]
         shutil.rmtree(folder)
         shutil.copytree(folders[1], folder)
-        with serving.store.acquire("alice") as lease:
+        with acquire(serving.store, "alice") as lease:
             assert number(serving, lease) == 1
         assert serving.states()["alice"] == "resident"
 
@@ -287,11 +287,11 @@ def test_an_evicted_adapter_whose_folder_became_a_link_is_refused(folders, tmp_p
         shutil.rmtree(folder)
         folder.symlink_to(folders[1])
         with pytest.raises(Unavailable, match="cannot be read again"):
-            serving.store.acquire("alice")
+            acquire(serving.store, "alice")
         card = next(card for card in serving.store.cards() if card.name == "alice")
         assert "is a link, not a regular" in card.warnings[-1]
         serving.store.load("bob", folders[2])
-        serving.store.acquire("carol").release()
+        acquire(serving.store, "carol").release()
 
 
 def test_aliases_of_the_same_content_share_its_memory(serving, folders, tmp_path):
@@ -301,7 +301,7 @@ def test_aliases_of_the_same_content_share_its_memory(serving, folders, tmp_path
     assert alice.digest == bob.digest
     assert len(serving.engine.bank) == 1
     assert serving.store.unload("alice") == 0
-    with serving.store.acquire("bob") as lease:
+    with acquire(serving.store, "bob") as lease:
         assert number(serving, lease) == 1
     assert serving.store.unload("bob") == SIZE
     assert serving.engine.bank == {}
@@ -310,10 +310,10 @@ def test_aliases_of_the_same_content_share_its_memory(serving, folders, tmp_path
 def test_one_name_after_another_content_gets_the_new_bytes(serving, folders):
     """Also while the old ones are in use, and in the same folder."""
     serving.store.load("alice", folders[1])
-    old = serving.store.acquire("alice")
+    old = acquire(serving.store, "alice")
     serving.store.unload("alice")
     serving.store.load("alice", folders[2])
-    with serving.store.acquire("alice") as new:
+    with acquire(serving.store, "alice") as new:
         assert old.key != new.key
         assert (number(serving, old), number(serving, new)) == (1, 2)
     old.release()
@@ -328,20 +328,20 @@ def test_names_are_of_one_form_and_not_the_bases(serving, folders):
     assert serving.store.cards() == []
 
 
-def test_registered_adapters_are_loaded_when_they_are_asked_for(serving, folders, tmp_path):
-    serving.store.register("alice", folders[1], pinned=True)
-    serving.store.register("bob", folders[2])
-    serving.store.register("carol", tmp_path / "missing")
+def test_registered_adapters_are_listed_before_they_are_loaded(serving, folders, tmp_path):
+    for name in ("alice", "bob", "carol"):
+        serving.store.register(name)
     assert set(serving.states().values()) == {"registered"}
     with pytest.raises(Unavailable, match="not loaded yet"):
         serving.store.reserve("alice")
     with pytest.raises(Conflict, match="taken"):
-        serving.store.register("alice", folders[2])
-    with serving.store.acquire("alice") as lease:
+        serving.store.register("alice")
+    serving.store.load("alice", folders[1], expected_generation=0)
+    with acquire(serving.store, "alice") as lease:
         assert number(serving, lease) == 1
-    assert list(serving.store.load_registered()) == ["carol"]
-    assert serving.states() == {"alice": "resident", "bob": "resident", "carol": "failed"}
-    assert serving.store.cards()[0].pinned
+    with pytest.raises(FileError):
+        serving.store.load("carol", tmp_path / "missing", expected_generation=0)
+    assert serving.states() == {"alice": "resident", "bob": "registered", "carol": "failed"}
     with pytest.raises(Unavailable, match="could not be loaded"):
         serving.store.reserve("carol")
     assert serving.store.unload("carol") == 0

@@ -12,6 +12,7 @@ from lorica.serve.refusals import ConditionNotFound, ModelNotFound
 from tests.serve.fake_engine import (
     SIZE,
     Serving,
+    acquire,
     prepare,
     write_adapter,
     write_conditioned,
@@ -39,7 +40,7 @@ def test_each_condition_is_a_model_and_is_made_once(folder):
         keys = set()
         for _ in range(2):
             for condition in CONDITIONS:  # a colon in a condition is its own
-                with serving.store.acquire(f"hyper:{condition}") as lease:
+                with acquire(serving.store, f"hyper:{condition}") as lease:
                     content = serving.engine.bank[lease.key]
                     assert (content.number, content.condition) == (7, condition)
                     assert lease.condition == condition
@@ -57,11 +58,11 @@ def test_an_unknown_condition_is_refused_and_the_known_ones_are_named(folder):
         serving.store.load("hyper", folder)
         for model in ("hyper", "hyper:", "hyper:fr-en", "hyper:DE-EN", "hyper:de-en "):
             with pytest.raises(ConditionNotFound, match="de-en, en-de, a:b c") as raised:
-                serving.store.acquire(model)
+                acquire(serving.store, model)
             assert isinstance(raised.value, ModelNotFound)
             assert (raised.value.status, raised.value.code) == (404, "model_not_found")
         with pytest.raises(ModelNotFound) as raised:
-            serving.store.acquire("nobody:de-en")
+            acquire(serving.store, "nobody:de-en")
         assert "hyper" not in str(raised.value)
         assert "'nobody:de-en'" in str(raised.value)
         assert serving.store.generation("hyper:any").conditions == CONDITIONS
@@ -73,7 +74,7 @@ def test_a_condition_of_an_adapter_without_one_is_refused(folder, tmp_path):
         with pytest.raises(
             ConditionNotFound, match="'alice' has no conditions, and 'de-en' was asked for"
         ):
-            serving.store.acquire("alice:de-en")
+            acquire(serving.store, "alice:de-en")
         with pytest.raises(ConfigError, match="which has no conditions"):
             serving.store.load("bob", tmp_path / "a", conditions=["x"])
 
@@ -81,9 +82,9 @@ def test_a_condition_of_an_adapter_without_one_is_refused(folder, tmp_path):
 def test_the_condition_that_was_not_used_for_longest_leaves(folder):
     with Serving(budget=2 * SIZE) as serving:
         serving.store.load("hyper", folder)
-        serving.store.acquire("hyper:en-de").release()
-        serving.store.acquire("hyper:de-en").release()
-        serving.store.acquire("hyper:a:b c").release()
+        acquire(serving.store, "hyper:en-de").release()
+        acquire(serving.store, "hyper:de-en").release()
+        acquire(serving.store, "hyper:a:b c").release()
         conditions = {content.condition for content in serving.engine.bank.values()}
         assert conditions == {"de-en", "a:b c"}
         assert serving.states() == {"hyper": "resident"}
@@ -94,7 +95,7 @@ def test_an_operator_may_serve_fewer_conditions(folder):
         generation = serving.store.load("hyper", folder, conditions=["en-de", "en-de"])
         assert generation.conditions == ("en-de",)
         with pytest.raises(ConditionNotFound, match=r"known +en-de\n"):
-            serving.store.acquire("hyper:de-en")
+            acquire(serving.store, "hyper:de-en")
         with pytest.raises(ConfigError, match=r"does not know the condition 'fr-en'"):
             serving.store.load("hyper", folder, conditions=["fr-en"])
         assert serving.store.generation("hyper") is generation
@@ -111,21 +112,21 @@ def test_embeddings_must_be_named(tmp_path):
         with pytest.raises(ConfigError, match="is no embedding"):
             serving.store.load("vectors", folder, conditions=["north"])
         serving.store.load("vectors", folder, conditions=["[1, 2]"])
-        serving.store.acquire("vectors:[1, 2]").release()
+        acquire(serving.store, "vectors:[1, 2]").release()
 
 
 def test_an_adapter_of_one_unnamed_condition_is_a_model_by_itself(tmp_path):
     folder = write_conditioned(tmp_path / "one", 1, ())
     with Serving() as serving:
         assert serving.store.load("one", folder).conditions == ()
-        serving.store.acquire("one").release()
+        acquire(serving.store, "one").release()
 
 
 def test_conditions_of_two_aliases_with_the_same_content_are_shared(folder):
     with Serving() as serving:
         serving.store.load("hyper", folder)
         serving.store.load("other", folder, conditions=["en-de"])
-        serving.store.acquire("hyper:en-de").release()
+        acquire(serving.store, "hyper:en-de").release()
         assert len(serving.engine.bank) == 2
         assert serving.store.unload("other") == 0
         assert serving.store.unload("hyper") == 2 * SIZE

@@ -6,18 +6,14 @@ import sys
 import pytest
 
 CYCLES = """
-import gc, sys
+import sys
 from pathlib import Path
 
 import lorica
 from lorica.base.load import load
 from lorica.serve.build import EngineSettings, engine_of
 from tests.laws.bases import move
-
-def resident():  # KiB
-    gc.collect()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+from tests.serve.cycles import resident_mib
 
 root = Path(sys.argv[1])
 for name, method in {"lora": lorica.Lora(r=8), "dora": lorica.Dora(r=8)}.items():
@@ -28,11 +24,12 @@ engine = engine_of(load("bundled"), EngineSettings())
 engine.start()
 for cycle in range(220):
     if cycle == 20:
-        before = resident()
+        before = resident_mib()
     engine.store.load("alias", root / ("lora", "dora")[cycle % 2])
-    engine.store.acquire("alias").release()
+    with engine.store.reserve("alias") as lease:
+        lease.ensure()
     assert engine.store.unload("alias") > 2**19
-print(before, resident(), engine.store.residency.total)
+print(before, resident_mib(), engine.store.residency.total)
 engine.close()
 """
 
@@ -44,6 +41,6 @@ def test_200_cycles_leave_no_memory_behind(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", CYCLES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    before, after, total = map(int, done.stdout.split()[-3:])
+    before, after, total = map(float, done.stdout.split()[-3:])
     assert total == 0
-    assert after <= 1.01 * before, f"{before} KiB before, {after} KiB after 200 cycles"
+    assert after <= 1.01 * before, f"{before:.1f} MiB before, {after:.1f} MiB after 200 cycles"

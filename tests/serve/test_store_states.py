@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lorica.errors import FileError
 from lorica.serve.refusals import Conflict, ModelNotFound, Unavailable
-from tests.serve.fake_engine import SIZE, Serving, write_adapter, write_conditioned
+from tests.serve.fake_engine import SIZE, Serving, acquire, write_adapter, write_conditioned
 
 ROOM = 2
 """Forms that the bank has room for. There are four."""
@@ -47,13 +47,13 @@ class Expected:
     live: tuple[int, int, int] | None = None
     last: int = 0
     pinned: bool = False
-    source: int | None = None
+    is_registered: bool = False
     has_failed: bool = False
     is_lost: bool = False
 
     @property
     def is_listed(self) -> bool:
-        return self.live is not None or self.source is not None
+        return self.live is not None or self.is_registered
 
 
 @dataclass
@@ -171,7 +171,7 @@ class StoreStates(RuleBasedStateMachine):
                 pinned_now = entry.pinned if pinned is None else pinned
                 entry.last += 1
                 entry.live, entry.pinned = (content, entry.last, folder), pinned_now
-                entry.source, entry.has_failed, entry.is_lost = None, False, False
+                entry.is_registered, entry.has_failed, entry.is_lost = False, False, False
             self.bank.use(form)
             self.drop_unused()
         arguments = {"expected_generation": wanted, "pinned": pinned}
@@ -192,15 +192,15 @@ class StoreStates(RuleBasedStateMachine):
         self.put(folder, folder)
         self.try_load(alias, folder, None, None)
 
-    @rule(alias=ALIASES, folder=FOLDERS)
-    def register(self, alias, folder):
+    @rule(alias=ALIASES)
+    def register(self, alias):
         entry = self.entry(alias)
         if entry.is_listed:
             with pytest.raises(Conflict):
-                self.store.register(alias, self.root / str(folder))
+                self.store.register(alias)
             return
-        self.store.register(alias, self.root / str(folder))
-        entry.source, entry.pinned, entry.has_failed = folder, False, False
+        self.store.register(alias)
+        entry.is_registered, entry.pinned, entry.has_failed = True, False, False
 
     @rule(alias=ALIASES, expected=st.sampled_from([None, "right", "wrong"]))
     def unload(self, alias, expected):
@@ -213,7 +213,7 @@ class StoreStates(RuleBasedStateMachine):
             error = Conflict
         else:
             before = set(self.bank.resident)
-            entry.live = entry.source = None
+            entry.live, entry.is_registered = None, False
             entry.has_failed = entry.is_lost = False
             self.drop_unused()
             freed = self.store.unload(alias, expected_generation=wanted)
@@ -298,17 +298,15 @@ class StoreStates(RuleBasedStateMachine):
 
     @rule(alias=ALIASES)
     def acquire(self, alias):
-        """And release. What is registered is loaded."""
+        """And release."""
         entry = self.entry(alias)
-        if entry.live is None and entry.source is not None:
-            before = entry.last
-            folder, entry.source = entry.source, None
-            self.enter_registered(alias, folder)
-            if entry.last == before:
-                return
+        if entry.live is None and entry.is_registered:
+            with pytest.raises(Unavailable):
+                acquire(self.store, alias)
+            return
         if entry.live is None or entry.live[0] in CONDITIONS:
             with pytest.raises(ModelNotFound):
-                self.store.acquire(alias)
+                acquire(self.store, alias)
             return
         form = entry.live[0], None
         fits = form in self.bank.resident or self.holds[entry.live[2]] == form[0]
@@ -316,43 +314,16 @@ class StoreStates(RuleBasedStateMachine):
         if not fits:
             entry.is_lost = True
             with pytest.raises(Unavailable):
-                self.store.acquire(alias)
+                acquire(self.store, alias)
         elif not self.enters(form):
             with pytest.raises(Unavailable):
-                self.store.acquire(alias)
+                acquire(self.store, alias)
         else:
             entry.is_lost = False
-            with self.store.acquire(alias) as lease:
+            with acquire(self.store, alias) as lease:
                 assert self.serving.engine.bank[lease.key].number == form[0]
         self.bank.use(form)
         self.drop_unused()
-
-    def enter_registered(self, alias, folder):
-        entry, content = self.entry(alias), self.holds[folder]
-        entry.source = folder
-        error = FileError if content is None else None
-        if content is not None:
-            form = forms_of(content)[0]
-            self.bank.use(form)
-            if not self.enters(form):
-                error = Unavailable
-            self.bank.use(form)
-        if error is not None:
-            entry.has_failed = True
-            with pytest.raises(error):
-                self.store.acquire(alias)
-            self.drop_unused()
-            return
-        entry.last += 1
-        entry.live, entry.source, entry.has_failed = (content, entry.last, folder), None, False
-        assert content is not None
-        if content in CONDITIONS:
-            with pytest.raises(ModelNotFound):
-                self.store.acquire(alias)
-        else:
-            self.bank.use((content, None))
-            self.store.acquire(alias).release()
-            self.bank.use((content, None))
 
     @precondition(lambda self: self.held)
     @rule(index=st.integers(0, 9))
@@ -388,7 +359,7 @@ class StoreStates(RuleBasedStateMachine):
                 is_resident = any(f in self.bank.resident for f in forms_of(entry.live[0]))
                 lost = "failed" if entry.is_lost else "evicted"
                 expected[alias] = "resident" if is_resident else lost, entry.live[1]
-            elif entry.source is not None:
+            elif entry.is_registered:
                 expected[alias] = "failed" if entry.has_failed else "registered", 0
         assert states == expected, (states, expected)
         live = {(a, e.live[1]) for a, e in self.aliases.items() if e.live}
@@ -440,7 +411,7 @@ def walk(states, seed: int, steps: int) -> None:
             case 5:
                 machine.unload(alias, None)
                 if draw.random() < 0.5:
-                    machine.register(alias, folder)
+                    machine.register(alias)
             case 6:
                 machine.acquire(alias)
             case 7 | 10:

@@ -15,7 +15,14 @@ from lorica.errors import FileError
 from lorica.formats.adapter_file import read
 from lorica.serve import generations, reading
 from lorica.serve.refusals import Refusal
-from tests.serve.fake_engine import SIZE, Serving, prepare, write_adapter, write_conditioned
+from tests.serve.fake_engine import (
+    SIZE,
+    Serving,
+    acquire,
+    prepare,
+    write_adapter,
+    write_conditioned,
+)
 
 CONDITIONS = ("x", "y")
 ALIASES = ("alice", "bob", "carol")
@@ -100,7 +107,7 @@ class Traffic:
 
     def answer(self, draw: random.Random) -> None:
         model = draw.choice(ALIASES) + draw.choice(["", "", ":x", ":y"])
-        lease = self.store.acquire(model)
+        lease = acquire(self.store, model)
         wanted = self.number_of[lease.generation.digest], lease.condition
         for _ in range(3):
             content = self.serving.engine.bank[lease.key]
@@ -178,7 +185,7 @@ def test_loads_of_one_alias_are_ordered(tmp_path):
         may_go_on.set()
         first.join(20)
         second.join(20)
-        with serving.store.acquire("alice") as lease:
+        with acquire(serving.store, "alice") as lease:
             assert lease.generation.number == 2
             assert serving.engine.bank[lease.key].number == 2
 

@@ -9,7 +9,7 @@ import pytest
 
 from lorica.serve.residency import NoRoom
 from lorica.serve.warming import MOST_AHEAD, Warming
-from tests.serve.fake_engine import SIZE, Serving, write_adapter
+from tests.serve.fake_engine import SIZE, Serving, acquire, write_adapter
 from tests.serve.live_server import eventually
 from tests.serve.simulated import Clock
 
@@ -124,7 +124,7 @@ def test_without_waiting_the_store_says_at_once_that_there_is_no_room(tmp_path):
     with Serving(budget=SIZE, patience=600.0, prepare=prepare) as serving:
         for name, number in (("a", 1), ("b", 2)):
             serving.store.load(name, write_adapter(tmp_path / name, number))
-        held = serving.store.acquire("b")
+        held = acquire(serving.store, "b")
         count, began = len(prepared), time.monotonic()
         with serving.store.reserve("a") as lease:
             for _ in range(3):

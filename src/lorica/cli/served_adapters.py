@@ -89,8 +89,8 @@ def load_adapters(store: "Store", adapters: Adapters) -> None:
     Raises: LoricaError.
     """
     print_notices("--adapters", adapters.notices)
-    for name, folder in adapters.in_folder.items():
-        store.register(name, folder, conditions=adapters.conditions.get(name, ()))
+    for name in adapters.in_folder:
+        store.register(name)
     errors: dict[str, LoricaError] = {}
     for name, folder in adapters.named.items():
         try:

@@ -51,7 +51,7 @@ class Generation:
 class Alias:
     """live: what requests get. last: the number of the newest generation.
 
-    source: folder and conditions that an operator registered, until they are loaded.
+    is_registered: it is listed, and not loaded yet.
     failure: why the last load failed. lost: a generation that was evicted and could not be read
         again, and why. loading: orders the loads of the alias.
     """
@@ -60,7 +60,7 @@ class Alias:
     live: Generation | None = None
     last: int = 0
     pinned: bool = False
-    source: tuple[Path, tuple[str, ...]] | None = None
+    is_registered: bool = False
     failure: str | None = None
     lost: tuple[Generation, str] | None = None
     is_loading: bool = False
@@ -68,7 +68,7 @@ class Alias:
 
     @property
     def is_listed(self) -> bool:
-        return self.live is not None or self.source is not None
+        return self.live is not None or self.is_registered
 
     def check_generation(self, expected: int | None) -> None:
         """Raises: Conflict unless `expected` is the number of the live generation; 0: none."""

@@ -57,33 +57,13 @@ class Store:
 
     # -- for operators ------------------------------------------------------------------------
 
-    def register(
-        self,
-        alias: str,
-        folder: str | Path,
-        *,
-        pinned: bool = False,
-        conditions: Sequence[str] = (),
-    ) -> None:
-        """Name a folder without reading it: `acquire` and `load_registered` load it."""
+    def register(self, alias: str) -> None:
+        """List an alias that is about to be loaded. Raises: Conflict if it is listed already."""
         entry = self._entry(alias)
         with self._lock:
             if entry.is_listed:
                 raise Conflict(f"the name {alias!r} is taken.", fix="choose another name")
-            entry.source, entry.pinned = (Path(folder), tuple(conditions)), pinned
-            entry.failure = None
-
-    def load_registered(self) -> dict[str, LoricaError]:
-        """Load what is registered and not loaded yet. Returns: the errors, by alias."""
-        with self._lock:
-            aliases = [alias for alias, entry in self._aliases.items() if entry.source is not None]
-        errors: dict[str, LoricaError] = {}
-        for alias in aliases:
-            try:
-                self._load_source(alias)
-            except LoricaError as error:
-                errors[alias] = error
-        return errors
+            entry.is_registered, entry.pinned, entry.failure = True, False, None
 
     def load(
         self,
@@ -127,7 +107,7 @@ class Store:
             if entry.pinned:
                 raise Conflict(f"the adapter {alias!r} is pinned.", fix="unpin it first")
             leaving = {} if entry.live is None else self._retire(entry.live, pinned=False)
-            entry.live = entry.source = entry.failure = None
+            entry.live, entry.is_registered, entry.failure = None, False, None
         for key in leaving:
             self.residency.wait_until_removed(key)
         return sum(leaving.values())
@@ -172,17 +152,6 @@ class Store:
         with self._lock:
             return self._known(model.partition(":")[0], model).generation()
 
-    def acquire(self, model: str) -> Lease:
-        """As `reserve`, and the form is in the bank. Loads what is registered. May be slow."""
-        self._load_source(model.partition(":")[0])
-        lease = self.reserve(model)
-        try:
-            lease.ensure()
-        except BaseException:
-            lease.release()
-            raise
-        return lease
-
     def draining(self) -> list[ModelCard]:
         """Generations that no alias points to, and that streams still use."""
         with self._lock:
@@ -213,17 +182,6 @@ class Store:
         if entry is None or not entry.is_listed:
             raise ModelNotFound(model or alias)
         return entry
-
-    def _load_source(self, alias: str) -> None:
-        """Load an alias that is registered, unless it is loaded. Others are left alone."""
-        entry = self._aliases.get(alias)
-        if entry is None or (source := entry.source) is None:
-            return
-        try:
-            self.load(alias, source[0], expected_generation=0, conditions=source[1])
-        except Conflict:  # another thread has loaded it meanwhile
-            if entry.live is None:
-                raise
 
     def _set_loading(self, entry: Alias, expected: int | None) -> None:
         with self._lock:
@@ -261,7 +219,7 @@ class Store:
         if entry.live is not None:
             self._retire(entry.live, pinned=entry.pinned)
         entry.live, entry.last, entry.pinned = new, new.number, pinned
-        entry.source = entry.failure = None
+        entry.is_registered, entry.failure = False, None
 
     def _retire(self, generation: Generation, *, pinned: bool) -> dict[str, int]:
         """The generation is no longer live. Returns: bytes that leave the bank now, by key."""
