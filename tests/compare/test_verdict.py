@@ -205,6 +205,17 @@ def test_a_corpus_measure_is_combined_by_the_task_of_its_name():
     assert -100 < comparison.difference.over_both.high < 0
 
 
+def test_a_corpus_score_above_1_is_no_share():
+    """BLEU goes to 100, and the BLEU of single rows may be 0 in all of them."""
+    rows = [0.0] * 6
+    statistics = [[1.0, 2.0], [0.0, 2.0], [1.0, 3.0]] * 2
+    run = MeasureScores(100 * 4 / 14, "higher", rows, (), statistics)
+    result = study([side("a", dict.fromkeys(range(3), run), measure="bleu")], goal="bleu")
+    combine = {"bleu": lambda sums: 100 * sums[..., 0] / sums[..., 1]}
+    interval = verdict_of(result, combine).sides["a"]["bleu"].figure.over_rows
+    assert interval.low < 28.6 < interval.high < 100
+
+
 def test_hits_that_never_differ_prove_nothing_with_few_rows():
     def hits(values):
         return {s: scores(values, "higher") for s in range(3)}

@@ -73,21 +73,22 @@ def table_of(
     if len({len(values) for values, _ in columns}) > 1:
         raise ValueError(f"{measure}: the runs were scored on different rows")
     better = next(iter(runs.values())).better
+    values = np.array([run.value for run in runs.values()])
     scores = np.array([score for run in runs.values() for score in run.rows], float)
     return Table(
         seeds=tuple(runs),
         better=better,
-        values=np.array([run.value for run in runs.values()]),
+        values=values,
         rows=np.stack([values for values, _ in columns], axis=1),
         effective=min(effective for _, effective in columns),
         hits=bool(np.isin(scores, (0.0, 1.0)).all()),
-        scale=scale_of(scores, better),
+        scale=scale_of(np.concatenate([scores, values]), better),
     )
 
 
 def scale_of(scores: Floats, better: Better) -> Scale:
-    """What values a measure can have, from the scores of its rows."""
-    if len(scores) and scores.min() >= 0:
+    """What values a measure can have, from those that were seen, of rows and of whole runs."""
+    if scores.min() >= 0:
         if scores.max() <= 1 and better == "higher":
             return "share"
         if better == "lower":
