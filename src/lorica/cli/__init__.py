@@ -31,6 +31,7 @@ COMMANDS = {
     "check": "Show what would be trained on: lengths, truncation, duplicates, the loss mask.",
     "choose": "Choose method, rank and rate for your rows and your machine, and say why.",
     "eval": "Measure an adapter beside its base on held-out rows.",
+    "compare": "Compare methods, ranks and settings: rates tuned, seeds repeated, with statistics.",
     "report": "Write one HTML file about a run, or about a study.",
     "predict": "Predict the classes of new rows, with probabilities, by a classifier.",
     "generate": "Complete prompts with an adapter, or with a base.",

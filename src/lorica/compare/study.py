@@ -80,11 +80,16 @@ def read_study(path: Path) -> tuple[Study, Settings]:
     """
     settings = read_yaml(path)
     resolve_paths(settings, path.parent, PATHS)
+    return validate(settings), settings
+
+
+def validate(settings: Settings) -> Study:
+    """Settings as a study. Raises: ConfigError with every mistake, each with its place."""
     study, mistakes = validate_settings(Study, settings)
     if mistakes := settings.mistakes + mistakes:
         raise_mistakes(mistakes, settings, FIX)
     assert study is not None  # no mistakes
-    return study, settings
+    return study
 
 
 def resolved(study: Study) -> str:

@@ -1,0 +1,164 @@
+"""lorica compare: a study of methods, settings and ranks, from its file to its report."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from lorica.cli.options import Json, Switch, print_json
+from lorica.cli.planned import duration, size
+from lorica.errors import ConfigError, counted
+
+if TYPE_CHECKING:
+    from lorica.compare.results import StudyResult
+    from lorica.compare.study_run import StudyRun
+    from lorica.compare.verdict import StudyVerdict
+
+UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+DURATION = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})")
+
+app = App(name="compare", usage="Usage: lorica compare STUDY.yaml --output FOLDER [OPTIONS]")
+
+DryRun = Annotated[
+    Switch, Parameter(help="Check the study and its rows, and list the units. Nothing is trained.")
+]
+
+
+@app.default
+def compare(
+    study: Path | None = None,
+    /,
+    *,
+    output: Path | None = None,
+    budget: str | None = None,
+    resume: Switch = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Compare methods, settings and ranks on one task, with evidence.
+
+    The learning rate of each side is searched on validation rows; then each side is trained with
+    every seed, on the same rows in the same order, and scored once on the test rows. Everything
+    that has ended is kept: a study that was stopped goes on with --resume.
+
+    Parameters
+    ----------
+    study
+        The study. With --resume it may be left out: the output has its settings.
+    output
+        Folder of the study's results. By default runs/NAME, of NAME.yaml.
+    budget
+        Time after which no further run is started: 90s, 30min, 2h. What is missing is named.
+    resume
+        Go on with the study that the output holds.
+    """
+    seconds = None if budget is None else parse_duration(budget)
+    if study is None and not (resume and output):
+        raise ConfigError(
+            "no study was named.",
+            fix="lorica compare STUDY.yaml, or --output FOLDER --resume to go on with one",
+        )
+    folder = output or Path("runs") / Path(str(study)).stem
+
+    from lorica.compare.clock import Clock
+    from lorica.compare.report.write import REPORT, study_page, write_report
+    from lorica.compare.runner import prepare, run_study
+    from lorica.compare.study import STUDY, read_study
+    from lorica.compare.verdict import verdict_of
+
+    read = read_study(study or folder / STUDY)
+    if dry_run:
+        print("\n".join(planned_units(prepare(*read, folder))))
+        return
+    result = run_study(*read, folder, resume=resume, clock=Clock(seconds))
+    verdict = verdict_of(result)
+    page = study_page(result, verdict)
+    write_report(folder / REPORT, page)
+    if json:
+        print_json(as_json(folder, result, verdict))
+        return
+    print("\n".join([*table(result, verdict), "", *verdict.sentences]))
+    for line in [*result.missing, *verdict.notices]:
+        print(f"  note: {line}")
+    print(f"\nthe report is {folder / REPORT}; open it in a browser")
+    if result.missing:
+        print(f"go on with: lorica compare --output {folder} --resume")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "30min" or "2h". Raises: ConfigError if it is none of these."""
+    match = DURATION.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"--budget is {text!r}, and not a time.", fix="--budget 30min, 90s or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def planned_units(run: "StudyRun") -> list[str]:
+    """What a study would do, line by line."""
+    study, search = run.study, run.study.rates
+    opening = (
+        f"{counted(len(run.sides), 'side')}, {counted(len(study.seeds), 'seed')}, "
+        f"{counted(run.total, 'unit')}; {counted(run.rows.train, 'training row')}, "
+        f"{counted(run.rows.test, 'test row')}; measured: {', '.join(study.all_measures)}"
+    )
+    lines = [opening]
+    width = max(len(side.name) for side in run.sides)
+    for side in run.sides:
+        rates = side.rates(search.factors) if search else [side.centre]
+        steps = counted(run.steps[side.name], "step")
+        words = ", ".join(f"{rate:g}" for rate in rates)
+        lines.append(f"  {side.name:<{width}}  {steps}, learning rates {words}")
+    return [*lines, *(f"  note: {notice}" for notice in run.rows.notices)]
+
+
+def table(result: "StudyResult", verdict: "StudyVerdict") -> list[str]:
+    """The sides, best first: the goal with its interval, the verdict, and what each costs."""
+    verdicts = {c.side: c.verdict for c in verdict.comparisons.get(verdict.goal, ())}
+    rows = [["side", f"{verdict.goal} [95 %]", "", "rate", "step", "memory", "file"]]
+    by_name = {side.name: side for side in result.sides}
+    for name in verdict.ranking:
+        side, measures = by_name[name], verdict.sides.get(name, {})
+        value = "failed"
+        if (measure := measures.get(verdict.goal)) is not None:
+            interval = measure.figure.over_both
+            value = f"{measure.figure.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+        words = "reference" if name == verdict.reference else verdicts.get(name, "")
+        rates = {final.learning_rate for final in side.finals if final.learning_rate}
+        rate = ", ".join(f"{rate:g}" for rate in rates)
+        cost, costs = side.cost, ["", "", ""]
+        if cost is not None:
+            memory = cost.peak_memory_bytes
+            costs = [duration(cost.seconds_per_step), size(memory) if memory else "", ""]
+            costs[2] = size(cost.adapter_bytes)
+        rows.append([name, value, words, rate, *costs])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(f"{c:<{w}}" for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def as_json(folder: Path, result: "StudyResult", verdict: "StudyVerdict") -> dict[str, Any]:
+    """The outcome of a study as plain data; results.json in its folder has every score."""
+    return {
+        "folder": str(folder),
+        "goal": verdict.goal,
+        "reference": verdict.reference,
+        "ranking": verdict.ranking,
+        "may_be_best": verdict.may_be_best,
+        "sentences": verdict.sentences,
+        "sides": {
+            side.name: {
+                "recipe": side.recipe,
+                "measures": {
+                    name: {
+                        **measure.figure.over_both.as_dict(),
+                        "by_seed": measure.by_seed,
+                    }
+                    for name, measure in verdict.sides.get(side.name, {}).items()
+                },
+                "cost": None if side.cost is None else vars(side.cost),
+            }
+            for side in result.sides
+        },
+        "missing": result.missing,
+        "notices": [*result.notices, *verdict.notices],
+    }
