@@ -2,17 +2,15 @@
 
     python -m benchmarks.compare_aa --shared ../shared          120 runs, 20 studies of two sides
 
-`lorica compare` trains LoRA r=4 on stories260K (tinyshakespeare, 10 steps of 4 rows) with
-120 seeds and scores 100 test rows. The runs are dealt out to 20 studies of two sides with three
-seeds each, and to 10 studies of four sides. Then 200 pairs are drawn from all runs, with test rows
-drawn again.
-The seeds of two sides differ, so that only the rows are paired: in a real study the
-order of the training rows is, too.
+`lorica compare` trains LoRA r=4 on stories260K (tinyshakespeare, 10 steps of 4 rows) with 120 seeds
+and scores 100 test rows. The runs are dealt out to 20 studies of two sides with three seeds each,
+and to 10 studies of four sides. Then 200 pairs are drawn from all runs, with test rows drawn again.
+The seeds of two sides differ, so that only the rows are paired: in a real study the order of the
+training rows is, too.
 """
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 
 from lorica.compare.results import Final, MeasureScores, SideResult, StudyResult
 from lorica.compare.runner import run_study
-from lorica.compare.study import read_study
+from lorica.compare.study import STUDY, read_study
 from lorica.compare.verdict import verdict_of
 
 SEEDS, ROWS = 3, 100
@@ -105,12 +103,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--shared", type=Path, required=True, help="folder of the models and texts")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/compare_aa"), help="where a cut command goes on"
+    )
     parser.add_argument("--runs", type=int, default=20 * 2 * SEEDS)
     words = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_study(words.shared.resolve(), Path(folder), words.runs)
-        study, settings = read_study(path)
-        result = run_study(study, settings, Path(folder) / "study")
+    words.output.mkdir(parents=True, exist_ok=True)
+    study, settings = read_study(write_study(words.shared.resolve(), words.output, words.runs))
+    folder = words.output / "study"
+    result = run_study(study, settings, folder, resume=(folder / STUDY).is_file())
     values = [final.scores["loss"].value for final in result.sides[0].finals]
     print(
         f"{len(values)} runs: loss {np.mean(values):.4f}, {np.std(values, ddof=1):.4f} over seeds"
