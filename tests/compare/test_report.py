@@ -109,6 +109,27 @@ def test_every_section_is_there(page, markup):
     assert page.count('class="code"') == 13  # 12 recipes and the study
 
 
+def test_rates_have_a_marker_for_each_trial_and_a_ring_at_the_chosen_one(page):
+    section = page.partition('id="rates"')[2].partition("</section>")[0]
+    first = sum(
+        t.steps == 50 and t.loss is not None for s in example_study().sides for t in s.trials
+    )
+    assert section.count('class="on s') == first + 6  # beside the name of each of 6 series
+    assert section.count('class="ring"') == 12
+    assert section.count('class="cross') == 2  # dora's three ranks at one rate, and full
+
+
+def test_sides_that_were_not_run_have_not_failed():
+    study = example_study()
+    sides = [
+        replace(side, finals=[], cost=None) if n < 2 else side for n, side in enumerate(study.sides)
+    ]
+    rows = {
+        row[0]: row for row in Markup(page_of(replace(study, sides=sides))).texts if len(row) == 11
+    }
+    assert rows["lora r=4"][4] == "not run" and rows["lora r=4"][2] == "–"
+
+
 def test_every_chart_has_a_text_alternative(markup):
     for svg in markup.named("svg"):
         assert svg.get("aria-hidden") == "true" or (svg["role"] == "img" and svg["aria-label"])

@@ -77,7 +77,9 @@ def rate_panels(series: Sequence[Series]) -> list[Panel]:
             diverged = [t.learning_rate for t in side.trials if t.loss is None]
             if points or diverged:
                 chosen = side.finals[0].learning_rate if side.finals else None
-                lines.append(Line(rank_label(side), _dash(number, group), points, diverged, chosen))
+                dashes = _dash(number, group)
+                line = Line(rank_label(side), dashes, points, diverged, chosen, has_markers=True)
+                lines.append(line)
         if lines:
             panels.append(Panel(group.name, group.number, lines))
     return panels

@@ -86,7 +86,7 @@ def study_values(result: StudyResult, verdict: StudyVerdict, detail: Detail) -> 
         "machine": result.machine,
         "goal": words(result.goal),
         "reference": visible_name(result.reference),
-        "seeds": max((len(side.finals) for side in result.sides), default=0),
+        "seeds": _seeds(result),
     }
 
 
@@ -94,17 +94,27 @@ def _about(result: StudyResult) -> list[tuple[str, str]]:
     """The facts under the title."""
     data = result.study.get("data")
     path = data.get("path") if isinstance(data, Mapping) else data
-    seeds = {final.seed for side in result.sides for final in side.finals}
     rows = {len(s.rows) for side in result.sides for f in side.finals for s in f.scores.values()}
     facts = [
         ("base", result.study.get("base")),
         ("data", path),
         ("test", counted(max(rows), "row") if rows else None),
-        ("compared", f"{counted(len(result.sides), 'side')}, {counted(len(seeds), 'seed')} each"),
+        (
+            "compared",
+            f"{counted(len(result.sides), 'side')}, {counted(_seeds(result), 'seed')} each",
+        ),
         ("goal", words(result.goal)),
         ("reference", visible_name(result.reference)),
     ]
     return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _seeds(result: StudyResult) -> int:
+    """How many seeds each side is trained with."""
+    planned = result.study.get("seeds")
+    if isinstance(planned, list | tuple):
+        return len(planned)
+    return max((len(side.finals) for side in result.sides), default=0)
 
 
 def _measures(result: StudyResult, verdict: StudyVerdict) -> Plain | None:

@@ -199,7 +199,9 @@ def _verdicts(study: _Study) -> Built:
     for side in study.result.sides:
         comparison = study.comparisons.get(side.name)
         if side.name in study.verdict.failed:
-            cells.append(Cell("failed", "failed", kind="failed"))
+            diverged = bool(side.trials) and all(trial.loss is None for trial in side.trials)
+            word = "failed" if side.finals or diverged else "not run"
+            cells.append(Cell(word, word, kind="failed" if word == "failed" else "quiet"))
         elif comparison is None:
             is_reference = side.name == study.result.reference
             cells.append(Cell("reference" if is_reference else NONE, None, kind="quiet"))
