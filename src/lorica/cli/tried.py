@@ -56,6 +56,7 @@ def try_choice(
     from lorica.compare.runner import run_study
     from lorica.compare.study import read_study
 
+    clock = Clock(seconds)  # the time of measuring counts, too
     with tempfile.TemporaryDirectory(prefix="lorica-choose-") as folder:
         place = Path(folder)
         train, test = _hold_out(config, place)
@@ -63,7 +64,7 @@ def try_choice(
         study = _study(choice, config, ranks, steps, train, test)
         path = place / "study.yaml"
         path.write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
-        result = run_study(*read_study(path), place / "runs", clock=Clock(seconds))
+        result = run_study(*read_study(path), place / "runs", clock=clock)
     return decide(result, choice, steps)
 
 

@@ -29,6 +29,7 @@ def test_good_rows_have_no_findings():
         ({"notices": ("9 rows hold characters that the tokenizer cannot write",)}, "warning", "9"),
         ({"notices": ("2 rows are tokenised in pieces",)}, "note", "in pieces"),
         ({"conflicting": (400, 1_800)}, "note", "400 prompts have several different answers"),
+        ({"validation": 0}, "warning", "no validation rows"),
         ({"problems": ("no row has an answer",)}, "error", "no row has an answer"),
         (
             {"kind": "label", "classes": {"spam": 1_950, "ham": 50}},

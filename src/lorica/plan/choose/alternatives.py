@@ -21,7 +21,7 @@ ALTERNATIVES = {
 
 def ruled_out(situation: Situation, edge: Edge, r: int | None) -> list[Reason]:
     """Why none of the methods that were not chosen is taken."""
-    serve = situation.serve
+    engine = situation.engine
     why = {
         "lora": f"another question comes first: {edge.question}",
         "dora": "no lower loss than LoRA from r=8 on (2.882 ± 0.022 and 2.879 ± 0.012), and a "
@@ -44,8 +44,8 @@ def ruled_out(situation: Situation, edge: Edge, r: int | None) -> list[Reason]:
         why["dora"] = "0.6 % lower loss at r=4; a step takes 16 % longer, and vLLM does not read it"
     if serves_lora_alone(situation):
         for name in ("dora", "mora"):
-            why[name] = f"{serve} does not read it; an export is approximate"
-        why["full"] = f"{serve} would need a whole model for each task"
+            why[name] = f"{engine} does not read it; an export is approximate"
+        why["full"] = f"{engine} would need a whole model for each task"
     chosen = edge.method
     return [
         Reason(name, False, why[name], evidence)

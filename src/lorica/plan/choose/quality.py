@@ -113,6 +113,13 @@ def _few(rows: Rows) -> Iterator[Finding]:
             f"write more, {FEW_ROWS} at least; few good rows teach a style, no new knowledge",
             ("paper-lima",),
         )
+    if not rows.validation:
+        yield Finding(
+            "warning",
+            "no validation rows: nothing stops a run that gets worse",
+            "leave --data.validation out: a twentieth of the rows",
+            ("rule-early-stopping",),
+        )
     if 0 < rows.validation < FEW_VALIDATION:
         error = 1 / sqrt(rows.validation)
         yield Finding(

@@ -120,7 +120,7 @@ def no_rank_is_enough(situation: Situation, rank: Rank) -> Answer:
     if serves_lora_alone(situation):
         return Answer(
             False,
-            f"no rank reaches the label tokens, but {situation.serve} reads LoRA adapters only",
+            f"no rank reaches the label tokens, but {situation.engine} reads LoRA adapters only",
         )
     if not fits(situation, "full", rank.r):
         return Answer(False, "no rank reaches the label tokens, but full fine-tuning does not fit")
@@ -164,7 +164,7 @@ def answers_are_memorised(situation: Situation, rank: Rank) -> Answer:
         )
     if serves_lora_alone(situation):
         return Answer(
-            False, f"the answers are random texts, but {situation.serve} reads LoRA adapters only"
+            False, f"the answers are random texts, but {situation.engine} reads LoRA adapters only"
         )
     if not fits(situation, "mora", rank.r):
         return Answer(False, "the answers are random texts, but MoRA does not fit")
@@ -185,7 +185,7 @@ def low_rank_must_do(situation: Situation, rank: Rank) -> Answer:
     if situation.goal == "fast":
         return Answer(False, "--goal fast: a step of DoRA takes longer")
     if serves_lora_alone(situation):
-        return Answer(False, f"{situation.serve} reads LoRA adapters only, and DoRA is none")
+        return Answer(False, f"{situation.engine} reads LoRA adapters only, and DoRA is none")
     if not fits(situation, "dora", rank.r):
         return Answer(False, "DoRA does not fit")
     return Answer(

@@ -17,7 +17,9 @@ def choose_length(situation: Situation, packed_rows: int | None = None) -> list[
     """
     rows = packed_rows or max(situation.rows.train, 1)
     each = ceil(rows / ROWS_PER_STEP)  # steps of an epoch
-    epochs, why = EPOCHS, "the usual number; the best adapter is kept if more epochs harm"
+    epochs, why = EPOCHS, "the usual number"
+    if situation.rows.validation:
+        why += "; the best adapter is kept if more epochs harm"
     if situation.goal == "fast" or rows >= MANY_ROWS:
         epochs = 1
         why = f"--goal {situation.goal}" if situation.goal == "fast" else f"{rows:,} rows are many"

@@ -16,7 +16,7 @@ def about_serving(situation: Situation, edge: Edge) -> list[Reason]:
             return [Reason("serve", "lorica", why, ("rule-serving", "rule-engines"))]
         command = "lorica serve BASE --adapter NAME=RUN"
         return [Reason("serve", "lorica", f"as it is: {command}", ("rule-serving", "rule-engines"))]
-    reads = f"{situation.serve} reads plain LoRA adapters"
+    reads = f"{situation.engine} reads plain LoRA adapters"
     if situation.rows.kind == "label":
         why = f"{reads}, and no classifier's head: lorica merge RUN --output MODEL"
         return [Reason("serve", situation.serve, why, ("rule-serving", "rule-engines"))]

@@ -71,5 +71,10 @@ class Situation:
     kind: Literal["cpu", "cuda"] = "cpu"
 
     @property
+    def engine(self) -> str:
+        """The engine that serves, as its authors write it."""
+        return {"lorica": "lorica serve", "vllm": "vLLM", "llamacpp": "llama.cpp"}[self.serve]
+
+    @property
     def several_conditions(self) -> bool:
         return len(self.rows.conditions) > 1
