@@ -13,7 +13,7 @@ from lorica.data.batch import pack
 from lorica.data.load import load_data
 from lorica.errors import DataError, FileError
 from lorica.evaluation.loss import label_logits
-from lorica.plan import tokens
+from lorica.plan import sample, tokens
 from lorica.plan.shapes import read_shapes
 from lorica.plan.tokenizer import CharacterTokenizer, PlainTokenizer, open_tokenizer
 from lorica.plan.tokens import count_tokens
@@ -77,15 +77,38 @@ def test_the_largest_micro_batch_of_a_run_has_its_longest_row(rows):
 
 
 def test_a_large_file_is_estimated_from_its_first_rows(tmp_path, monkeypatch):
-    path = write_rows(tmp_path / "rows.jsonl", 4_000)
+    path = write_rows(tmp_path / "rows.jsonl", 3_000)
+    config = settings(path, **{"data.validation": path})  # as large as the file itself
     whole = count_tokens(settings(path), read_shapes("bundled"))
+    monkeypatch.setattr(sample, "COUNTED_BYTES", 60_000)
     monkeypatch.setattr(tokens, "COUNTED_BYTES", 60_000)
-    sample = count_tokens(settings(path), read_shapes("bundled"))
-    assert sample.rows != whole.rows  # it is an estimate
-    assert sample.rows == pytest.approx(whole.rows, rel=0.02)
-    assert sample.real_tokens == pytest.approx(whole.real_tokens, rel=0.03)
-    assert 0 < sample.error < 0.02
-    assert "tokens are counted on the first" in sample.notices[0]
+    counts = count_tokens(settings(path), read_shapes("bundled"))
+    assert counts.rows != whole.rows  # it is an estimate
+    assert counts.rows == pytest.approx(whole.rows, rel=0.02)
+    assert counts.real_tokens == pytest.approx(whole.real_tokens, rel=0.03)
+    assert counts.validation_rows == pytest.approx(whole.validation_rows, abs=3)
+    assert 0 < counts.error < 0.02
+    assert "tokens are counted on the first" in counts.notices[0]
+    assert count_tokens(config, read_shapes("bundled")).validation_rows == pytest.approx(
+        3_000, rel=0.02
+    )
+
+
+def test_a_large_text_is_estimated_from_its_first_part(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("The lamp of my uncle is broken, and it is blue.\n" * 2_000)
+    whole = count_tokens(settings(str(path)), read_shapes("bundled"))
+    monkeypatch.setattr(sample, "COUNTED_BYTES", 30_000)
+    counts = count_tokens(settings(str(path)), read_shapes("bundled"))
+    assert counts.real_tokens == pytest.approx(whole.real_tokens, rel=0.05)
+    assert counts.rows == pytest.approx(whole.rows, rel=0.1)
+
+
+def test_estimated_lengths_refuse_no_row(tmp_path):
+    base = write_base(tmp_path / "base", max_position_embeddings=64)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a " * 20, "completion": "word " * 100}))
+    assert count_tokens(settings(str(path), base), read_shapes(base)).longest == 64
 
 
 def test_conditions_and_classes(tmp_path):

@@ -33,10 +33,17 @@ def split_validation(dataset: Dataset, share: float | None, seed: int) -> tuple[
     count = len(keys)
     if share == 0 or count < 2:
         return dataset, dataset.select(slice(0, 0))
+    in_validation = _choose(keys, validation_count(count, share))[unit_of]
+    return dataset.select(~in_validation), dataset.select(in_validation)
+
+
+def validation_count(count: int, share: float | None) -> int:
+    """How many of `count` rows are for validation. share: None is the default."""
+    if share == 0 or count < 2:
+        return 0
     default = min(round(DEFAULT_SHARE * count), DEFAULT_MAX)
     wanted = default if share is None else round(share * count)
-    in_validation = _choose(keys, min(max(1, wanted), count - 1))[unit_of]
-    return dataset.select(~in_validation), dataset.select(in_validation)
+    return min(max(1, wanted), count - 1)
 
 
 def _choose(keys: np.ndarray, wanted: int) -> np.ndarray:

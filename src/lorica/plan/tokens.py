@@ -7,7 +7,6 @@ only its first rows are counted, and the rest is estimated.
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,14 +14,13 @@ from lorica.data.dataset import Dataset
 from lorica.data.example import Example
 from lorica.data.load import Data, load_data
 from lorica.data.shared_prefix import shared_prefix
-from lorica.data.source import Source
+from lorica.data.split import validation_count
 from lorica.plan.row_order import row_order
+from lorica.plan.sample import COUNTED_BYTES, file_size, first_rows
 from lorica.plan.shapes import Shapes, base_folder
 from lorica.plan.tokenizer import open_tokenizer
 from lorica.training.settings import TrainSettings
 
-COUNTED_BYTES = 400_000
-"""Of a larger file, only about as many bytes of rows are counted."""
 DRAWN, LARGEST = 150, 30
 """Micro-batches of all sizes, and of the largest ones, whose shared tokens are counted."""
 EVALUATED_ROWS, MAX_EVALUATED_LOGITS = 16, 1 << 27
@@ -94,14 +92,18 @@ def count_tokens(config: TrainSettings, shapes: Shapes) -> TokenCounts:
     """
     tokenizer = open_tokenizer(base_folder(config.base))
     tokenizer.add_tokens(config.data.add_tokens)
-    limited, share = _limited(config)
-    data = load_data(
-        limited.data,
-        tokenizer,
-        seed=config.seed,
-        max_length=_context(config, shapes),
-        new_classes=True,
-    )
+    with first_rows(config.data) as (sampled, share):
+        if isinstance(sampled.validation, str) and file_size(sampled.validation) > COUNTED_BYTES:
+            sampled = sampled.model_copy(update={"validation": 0.0})
+        if tokenizer.notices and sampled.overlong is None:  # lengths are estimates: refuse no row
+            sampled = sampled.model_copy(update={"overlong": "truncate"})
+        data = load_data(
+            sampled,
+            tokenizer,
+            seed=config.seed,
+            max_length=_context(config, shapes),
+            new_classes=True,
+        )
     counts = _counts(config, data, shapes, share)
     return replace(counts, notices=(*tokenizer.notices, *counts.notices))
 
@@ -112,28 +114,6 @@ def _context(config: TrainSettings, shapes: Shapes) -> int | None:
     return None if shapes.context is None else shapes.context - taken
 
 
-def _limited(config: TrainSettings) -> tuple[TrainSettings, float]:
-    """(settings that read the first rows of a large file, the share of its rows that they are)."""
-    path = Path(config.data.path)
-    size = path.stat().st_size if path.is_file() else 0
-    if size <= COUNTED_BYTES:
-        return config, 1.0
-    places: list[tuple[int, int]] = []  # (rows, bytes) where more of the file was read
-    source = Source(config.data)
-    for rows, _ in enumerate(source, 1):
-        if not places or source.done > places[-1][1]:
-            places.append((rows, source.done))
-        if len(places) > 2 and source.done > COUNTED_BYTES:
-            break
-    else:  # the file, or the limit of the settings, is at its end
-        return config, 1.0
-    (first, start), *_, (rows, read) = places  # readers are ahead of their rows, by as much in both
-    total = size * (rows - first) / (read - start)
-    share = rows / min(total, config.data.limit or total)
-    first_rows = config.data.model_copy(update={"limit": rows})
-    return config.model_copy(update={"data": first_rows}), share
-
-
 def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> TokenCounts:
     train, lengths = data.train, data.train.lengths
     packed = shapes.packs and data.labels is None
@@ -141,33 +121,48 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
     batches, largest = _drawn(
         config, train, packed, shares, rows_of_run(config, len(train) / share)
     )
-    tokens, labels = int(lengths.sum()), int(train.label_counts.sum())
     mean = MicroBatch(*np.mean([astuple(b) for b in batches], axis=0).tolist())
-    rows = len(train)
-    error, notices = 0.0, []
+    rows, error, notices = len(train), 0.0, []
     if share < 1:
         error = float(lengths.std() / lengths.mean() / math.sqrt(rows)) if rows > 1 else 1.0
         notices.append(
             f"tokens are counted on the first {rows:,} rows, {share:.0%} of the file, and the rest "
             f"is taken to be like them (standard error of the tokens of a row: {error:.1%})"
         )
-    scale = 1 / share
+    of_epoch, of_validation = _all_rows(config, data, share)
+    scale = of_epoch / rows
+    held = data.validation.lengths if len(data.validation) else lengths
     return TokenCounts(
-        rows=round(rows * scale),
-        real_tokens=round(tokens * scale),
-        label_tokens=round(labels * scale) if data.labels is None else round(rows * scale),
-        computed_tokens=round(mean.tokens / mean.rows * rows * scale),
+        rows=of_epoch,
+        real_tokens=round(int(lengths.sum()) * scale),
+        label_tokens=of_epoch if data.labels else round(int(train.label_counts.sum()) * scale),
+        computed_tokens=round(mean.tokens / mean.rows * of_epoch),
         longest=int(lengths.max()),
         largest=largest,
         mean=mean,
-        validation_rows=round(len(data.validation) * (scale if config.data.validation else 1)),
-        validation_tokens=int(data.validation.lengths.sum()),
+        validation_rows=of_validation,
+        validation_tokens=round(of_validation * float(held.mean())),
         evaluated=_evaluated(data.validation or train[: config.micro_batch_size], shapes),
         conditions=tuple(sorted(train.conditions)),
         classes=None if data.labels is None else len(data.labels),
         error=error,
         notices=tuple(notices),
     )
+
+
+def _all_rows(config: TrainSettings, data: Data, share: float) -> tuple[int, int]:
+    """(training, validation) rows of the run. share: of the rows of the file that were read."""
+    train, held = len(data.train), len(data.validation)
+    validation = config.data.validation
+    if isinstance(validation, str):
+        every = round(train / share)
+        like_training = file_size(validation) / max(file_size(config.data.path), 1)
+        return every, held or round(every * like_training)
+    if share == 1:
+        return train, held
+    every = round((train + held) / share)
+    held = validation_count(every, validation)
+    return every - held, held
 
 
 def _evaluated(rows: Dataset, shapes: Shapes) -> EvaluationBatch:
