@@ -50,6 +50,16 @@ def test_a_run_that_no_change_makes_fit_says_by_how_much(capsys, rows, llama):
     assert "too much for the card" in printed
 
 
+def test_a_run_that_hardly_fits_says_so(capsys, rows):
+    words = ["plan", "--base", "bundled", "--data", rows, "--device"]
+    assert cli.run([*words, "24GiB", "--json"]) == 0
+    needed = json.loads(capsys.readouterr().out)["memory"]["total"]
+    assert cli.run([*words, f"{needed / 2**20 * 1.01:.1f}MiB"]) == 0
+    printed = capsys.readouterr().out
+    assert "closely: the plan may be 5% too low" in " ".join(printed.split())
+    assert all(len(line) < 80 for line in printed.splitlines()[1:])
+
+
 def test_json(capsys, rows, llama):
     words = ["plan", "--base", llama, "--data", rows, "--device", "8GiB", "--dtype", "bfloat16"]
     assert cli.run([*words, "--json"]) == 4

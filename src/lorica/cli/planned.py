@@ -14,6 +14,8 @@ from lorica.plan.time import Span
 from lorica.training.config import TrainConfig
 
 WIDTH = 79
+ERROR = 0.05
+"""By how much a predicted peak may be too low; see docs/planning."""
 MIB, GIB = 2**20, 2**30
 OPTIMIZERS = {"adamw": "AdamW", "paged_adamw": "AdamW, paged", "sgd": "SGD, which keeps nothing"}
 RUNTIMES = {"cpu": "Python, torch and transformers", "cuda": "CUDA's own memory on the card"}
@@ -50,7 +52,7 @@ def report(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
     name, device = config.method["name"], estimate.device
     yield f"{name} on {config.base}, rows of {config.data.path}"
     yield ""
-    yield f"  {verdict(estimate)}"
+    yield from textwrap.wrap(verdict(estimate), WIDTH, initial_indent="  ", subsequent_indent="  ")
     yield ""
     yield from _table(_memory(estimate, config))
     yield ""
@@ -65,7 +67,9 @@ def verdict(estimate: Estimate) -> str:
         return f"{peak} at the peak; the memory of {named(device)} is not known"
     memory = size(device.memory_bytes)
     if estimate.fits:
-        return f"it fits: {peak} of the {memory} of {named(device)}"
+        tight = estimate.memory.total * (1 + ERROR) > device.memory_bytes
+        doubt = f", closely: the plan may be {ERROR:.0%} too low" if tight else ""
+        return f"it fits: {peak} of the {memory} of {named(device)}{doubt}"
     lacking = size(estimate.memory.total - device.memory_bytes)
     return f"IT DOES NOT FIT: {peak}, and {named(device)} has {memory} ({lacking} too much)"
 
