@@ -8,6 +8,7 @@ import pytest
 from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.errors import DataError
 from lorica.evaluation.task import check_references, tasks_named
+from lorica.evaluation.task_intervals import task_intervals
 from lorica.evaluation.tasks.accuracy import Accuracy
 from lorica.evaluation.tasks.f1 import F1
 from lorica.evaluation.tasks.json import JsonF1
@@ -34,6 +35,19 @@ def test_f1_is_the_mean_over_the_classes_of_the_rows():
     assert "1 of 5" in scores.notices[0]
     without_b = F1().combine(scores.statistics[:2].sum(0))
     assert float(without_b) == 1, "a class without rows is not in the mean"
+
+
+def test_no_interval_of_f1_or_bleu_claims_certainty():
+    """Without a hit, every resample has the same value; ten rows show no more than 0 to 28 %."""
+    task = F1()
+    none = task.score(["x"] * 10, [["a"], ["b"]] * 5)
+    of_one, same, difference = task_intervals(task, [none, none])
+    assert of_one.value == of_one.low == 0 and 0.2 < of_one.high < 0.35 and same == of_one
+    assert difference.low == -difference.high < -0.2
+    bleu = tasks_named("bleu")["bleu"]
+    (interval,) = task_intervals(bleu, [bleu.score(["a b c d e"] * 10, [["a b c d e"]] * 10)])
+    assert interval.value == pytest.approx(100) and 65 < interval.low < 80
+    assert interval.high == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
