@@ -113,6 +113,7 @@ def test_training_keeps_what_was_planned(capsys, rows, small_base, tmp_path):
     assert kept["adapter_bytes"] == pytest.approx(file, rel=0.1)  # a header of small tensors
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_planned_as_well(capsys, rows, small_base, tmp_path):
     words = ["train", "--base", str(small_base), "--data", rows, "--output", str(tmp_path / "run")]
     assert cli.run([*words, "--max_steps", "1"]) == 0
