@@ -16,6 +16,7 @@ from lorica.compare.student import holm, quantile, two_sided_p
         (0.001, 4, 8.610),
         (0.05, 9, 2.262),
         (0.001, 30, 3.646),
+        (0.001, 120, 3.373),
         (0.05, 1e6, 1.960),
     ],
 )

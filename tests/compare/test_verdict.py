@@ -45,6 +45,15 @@ def test_the_interval_over_both_is_wider_than_that_over_rows():
     assert figure.over_both.high > figure.over_rows.high
 
 
+def test_half_intervals_add_as_squares():
+    (one, _) = verdict_of(simulated([0.0, 0.1, 0.0], seed=0.1)).comparisons["loss"]
+    half = [i.high - i.value for i in vars(one.difference).values() if i != one.difference.value]
+    assert half[2] == pytest.approx(math.hypot(half[0], half[1]))
+    assert one.p < 0.05 if one.difference.over_both.side else one.p > 0.05
+    at_bound = one.variance.p(half[2])
+    assert at_bound == pytest.approx(0.05, rel=1e-3)
+
+
 def test_the_same_side_twice_has_no_difference():
     rows = {s: scores(np.arange(1.0, 9.0) + s) for s in range(3)}
     (comparison,) = verdict_of(study([side("a", rows), side("b", rows)])).comparisons["loss"]

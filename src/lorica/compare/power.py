@@ -37,9 +37,7 @@ def chance(variance: Variance) -> float:
 
 def shows(variance: Variance, difference: float, level: float) -> bool:
     """Whether a true difference is at least the detectable one."""
-    if variance.error == 0:
-        return True
-    return variance.p(max(abs(difference) - chance(variance) * variance.error, 0.0)) <= level
+    return difference != 0 and abs(difference) >= detectable(variance, level)
 
 
 def rows_needed(variance: Variance, difference: float, level: float = LEVEL) -> int | None:

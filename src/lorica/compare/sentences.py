@@ -27,7 +27,7 @@ def sentences(
         return (
             f"No side has a result for {result.goal}.",
             "Nothing can be compared.",
-            "The notices say what failed.",
+            "The notices say why.",
         )
     sides = {side.name: side for side in result.sides}
     first, costs = ranking[0], _costs(sides[ranking[0]], sides[result.reference])
