@@ -81,8 +81,9 @@ def test_the_choice_keeps_its_other_reasons(monkeypatch):
     gathered = SimpleNamespace(data={}, situation=Situation(Rows("prompt", 9, 9, 0, 9), BASE))
     config = read(None, {"base": "bundled", "data": "a.jsonl"}, check_method=method_from_source)
     choice = tried_choice(CHOICE, config, gathered, 60)
+    assert next(r for r in choice.reasons if r.what == "alpha").value == 2 * R
     assert choice.settings["learning_rate"] == RATE * 3
-    assert len(choice.reasons) == len(CHOICE.reasons)
+    assert {r.what for r in choice.reasons} == {r.what for r in CHOICE.reasons}
     assert "learning_rate" not in {doubt.what for doubt in choice.doubts}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from lorica.errors import DataError
 from lorica.plan.choose.choice import Choice
 from lorica.plan.choose.gather import Gathered
-from lorica.plan.choose.rank import RANKS, ranks_of
+from lorica.plan.choose.rank import RANKS, highest_rank
 from lorica.plan.choose.reason import Reason
 from lorica.training.config import TrainConfig
 
@@ -75,14 +75,18 @@ def tried_choice(choice: Choice, config: TrainConfig, gathered: Gathered, second
     """
     rows = config.data.model_copy(update=gathered.data)
     config = config.model_copy(update={"data": rows})
-    ranks = ranks_to_try(choice, ranks_of(gathered.situation.base)[-1])
+    ranks = ranks_to_try(choice, highest_rank(gathered.situation))
     tried = try_choice(choice, config, ranks, gathered.situation.rows.train, seconds)
-    changed = [reason.what for reason in tried.reasons]
-    kept = [reason for reason in choice.reasons if reason.what not in changed]
+    settings = with_tried(choice.settings, tried)
+    changed = {reason.what for reason in tried.reasons}
+    changed |= {"band"} if "r" in changed else set()  # it speaks of the rank before
+    reasons = [r for r in choice.reasons if r.what not in changed]
+    alpha = settings["method"].get("alpha")
+    reasons = [replace(r, value=alpha) if r.what == "alpha" else r for r in reasons]
     return replace(
         choice,
-        settings=with_tried(choice.settings, tried),
-        reasons=(*kept, *tried.reasons),
+        settings=settings,
+        reasons=(reasons[0], *tried.reasons, *reasons[1:]),
         doubts=tuple(doubt for doubt in choice.doubts if doubt.what != "learning_rate"),
     )
 

@@ -7,6 +7,7 @@ from lorica.plan.choose.rank import (
     article_band,
     break_even,
     choose_rank,
+    highest_rank,
     parameters_per_rank,
     ranks_of,
 )
@@ -58,6 +59,7 @@ def test_the_smallest_base_still_has_a_rank():
 def test_a_goal_limits_the_rank(goal, r):
     result = rank(1_000_000, goal=goal)
     assert result.r == r and result.wanted == 64
+    assert highest_rank(Situation(rows(), WIDE, goal=goal)) == {"quality": 256}.get(goal, r)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ def ranks_of(base: Base) -> tuple[int, ...]:
     return tuple(r for r in RANKS if r <= break_even(base)) or RANKS[:1]
 
 
+def highest_rank(situation: Situation) -> int:
+    """The highest rank that the base and the goal allow."""
+    most = {"small": RANKS[0], "fast": FAST}.get(situation.goal, RANKS[-1])
+    return min(ranks_of(situation.base)[-1], most)
+
+
 def choose_rank(situation: Situation) -> Rank:
     """The rank for these rows, under the goal."""
     rows, ranks = situation.rows, ranks_of(situation.base)
@@ -66,8 +72,8 @@ def choose_rank(situation: Situation) -> Rank:
         wanted, unknown, rule = _by_label_tokens(situation, ranks)
         r = ranks[-1] if wanted is None else wanted
     reasons = [rule]
-    most = {"small": RANKS[0], "fast": FAST}.get(situation.goal)
-    if most is not None and r > most:
+    most = highest_rank(situation)
+    if r > most:
         r = most
         cut = f"--goal {situation.goal}: at most {most}, although the rows ask for more"
         reasons.append(Reason("r", r, cut, ("claims-lora-ranks",)))
