@@ -1,38 +1,30 @@
-"""The article's own case, planned: LLaMA-7B on Alpaca with an A100, beside what it measured.
+"""The case of Lightning AI's article of 2023 on LoRA in Lit-LLaMA, planned: what it measured on an
+A100, what `lorica plan` says of the same recipe, and what it says of the library's way to run it.
 
-    python -m benchmarks.plan.article            print the table
-    python -m benchmarks.plan.article --write    put it into docs/guides/planning.md
-
-Lightning AI's article of 2023 on Lit-LLaMA: rank 8 on queries and values, micro-batches of 4, 32 of
-them a step, bfloat16, 62,400 micro-batches. Rows are as long as Alpaca's (benchmarks.speed.work)
-and at most 256 tokens, as the article says. It is planned twice: for what Lorica computes, and for
-what the article's program did: rows padded to the longest of their micro-batch, and logits and the
-last block at every position.
+The recipe: LLaMA-7B, rank 8 on queries and values, rows of Alpaca of at most 256 tokens,
+micro-batches of 4 rows, bfloat16, 62,400 iterations, each of one micro-batch.
 """
 
-import argparse
 import json
+import statistics
 import tempfile
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.speed.work import Row, rows
-from lorica.data.example import Example
-from lorica.plan.devices import device_named
+from benchmarks.speed import work
+from lorica.plan.devices import Device, device_named
 from lorica.plan.memory import Memory, peak_memory
 from lorica.plan.shapes import Shapes, read_shapes
 from lorica.plan.time import Span, step_time
-from lorica.plan.tokens import MicroBatch, TokenCounts, micro_batch
-from lorica.recipe.method_settings import method_from_source
-from lorica.training.config import TrainConfig, read
+from lorica.plan.tokens import MicroBatch, TokenCounts
+from lorica.recipe.catalogue import method as catalogued
+from lorica.training.settings import TrainSettings
 
-PAGE = Path(__file__).parents[2] / "docs/guides/planning.md"
-BEGIN, END = "<!-- python -m benchmarks.plan.article -->\n", "<!-- end -->"
-CONFIG = {
+ITERATIONS, MICRO, LONGEST = 62_400, 4, 256
+DRAWN = 4_000
+"""Micro-batches, by whose lengths the case is planned."""
+LLAMA_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -41,111 +33,107 @@ CONFIG = {
     "vocab_size": 32000,
     "max_position_embeddings": 2048,
 }
-MICRO_BATCHES, PER_STEP, ROWS, LONGEST = 62_400, 32, 2_000, 256
-GB = 10**9
 
 
 @dataclass(frozen=True)
-class Case:
-    """A row of the article's table. memory, minutes: what it states; in words where it is more."""
+class Side:
+    """A method of the article. gigabytes, minutes: what it states; None: it does not."""
 
     name: str
     method: dict[str, Any]
-    memory: str
-    minutes: str
+    settings: dict[str, Any]
+    gigabytes: float | None
+    minutes: float | None
 
 
-CASES = (
-    Case("LoRA", {"name": "lora", "r": 8}, "21 GB", "192 min"),
-    Case("LLaMA-Adapter", {"name": "llama_adapter"}, "22 GB", "162 min"),
-    Case("full fine-tuning", {"name": "full"}, "2 x 30 GB or 4 x 22 GB", "1,956 min on 4 cards"),
+SIDES = (
+    Side("LoRA", {"name": "lora", "r": 8}, {"target_modules": ["q_proj", "v_proj"]}, 21, 192),
+    Side("LLaMA-Adapter", {"name": "llama_adapter"}, {}, 22, 162),
+    Side("full fine-tuning", {"name": "full"}, {}, None, 6_000),
 )
+"""Full fine-tuning took 1,956 minutes on four GPUs of at least 22 GB each: "at least 6,000" on one.
+"""
 
 
-def table() -> str:
-    """The table of the page."""
+@dataclass(frozen=True)
+class Planned:
+    """What is planned for a side. as_there: rows padded, and all positions learned."""
+
+    side: Side
+    memory: Memory
+    memory_as_there: Memory
+    run: Span
+    run_as_there: Span
+
+
+def planned(device: Device | None = None) -> list[Planned]:
+    """The sides, planned for the A100 of the article."""
+    device = device or device_named("a100-40")
+    shapes, ours, there = llama_7b(), counts(padded=False), counts(padded=True)
+    results = []
+    for side in SIDES:
+        settings = settings_of(side)
+        spans = [step_time(shapes, settings.method, settings, t, device) for t in (ours, there)]
+        run, run_as_there = (span * ITERATIONS for span in spans if span is not None)
+        memory, memory_as_there = (
+            peak_memory(shapes, settings.method, settings, t, device) for t in (ours, there)
+        )
+        results.append(Planned(side, memory, memory_as_there, run, run_as_there))
+    return results
+
+
+def settings_of(side: Side) -> TrainSettings:
+    defaults = {option.name: option.value for option in catalogued(side.method["name"]).options}
+    return TrainSettings(
+        data={"path": "alpaca.jsonl"},  # type: ignore[arg-type]
+        method={**defaults, **side.method},
+        micro_batch_size=MICRO,
+        dtype="bfloat16",
+        **side.settings,
+    )
+
+
+def llama_7b() -> Shapes:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
-        shapes = read_shapes(folder)
-        return "\n".join([*_lines(shapes, folder), ""])
+        (Path(folder) / "config.json").write_text(json.dumps(LLAMA_7B))
+        return read_shapes(folder)
 
 
-def _lines(shapes: Shapes, base: str) -> Iterator[str]:
-    yield "| | the article measured | planned, its way | planned for Lorica |"
-    yield "|---|---|---|---|"
-    for case in CASES:
-        config = _settings(case, base)
-        padded, packed = (_planned(shapes, config, its_way=way) for way in (True, False))
-        yield f"| {case.name}, memory | {case.memory} | {_gb(padded[0])} | {_gb(packed[0])} |"
-        times = f"{_minutes(padded[1])} | {_minutes(packed[1])}"
-        yield f"| {case.name}, time | {case.minutes} | {times} |"
+def counts(*, padded: bool) -> TokenCounts:
+    """The tokens of rows as long as Alpaca's. padded: to the longest row of a micro-batch, and all
+    positions are learned; otherwise packed, with shared prefixes, and only answers are learned."""
+    rows = work.rows(MICRO * DRAWN, longest=LONGEST)
+    groups = [rows[i : i + MICRO] for i in range(0, len(rows), MICRO)]
+    batches = [micro_batch(group, padded=padded) for group in groups]
+    fields = zip(*map(_fields, batches), strict=True)
+    mean = MicroBatch(*(statistics.fmean(values) for values in fields))
+    return TokenCounts(
+        rows=len(rows),
+        real_tokens=work.tokens(rows),
+        label_tokens=sum(len(row.ids) - row.answer for row in rows),
+        computed_tokens=round(sum(batch.tokens for batch in batches)),
+        longest=LONGEST,
+        largest=max(batches, key=lambda batch: (batch.tokens, batch.labels)),
+        mean=mean,
+    )
 
 
-def _settings(case: Case, base: str) -> TrainConfig:
-    given: dict[str, Any] = {
-        "base": base,
-        "data": "alpaca.jsonl",
-        "dtype": "bfloat16",
-        "micro_batch_size": 4,
-        "gradient_accumulation_steps": PER_STEP,
-        "max_steps": MICRO_BATCHES // PER_STEP,
-        "method": case.method,
-    }
-    if case.method["name"] == "lora":
-        given["target_modules"] = ["q_proj", "v_proj"]
-    return read(None, given, check_method=method_from_source)
+def micro_batch(rows: list[work.Row], *, padded: bool) -> MicroBatch:
+    lengths = [len(row.ids) for row in rows]
+    if padded:
+        size = len(rows) * max(lengths)
+        return MicroBatch(len(rows), size, size, max(lengths), size)
+    ordered = sorted(row.ids for row in rows)
+    shared = sum(map(_shared, ordered, ordered[1:]))
+    labels = sum(len(row.ids) - row.answer for row in rows)
+    return MicroBatch(len(rows), sum(lengths) - shared, labels, max(lengths), sum(lengths))
 
 
-def _planned(shapes: Shapes, config: TrainConfig, *, its_way: bool) -> tuple[Memory, Span]:
-    device = device_named("a100-40")
-    counts = _counts(config, its_way)
-    step = step_time(shapes, config.method, config, counts, device)
-    assert step is not None
-    memory = peak_memory(shapes, config.method, config, counts, device)
-    return memory, step * config.max_steps  # type: ignore[operator]
+def _shared(a: list[int], b: list[int]) -> int:
+    """Tokens with which two rows begin."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _counts(config: TrainConfig, its_way: bool) -> TokenCounts:
-    """Of an epoch. The largest of so many micro-batches has four rows of the longest length."""
-    examples = [_example(row, its_way) for row in rows(ROWS, longest=LONGEST)]
-    size = config.micro_batch_size
-    groups = [examples[i : i + size] for i in range(0, ROWS, size)]
-    longest = sorted(examples, key=lambda example: -len(example.ids))[:size]
-    batches = [micro_batch(group, not its_way, not its_way) for group in groups]
-    mean = MicroBatch(*np.mean([astuple(batch) for batch in batches], axis=0).tolist())
-    real, labels = (sum(counts) for counts in zip(*map(_lengths, examples), strict=True))
-    largest = micro_batch(longest, not its_way, not its_way)
-    return TokenCounts(ROWS, real, labels, round(mean.tokens * len(groups)), LONGEST, largest, mean)
-
-
-def _lengths(example: Example) -> tuple[int, int]:
-    return len(example.ids), sum(example.learned)
-
-
-def _example(row: Row, all_labels: bool) -> Example:
-    learned = [all_labels or i >= row.answer for i in range(len(row.ids))]
-    return Example(row.ids, [False, *learned[1:]], "")
-
-
-def _gb(memory: Memory) -> str:
-    """In the article's unit, 10^9 bytes."""
-    return f"{memory.total / GB:.1f} GB"
-
-
-def _minutes(time: Span) -> str:
-    low, expected, high = (round(s / 60) for s in (time.low, time.expected, time.high))
-    return f"{expected:,} min ({low:,} to {high:,})"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true")
-    if parser.parse_args().write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
-    else:
-        print(table())
-
-
-if __name__ == "__main__":
-    main()
+def _fields(batch: MicroBatch) -> tuple[float, ...]:
+    return batch.rows, batch.tokens, batch.labels, batch.longest, batch.attended

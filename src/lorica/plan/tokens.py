@@ -194,13 +194,13 @@ def _drawn(
     by_size = np.argsort(-(lengths.sum(1) if packed else lengths.max(1)))
 
     def counted(numbers: np.ndarray) -> list[MicroBatch]:
-        return [micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers]
+        return [_micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers]
 
     largest = max(counted(by_size[:LARGEST]), key=lambda b: (b.tokens, b.labels))
     return counted(by_size[:: math.ceil(len(by_size) / DRAWN)]), largest
 
 
-def micro_batch(rows: Sequence[Example], packed: bool, shares: bool) -> MicroBatch:
+def _micro_batch(rows: Sequence[Example], packed: bool, shares: bool) -> MicroBatch:
     longest = max(len(row.ids) for row in rows)
     labels = sum(sum(row.learned) for row in rows)
     tokens = sum(len(row.ids) for row in rows) if packed else longest * len(rows)

@@ -2,18 +2,18 @@
 
 import pytest
 
-from benchmarks.plan import article
+from benchmarks.plan import guide
 
 
 @pytest.fixture(scope="module")
 def table():
-    return article.table()
+    return guide.table()
 
 
 def test_the_page_has_the_plan_of_today(table):
-    page = article.PAGE.read_text(encoding="utf-8")
-    shown = page.split(article.BEGIN)[1].split(article.END)[0]
-    assert shown == table, "run: python -m benchmarks.plan.article --write"
+    page = guide.PAGE.read_text(encoding="utf-8")
+    shown = page.split(guide.BEGIN)[1].split(guide.END)[0]
+    assert shown == table, "run: python -m benchmarks.plan.guide --write"
 
 
 def test_the_article_is_near_the_plan_of_its_way(table):
