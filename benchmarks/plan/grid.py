@@ -19,11 +19,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        words = [self.base, self.method, *map(_setting, self.method_settings.items())]
+        words = [self.base, self.method]
+        words += [f"r={r}"] if (r := self.method_settings.get("r")) else []
         words += [f"{self.rows} rows"]
         words += ["checkpointing"] if self.checkpointing else []
         words += [self.quantisation] if self.quantisation else []
-        return " ".join([*words, *map(_setting, self.settings.items())])
+        return " ".join(words)
 
     def recipe(self) -> dict[str, Any]:
         """Its settings, without base, data and output."""
@@ -38,10 +39,6 @@ class Case:
         }
 
 
-def _setting(item: tuple[str, Any]) -> str:
-    return f"{item[0]}={item[1]}"
-
-
 CASES: tuple[Case, ...] = (
     Case("260K", "lora"),
     Case("260K", "lora", 2),
@@ -50,7 +47,15 @@ CASES: tuple[Case, ...] = (
     Case("260K", "prefix_tuning", checkpointing=True),
     Case("5M", "lora"),
     Case("5M", "lora", quantisation="nf4"),
-    Case("5M", "alora"),
+    Case(
+        "5M",
+        "alora",
+        2,
+        method_settings={"r": 1, "rounds": 1, "first_round": 8},
+        settings={
+            "target_modules": ["q_proj", "v_proj"]
+        },  # a round tries every rank of every layer
+    ),
     Case("5M", "aflora"),
     Case("5M", "blora"),
     Case("5M", "double_lora", checkpointing=True),

@@ -17,7 +17,9 @@ Each run is `lorica train` in a fresh process, one epoch over {rows} rows as lon
 thread, float32. Its memory is the peak of resident memory that the system counts when the process
 ends: Python, libraries, base, and what freed blocks leave in the heap. The prediction is made from
 config.json, the settings and the rows. The bases are stories260K (260 K parameters), the bundled
-one (5 M), and a Llama with random weights (58 M: 8 layers of width 512, vocabulary 32,000)."""
+one (5 M), and a Llama with random weights (58 M: 8 layers of width 512, vocabulary 32,000).
+
+{machine}."""
 
 OTHER = """\
 The constants were chosen on the runs above; these bases have other shapes. *Deep* has 24 layers of
@@ -25,10 +27,12 @@ width 320, *wide* two of width 768, 19M twelve of width 320. Nothing was chosen 
 thing: that checkpointing leaves holes in the heap showed on *deep*. 19M was added after that."""
 
 TIME = """\
-*Measured* is process time of a step, the mean of those after the first. *From three steps* is what
-`lorica plan --measure` says, from a process of its own right after the run. *Planned* is what it
-says without measuring a step: from the floating-point operations, and from a product and a copy
-that are timed when the plan is made."""
+*Measured* is process time of a step: the median of those after the first, for their mean number of
+tokens. (The step in which ALoRA tries all its ranks takes minutes; no plan has it.) *From three
+steps* is what `lorica plan --measure` says, from a process of its own right after the run.
+*Planned* is what it says without measuring a step: from the floating-point operations, and from a
+product and a copy that are timed when the plan is made. Other work ran on the machine at the time,
+which is the noise in these figures."""
 
 DEPENDS = """\
 ## What a prediction depends on
@@ -83,7 +87,7 @@ def write(results: Sequence[dict[str, Any]], path: Path) -> None:
         raise SystemExit("nothing has been measured yet: run `python -m benchmarks.plan`")
     parts = [
         "# Predicted against measured",
-        HOW.format(rows=TRAIN),
+        HOW.format(rows=TRAIN, machine=measured[0]["machine"]),
         f"## Memory\n\n{memory_verdict(measured)}\n\n{memory_table(measured)}",
         f"### Other shapes\n\n{OTHER}\n\n{memory_verdict(others)}\n\n{memory_table(others)}",
         f"## Time\n\n{TIME}\n\n{time_verdict(measured)}\n\n{time_table(measured)}",

@@ -16,7 +16,7 @@ from lorica.plan.devices import Device
 from lorica.plan.memory import peak_memory
 from lorica.plan.shapes import Shapes, read_shapes
 from lorica.plan.time import SHARES, Rates, seconds, work_of
-from lorica.plan.tokens import MicroBatch, TokenCounts
+from lorica.plan.tokens import EvaluationBatch, MicroBatch, TokenCounts
 from lorica.recipe.catalogue import method as catalogued
 from lorica.training.settings import TrainSettings
 
@@ -95,5 +95,7 @@ def counts_of(line: dict[str, Any]) -> TokenCounts:
     counts = dict(line["counts"])
     for key in ("largest", "mean"):
         counts[key] = MicroBatch(**counts[key])
+    if counts["evaluated"] is not None:
+        counts["evaluated"] = EvaluationBatch(**counts["evaluated"])
     counts["conditions"] = tuple(counts["conditions"])
     return TokenCounts(**counts)

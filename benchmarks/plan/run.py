@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,26 +69,41 @@ def run(module: str, *words: str) -> int:
 def measure(case: Case, recipe: Path) -> dict[str, Any]:
     """What a run costs, and what was known before.
 
-    peak: of resident memory, bytes. step_seconds, step_tokens: of the process, means over the steps
-    after the first. counts: the tokens that `lorica plan` counts. rates: of this CPU. probe: the
-    three steps of `--measure`, in a process of their own right after the run.
+    peak: of resident memory, bytes. step_tokens: mean of the steps after the first. step_seconds:
+    of the process, for so many tokens by the median step (in one step ALoRA tries all its ranks).
+    counts: the tokens that `lorica plan` counts. rates: of this CPU. probe: the three steps of
+    `--measure`, in a process of their own right after the run.
     """
     peak = run("benchmarks.plan.worker", str(recipe))
     lines = (recipe.parent / "run/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     steps = [event for event in events if event["event"] == "step"]
-    clock = [event["process_seconds"] for event in steps]
+    pairs = list(itertools.pairwise(steps))
+    tokens = [b["tokens"] - a["tokens"] for a, b in pairs]
+    spent = [b["process_seconds"] - a["process_seconds"] for a, b in pairs]
+    per_token = statistics.median(s / n for s, n in zip(spent, tokens, strict=True))
     return {
         "name": case.name,
         "peak": peak,
         "events": [[e["event"], e["resident"]] for e in events if e["event"] != "line"],
-        "step_seconds": statistics.mean(b - a for a, b in itertools.pairwise(clock)),
-        "step_tokens": (steps[-1]["tokens"] - steps[0]["tokens"]) / (len(steps) - 1),
+        "step_seconds": per_token * statistics.mean(tokens),
+        "step_tokens": statistics.mean(tokens),
         "counts": count(recipe),
         "rates": asdict(cpu_rates()),
         "processors": os.cpu_count(),
+        "machine": machine(),
         "probe": probe(recipe) if case in CASES else None,
     }
+
+
+def machine() -> str:
+    """The processor, its vectors, and the libraries."""
+    words = dict.fromkeys(Path("/proc/cpuinfo").read_text().split())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "CPU")
+    vectors = "AVX-512" if "avx512f" in words else "AVX2" if "avx2" in words else "no AVX2"
+    libraries = ", ".join(f"{x} {version(x)}" for x in ("torch", "transformers"))
+    return f"{name} with {vectors}, {os.cpu_count()} processors; {libraries}"
 
 
 def count(recipe: Path) -> dict[str, Any]:

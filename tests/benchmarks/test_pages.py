@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import methods
 from benchmarks.claims import run as claims
+from benchmarks.plan import run as plan
 from benchmarks.speed import run as speed
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -18,8 +19,9 @@ DOCS = Path(__file__).parents[2] / "docs"
         (claims, "claims.md"),
         (methods, "methods/results.md"),
         (speed, "performance/README.md"),
+        (plan, "planning/README.md"),
     ],
-    ids=["claims", "methods", "speed"],
+    ids=["claims", "methods", "speed", "plan"],
 )
 def test_a_page_is_what_its_benchmark_writes(benchmark, page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--write", str(tmp_path / "page.md")])

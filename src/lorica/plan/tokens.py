@@ -25,6 +25,8 @@ DRAWN, LARGEST = 150, 30
 """Micro-batches of all sizes, and of the largest ones, whose shared tokens are counted."""
 EVALUATED_ROWS, MAX_EVALUATED_LOGITS = 16, 1 << 27
 """Rows, and logits, of a batch of an evaluation at most; see lorica.evaluation.loss."""
+PROBE_ROWS = 32
+"""Rows that a round of ALoRA evaluates, for each rank that it tries."""
 MAX_DRAWN_ROWS = 200_000
 """Rows of random order in which the largest micro-batch is looked for."""
 
@@ -142,7 +144,7 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
         mean=mean,
         validation_rows=of_validation,
         validation_tokens=round(of_validation * float(held.mean())),
-        evaluated=_evaluated(data.validation or train[: config.micro_batch_size], shapes),
+        evaluated=_evaluated(_evaluated_rows(config, data), shapes),
         conditions=tuple(sorted(train.conditions)),
         classes=None if data.labels is None else len(data.labels),
         error=error,
@@ -163,6 +165,14 @@ def _all_rows(config: TrainSettings, data: Data, share: float) -> tuple[int, int
     every = round((train + held) / share)
     held = validation_count(every, validation)
     return every - held, held
+
+
+def _evaluated_rows(config: TrainSettings, data: Data) -> Dataset:
+    """The rows that a run evaluates. ALoRA's rounds evaluate training rows; see training.validation
+    (probe)."""
+    if config.method["name"] == "alora":
+        return data.train[:: max(len(data.train) // PROBE_ROWS, 1)][:PROBE_ROWS]
+    return data.validation or data.train[: config.micro_batch_size]
 
 
 def _evaluated(rows: Dataset, shapes: Shapes) -> EvaluationBatch:
