@@ -1,6 +1,6 @@
 """The final runs: each side with each seed at its chosen rate, scored once on the test rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def _finals(run: StudyRun, job: Job, errors: Mapping[UnitRun, str]) -> list[dict
             records.append({**record, "error": errors[unit]})
             continue
         try:
-            record |= _figures(unit, run.scoring)
+            record |= _figures(unit, run.scoring, _before_loss(run, unit))
         except (ResourceError, Stopped):
             raise
         except LoricaError as error:
@@ -86,7 +86,14 @@ def _finals(run: StudyRun, job: Job, errors: Mapping[UnitRun, str]) -> list[dict
     return records
 
 
-def _figures(unit: UnitRun, scoring: ScoreSettings) -> dict[str, Any]:
+def _before_loss(run: StudyRun, unit: UnitRun) -> float | None:
+    """The loss of the base on the "before" rows, where the base of the run is the study's."""
+    before = (run.records.last("base") or {}).get("before_scores")
+    is_own = unit.config.quantisation is not None
+    return None if before is None or is_own else before["value"]
+
+
+def _figures(unit: UnitRun, scoring: ScoreSettings, before_loss: float | None) -> dict[str, Any]:
     """What a run that has ended came to."""
     folder, events = unit.folder, read_events(unit.folder)
     results = commit.read_json(folder / RESULTS)
@@ -94,8 +101,8 @@ def _figures(unit: UnitRun, scoring: ScoreSettings) -> dict[str, Any]:
     every = -(-len(steps) // CURVE)
     curve = list(zip(steps, losses, strict=True))
     with progress.reporting(False):
-        scores = score_run(folder, scoring)
-    notices = [*results["lines"], *scores.pop("answers")]
+        scores = score_run(folder, scoring, before_loss)
+    notices = [*_notices(events), *scores.pop("answers")]
     return {
         **scores,
         "curve": [*curve[::every], *([curve[-1]] if (len(curve) - 1) % every else [])],
@@ -108,6 +115,15 @@ def _figures(unit: UnitRun, scoring: ScoreSettings) -> dict[str, Any]:
             "total": results["parameters"]["total"],
         },
     }
+
+
+def _notices(events: Sequence[dict[str, Any]]) -> list[str]:
+    """The notices of a run in the order of its log, each once.
+
+    The run's own list begins anew with each resume, and the log has them all. Its first line is the
+    count of parameters, which is no notice.
+    """
+    return list(dict.fromkeys(e["text"] for e in events if e["event"] == "line"))[1:]
 
 
 def _adapter_bytes(folder: Path) -> int:

@@ -54,8 +54,10 @@ def score_settings(study: Study, max_length: int | None) -> ScoreSettings:
     return ScoreSettings(tuple(study.all_measures), test, None)
 
 
-def score_run(path: Path, settings: ScoreSettings) -> dict[str, Any]:
+def score_run(path: Path, settings: ScoreSettings, before_loss: float | None) -> dict[str, Any]:
     """The scores of a run's adapter, as its record holds them.
+
+    before_loss: of the run's base on the "before" rows; None: it is measured here.
 
     Raises: LoricaError if it cannot be scored: its loss is not finite, or it does nothing.
     """
@@ -69,8 +71,10 @@ def score_run(path: Path, settings: ScoreSettings) -> dict[str, Any]:
         before = give_conditions(before, loaded, list(rows.train))
         prepare_conditions(loaded, before.examples)
         after = loss_scores(loaded, before.examples)
-        with use(loaded.model):
-            record["forgotten"] = after["value"] - loss_scores(loaded, before.examples)["value"]
+        if before_loss is None:
+            with use(loaded.model):
+                before_loss = loss_scores(loaded, before.examples)["value"]
+        record["forgotten"] = after["value"] - before_loss
         record["before_scores"] = after
     return record
 
