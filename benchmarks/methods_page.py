@@ -86,7 +86,8 @@ def page(results: dict[str, Any]) -> list[str]:
 def default_rates(runs: dict[Run, dict[str, Any]]) -> list[str]:
     """The methods at their default learning rates beside the best of their sweeps, as Markdown."""
     import lorica
-    from lorica.core.rate_by_size import SMALL, default_rate
+    from lorica.core.rate_by_size import SMALL
+    from lorica.core.rates import default_rate
 
     opening = (
         "Held-out loss by learning rate, one seed, the best in bold. *Default* is the rate that "
