@@ -32,7 +32,27 @@ def test_a_size_is_a_card_of_which_only_the_memory_is_known(name: str, size: int
     assert (card.memory_bytes, card.kind, card.flops, card.bandwidth) == (size, "cuda", {}, None)
 
 
-@pytest.mark.parametrize("name", ["h1000", "24", "GiB", "0GiB", "-3GiB", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "24",
+        "0GiB",
+        "-3GiB",
+        "-1",
+        "1e3GiB",
+        "٣GiB",
+        "9" * 400 + "GiB",
+        "1." + "9" * 400 + "G",
+    ],
+)
+def test_a_number_that_is_no_size_is_refused_without_the_name_of_a_card(name: str):
+    with pytest.raises(ConfigError, match=r"24GiB") as caught:
+        device_named(name)
+    assert "closest" not in caught.value.facts
+    assert len(str(caught.value)) < 900
+
+
+@pytest.mark.parametrize("name", ["h1000", "GiB", "", "h" * 5000])
 def test_an_unknown_device_is_refused_with_those_that_are_known(name: str):
     with pytest.raises(ConfigError, match=r"24GiB") as caught:
         device_named(name)
@@ -44,6 +64,14 @@ def test_the_cpu_is_this_machine_and_no_speed_is_stored(monkeypatch):
     cpu = device_named("cpu")
     assert (cpu.kind, cpu.threads, cpu.flops) == ("cpu", 1, {})
     assert cpu.memory_bytes > GIB // 4
+
+
+@pytest.mark.parametrize("threads", ["²", "٣", "0", "-1", "9" * 5000, "all"])
+def test_a_number_of_threads_that_is_none_is_not_counted(monkeypatch, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    every = device_named("cpu").threads
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert device_named("cpu").threads == every
 
 
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """Convert quantised layers of bitsandbytes to QuantisedLinear, with the same bits."""
 
-from enum import Enum
 from typing import Any
 
 import torch
@@ -58,18 +57,3 @@ def _parts(codes: Tensor, state: Any) -> dict[str, Tensor | None]:
         "offset": state.offset if second else None,
         "table": second and second.code,
     }
-
-
-def quantisation_of(settings: Any) -> tuple[str | None, bool]:
-    """(quantisation, double quantisation) by a transformers quantization_config."""
-    if settings is None:
-        return None, False
-    fields = settings if isinstance(settings, dict) else settings.to_dict()
-    if fields.get("load_in_8bit"):
-        return "int8", False
-    if fields.get("load_in_4bit"):
-        double = bool(fields.get("bnb_4bit_use_double_quant"))
-        return str(fields.get("bnb_4bit_quant_type", "fp4")), double
-    match fields.get("quant_method") or "unknown":
-        case Enum(value=method) | method:
-            return str(method), False

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from lorica.base import classifier
-from lorica.base.bitsandbytes_layers import quantisation_of
 from lorica.base.bundled import FOLDER, NAME
 from lorica.base.context_length import positions_of
 from lorica.base.folder import check_folder
@@ -15,6 +14,7 @@ from lorica.base.hub import reachable_or_cached
 from lorica.base.load_checks import MAX_POSITIONS
 from lorica.base.load_errors import translated_errors
 from lorica.base.model_view import ConfigView, config_view
+from lorica.base.quantisation_config import quantisation_of
 from lorica.errors import BaseError
 
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lorica.base.bitsandbytes_layers import quantisation_of
 from lorica.base.config_fields import Value, changed_fields, computing_fields, in_training_only
 from lorica.base.digest import digests, tokenizer_parts
 from lorica.base.model_view import config_view_of, model_view
+from lorica.base.quantisation_config import quantisation_of
 from lorica.base.quantise import QuantisedLinear
 from lorica.base.samples import sampled
 from lorica.core.site import ADAPTERS, Site, output_head, site_of, sites_of

@@ -24,9 +24,9 @@ from lorica.base.load_checks import (
 from lorica.base.load_errors import (
     check_model_type,
     translated_errors,
-    unsupported_quantisation,
 )
 from lorica.base.model_view import config_of, model_view
+from lorica.base.quantisation_config import unsupported_quantisation
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.slow_dtype import slow_dtype_notice
 from lorica.core.bank import bank_of
@@ -196,7 +196,8 @@ def _read(checkpoint: _Checkpoint, dtype: torch.dtype) -> tuple[nn.Module, dict[
     except BaseError as error:
         if checkpoint.prequantised is None or checkpoint.is_packed:
             raise
-        raise unsupported_quantisation(path, checkpoint.prequantised, error) from None
+        why = error.facts.get("why", error.what)
+        raise unsupported_quantisation(path, checkpoint.prequantised, why) from None
     if model_view(model).has_peft_adapter:
         raise BaseError(
             f"{path} holds an adapter beside the base, and transformers attached it.",

@@ -112,15 +112,5 @@ def check_model_type(path: str, config: Any, *, classifier: bool) -> None:
         )
 
 
-def unsupported_quantisation(path: str, method: str, error: LoricaError) -> LoricaError:
-    """The error for a base that was quantised by a library which cannot dequantise it here."""
-    return BaseError(
-        f"{path} is quantised with {method}, and cannot be loaded here.",
-        why=error.facts.get("why", error.what),
-        fix="use the float checkpoint that it was made from, with quantisation: nf4 if memory "
-        f"is short; or install what {method} needs",
-    )
-
-
 def _short(text: str) -> str:
     return text if len(text) <= 300 else text[:297] + "..."

@@ -7,6 +7,7 @@ in config.json must be those of the weights.
 """
 
 import json
+import os
 import re
 import struct
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica import plain_files, strict_json
+from lorica.base.tensor_headers import check_header
 from lorica.errors import BaseError, FileError, listed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -78,7 +80,7 @@ def _check_regular(path: Path) -> None:
     would be in what is written later.
     """
     if path.is_symlink():
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # `resolve` fails on a link to itself
         if target.suffix != path.suffix or not target.is_file():
             plain_files.is_file(path)
     elif not plain_files.is_file(path):
@@ -139,14 +141,16 @@ def header_of(file: Path) -> dict[str, Any]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         data = stream.read(length) if 0 <= length <= MAX_HEADER else b""
+        size = os.fstat(stream.fileno()).st_size
     try:
         header = json.loads(data)
         assert isinstance(header, dict)
-        return header
     except (ValueError, RecursionError, AssertionError):
         raise FileError(
             f"{file} is damaged: it has no header of a safetensors file.", fix="download it again"
         ) from None
+    check_header(file, header, size - 8 - length)
+    return header
 
 
 def _check_names(folder: Path, config: dict[str, Any]) -> None:

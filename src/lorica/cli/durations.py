@@ -5,7 +5,7 @@ import re
 from lorica.errors import ConfigError
 
 UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)")
+DURATION = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,7})?)\s*(s|sec|min|m|h)", re.ASCII)
 
 
 def seconds_of(text: str, option: str) -> float:
@@ -15,5 +15,7 @@ def seconds_of(text: str, option: str) -> float:
     """
     match = DURATION.fullmatch(text.strip().lower())
     if match is None or not float(match[1]):
-        raise ConfigError(f"{option} is {text!r}, which is no duration.", fix="90s, 10min or 1h")
+        raise ConfigError(
+            f"{option} is {text!r:.60}, which is no duration.", fix="90s, 10min or 1h"
+        )
     return float(match[1]) * UNITS[match[2]]

@@ -17,7 +17,9 @@ from typing import Any, Literal
 from lorica.errors import ConfigError, closest
 
 GIB = 2**30
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g|mib|mb|m)", re.IGNORECASE)
+SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(gib|gb|g|mib|mb|m)", re.IGNORECASE | re.ASCII)
+NUMBER = re.compile(r"[+-]?\.?\d")
+"""How a text begins that is meant as a size."""
 UNITS = {"g": 2**30, "gib": 2**30, "gb": 10**9, "m": 2**20, "mib": 2**20, "mb": 10**6}
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container's limit stands: control groups of version 2, and of version 1."""
@@ -56,10 +58,16 @@ def device_named(name: str) -> Device:
         memory = int(float(size[1]) * UNITS[size[2]])
         if memory > 0:
             return Device(name.strip(), "cuda", memory, "the size that was given")
+    if NUMBER.match(key):
+        raise ConfigError(
+            f"{name!r:.60} is no size of a memory.",
+            known=", ".join(["cpu", *table]),
+            fix="a number above 0 of at most 9 digits, and its unit: 24GiB, 24GB, 512MiB",
+        )
     known = ["cpu", *table]
     raise ConfigError(
-        f"there is no device {name!r}.",
-        closest=closest(key, known),
+        f"there is no device {name!r:.60}.",
+        closest=closest(key[:60], known),
         known=", ".join(known),
         fix="name one of these, or give the memory of the card: 24GiB",
     )
@@ -96,7 +104,7 @@ def _threads() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(threads)) if threads.isdigit() and int(threads) else cores
+    return min(cores, int(threads)) if re.fullmatch("0*[1-9][0-9]{0,5}", threads) else cores
 
 
 def _memory() -> int:
@@ -107,5 +115,5 @@ def _memory() -> int:
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in map(Path, LIMITS):
         limit = path.read_text().strip() if path.is_file() else ""
-        sizes += [int(limit)] if limit.isdigit() else []
+        sizes += [int(limit)] if limit.isdecimal() else []
     return min((size for size in sizes if size > 0), default=0)

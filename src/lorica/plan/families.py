@@ -140,7 +140,7 @@ class Gpt2:
         inner = config.get("n_inner") or 4 * hidden
         yield SiteShape("transformer", "decoder")
         yield embedding("transformer.wte", config["vocab_size"], hidden)
-        yield embedding("transformer.wpe", config.get("n_positions", 1024), hidden)
+        yield embedding("transformer.wpe", config.get("n_positions") or 1024, hidden)
         for layer in range(config["n_layer"]):
             block = f"transformer.h.{layer}"
             yield norm(f"{block}.ln_1", 2 * hidden, layer)

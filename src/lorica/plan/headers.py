@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorica.base.untrusted_files import header_of, weight_files
+from lorica.errors import FileError, listed
 from lorica.plan.families import SiteShape
 
 BUFFERS = re.compile(r"(attn\.(masked_)?bias|inv_freq)$")
@@ -20,13 +21,20 @@ Tensors = Mapping[str, tuple[int, ...]]
 
 
 def weight_tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a base, by its headers. Raises: FileError if a file is damaged."""
-    return {
+    """Every tensor of a base, by its headers. Raises: FileError if a file is damaged or empty."""
+    files = weight_files(folder)
+    tensors = {
         name: tuple(entry["shape"])
-        for file in weight_files(folder)
+        for file in files
         for name, entry in header_of(file).items()
         if name != "__metadata__" and not BUFFERS.search(name)
     }
+    if not tensors:
+        raise FileError(
+            f"the weights of {folder} are not complete: no tensor is in {listed(files)}.",
+            fix="download the model again",
+        )
+    return tensors
 
 
 def elements(tensors: Tensors, *, heads: bool = True) -> int:

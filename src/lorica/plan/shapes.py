@@ -4,32 +4,26 @@ A known architecture (lorica.plan.families) needs its config.json alone, so that
 planned for before it is downloaded. The layers of another one are read from its weights.
 """
 
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from lorica import strict_json
 from lorica.base import bundled
 from lorica.base.folder import check_folder
+from lorica.base.quantisation_config import quantisation_of, unsupported_quantisation
 from lorica.errors import BaseError, closest
 from lorica.plan import families, headers
 from lorica.plan.families import FAMILIES, Config, SiteShape
+from lorica.plan.model_config import CONTEXT, COUNTS, check_counts, read_config
 
 BLOCK, SECOND_BLOCK = 64, 256
 """Weights per scale of a 4-bit layer, and scales per scale of the second level."""
 MAX_UNKNOWN = 0.01
 """Share of a known architecture's parameters by which its weights may differ from them."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-COUNTS = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-    "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
-    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
-    "vocab": ("vocab_size",),
-}
-"""The names that sizes have in the config of different architectures."""
-CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")
+QUANTISED = ("nf4", "fp4", "int8")
+"""How a checkpoint may be quantised to be loaded; see lorica.base.quantise."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +95,16 @@ def read_shapes(base: str) -> Shapes:
         architecture that is not known and whose weights are not here.
     """
     folder = base_folder(base)
-    config = _text_config(strict_json.read(folder / "config.json", finite=False, follow=True))
+    config = read_config(base, folder)
+    quantised = quantisation_of(config.get("quantization_config"))[0]
+    if quantised is not None and quantised not in QUANTISED:
+        why = f"plan knows {', '.join(QUANTISED)}"
+        raise unsupported_quantisation(base, quantised, why)
     has_weights = any(folder.glob("*.safetensors"))
     tensors = headers.weight_tensors(folder) if has_weights else {}
     notices = () if has_weights else (f"{base} has no weights here: sizes are from config.json",)
     family = str(config.get("model_type") or "unknown")
-    known, quantised = FAMILIES.get(family), _quantised(config)
+    known = FAMILIES.get(family)
     if known is not None and tensors and not quantised:
         known = known if _holds(known, config, tensors) else None
     if known is None and not tensors:
@@ -116,7 +114,9 @@ def read_shapes(base: str) -> Shapes:
             closest=closest(family, FAMILIES),
             fix="download its weights, and name their folder: their headers are read",
         )
-    sizes = _sizes(base, config)
+    if known is None:
+        check_counts(base, config)
+    sizes = {key: families.field(config, *names) for key, names in COUNTS.items()}
     if known is not None:
         heads, kv_heads, head_size = known.heads(config)
         sites = tuple(known.sites(config))
@@ -124,8 +124,8 @@ def read_shapes(base: str) -> Shapes:
         packs = not (isinstance(known, families.LlamaLike) and _softcapped(config, family))
     else:
         heads = sizes["heads"]
-        kv_heads = int(families.field(config, "num_key_value_heads", default=heads))
-        head_size = int(families.field(config, "head_dim", default=sizes["hidden"] // heads))
+        kv_heads = families.field(config, "num_key_value_heads", default=heads)
+        head_size = families.field(config, "head_dim", default=max(sizes["hidden"] // heads, 1))
         sites = tuple(headers.sites_in(tensors))
         tied, packs = not any(site.is_head for site in sites), True
         notices += (f"the layers of this {family} model are read from its weights",)
@@ -135,7 +135,7 @@ def read_shapes(base: str) -> Shapes:
         family=family,
         layers=sizes["layers"],
         hidden=sizes["hidden"],
-        intermediate=int(inner),
+        intermediate=inner,
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
@@ -158,7 +158,7 @@ def base_folder(base: str) -> Path:
     if base == bundled.NAME:
         return bundled.FOLDER
     local = Path(base).expanduser()
-    if local.is_dir() and (local / "config.json").is_file():
+    if local.is_dir() and os.path.lexists(local / "config.json"):
         if any(local.glob("*.safetensors*")):
             check_folder(local)
         return local
@@ -192,25 +192,6 @@ def _hub_folder(repo: str) -> Path:
     return folder
 
 
-def _text_config(config: dict[str, Any]) -> Config:
-    """The config of the language model, of a model of text and images too."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
-
-
-def _sizes(base: str, config: Config) -> dict[str, int]:
-    sizes = {key: families.field(config, *names) for key, names in COUNTS.items()}
-    wrong = [key for key, n in sizes.items() if type(n) is not int or n < 1]
-    if wrong:
-        key = wrong[0]
-        raise BaseError(
-            f"config.json of {base} states {COUNTS[key][0]} as {sizes[key]!r:.60}: it must be a "
-            "whole number above 0.",
-            fix="download config.json again",
-        )
-    return sizes
-
-
 def _holds(family: families.Family, config: Config, tensors: headers.Tensors) -> bool:
     """Whether the weights are those of the family's layers, and of no further parts (images)."""
     sizes = {s.name: s.parameters for s in family.sites(config) if s.parameters and not s.is_head}
@@ -221,13 +202,3 @@ def _holds(family: families.Family, config: Config, tensors: headers.Tensors) ->
 def _softcapped(config: Config, family: str) -> bool:
     """Attention with soft caps, as in Gemma 2, is not packed."""
     return family == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None
-
-
-def _quantised(config: Mapping[str, Any]) -> str | None:
-    """How the checkpoint itself is quantised; None: it holds floats."""
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict):
-        return None
-    if settings.get("load_in_8bit"):
-        return "int8"
-    return str(settings.get("bnb_4bit_quant_type") or settings.get("quant_method") or "unknown")
