@@ -11,7 +11,7 @@ from lorica.base.bundled import FOLDER
 from lorica.base.load import load, load_tokenizer
 from lorica.data.batch import pack
 from lorica.data.load import load_data
-from lorica.errors import DataError, FileError
+from lorica.errors import ConfigError, DataError, FileError
 from lorica.evaluation.loss import label_logits
 from lorica.plan import sample, tokens
 from lorica.plan.shapes import read_shapes
@@ -52,6 +52,23 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path):
     config = settings(str(path))
     counts = count_tokens(config, read_shapes("bundled"))
     assert counts.real_tokens == trained_rows(config).lengths.sum()
+
+
+def test_a_micro_batch_of_more_rows_than_are_drawn_is_like_its_first_rows(rows, monkeypatch):
+    changes = {"micro_batch_size": 120, "max_steps": 1, "method": {"name": "lora", "dropout": 0.1}}
+    whole = count_tokens(settings(rows, **changes), read_shapes("bundled")).largest
+    monkeypatch.setattr(tokens, "MAX_DRAWN_ROWS", 60)
+    drawn = count_tokens(settings(rows, **changes), read_shapes("bundled")).largest
+    assert drawn.rows == whole.rows == 120
+    assert drawn.tokens == pytest.approx(whole.tokens, rel=0.2)
+    assert drawn.longest <= whole.longest
+
+
+@pytest.mark.parametrize("setting", ["micro_batch_size", "gradient_accumulation_steps"])
+def test_a_step_over_the_rows_again_and_again_is_refused_as_in_training(rows, setting):
+    config = settings(rows, **{setting: 10**12})
+    with pytest.raises(ConfigError, match=r"one optimizer step would use [\d,]+ rows"):
+        count_tokens(config, read_shapes("bundled"))
 
 
 def test_a_micro_batch_counts_shared_prefixes_once(rows):

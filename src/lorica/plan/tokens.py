@@ -19,6 +19,7 @@ from lorica.plan.row_order import row_order
 from lorica.plan.sample import COUNTED_BYTES, file_size, first_rows
 from lorica.plan.shapes import Shapes, base_folder
 from lorica.plan.tokenizer import open_tokenizer
+from lorica.training.passes import check_rows_per_step
 from lorica.training.settings import TrainSettings
 
 DRAWN, LARGEST = 150, 30
@@ -28,7 +29,8 @@ EVALUATED_ROWS, MAX_EVALUATED_LOGITS = 16, 1 << 27
 PROBE_ROWS = 32
 """Rows that a round of ALoRA evaluates, for each rank that it tries."""
 MAX_DRAWN_ROWS = 200_000
-"""Rows of random order in which the largest micro-batch is looked for."""
+"""Rows of random order in which the largest micro-batch is looked for; one of more rows is taken to
+be like its first rows."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def _context(config: TrainSettings, shapes: Shapes) -> int | None:
 
 def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> TokenCounts:
     train, lengths = data.train, data.train.lengths
+    of_epoch, of_validation = _all_rows(config, data, share)
+    check_rows_per_step(config.micro_batch_size * config.gradient_accumulation_steps, of_epoch)
     packed = shapes.packs and data.labels is None
     shares = packed and not config.method.get("dropout")
     batches, largest = _drawn(
@@ -131,7 +135,6 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
             f"tokens are counted on the first {rows:,} rows, {share:.0%} of the file, and the rest "
             f"is taken to be like them (standard error of the tokens of a row: {error:.1%})"
         )
-    of_epoch, of_validation = _all_rows(config, data, share)
     scale = of_epoch / rows
     held = data.validation.lengths if len(data.validation) else lengths
     return TokenCounts(
@@ -197,17 +200,26 @@ def _drawn(
     config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
 ) -> tuple[list[MicroBatch], MicroBatch]:
     """(micro-batches of all sizes, the one with most tokens). rows: of all steps of the run."""
-    size = config.micro_batch_size
+    size = min(config.micro_batch_size, MAX_DRAWN_ROWS)
     count = math.ceil(min(rows, MAX_DRAWN_ROWS) / size)
     groups = np.array(row_order(len(train), config.seed, count * size)).reshape(-1, size)
     lengths = train.lengths[groups]
     by_size = np.argsort(-(lengths.sum(1) if packed else lengths.max(1)))
 
     def counted(numbers: np.ndarray) -> list[MicroBatch]:
-        return [_micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers]
+        batches = [
+            _micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers
+        ]
+        return [_scaled(batch, config.micro_batch_size / size) for batch in batches]
 
     largest = max(counted(by_size[:LARGEST]), key=lambda b: (b.tokens, b.labels))
     return counted(by_size[:: math.ceil(len(by_size) / DRAWN)]), largest
+
+
+def _scaled(batch: MicroBatch, factor: float) -> MicroBatch:
+    """A micro-batch of `factor` times as many rows of the same lengths."""
+    counts = (factor * n for n in (batch.rows, batch.tokens, batch.labels))
+    return MicroBatch(*counts, longest=batch.longest, attended=factor * batch.attended)
 
 
 def _micro_batch(rows: Sequence[Example], packed: bool, shares: bool) -> MicroBatch:

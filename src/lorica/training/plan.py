@@ -17,15 +17,12 @@ from lorica.base.load import LoadedModel
 from lorica.core.attach import use
 from lorica.core.bank import spec_of
 from lorica.data.load import Data
-from lorica.errors import ConfigError
 from lorica.training.batching import choose_batching
 from lorica.training.config import TrainConfig
+from lorica.training.passes import check_rows_per_step
 from lorica.training.placement import Placement
 
 Decay = Literal["cosine", "linear", "constant"]
-
-MAX_PASSES = 1000
-"""Passes over the rows that one optimizer step may make."""
 
 
 @dataclass
@@ -81,11 +78,7 @@ def make_plan(
         config.micro_batch_size * config.gradient_accumulation_steps
     )
     rows = len(data.train)
-    if rows_per_step > MAX_PASSES * rows:
-        raise ConfigError(
-            f"one optimizer step would use {rows_per_step:,} rows, and there are {rows:,}.",
-            fix="lower gradient_accumulation_steps or micro_batch_size",
-        )
+    check_rows_per_step(rows_per_step, rows)
     total = config.max_steps or math.ceil((config.epochs or 1) * rows / rows_per_step)
     plan = Plan(
         total=total,
