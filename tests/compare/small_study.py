@@ -52,6 +52,8 @@ def records() -> list[dict[str, Any]]:
             "name": "small",
             "versions": {"python": "3.12.0", "lorica": "0.1.0", "torch": "2.13.0"},
             "machine": "a processor, 2 threads",
+            "settings": STUDY_SETTINGS,
+            "base": {"model.safetensors": "c" * 64},
             "digests": {"train": "a" * 64, "test": "b" * 64},
             "notices": ["test.jsonl: 1 row is repeated"],
         }
@@ -69,7 +71,7 @@ def records() -> list[dict[str, Any]]:
             }
         )
     base = difficulty + 3.0
-    lines.append({"kind": "base", "scores": _scores(base, weights, draw), "notices": []})
+    lines.append({"kind": "base", "scores": _scores(base, weights, draw)})
     for name, level in LEVELS.items():
         for factor, worse in ((0.3, 0.2), (1.0, 0.0), (3.0, 0.1)):
             rate, half = RATES[name] * factor, level + worse + 0.1

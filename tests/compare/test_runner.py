@@ -1,16 +1,18 @@
 """A study from its file to its result: what is trained, scored, recorded and removed."""
 
 import json
+import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
 import lorica
-from lorica.compare import study_run
+from lorica.compare import runner, study_run
 from lorica.compare.clock import Clock
 from lorica.compare.records import RECORDS, Records
-from lorica.errors import ConfigError, DataError
+from lorica.errors import BaseError, ConfigError, DataError, Stopped
 from tests.compare.study_files import (
     fix_costs,
     run,
@@ -167,10 +169,63 @@ def test_other_settings_are_not_resumed(whole_study, small_base: Path):
     text = path.read_text()
     try:
         path.write_text(text.replace("max_steps: 2", "max_steps: 5"))
-        with pytest.raises(ConfigError, match="'max_steps': 5"):
+        with pytest.raises(ConfigError, match=r"train\.max_steps +2 -> 5"):
             run(path, output, resume=True)
     finally:
         path.write_text(text)
+
+
+def test_the_settings_of_the_output_cannot_be_edited(whole_study, tmp_path: Path):
+    path, output, _ = whole_study
+    copy = copied(output, tmp_path)
+    file = copy / "study.yaml"
+    file.write_text(file.read_text().replace("max_steps: 2", "max_steps: 5"))
+    for study in (file, path):
+        with pytest.raises(ConfigError, match=r"train\.max_steps +2 -> 5"):
+            run(study, copy, resume=True)
+
+
+@pytest.mark.parametrize("change", ("weights", "tokenizer", "new file"))
+def test_another_base_is_not_resumed(whole_study, tmp_path: Path, small_base: Path, change: str):
+    path, output, _ = whole_study
+    copy, name = copied(output, tmp_path), f"{uuid4().hex}.safetensors"
+    if change != "new file":
+        files = small_base.glob("*.safetensors" if change == "weights" else "tokenizer.json")
+        name = next(files).name
+    file = small_base / name
+    before = file.read_bytes() if file.exists() else None
+    try:
+        if before is None:
+            shutil.copy(next(small_base.glob("*.safetensors")), file)
+        else:
+            file.write_bytes(before[:-1] + (b"\x01" if change == "weights" else b" "))
+        with pytest.raises(BaseError, match="is not the one that the study") as raised:
+            run(path, copy, resume=True)
+        assert list(raised.value.facts) == [name]
+    finally:
+        file.unlink() if before is None else file.write_bytes(before)
+
+
+def copied(output: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(output, folder / "copy"))
+
+
+@pytest.mark.parametrize("phase", ("measure_cost", "score_base", "search_rates", "run_finals"))
+def test_ctrl_c_names_the_command_that_goes_on(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    fix_costs(monkeypatch)
+    monkeypatch.setattr(runner, "score_base", lambda *_: {"scores": {}, "error": "left out"})
+    if phase == "run_finals":
+        monkeypatch.setattr(runner, "search_rates", lambda _: True)
+    monkeypatch.setattr(runner, phase, interrupted)
+    path, out = write_study(tmp_path, small_base), tmp_path / "out"
+    with pytest.raises(Stopped, match=f"lorica compare --output {out} --resume") as raised:
+        run(path, out)
+    assert raised.value.exit_code == 130
 
 
 def test_other_rows_are_not_resumed(whole_study):

@@ -62,11 +62,14 @@ def compare(
     folder = output or Path("runs") / Path(str(study)).stem
 
     from lorica.compare.clock import Clock
+    from lorica.compare.records import check_has_settings
     from lorica.compare.report.write import REPORT, study_page, write_report
     from lorica.compare.runner import prepare, run_study
     from lorica.compare.study import STUDY, read_study
     from lorica.compare.verdict import verdict_of
 
+    if study is None:
+        check_has_settings(folder)
     read = read_study(study or folder / STUDY)
     if dry_run:
         print("\n".join(planned_units(prepare(*read, folder))))

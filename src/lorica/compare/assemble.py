@@ -14,11 +14,10 @@ from lorica.compare.results import (
     StudyResult,
     Trial,
 )
-from lorica.compare.study import STUDY
 from lorica.compare.study_tables import BEFORE
-from lorica.errors import listed
+from lorica.errors import FileError, listed
 from lorica.formats import commit
-from lorica.recipe.yaml_file import read_yaml, to_yaml
+from lorica.recipe.yaml_file import to_yaml
 
 RESULTS = "results.json"
 
@@ -26,22 +25,27 @@ RESULTS = "results.json"
 def study_result(folder: Path) -> StudyResult:
     """The result of the study in `folder`, also of one that is not complete.
 
-    Raises: FileError if it holds no study.
+    Raises: FileError if it holds no study, or its records are damaged.
     """
     check_study_folder(folder)
     records = Records(folder)
-    study = read_yaml(folder / STUDY).data
-    start, base = records.last("start") or {}, records.last("base")
+    start, base = records.last("start"), records.last("base")
+    if start is None:
+        raise FileError(
+            f"{records.path} has no records: the study ended before its first unit.",
+            fix=f"go on with: lorica compare --output {folder} --resume",
+        )
+    study = start["settings"]
     sides = [_side(records, facts) for facts in _sides(records)]
     return StudyResult(
-        name=start.get("name", folder.name),
+        name=start["name"],
         study=study,
         goal=study.get("goal", "loss"),
         reference=study.get("reference") or (sides[0].name if sides else ""),
         sides=sides,
         base={} if base is None else _base(base),
-        versions=start.get("versions", {}),
-        machine=start.get("machine", ""),
+        versions=start["versions"],
+        machine=start["machine"],
         notices=[*_notices(records, sides)],
         missing=[*_missing(records, sides, study)],
     )

@@ -7,21 +7,23 @@ records alone, so that a resumed study trains what an uninterrupted one would ha
 
 import math
 import platform
+import signal
 from pathlib import Path
 from typing import Any
 
 from lorica import plain_files, progress
+from lorica.base.file_digests import file_digests
 from lorica.compare.assemble import write_results
 from lorica.compare.clock import Clock, in_words
 from lorica.compare.cost import measure_cost
 from lorica.compare.final_runs import run_finals
 from lorica.compare.rate_runs import expected_search, search_rates
-from lorica.compare.records import RECORDS, Records, locked
+from lorica.compare.records import RECORDS, RUNS, Records, check_study_folder, locked
 from lorica.compare.results import StudyResult
 from lorica.compare.scoring import score_base, score_settings
 from lorica.compare.sides import Side, expand
-from lorica.compare.study import STUDY, Study, check_unchanged, resolved
-from lorica.compare.study_rows import check_files, check_same_rows, read_rows
+from lorica.compare.study import STUDY, Study, check_unchanged, plain_study, resolved
+from lorica.compare.study_rows import check_files, check_same_base, check_same_rows, read_rows
 from lorica.compare.study_run import StudyRun
 from lorica.compare.training_jobs import MAX_RUNS
 from lorica.errors import BaseError, ConfigError, DataError, FileError, Stopped, counted, listed
@@ -41,14 +43,19 @@ def prepare(
     settings: with the places of the study's settings, for the messages. folder: its output, which
     may hold a part of it. Raises: what `run_study` raises before the first unit.
     """
+    records = Records(folder)
+    start = records.last("start")
+    if start is not None:
+        check_study_folder(folder)
+        for now in (plain_study(study), read_yaml(folder / STUDY).data):
+            check_unchanged(start["settings"], now, folder)
     check_files(study, settings)
     sides = expand(study, settings)
+    if start is not None:
+        check_same_base(start["base"], study.base, folder)
     scoring = score_settings(study, sides[0].config.data.max_length)
-    if plain_files.is_file(folder / STUDY):
-        check_unchanged(read_yaml(folder / STUDY).data, study, folder)
     rows = read_rows(study, sides, scoring)
-    records = Records(folder)
-    if (start := records.last("start")) is not None:
+    if start is not None:
         check_same_rows(start["digests"], rows, folder)
     steps = {side.name: _steps(side, rows.train) for side in sides}
     run = StudyRun(study, sides, rows, scoring, folder, records, clock or Clock(), steps, MAX_RUNS)
@@ -76,7 +83,7 @@ def run_study(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         commit.sweep(folder)
-        commit.sweep(folder / "runs")
+        commit.sweep(folder / RUNS)
         _begin(run)
         try:
             _measure_costs(run)
@@ -84,11 +91,12 @@ def run_study(
             _announce_time(run)
             if search_rates(run):
                 run_finals(run)
-        except Stopped as stop:
+        except (Stopped, KeyboardInterrupt) as stop:
+            number = stop.facts["signal"] if isinstance(stop, Stopped) else signal.SIGINT
             raise Stopped(
                 f"the study was stopped in unit {run.done + 1} of {run.total}; everything that "
                 "has ended is saved.",
-                signal=stop.facts.get("signal", 0),
+                signal=int(str(number)),
                 fix=f"go on with: lorica compare --output {folder} --resume",
             ) from None
         return write_results(folder)
@@ -116,25 +124,26 @@ def _begin(run: StudyRun) -> None:
         "versions": versions(),
         "machine": f"{facts['device']}{threads}, {platform.system()} {platform.machine()}",
     }
-    before = run.records.last("start")
+    before, new = run.records.last("start"), list[dict[str, Any]]()
     if before is None:
+        facts = {
+            "name": run.folder.name,
+            "settings": plain_study(run.study),
+            "digests": dict(run.rows.digests),
+            "base": file_digests(run.study.base),
+            "notices": list(run.rows.notices),
+        }
         commit.write_text(run.folder / STUDY, resolved(run.study))
-        facts = {"name": run.folder.name, "digests": dict(run.rows.digests)}
-        sides = [
-            {
-                "kind": "side",
-                "name": side.name,
-                "method": side.method,
-                "rank": side.rank,
-                "settings": side.settings(),
-            }
-            for side in run.sides
-        ]
-        notices = list(run.rows.notices)
-        run.records.append([{"kind": "start", **facts, **start, "notices": notices}, *sides])
+        new.append({"kind": "start", **facts, **start})
     elif other := {k: v for k, v in start.items() if before.get(k) != v}:
         notice = f"a part was run with {listed(other.values())}, which may round sums differently"
-        run.records.append([{**before, **start, "notices": [notice]}])
+        new.append({**before, **start, "notices": [notice]})
+    for side in run.sides:
+        if run.records.last("side", name=side.name) is None:
+            facts = {"method": side.method, "rank": side.rank, "settings": side.settings()}
+            new.append({"kind": "side", "name": side.name, **facts})
+    if new:
+        run.records.append(new)
 
 
 def _steps(side: Side, rows: int) -> int:
@@ -162,7 +171,7 @@ def _measure_costs(run: StudyRun) -> None:
         if run.records.last("cost", side=side.name) is None:
             if run.clock.is_over:
                 return
-            cost = measure_cost(side, run.folder / "runs")
+            cost = measure_cost(side, run.folder / RUNS)
             run.records.append([{"kind": "cost", "side": side.name, **cost}])
             step = cost.get("seconds_per_step")
             words = cost["error"] if step is None else f"{1e3 * step:,.0f} ms a step"

@@ -4,7 +4,8 @@ A study is written like a recipe; every mistake is reported at once, with its fi
 anything is trained. `read_study` imports no torch until the methods of the sides are checked.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,20 +105,29 @@ def plain_study(study: Study) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value is not None or key == "rates"}
 
 
-def check_unchanged(then: Mapping[str, Any], study: Study, folder: Path) -> None:
-    """Raises: ConfigError if `study` is not the one that was begun in `folder`.
+def check_unchanged(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raises: ConfigError, naming what differs, if a study is not the one begun in `folder`.
 
-    then: the settings that the study began with.
+    then: the settings that it began with, as its records have them; now: as plain_study gives them.
     """
-    now = plain_study(study)
+    before, after = dict(_by_name(then)), dict(_by_name(now))
     changed = {
-        key: f"{then.get(key)!r} -> {now.get(key)!r}"
-        for key in {**then, **now}
-        if then.get(key) != now.get(key)
+        name: f"{before.get(name, 'not set')} -> {after.get(name, 'not set')}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
     }
     if changed:
         raise ConfigError(
             f"{folder} holds a study with other settings; {len(changed)} have changed.",
             **changed,
-            fix=f"restore them, or choose another output; {folder / STUDY} has them all",
+            fix=f"restore them, also in {folder / STUDY}, or choose another output",
         )
+
+
+def _by_name(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value as JSON) of each setting."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _by_name(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", json.dumps(value)

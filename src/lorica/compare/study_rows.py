@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lorica.base.file_digests import file_digests
 from lorica.base.load import load_tokenizer
 from lorica.compare.scoring import ScoreSettings, check_can_answer
 from lorica.compare.sides import Side
@@ -14,7 +15,7 @@ from lorica.compare.study import Study
 from lorica.data.config import DataConfig
 from lorica.data.dataset import Dataset
 from lorica.data.load import Data, load_data
-from lorica.errors import ConfigError, DataError, counted
+from lorica.errors import BaseError, ConfigError, DataError, counted
 from lorica.recipe.settings import Settings, Where
 from lorica.training.prepare import load_rows
 
@@ -83,6 +84,23 @@ def check_same_rows(then: Mapping[str, Any], rows: StudyRows, folder: Path) -> N
             "be trained and scored on the same rows.",
             **changed,
             fix="restore the files, or choose another output",
+        )
+
+
+def check_same_base(then: Mapping[str, str], base: str, folder: Path) -> None:
+    """Raises: BaseError if the files of the base are not those that a resumed study began with."""
+    now = file_digests(base)
+    changed = {
+        name: f"{then.get(name, 'none')[:12]} -> {now.get(name, 'none')[:12]}"
+        for name in sorted({**then, **now})
+        if then.get(name) != now.get(name)
+    }
+    if changed:
+        raise BaseError(
+            f"the base {base} is not the one that the study in {folder} began with; what is "
+            "compared must be trained on the same base.",
+            **changed,
+            fix="restore its files, or choose another output",
         )
 
 
