@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,30 @@ def test_try_trains_and_writes_what_it_showed(write, tmp_path, capsys):
     assert cli.run(["choose", *words, "--try", "20s", "--output", str(path)]) == 0
     assert "[rule-try]" in capsys.readouterr().out
     assert read(path).method["name"] in ("lora", "dora")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_where_the_recipe_goes_is_checked_before_anything_is_computed(
+    write, tmp_path, capsys, monkeypatch, writable
+):
+    """And the answer is one JSON document, whether the folder is missing or read-only."""
+    from lorica.plan.choose import gather
+
+    monkeypatch.setattr(gather, "gather", lambda *_: pytest.fail("it was computed"))
+    monkeypatch.setattr("lorica.cli.options.os.access", lambda *_: writable)
+    folder = tmp_path / "none" if writable else tmp_path
+    words = ["--base", "bundled", "--data", write(tickets(60, 0)), "--try", "10min", "--json"]
+    assert cli.run(["choose", *words, "--output", str(folder / "recipe.yaml")]) == 2
+    assert str(folder) in json.loads(capsys.readouterr().out)["error"]["what"]
+
+
+def test_a_recipe_that_cannot_be_written_at_the_end_is_one_json_document(
+    write, tmp_path, capsys, monkeypatch
+):
+    def full(self, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    words = ["--base", "bundled", "--data", write(tickets(60, 0)), "--json"]
+    monkeypatch.setattr(Path, "write_text", full)
+    assert cli.run(["choose", *words, "--output", str(tmp_path / "recipe.yaml")]) == 4
+    json.loads(capsys.readouterr().out)

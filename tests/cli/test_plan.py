@@ -94,6 +94,23 @@ def test_broken_input(capsys, rows, words, status, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_study_is_no_recipe(capsys, tmp_path, rows, command):
+    study = tmp_path / "study.yaml"
+    study.write_text(f"base: bundled\ndata: {rows}\nsides:\n  lora: {{method: lora}}\n")
+    assert cli.run([command, str(study)]) == 2
+    printed = capsys.readouterr().err
+    assert f"lorica compare {study}" in printed and "is a study" in printed
+
+
+def test_a_card_without_a_name_says_how_the_time_is_known(capsys, rows):
+    assert cli.run(["plan", "--base", "bundled", "--data", rows, "--device", "24GiB"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "see --measure" not in printed
+    assert "name a card whose speed is known (--device h100" in printed
+    assert "run lorica plan with --measure on the machine that has the card" in printed
+
+
 def test_a_base_must_be_named(capsys, rows):
     assert cli.run(["plan", "--data", rows]) == 2
     assert "no base was named" in capsys.readouterr().err

@@ -196,7 +196,7 @@ def _read(checkpoint: _Checkpoint, dtype: torch.dtype) -> tuple[nn.Module, dict[
     except BaseError as error:
         if checkpoint.prequantised is None or checkpoint.is_packed:
             raise
-        why = error.facts.get("why", error.what)
+        why = str(error.facts.get("why", error.what))
         raise unsupported_quantisation(path, checkpoint.prequantised, why) from None
     if model_view(model).has_peft_adapter:
         raise BaseError(

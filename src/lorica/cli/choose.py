@@ -91,15 +91,15 @@ def choose(
     recipe = recipe_yaml(choice, given, gathered.why, " ".join(["lorica", *sys.argv[1:]]))
     from lorica.cli.chosen import as_dict, lines
 
+    if output is not None and not has_errors:
+        with writing(output):
+            output.write_text(recipe, encoding="utf-8")
     if json:
         print_json(as_dict(choice, gathered, recipe))
     else:
         print("\n".join(lines(choice, gathered)))
     if has_errors:
         raise SystemExit(BAD_DATA)
-    if output is not None:
-        with writing(output):
-            output.write_text(recipe, encoding="utf-8")
     if json:
         return
     if output is None:

@@ -1,6 +1,7 @@
 """Options that several commands have, each with its type and its help; settings given as flags."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,9 +130,19 @@ def single_word(positional: Sequence[str], what: str, *, required: bool = False)
 
 
 def check_new_file(path: Path | None) -> None:
-    """Raises: ConfigError if `path` exists: it may be the rows themselves."""
-    if path is not None and (path.exists() or path.is_symlink()):
+    """Raises: ConfigError if `path` exists: it may be the rows themselves; or if its folder does
+    not exist or cannot be written to, which is better known before anything is computed."""
+    if path is None:
+        return
+    if os.path.lexists(path):
         raise ConfigError(f"{path} exists and is not overwritten.", fix="name a new file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder} for {path.name}.", fix=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{folder} cannot be written to.", fix="choose a folder that you may write to"
+        )
 
 
 def print_json(value: Any) -> None:

@@ -128,7 +128,7 @@ def _facts(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]
     ]
     if estimate.step is None or estimate.run is None:
         unknown = f"the speed of {named(estimate.device)} is not known"
-        return [*facts, ("time", "?", f"{unknown}; see --measure")]
+        return [*facts, ("time", "?", unknown)]
     return [
         *facts,
         ("time", duration(estimate.run.expected), _range(estimate.run)),
@@ -168,12 +168,24 @@ def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
 
 def notices(estimate: Estimate, device: Device) -> Iterator[str]:
     texts = [*estimate.notices]
+    if estimate.step is None:
+        texts.append(_without_time(device))
+    elif device.kind == "cuda":
+        texts.append(f"time is from the data sheet of {device.name}: {device.source}")
     if texts:
         yield ""
-    if device.kind == "cuda" and estimate.step is not None:
-        texts.append(f"time is from the data sheet of {device.name}: {device.source}")
     for text in texts:
         yield from textwrap.wrap(text, WIDTH, initial_indent="note: ", subsequent_indent="      ")
+
+
+def _without_time(device: Device) -> str:
+    """How the time of a run can be known on a device whose speed is not."""
+    if device.kind == "cpu":
+        return "--measure times three steps here"
+    return (
+        "for a time, name a card whose speed is known (--device h100, a100-80, rtx4090, ...), or "
+        "run lorica plan with --measure on the machine that has the card"
+    )
 
 
 def change_lines(change: Change, recipe: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from lorica.errors import ConfigError
 from lorica.recipe.flags import apply_flags, resolve_paths
 from lorica.recipe.settings import Mistake, Settings, raise_mistakes
 from lorica.recipe.validate import member_as_dict, validate_member, validate_settings
@@ -97,6 +98,11 @@ def read(
     Raises: ConfigError that names everything that is wrong, each with file and line, or flag.
     """
     settings = read_yaml(path) if path else Settings()
+    if "sides" in settings.data:
+        raise ConfigError(
+            f"{path} is a study, which compares several runs, and not the recipe of one.",
+            fix=f"lorica compare {path}",
+        )
     settings.data.pop("versions", None)  # of a run's config.yaml
     if path:
         resolve_paths(settings, path.parent, [("base",), ("data", "path"), ("data", "validation")])
