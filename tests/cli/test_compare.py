@@ -20,6 +20,22 @@ def test_a_dry_run_lists_the_units_and_writes_nothing(small_base: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_prints_json(small_base: Path, tmp_path: Path, capsys):
+    path = write_study(tmp_path, small_base)
+    command = ["compare", str(path), "--output", str(tmp_path / "out"), "--dry-run", "--json"]
+    assert cli.run(command) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["units"] == 17 and planned["test_rows"] == 12
+    assert planned["sides"]["lora r=2"]["learning_rates"] == [7e-05, 0.007, 0.7]
+
+
+def test_a_resume_without_the_settings_is_refused(tmp_path: Path, capsys):
+    for _ in range(2):
+        assert cli.run(["compare", "--output", str(tmp_path), "--resume"]) == 6
+        assert "has no study.yaml" in capsys.readouterr().err
+        (tmp_path / "results.jsonl").write_text("")
+
+
 @pytest.mark.slow
 def test_a_study_ends_in_a_table_and_a_report(
     small_base: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch

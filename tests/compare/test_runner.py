@@ -1,6 +1,7 @@
 """A study from its file to its result: what is trained, scored, recorded and removed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from uuid import uuid4
@@ -12,7 +13,8 @@ import lorica
 from lorica.compare import runner, study_run
 from lorica.compare.clock import Clock
 from lorica.compare.records import RECORDS, Records
-from lorica.errors import BaseError, ConfigError, DataError, Stopped
+from lorica.compare.study import read_study
+from lorica.errors import BaseError, ConfigError, DataError, ResourceError, Stopped
 from tests.compare.study_files import (
     fix_costs,
     run,
@@ -162,6 +164,50 @@ def test_an_output_is_not_overwritten(whole_study, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="choose another --output"):
         run(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("file", "file is a file"),
+        ("file/out", "file is a file"),
+        ("link", "link is a link that leads nowhere"),
+        ("link/out", "link is a link that leads nowhere"),
+        ("n" * 300, "cannot be an output"),
+        ("locked/out", "locked is not writable"),
+    ],
+)
+def test_an_output_that_cannot_be_a_folder_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_base: Path, name: str, words: str
+):
+    """Also in a dry run, before the sides are built."""
+    path = write_study(tmp_path, small_base)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "locked").mkdir()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).name != "locked" and may(p, mode))
+    monkeypatch.setattr(runner, "expand", None)
+    with pytest.raises((ConfigError, ResourceError), match=words):
+        run(path, tmp_path / name)
+    with pytest.raises((ConfigError, ResourceError), match=words):
+        runner.prepare(*read_study(path), tmp_path / name)
+
+
+@pytest.mark.parametrize("train", ({"epochs": 1e308}, {"epochs": 1e9}, {"max_steps": 10**30}))
+def test_absurd_step_counts_are_refused(small_base: Path, tmp_path: Path, train: dict):
+    path = write_study(tmp_path, small_base, train=train)
+    with pytest.raises(ConfigError, match="a run of a study has at most 10,000,000 steps"):
+        run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_rows_too_few_for_a_verdict_are_noticed(small_base: Path, tmp_path: Path):
+    path = write_study(tmp_path, small_base)
+    test = tmp_path / "test.jsonl"
+    test.write_text(test.read_text().splitlines()[0] + "\n")
+    notices = runner.prepare(*read_study(path), tmp_path / "out").rows.notices
+    assert f"{test} has 1 row, and a verdict needs at least 3" in notices
 
 
 def test_other_settings_are_not_resumed(whole_study, small_base: Path):

@@ -89,14 +89,14 @@ def test_a_study_is_read_back_as_it_was(tmp_path: Path):
     path = tmp_path / "resolved.yaml"
     path.write_text(resolved(study))
     assert read_study(path)[0] == study
-    check_unchanged(plain_study(study), read_study(path)[0], tmp_path)
+    check_unchanged(plain_study(study), plain_study(read_study(path)[0]), tmp_path)
 
 
 def test_another_study_is_not_resumed(tmp_path: Path):
     then = plain_study(read_study(write(tmp_path))[0])
     now, _ = read_study(write(tmp_path, ("seeds: [0, 1]", "seeds: [0, 2]")))
     with pytest.raises(ConfigError, match=r"\[0, 1\] -> \[0, 2\]"):
-        check_unchanged(then, now, tmp_path)
+        check_unchanged(then, plain_study(now), tmp_path)
 
 
 LORA, FULL = "    ranks: [4, 8]", "  full: {method: full}"
@@ -124,6 +124,23 @@ BROKEN = {
     "equal sides": (FULL, "  full: {method: {name: lora, r: 8}}", 19, "have the same settings"),
     "one side name twice": (FULL, "  lora r=4: {method: full}", 19, "two sides have the name"),
     "no side": (STUDY[STUDY.index("sides:") :], "sides: {}", 14, "sides is"),
+    "a side that is null": (
+        FULL,
+        "  full: null",
+        19,
+        "^[^\n]*sides.full is null; it must be a map",
+    ),
+    "a side that is a word": (FULL, "  full: full", 19, 'sides.full is "full"'),
+    "a rank beyond every layer": (LORA, "    ranks: [4, 100000]", 17, "r of at most 4096"),
+    "too many ranks": (LORA, f"    ranks: {[*range(1, 102)]}", 17, "has 101 ranks"),
+    "too many seeds": ("[0, 1]", str([*range(100_000)]), 9, "seeds has 100,000 seeds"),
+    "a name of a method without it": (FULL, "  ia3: {}", 19, "would be lora under the name of ia3"),
+    "an empty name": (FULL, '  "": {method: full}', 19, "the name ''"),
+    "a blank name": (FULL, '  " ": {method: full}', 19, "the name ' '"),
+    "a name of two lines": (FULL, '  "a\\nb": {method: full}', 19, r"the name 'a\\nb'"),
+    "a name that clears a line": (FULL, '  "a\\e[2K": {method: full}', 19, r"'a\\x1b\[2K'"),
+    "a name that runs backwards": (FULL, '  "\\u202eab": {method: full}', 19, r"'\\u202eab'"),
+    "a long name": (FULL, f"  {'a' * 121}: {{method: full}}", 19, "a name of 121 characters"),
     "a conflict": (FULL, "  full: {method: full, quantisation: nf4}", 19, "trains float weights"),
     "a key twice": ("goal: loss", "goal: loss\ngoal: loss", 8, "set twice"),
 }
@@ -137,6 +154,16 @@ def test_a_mistake_is_reported_with_its_line(case: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message) as raised:
         sides_of(path)
     assert place in str(raised.value)
+
+
+def test_a_name_beside_others_is_kept(tmp_path: Path):
+    """Letters of any script, and the method's own name, are names."""
+    names = (FULL, "  volle Größe: {method: full}\n  ia3: {method: ia3}\n  العربية: {method: vera}")
+    assert [side.name for side in sides_of(write(tmp_path, names))][-3:] == [
+        "volle Größe",
+        "ia3",
+        "العربية",
+    ]
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path):

@@ -81,6 +81,28 @@ def test_without_a_difference_no_side_is_called_the_best():
     assert verdict.sentences[1].startswith("It cannot be distinguished from ")
 
 
+def hits(count, rows=20):
+    return scores([1.0] * count + [0.0] * (rows - count), "higher")
+
+
+def test_equal_sides_are_not_called_the_highest():
+    sides = [side(n, {s: hits(0) for s in range(3)}, measure="exact_match") for n in "abc"]
+    first, second, third = verdict_of(study(sides, goal="exact_match")).sentences
+    assert first == "No side differs in exact_match: the mean of each of the 3 is 0."
+    assert second == "b, c are not shown to differ from the reference a."
+    assert third.endswith("; a and b are equal here; another measure may tell them apart.")
+
+
+def test_sides_that_share_the_first_place_are_all_named():
+    counts = {"a": 4, "b": 8, "c": 8}
+    sides = [
+        side(n, {s: hits(k) for s in range(3)}, measure="exact_match") for n, k in counts.items()
+    ]
+    first = verdict_of(study(sides, goal="exact_match")).sentences[0]
+    assert first.startswith("b, c share the highest mean exact_match, 0.4 ")
+    assert first.endswith("but none is shown to be the best.")
+
+
 def test_a_side_that_diverged_loses_by_name():
     good = {s: scores([1.0, 2.0, 3.0, 4.0 + s]) for s in range(3)}
     bad = side("wild", {}, errors=dict.fromkeys(range(3), "the loss is not finite at step 7"))

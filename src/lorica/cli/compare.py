@@ -12,6 +12,7 @@ from lorica.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from lorica.compare.results import StudyResult
+    from lorica.compare.sides import Side
     from lorica.compare.study_run import StudyRun
     from lorica.compare.verdict import StudyVerdict
 
@@ -72,7 +73,11 @@ def compare(
         check_has_settings(folder)
     read = read_study(study or folder / STUDY)
     if dry_run:
-        print("\n".join(planned_units(prepare(*read, folder))))
+        run = prepare(*read, folder)
+        if json:
+            print_json(planned_json(run))
+        else:
+            print("\n".join(planned_units(run)))
         return
     result = run_study(*read, folder, resume=resume, clock=Clock(seconds))
     verdict = verdict_of(result)
@@ -99,7 +104,7 @@ def parse_duration(text: str) -> float:
 
 def planned_units(run: "StudyRun") -> list[str]:
     """What a study would do, line by line."""
-    study, search = run.study, run.study.rates
+    study = run.study
     opening = (
         f"{counted(len(run.sides), 'side')}, {counted(len(study.seeds), 'seed')}, "
         f"{counted(run.total, 'unit')}; {counted(run.rows.train, 'training row')}, "
@@ -108,11 +113,37 @@ def planned_units(run: "StudyRun") -> list[str]:
     lines = [opening]
     width = max(len(side.name) for side in run.sides)
     for side in run.sides:
-        rates = side.rates(search.factors) if search else [side.centre]
+        rates = _rates(run, side)
         steps = counted(run.steps[side.name], "step")
         words = ", ".join(f"{rate:g}" for rate in rates)
         lines.append(f"  {side.name:<{width}}  {steps}, learning rates {words}")
     return [*lines, *(f"  note: {notice}" for notice in run.rows.notices)]
+
+
+def _rates(run: "StudyRun", side: "Side") -> list[float]:
+    search = run.study.rates
+    return side.rates(search.factors) if search else [side.centre]
+
+
+def planned_json(run: "StudyRun") -> dict[str, Any]:
+    """What a study would do, as plain data."""
+    return {
+        "units": run.total,
+        "seeds": run.study.seeds,
+        "measures": run.study.all_measures,
+        "training_rows": run.rows.train,
+        "test_rows": run.rows.test,
+        "sides": {
+            side.name: {
+                "method": side.method,
+                "rank": side.rank,
+                "steps": run.steps[side.name],
+                "learning_rates": _rates(run, side),
+            }
+            for side in run.sides
+        },
+        "notices": list(run.rows.notices),
+    }
 
 
 def table(result: "StudyResult", verdict: "StudyVerdict") -> list[str]:

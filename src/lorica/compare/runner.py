@@ -6,8 +6,10 @@ records alone, so that a resumed study trains what an uninterrupted one would ha
 """
 
 import math
+import os
 import platform
 import signal
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,26 @@ from lorica.compare.study import STUDY, Study, check_unchanged, plain_study, res
 from lorica.compare.study_rows import check_files, check_same_base, check_same_rows, read_rows
 from lorica.compare.study_run import StudyRun
 from lorica.compare.training_jobs import MAX_RUNS
-from lorica.errors import BaseError, ConfigError, DataError, FileError, Stopped, counted, listed
+from lorica.errors import (
+    BaseError,
+    ConfigError,
+    DataError,
+    FileError,
+    ResourceError,
+    Stopped,
+    counted,
+    listed,
+    writing,
+)
 from lorica.formats import commit
 from lorica.recipe.settings import Settings
 from lorica.recipe.versions import versions
 from lorica.recipe.yaml_file import read_yaml
 from lorica.training.placement import choose_placement
 from lorica.training.resume import machine
+
+MAX_STEPS = 10**7
+"""Of a run: more are a typing error."""
 
 
 def prepare(
@@ -43,6 +58,7 @@ def prepare(
     settings: with the places of the study's settings, for the messages. folder: its output, which
     may hold a part of it. Raises: what `run_study` raises before the first unit.
     """
+    _check_place(folder)
     records = Records(folder)
     start = records.last("start")
     if start is not None:
@@ -78,9 +94,11 @@ def run_study(
     Raises: ConfigError, DataError, BaseError before anything is trained; ResourceError (the disk is
         full, another process works there); Stopped on a signal.
     """
+    _check_place(folder)
     _check_output(folder, resume)
     run = prepare(study, settings, folder, clock=clock)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         commit.sweep(folder)
         commit.sweep(folder / RUNS)
@@ -112,6 +130,30 @@ def _check_output(folder: Path, resume: bool) -> None:
         raise ConfigError(
             f"{folder} exists, and is not overwritten.",
             fix=fix.format("choose another --output"),
+        )
+
+
+def _check_place(folder: Path) -> None:
+    """Raises: ConfigError or ResourceError if `folder` neither is a folder nor can be made one."""
+    place, mode = folder, None
+    while mode is None:
+        try:
+            mode = place.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            place = place.parent
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+            raise ResourceError(
+                f"{folder!s:.200} cannot be an output: {error}.", fix="choose another --output"
+            ) from None
+    if not place.is_dir():
+        kind = "a link that leads nowhere" if stat.S_ISLNK(mode) else "a file"
+        raise ConfigError(
+            f"{folder} cannot be a folder: {place} is {kind}.", fix="choose another --output"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ResourceError(
+            f"cannot write {folder}: {place} is not writable.",
+            fix="choose a folder that you may write to",
         )
 
 
@@ -147,10 +189,18 @@ def _begin(run: StudyRun) -> None:
 
 
 def _steps(side: Side, rows: int) -> int:
-    """The steps of a run of a side."""
+    """The steps of a run of a side. Raises: ConfigError if they are more than MAX_STEPS."""
     config = side.config
     per_step = config.micro_batch_size * config.gradient_accumulation_steps
-    return config.max_steps or math.ceil((config.epochs or 1) * rows / per_step)
+    steps = config.max_steps or (config.epochs or 1) * rows / per_step
+    if steps > MAX_STEPS:
+        key = "max_steps" if config.max_steps else "epochs"
+        raise ConfigError(
+            f"{side.name} has {key} {getattr(config, key):.4g}, and a run of a study has at most "
+            f"{MAX_STEPS:,} steps.",
+            fix=f"give it fewer {key}",
+        )
+    return math.ceil(steps)
 
 
 def _score_base(run: StudyRun) -> None:

@@ -55,14 +55,26 @@ def _which(
     if left_out:
         known += f", without {'seed' if len(left_out) == 1 else 'seeds'} {', '.join(left_out)}"
         known += ", which failed"
-    means = f"{first} has the {'highest' if table.better == 'higher' else 'lowest'} mean"
+    extreme = "highest" if table.better == "higher" else "lowest"
+    means = f"{first} has the {extreme} mean"
     figure = f"{result.goal}, {number(over.value)}{known}"
     end = f"; {listed(failed, NAMES)} came to no result" if failed else ""
     if len(goal) == 1:
         return f"{first} alone has a result: {figure}{end}."
+    equal = _equal_to(first, goal)
+    if len(equal) == len(goal) - 1:
+        each = f"the mean of each of the {len(goal)} is {number(over.value)}"
+        return f"No side differs in {result.goal}: {each}{end}."
+    if equal:
+        means = f"{listed([first, *equal], NAMES)} share the {extreme} mean"
     if len(best) == 1:
         return f"{first} is best with 95 % confidence: {means} {figure}{end}."
-    return f"{means} {figure}, but is not shown to be the best{end}."
+    return f"{means} {figure}, but {'none is' if equal else 'is not'} shown to be the best{end}."
+
+
+def _equal_to(first: str, goal: Mapping[str, Table]) -> list[str]:
+    """The other sides with exactly the mean of the first one."""
+    return [n for n, table in goal.items() if n != first and table.value == goal[first].value]
 
 
 def _apart(
@@ -74,7 +86,7 @@ def _apart(
 ) -> str:
     parts = []
     others = [name for name in best if name != first]
-    if others:
+    if others and not _equal_to(first, goal):
         parts.append(f"it cannot be distinguished from {listed(others, NAMES)}")
     by_verdict: dict[str, list[str]] = {}
     for comparison in comparisons:
@@ -91,7 +103,7 @@ def _apart(
     if not parts:
         return f"{first} stands alone: there is nothing to compare it with."
     return (
-        f"{parts[0][0].upper() if others else parts[0][0]}{parts[0][1:]}"
+        f"{parts[0].replace('it', 'It', 1) if parts[0].startswith('it ') else parts[0]}"
         + "".join(f"; {part}" for part in parts[1:])
         + "."
     )
@@ -121,6 +133,8 @@ def _more(
     against, rival = pairs[0]
     pair = difference(goal[rival], goal[against])
     variance = variance_of(pair, pooled_over(goal))
+    if pair.value == 0:
+        return f"{against} and {rival} are equal here; another measure may tell them apart"
     if variance is None:
         return f"to distinguish {against} from {rival} takes more seeds or test rows"
     ways = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lorica.compare.study import FIX, Study
-from lorica.errors import closest
+from lorica.compare.study_mistakes import MAX_RANKS, mistakes_between, study_mistakes, wrong_method
 from lorica.recipe.settings import Mistake, Settings, Where, raise_mistakes
 from lorica.recipe.validate import validate_member, validate_settings
 from lorica.recipe.values import format_value
@@ -60,7 +60,7 @@ def expand(study: Study, settings: Settings) -> list[Side]:
     Raises: ConfigError with every mistake in the sides, their measures and seeds, with its place;
         BaseError if the base cannot be read.
     """
-    mistakes = [*_study_mistakes(study)]
+    mistakes = [*study_mistakes(study)]
     configs: list[tuple[str, int | None, TrainConfig, Where]] = []
     for name in study.sides:
         ranks, wrong = _ranks(study, name)
@@ -71,7 +71,7 @@ def expand(study: Study, settings: Settings) -> list[Side]:
             if config is not None:
                 label = name if rank is None else f"{name} r={rank}"
                 configs.append((label, rank, config, ("sides", name)))
-    if mistakes := mistakes or [*_mistakes_between(study, configs)]:
+    if mistakes := mistakes or [*mistakes_between(study, configs)]:
         raise_mistakes(mistakes, settings, FIX)
     from lorica.training.prepare import default_learning_rate
 
@@ -98,34 +98,6 @@ def _with_equal_rows(configs: Sequence[tuple[str, int | None, TrainConfig, Where
         yield name, rank, config
 
 
-def _study_mistakes(study: Study) -> Iterator[Mistake]:
-    """What is wrong between the study's own settings."""
-    if twice := sorted({seed for seed in study.seeds if study.seeds.count(seed) > 1}):
-        what = f"seeds has {twice[0]} twice; a second run with one seed is the same run"
-        yield Mistake(("seeds",), what)
-    if study.rates is not None and study.rates.seed in study.seeds:
-        what = f"rates.seed is {study.rates.seed}, which is one of seeds; the rate would be chosen "
-        yield Mistake(("rates", "seed"), what + "by a run that is scored: give another seed")
-    if study.rates is not None and study.data.validation == 0:
-        what = "data.validation is 0, and the rates are searched on validation rows"
-        yield Mistake(("data", "validation"), f"{what}; name a file, or set rates to null")
-    known = measure_names()
-    for name in study.measures:
-        if name not in known:
-            what = f"measures has {name!r}; it must be of {', '.join(known)}"
-            yield Mistake(("measures",), f"{what}; closest {closest(name, known)}")
-    if study.goal not in study.all_measures:
-        what = f"goal is {study.goal!r}, which is not measured"
-        yield Mistake(("goal",), f"{what}; the measures are {', '.join(study.all_measures)}")
-
-
-def measure_names() -> list[str]:
-    """What can be measured on test rows."""
-    from lorica.evaluation.task import Task
-
-    return ["loss", "token_accuracy", *Task.names()]
-
-
 def _ranks(study: Study, name: str) -> tuple[list[int | None], list[Mistake]]:
     """(the ranks of a side's settings; [None]: the method's own), mistakes."""
     where, given = ("sides", name, "ranks"), study.sides[name].get("ranks")
@@ -137,6 +109,9 @@ def _ranks(study: Study, name: str) -> tuple[list[int | None], list[Mistake]]:
         case _:
             what = f"sides.{name}.ranks is {format_value(given)}; it must be a list of whole "
             return [], [Mistake(where, what + "numbers of at least 1")]
+    if len(ranks) > MAX_RANKS:
+        what = f"sides.{name}.ranks has {len(ranks):,} ranks; a side has at most {MAX_RANKS}"
+        return [], [Mistake(where, what)]
     if len(set(ranks)) < len(ranks):
         return [], [Mistake(where, f"sides.{name}.ranks has one rank twice: {format_value(given)}")]
     return [*ranks], []
@@ -155,6 +130,8 @@ def _config_of(
     for key in SET_BY_STUDY:
         side.data.pop(key, None)
     side.data |= {"base": study.base, "data": study.data.model_dump(mode="json"), "output": "runs"}
+    if "method" not in side.data and (what := wrong_method(name)):
+        return None, [*mistakes, Mistake(("sides", name), what)]
     config, wrong = validate_settings(TrainConfig, side)
     method, more = _validate_method(side)
     for mistake in [*wrong, *more]:
@@ -209,23 +186,3 @@ def _upwards(path: Where) -> Iterator[Where]:
     """A path, and those around it."""
     for length in range(len(path), 0, -1):
         yield path[:length]
-
-
-def _mistakes_between(
-    study: Study, configs: Sequence[tuple[str, int | None, TrainConfig, Where]]
-) -> Iterator[Mistake]:
-    """Sides that are equal, or have one name; a reference that is no side."""
-    names = [name for name, *_ in configs]
-    by_settings: dict[str, str] = {}
-    for name, _, config, where in configs:
-        key = config.model_dump_json()
-        if names.count(name) > 1:
-            yield Mistake(where, f"two sides have the name {name!r}; rename one")
-        elif key in by_settings:
-            what = f"the sides {by_settings[key]!r} and {name!r} have the same settings"
-            yield Mistake(where, f"{what}; a side cannot differ from itself: leave one out")
-        by_settings.setdefault(key, name)
-    if study.reference is not None and names and study.reference not in names:
-        what = f"reference is {study.reference!r}, which is no side; closest "
-        near = closest(study.reference, names)
-        yield Mistake(("reference",), f"{what}{near}; the sides are {', '.join(names)}")

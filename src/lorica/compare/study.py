@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorica.compare.report.text import HIDING, MAX_NAME
 from lorica.data.config import DataConfig
 from lorica.errors import ConfigError
 from lorica.recipe.flags import resolve_paths
-from lorica.recipe.settings import Settings, raise_mistakes
+from lorica.recipe.settings import Mistake, Settings, raise_mistakes
 from lorica.recipe.validate import validate_settings
+from lorica.recipe.values import format_value
 from lorica.recipe.yaml_file import read_yaml, to_yaml
 
 STUDY = "study.yaml"
@@ -86,11 +88,41 @@ def read_study(path: Path) -> tuple[Study, Settings]:
 
 def validate(settings: Settings) -> Study:
     """Settings as a study. Raises: ConfigError with every mistake, each with its place."""
+    wrong = _wrong_sides(settings)
     study, mistakes = validate_settings(Study, settings)
+    mistakes += wrong
     if mistakes := settings.mistakes + mistakes:
         raise_mistakes(mistakes, settings, FIX)
     assert study is not None  # no mistakes
     return study
+
+
+def _wrong_sides(settings: Settings) -> list[Mistake]:
+    """Sides with a name that cannot be printed, or that are no mapping; they are replaced."""
+    mistakes, sides = list[Mistake](), settings.data.get("sides")
+    if not isinstance(sides, dict):
+        return []
+    for name, side in [*sides.items()]:
+        if what := _wrong_name(name):
+            mistakes.append(Mistake(("sides", name), what))
+            sides[repr(name)] = sides.pop(name)
+        elif not isinstance(side, dict):
+            what = f"sides.{name} is {format_value(side)}; it must be a mapping with a method"
+            mistakes.append(Mistake(("sides", name), what))
+            sides[name] = {}
+    return mistakes
+
+
+def _wrong_name(name: str) -> str:
+    """Why a name cannot be that of a side, which terminals and pages show; "" if it can."""
+    if not name.strip():
+        return f"sides has the name {name!r}; give the side a name that can be read"
+    if HIDING.search(name) or set(name) & set("\t\n"):
+        what = "a line break, a control character or a mark that hides or reorders text"
+        return f"sides has the name {name!a}, with {what}: leave it out"
+    if len(name) > MAX_NAME:
+        return f"sides has a name of {len(name):,} characters, {name[:40]!r}...; at most {MAX_NAME}"
+    return ""
 
 
 def resolved(study: Study) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lorica.base.file_digests import file_digests
 from lorica.base.load import load_tokenizer
+from lorica.compare.influence import MIN_ROWS
 from lorica.compare.scoring import ScoreSettings, check_can_answer
 from lorica.compare.sides import Side
 from lorica.compare.study import Study
@@ -62,6 +63,9 @@ def read_rows(study: Study, sides: Sequence[Side], settings: ScoreSettings) -> S
             fix="name a file in data.validation, or set rates to null",
         )
     notices = [*test.notices, *answers]
+    if len(test.train) < MIN_ROWS:
+        count = counted(len(test.train), "row")
+        notices.append(f"{study.test} has {count}, and a verdict needs at least {MIN_ROWS}")
     notices += _shared_rows(test.train, data.train, "training", study.test)
     if study.rates is not None:
         notices += _shared_rows(test.train, data.validation, "validation", study.test)
