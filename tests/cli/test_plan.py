@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lorica import cli
+from lorica.cli.planned import compared
 from tests.plan.planned import write_base, write_rows
 
 
@@ -128,6 +129,22 @@ def test_training_keeps_what_was_planned(capsys, rows, small_base, tmp_path):
     assert "of memory (planned: " in line
     file = (tmp_path / "run/adapter/adapter_model.safetensors").stat().st_size
     assert kept["adapter_bytes"] == pytest.approx(file, rel=0.1)  # a header of small tensors
+
+
+@pytest.mark.parametrize(
+    ("took", "steps", "words"),
+    [
+        (5.0, 10, "5.0 s (planned: 4.0 s to 8.0 s)"),
+        (14.0, 10, "the plan was too short"),
+        (2.0, 10, "the plan was too long"),
+        (2.0, 6, "(planned: 4.0 s to 8.0 s for all 10 steps)"),
+    ],
+)
+def test_a_missed_range_is_named(took, steps, words):
+    spans = {"low": 4.0, "expected": 5.0, "high": 8.0}
+    predicted = {"memory_bytes": 1, "seconds": spans, "took_seconds": took, "steps": 10}
+    line = compared(predicted, {"peak_memory_bytes": None, "steps": steps})
+    assert words in line and ("the plan was" in line) == ("the plan was" in words)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A whole estimate, and the change that makes a run fit."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lorica.plan.devices import device_named
-from lorica.plan.estimate import estimate
+from lorica.plan.estimate import START, estimate
 from lorica.plan.fit import all_changes, change_that_fits, recipe, single_changes
 from tests.plan.planned import settings, write_base, write_rows
 
@@ -41,7 +42,38 @@ def test_time_is_that_of_the_steps_and_two_evaluations(rows, llama):
         100 * more.step.expected, rel=1e-3
     )
     assert some.run.expected > 100 * some.step.expected
-    assert some.run.low < some.run.expected <= some.run.high
+    assert some.run.low < some.run.expected < some.run.high
+
+
+def test_a_run_has_the_start_of_its_command(rows):
+    """It is most of a short run, as of 30 steps on a base of 260,000 parameters."""
+    config = settings(rows, max_steps=1)
+    for device in ("cpu", "h100"):
+        run = estimate(config, device_named(device)).run
+        assert run.low > START[device_named(device).kind].low
+        assert run.high > START[device_named(device).kind].high
+
+
+def test_other_programs_on_this_machine_widen_the_range(rows, monkeypatch):
+    cpu, config = replace(device_named("cpu"), threads=1, processors=2), settings(rows)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
+    alone = estimate(config, cpu)
+    assert not any("other programs" in notice for notice in alone.notices)
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.0, 0.0, 0.0))
+    shared = estimate(config, cpu)
+    assert any("up to 4.0 times as long" in notice for notice in shared.notices)
+    assert shared.step.high == pytest.approx(4 * alone.step.high)
+    assert shared.step.expected == alone.step.expected
+
+
+def test_launches_that_decide_are_noted(rows, llama):
+    config = settings(rows, llama, dtype="bfloat16", micro_batch_size=1)
+    fast = [estimate(config, device_named(card)) for card in ("a100-80", "h100")]
+    assert fast[0].step.expected == pytest.approx(fast[1].step.expected, rel=0.02)
+    for planned in fast:
+        assert any("launch its kernels" in notice for notice in planned.notices)
+    slow = estimate(config, device_named("t4"))
+    assert not any("launch its kernels" in notice for notice in slow.notices)
 
 
 def card(memory):

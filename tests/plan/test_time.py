@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lorica.plan import time as plan_time
-from lorica.plan.devices import device_named
+from lorica.plan.devices import device_named, devices
 from lorica.plan.shapes import Shapes, read_shapes
-from lorica.plan.time import Rates, Span, seconds, step_time, work_of
+from lorica.plan.time import SHARES, Rates, Span, seconds, step_time, waits_for_launches, work_of
 from lorica.plan.tokens import MicroBatch, TokenCounts
 from lorica.recipe.catalogue import method as catalogued
 from lorica.training.settings import TrainSettings
@@ -98,6 +98,29 @@ def test_a_card_gives_a_range_and_accumulation_multiplies_it(llama):
     assert more and 3.8 < more.expected / one.expected <= 4
 
 
+@pytest.mark.parametrize("card", list(devices()))
+@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_a_range_lies_on_both_sides(llama, card, name, rows):
+    """Whatever decides: products, the bytes of weights or of the optimizer, or launches."""
+    batch = MicroBatch(rows, rows * 60, rows * 20, 60, rows * 60)
+    for shapes in (llama, read_shapes("bundled")):
+        given = settings(name, dtype="bfloat16")
+        span = step_time(shapes, given.method, given, counts(batch), device_named(card))
+        assert span and 1.1 * span.low < span.expected < span.high / 1.1
+
+
+def test_a_note_says_when_launches_decide(llama):
+    def waits(rows: int, device: str, shapes: Shapes = llama) -> bool:
+        batch = MicroBatch(rows, rows * 60, rows * 20, 60, rows * 60)
+        given = settings(dtype="bfloat16")
+        return waits_for_launches(shapes, given.method, given, counts(batch), device_named(device))
+
+    assert waits(4, "h100") and not waits(64, "h100") and not waits(4, "t4")
+    assert waits(4, "t4", read_shapes("bundled")) and not waits(4, "cpu")
+    assert not waits(4, "24GiB")
+
+
 def test_float32_is_slower_and_a_card_without_bfloat16_computes_it_as_float32(llama):
     def expected(device: str, dtype: str) -> float:
         given = settings(dtype=dtype)
@@ -132,7 +155,7 @@ def test_a_cpu_is_measured():
 def test_small_batches_are_bound_by_the_weights_bytes(llama):
     tiny = work(llama, "ia3", MicroBatch(1, 4, 4, 4, 4), dtype="bfloat16")
     rates = Rates(312e12, 1555e9)
-    spent = seconds(replace(tiny, calls=0), rates, device_named("a100-40"), 0.5, 1)
+    spent = seconds(replace(tiny, calls=0), rates, device_named("a100-40"), SHARES["cuda"][1], 1)
     assert spent >= 2 * 2 * llama.parameters / 1555e9
 
 

@@ -81,7 +81,8 @@ def _measured(config: TrainConfig, planned: "Estimate", here: "Device") -> "Esti
     if planned.device != here:
         raise ConfigError(
             f"--measure times steps on {here.name}, and the plan is for {planned.device.name}.",
-            fix=f"--device {here.name}, or leave --measure out",
+            fix=f"--device {here.name} for a time here; for that of the card, run this on the "
+            "machine that has it; or leave --measure out",
         )
     if not planned.fits:
         raise ConfigError(

@@ -230,12 +230,15 @@ def prediction(estimate: Estimate) -> dict[str, Any]:
     """What results.json keeps of the plan as `predicted`.
 
     memory_bytes: what the run's own figure measures: on a card, what torch has allocated there.
+    seconds: of the whole command. took_seconds: what it took, once it has ended; None: not known.
     """
     memory, on_card = estimate.memory, estimate.device.kind == "cuda"
     return {
         "memory_bytes": memory.total - memory.runtime * on_card,
         "memory": asdict(memory),
         "seconds": None if estimate.run is None else asdict(estimate.run),
+        "took_seconds": None,
+        "steps": estimate.steps,
         "adapter_bytes": estimate.adapter_bytes,
         "device": estimate.device.name,
     }
@@ -249,7 +252,19 @@ def compared(predicted: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         words.append(
             f"{size(peak)} of memory (planned: {size(predicted['memory_bytes'])}, {off:+.0%})"
         )
-    if (expected := predicted.get("seconds")) is not None:
-        planned = f"{duration(expected['low'])} to {duration(expected['high'])}"
-        words.append(f"{duration(figures['seconds'])} (planned: {planned})")
-    return "it took " + ", ".join(words)
+    return "it took " + ", ".join([*words, *_time_compared(predicted, figures)])
+
+
+def _time_compared(predicted: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[str]:
+    """The time of the command beside its range, and whether that was missed."""
+    expected, took = predicted["seconds"], predicted["took_seconds"]
+    if expected is None or took is None:
+        return
+    planned = f"planned: {duration(expected['low'])} to {duration(expected['high'])}"
+    if figures["steps"] < predicted["steps"]:
+        planned += f" for all {predicted['steps']:,} steps"
+    elif took > expected["high"]:
+        planned += "; the plan was too short, which other programs on the machine may explain"
+    elif took < expected["low"]:
+        planned += "; the plan was too long"
+    yield f"{duration(took)} ({planned})"

@@ -1,6 +1,7 @@
 """lorica train: from a recipe, or from flags alone, to a run folder."""
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def train(
             given=recipe,
             fix=f"lorica train --resume {resume}",
         )
-    path = Path(recipe) if recipe else None
+    path, began = Path(recipe) if recipe else None, time.perf_counter()
     planned = plan_run(resume / "config.yaml" if resume else path, flags)
     config = None if resume else read(path, flags)
     steps_before = finished_steps(resume) if resume else None
@@ -70,6 +71,10 @@ def train(
         print(*result.notices, sep="\n")
         return
     if planned is not None:
+        if resume:  # a part of its time was in another command
+            planned["seconds"] = None
+        else:
+            planned["took_seconds"] = round(time.perf_counter() - began, 3)
         keep_prediction(result, planned)
     if json:
         print_json(_as_json(result))

@@ -1,8 +1,9 @@
 """What a run will cost: parameters, tokens, memory and time, before anything is loaded."""
 
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lorica.errors import ConfigError
@@ -10,12 +11,18 @@ from lorica.plan.devices import Device
 from lorica.plan.memory import Memory, peak_memory
 from lorica.plan.parameters import count_parameters
 from lorica.plan.shapes import Shapes, read_shapes
-from lorica.plan.time import Span, step_time
+from lorica.plan.time import Span, step_time, waits_for_launches
 from lorica.plan.tokens import TokenCounts, count_tokens
 from lorica.training.config import TrainConfig
 
 FORWARD_SHARE = 0.5
 """Time of a token in an evaluation, as a share of its time in training with a frozen base."""
+START = {"cpu": Span(3, 5, 10), "cuda": Span(5, 10, 30)}
+"""Seconds for importing torch and transformers, checking the base and writing the adapter."""
+LOADED_PER_SECOND = (2e9, 1e9, 2.5e8)
+"""Bytes of weights that are read and converted: at best, expected, at worst (a slow disk)."""
+BUSY = 1.2
+"""Times as long as alone, from which on other programs on this machine are worth a notice."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,8 @@ class Estimate:
     parameters: kind of layer -> trained parameters. base_parameters: of the base. adapter_bytes:
     of the adapter's file. epochs: passes over the rows. rows, label_tokens, real_tokens: of an
     epoch. computed_tokens: of an epoch, after shared prefixes or with padding. memory: at the peak
-    of a step. step: seconds of an optimizer step; run: of all steps and evaluations, without the
-    start; None: the speed of the device is not known.
+    of a step. step: seconds of an optimizer step; run: of the whole command, with its start and
+    its evaluations, but no download; None: the speed of the device is not known.
     """
 
     parameters: Mapping[str, int]
@@ -103,7 +110,18 @@ def estimate(config: TrainConfig, device: Device, tokens: TokenCounts | None = N
     )
     rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or math.ceil((config.epochs or 1) * tokens.rows / rows_per_step)
-    step = step_time(shapes, method, config, tokens, device)
+    step, notices = step_time(shapes, method, config, tokens, device), list[str]()
+    if waits_for_launches(shapes, method, config, tokens, device):
+        notices.append(
+            "a step takes as long as Python needs to launch its kernels: a faster card is no "
+            "faster; a larger --micro_batch_size uses it better"
+        )
+    if step is not None and (shared := busy(device)) > BUSY:
+        step = replace(step, high=step.high * shared)
+        notices.append(
+            f"other programs use this machine now: the run may take up to {shared:.1f} times as "
+            "long as alone, and its range goes up to that"
+        )
     return Estimate(
         parameters=counts.by_kind,
         base_parameters=shapes.parameters,
@@ -118,17 +136,36 @@ def estimate(config: TrainConfig, device: Device, tokens: TokenCounts | None = N
         memory=peak_memory(shapes, method, config, tokens, device),
         device=device,
         step=step,
-        run=None if step is None else run_time(config, tokens, step, steps),
+        run=None if step is None else run_time(config, shapes, tokens, device, step, steps),
         shapes=shapes,
         tokens=tokens,
-        notices=(*shapes.notices, *tokens.notices),
+        notices=(*shapes.notices, *tokens.notices, *notices),
     )
 
 
-def run_time(config: TrainConfig, tokens: TokenCounts, step: Span, steps: int) -> Span:
-    """All steps, and the evaluations at the beginning, between and at the end."""
+def busy(device: Device) -> float:
+    """Times as long as alone that a process takes beside what runs on this machine now; 1: alone.
+
+    device: a card has no other programs, as far as is known here.
+    """
+    if device.kind != "cpu" or not hasattr(os, "getloadavg"):
+        return 1.0
+    return max(1.0, (os.getloadavg()[0] + device.threads) / device.processors)
+
+
+def run_time(
+    config: TrainConfig,
+    shapes: Shapes,
+    tokens: TokenCounts,
+    device: Device,
+    step: Span,
+    steps: int,
+) -> Span:
+    """The start, all steps, and the evaluations at the beginning, between and at the end."""
+    size = shapes.bytes_of(config.dtype)
+    start = START[device.kind] + Span(*(size / rate for rate in LOADED_PER_SECOND))
     evaluations = 2 + (steps - 1) // config.eval_steps if config.eval_steps else 2
     rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps
     tokens_per_step = tokens.mean.tokens / tokens.mean.rows * rows_per_step
     passes = evaluations * tokens.validation_tokens / max(tokens_per_step, 1)
-    return step * (steps + FORWARD_SHARE * passes)
+    return start + step * (steps + FORWARD_SHARE * passes)

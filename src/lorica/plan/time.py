@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorica.plan.devices import Device
 from lorica.plan.families import SiteShape
@@ -31,18 +31,28 @@ from lorica.training.settings import TrainSettings
 
 MAX_LABEL_SHARE = 0.8
 """As in training.objective: up to here the last block computes label positions only."""
-SHARES = {"cuda": (0.75, 0.5, 0.2), "cpu": (0.9, 0.5, 0.25)}
-"""Share of the peak rate of products that a step reaches: at best, expected, at worst. At best: a
-large product in cuBLAS or MKL. At worst: small batches, where launching kernels takes as long."""
-BANDWIDTH_SHARE = 0.8
-"""Share of the memory's bandwidth that a long copy reaches (STREAM on CPUs, copies on GPUs)."""
+
+
+class Reached(NamedTuple):
+    """What a step reaches of a device: shares of the peak rate of products and of the memory's
+    bandwidth; and the seconds of Python and dispatch for one tensor operation in eager mode."""
+
+    products: float
+    bandwidth: float
+    call: float
+
+
+SHARES = {
+    "cuda": (Reached(0.75, 0.9, 8e-6), Reached(0.5, 0.8, 12e-6), Reached(0.2, 0.6, 30e-6)),
+    "cpu": (Reached(0.9, 0.9, 18e-6), Reached(0.5, 0.8, 25e-6), Reached(0.25, 0.6, 50e-6)),
+}
+"""At best, expected, at worst. Products at best: a large one in cuBLAS or MKL; at worst: small
+batches. Bandwidth: of a long copy (STREAM on CPUs, copies on GPUs)."""
 PASSES = 6
 """How often a saved activation moves: written, read by the next layer and in the backward pass;
 its gradient is written, read and added to."""
 OPTIMIZER_BYTES = 28
 """Of a parameter in an AdamW update: four float32 numbers are read, three are written."""
-SECONDS_PER_CALL = {"cuda": 12e-6, "cpu": 25e-6}
-"""Python and dispatch of one tensor operation in eager mode, forward or backward."""
 CALLS_PER_BLOCK, CALLS_PER_SITE = 60, 14
 """Tensor operations of a block, and more of each adapted layer, forward and backward."""
 LEAST_HEAD = 64
@@ -108,23 +118,49 @@ def step_time(
         return None
     work = work_of(shapes, method, settings, tokens.mean, tokens.conditions)
     low, expected, high = (
-        seconds(work, rates, device, share, settings.gradient_accumulation_steps)
-        for share in SHARES[device.kind]
+        seconds(work, rates, device, reached, settings.gradient_accumulation_steps)
+        for reached in SHARES[device.kind]
     )
     return Span(low, expected, high)
 
 
-def seconds(work: Work, rates: Rates, device: Device, share: float, micro_batches: int) -> float:
-    """An optimizer step, if products reach `share` of the peak."""
-    bandwidth = rates.bandwidth * BANDWIDTH_SHARE
-    products = max(work.products / (rates.products * share), work.weight_bytes / bandwidth)
-    computed = products + work.other_bytes / bandwidth
-    if device.kind == "cpu":
-        computed += work.unpacked / (UNPACKED_PER_SECOND * device.threads)
-    waiting = work.calls * SECONDS_PER_CALL[device.kind]
+def waits_for_launches(
+    shapes: Shapes,
+    method: Mapping[str, Any],
+    settings: TrainSettings,
+    tokens: TokenCounts,
+    device: Device,
+) -> bool:
+    """Whether a step takes as long as Python needs to launch its kernels: a faster card is no
+    faster then. Arguments as in `step_time`."""
+    rates = rates_of(device, settings.dtype)
+    if device.kind != "cuda" or rates is None:
+        return False
+    work, reached = (
+        work_of(shapes, method, settings, tokens.mean, tokens.conditions),
+        SHARES["cuda"][1],
+    )
+    return work.calls * reached.call > _computing(work, rates, device, reached)
+
+
+def seconds(
+    work: Work, rates: Rates, device: Device, reached: Reached, micro_batches: int
+) -> float:
+    """An optimizer step, if a device reaches so much."""
+    computing, waiting = _computing(work, rates, device, reached), work.calls * reached.call
     # A GPU works while Python launches what comes next; a CPU does one after the other.
-    own = max(computed, waiting * 0.5 / share) if device.kind == "cuda" else computed + waiting
-    return micro_batches * own + work.update_bytes / bandwidth
+    own = max(computing, waiting) if device.kind == "cuda" else computing + waiting
+    return micro_batches * own + work.update_bytes / (rates.bandwidth * reached.bandwidth)
+
+
+def _computing(work: Work, rates: Rates, device: Device, reached: Reached) -> float:
+    """Seconds in which a micro-batch is computed."""
+    bandwidth = rates.bandwidth * reached.bandwidth
+    products = work.products / (rates.products * reached.products)
+    computing = max(products, work.weight_bytes / bandwidth) + work.other_bytes / bandwidth
+    if device.kind == "cpu":
+        computing += work.unpacked / (UNPACKED_PER_SECOND * device.threads)
+    return computing
 
 
 def work_of(

@@ -178,7 +178,12 @@ def _predicted(folder: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, 
     size = weights.stat().st_size if plain_files.is_file(weights) else None
     figures = (
         ("peak memory", predicted.get("memory_bytes"), results.get("peak_memory_bytes"), BYTES),
-        ("time", span.get("expected"), results.get("seconds"), (("s", 1.0),)),
+        (
+            "time",
+            span.get("expected"),
+            predicted.get("took_seconds", results.get("seconds")),
+            (("s", 1.0),),
+        ),
         ("adapter file", predicted.get("adapter_bytes"), size, BYTES),
     )
     for label, planned, came, units in figures:
