@@ -184,3 +184,20 @@ def test_a_recipe_that_cannot_be_written_at_the_end_is_one_json_document(
     monkeypatch.setattr(Path, "write_text", full)
     assert cli.run(["choose", *words, "--output", str(tmp_path / "recipe.yaml")]) == 4
     json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("count", [61, 200, 733])
+@pytest.mark.parametrize("memory", ["24GiB", "660MiB"])
+def test_the_choice_and_the_plan_of_its_recipe_have_the_same_numbers(
+    write, tmp_path, choose, capsys, count, memory
+):
+    path = tmp_path / "recipe.yaml"
+    words = ["--data", write(tickets(count, 0), count), "--memory", memory]
+    chosen = choose(*words, "--output", str(path))
+    assert cli.run(["plan", str(path), "--device", memory, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert chosen["peak_memory_bytes"] == planned["memory"]["total"]
+    assert chosen["rows"]["train"] == planned["rows"]
+    assert chosen["rows"]["label_tokens"] == planned["label_tokens"]
+    warmup = next(r["why"] for r in chosen["reasons"] if r["what"] == "warmup_ratio")
+    assert warmup.startswith(f"{planned['steps']:,} steps")

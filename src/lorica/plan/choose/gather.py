@@ -1,9 +1,12 @@
 """Read the situation: the base's sizes, the rows, and what a training takes on the device."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorica.data.check import Report, check
+from lorica.plan.choose.fit import ROWS_PER_STEP
+from lorica.plan.choose.run_length import choose_length
 from lorica.plan.choose.situation import Base, Engine, Goal, Peak, Rows, Settings, Situation
 from lorica.plan.devices import Device, devices
 from lorica.plan.memory import peak_memory
@@ -58,7 +61,9 @@ def gather(config: TrainConfig, device: Device, goal: Goal, serve: Engine) -> Ga
         )
         config = config.model_copy(update={"data": config.data.model_copy(update=changed)})
         report = report_on(config)
-    rows = _rows(report, estimated=bool(tokenizer.notices))
+    counted = _counter(shapes)
+    counts = None if report.problems else counted(_recipe(config, device))
+    rows = _rows(report, counts, estimated=bool(tokenizer.notices))
     base = Base(
         config.base,
         shapes.hidden,
@@ -71,10 +76,13 @@ def gather(config: TrainConfig, device: Device, goal: Goal, serve: Engine) -> Ga
         goal,
         serve,
         memory=device.memory_bytes or None,
-        peak=None if rows.problems else _peak(config, shapes, device),
         device=_name(device),
         kind=device.kind,
     )
+    if counts is not None:
+        length = {reason.what: reason.value for reason in choose_length(situation)}
+        recipe = _recipe(config, device).model_copy(update={"epochs": length["epochs"]})
+        situation = replace(situation, peak=_peak(recipe, shapes, device, counted))
     return Gathered(situation, changed, why, (*shapes.notices, *tokenizer.notices))
 
 
@@ -84,17 +92,19 @@ def _name(device: Device) -> str:
     return device.name if device.name in devices() else "the device"
 
 
-def _rows(report: Report, *, estimated: bool) -> Rows:
-    """The counts of a report. estimated: the tokens are; then texts cannot be decoded."""
+def _rows(report: Report, counts: TokenCounts | None, *, estimated: bool) -> Rows:
+    """The rows of a report, with the counts of their plan; None: they cannot be trained on.
+
+    estimated: the tokens are; then texts cannot be decoded.
+    """
     (kind,) = report.kinds
     known = (*COUNTED, "in pieces") if estimated else COUNTED
-    share = report.train / max(report.train + report.validation, 1)
     return Rows(
         kind,
         report.rows,
-        report.train,
-        report.validation,
-        round(report.label_tokens * share),
+        counts.rows if counts else report.train,
+        counts.validation_rows if counts else report.validation,
+        counts.label_tokens if counts and kind != "label" else 0,
         longest=report.longest,
         median=report.median,
         max_length=report.max_length,
@@ -111,18 +121,41 @@ def _rows(report: Report, *, estimated: bool) -> Rows:
     )
 
 
-def _peak(config: TrainConfig, shapes: Shapes, device: Device) -> Peak:
-    counts: dict[int, TokenCounts] = {}  # by rows at a time
+def _recipe(config: TrainConfig, device: Device) -> TrainConfig:
+    """The settings that every recipe for this device has."""
+    update: dict[str, Any] = {"micro_batch_size": ROWS_PER_STEP, "target_modules": "all-linear"}
+    if device.kind == "cuda":
+        update["dtype"] = "bfloat16"
+    return config.model_copy(update=update)
 
+
+def _counter(shapes: Shapes) -> Callable[[TrainConfig], TokenCounts]:
+    """`count_tokens`, which counts once for settings by which the counts do not differ."""
+    known: dict[tuple[Any, ...], TokenCounts] = {}
+
+    def counted(config: TrainConfig) -> TokenCounts:
+        own = config.method
+        key = (config.micro_batch_size, config.epochs, own["name"] == "alora", own.get("dropout"))
+        if key not in known:
+            known[key] = count_tokens(config, shapes)
+        return known[key]
+
+    return counted
+
+
+def _peak(
+    recipe: TrainConfig,
+    shapes: Shapes,
+    device: Device,
+    counted: Callable[[TrainConfig], TokenCounts],
+) -> Peak:
     def peak(settings: Settings) -> int:
         own = settings["method"]
         full = with_defaults(method(own["name"]), own)
-        dtype = "bfloat16" if device.kind == "cuda" else config.dtype
-        update = {"dtype": dtype, **settings, "method": full}
-        changed = config.model_copy(update=update)
-        size = changed.micro_batch_size
-        if size not in counts:
-            counts[size] = count_tokens(changed, shapes)
-        return peak_memory(shapes, full, changed, counts[size], device).total
+        update = {**settings, "method": full}
+        if own["name"] == "full":
+            update["target_modules"] = None
+        changed = recipe.model_copy(update=update)
+        return peak_memory(shapes, full, changed, counted(changed), device).total
 
     return peak

@@ -10,13 +10,14 @@ EPOCHS, MANY_ROWS, LEAST_STEPS, MOST_EPOCHS = 3, 50_000, 100, 20
 SHORT_RUN, PATIENCE, EVALUATIONS = 200, 3, 10
 
 
-def choose_length(situation: Situation, packed_rows: int | None = None) -> list[Reason]:
-    """epochs, warmup_ratio, eval_steps and early_stopping_patience.
+def steps_of(rows: int, epochs: int) -> int:
+    """Steps of a run, as training.plan has them: an epoch may end within a step."""
+    return ceil(epochs * rows / ROWS_PER_STEP)
 
-    packed_rows: rows of an epoch as trained on, where they are not those of the file.
-    """
-    rows = packed_rows or max(situation.rows.train, 1)
-    each = ceil(rows / ROWS_PER_STEP)  # steps of an epoch
+
+def choose_length(situation: Situation) -> list[Reason]:
+    """epochs, warmup_ratio, eval_steps and early_stopping_patience."""
+    rows = max(situation.rows.train, 1)
     epochs, why = EPOCHS, "the usual number"
     if situation.rows.validation:
         why += "; the best adapter is kept if more epochs harm"
@@ -24,13 +25,13 @@ def choose_length(situation: Situation, packed_rows: int | None = None) -> list[
         epochs = 1
         why = f"--goal {situation.goal}" if situation.goal == "fast" else f"{rows:,} rows are many"
         why += ": one pass; further epochs may make the results worse"
-    elif each * EPOCHS < LEAST_STEPS:
-        epochs = min(ceil(LEAST_STEPS / each), MOST_EPOCHS)
+    elif steps_of(rows, EPOCHS) < LEAST_STEPS:
+        epochs = min(ceil(LEAST_STEPS * ROWS_PER_STEP / rows), MOST_EPOCHS)
         why = (
-            f"{rows:,} rows: {EPOCHS} epochs are only {each * EPOCHS} steps; "
-            f"this makes {each * epochs}"
+            f"{rows:,} rows: {EPOCHS} epochs are only {steps_of(rows, EPOCHS)} steps; "
+            f"this makes {steps_of(rows, epochs)}"
         )
-    steps = each * epochs
+    steps = steps_of(rows, epochs)
     warmup = 0.1 if steps < SHORT_RUN else 0.03
     reasons = [
         Reason("epochs", epochs, why, ("article-epochs",)),
