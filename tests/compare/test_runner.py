@@ -130,6 +130,25 @@ def test_a_study_that_has_ended_trains_nothing_again(
     assert (output / RECORDS).read_bytes() == before
 
 
+def test_the_last_unit_is_the_last(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two rates the best is at an edge: rates beyond are tried, which no plan has counted."""
+    fix_costs(monkeypatch)
+    lines: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(
+        study_run.StudyRun,
+        "announce",
+        lambda self, text: lines.append((text.split()[0], self.done, self.total)),
+    )
+    sides = {"lora": {"method": "lora"}}
+    changes = {"factors": [0.3, 1.0], "rungs": 1}
+    path = write_study(tmp_path, small_base, sides=sides, seeds=[0], rates=changes)
+    run(path, tmp_path / "out")
+    assert [done for kind, done, total in lines if done == total] == [lines[-1][1]]
+    assert lines[-1][0] == "final" and len([line for line in lines if line[0] == "learning"]) > 1
+
+
 def test_a_run_that_diverges_is_a_result(
     small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -149,7 +168,7 @@ def test_the_budget_ends_a_study_and_the_result_says_what_is_missing(
     path, _, whole = whole_study
     fix_costs(monkeypatch)
     seconds = iter(range(1000))
-    cut = run(path, tmp_path / "out", clock=Clock(budget=9, now=lambda: float(next(seconds))))
+    cut = run(path, tmp_path / "out", clock=Clock(budget=13, now=lambda: float(next(seconds))))
     assert cut.missing[0] == "lora r=2: 2 of 2 final runs are missing (seeds 0, 1)"
     assert len(cut.missing) == 2 and cut.missing[1].startswith("ia3: ")
     resumed = run(path, tmp_path / "out", resume=True)

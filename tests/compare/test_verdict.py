@@ -279,6 +279,9 @@ def test_learned_against_forgotten_and_the_fronts():
     for tradeoff in verdict.tradeoffs:
         assert tradeoff.forgotten.value == pytest.approx(0.2)
         assert tradeoff.learned.over_both.low > 0.8
+    third = verdict.sentences[2]
+    words = f'the loss of {verdict.ranking[0]} on the rows of "before" rose by 0.2 (of the others'
+    assert third.count(words + ": 0.2); ") == 1
     quality = {name: verdict.sides[name]["loss"].figure.value for name in "abc"}
     assert verdict.fronts["time"][0] == "a"
     assert verdict.fronts["memory"][0] == "c"

@@ -6,16 +6,42 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Work:
+    """expected, done: seconds by what is known beforehand, of all units and of those that have
+    ended. spent: seconds that these really took.
+    """
+
+    expected: float = 0.0
+    done: float = 0.0
+    spent: float = 0.0
+
+    def note(self, expected: float, seconds: float) -> None:
+        """A part has ended. expected: its share of `expected`; seconds: that it took."""
+        self.done += expected
+        self.spent += seconds
+
+    def skip(self, expected: float) -> None:
+        """A part had ended in an earlier sitting."""
+        self.expected -= expected
+
+    @property
+    def left(self) -> float:
+        """Seconds until the last part has ended, from what those so far took."""
+        pace = self.spent / self.done if self.done else 1.0
+        return max(self.expected - self.done, 0.0) * pace
+
+
+@dataclass
 class Clock:
-    """expected, done: seconds of training by the cost of each side, of all units and of those that
-    have ended. budget: seconds of this sitting; None: no limit. spent: seconds of jobs that ended.
+    """training: passes, by the cost of a step of each side alone; what starts and evaluations take
+    beside it shows in what the first ones took. scoring: of the final runs, by that of the base.
+    budget: seconds of this sitting; None: no limit.
     """
 
     budget: float | None = None
     now: Callable[[], float] = time.monotonic
-    expected: float = 0.0
-    done: float = 0.0
-    spent: float = 0.0
+    training: Work = field(default_factory=Work)
+    scoring: Work = field(default_factory=Work)
     began: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -26,20 +52,10 @@ class Clock:
         """Whether the budget is spent: no further job starts."""
         return self.budget is not None and self.now() - self.began >= self.budget
 
-    def note(self, expected: float, seconds: float) -> None:
-        """A job has ended. expected: its share of `expected`; seconds: that it took."""
-        self.done += expected
-        self.spent += seconds
-
-    def skip(self, expected: float) -> None:
-        """A job had ended in an earlier sitting."""
-        self.expected -= expected
-
     @property
     def left(self) -> float:
-        """Seconds until the last unit has ended, from what the jobs so far took."""
-        pace = self.spent / self.done if self.done else 1.0
-        return max(self.expected - self.done, 0.0) * pace
+        """Seconds until the last unit has ended."""
+        return self.training.left + self.scoring.left
 
 
 def in_words(seconds: float) -> str:

@@ -42,10 +42,14 @@ def run_finals(run: StudyRun) -> bool:
             units.append(run_of(side, folder, rate["learning_rate"], seed, run.steps[side.name]))
     for job in group(units, None, run.size):
         expected = sum(run.seconds(unit.side, run.steps[unit.side]) for unit in job.runs)
+        scoring = run.scoring_seconds * len(job.runs)
         if all(run.records.last("final", side=u.side, seed=u.config.seed) for u in job.runs):
-            run.clock.skip(expected)
+            run.clock.training.skip(expected)
+            run.clock.scoring.skip(scoring)
             run.count(len(job.runs))
-        elif not run.train(job, "final runs", expected, lambda e, j=job: _finals(run, j, e)):
+        elif not run.train(
+            job, "final runs", expected, lambda e, j=job: _finals(run, j, e), scoring
+        ):
             return False
         for unit in job.runs:
             if (unit.folder / RESULTS).exists():

@@ -31,6 +31,7 @@ def search_rates(run: StudyRun) -> bool:
         for side in waiting:
             _settle(run, side, todos[side.name], known[side.name])
         waiting = [side for side in waiting if isinstance(todos[side.name], Todo)]
+        run.plan_total(sum(_units_left(run, s, todos[s.name], known[s.name]) for s in waiting))
         for job, steps in _jobs(run, waiting, todos):
             if not _train_or_recall(run, job, steps, known):
                 return False
@@ -55,6 +56,12 @@ def _next(run: StudyRun, side: Side, known: Known) -> Todo | Choice:
     if search is None:
         return Choice(side.centre)
     return advance(side.rates(search.factors), rungs_of(run.steps[side.name], search.rungs), known)
+
+
+def _units_left(run: StudyRun, side: Side, todo: Todo | Choice, known: Known) -> int:
+    """How many runs of a side's search are left, as far as its losses tell."""
+    due = len(todo.rates) if isinstance(todo, Todo) else 0
+    return max(run.trials_of(side) - len(known), due)
 
 
 def _settle(run: StudyRun, side: Side, todo: Todo | Choice, known: Known) -> None:
@@ -95,7 +102,7 @@ def _train_or_recall(run: StudyRun, job: Job, steps: int, known: dict[str, Known
         run.seconds(side, steps - start) for (side, _), start in zip(keys, before, strict=True)
     )
     if all(trial is not None for trial in trials):
-        run.clock.skip(expected)
+        run.clock.training.skip(expected)
         run.count(len(keys))
     else:
         what = f"learning rates, to step {steps}"

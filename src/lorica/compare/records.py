@@ -7,7 +7,8 @@
     rate    the rate that was chosen for a side
     final   a run with one seed: its scores
     cost    time and memory of a side                (measured anew, a second study differs here)
-    spent   seconds of a group of runs               (likewise; no report shows them)
+    spent   seconds of a group of runs; of no side: of scoring the base
+                                                     (likewise; no report shows them)
 
 Where a unit has several lines, the last one counts. A last line that a kill cut short is left out;
 anything else that is not a whole record of its kind is damage, and is refused.

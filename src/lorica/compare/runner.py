@@ -205,13 +205,14 @@ def _steps(side: Side, rows: int) -> int:
 
 def _score_base(run: StudyRun) -> None:
     if run.records.last("base") is None:
-        config = run.sides[0].config
+        began, config = run.clock.now(), run.sides[0].config
         try:
             with progress.reporting(False):
                 record = score_base(run.study.base, config.dtype, run.scoring)
         except (BaseError, DataError) as error:  # rows with classes: the base has no head for them
             record = {"scores": {}, "error": error.summary}
-        run.records.append([{"kind": "base", **record}])
+        spent = {"kind": "spent", "sides": [], "seconds": run.clock.now() - began}
+        run.records.append([{"kind": "base", **record}, spent])
     run.count(1)
 
 
@@ -235,12 +236,15 @@ def _announce_time(run: StudyRun) -> None:
     """Say what the study takes, and what of it fits into the budget."""
     search = sum(expected_search(run, side) for side in run.sides)
     each = sum(run.seconds(side.name, run.steps[side.name]) for side in run.sides)
-    finals = each * len(run.study.seeds)
-    run.clock.expected = search + finals
-    units = counted(len(run.sides) * len(run.study.seeds), "final run")
+    count = len(run.sides) * len(run.study.seeds)
+    scoring = count * run.scoring_seconds
+    run.clock.training.expected = search + each * len(run.study.seeds)
+    run.clock.scoring.expected = scoring
+    finals = each * len(run.study.seeds) + scoring
     progress.announce(
-        f"about {in_words(search + finals)} of training alone: {in_words(search)} for the learning "
-        f"rates, {in_words(finals)} for {units}"
+        f"about {in_words(search + finals)}: {in_words(search)} for the learning rates, "
+        f"{in_words(finals)} for {counted(count, 'final run')}, {in_words(scoring)} of it to score "
+        "them"
     )
     budget = run.clock.budget
     if budget is not None and search + finals > budget:

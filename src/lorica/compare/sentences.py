@@ -21,8 +21,10 @@ def sentences(
     ranking: Sequence[str],
     best: Sequence[str],
     comparisons: Sequence[Comparison],
+    forgotten: Mapping[str, Table],
 ) -> tuple[str, str, str]:
-    """Which side is best; what cannot be distinguished; what it costs and what would show more."""
+    """Which side is best; what cannot be distinguished; what it costs, what it forgot, and what
+    would show more."""
     if not goal:
         return (
             f"No side has a result for {result.goal}.",
@@ -35,7 +37,7 @@ def sentences(
     return (
         _which(result, goal, first, best, failed, sides[first]),
         _apart(result.reference, goal, first, best, comparisons),
-        f"{costs}; {_more(goal, ranking, best, comparisons)}.",
+        f"{costs}; {_forgot(first, forgotten)}{_more(goal, ranking, best, comparisons)}.",
     )
 
 
@@ -116,6 +118,19 @@ def _costs(side: SideResult, reference: SideResult) -> str:
     if side.name != reference.name and reference.cost is not None:
         text += f", {reference.name} {cost_words(reference.cost)}"
     return text
+
+
+def _forgot(first: str, forgotten: Mapping[str, Table]) -> str:
+    """What the best side forgot, and the range of the others; "" if it was not measured."""
+    if first not in forgotten:
+        return ""
+    value = forgotten[first].value
+    change = f"rose by {number(value)}" if value >= 0 else f"fell by {number(-value)}"
+    text = f'the loss of {first} on the rows of "before" {change}'
+    if others := [table.value for name, table in forgotten.items() if name != first]:
+        low, high = number(min(others)), number(max(others))
+        text += f" (of the others: {low if low == high else f'{low} to {high}'})"
+    return f"{text}; "
 
 
 def _more(

@@ -45,31 +45,42 @@ class StudyRun:
         cost = self.records.last("cost", side=name) or {}
         return steps * cost.get("seconds_per_step", UNKNOWN_COST)
 
+    @property
+    def scoring_seconds(self) -> float:
+        """What scoring a run is expected to take: as long as scoring the base took."""
+        spent = self.records.last("spent", sides=[])
+        return 0.0 if spent is None else spent["seconds"]
+
     def train(
         self,
         job: Job,
         what: str,
         expected: float,
         records_of: Callable[[dict[UnitRun, str]], list[dict[str, Any]]],
+        scoring: float = 0.0,
     ) -> bool:
         """Train a job and append its records. False: the budget is spent, nothing was started.
 
-        what: the units, for the user. expected: seconds. records_of: from the errors of the runs
-        that ended early.
+        what: the units, for the user. expected, scoring: seconds of the training and of what
+        records_of does. records_of: from the errors of the runs that ended early.
         """
         if self.clock.is_over:
             return False
         began = self.clock.now()
-        records = records_of(train_job(job))
-        seconds = self.clock.now() - began
+        errors = train_job(job)
+        trained = self.clock.now()
+        records = records_of(errors)
+        ended = self.clock.now()
+        seconds = ended - began
         sides = [run.side for run in job.runs]
         self.records.append([*records, {"kind": "spent", "sides": sides, "seconds": seconds}])
-        self.clock.note(expected, seconds)
+        self.clock.training.note(expected, trained - began)
+        self.clock.scoring.note(scoring, ended - trained)
         self.count(len(records))
         names = listed(dict.fromkeys(sides), 3)
         failed = sum(1 for record in records if record.get("error"))
-        ended = f", {failed} ended early" if failed else ""
-        self.announce(f"{what}: {names}{ended}; {in_words(self.clock.left)} left")
+        early = f", {failed} ended early" if failed else ""
+        self.announce(f"{what}: {names}{early}; {in_words(self.clock.left)} left")
         return True
 
     def trials_of(self, side: Side) -> int:
@@ -82,6 +93,11 @@ class StudyRun:
         for _ in rungs_of(self.steps[side.name], search.rungs):
             count, alive = count + alive, (alive + 1) // 2
         return count
+
+    def plan_total(self, search_units: int) -> None:
+        """Set the total during the search: its units that are left are known only step by step,
+        as rates beyond an edge may be tried, and rates that diverged are not."""
+        self.total = self.done + search_units + len(self.sides) * len(self.study.seeds)
 
     def count(self, units: int) -> None:
         self.done += units

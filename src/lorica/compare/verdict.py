@@ -96,7 +96,9 @@ def verdict_of(result: StudyResult, combine: Mapping[str, Combine] | None = None
         may_be_best=tuple(best),
         fronts=fronts(sides, {name: sign * table.value for name, table in goal.items()}),
         tradeoffs=tuple(tradeoffs(result, study.tables, combine)),
-        sentences=sentences(result, goal, ranking, best, with_goal),
+        sentences=sentences(
+            result, goal, ranking, best, with_goal, study.tables.get(FORGOTTEN, {})
+        ),
         notices=(*notices, *study.notices),
     )
 
