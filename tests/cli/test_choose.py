@@ -1,6 +1,7 @@
 """lorica choose: from rows in a file to a recipe that lorica train reads."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,7 +198,20 @@ def test_the_choice_and_the_plan_of_its_recipe_have_the_same_numbers(
     assert cli.run(["plan", str(path), "--device", memory, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert chosen["peak_memory_bytes"] == planned["memory"]["total"]
+    assert chosen["planned"] == planned
     assert chosen["rows"]["train"] == planned["rows"]
     assert chosen["rows"]["label_tokens"] == planned["label_tokens"]
     warmup = next(r["why"] for r in chosen["reasons"] if r["what"] == "warmup_ratio")
     assert warmup.startswith(f"{planned['steps']:,} steps")
+
+
+def test_the_time_of_the_training_is_in_the_choice(write, capsys):
+    words = ["choose", "--base", "bundled", "--data", write(tickets(60, 0)), "--memory"]
+    assert cli.run([*words, "h100"]) == 0
+    head = " ".join(capsys.readouterr().out.partition("Data first")[0].split())
+    assert re.search(
+        r"Planned: .* MiB of memory .*, \d+ steps, [\d.]+ s \(.* to .*\), an adapter", head
+    )
+    assert cli.run([*words, "24GiB"]) == 0
+    head = " ".join(capsys.readouterr().out.partition("Data first")[0].split())
+    assert "the time is not known, as the speed of the card is not" in head

@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import pytest
 
 from lorica.cli.durations import seconds_of
-from lorica.cli.tried import _hold_out, decide, ranks_to_try, tried_choice, with_tried
+from lorica.cli.tried import (
+    _announced,
+    _hold_out,
+    _steps,
+    _what_was_tried,
+    decide,
+    ranks_to_try,
+    tried_choice,
+    with_tried,
+)
 from lorica.compare.results import Final, MeasureScores, SideResult, StudyResult, Trial
 from lorica.errors import ConfigError, DataError
 from lorica.plan.choose.choice import choose
@@ -66,6 +75,31 @@ def test_without_a_trial_the_default_stays():
     assert tried.rate == RATE and "the default stays" in tried.reasons[0].why
 
 
+def study(*sides):
+    return StudyResult("", {}, "loss", "", sides, {}, {}, "")
+
+
+def test_it_says_what_was_tried():
+    text = _what_was_tried(study(side(R // 2, ROWS), side(R, ROWS), side(2 * R, None, ())), 90)
+    assert text.startswith(f"Tried: r={R // 2} and r={R}, each at up to 3 rates")
+    assert "one seed" in text and "small differences cannot be told" in text
+    text = _what_was_tried(study(side(R, None, ((RATE, 20, None),)), side(2 * R, None, ())), 90)
+    assert text.startswith("Tried: nothing.") and "about 90 s are needed" in text
+
+
+def test_it_says_before_how_much_time_is_needed(monkeypatch):
+    cost = SimpleNamespace(step=0.3, start=6.0)
+    monkeypatch.setattr("lorica.plan.measure.measure", lambda config: cost)
+    config = read(None, {"base": "bundled", "data": "a.jsonl"}, check_method=method_from_source)
+    for sides in (1, 3):
+        steps, needed = _steps(CHOICE, config, 1900, 40, sides)
+        assert steps == 20 and needed == pytest.approx(6 + sides * 4 * 20 * 0.3 / 0.6)
+    text = _announced([4, 8, 16], needed, 40)
+    assert "at r=4, r=8 and r=16 and 3 rates" in text
+    assert "they need about 2 min here, and have 40 s" in text
+    assert "need" not in _announced([], 30, 40)
+
+
 def test_ranks_to_try():
     assert ranks_to_try(CHOICE, 256) == [R // 2, R, 2 * R]
     assert ranks_to_try(CHOICE, R) == [R // 2, R]
@@ -76,7 +110,7 @@ def test_ranks_to_try():
 
 
 def test_the_choice_keeps_its_other_reasons(monkeypatch):
-    tried = decided(side(R, ROWS))
+    tried = replace(decided(side(R, ROWS)), what="Tried: r=8.")
     monkeypatch.setattr("lorica.cli.tried.try_choice", lambda *given: tried)
     gathered = SimpleNamespace(data={}, situation=Situation(Rows("prompt", 9, 9, 0, 9), BASE))
     config = read(None, {"base": "bundled", "data": "a.jsonl"}, check_method=method_from_source)
@@ -84,6 +118,7 @@ def test_the_choice_keeps_its_other_reasons(monkeypatch):
     assert next(r for r in choice.reasons if r.what == "alpha").value == 2 * R
     assert choice.settings["learning_rate"] == RATE * 3
     assert {r.what for r in choice.reasons} == {r.what for r in CHOICE.reasons}
+    assert choice.tried == "Tried: r=8."
     assert "learning_rate" not in {doubt.what for doubt in choice.doubts}
 
 

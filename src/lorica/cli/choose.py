@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -13,6 +13,11 @@ from lorica.errors import ConfigError, writing
 from lorica.recipe.method_settings import method_from_source
 from lorica.recipe.validate import setting_names
 from lorica.training.config import TrainConfig, read
+
+if TYPE_CHECKING:
+    from lorica.plan.choose.choice import Choice
+    from lorica.plan.devices import Device
+    from lorica.plan.estimate import Estimate
 
 SETTINGS = [
     name
@@ -53,8 +58,8 @@ def choose(
     serve
         Who reads the adapter afterwards.
     try_
-        Train briefly (10min) at half and twice the rank and three rates, and take the best. The
-        base is loaded then.
+        Train briefly (10min) at the chosen rank, half and twice of it, at three rates each, with
+        one seed, and take the best. The base is loaded then.
     output
         File to write the recipe to; it must be new. Without it, the recipe is printed.
     """
@@ -87,6 +92,7 @@ def choose(
         from lorica.cli.tried import tried_choice
 
         choice = tried_choice(choice, config, gathered, seconds_of(try_, "--try"))
+    planned = None if has_errors else _planned(choice, config, gathered.data, device)
     given = _given(config, gathered.data)
     recipe = recipe_yaml(choice, given, gathered.why, " ".join(["lorica", *sys.argv[1:]]))
     from lorica.cli.chosen import as_dict, lines
@@ -95,9 +101,9 @@ def choose(
         with writing(output):
             output.write_text(recipe, encoding="utf-8")
     if json:
-        print_json(as_dict(choice, gathered, recipe))
+        print_json(as_dict(choice, gathered, recipe, planned))
     else:
-        print("\n".join(lines(choice, gathered)))
+        print("\n".join(lines(choice, gathered, planned)))
     if has_errors:
         raise SystemExit(BAD_DATA)
     if json:
@@ -107,6 +113,17 @@ def choose(
     else:
         print(f"\n{output} is written. What it costs: lorica plan {output}")
         print(f"Train it: lorica train {output}")
+
+
+def _planned(
+    choice: "Choice", config: TrainConfig, data: dict[str, Any], device: "Device"
+) -> "Estimate":
+    """What the training of a choice will cost. data: settings of the rows that it changes."""
+    from lorica.plan.choose.recipe import training_of
+    from lorica.plan.estimate import estimate
+
+    rows = config.data.model_copy(update=data)
+    return estimate(training_of(choice, config.model_copy(update={"data": rows})), device)
 
 
 def _given(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:

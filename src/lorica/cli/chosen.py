@@ -5,17 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lorica.cli.planned import named, one_line
 from lorica.errors import counted
 from lorica.plan.choose.choice import Choice
 from lorica.plan.choose.evidence import evidence
 from lorica.plan.choose.gather import Gathered
 from lorica.plan.choose.reason import Reason, gib
+from lorica.plan.estimate import Estimate
 
 WIDTH = 88
 
 
-def lines(choice: Choice, gathered: Gathered) -> Iterator[str]:
-    """The choice for a terminal, line by line."""
+def lines(choice: Choice, gathered: Gathered, planned: Estimate | None) -> Iterator[str]:
+    """The choice for a terminal, line by line. planned: its cost; None: it cannot be trained."""
     situation = gathered.situation
     rows, base = situation.rows, situation.base
     yield (
@@ -29,7 +31,11 @@ def lines(choice: Choice, gathered: Gathered) -> Iterator[str]:
     )
     yield ""
     yield from _wrapped(_verdict(choice), "")
-    for notice in gathered.notices:
+    if choice.tried:
+        yield from _wrapped(choice.tried, "")
+    if planned is not None:
+        yield from _wrapped(_cost(choice, planned), "")
+    for notice in dict.fromkeys([*gathered.notices, *(planned.notices if planned else ())]):
         yield from _wrapped(f"note: {notice}", "")
     yield "\nData first"
     for finding in choice.findings:
@@ -45,8 +51,6 @@ def lines(choice: Choice, gathered: Gathered) -> Iterator[str]:
     for reason in choice.reasons:
         yield from _wrapped(f"{reason.what} {_value(reason.value)}", "  ")
         yield from _wrapped(f"{reason.why}{_cited(reason.evidence)}", "    ")
-    if choice.peak is not None and situation.memory is not None:
-        yield f"  peak memory: {gib(choice.peak)} of {gib(situation.memory)} (predicted)"
     yield from _section("Serving", choice.serving)
     yield from _section("Ruled out", choice.ruled_out)
     yield from _section("It cannot tell", choice.doubts)
@@ -73,7 +77,18 @@ def _verdict(choice: Choice) -> str:
     )
 
 
-def as_dict(choice: Choice, gathered: Gathered, recipe: str) -> dict[str, Any]:
+def _cost(choice: Choice, planned: Estimate) -> str:
+    """What the training will cost, in one sentence, as `lorica train` announces it."""
+    text = "P" + one_line(planned)[1:]
+    if planned.run is None:
+        text += f"; the time is not known, as the speed of {named(planned.device)} is not"
+        text += " (--memory with the name of a card, such as h100, gives one)"
+    return text + (", in one run for all conditions." if choice.each else ".")
+
+
+def as_dict(
+    choice: Choice, gathered: Gathered, recipe: str, planned: Estimate | None
+) -> dict[str, Any]:
     """The choice as JSON."""
     situation = gathered.situation
     return {
@@ -83,6 +98,8 @@ def as_dict(choice: Choice, gathered: Gathered, recipe: str) -> dict[str, Any]:
         "each_condition": choice.each,
         "settings": choice.settings,
         "peak_memory_bytes": choice.peak,
+        "planned": planned and planned.as_dict(),
+        "tried": choice.tried,
         "findings": [asdict(finding) for finding in choice.findings],
         **{
             name: [asdict(reason) for reason in getattr(choice, name)]

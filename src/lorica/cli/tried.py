@@ -1,8 +1,9 @@
 """`lorica choose --try`: short trainings of the choice at other ranks and rates, by a study.
 
-The ranks are the chosen one, half and twice of it; of each, three learning rates are searched by
-successive halving. The rows of the test are held out of the user's own. A rank is taken in place of
-the chosen one only if it is better on these rows by more than their uncertainty.
+The ranks are the chosen one, and half and twice of it where the base and the goal allow; of each,
+three learning rates are searched by successive halving. The rows of the test are held out of the
+user's own. A rank is taken in place of the chosen one only if it is better on these rows by more
+than their uncertainty. One seed is run.
 """
 
 import json
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorica import progress
+from lorica.cli.planned import duration
 from lorica.errors import DataError
 from lorica.plan.choose.choice import Choice
 from lorica.plan.choose.gather import Gathered
 from lorica.plan.choose.rank import RANKS, highest_rank
 from lorica.plan.choose.reason import Reason
+from lorica.plan.choose.recipe import training_of
 from lorica.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,11 +42,13 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Tried:
-    """r: to take; None: the method has no rank. rate: the best one of it. reasons: of both."""
+    """r: to take; None: the method has no rank. rate: the best one of it. reasons: of both.
+    what: was tried, in a sentence."""
 
     r: int | None
     rate: float
     reasons: tuple[Reason, ...]
+    what: str = ""
 
 
 def try_choice(
@@ -60,12 +66,44 @@ def try_choice(
     with tempfile.TemporaryDirectory(prefix="lorica-choose-") as folder:
         place = Path(folder)
         train, test = _hold_out(config, place)
-        steps = _steps(choice, config, rows, seconds / max(len(ranks), 1))
+        steps, needed = _steps(choice, config, rows, seconds, max(len(ranks), 1))
+        progress.announce(_announced(ranks, needed, seconds))
         study = _study(choice, config, ranks, steps, train, test)
         path = place / "study.yaml"
         path.write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
         result = run_study(*read_study(path), place / "runs", clock=clock)
-    return decide(result, choice, steps)
+    return replace(decide(result, choice, steps), what=_what_was_tried(result, needed))
+
+
+def _announced(ranks: Sequence[int], needed: float, seconds: float) -> str:
+    """What will be tried, before it is. needed: seconds."""
+    at = f"at {_ranks_in_words(ranks)} and " if ranks else "at "
+    text = f"--try: short trainings {at}{len(FACTORS)} rates"
+    if needed > seconds:
+        text += f"; they need about {duration(needed)} here, and have {duration(seconds)}: "
+        text += "not all of them will end"
+    return text
+
+
+def _what_was_tried(result: "StudyResult", needed: float) -> str:
+    """needed: seconds for a result."""
+    ended = [side for side in result.sides if any(t.loss is not None for t in side.trials)]
+    if not ended:
+        return (
+            "Tried: nothing. No training ended within the time of --try, and all is as without "
+            f"it; about {duration(needed)} are needed."
+        )
+    ranks = [side.rank for side in ended if side.rank is not None]
+    at = f"{_ranks_in_words(ranks)}, " if ranks else ""
+    return (
+        f"Tried: {at}each at up to {len(FACTORS)} rates, with one seed and few steps and rows: "
+        "small differences cannot be told."
+    )
+
+
+def _ranks_in_words(ranks: Sequence[int]) -> str:
+    words = [f"r={rank}" for rank in ranks]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def tried_choice(choice: Choice, config: TrainConfig, gathered: Gathered, seconds: float) -> Choice:
@@ -88,6 +126,7 @@ def tried_choice(choice: Choice, config: TrainConfig, gathered: Gathered, second
         settings=settings,
         reasons=(reasons[0], *tried.reasons, *reasons[1:]),
         doubts=tuple(doubt for doubt in choice.doubts if doubt.what != "learning_rate"),
+        tried=tried.what,
     )
 
 
@@ -183,25 +222,20 @@ def _hold_out(config: TrainConfig, folder: Path) -> tuple[Path, Path]:
     return folder / "train.jsonl", folder / "test.jsonl"
 
 
-def _steps(choice: Choice, config: TrainConfig, rows: int, seconds: float) -> int:
-    """Steps of a run, so that a side ends within `seconds`; at most those of the recipe."""
+def _steps(
+    choice: Choice, config: TrainConfig, rows: int, seconds: float, sides: int
+) -> tuple[int, float]:
+    """(steps of a run, so that all sides end within `seconds`, and at most those of the recipe;
+    the seconds that the fewest steps need, with the start)."""
     from lorica.plan.measure import measure
 
-    probed = _training(choice, config)
-    fitting = int(SHARE * seconds / (PASSES * max(measure(probed).step, 1e-4)))
+    probed = training_of(choice, config)
+    measured = measure(probed)
+    each = sides * PASSES * max(measured.step, 1e-4) / SHARE  # of a step of every run
+    fitting = int(seconds / each)
     rows_per_step = probed.micro_batch_size * probed.gradient_accumulation_steps
     whole = math.ceil(choice.settings["epochs"] * rows / rows_per_step)
-    return max(min(fitting, whole), LEAST_STEPS)
-
-
-def _training(choice: Choice, config: TrainConfig) -> TrainConfig:
-    """The training of a choice, with the user's base and rows."""
-    from lorica.recipe.catalogue import method
-    from lorica.recipe.method_settings import with_defaults
-
-    own = choice.settings["method"]
-    update = {**choice.settings, "method": with_defaults(method(own["name"]), own)}
-    return config.model_copy(update=update)
+    return max(min(fitting, whole), LEAST_STEPS), measured.start + LEAST_STEPS * each
 
 
 def _study(

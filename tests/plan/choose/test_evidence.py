@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 import lorica.plan.choose
+from lorica.plan.choose.alternatives import doubts_of, ruled_out
 from lorica.plan.choose.evidence import evidence
+from lorica.plan.choose.flowchart import EDGES
+from lorica.plan.choose.rank import choose_rank
+from lorica.plan.choose.situation import Base, Rows, Situation
 
 ROOT = Path(__file__).parents[3]
 SOURCES = sorted(Path(lorica.plan.choose.__file__).parent.glob("*.py"))
@@ -49,3 +53,20 @@ def test_it_resolves(entry):
     assert any(all(text in row for text in entry.shows) for row in rows)
     for number in re.findall(r"\d+\.\d{2,}(?! %)", entry.says):
         assert number in page, f"{number} is not in {entry.where}"
+
+
+@pytest.mark.parametrize("r", [4, 8, 64])
+def test_what_is_cited_has_the_figures_of_the_reason(r):
+    """Of decimals, which are measured: a reader looks them up in the row that is named."""
+    situation = Situation(Rows("prompt", 2000, 1900, 100, 100_000), Base("b", 64, 1, [(64, 64)]))
+    (otherwise,) = (edge for edge in EDGES if edge.name == "otherwise")
+    rank = choose_rank(situation)
+    reasons = [*ruled_out(situation, otherwise, r), *doubts_of(situation, otherwise, rank, r)]
+    checked = 0
+    for reason in reasons:
+        cited = " ".join(evidence()[key].says for key in reason.evidence)
+        for figure in re.findall(r"\d+\.\d+", reason.why):
+            if f"{figure} times" not in reason.why:  # a setting, not a measurement
+                assert figure in cited, (reason.what, figure)
+                checked += 1
+    assert checked >= 5

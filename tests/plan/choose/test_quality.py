@@ -25,6 +25,11 @@ def test_good_rows_have_no_findings():
         ({"overlong": 90, "policy": "truncate"}, "warning", "their ends are cut off"),
         ({"overlong": 90, "policy": "drop"}, "warning", "they are left out"),
         ({"train": 40}, "warning", "40 training rows: too few"),
+        (
+            {"rows": 200, "train": 140, "validation": 60},
+            "warning",
+            "140 training rows of 200, after 60 were split off for validation: too few",
+        ),
         ({"validation": 25}, "note", "uncertain by 20 points"),
         ({"notices": ("9 rows hold characters that the tokenizer cannot write",)}, "warning", "9"),
         ({"notices": ("2 rows are tokenised in pieces",)}, "note", "in pieces"),

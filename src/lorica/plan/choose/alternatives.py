@@ -8,13 +8,13 @@ from lorica.plan.choose.situation import Situation
 
 ALTERNATIVES = {
     "lora": ("results-lora",),
-    "dora": ("results-dora", "claims-dora-8"),
+    "dora": ("results-dora", "results-lora", "claims-dora-8"),
     "adalora": ("results-adalora", "claims-adalora"),
     "hyperlora": ("results-hyperlora",),
     "mora": ("results-mora",),
     "full": ("results-full",),
     "double_lora": ("claims-double",),
-    "prompt_tuning": ("results-prompt",),
+    "prompt_tuning": ("results-prompt", "results-lora"),
 }
 """Methods that a reader may expect, with what was measured of each."""
 
@@ -46,10 +46,13 @@ def ruled_out(situation: Situation, edge: Edge, r: int | None) -> list[Reason]:
         for name in ("dora", "mora"):
             why[name] = f"{engine} does not read it; an export is approximate"
         why["full"] = f"{engine} would need a whole model for each task"
+    cited = dict(ALTERNATIVES)
+    if r is not None and r <= LOW:
+        cited["dora"] = ("results-dora", "claims-dora-low")
     chosen = edge.method
     return [
         Reason(name, False, why[name], evidence)
-        for name, evidence in ALTERNATIVES.items()
+        for name, evidence in cited.items()
         if name != chosen
     ]
 

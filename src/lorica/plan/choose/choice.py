@@ -23,7 +23,7 @@ from lorica.recipe.catalogue import method as catalogued
 class Choice:
     """edge: that decided. settings: of the recipe, without base, data and output; reasons: one for
     each of them and more. doubts: what the evidence does not separate. each: one run for each
-    condition."""
+    condition. tried: what --try has tried, in a sentence."""
 
     findings: tuple[Finding, ...]
     edge: Edge
@@ -36,6 +36,7 @@ class Choice:
     serving: tuple[Reason, ...]
     peak: int | None
     each: bool
+    tried: str = ""
 
     @property
     def method(self) -> str:

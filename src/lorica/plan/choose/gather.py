@@ -93,7 +93,7 @@ def _name(device: Device) -> str:
 
 
 def _rows(report: Report, counts: TokenCounts | None, *, estimated: bool) -> Rows:
-    """The rows of a report, with the counts of their plan; None: they cannot be trained on.
+    """The rows of a report, with the tokens of their plan; None: they cannot be trained on.
 
     estimated: the tokens are; then texts cannot be decoded.
     """
@@ -102,8 +102,8 @@ def _rows(report: Report, counts: TokenCounts | None, *, estimated: bool) -> Row
     return Rows(
         kind,
         report.rows,
-        counts.rows if counts else report.train,
-        counts.validation_rows if counts else report.validation,
+        report.train,
+        report.validation,
         counts.label_tokens if counts and kind != "label" else 0,
         longest=report.longest,
         median=report.median,

@@ -109,8 +109,10 @@ def _few(rows: Rows) -> Iterator[Finding]:
     if rows.train < FEW_ROWS:
         yield Finding(
             "warning",
-            f"{counted(rows.train, 'training row')}: too few to learn more than a form of answers",
-            f"write more, {FEW_ROWS} at least; few good rows teach a style, no new knowledge",
+            f"{counted(rows.train, 'training row')}{_split(rows)}: too few to learn more than a "
+            "form of answers",
+            f"write more, so that {FEW_ROWS} at least remain to train on; few good rows teach a "
+            "style, no new knowledge",
             ("paper-lima",),
         )
     if not rows.validation:
@@ -129,6 +131,13 @@ def _few(rows: Rows) -> Iterator[Finding]:
             "keep a file of test rows apart: lorica eval RUN --data test.jsonl",
             ("rule-interval",),
         )
+
+
+def _split(rows: Rows) -> str:
+    """Why the training rows are fewer than those of the file."""
+    if rows.train + rows.validation != rows.rows or not rows.validation:
+        return ""
+    return f" of {rows.rows:,}, after {rows.validation:,} were split off for validation"
 
 
 def _classes(rows: Rows) -> Iterator[Finding]:

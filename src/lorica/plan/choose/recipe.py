@@ -7,6 +7,9 @@ from typing import Any
 
 from lorica.plan.choose.choice import Choice
 from lorica.plan.choose.reason import Reason
+from lorica.recipe.catalogue import method
+from lorica.recipe.method_settings import with_defaults
+from lorica.training.config import TrainConfig
 
 ORDER = (
     "base",
@@ -33,6 +36,13 @@ def recipe_settings(choice: Choice, given: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in ORDER if name in settings} | {
         name: value for name, value in settings.items() if name not in ORDER
     }
+
+
+def training_of(choice: Choice, config: TrainConfig) -> TrainConfig:
+    """The training of a choice. config: with the user's base, rows and seed."""
+    own = choice.settings["method"]
+    update = {**choice.settings, "method": with_defaults(method(own["name"]), own)}
+    return config.model_copy(update=update)
 
 
 def recipe_yaml(choice: Choice, given: dict[str, Any], about_data: str, command: str) -> str:
