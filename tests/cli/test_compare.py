@@ -1,6 +1,7 @@
 """lorica compare: what it prints, its report, and its exit status."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def test_a_dry_run_lists_the_units_and_writes_nothing(small_base: Path, tmp_path
     assert cli.run(["compare", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "2 sides, 2 seeds, 17 units; 48 training rows, 12 test rows; measured: loss" in printed
+    assert re.search(r"the largest pass trains 6 runs at once, with [\d.]+ MiB of memory", printed)
+    assert re.search(r"planned: .* of training, and|the time is not known before", printed)
     assert "lora r=2  2 steps, learning rates 7e-05, 0.007, 0.7" in printed
     assert not (tmp_path / "out").exists()
 
@@ -25,6 +28,8 @@ def test_a_dry_run_prints_json(small_base: Path, tmp_path: Path, capsys):
     command = ["compare", str(path), "--output", str(tmp_path / "out"), "--dry-run", "--json"]
     assert cli.run(command) == 0
     planned = json.loads(capsys.readouterr().out)
+    assert planned["largest_pass"]["runs"] == 6
+    assert planned["largest_pass"]["memory_bytes"] > 2**20
     assert planned["units"] == 17 and planned["test_rows"] == 12
     assert planned["sides"]["lora r=2"]["learning_rates"] == [7e-05, 0.007, 0.7]
 

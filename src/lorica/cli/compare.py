@@ -8,12 +8,10 @@ from cyclopts import App, Parameter
 
 from lorica.cli.options import Json, Switch, print_json
 from lorica.cli.planned import duration, size
-from lorica.errors import ConfigError, counted
+from lorica.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorica.compare.results import StudyResult
-    from lorica.compare.sides import Side
-    from lorica.compare.study_run import StudyRun
     from lorica.compare.verdict import StudyVerdict
 
 UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
@@ -62,6 +60,7 @@ def compare(
         )
     folder = output or Path("runs") / Path(str(study)).stem
 
+    from lorica.cli.planned_study import plan_study
     from lorica.compare.clock import Clock
     from lorica.compare.records import check_has_settings
     from lorica.compare.report.write import REPORT, study_page, write_report
@@ -73,11 +72,11 @@ def compare(
         check_has_settings(folder)
     read = read_study(study or folder / STUDY)
     if dry_run:
-        run = prepare(*read, folder)
+        planned = plan_study(prepare(*read, folder))
         if json:
-            print_json(planned_json(run))
+            print_json(planned.as_dict())
         else:
-            print("\n".join(planned_units(run)))
+            print("\n".join(planned.lines()))
         return
     result = run_study(*read, folder, resume=resume, clock=Clock(seconds))
     verdict = verdict_of(result)
@@ -100,50 +99,6 @@ def parse_duration(text: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise ConfigError(f"--budget is {text!r}, and not a time.", fix="--budget 30min, 90s or 2h")
     return float(match[1]) * UNITS[match[2]]
-
-
-def planned_units(run: "StudyRun") -> list[str]:
-    """What a study would do, line by line."""
-    study = run.study
-    opening = (
-        f"{counted(len(run.sides), 'side')}, {counted(len(study.seeds), 'seed')}, "
-        f"{counted(run.total, 'unit')}; {counted(run.rows.train, 'training row')}, "
-        f"{counted(run.rows.test, 'test row')}; measured: {', '.join(study.all_measures)}"
-    )
-    lines = [opening]
-    width = max(len(side.name) for side in run.sides)
-    for side in run.sides:
-        rates = _rates(run, side)
-        steps = counted(run.steps[side.name], "step")
-        words = ", ".join(f"{rate:g}" for rate in rates)
-        lines.append(f"  {side.name:<{width}}  {steps}, learning rates {words}")
-    return [*lines, *(f"  note: {notice}" for notice in run.rows.notices)]
-
-
-def _rates(run: "StudyRun", side: "Side") -> list[float]:
-    search = run.study.rates
-    return side.rates(search.factors) if search else [side.centre]
-
-
-def planned_json(run: "StudyRun") -> dict[str, Any]:
-    """What a study would do, as plain data."""
-    return {
-        "units": run.total,
-        "seeds": run.study.seeds,
-        "measures": run.study.all_measures,
-        "training_rows": run.rows.train,
-        "test_rows": run.rows.test,
-        "sides": {
-            side.name: {
-                "method": side.method,
-                "rank": side.rank,
-                "steps": run.steps[side.name],
-                "learning_rates": _rates(run, side),
-            }
-            for side in run.sides
-        },
-        "notices": list(run.rows.notices),
-    }
 
 
 def table(result: "StudyResult", verdict: "StudyVerdict") -> list[str]:

@@ -38,17 +38,17 @@ def search_rates(run: StudyRun) -> bool:
     return True
 
 
-def expected_search(run: StudyRun, side: Side) -> float:
-    """Seconds that the search of a side takes, without rates beyond an edge."""
+def search_steps(run: StudyRun, side: Side) -> int:
+    """The steps of all runs of a side's search, without rates beyond an edge."""
     search = run.study.rates
     alive = 0 if search is None else len(side.rates(search.factors))
     if search is None or alive < 2:
-        return 0.0
-    seconds, before = 0.0, 0
+        return 0
+    count, before = 0, 0
     for steps in rungs_of(run.steps[side.name], search.rungs):
-        seconds += alive * run.seconds(side.name, steps - before)
+        count += alive * (steps - before)
         alive, before = (alive + 1) // 2, steps
-    return seconds
+    return count
 
 
 def _next(run: StudyRun, side: Side, known: Known) -> Todo | Choice:

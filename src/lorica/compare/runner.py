@@ -19,7 +19,7 @@ from lorica.compare.assemble import write_results
 from lorica.compare.clock import Clock, in_words
 from lorica.compare.cost import measure_cost
 from lorica.compare.final_runs import run_finals
-from lorica.compare.rate_runs import expected_search, search_rates
+from lorica.compare.rate_runs import search_rates, search_steps
 from lorica.compare.records import RECORDS, RUNS, Records, check_study_folder, locked
 from lorica.compare.results import StudyResult
 from lorica.compare.scoring import score_base, score_settings
@@ -234,7 +234,7 @@ def _measure_costs(run: StudyRun) -> None:
 
 def _announce_time(run: StudyRun) -> None:
     """Say what the study takes, and what of it fits into the budget."""
-    search = sum(expected_search(run, side) for side in run.sides)
+    search = sum(run.seconds(side.name, search_steps(run, side)) for side in run.sides)
     each = sum(run.seconds(side.name, run.steps[side.name]) for side in run.sides)
     count = len(run.sides) * len(run.study.seeds)
     scoring = count * run.scoring_seconds
