@@ -110,6 +110,9 @@ def test_a_card_without_a_name_says_how_the_time_is_known(capsys, rows):
     assert "see --measure" not in printed
     assert "name a card whose speed is known (--device h100" in printed
     assert "run lorica plan with --measure on the machine that has the card" in printed
+    words = ["plan", "--base", "bundled", "--data", rows, "--device", "24GiB", "--measure"]
+    assert cli.run(words) == 2
+    assert "run this on the machine that has it" in capsys.readouterr().err
 
 
 def test_a_base_must_be_named(capsys, rows):

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from lorica import cli
 from lorica.base.quantise import KINDS
-from lorica.errors import BaseError, FileError
+from lorica.errors import BaseError, FileError, ResourceError
 from lorica.plan.families import FAMILIES
 from lorica.plan.shapes import QUANTISED, read_shapes
 from tests.plan.planned import LLAMA_7B, write_base, write_rows
@@ -157,6 +157,14 @@ def test_a_link_to_itself_is_refused(tmp_path, name):
     (path := file.with_name(name)).unlink()
     path.symlink_to(path)
     with pytest.raises(FileError, match="is a link, not a regular file"):
+        read_shapes(base)
+
+
+def test_a_config_that_is_a_link_to_itself_without_weights(tmp_path):
+    base = write_base(tmp_path / "base")
+    (path := tmp_path / "base/config.json").unlink()
+    path.symlink_to(path)
+    with pytest.raises(ResourceError, match=r"config\.json cannot be read: Too many"):
         read_shapes(base)
 
 

@@ -17,7 +17,7 @@ from lorica.training.config import TrainConfig
 
 FORWARD_SHARE = 0.5
 """Time of a token in an evaluation, as a share of its time in training with a frozen base."""
-START = {"cpu": Span(3, 5, 10), "cuda": Span(5, 10, 30)}
+START = {"cpu": Span(3, 5, 15), "cuda": Span(5, 10, 30)}
 """Seconds for importing torch and transformers, checking the base and writing the adapter."""
 LOADED_PER_SECOND = (2e9, 1e9, 2.5e8)
 """Bytes of weights that are read and converted: at best, expected, at worst (a slow disk)."""
@@ -164,6 +164,7 @@ def run_time(
     """The start, all steps, and the evaluations at the beginning, between and at the end."""
     size = shapes.bytes_of(config.dtype)
     start = START[device.kind] + Span(*(size / rate for rate in LOADED_PER_SECOND))
+    start = replace(start, high=start.high * busy(device))
     evaluations = 2 + (steps - 1) // config.eval_steps if config.eval_steps else 2
     rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps
     tokens_per_step = tokens.mean.tokens / tokens.mean.rows * rows_per_step

@@ -19,7 +19,7 @@ CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")
 OF_LLAMAS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 OF_GPT2 = ("n_layer", "n_embd", "n_head")
 LIMITS = {
-    **dict.fromkeys(COUNTS["layers"], 4096),
+    **dict.fromkeys(COUNTS["layers"], 1024),
     **dict.fromkeys(COUNTS["hidden"], 2**20),
     **dict.fromkeys(COUNTS["heads"], 2**16),
     "vocab_size": 2**26,
@@ -29,7 +29,7 @@ LIMITS = {
     "head_dim": 2**16,
     **dict.fromkeys(CONTEXT, 2**32),
 }
-"""Field -> its highest value: about a hundred times that of the largest published model."""
+"""Field -> its highest value: well above that of the largest published model."""
 
 
 def read_config(base: str, folder: Path) -> Config:
