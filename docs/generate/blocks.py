@@ -38,7 +38,14 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NOT_RUN = "not run: "
-MASKS = ((r"[+-]?\d[\d,.]*(e[+-]?\d+)?", "#"), (r"[\s─█▏▎▍▌▋▊▉]+", " "))
+MASKS = (
+    (r"[+-]?\d[\d,.]*(e[+-]?\d+)?", "#"),
+    (r"# (ms|s|min|h|days?)\b", "# s"),
+    (r"; the plan was too (short|long).*", ""),
+    (r"[\s─█▏▎▍▌▋▊▉]+", " "),
+)
+"""What differs from machine to machine: numbers, units of time, whether a run kept to its plan; and
+how wide a table is."""
 UNSHOWN = re.compile(r".*: starting$|(.*: )?step \d+/|evaluating: |Failed to load CPU gemm")
 
 
