@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_every_section_is_there(page, markup):
     wanted = "verdict table forgetting costs curves rates ranks samples failures recipes machine"
     assert set(wanted.split()) <= sections
     for sentence in verdict_of(example_study()).sentences:
-        assert sentence in page
+        assert escape(sentence, quote=True).replace("&quot;", "&#34;") in page
     assert "qlora r=16, seed 2: the budget of 30 min was used up" in page
     assert "diverged in the search, at learning rate 0.021" in page
     assert page.count('class="code"') == 13  # 12 recipes and the study

@@ -62,7 +62,7 @@ BASES = [
         do.cut("base/model.safetensors", -4000),
         TRAIN,
         6,
-        ("the weights of base", "damaged", "fix"),
+        ("base/model.safetensors is damaged", "fix"),
     ),
     Case(
         "weights without a tensor",
