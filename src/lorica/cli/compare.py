@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from lorica.cli.options import Json, Switch, print_json
 from lorica.cli.planned import duration, size
@@ -24,6 +24,9 @@ DryRun = Annotated[
 ]
 
 
+Workers = Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=64))]
+
+
 @app.default
 def compare(
     study: Path | None = None,
@@ -32,6 +35,8 @@ def compare(
     output: Path | None = None,
     budget: str | None = None,
     resume: Switch = False,
+    workers: Workers = None,
+    ray: str | None = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -51,6 +56,11 @@ def compare(
         Time after which no further run is started: 90s, 30min, 2h. What is missing is named.
     resume
         Go on with the study that the output holds.
+    workers
+        Processes that train at once. By default as many as the processor has cores and memory for.
+    ray
+        Train on a Ray cluster: its address, "auto" for the one of this machine, or "local" to start
+        workers here. Needs lorica[ray].
     """
     seconds = None if budget is None else parse_duration(budget)
     if study is None and not (resume and output):
@@ -78,7 +88,8 @@ def compare(
         else:
             print("\n".join(planned.lines()))
         return
-    result = run_study(*read, folder, resume=resume, clock=Clock(seconds))
+    clock = Clock(seconds)
+    result = run_study(*read, folder, resume=resume, clock=clock, workers=workers, ray=ray)
     verdict = verdict_of(result)
     page = study_page(result, verdict)
     write_report(folder / REPORT, page)

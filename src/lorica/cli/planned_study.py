@@ -1,6 +1,6 @@
 """What a study will do and take, before anything is trained: the dry run of `lorica compare`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lorica.cli.planned import size, span
 from lorica.compare.rate_runs import search_steps
 from lorica.compare.sides import Side
 from lorica.compare.study_run import StudyRun
-from lorica.compare.training_jobs import Job, group, run_of
+from lorica.compare.training_jobs import UnitRun, group, run_of
 from lorica.errors import LoricaError, counted
 from lorica.plan.current_device import current_device
 from lorica.plan.estimate import Estimate, estimate
@@ -82,7 +82,7 @@ def plan_study(run: StudyRun) -> PlannedStudy:
         estimates = {side.name: estimate(side.config, device) for side in run.sides}
     except LoricaError as error:
         return PlannedStudy(run, unknown=error.what)
-    memory, runs = max((_memory(job, estimates), len(job.runs)) for job in _passes(run))
+    memory, runs = max((_memory(runs, estimates), len(runs)) for runs in _passes(run))
     return PlannedStudy(run, _seconds(run, estimates), memory, runs)
 
 
@@ -91,7 +91,7 @@ def _rates(run: StudyRun, side: Side) -> list[float]:
     return side.rates(search.factors) if search else [side.centre]
 
 
-def _passes(run: StudyRun) -> Iterator[Job]:
+def _passes(run: StudyRun) -> Iterator[tuple[UnitRun, ...]]:
     """The passes of the first rung of the search, and of the final runs."""
     place = Path("runs")
     searched = [
@@ -101,14 +101,14 @@ def _passes(run: StudyRun) -> Iterator[Job]:
         for rate in _rates(run, side)
     ]
     final = [run_of(s, place, s.centre, seed, 1) for seed in run.study.seeds for s in run.sides]
-    yield from group(searched, 1, run.size)
-    yield from group(final, None, run.size)
+    yield from group(searched, run.size)
+    yield from group(final, run.size)
 
 
-def _memory(job: Job, estimates: dict[str, Estimate]) -> int:
+def _memory(runs: Sequence[UnitRun], estimates: dict[str, Estimate]) -> int:
     """Bytes of a pass: one base, and of each run what it needs beside it."""
     shared, own = [], []
-    for unit in job.runs:
+    for unit in runs:
         memory = estimates[unit.side].memory
         shared.append(memory.weights + memory.runtime)
         own.append(memory.total - shared[-1])

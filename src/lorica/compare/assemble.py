@@ -77,7 +77,7 @@ def _side(records: Records, facts: Mapping[str, Any]) -> SideResult:
         recipe=to_yaml({**facts["settings"], **chosen}),
         trials=[Trial(*key, trials[key]["loss"]) for key in sorted(trials)],
         finals=[_final(finals[seed]) for seed in sorted(finals)],
-        cost=_cost(cost, list(finals.values())),
+        cost=_cost(cost, [finals[seed] for seed in sorted(finals)]),
     )
 
 

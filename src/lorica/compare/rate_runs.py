@@ -4,14 +4,12 @@ from collections.abc import Iterator
 
 from lorica.compare.search import Choice, Todo, advance, rungs_of
 from lorica.compare.sides import Side
-from lorica.compare.study_run import StudyRun
+from lorica.compare.study_run import DueJob, StudyRun
 from lorica.compare.training_jobs import (
     Job,
     UnitRun,
-    group,
     remove_run,
     run_of,
-    validation_loss,
 )
 
 Known = dict[tuple[float, int], float | None]
@@ -32,9 +30,19 @@ def search_rates(run: StudyRun) -> bool:
             _settle(run, side, todos[side.name], known[side.name])
         waiting = [side for side in waiting if isinstance(todos[side.name], Todo)]
         run.plan_total(sum(_units_left(run, s, todos[s.name], known[s.name]) for s in waiting))
+        due: list[DueJob] = []
         for job, steps in _jobs(run, waiting, todos):
-            if not _train_or_recall(run, job, steps, known):
-                return False
+            expected = _expected(run, job, steps, known)
+            if _recall(run, job, steps, known):
+                run.clock.training.skip(expected)
+                run.count(len(job.runs))
+            else:
+                due.append(DueJob(job, f"learning rates, to step {steps}", expected))
+        ended = list(run.train(due))
+        for job in ended:
+            _recall(run, job, job.until or 0, known)
+        if len(ended) < len(due):
+            return False
     return True
 
 
@@ -89,42 +97,29 @@ def _jobs(
             folder = run.run_folder("search", side, f"{rate:g}")
             runs.append(run_of(side, folder, rate, search.seed, save_steps=run.steps[side.name]))
     for (_, steps), runs in by_rung.items():
-        for job in group(runs, steps, run.size):
+        for job in run.jobs(runs, steps):
             yield job, steps
 
 
-def _train_or_recall(run: StudyRun, job: Job, steps: int, known: dict[str, Known]) -> bool:
-    """Add the losses of a job to `known`, in place. False: the budget is spent."""
+def _recall(run: StudyRun, job: Job, steps: int, known: dict[str, Known]) -> bool:
+    """Add the losses of a job to `known`, in place. False: they are not recorded yet."""
     keys = [(unit.side, unit.config.learning_rate or 0.0) for unit in job.runs]
-    trials = [_trial(run, side, rate, steps) for side, rate in keys]
-    before = [max((s for r, s in known[side] if r == rate), default=0) for side, rate in keys]
-    expected = sum(
-        run.seconds(side, steps - start) for (side, _), start in zip(keys, before, strict=True)
-    )
-    if all(trial is not None for trial in trials):
-        run.clock.training.skip(expected)
-        run.count(len(keys))
-    else:
-        what = f"learning rates, to step {steps}"
-        if not run.train(job, what, expected, lambda errors: _trials(job, steps, errors)):
-            return False
-    for side, rate in keys:
-        trial = _trial(run, side, rate, steps)
-        assert trial is not None  # it was recorded, or has just been
-        known[side][rate, steps] = trial["loss"]
-    return True
+    trials = {key: _trial(run, *key, steps) for key in keys}
+    for (side, rate), trial in trials.items():
+        if trial is not None:
+            known[side][rate, steps] = trial["loss"]
+    return None not in trials.values()
+
+
+def _expected(run: StudyRun, job: Job, steps: int, known: dict[str, Known]) -> float:
+    """Seconds that a job takes from the rung before it."""
+    seconds = 0.0
+    for unit in job.runs:
+        rate = unit.config.learning_rate
+        before = max((s for r, s in known[unit.side] if r == rate and s < steps), default=0)
+        seconds += run.seconds(unit.side, steps - before)
+    return seconds
 
 
 def _trial(run: StudyRun, side: str, rate: float, steps: int) -> dict | None:
     return run.records.last("trial", side=side, learning_rate=rate, steps=steps)
-
-
-def _trials(job: Job, steps: int, errors: dict[UnitRun, str]) -> list[dict]:
-    """The records of a job's runs after `steps` steps."""
-    records = []
-    for unit in job.runs:
-        error = errors.get(unit)
-        loss = None if error else validation_loss(unit.folder, steps)
-        record = {"kind": "trial", "side": unit.side, "learning_rate": unit.config.learning_rate}
-        records.append({**record, "steps": steps, "loss": loss, "error": error})
-    return records

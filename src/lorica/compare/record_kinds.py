@@ -143,9 +143,17 @@ class Spent(Record):
     seconds: Annotated[float, Field(ge=0)]
 
 
+class Workers(Record):
+    """Who does the jobs: processes, and threads of each, which decide how sums are rounded."""
+
+    kind: Literal["workers"]
+    size: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+
+
 AnyRecord = TypeAdapter(
     Annotated[
-        Start | SideStart | Base | TrialRecord | Rate | FinalRecord | CostRecord | Spent,
+        Start | SideStart | Base | TrialRecord | Rate | FinalRecord | CostRecord | Spent | Workers,
         Field(discriminator="kind"),
     ]
 )

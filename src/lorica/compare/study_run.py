@@ -1,23 +1,50 @@
 """A study that is being run: its sides and rows, its records, and the time that is left."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lorica import progress
 from lorica.compare.clock import Clock, in_words
+from lorica.compare.crew import Crew, ThisProcess
+from lorica.compare.job_records import JobResult
 from lorica.compare.records import Records
 from lorica.compare.scoring import ScoreSettings
 from lorica.compare.search import rungs_of
 from lorica.compare.sides import Side
 from lorica.compare.study import Study
 from lorica.compare.study_rows import StudyRows
-from lorica.compare.training_jobs import Job, UnitRun, train_job
-from lorica.errors import listed
+from lorica.compare.training_jobs import FinalScoring, Job, UnitRun, group
+from lorica.errors import Stopped, listed
+from lorica.training.signals import Signals
 
+POLL = 0.2
+"""Seconds between looks at whether a signal has come."""
 UNKNOWN_COST = 0.1
 """Seconds of a step, where the cost of a side could not be measured."""
+
+
+@dataclass(frozen=True)
+class DueJob:
+    """what: its units, for the user. expected, recording: seconds of its training and scoring."""
+
+    job: Job
+    what: str
+    expected: float
+    recording: float = 0.0
+
+
+@contextmanager
+def stopping(crew: Crew) -> Iterator[None]:
+    """If the block ends early, what the crew is doing ends too, so that nothing waits for it."""
+    try:
+        yield
+    except BaseException:
+        crew.stop()
+        raise
 
 
 @dataclass
@@ -35,6 +62,7 @@ class StudyRun:
     size: int
     done: int = 0
     total: int = field(default=0)
+    crew: Crew = field(default_factory=ThisProcess)
 
     def run_folder(self, role: str, side: Side, which: str) -> Path:
         """Where a run lies: role ("search", "final"), side and rate or seed."""
@@ -51,37 +79,54 @@ class StudyRun:
         spent = self.records.last("spent", sides=[])
         return 0.0 if spent is None else spent["seconds"]
 
-    def train(
-        self,
-        job: Job,
-        what: str,
-        expected: float,
-        records_of: Callable[[dict[UnitRun, str]], list[dict[str, Any]]],
-        scoring: float = 0.0,
-    ) -> bool:
-        """Train a job and append its records. False: the budget is spent, nothing was started.
+    def jobs(
+        self, runs: Sequence[UnitRun], until: int | None, scoring: FinalScoring | None = None
+    ) -> list[Job]:
+        """The jobs that train `runs`, enough of them for the whole crew."""
+        return [Job(members, until, scoring) for members in group(runs, self.size, self.crew.size)]
 
-        what: the units, for the user. expected, scoring: seconds of the training and of what
-        records_of does. records_of: from the errors of the runs that ended early.
+    def train(self, due: Sequence[DueJob]) -> Iterator[Job]:
+        """Do jobs, as many at once as the crew can, and append the records of each.
+
+        Yields: each one that has ended; the last ones are not begun if the budget is spent.
+        Raises: ResourceError; Stopped on a signal: the records of what has ended are kept.
         """
-        if self.clock.is_over:
-            return False
-        began = self.clock.now()
-        errors = train_job(job)
-        trained = self.clock.now()
-        records = records_of(errors)
-        ended = self.clock.now()
-        seconds = ended - began
-        sides = [run.side for run in job.runs]
-        self.records.append([*records, {"kind": "spent", "sides": sides, "seconds": seconds}])
-        self.clock.training.note(expected, trained - began)
-        self.clock.scoring.note(scoring, ended - trained)
-        self.count(len(records))
+        waiting, crew = deque(due), self.crew
+        if crew.size == 1:
+            while waiting and not self.clock.is_over:
+                job = waiting.popleft()
+                self._record(job, crew.run(job.job))
+                yield job.job
+            return
+        running: dict[Future[JobResult], DueJob] = {}
+        with Signals() as signals, ThreadPoolExecutor(crew.size) as threads, stopping(crew):
+            while waiting or running:
+                while waiting and len(running) < crew.size and not self.clock.is_over:
+                    job = waiting.popleft()
+                    running[threads.submit(crew.run, job.job)] = job
+                if not running:
+                    return
+                for future in wait(running, POLL, FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    self._record(job, future.result())
+                    yield job.job
+                if signals.received:
+                    raise Stopped("the study was stopped.", signal=signals.received)
+
+    def _record(self, due: DueJob, result: JobResult) -> None:
+        sides = [run.side for run in due.job.runs]
+        seconds = result.training + result.recording
+        self.records.append(
+            [*result.records, {"kind": "spent", "sides": sides, "seconds": seconds}]
+        )
+        self.clock.training.note(due.expected, result.training)
+        self.clock.scoring.note(due.recording, result.recording)
+        self.count(len(result.records))
         names = listed(dict.fromkeys(sides), 3)
-        failed = sum(1 for record in records if record.get("error"))
+        failed = sum(1 for record in result.records if record.get("error"))
         early = f", {failed} ended early" if failed else ""
-        self.announce(f"{what}: {names}{early}; {in_words(self.clock.left)} left")
-        return True
+        left = in_words(self.clock.left / self.crew.size)
+        self.announce(f"{due.what}: {names}{early}; {left} left")
 
     def trials_of(self, side: Side) -> int:
         """How many runs of the rate search a side has, those beyond an edge left out."""

@@ -4,14 +4,17 @@ A job starts, or goes on, from one state of all its runs, whatever a kill left b
 trained in one pass round their sums together, and only the same pass gives the same bits.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lorica import plain_files, progress
+from lorica.compare.scoring import ScoreSettings
 from lorica.compare.sides import Side
 from lorica.errors import LoricaError, ResourceError, Stopped, memory_full
 from lorica.formats import commit
@@ -38,11 +41,23 @@ class UnitRun:
 
 
 @dataclass(frozen=True)
+class FinalScoring:
+    """What is scored of a final run. before_loss: of the study's base on the "before" rows."""
+
+    settings: ScoreSettings
+    before_loss: float | None
+
+
+@dataclass(frozen=True)
 class Job:
-    """Runs that are trained together. until: they pause after this step; None: to their end."""
+    """Runs that are trained together. until: they pause after this step; None: to their end.
+
+    scoring: of final runs; None: they are runs of the rate search.
+    """
 
     runs: tuple[UnitRun, ...]
     until: int | None = None
+    scoring: FinalScoring | None = None
 
 
 def run_of(side: Side, folder: Path, learning_rate: float, seed: int, save_steps: int) -> UnitRun:
@@ -56,18 +71,22 @@ def run_of(side: Side, folder: Path, learning_rate: float, seed: int, save_steps
     return UnitRun(side.name, side.config.model_copy(update=changes))
 
 
-def group(runs: Sequence[UnitRun], until: int | None, size: int) -> list[Job]:
-    """The jobs that train `runs`, in their order: at most `size` in one pass."""
-    open_jobs, jobs = dict[str, list[UnitRun]](), list[list[UnitRun]]()
-    for run in runs:
-        key = _shared_key(run.config)
-        members = None if key is None else open_jobs.get(key)
-        if members is None or len(members) >= size:
-            jobs.append(members := [])
-            if key is not None:
-                open_jobs[key] = members
-        members.append(run)
-    return [Job(tuple(members), until) for members in jobs]
+def group(runs: Sequence[UnitRun], size: int, at_once: int = 1) -> list[tuple[UnitRun, ...]]:
+    """Which runs share a pass: at most `size`, in their order.
+
+    at_once: passes that are trained beside one another; there are as many for each of them.
+    """
+    members: dict[str, list[UnitRun]] = {}
+    for i, run in enumerate(runs):
+        members.setdefault(_shared_key(run.config) or f"alone {i}", []).append(run)
+    passes = list[tuple[UnitRun, ...]]()
+    for together in members.values():
+        count = math.ceil(len(together) / size / at_once) * at_once
+        count = min(count, len(together))
+        edges = [len(together) * i // count for i in range(count + 1)]
+        passes += [tuple(together[i:j]) for i, j in pairwise(edges)]
+    places = {run: i for i, run in enumerate(runs)}
+    return sorted(passes, key=lambda members: places[members[0]])
 
 
 def _shared_key(config: TrainConfig) -> str | None:

@@ -1,0 +1,155 @@
+"""Who does the jobs of a study: this process, worker processes beside it, or a Ray cluster.
+
+One process cannot fill two cores with a small model; two workers with a core each can. A worker is
+started by its command, and not as a copy of this process, which may be anybody's script.
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from threading import Event
+from typing import IO, Protocol
+
+from lorica.compare.job_records import JobResult, run_job
+from lorica.compare.training_jobs import Job
+from lorica.compare.worker import question, result_of
+from lorica.errors import ResourceError, Stopped, counted, listed
+
+ATTEMPTS = 2
+"""How often a job is begun whose worker is killed."""
+
+
+class Crew(Protocol):
+    """size: jobs that are done at once. `run` is called from as many threads."""
+
+    size: int
+
+    def run(self, job: Job) -> JobResult: ...
+
+    def stop(self) -> None:
+        """Let the jobs that are being done end at once, each with Stopped."""
+        ...
+
+
+class ThisProcess:
+    """The jobs one after another. A signal reaches the training itself."""
+
+    size = 1
+
+    def run(self, job: Job) -> JobResult:
+        return run_job(job)
+
+    def stop(self) -> None:
+        pass
+
+
+@dataclass
+class Worker:
+    """A worker process (worker.py). errors: its stderr."""
+
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+
+    @classmethod
+    def start(cls, threads: int) -> "Worker":
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  (`end` closes it)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lorica.compare.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C is for this process, which passes it on once
+        )
+        return cls(process, errors)
+
+    def answer(self, job: Job) -> bytes:
+        """A line; b"" if it has ended."""
+        read, write = self.process.stdout, self.process.stdin
+        assert read is not None and write is not None
+        try:
+            write.write(question(job))
+            write.flush()
+        except BrokenPipeError:
+            return b""
+        line = read.readline()
+        return line if line.endswith(b"\n") else b""
+
+    def last_words(self) -> tuple[int, str]:
+        """Its status, below 0 if a signal ended it, and why in words."""
+        status = self.process.wait()
+        if status < 0:
+            return status, f"killed by {signal.Signals(-status).name}"
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return status, lines[-1] if lines else f"status {status}"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            if file is not None:
+                with suppress(BrokenPipeError):
+                    file.close()
+
+
+@dataclass
+class WorkerProcesses:
+    """Workers on this machine. threads: of each."""
+
+    size: int
+    threads: int
+    idle: queue.SimpleQueue[Worker] = field(default_factory=queue.SimpleQueue)
+    all: list[Worker] = field(default_factory=list)
+    stopping: Event = field(default_factory=Event)
+
+    def run(self, job: Job) -> JobResult:
+        why = ""
+        for _ in range(ATTEMPTS):
+            worker = self._take()
+            if line := worker.answer(job):
+                self.idle.put(worker)
+                return result_of(line)
+            if self.stopping.is_set():
+                break
+            status, why = worker.last_words()
+            if status > 0:
+                raise RuntimeError(f"a worker failed: {why}")
+        if self.stopping.is_set():
+            raise Stopped("the study was stopped.")
+        raise ResourceError(
+            f"a worker was ended twice in the same {counted(len(job.runs), 'run')}, of "
+            f"{listed(dict.fromkeys(run.side for run in job.runs))}: {why}.",
+            fix="if its memory was full, go on with one worker: --resume --workers 1",
+        )
+
+    def stop(self) -> None:
+        self.stopping.set()
+        for worker in self.all:
+            worker.process.terminate()
+
+    def _take(self) -> Worker:
+        with suppress(queue.Empty):
+            return self.idle.get_nowait()
+        self.all.append(worker := Worker.start(self.threads))
+        if self.stopping.is_set():  # `stop` may have come before it was listed
+            worker.process.terminate()
+        return worker
+
+
+@contextmanager
+def worker_processes(size: int, threads: int) -> Iterator[Crew]:
+    """Workers that end with the block."""
+    crew = WorkerProcesses(size, threads)
+    try:
+        yield crew
+    finally:
+        crew.stopping.set()
+        for worker in crew.all:
+            worker.end()
