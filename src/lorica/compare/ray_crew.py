@@ -4,6 +4,7 @@ Lorica, the base and the rows must be on every machine at the same places. A run
 checkpoint where the machines share the study's folder, and begins anew where they do not.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -27,9 +28,9 @@ class RayCluster:
     """size: jobs at once, each with a GPU of its own if the cluster has any, else with a core."""
 
     def __init__(self, ray: ModuleType, most: int | None) -> None:
-        found = ray.cluster_resources()
-        device = "GPU" if found.get("GPU") else "CPU"
-        self.size = max(1, min(int(found.get(device, 1)), most or 10**6))
+        resources = ray.cluster_resources()
+        device = "GPU" if resources.get("GPU") else "CPU"
+        self.size = max(1, min(int(resources.get(device, 1)), most or 10**6))
         needs = {"num_cpus": 1, "num_gpus": 1 if device == "GPU" else 0}
         self.ray, self.running, self.stopping = ray, set[Any](), False
         self.task = ray.remote(**needs, max_retries=ATTEMPTS - 1)(answer_at)
@@ -101,7 +102,7 @@ def ray_cluster(address: str, workers: int | None) -> Iterator[Crew]:
         here = {"num_cpus": workers, "include_dashboard": False}
         here["_system_config"] = {"worker_niceness": 0}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _no_answer(address, error) from None
     try:

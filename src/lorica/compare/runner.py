@@ -10,22 +10,17 @@ import os
 import platform
 import signal
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lorica import plain_files, progress
 from lorica.base.file_digests import file_digests
 from lorica.compare.assemble import write_results
 from lorica.compare.clock import Clock, in_words
 from lorica.compare.cost import measure_cost
-from lorica.compare.crew import Crew, ThisProcess, worker_processes
+from lorica.compare.crew_of import crew_of
 from lorica.compare.final_runs import run_finals
 from lorica.compare.rate_runs import search_rates, search_steps
-from lorica.compare.ray_crew import ray_cluster
 from lorica.compare.records import RECORDS, RUNS, Records, check_study_folder, locked
 from lorica.compare.results import StudyResult
 from lorica.compare.scoring import score_base, score_settings
@@ -46,17 +41,12 @@ from lorica.errors import (
     writing,
 )
 from lorica.formats import commit
-from lorica.plan.devices import this_cpu
 from lorica.recipe.settings import Settings
 from lorica.recipe.versions import versions
 from lorica.recipe.yaml_file import read_yaml
 from lorica.training.placement import choose_placement
 from lorica.training.resume import machine
 
-MAX_WORKERS = 8
-"""However many cores there are: each worker has a base of its own."""
-MEMORY_SHARE = 0.7
-"""Of the machine's memory that the passes of all workers may need."""
 MAX_STEPS = 10**7
 """Of a run: more are a typing error."""
 
@@ -121,7 +111,7 @@ def run_study(
         try:
             _measure_costs(run)
             _score_base(run)
-            with _crew(run, workers, ray) as run.crew:
+            with crew_of(run, workers, ray) as run.crew:
                 _announce_time(run)
                 if search_rates(run):
                     run_finals(run)
@@ -246,48 +236,6 @@ def _measure_costs(run: StudyRun) -> None:
             run.announce(f"time and memory: {side.name}: {words}")
         else:
             run.count(1)
-
-
-@contextmanager
-def _crew(run: StudyRun, size: int | None, ray: str | None) -> Iterator[Crew]:
-    """Who does the jobs: as many workers as the study has begun with, if not told otherwise."""
-    before, threads = run.records.last("workers"), torch.get_num_threads()
-    if before is not None:
-        threads = before["threads"] * before["size"]
-        size = size or before["size"]
-    if ray is not None:
-        with ray_cluster(ray, size) as cluster:
-            _record_workers(run, cluster.size, 1)
-            yield cluster
-        return
-    size = size or _workers(run, threads)
-    each = max(threads // size, 1)
-    _record_workers(run, size, each)
-    with nullcontext(ThisProcess()) if size == 1 else worker_processes(size, each) as crew:
-        yield crew
-
-
-def _record_workers(run: StudyRun, size: int, threads: int) -> None:
-    """size, threads: they decide how sums are rounded, so that a change of them is noticed."""
-    before, record = run.records.last("workers"), {"size": size, "threads": threads}
-    words = f"{counted(size, 'worker')} of {counted(threads, 'thread')}"
-    if before is None:
-        run.records.append([{"kind": "workers", **record}])
-    elif before | record != before:
-        start = run.records.last("start") or {}
-        notice = f"a part was run with {words}, which may round sums differently"
-        run.records.append([{"kind": "workers", **record}, {**start, "notices": [notice]}])
-
-
-def _workers(run: StudyRun, threads: int) -> int:
-    """How many workers this machine has cores and memory for."""
-    if choose_placement(run.sides[0].config).device.type != "cpu":
-        return 1
-    costs = [run.records.last("cost", side=side.name) or {} for side in run.sides]
-    alone = max(cost.get("peak_memory_bytes") or 0 for cost in costs)
-    memory = this_cpu().memory_bytes
-    fits = int(MEMORY_SHARE * memory / (run.size * alone)) if memory and alone else threads
-    return max(1, min(threads, fits, MAX_WORKERS))
 
 
 def _announce_time(run: StudyRun) -> None:
