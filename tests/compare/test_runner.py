@@ -275,12 +275,19 @@ def copied(output: Path, folder: Path) -> Path:
     return Path(shutil.copytree(output, folder / "copy"))
 
 
+@pytest.mark.parametrize("stop", (KeyboardInterrupt(), SystemExit(143)))
 @pytest.mark.parametrize("phase", ("measure_cost", "score_base", "search_rates", "run_finals"))
-def test_ctrl_c_names_the_command_that_goes_on(
-    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+def test_a_signal_names_the_command_that_goes_on(
+    small_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    stop: BaseException,
 ):
+    """Outside of a training, which notes signals itself; a command turns SIGTERM into an exit."""
+
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise stop
 
     fix_costs(monkeypatch)
     monkeypatch.setattr(runner, "score_base", lambda *_: {"scores": {}, "error": "left out"})
@@ -290,7 +297,7 @@ def test_ctrl_c_names_the_command_that_goes_on(
     path, out = write_study(tmp_path, small_base), tmp_path / "out"
     with pytest.raises(Stopped, match=f"lorica compare --output {out} --resume") as raised:
         run(path, out)
-    assert raised.value.exit_code == 130
+    assert raised.value.exit_code == (143 if isinstance(stop, SystemExit) else 130)
 
 
 def test_other_rows_are_not_resumed(whole_study):

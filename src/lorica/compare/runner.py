@@ -47,6 +47,9 @@ from lorica.recipe.yaml_file import read_yaml
 from lorica.training.placement import choose_placement
 from lorica.training.resume import machine
 
+WORKER_GAIN = 0.75
+"""How much faster a worker more makes a study: costs are measured alone, with all cores. Of
+benchmarks/compare.py, where two made it 1.5 to 1.8 times as fast."""
 MAX_STEPS = 10**7
 """Of a run: more are a typing error."""
 
@@ -115,15 +118,25 @@ def run_study(
                 _announce_time(run)
                 if search_rates(run):
                     run_finals(run)
-        except (Stopped, KeyboardInterrupt) as stop:
-            number = stop.facts["signal"] if isinstance(stop, Stopped) else signal.SIGINT
+        except (Stopped, KeyboardInterrupt, SystemExit) as stop:
+            number = _signal_of(stop)
             raise Stopped(
                 f"the study was stopped in unit {run.done + 1} of {run.total}; everything that "
                 "has ended is saved.",
-                signal=int(str(number)),
+                signal=int(number),
                 fix=f"go on with: lorica compare --output {folder} --resume",
             ) from None
         return write_results(folder)
+
+
+def _signal_of(stop: BaseException) -> int:
+    """The number of the signal that stopped a study; a command turns SIGTERM into SystemExit."""
+    match stop:
+        case Stopped():
+            return int(str(stop.facts["signal"]))
+        case SystemExit():
+            return signal.SIGTERM
+    return signal.SIGINT
 
 
 def _check_output(folder: Path, resume: bool) -> None:
@@ -246,10 +259,10 @@ def _announce_time(run: StudyRun) -> None:
     scoring = count * run.scoring_seconds
     run.clock.training.expected = search + each * len(run.study.seeds)
     run.clock.scoring.expected = scoring
-    at_once = run.crew.size
-    search, scoring = search / at_once, scoring / at_once
-    finals = each * len(run.study.seeds) / at_once + scoring
-    by_workers = f" with {at_once} workers" if at_once > 1 else ""
+    gain = max(1.0, WORKER_GAIN * run.crew.size)
+    search, scoring = search / gain, scoring / gain
+    finals = each * len(run.study.seeds) / gain + scoring
+    by_workers = f" with {run.crew.size} workers" if run.crew.size > 1 else ""
     progress.announce(
         f"about {in_words(search + finals)}{by_workers}: {in_words(search)} for the rates, "
         f"{in_words(finals)} for {counted(count, 'final run')}, {in_words(scoring)} of it to score "

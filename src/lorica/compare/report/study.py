@@ -127,7 +127,13 @@ def _measures(result: StudyResult, verdict: StudyVerdict) -> Plain | None:
     for measure in measures:
         figures = figures_of(verdict, measure)
         decimals = figure_decimals(figures.values())
-        columns.append([_with_interval(figures.get(side.name), decimals) for side in result.sides])
+        verdicts = {c.side: c.verdict for c in verdict.comparisons.get(measure, ())}
+        columns.append(
+            [
+                _with_intervals(figures.get(side.name), decimals, verdicts.get(side.name, ""))
+                for side in result.sides
+            ]
+        )
         score = result.base.get(measure)
         base.append(written(score.value if score else None, decimals))
     betters = {n: side[n].better for side in verdict.sides.values() for n in measures if n in side}
@@ -139,10 +145,13 @@ def _measures(result: StudyResult, verdict: StudyVerdict) -> Plain | None:
     return Plain(head, [*rows, *([("base alone", *base)] if result.base else [])])
 
 
-def _with_interval(figure: Figure | None, decimals: int) -> str:
+def _with_intervals(figure: Figure | None, decimals: int, verdict: str) -> str:
+    """verdict: on the side, against the reference."""
     if figure is None:
         return NONE
-    return f"{written(figure.value, decimals)} {between(figure.over_rows, decimals)}"
+    rows, seeds = (between(i, decimals) for i in (figure.over_rows, figure.over_seeds))
+    word = f" {verdict}" if verdict in ("better", "worse") else ""
+    return f"{written(figure.value, decimals)}{word}\nrows {rows}\nseeds {seeds}"
 
 
 def _samples(result: StudyResult, number_of: Mapping[str, int], detail: Detail) -> list[Sample]:
