@@ -72,21 +72,23 @@ class Better:
 
 @dataclass(frozen=True)
 class Alike:
-    """The loss of side is within `within` of that of other."""
+    """side is within `within` of other, relative to it. measure: None: the goal."""
 
     side: str
     other: str
     within: float = CLOSE
+    measure: str | None = None
 
     def outcome(self, study: Measured) -> Outcome:
-        value, low, high = study.interval(study.goal, self.side, self.other)
-        margin = self.within * abs(study.tables[study.goal][self.other].value)
+        measure = self.measure or study.goal
+        value, low, high = study.interval(measure, self.side, self.other)
+        margin = self.within * abs(study.tables[measure][self.other].value)
         verdict: Verdict = "not shown"
         if -margin <= low and high <= margin:
             verdict = "holds"
         elif low > margin or high < -margin:
             verdict = "does not hold"
-        compared, figure = _in_words(study.goal, self.side, self.other, value, low, high)
+        compared, figure = _in_words(measure, self.side, self.other, value, low, high)
         return Outcome(compared, f"{figure}; alike: within ±{margin:.3g}", verdict)
 
 

@@ -11,7 +11,7 @@ LIGHTNING = "Lightning AI 2023, LLaMA-7B on an A100"
 VARIANTS = "an article's table of variants"
 FORGETS = "Biderman et al. 2024, arXiv:2405.09673"
 PRACTICE = "an article's notes on practice"
-RANKS = "the article of the variants, on ranks"
+RANKS = "an article's table of variants, on ranks"
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,12 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             (Costs("file", "lora", "full", 0, 0.1), Costs("file", "llama_adapter", "full", 0, 0.1)),
         ),
         Claim(
-            "training under 1 % of the parameters comes close to full fine-tuning",
-            "the article on forgetting",
-            (Alike("lora", "full", 0.05), Alike("llama_adapter", "full", 0.05)),
+            "training few of the parameters comes close to full fine-tuning",
+            "an article on forgetting",
+            (
+                Alike("lora", "full", 0.05, "character_accuracy"),
+                Alike("llama_adapter", "full", 0.05, "character_accuracy"),
+            ),
         ),
     ),
     "learn-forget": (
@@ -112,7 +115,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "LoRA comes close to full fine-tuning",
             VARIANTS,
-            (Alike("lora", "full", 0.05),),
+            (Alike("lora", "full", 0.05, "character_accuracy"),),
         ),
     ),
     "ranks": (

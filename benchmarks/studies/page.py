@@ -17,8 +17,8 @@ Each row compares two sides of the study. A difference has its 95 % interval ove
 in [What a comparison shows](../guides/statistics.md); beyond zero it **holds** or **does not
 hold**, else it is **not shown**. Values are *alike* where the whole interval lies within 2 % (5 %
 where full fine-tuning is meant) of the second one. Time and memory are measured once, in a process
-of their own. A claim gets the worst verdict of its rows. These intervals are of single comparisons:
-of twenty such, one may be wrong."""
+of their own; some 400 MiB of each are Python and torch. A claim gets the worst verdict of its rows.
+These intervals are of single comparisons: of twenty such, one may be wrong."""
 SCALE = """\
 The base has 5 million parameters, and the rows are made by a program. A claim that fails here may
 hold for models a thousand times larger, and one that holds here may fail there. What carries over
@@ -38,7 +38,7 @@ def study_page(folder: Path, result: StudyResult) -> str:
         f"{len(result.study['seeds'])} seeds, rates searched for each side).",
         " ".join(verdict.sentences),
         "## What held and what did not",
-        table(("claim", "compared", "difference or ratio", "verdict"), rows),
+        table(("claim", "source", "compared", "difference or ratio", "verdict"), rows),
         HOW,
         "## The sides",
         table(*_sides(result, verdict)),
@@ -85,10 +85,9 @@ def worst(outcomes: list[Outcome]) -> str:
 
 def _rows(claim: Claim, outcomes: list[Outcome]) -> Iterator[tuple[str, ...]]:
     for i, outcome in enumerate(outcomes):
-        first = (
-            f"{cell(claim.says)} ({cell(claim.source)}): **{worst(outcomes)}**" if i == 0 else ""
-        )
-        yield first, cell(outcome.compared), cell(outcome.figure), outcome.verdict
+        first = (f"{cell(claim.says)}: **{worst(outcomes)}**", cell(claim.source))
+        figures = (cell(outcome.compared), cell(outcome.figure), outcome.verdict)
+        yield (*(("", "") if i else first), *figures)
 
 
 def _sides(
