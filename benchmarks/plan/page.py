@@ -23,8 +23,9 @@ one (5 M), and a Llama with random weights (58 M: 8 layers of width 512, vocabul
 
 OTHER = """\
 The constants were chosen on the runs above; these bases have other shapes. *Deep* has 24 layers of
-width 320, *wide* two of width 768, 19M twelve of width 320. Nothing was chosen on them but one
-thing: that checkpointing leaves holes in the heap showed on *deep*. 19M was added after that."""
+width 320, *wide* two of width 768, 19M twelve of width 320. They were looked at while the model was
+made, and one thing was changed for them: checkpointing leaves holes in the heap, which showed on
+*deep*. 19M was added after that."""
 
 TIME = """\
 *Measured* is process time of a step: the median of those after the first, for their mean number of

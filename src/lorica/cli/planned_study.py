@@ -44,7 +44,8 @@ class PlannedStudy:
             pass_of = f"the largest pass trains {counted(self.runs, 'run')} at once"
             yield f"planned: {pass_of}, with {size(self.memory)} of memory"
         if self.seconds is not None:
-            yield f"planned: {span(self.seconds)} of training, and the scoring of the test rows"
+            time = f"{span(self.seconds)} of training, one run after another"
+            yield f"planned: {time}; workers shorten it; the scoring of the test rows comes to it"
         elif not self.unknown:
             yield "planned: the time is not known before each side is timed, as the study begins"
         if self.unknown:
