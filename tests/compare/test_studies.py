@@ -43,7 +43,7 @@ def test_it_starts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         out = tmp_path / f"runs/{kind}/{name}.jsonl"
         out.parent.mkdir(parents=True, exist_ok=True)
         options = ["--rows", str(count), "--seed", str(seed), "--out", str(out)]
-        task = kind.partition("-")[0]  # tickets-800 are tickets
+        task = kind.partition("-")[0]  # tickets-480 are tickets
         subprocess.run([*command, task, *options], check=True, cwd=ROOT)
     monkeypatch.chdir(tmp_path)
     assert cli.run(["compare", str(path), "--dry-run"]) == 0
