@@ -51,7 +51,7 @@ def test_a_side_for_each_rank(tmp_path: Path):
     assert [(side.name, side.rank) for side in sides] == [
         ("lora r=4", 4),
         ("lora r=8", 8),
-        ("qlora", None),
+        ("qlora", 8),
         ("full", None),
     ]
     assert [side.config.method.get("r") for side in sides] == [4, 8, 8, None]

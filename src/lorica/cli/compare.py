@@ -11,6 +11,7 @@ from lorica.cli.planned import duration, size
 from lorica.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lorica.compare.pairs import Comparison
     from lorica.compare.results import StudyResult
     from lorica.compare.verdict import StudyVerdict
 
@@ -115,7 +116,9 @@ def parse_duration(text: str) -> float:
 def table(result: "StudyResult", verdict: "StudyVerdict") -> list[str]:
     """The sides, best first: the goal with its interval, the verdict, and what each costs."""
     verdicts = {c.side: c.verdict for c in verdict.comparisons.get(verdict.goal, ())}
-    rows = [["side", f"{verdict.goal} [95 %]", "", "rate", "step", "memory", "file"]]
+    rows = [
+        ["side", f"{verdict.goal} [95 %, rows and seeds]", "", "rate", "step", "memory", "file"]
+    ]
     by_name = {side.name: side for side in result.sides}
     for name in verdict.ranking:
         side, measures = by_name[name], verdict.sides.get(name, {})
@@ -159,6 +162,22 @@ def as_json(folder: Path, result: "StudyResult", verdict: "StudyVerdict") -> dic
             }
             for side in result.sides
         },
+        "comparisons": {
+            measure: {c.side: _as_plain(c) for c in comparisons}
+            for measure, comparisons in verdict.comparisons.items()
+        },
         "missing": result.missing,
         "notices": [*result.notices, *verdict.notices],
+    }
+
+
+def _as_plain(comparison: "Comparison") -> dict[str, Any]:
+    """A side against the reference: the difference with its interval, p with Holm's correction."""
+    figure = comparison.difference
+    return {
+        "difference": None if figure is None else figure.value,
+        "interval": None if figure is None else figure.over_both.as_dict(),
+        "p_holm": comparison.p_holm,
+        "verdict": comparison.verdict,
+        "reason": comparison.reason,
     }

@@ -38,6 +38,8 @@ SHARE = 0.6
 """Of the time, for the steps; the rest is for starting and scoring."""
 LEAST_STEPS = 20
 RESAMPLES = 2_000
+TOO_LONG = 2
+"""Times the limit: a try that needs more is not begun."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,15 @@ def try_choice(
         train, test = _hold_out(config, place)
         steps, needed = _steps(choice, config, rows, seconds, max(len(ranks), 1))
         progress.announce(_announced(ranks, needed, seconds))
+        if needed > TOO_LONG * seconds:
+            what = f"Tried: nothing. --try has {duration(seconds)}, and about {duration(needed)} "
+            own = choice.settings["method"].get("r"), choice.settings["learning_rate"]
+            return Tried(*own, (), f"{what}are needed: all is as without it.")
         study = _study(choice, config, ranks, steps, train, test)
         path = place / "study.yaml"
         path.write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
-        result = run_study(*read_study(path), place / "runs", clock=clock)
+        with progress.reporting(False):  # its words are of reports, and of going on
+            result = run_study(*read_study(path), place / "runs", clock=clock)
     return replace(decide(result, choice, steps), what=_what_was_tried(result, needed))
 
 

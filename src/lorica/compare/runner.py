@@ -41,6 +41,8 @@ from lorica.errors import (
     writing,
 )
 from lorica.formats import commit
+from lorica.plan.current_device import current_device
+from lorica.plan.estimate import BUSY, busy
 from lorica.recipe.settings import Settings
 from lorica.recipe.versions import versions
 from lorica.recipe.yaml_file import read_yaml
@@ -237,6 +239,14 @@ def _score_base(run: StudyRun) -> None:
 
 def _measure_costs(run: StudyRun) -> None:
     """A short run of each side alone; it is also the first timing."""
+    missing = [side for side in run.sides if run.records.last("cost", side=side.name) is None]
+    if missing and (shared := busy(current_device())) > BUSY:
+        notice = (
+            f"other programs used this machine as times were measured (its cores were asked for "
+            f"{shared:.1f} times over): they may be many times too long, and differ by chance"
+        )
+        progress.announce(f"note: {notice}")
+        run.records.append([{**(run.records.last("start") or {}), "notices": [notice]}])
     for side in run.sides:
         if run.records.last("cost", side=side.name) is None:
             if run.clock.is_over:

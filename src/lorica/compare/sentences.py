@@ -158,15 +158,17 @@ def _more(
     seeds = seeds_needed(variance, pair.value, level)
     if seeds and seeds <= MOST_SEEDS:
         ways.append(f"{seeds} seeds (it has {variance.seed_count})")
-    needs = " or ".join(ways) or (
-        f"more than {variance.seed_count} seeds and {variance.row_count:,} test rows"
-    )
     sides = f"{against} from {rival} (a difference of {number(abs(pair.value))})"
-    return f"to distinguish {sides} takes {needs}"
+    if not ways:
+        return (
+            f"neither more test rows alone nor up to {MOST_SEEDS} seeds would distinguish {sides}"
+        )
+    return f"to distinguish {sides} takes {' or '.join(ways)}"
 
 
 def cost_words(cost: Cost) -> str:
-    parts = [f"{1e3 * cost.seconds_per_step:,.3g} ms a step"]
+    step = cost.seconds_per_step
+    parts = [f"{step:,.2g} s a step" if step >= 1 else f"{1e3 * step:,.3g} ms a step"]
     if cost.peak_memory_bytes is not None:
         parts.append(f"{cost.peak_memory_bytes / 2**20:,.0f} MiB")
     return ", ".join([*parts, f"a file of {cost.adapter_bytes / 1024:,.0f} KiB"])

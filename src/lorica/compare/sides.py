@@ -70,6 +70,7 @@ def expand(study: Study, settings: Settings) -> list[Side]:
             mistakes += wrong
             if config is not None:
                 label = name if rank is None else f"{name} r={rank}"
+                rank = config.method.get("r") if rank is None else rank
                 configs.append((label, rank, config, ("sides", name)))
     if mistakes := mistakes or [*mistakes_between(study, configs)]:
         raise_mistakes(mistakes, settings, FIX)

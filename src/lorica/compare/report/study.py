@@ -150,8 +150,8 @@ def _with_intervals(figure: Figure | None, decimals: int, verdict: str) -> str:
     if figure is None:
         return NONE
     rows, seeds = (between(i, decimals) for i in (figure.over_rows, figure.over_seeds))
-    word = f" {verdict}" if verdict in ("better", "worse") else ""
-    return f"{written(figure.value, decimals)}{word}\nrows {rows}\nseeds {seeds}"
+    word = f"\n{verdict}" if verdict else ""
+    return f"{written(figure.value, decimals)}\nrows {rows}\nseeds {seeds}{word}"
 
 
 def _samples(result: StudyResult, number_of: Mapping[str, int], detail: Detail) -> list[Sample]:

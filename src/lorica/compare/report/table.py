@@ -151,7 +151,7 @@ def _goals(study: _Study) -> Built:
         if figure is None:
             cells.append(Cell(NONE))
             continue
-        lines = _lines(figure, decimals, ("rows", "seeds"))
+        lines = _lines(figure, decimals, ("rows", "seeds", "both"))
         cells.append(Cell(written(figure.value, decimals), figure.value, lines))
     yield Column(words(study.result.goal), is_better(study.verdict.better)), cells
 

@@ -155,7 +155,10 @@ def answers_are_memorised(situation: Situation, rank: Rank) -> Answer:
     if situation.rows.kind == "label":
         return Answer(False, "the rows have classes")
     if structure is None:
-        return Answer(False, "too little text in the answers to tell whether they are random")
+        return Answer(
+            False,
+            "whether the answers are random is not known: too little text, or no tokenizer",
+        )
     if structure < RANDOM:
         return Answer(
             False,

@@ -18,7 +18,7 @@ def steps_of(rows: int, epochs: int) -> int:
 def choose_length(situation: Situation) -> list[Reason]:
     """epochs, warmup_ratio, eval_steps and early_stopping_patience."""
     rows = max(situation.rows.train, 1)
-    epochs, why = EPOCHS, "the usual number"
+    epochs, why, source = EPOCHS, "the usual number", "article-epochs"
     if situation.rows.validation:
         why += "; the best adapter is kept if more epochs harm"
     if situation.goal == "fast" or rows >= MANY_ROWS:
@@ -26,7 +26,7 @@ def choose_length(situation: Situation) -> list[Reason]:
         why = f"--goal {situation.goal}" if situation.goal == "fast" else f"{rows:,} rows are many"
         why += ": one pass; further epochs may make the results worse"
     elif steps_of(rows, EPOCHS) < LEAST_STEPS:
-        epochs = min(ceil(LEAST_STEPS * ROWS_PER_STEP / rows), MOST_EPOCHS)
+        epochs, source = min(ceil(LEAST_STEPS * ROWS_PER_STEP / rows), MOST_EPOCHS), "rule-steps"
         why = (
             f"{rows:,} rows: {EPOCHS} epochs are only {steps_of(rows, EPOCHS)} steps; "
             f"this makes {steps_of(rows, epochs)}"
@@ -34,7 +34,7 @@ def choose_length(situation: Situation) -> list[Reason]:
     steps = steps_of(rows, epochs)
     warmup = 0.1 if steps < SHORT_RUN else 0.03
     reasons = [
-        Reason("epochs", epochs, why, ("article-epochs",)),
+        Reason("epochs", epochs, why, (source,)),
         Reason(
             "warmup_ratio",
             warmup,
