@@ -67,5 +67,5 @@ def without_costs(result: StudyResult) -> dict[str, Any]:
 
 def fix_costs(patch: pytest.MonkeyPatch) -> None:
     """Let no process be started to measure the cost of a side, and no load be noticed."""
-    patch.setattr(runner, "busy", lambda device: 1.0)
+    patch.setattr(runner, "others_running", lambda: 0.0)
     patch.setattr(runner, "measure_cost", lambda side, folder: COST)

@@ -339,3 +339,13 @@ def test_a_missing_file_is_named_with_its_line(small_base: Path, tmp_path: Path,
     line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if name + ":" in text)
     with pytest.raises(ConfigError, match=f"study.yaml:{line}: {name} is .*no such file"):
         run(path, tmp_path / "out")
+
+
+def test_a_busy_machine_is_noticed(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fix_costs(monkeypatch)
+    monkeypatch.setattr(runner, "others_running", lambda: 1.4)
+    path = write_study(tmp_path, small_base, seeds=[0], rates=None)
+    result = run(path, tmp_path / "out")
+    assert [n for n in result.notices if n.startswith("1.4 threads of other programs")]

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,25 @@ from typing import Any
 from lorica import strict_json
 from lorica.compare.sides import Side
 
+SAMPLES = 20
+"""Of what else runs."""
 STEPS = 20
 """Steps of the run; the first third warms up."""
+
+
+def others_running() -> float:
+    """How many threads of other programs are running, on average over a second; 0: not known.
+
+    The load average is that of the last minutes, in which this machine may have done anything.
+    """
+    path, counts = Path("/proc/loadavg"), list[int]()
+    try:
+        for _ in range(SAMPLES):
+            counts.append(int(path.read_text().split()[3].partition("/")[0]))
+            time.sleep(1 / SAMPLES)
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return max(statistics.mean(counts) - 1, 0.0)  # this one reads
 
 
 def measure_cost(side: Side, folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lorica import plain_files, progress
 from lorica.base.file_digests import file_digests
 from lorica.compare.assemble import write_results
 from lorica.compare.clock import Clock, in_words
-from lorica.compare.cost import measure_cost
+from lorica.compare.cost import measure_cost, others_running
 from lorica.compare.crew_of import crew_of
 from lorica.compare.final_runs import run_finals
 from lorica.compare.rate_runs import search_rates, search_steps
@@ -41,14 +41,14 @@ from lorica.errors import (
     writing,
 )
 from lorica.formats import commit
-from lorica.plan.current_device import current_device
-from lorica.plan.estimate import BUSY, busy
 from lorica.recipe.settings import Settings
 from lorica.recipe.versions import versions
 from lorica.recipe.yaml_file import read_yaml
 from lorica.training.placement import choose_placement
 from lorica.training.resume import machine
 
+BUSY = 0.5
+"""Threads of other programs, from which on times are not to be trusted."""
 WORKER_GAIN = 0.75
 """How much faster a worker more makes a study: costs are measured alone, with all cores. Of
 benchmarks/compare.py, where two made it 1.5 to 1.8 times as fast."""
@@ -240,10 +240,10 @@ def _score_base(run: StudyRun) -> None:
 def _measure_costs(run: StudyRun) -> None:
     """A short run of each side alone; it is also the first timing."""
     missing = [side for side in run.sides if run.records.last("cost", side=side.name) is None]
-    if missing and (shared := busy(current_device())) > BUSY:
+    if missing and (others := others_running()) >= BUSY:
         notice = (
-            f"other programs used this machine as times were measured (its cores were asked for "
-            f"{shared:.1f} times over): they may be many times too long, and differ by chance"
+            f"{others:.1f} threads of other programs were running as times were measured: times "
+            "may be many times too long, and differ by chance"
         )
         progress.announce(f"note: {notice}")
         run.records.append([{**(run.records.last("start") or {}), "notices": [notice]}])
