@@ -7,7 +7,7 @@ merging. As a library the package is silent; commands, and `train` with `show`, 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from threading import Timer
 from types import TracebackType
@@ -18,6 +18,13 @@ LIVE_INTERVAL = 0.2  # seconds between updates of a live line
 SLOW_START = 1.0  # seconds until a command that still runs is announced
 MAX_CHARACTERS = 160  # of the announcement
 _reports: ContextVar[bool] = ContextVar("reports", default=False)
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """To stderr; one that is closed or full ends no work."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            _print(text, end)
 
 
 @contextmanager
@@ -33,7 +40,7 @@ def reporting(on: bool = True) -> Iterator[None]:
 def announce(text: str) -> None:
     """Print one plain line, if reports are on."""
     if _reports.get():
-        print(text, file=sys.stderr, flush=True)
+        _print(text)
 
 
 @contextmanager
@@ -43,8 +50,7 @@ def announce_slow_start(command: str) -> Iterator[None]:
         yield
         return
     text = command if len(command) <= MAX_CHARACTERS else f"{command[: MAX_CHARACTERS - 3]}..."
-    output = {"file": sys.stderr, "flush": True}
-    timer = Timer(SLOW_START, print, [f"{text}: starting"], output)
+    timer = Timer(SLOW_START, _print, [f"{text}: starting"])
     timer.daemon = True
     timer.start()
     try:
@@ -93,15 +99,15 @@ class Progress:
     ) -> None:
         seconds = time.monotonic() - self._began
         if self._live and self._has_line:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _print("\r\x1b[K", end="")
         if self._on and kind is None and seconds >= FIRST_LINE:
             note = f"{self._note}, " if self._note else ""
-            print(f"{self.what}: {note}done in {seconds:.1f} s", file=sys.stderr, flush=True)
+            _print(f"{self.what}: {note}done in {seconds:.1f} s")
 
     def _print_line(self, now: float) -> None:
         start, end = ("\r\x1b[K", "") if self._live else ("", "\n")
         text = f"{start}{self.what}: {self._amount()}{self._time_left(now)}"
-        print(text, end=end, file=sys.stderr, flush=True)
+        _print(text, end)
         self._has_line = True
 
     def _amount(self) -> str:

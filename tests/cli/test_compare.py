@@ -18,7 +18,9 @@ def test_a_dry_run_lists_the_units_and_writes_nothing(small_base: Path, tmp_path
     printed = capsys.readouterr().out
     assert "2 sides, 2 seeds, 17 units; 48 training rows, 12 test rows; measured: loss" in printed
     assert re.search(r"the largest pass trains 6 runs at once, with [\d.]+ MiB of memory", printed)
-    assert re.search(r"planned: .* of training, one run after another|the time is not known before", printed)
+    assert re.search(
+        r"planned: .* of training, one run after another|the time is not known before", printed
+    )
     assert "lora r=2  2 steps, learning rates 7e-05, 0.007, 0.7" in printed
     assert not (tmp_path / "out").exists()
 

@@ -7,14 +7,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
+from lorica.compare import crew as crew_module
 from lorica.compare.assemble import study_result
 from lorica.compare.clock import Clock
+from lorica.compare.cost import measure_cost
 from lorica.compare.crew import Worker, WorkerProcesses, worker_processes
+from lorica.compare.crew_of import crew_of
+from lorica.compare.job_records import JobResult
 from lorica.compare.runner import prepare
 from lorica.compare.scoring import ScoreSettings
 from lorica.compare.study import read_study
@@ -141,6 +147,80 @@ def test_a_mistake_in_a_worker_is_not_tried_again(small_base, tmp_path, monkeypa
     with worker_processes(2, 1) as crew, pytest.raises(RuntimeError, match="KeyError: 'lost'"):
         crew.run(job)
     assert isinstance(crew, WorkerProcesses) and len(crew.all) == 1
+
+
+def test_a_signal_to_one_worker_gives_its_job_to_another(small_base, tmp_path, monkeypatch):
+    job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
+    answer = """print('lorica: {"stopped": 15}', flush=True)"""
+    fake_worker(monkeypatch, f"import sys\nfor _ in sys.stdin: {answer}")
+    with worker_processes(2, 1) as crew, pytest.raises(ResourceError, match="twice") as raised:
+        crew.run(job)
+    assert "stopped by SIGTERM" in str(raised.value)
+
+
+def test_what_a_library_prints_is_no_answer(small_base, tmp_path, monkeypatch):
+    job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
+    result = '{"records": [], "training": 1.0, "recording": 2.0}'
+    fake_worker(monkeypatch, f"input(); print('{{1}} hello'); print('lorica: {result}')")
+    with worker_processes(2, 1) as crew:
+        assert crew.run(job) == JobResult([], 1.0, 2.0)
+
+
+def test_a_worker_that_hangs_is_killed_after_a_signal(small_base, tmp_path, monkeypatch):
+    """A stopped process does not end at SIGTERM."""
+    job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
+    script = "import signal, time; signal.signal(15, signal.SIG_IGN); input(); time.sleep(600)"
+    fake_worker(monkeypatch, script)
+    monkeypatch.setattr(crew_module, "GRACE", 0.5)
+    with worker_processes(2, 1) as crew, ThreadPoolExecutor(1) as threads:
+        future = threads.submit(crew.run, job)
+        while not crew.all:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        crew.stop()
+        with pytest.raises(Stopped):
+            future.result(timeout=60)
+
+
+def test_files_beside_the_study_are_not_imported(small_base, tmp_path, monkeypatch):
+    """Python puts the working directory first where a module is run by its name."""
+    path = write_study(tmp_path, small_base)
+    (tmp_path / "statistics.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    side = prepare(*read_study(path), tmp_path / "out").sides[0]
+    cost = measure_cost(side, tmp_path / "runs")
+    assert "error" not in cost, cost
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_cost_that_cannot_be_measured_says_why(small_base, tmp_path):
+    sides = {"hot": {"method": "full", "learning_rate": 1e12}}
+    path = write_study(tmp_path, small_base, sides=sides, train={"max_steps": 30})
+    side = prepare(*read_study(path), tmp_path / "out").sides[0]
+    assert "the loss is nan" in measure_cost(side, tmp_path / "runs")["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "size", "threads"),
+    [(None, None, 1, 4), (2, None, 2, 2), (8, None, 8, 1), (None, (2, 3), 2, 3), (4, (8, 1), 4, 1)],
+)
+def test_a_study_keeps_its_workers(
+    small_base, tmp_path, monkeypatch, asked, before, size: int, threads: int
+):
+    """Where another number is asked for, the cores of this machine are shared anew."""
+    planned = prepare(*read_study(write_study(tmp_path, small_base)), tmp_path / "out")
+    planned.folder.mkdir()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("lorica.compare.crew_of._workers", lambda *_: 1)
+    records = planned.records._records
+    records.append({"kind": "start", "notices": []})
+    monkeypatch.setattr(planned.records, "append", records.extend)
+    if before is not None:
+        record = {"kind": "workers", "size": before[0], "threads": before[1]}
+        records.append(record)
+    with crew_of(planned, asked, None) as crew:
+        assert crew.size == size
+    workers = planned.records.last("workers")
+    assert workers is not None and (workers["size"], workers["threads"]) == (size, threads)
 
 
 STUDY = """

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import lorica
 from lorica.base.batching import Batching
 from lorica.core.attach import activate, routed
 from lorica.core.route import BySegment, Segment
-from lorica.errors import ConfigError, Stopped, TrainingError
+from lorica.errors import ConfigError, ResourceError, Stopped, TrainingError
 from lorica.training import each
 from lorica.training.train import train
 from tests.training.rows import adapter, rounding_apart, same, settings, write_rows
@@ -125,6 +126,19 @@ def test_a_run_that_a_watch_stops_leaves_the_others_going(tmp_path):
     assert not (Path(bad["output"]) / "adapter").exists()
     alone = train(**{**good, "output": str(tmp_path / "alone")}, show=False)
     assert rounding_apart(adapter(alone.folder), adapter(Path(good["output"])), good)
+
+
+def test_a_signal_or_a_full_disk_is_the_error_of_all_runs():
+    """Also where another run has ended by itself before."""
+    states = [Mock(**{"run.folder": f"runs/{i}"}) for i in range(3)]
+    diverged = TrainingError("the loss is not finite.", fix="lower the rate")
+    for ended in (Stopped("stopped.", signal=15, fix="resume"), ResourceError("full.", fix="free")):
+        errors = dict(zip(states, [diverged, ended, ended], strict=True))
+        error = each._error_of_all(errors, 3)  # type: ignore[arg-type]
+        assert type(error) is type(ended) and "the loss is not finite." in str(error)
+        assert error.exit_code == ended.exit_code
+    stopped = each._error_of_all(dict.fromkeys(states[1:], Stopped("x", signal=15)), 3)  # type: ignore[arg-type]
+    assert stopped.fix == "resume with: lorica train --each runs/1 runs/2"
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """lorica compare: a study of methods, settings and ranks, from its file to its report."""
 
+import math
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +104,7 @@ def compare(
         print(f"  note: {line}")
     print(f"\nthe report is {folder / REPORT}; open it in a browser")
     if result.missing:
-        print(f"go on with: lorica compare --output {folder} --resume")
+        print(f"go on with: lorica compare --output {shlex.quote(str(folder))} --resume")
 
 
 def parse_duration(text: str) -> float:
@@ -115,6 +117,8 @@ def parse_duration(text: str) -> float:
 
 def table(result: "StudyResult", verdict: "StudyVerdict") -> list[str]:
     """The sides, best first: the goal with its interval, the verdict, and what each costs."""
+    from lorica.compare.pairs import NOT_RUN
+
     verdicts = {c.side: c.verdict for c in verdict.comparisons.get(verdict.goal, ())}
     rows = [
         ["side", f"{verdict.goal} [95 %, rows and seeds]", "", "rate", "step", "memory", "file"]
@@ -122,10 +126,12 @@ def table(result: "StudyResult", verdict: "StudyVerdict") -> list[str]:
     by_name = {side.name: side for side in result.sides}
     for name in verdict.ranking:
         side, measures = by_name[name], verdict.sides.get(name, {})
-        value = "failed"
+        value = "not run" if verdict.failed.get(name) == NOT_RUN else "failed"
         if (measure := measures.get(verdict.goal)) is not None:
             interval = measure.figure.over_both
-            value = f"{measure.figure.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+            value = f"{measure.figure.value:.4g}"
+            if not math.isnan(interval.low):  # of one seed there is none
+                value += f" [{interval.low:.4g}, {interval.high:.4g}]"
         words = "reference" if name == verdict.reference else verdicts.get(name, "")
         rates = {final.learning_rate for final in side.finals if final.learning_rate}
         rate = ", ".join(f"{rate:g}" for rate in rates)

@@ -126,6 +126,8 @@ def _describe_bug(error: BaseException) -> str:
 
 def flush() -> None:
     """Flush stdout. A reader that has closed it must not raise at exit."""
+    if sys.stdout is None:  # closed before the start
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,5 +1,6 @@
 """From the records of a study to its result: the same folder always gives the same result."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ def study_result(folder: Path) -> StudyResult:
     if start is None:
         raise FileError(
             f"{records.path} has no records: the study ended before its first unit.",
-            fix=f"go on with: lorica compare --output {folder} --resume",
+            fix=f"go on with: lorica compare --output {shlex.quote(str(folder))} --resume",
         )
     study = start["settings"]
     sides = [_side(records, facts) for facts in _sides(records)]

@@ -13,14 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Timer
 from typing import IO, Protocol
 
 from lorica.compare.job_records import JobResult, run_job
 from lorica.compare.training_jobs import Job
-from lorica.compare.worker import question, result_of
+from lorica.compare.worker import ANSWER, question, result_of
 from lorica.errors import ResourceError, Stopped, counted, listed
 
+GRACE = 20.0
+"""Seconds that a worker has to end at a signal; then it is killed."""
 ATTEMPTS = 2
 """How often a job is begun whose worker is killed."""
 
@@ -60,7 +62,7 @@ class Worker:
     def start(cls, threads: int) -> "Worker":
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (`end` closes it)
         process = subprocess.Popen(
-            [sys.executable, "-m", "lorica.compare.worker"],
+            [sys.executable, "-P", "-m", "lorica.compare.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -78,8 +80,10 @@ class Worker:
             write.flush()
         except BrokenPipeError:
             return b""
-        line = read.readline()
-        return line if line.endswith(b"\n") else b""
+        for line in read:
+            if line.startswith(ANSWER) and line.endswith(b"\n"):
+                return line.removeprefix(ANSWER)
+        return b""
 
     def last_words(self) -> tuple[int, str]:
         """Its status, below 0 if a signal ended it, and why in words."""
@@ -87,8 +91,7 @@ class Worker:
         if status < 0:
             return status, f"killed by {signal.Signals(-status).name}"
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return status, lines[-1] if lines else f"status {status}"
+        return status, self.errors.read().decode(errors="replace").strip() or f"status {status}"
 
     def end(self) -> None:
         self.process.kill()
@@ -115,12 +118,20 @@ class WorkerProcesses:
             worker = self._take()
             if line := worker.answer(job):
                 self.idle.put(worker)
-                return result_of(line)
+                try:
+                    return result_of(line)
+                except Stopped as error:  # a signal to this worker alone
+                    why = f"stopped by {signal.Signals(int(str(error.facts['signal']))).name}"
+                    if self.stopping.is_set():
+                        raise
+                    continue
             if self.stopping.is_set():
                 break
             status, why = worker.last_words()
             if status > 0:
-                raise RuntimeError(f"a worker failed: {why}")
+                error = RuntimeError(f"a worker failed: {why.splitlines()[-1]}")
+                error.add_note(why)
+                raise error
         if self.stopping.is_set():
             raise Stopped("the study was stopped.")
         raise ResourceError(
@@ -133,6 +144,13 @@ class WorkerProcesses:
         self.stopping.set()
         for worker in self.all:
             worker.process.terminate()
+        timer = Timer(GRACE, self._kill)  # one that hangs does not hear
+        timer.daemon = True
+        timer.start()
+
+    def _kill(self) -> None:
+        for worker in self.all:
+            worker.process.kill()
 
     def _take(self) -> Worker:
         with suppress(queue.Empty):

@@ -22,16 +22,16 @@ MEMORY_SHARE = 0.7
 def crew_of(run: StudyRun, size: int | None, ray: str | None) -> Iterator[Crew]:
     """Who does the jobs: as many workers as the study has begun with, if not told otherwise."""
     before, threads = run.records.last("workers"), torch.get_num_threads()
-    if before is not None:
-        threads = before["threads"] * before["size"]
-        size = size or before["size"]
+    each = None
+    if before is not None and size in (None, before["size"]):
+        size, each = before["size"], before["threads"]
     if ray is not None:
         with ray_cluster(ray, size) as cluster:
             _record_workers(run, cluster.size, 1)
             yield cluster
         return
     size = size or _workers(run, threads)
-    each = max(threads // size, 1)
+    each = threads if size == 1 else each or max(threads // size, 1)
     _record_workers(run, size, each)
     with nullcontext(ThisProcess()) if size == 1 else worker_processes(size, each) as crew:
         yield crew

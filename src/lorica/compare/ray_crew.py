@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -65,8 +66,13 @@ def answer_at(line: bytes, folder: str) -> str:
     return answer(line)
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself waits for minutes. Raises: ResourceError."""
+def check_ray(address: str) -> None:
+    """Whether there is a cluster, as far as is known at once: Ray itself waits for minutes.
+
+    Raises: MissingError without the package; ResourceError if nothing answers there.
+    """
+    if find_spec("ray") is None:
+        raise MissingError("--ray needs the package ray.", fix="pip install 'lorica[ray]'")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return
@@ -90,13 +96,9 @@ def ray_cluster(address: str, workers: int | None) -> Iterator[Crew]:
     Raises: MissingError without the package; ResourceError if the cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no figures about users to its makers
-    try:
-        import ray
-    except ImportError:
-        raise MissingError(
-            "--ray needs the package ray.", fix="pip install 'lorica[ray]'"
-        ) from None
-    _check_answers(address)
+    check_ray(address)
+    import ray
+
     here: dict[str, Any] = {}
     if address == LOCAL:  # at the priority of this process, not at Ray's lower one
         here = {"num_cpus": workers, "include_dashboard": False}

@@ -147,8 +147,8 @@ class Workers(Record):
     """Who does the jobs: processes, and threads of each, which decide how sums are rounded."""
 
     kind: Literal["workers"]
-    size: Annotated[int, Field(ge=1)]
-    threads: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=10**4)]
+    threads: Annotated[int, Field(ge=1, le=10**3)]
 
 
 AnyRecord = TypeAdapter(

@@ -8,6 +8,7 @@ records alone, so that a resumed study trains what an uninterrupted one would ha
 import math
 import os
 import platform
+import shlex
 import signal
 import stat
 from pathlib import Path
@@ -21,6 +22,7 @@ from lorica.compare.cost import measure_cost, others_running
 from lorica.compare.crew_of import crew_of
 from lorica.compare.final_runs import run_finals
 from lorica.compare.rate_runs import search_rates, search_steps
+from lorica.compare.ray_crew import check_ray
 from lorica.compare.records import RECORDS, RUNS, Records, check_study_folder, locked
 from lorica.compare.results import StudyResult
 from lorica.compare.scoring import score_base, score_settings
@@ -107,6 +109,8 @@ def run_study(
     _check_place(folder)
     _check_output(folder, resume)
     run = prepare(study, settings, folder, clock=clock)
+    if ray is not None:
+        check_ray(ray)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -126,7 +130,7 @@ def run_study(
                 f"the study was stopped in unit {run.done + 1} of {run.total}; everything that "
                 "has ended is saved.",
                 signal=int(number),
-                fix=f"go on with: lorica compare --output {folder} --resume",
+                fix=f"go on with: lorica compare --output {shlex.quote(str(folder))} --resume",
             ) from None
         return write_results(folder)
 

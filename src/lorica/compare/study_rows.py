@@ -44,7 +44,9 @@ def check_files(study: Study, settings: Settings) -> None:
         if path is not None and "." in Path(path).name and not Path(path).exists():
             place, name = settings.place(where), ".".join(where)
             raise ConfigError(
-                f"{place}: {name} is {path}, and no such file exists.", fix="check it"
+                f"{place}: {name} is {path}, and no such file exists.",
+                fix="check it; a relative name is looked for beside the study, and then in the "
+                f"working directory, {Path.cwd()}",
             )
 
 

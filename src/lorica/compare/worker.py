@@ -5,10 +5,10 @@ When the process that started it ends, so does this one.
 
 import json
 import os
-import sys
+from io import FileIO
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -17,19 +17,24 @@ from lorica.compare.training_jobs import Job
 from lorica.errors import ResourceError, Stopped
 
 JOB = TypeAdapter(Job)
+ANSWER = b"lorica: "
+"""Begins an answer; any other line was printed by a library as it was imported."""
 
 
 def main() -> None:
     """Do jobs until stdin ends."""
-    with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what a library prints is no answer
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
         jobs: SimpleQueue[bytes] = SimpleQueue()
-        Thread(target=_read, args=(sys.stdin.buffer, jobs), daemon=True).start()
+        # unbuffered, for the lock of a buffer would be in the way as this process ends
+        stream = os.fdopen(os.dup(0), "rb", buffering=0)
+        Thread(target=_read, args=(stream, jobs), daemon=True).start()
         while True:
-            print(answer(jobs.get()), file=answers, flush=True)
+            answers.write(ANSWER + answer(jobs.get()).encode() + b"\n")
+            answers.flush()
 
 
-def _read(stream: BinaryIO, jobs: SimpleQueue[bytes]) -> None:
+def _read(stream: FileIO, jobs: SimpleQueue[bytes]) -> None:
     """Beside the jobs, so that an orphan ends in the middle of one."""
     for line in stream:
         jobs.put(line)

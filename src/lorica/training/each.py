@@ -5,6 +5,7 @@ would produce if it were trained alone. They share the base: its memory, and its
 A run leaves when its steps are done, or when a watch stops it; the others continue.
 """
 
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from lorica.core.bank import INSIDE, attached, spec_of
 from lorica.core.modes import in_mode
 from lorica.core.route import BySegment, Segment
 from lorica.core.site import output_head
-from lorica.errors import ConfigError, LoricaError, Stopped, TrainingError, listed
+from lorica.errors import ConfigError, LoricaError, ResourceError, Stopped, TrainingError, listed
 from lorica.training.base_model import exact_fingerprint
 from lorica.training.build import SharedBase, build_run
 from lorica.training.config import TrainConfig, read, resolved
@@ -236,16 +237,25 @@ def _step(
 
 
 def _error_of_all(errors: dict[RunState, LoricaError], count: int) -> LoricaError:
-    """One error for the runs that ended early, of `count` runs."""
-    folders = " ".join(str(state.run.folder) for state in errors)
-    first = next(iter(errors.values()))
-    if all(isinstance(error, Stopped) for error in errors.values()):
+    """One error for the runs that ended early, of `count` runs.
+
+    A signal, or a full disk, is none of a single run: it is the error of all, whatever else ended
+    some of them.
+    """
+    facts = {str(state.run.folder): error.what for state, error in errors.items()}
+    stopped = [state for state, error in errors.items() if isinstance(error, Stopped)]
+    if stopped:
+        first, folders = errors[stopped[0]], [str(state.run.folder) for state in stopped]
         return Stopped(
             first.what,
             signal=first.facts.get("signal", 0),
-            fix=f"resume with: lorica train --each {folders}",
+            fix=f"resume with: lorica train --each {shlex.join(folders)}",
+            **{folder: what for folder, what in facts.items() if folder not in folders},
         )
-    facts = {str(state.run.folder): error.what for state, error in errors.items()}
+    resource = next((e for e in errors.values() if isinstance(e, ResourceError)), None)
+    if resource is not None:
+        return ResourceError(resource.what, fix=resource.fix, **facts)
+    first = next(iter(errors.values()))
     others = "the others are complete" if len(errors) < count else "none is complete"
     return TrainingError(
         f"{len(errors)} of {count} runs ended early; {others}.", fix=first.fix, **facts
