@@ -24,7 +24,7 @@ def _print(text: str, end: str = "\n") -> None:
     """To stderr; one that is closed or full ends no work."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            _print(text, end)
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 @contextmanager
