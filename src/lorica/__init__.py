@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorica.evaluation.evaluate import evaluate
     from lorica.evaluation.predict import predict
     from lorica.formats.attach import load
+    from lorica.formats.combine import combine
     from lorica.formats.export import export_lora
     from lorica.formats.save import save
     from lorica.methods.dora import Dora
@@ -35,6 +36,7 @@ __all__ = [
     "LoricaError",
     "activate",
     "adapt",
+    "combine",
     "detach",
     "evaluate",
     "export_lora",
@@ -59,6 +61,7 @@ _HOMES = {
     "LoricaError": "errors",
     "activate": "core.attach",
     "adapt": "core.attach",
+    "combine": "formats.combine",
     "detach": "core.attach",
     "evaluate": "evaluation.evaluate",
     "export_lora": "formats.export",

@@ -39,6 +39,8 @@ COMMANDS = {
     "serve": "Serve a base and many adapters over it, by OpenAI's API.",
     "merge": "Write base and adapter as one plain transformers model.",
     "export": "Write an adapter as a plain LoRA that PEFT and the serving engines read.",
+    "combine": "Add adapters of one base, with weights, into one plain LoRA.",
+    "diff": "Compare two adapters of one base, layer by layer.",
     "key": "Make an API key for a tenant of lorica serve, and its lines of keys.yaml.",
     "methods": "List the methods, or the settings of one.",
     "info": "Describe a run, an adapter or a base on disk.",

@@ -101,6 +101,25 @@ def truncated(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return root.unsqueeze(1) * v[:r], u[:, :r] * root, error
 
 
+def compressed(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """(a (R, I), b (O, R), error) of the R <= rank largest components of b a, from its factors.
+
+    As `truncated`, without the product (O, I): of QR decompositions of the factors (K, I), (O, K).
+    """
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise MergeError("the adapter has numbers that are not finite.", fix="train it again")
+    q_b, r_b = torch.linalg.qr(b.double())
+    q_a, r_a = torch.linalg.qr(a.double().T)
+    u, singular, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    if not len(singular) or not singular[0]:
+        return a[:0], b[:, :0], 0.0
+    r = min(rank, int((singular > NOISE * singular[0]).sum()))
+    root = singular[:r].sqrt()
+    error = singular[r:].norm().item() / singular.norm().item()
+    new_a, new_b = root.unsqueeze(1) * (v[:r] @ q_a.T), q_b @ (u[:, :r] * root)
+    return new_a.float(), new_b.float(), 0.0 if error < NOISE else error
+
+
 def _without_zeros(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     nonzero = (a != 0).any(1) & (b != 0).any(0)
     return a[nonzero].detach(), b[:, nonzero].detach()

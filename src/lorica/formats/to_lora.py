@@ -29,7 +29,7 @@ def low_rank_updates(model: nn.Module, name: str, rank: int | None) -> Updates:
 
     rank: the largest of a site; None: exact. Raises: MergeError if there is no such LoRA.
     """
-    of_method, _ = _split(model, name)
+    of_method, _ = of_method_and_whole(model, name)
     weights = [(site, adapter) for site, adapter in of_method if site.kind != "other"]
     check_reducible(of_method if rank is None else weights, spec_of(model, name).method.name, rank)
     return [(site, low_rank_update(site, adapter, rank)) for site, adapter in weights]
@@ -38,7 +38,7 @@ def low_rank_updates(model: nn.Module, name: str, rank: int | None) -> Updates:
 def attach_lora(model: nn.Module, name: str, updates: Updates, new_name: str) -> None:
     """Attach the plain LoRA of `updates` and the rest of adapter `name` as `new_name`. In place."""
     targets = spec_of(model, name).targets
-    of_method, others = _split(model, name)
+    of_method, others = of_method_and_whole(model, name)
     live = [(site, update) for site, update in updates if update.r or update.shift is not None]
     live = live or updates[:1]  # a LoRA has a target, though it may do nothing
     ranks = {site.name: max(update.r, 1) for site, update in live}
@@ -97,7 +97,7 @@ def _copy_whole(new: Mapping[str, nn.Module], sites: Sites) -> None:
             new[site.name].register_parameter(key, copies.setdefault(id(parameter), copy))
 
 
-def _split(model: nn.Module, name: str) -> tuple[Sites, Sites]:
+def of_method_and_whole(model: nn.Module, name: str) -> tuple[Sites, Sites]:
     """The adapters of `name`: those of its method, and those of layers and rows trained whole."""
     saved = {s.name for s in saved_sites(model, spec_of(model, name).targets.modules_to_save)}
     of_method, others = Sites(), Sites()
