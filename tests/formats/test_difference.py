@@ -59,7 +59,7 @@ def test_other_methods_are_compared(name: str, base: str, tmp_path: Path):
     same, other = (difference(first, path, base=base) for path in (first, second))
     assert same.same and not other.same
     assert other.methods == (name, name) and other.max_difference > 0
-    assert bool(other.others) == (name in ("prefix_tuning", "full", "hyperlora"))
+    assert bool(other.others) == (name in ("prefix_tuning", "full"))
 
 
 def test_another_base_is_refused(base: str, tmp_path: Path):
