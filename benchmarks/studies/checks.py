@@ -44,7 +44,7 @@ class Measured:
         """side - other: its value, and the bounds of the 95 % interval over rows and seeds."""
         tables = self.tables[measure]
         pair = difference(tables[side], tables[other])
-        figure = figure_of(pair, variance_of(pair, pooled_over(tables)))
+        figure = figure_of(pair, variance_of(pair, pooled_over(tables, side, other)))
         return figure.value, figure.over_both.low, figure.over_both.high
 
 

@@ -175,6 +175,21 @@ def test_a_side_that_seeds_upset_is_named(unsteady, advice):
     assert not verdict_of(study(sides[:3])).notices
 
 
+def test_a_side_that_seeds_upset_leaves_the_verdicts_on_the_others():
+    """Its own has the seeds of this pair alone, and no more degrees of freedom than these have."""
+    table = losses(np.random.default_rng(6), 5, seed=0.01)
+    table[1] -= 0.1
+    steady = {f"s{k}": {s: scores(table[k, s]) for s in range(3)} for k in range(4)}
+    upset = {s: scores(table[4, s] + 2 + 0.3 * (s - 1)) for s in range(3)}
+    sides = [side(name, runs) for name, runs in steady.items()]
+    verdict = verdict_of(study([*sides, side("s4", upset)]))
+    by_name = {c.side: c for c in verdict.comparisons["loss"]}
+    assert by_name["s1"].verdict == "better" and by_name["s4"].verdict == "worse"
+    assert by_name["s4"].variance.seed_df == 2 and by_name["s1"].variance.seed_df == 4
+    alone = {c.side: c for c in verdict_of(study(sides)).comparisons["loss"]}
+    assert by_name["s1"].variance.seeds == pytest.approx(alone["s1"].variance.seeds, rel=0.2)
+
+
 def test_weights_decide_the_mean_and_its_variance():
     """Ten tokens in one row count as ten rows of one token do: the value, and the error too."""
     generator = np.random.default_rng(3)

@@ -23,7 +23,7 @@ Source: Banerjee, "Approximate confidence interval for linear functions of means
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,6 +35,8 @@ from lorica.evaluation.stats import Floats, Interval, wilson_of_share
 
 MIN_SIDES = 3
 """Fewest sides whose variances over seeds are averaged."""
+MIN_STEADY, UNSTEADY = 4, 5.0
+"""Fewest sides of which one can be called unsteady, and by how much it differs from the median."""
 LEVEL = 0.05
 """Intervals are of 95 %."""
 P_VALUES = np.exp(np.linspace(0.0, math.log(1e-12), 200))
@@ -170,12 +172,26 @@ def bounds(table: Table, error: float, factor: float) -> Interval:
     return Interval(value, value - factor * error, value + factor * error)
 
 
+def unsteady_sides(tables: Mapping[str, Table]) -> dict[str, float]:
+    """The sides whose values differ from seed to seed far more than those of the others, with their
+    standard deviations. Only of 4 sides or more: of fewer, it is open which is the exception.
+    """
+    spreads = {n: float(t.values.std(ddof=1)) for n, t in tables.items() if len(t.values) > 1}
+    if len(spreads) < MIN_STEADY:
+        return {}
+    usual = float(np.median([*spreads.values()]))
+    return {name: spread for name, spread in spreads.items() if spread > UNSTEADY * usual > 0}
+
+
 def pooled_variance(tables: Sequence[Table]) -> float | None:
     """The variance of one run over the seeds, from sides with the same seeds.
 
     What a seed does to all sides alike is taken out, for it cancels in a paired difference.
-    None: fewer than 3 sides.
+    A side that is called unsteady is left out: one that diverges now and then would take every
+    verdict on the others. None: fewer than 3 sides.
     """
+    unsteady = unsteady_sides({str(i): table for i, table in enumerate(tables)})
+    tables = [table for i, table in enumerate(tables) if str(i) not in unsteady]
     if len(tables) < MIN_SIDES:
         return None
     values = np.stack([table.values for table in tables])

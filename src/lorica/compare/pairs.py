@@ -11,6 +11,7 @@ from lorica.compare.intervals import (
     Variance,
     figure_of,
     pooled_variance,
+    unsteady_sides,
     variance_of,
 )
 from lorica.compare.power import detectable, rows_needed, seeds_needed
@@ -57,8 +58,7 @@ def compare(
     tables: of the sides that have scores. failed: why the others have none.
     """
     names = [name for name in (*tables, *failed) if name != reference]
-    pooled = pooled_over(tables)
-    single = [_one(measure, name, reference, tables, failed, pooled) for name in names]
+    single = [_one(measure, name, reference, tables, failed) for name in names]
     tested = [i for i, one in enumerate(single) if one.p is not None]
     corrected = holm([single[i].p or 0.0 for i in tested])
     for i, p_holm in zip(tested, corrected, strict=True):
@@ -72,7 +72,6 @@ def _one(
     reference: str,
     tables: Mapping[str, Table],
     failed: Mapping[str, str],
-    pooled: float | None,
 ) -> Comparison:
     if name in failed:
         verdict: Verdict = "no verdict" if failed[name] == NOT_RUN else "failed"
@@ -85,7 +84,7 @@ def _one(
         reason = f"{len(first.rows)} test rows against {len(second.rows)}"
         return Comparison(name, reference, measure, "no verdict", reason=reason)
     pair = difference(first, second)
-    variance = variance_of(pair, pooled)
+    variance = variance_of(pair, pooled_over(tables, name, reference))
     common = Comparison(name, reference, measure, "no verdict", pair.seeds, len(pair.rows))
     if variance is None:
         reason = f"{len(pair.rows)} rows and {len(pair.seeds)} common seeds; a verdict needs"
@@ -119,11 +118,14 @@ def difference(first: Table, second: Table) -> Table:
     return first.at(common).minus(second.at(common))
 
 
-def pooled_over(tables: Mapping[str, Table]) -> float | None:
+def pooled_over(tables: Mapping[str, Table], *pair: str) -> float | None:
     """The variance over seeds of a difference of two sides, as the sides have it in general.
 
-    From the sides that have all seeds. None: these are fewer than 3.
+    From the sides that have all seeds. None: these are fewer than 3, or one of `pair` is unsteady,
+    which is not as the others are.
     """
+    if not unsteady_sides(tables).keys().isdisjoint(pair):
+        return None
     most = max((len(table.seeds) for table in tables.values()), default=0)
     whole = [table for table in tables.values() if len(table.seeds) == most >= MIN_SEEDS]
     one = pooled_variance([t for t in whole if t.seeds == whole[0].seeds])
@@ -142,12 +144,11 @@ def may_be_best(
     Source: Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the
         best", 1984, Annals of Statistics 12:1136-1144; with Holm's correction for Dunnett's.
     """
-    pooled = pooled_over(tables)
     verdicts = {comparison.side: comparison.verdict for comparison in comparisons}
     reference = comparisons[0].reference if comparisons else ""
     best = []
     for name in tables:
-        beaten = verdicts.get(name) == "worse" or _beaten(name, tables, pooled)
+        beaten = verdicts.get(name) == "worse" or _beaten(name, tables)
         if first == reference and verdicts.get(name) == "no difference shown":
             beaten = False
         if name == first or not beaten:
@@ -155,14 +156,14 @@ def may_be_best(
     return best
 
 
-def _beaten(name: str, tables: Mapping[str, Table], pooled: float | None) -> bool:
+def _beaten(name: str, tables: Mapping[str, Table]) -> bool:
     """Whether another side is shown to be better."""
     p, better = [], []
     for other in tables:
         if other == name or len(tables[other].rows) != len(tables[name].rows):
             continue
         pair = difference(tables[other], tables[name])
-        variance = variance_of(pair, pooled)
+        variance = variance_of(pair, pooled_over(tables, name, other))
         if variance is not None:
             p.append(variance.p(pair.value))
             better.append((pair.value < 0) == (pair.better == "lower"))

@@ -147,7 +147,7 @@ def _more(
         return "more test rows and seeds make the intervals narrower"
     against, rival = pairs[0]
     pair = difference(goal[rival], goal[against])
-    variance = variance_of(pair, pooled_over(goal))
+    variance = variance_of(pair, pooled_over(goal, rival, against))
     if pair.value == 0:
         return f"{against} and {rival} are equal here; another measure may tell them apart"
     if variance is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorica.compare.influence import Combine, Table, pseudo_values, table_of
+from lorica.compare.intervals import unsteady_sides
 from lorica.compare.pairs import NOT_RUN
 from lorica.compare.results import Final, MeasureScores, SideResult, StudyResult
 
@@ -14,9 +15,6 @@ FORGOTTEN = "forgotten"
 """The loss on the "before" rows, after training minus before it."""
 BEFORE = "before"
 """Under this name, StudyResult.base may have the loss of the base on the "before" rows."""
-
-MIN_STEADY, UNSTEADY = 4, 5.0
-"""Fewest sides of which one can be called unsteady, and by how much it differs from the median."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,14 @@ def tables_of(result: StudyResult, combine: Mapping[str, Combine]) -> StudyTable
 
 
 def unsteady(tables: Mapping[str, Table], reference: str) -> Iterator[str]:
-    """Sides whose seeds differ far more than those of the others: verdicts on them are less sure.
-
-    Only of 4 sides or more: of fewer, it is open which one is the exception.
-    """
-    spreads = {n: float(t.values.std(ddof=1)) for n, t in tables.items() if len(t.values) > 1}
-    if len(spreads) < MIN_STEADY:
-        return
-    usual = float(np.median([*spreads.values()]))
-    for name, spread in spreads.items():
-        if spread > UNSTEADY * usual > 0:
-            advice = "compare with a steadier reference" if name == reference else "add seeds"
-            yield (
-                f"{name} differs from seed to seed by {spread:.2g} (standard deviation), the "
-                f"others by {usual:.2g}: {advice}, or take its verdicts with care"
-            )
+    """A notice on each side whose seeds differ far more: verdicts on it are less sure."""
+    spreads = [float(t.values.std(ddof=1)) for t in tables.values() if len(t.values) > 1]
+    for name, spread in unsteady_sides(tables).items():
+        advice = "compare with a steadier reference" if name == reference else "add seeds"
+        yield (
+            f"{name} differs from seed to seed by {spread:.2g} (standard deviation), the "
+            f"others by {np.median(spreads):.2g}: {advice}, or take its verdicts with care"
+        )
 
 
 def minus_before(after: Table, finals: list[Final], base: Mapping[str, MeasureScores]) -> Table:
