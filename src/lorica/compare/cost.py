@@ -101,9 +101,10 @@ def _cost(settings: dict[str, Any]) -> dict[str, Any]:
     tokens += [b["tokens"] - a["tokens"] for a, b in pairwise(steps)]
     seconds = [n / e["tokens_per_second"] for n, e in zip(tokens, steps, strict=True)]
     warm = len(steps) // 3
+    step = statistics.median(seconds[warm:])
     return {
-        "seconds_per_step": statistics.median(seconds[warm:]),
-        "tokens_per_second": sum(tokens[warm:]) / sum(seconds[warm:]),
+        "seconds_per_step": step,
+        "tokens_per_second": statistics.mean(tokens[warm:]) / step,
         "peak_memory_bytes": peak_memory(choose_placement(config).device),
     }
 
