@@ -14,6 +14,9 @@ from lorica.compare.verdict import combines_of
 Verdict = Literal["holds", "does not hold", "not shown"]
 CLOSE = 0.02
 """Relative: values nearer than that are taken for alike."""
+NOISE = {"time": 0.1, "memory": 0.03, "file": 0.0}
+"""By how much a cost that is measured once may be off, relative; nearer to a bound than that, a
+claim is not shown."""
 COSTS = {"time": "seconds_per_step", "memory": "peak_memory_bytes", "file": "adapter_bytes"}
 
 
@@ -104,8 +107,12 @@ class Costs:
 
     def outcome(self, study: Measured) -> Outcome:
         one, other = (_cost(study, name, self.cost) for name in (self.side, self.other))
-        ratio = one / other
-        verdict: Verdict = "holds" if self.low <= ratio <= self.high else "does not hold"
+        ratio, noise = one / other, 1 + NOISE[self.cost]
+        verdict: Verdict = "not shown"
+        if self.low * noise <= ratio <= self.high / noise:
+            verdict = "holds"
+        elif ratio < self.low / noise or ratio > self.high * noise:
+            verdict = "does not hold"
         return Outcome(f"{self.cost}: {self.side} / {self.other}", f"{ratio:.3g}", verdict)
 
 

@@ -17,7 +17,8 @@ Each row compares two sides of the study. A difference has its 95 % interval ove
 in [What a comparison shows](../guides/statistics.md); beyond zero it **holds** or **does not
 hold**, else it is **not shown**. Values are *alike* where the whole interval lies within 2 % (5 %
 where full fine-tuning is meant) of the second one. Time and memory are measured once, in a process
-of their own; some 400 MiB of each are Python and torch. A claim gets the worst verdict of its rows.
+of their own: a ratio that is nearer than 10 % (time) or 3 % (memory) to what the claim says is not
+shown. Some 400 MiB of each memory are Python and torch. A claim gets the worst verdict of its rows.
 These intervals are of single comparisons: of twenty such, one may be wrong."""
 SCALE = """\
 The base has 5 million parameters, and the rows are made by a program. A claim that fails here may
