@@ -20,7 +20,7 @@ GROUPS = {
         "detach",
         "merge",
     ],
-    "Adapters on disk": ["save", "load", "export_lora"],
+    "Adapters on disk": ["save", "load", "export_lora", "combine"],
     "Training": ["train", "train_each", "AdapterCallback", "Driver"],
     "Evaluation": ["evaluate", "predict"],
     "Errors": ["LoricaError"],

@@ -181,6 +181,7 @@ def test_a_worker_that_hangs_is_killed_after_a_signal(small_base, tmp_path, monk
             future.result(timeout=60)
 
 
+@pytest.mark.slow
 def test_files_beside_the_study_are_not_imported(small_base, tmp_path, monkeypatch):
     """Python puts the working directory first where a module is run by its name."""
     path = write_study(tmp_path, small_base)
@@ -192,6 +193,7 @@ def test_files_beside_the_study_are_not_imported(small_base, tmp_path, monkeypat
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_cost_that_cannot_be_measured_says_why(small_base, tmp_path):
     sides = {"hot": {"method": "full", "learning_rate": 1e12}}
     path = write_study(tmp_path, small_base, sides=sides, train={"max_steps": 30})

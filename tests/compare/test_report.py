@@ -196,6 +196,7 @@ def test_one_seed_has_values_and_no_intervals():
     assert 'id="rates"' not in page
 
 
+@pytest.mark.slow
 def test_long_runs_and_long_texts_still_fit():
     study = example_study()
     draw = np.random.default_rng(1)

@@ -229,6 +229,7 @@ template_worker.render_all(sys.argv[1], {}, [{"given": {}}])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None])
 def test_the_worker_ends_with_its_parent(end):
     """Also if it is interrupted, terminated or killed while a template runs."""

@@ -85,6 +85,7 @@ def in_its_own_process(script: str) -> str:
     """
     start = """
 import ctypes, resource
+from lorica.training.freed_memory import keep_freed_memory
 if not keep_freed_memory():
     raise SystemExit("not glibc")
 """
