@@ -155,7 +155,7 @@ def test_torch_is_not_imported(write):
 def test_try_trains_and_writes_what_it_showed(write, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     words = ["--base", "bundled", "--data", write(tickets(400, 0), 400), "--goal", "small"]
-    assert cli.run(["choose", *words, "--try", "20s", "--output", str(path)]) == 0
+    assert cli.run(["choose", *words, "--try", "40s", "--output", str(path)]) == 0
     assert "[rule-try]" in capsys.readouterr().out
     assert read(path).method["name"] in ("lora", "dora")
 

@@ -168,7 +168,7 @@ def test_the_budget_ends_a_study_and_the_result_says_what_is_missing(
     path, _, whole = whole_study
     fix_costs(monkeypatch)
     seconds = iter(range(1000))
-    cut = run(path, tmp_path / "out", clock=Clock(budget=13, now=lambda: float(next(seconds))))
+    cut = run(path, tmp_path / "out", clock=Clock(budget=8, now=lambda: float(next(seconds))))
     assert cut.missing[0] == "lora r=2: 2 of 2 final runs are missing (seeds 0, 1)"
     assert len(cut.missing) == 2 and cut.missing[1].startswith("ia3: ")
     resumed = run(path, tmp_path / "out", resume=True)

@@ -38,7 +38,7 @@ SHARE = 0.6
 """Of the time, for the steps; the rest is for starting and scoring."""
 LEAST_STEPS = 20
 RESAMPLES = 2_000
-TOO_LONG = 2
+TOO_LONG = 5
 """Times the limit: a try that needs more is not begun."""
 
 
