@@ -1,6 +1,5 @@
 """Weighted sums of adapters: against weights that are summed by hand."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import lorica
 from lorica import Lora, cli
 from lorica.core.adapter import Method
 from lorica.core.sums import summed
+from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, MergeError
 from lorica.methods.hyperlora import Hyperlora
 from tests.formats.exports import adapted, logits
@@ -26,15 +26,6 @@ SETTINGS = {
     "few layers": {"target_modules": ["q_proj"]},
     "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
 }
-
-
-@pytest.fixture(scope="module")
-def base(story_base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    small_llama().save_pretrained(folder)
-    for file in story_base.glob("token*"):
-        shutil.copy(file, folder)
-    return str(folder)
 
 
 def saved(model: nn.Module, path: Path) -> Path:
@@ -166,6 +157,21 @@ def test_negation_takes_a_task_away_and_what_cancels_is_noticed(base: str, tmp_p
     assert any("opposite directions" in line for line in report.notices)
 
 
+def test_another_prompt_format_is_noticed(base: str, tmp_path: Path):
+    """The sum has that of the first: a server would write the prompts of the other one wrongly."""
+    first, second = (
+        lorica.save(adapted(), tmp_path / name, prompt_format=form)
+        for name, form in (
+            ("a", None),
+            ("b", PromptFormat(kind="prompt", template="Q: {{ prompt }}")),
+        )
+    )
+    report = lorica.combine({first: 0.5, second: 0.5}, tmp_path / "out", base=base)
+    assert [n for n in report.notices if f"{second} was trained with another prompt format" in n]
+    same = lorica.combine({first: 0.5}, tmp_path / "same", base=base)
+    assert not [n for n in same.notices if "prompt format" in n]
+
+
 def test_ties_keeps_the_largest_of_the_stronger_sign():
     parts = [torch.tensor([[4.0, -3.0, 0.1, 2.0]]), torch.tensor([[1.0, 5.0, -0.2, 0.1]])]
     draws = torch.Generator().manual_seed(0)
@@ -188,7 +194,7 @@ def test_dare_keeps_the_mean():
 def test_a_condition_and_layers_trained_whole_are_refused(base: str, tmp_path: Path):
     model = lorica.adapt(small_llama(), Hyperlora(r=3, conditions=("a", "b")))
     path = saved(move(model), tmp_path / "hyper")
-    with pytest.raises(MergeError, match="no single condition"):
+    with pytest.raises(MergeError, match="for each condition"):
         lorica.combine({path: 1.0}, tmp_path / "out", base=base)
     path = saved(adapted(target_modules=["q_proj"], modules_to_save=["lm_head"]), tmp_path / "a")
     with pytest.raises(MergeError, match="trained whole") as raised:

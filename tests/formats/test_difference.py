@@ -1,28 +1,18 @@
 """Two adapters compared: the same, scaled, of other layers, of other methods, without weights."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 import lorica
 from lorica import Lora, cli
-from lorica.errors import BaseError
+from lorica.errors import BaseError, MergeError
 from lorica.formats.difference import difference
 from tests.formats.exports import adapted
 from tests.laws.bases import CASES, move, small_llama, trained
 
 LLAMA = next(case for case in CASES if case.name == "llama")
-
-
-@pytest.fixture(scope="module")
-def base(story_base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    small_llama().save_pretrained(folder)
-    for file in story_base.glob("token*"):
-        shutil.copy(file, folder)
-    return str(folder)
 
 
 def test_an_adapter_is_the_same_as_its_export(base: str, tmp_path: Path):
@@ -52,7 +42,7 @@ def test_a_layer_that_only_one_changes_is_far_apart(base: str, tmp_path: Path):
     assert only and all((x.distance, x.cosine, x.first) == (1.0, None, 0.0) for x in only)
 
 
-@pytest.mark.parametrize("name", ("dora", "mora", "full", "prefix_tuning", "hyperlora", "ia3"))
+@pytest.mark.parametrize("name", ("dora", "mora", "full", "prefix_tuning", "ia3"))
 def test_other_methods_are_compared(name: str, base: str, tmp_path: Path):
     first = lorica.save(trained(name, LLAMA), tmp_path / "a")
     second = lorica.save(trained(name, LLAMA, seed=2), tmp_path / "b")
@@ -60,6 +50,13 @@ def test_other_methods_are_compared(name: str, base: str, tmp_path: Path):
     assert same.same and not other.same
     assert other.methods == (name, name) and other.max_difference > 0
     assert bool(other.others) == (name in ("prefix_tuning", "full"))
+
+
+def test_an_adapter_for_each_condition_is_refused(base: str, tmp_path: Path):
+    path = lorica.save(trained("hyperlora", LLAMA), tmp_path / "a")
+    with pytest.raises(MergeError, match="for each condition") as raised:
+        difference(path, path, base=base)
+    assert "lorica export --condition" in str(raised.value)
 
 
 def test_another_base_is_refused(base: str, tmp_path: Path):

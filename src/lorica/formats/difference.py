@@ -11,11 +11,12 @@ from lorica.base.load import LoadedModel
 from lorica.core.adapter import Adapter
 from lorica.core.attach import use
 from lorica.core.bank import attached, spec_of
-from lorica.core.merge import merged
 from lorica.core.site import Site
 from lorica.formats.adapter_file import read
 from lorica.formats.attach import attach
+from lorica.formats.low_rank import change_of
 from lorica.formats.open_adapter import open_file
+from lorica.formats.sum_updates import check_no_condition
 from lorica.formats.verify import compare, logits_of, record
 
 FIRST, SECOND = "default", "lorica_second"
@@ -72,12 +73,13 @@ def difference(
     base: another place of the base. allow_base: see `lorica.load`. probe: texts for the logits,
     beside the built-in ones.
 
-    Raises: FileError, BaseError if one cannot be read, or they have different bases.
+    Raises: FileError, BaseError if one cannot be read, or they have different bases; MergeError if
+        one is another adapter for each condition.
     """
     opened = open_file(read(first), base=base, allow_base=allow_base)
     file, model = read(second), opened.model
     opened.notices += attach(model, file, SECOND, tokenizer=opened.tokenizer, allow_base=allow_base)
-    layers, others = _layers(opened)
+    layers, others = _layers(opened, str(first), str(second))
     recorded = record(opened, FIRST, probe)
     with use(model, SECOND):
         logits = compare(recorded, logits_of(opened, recorded.rows))
@@ -97,9 +99,11 @@ def difference(
     )
 
 
-def _layers(opened: LoadedModel) -> tuple[dict[str, LayerDifference], list[str]]:
+def _layers(opened: LoadedModel, *sources: str) -> tuple[dict[str, LayerDifference], list[str]]:
     """The layers that have a weight which an adapter changes, and all other sites."""
     parts = [attached(opened.model, name) for name in (FIRST, SECOND)]
+    for source, part in zip(sources, parts, strict=True):
+        check_no_condition(source, list(part.every.values()))
     sites = {name: site for part in parts for name, site in part.sites.items()}
     layers, others = dict[str, LayerDifference](), list[str]()
     for name, site in sites.items():
@@ -114,15 +118,13 @@ def _layers(opened: LoadedModel) -> tuple[dict[str, LayerDifference], list[str]]
     return layers, others
 
 
-@torch.no_grad()
 def _change(site: Site, adapter: Any) -> Tensor:
-    """W' - W (O, I), with the change of the bias as a last column if there is one."""
-    weight, bias = site.dense()
+    """W' - W (O, I), with the change of the bias as a last column."""
     if adapter is None:
-        return torch.zeros(len(weight), weight.shape[1] + 1)
-    new, shifted = merged(site, [adapter])
-    shift = torch.zeros(len(weight)) if shifted is None else shifted - (0 if bias is None else bias)
-    return torch.cat([new - weight, shift.unsqueeze(1)], dim=1)
+        return torch.zeros(site.out_features, site.in_features + 1)
+    delta, shift = change_of(site, adapter)
+    shift = torch.zeros(len(delta)) if shift is None else shift
+    return torch.cat([delta, shift.unsqueeze(1)], dim=1)
 
 
 def _compared(first: Tensor, second: Tensor) -> LayerDifference:

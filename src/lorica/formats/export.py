@@ -12,28 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lorica.base.condition_texts import fix_condition
 from lorica.base.load import LoadedModel
-from lorica.core.attach import detach, use
+from lorica.core.attach import detach
 from lorica.core.bank import bank_of, spec_of
 from lorica.core.blocks import routing
 from lorica.core.condition import set_conditions
 from lorica.core.modes import in_mode
 from lorica.core.route import Everywhere
-from lorica.errors import ConfigError, MergeError
+from lorica.errors import ConfigError
 from lorica.formats import commit
-from lorica.formats.attach import load
 from lorica.formats.open_adapter import open_adapter
-from lorica.formats.save import save
 from lorica.formats.to_lora import attach_lora, low_rank_updates
-from lorica.formats.verify import Recorded, compare, logits_of, record
-
-EXACT = 1e-5
-"""Largest difference of a logit that float32's rounding explains, for logits up to 1; for larger
-logits, as a share of the largest."""
-WRITTEN, READ = "lorica_written", "lorica_read"
+from lorica.formats.verify import compare, record
+from lorica.formats.written_lora import WRITTEN, check_exact, written_logits
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def export_lora(
             updates = low_rank_updates(model, name, rank)
             recorded = record(opened, name, probe)
             attach_lora(model, name, updates, WRITTEN)
-            difference = compare(recorded, _written_logits(opened, staging, recorded))
+            difference = compare(recorded, written_logits(opened, staging, recorded.rows))
         report = ExportReport(
             folder=Path(output),
             adapter=adapter,
@@ -114,27 +108,11 @@ def export_lora(
             errors={site.name: update.error for site, update in updates},
             **vars(difference),
         )
-        _check_exact(report, recorded.adapted.abs().max().item())
+        if report.exact:
+            what, largest = f"the {report.method} adapter", recorded.adapted.abs().max().item()
+            check_exact(what, report.max_difference, largest)
         report.notices.extend([*opened.notices, *_notices(report)])
     return report
-
-
-def _written_logits(opened: LoadedModel, folder: Path, recorded: Recorded) -> Tensor:
-    """Write the LoRA that is attached as WRITTEN to `folder`; the logits of what is read back."""
-    model = opened.model
-    save(
-        model,
-        folder,
-        WRITTEN,
-        tokenizer=opened.tokenizer,
-        base_path=opened.path,
-        labels=opened.labels,
-        prompt_format=opened.prompt_format,
-    )
-    detach(model, WRITTEN)
-    load(model, folder, READ, tokenizer=opened.tokenizer)
-    with use(model, READ):
-        return logits_of(opened, recorded.rows)
 
 
 @contextmanager
@@ -157,19 +135,6 @@ def _unchanged(model: nn.Module, name: str) -> Iterator[None]:
         bank.route = route
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
-
-
-def _check_exact(report: ExportReport, largest: float) -> None:
-    """Raises: MergeError if an exact form is not exact. largest: the largest logit."""
-    allowed = EXACT * max(1.0, largest)
-    if not report.exact or report.max_difference <= allowed:
-        return
-    raise MergeError(
-        f"the LoRA differs from the {report.method} adapter: logits differ by up to "
-        f"{report.max_difference:.3g}. Nothing is written.",
-        allowed=f"{allowed:.3g}",
-        fix="check the adapter with lorica eval; if it is sound, report this as a bug",
-    )
 
 
 def _notices(report: ExportReport) -> list[str]:

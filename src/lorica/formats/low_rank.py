@@ -46,17 +46,23 @@ def low_rank_update(site: Site, adapter: Adapter, rank: int | None) -> LowRankUp
     factors = adapter.factors()
     if factors is None:
         assert rank is not None, "check_reducible() comes first"
-        weight, bias = site.dense()
-        new, shifted = merged(site, [adapter])
-        a, b, error = truncated(new - weight, rank)
+        delta, shift = change_of(site, adapter)
+        a, b, error = truncated(delta, rank)
     else:
         a, b, error = (*_without_zeros(*factors), 0.0)
         if rank is not None and len(a) > rank:
             a, b, error = truncated(b @ a, rank)
         nothing = a.new_zeros(site.out_features, site.in_features)
-        bias, (_, shifted) = None, adapter.merged(nothing, None) or (None, None)
-    shift = None if shifted is None else shifted - (0 if bias is None else bias)
+        _, shift = adapter.merged(nothing, None) or (None, None)
     return LowRankUpdate(a, b, shift if shift is not None and shift.any() else None, error)
+
+
+@torch.no_grad()
+def change_of(site: Site, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
+    """W' - W (O, I), and what is added to the bias (O,); None: nothing."""
+    weight, bias = site.dense()
+    new, shifted = merged(site, [adapter])
+    return new - weight, None if shifted is None else shifted - (0 if bias is None else bias)
 
 
 def check_reducible(adapters: list[tuple[Site, Adapter]], method: str, rank: int | None) -> None:
