@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lorica.compare.crew import ThisProcess, worker_processes
+from lorica.compare.executor import InProcess, worker_processes
 from lorica.compare.sides import Side
 from lorica.compare.training_jobs import MAX_RUNS, Job, group, run_of
 from lorica.training.config import TrainConfig, read
@@ -67,10 +67,10 @@ def measure(configs: Sequence[TrainConfig], steps: int, size: int, workers: int)
         jobs = [Job(members, steps) for members in group(runs, size, workers)]
         began = time.perf_counter()
         if workers == 1:
-            results = [ThisProcess().run(job) for job in jobs]
+            results = [InProcess().run(job) for job in jobs]
         else:
-            with worker_processes(workers, 1) as crew, ThreadPoolExecutor(workers) as threads:
-                results = list(threads.map(crew.run, jobs))
+            with worker_processes(workers, 1) as executor, ThreadPoolExecutor(workers) as threads:
+                results = list(threads.map(executor.run, jobs))
         seconds = time.perf_counter() - began
         assert not [r for result in results for r in result.records if r["error"]]
         return seconds

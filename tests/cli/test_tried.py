@@ -1,5 +1,6 @@
 """lorica choose --try: what the results of a study make of a choice."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from lorica.cli.tried import (
     decide,
     ranks_to_try,
     tried_choice,
+    try_choice,
     with_tried,
 )
 from lorica.compare.results import Final, MeasureScores, SideResult, StudyResult, Trial
@@ -98,6 +100,21 @@ def test_it_says_before_how_much_time_is_needed(monkeypatch):
     assert "at r=4, r=8 and r=16 and 3 rates" in text
     assert "they need about 2 min here, and have 40 s" in text
     assert "need" not in _announced([], 30, 40)
+
+
+def test_a_try_that_is_far_too_short_is_not_begun(monkeypatch, tmp_path):
+    """Nothing is trained, and all of the choice stays."""
+    write = "".join(
+        json.dumps({"prompt": f"{i} and", "completion": " on"}) + "\n" for i in range(60)
+    )
+    (tmp_path / "rows.jsonl").write_text(write)
+    data = str(tmp_path / "rows.jsonl")
+    config = read(None, {"base": "bundled", "data": data}, check_method=method_from_source)
+    monkeypatch.setattr("lorica.plan.measure.measure", lambda _: SimpleNamespace(step=9.0, start=6))
+    monkeypatch.setattr("lorica.compare.runner.run_study", None)
+    tried = try_choice(CHOICE, config, [R], 60, 40)
+    assert (tried.r, tried.rate, tried.reasons) == (R, RATE, ())
+    assert tried.what.startswith("Tried: nothing. --try has 40 s, and about 20 min are needed")
 
 
 def test_ranks_to_try():

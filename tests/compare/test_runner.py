@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lorica
-from lorica.compare import crew, runner, study_run
+from lorica.compare import executor, runner, study_run
 from lorica.compare.clock import Clock
 from lorica.compare.records import RECORDS, Records
 from lorica.compare.study import read_study
@@ -124,7 +124,7 @@ def test_a_study_that_has_ended_trains_nothing_again(
     whole_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path, output, whole = whole_study
-    monkeypatch.setattr(crew.ThisProcess, "run", None)
+    monkeypatch.setattr(executor.InProcess, "run", None)
     before = (output / RECORDS).read_bytes()
     assert run(path, output, resume=True) == whole
     assert (output / RECORDS).read_bytes() == before

@@ -187,11 +187,8 @@ def pooled_variance(tables: Sequence[Table]) -> float | None:
     """The variance of one run over the seeds, from sides with the same seeds.
 
     What a seed does to all sides alike is taken out, for it cancels in a paired difference.
-    A side that is called unsteady is left out: one that diverges now and then would take every
-    verdict on the others. None: fewer than 3 sides.
+    None: fewer than 3 sides.
     """
-    unsteady = unsteady_sides({str(i): table for i, table in enumerate(tables)})
-    tables = [table for i, table in enumerate(tables) if str(i) not in unsteady]
     if len(tables) < MIN_SIDES:
         return None
     values = np.stack([table.values for table in tables])

@@ -121,13 +121,16 @@ def difference(first: Table, second: Table) -> Table:
 def pooled_over(tables: Mapping[str, Table], *pair: str) -> float | None:
     """The variance over seeds of a difference of two sides, as the sides have it in general.
 
-    From the sides that have all seeds. None: these are fewer than 3, or one of `pair` is unsteady,
-    which is not as the others are.
+    From the sides that have all seeds. An unsteady one is left out: a side that diverges now and
+    then would take every verdict on the others. None: these are fewer than 3, or one of `pair` is
+    unsteady.
     """
-    if not unsteady_sides(tables).keys().isdisjoint(pair):
+    unsteady = unsteady_sides(tables).keys()
+    if not unsteady.isdisjoint(pair):
         return None
-    most = max((len(table.seeds) for table in tables.values()), default=0)
-    whole = [table for table in tables.values() if len(table.seeds) == most >= MIN_SEEDS]
+    steady = [table for name, table in tables.items() if name not in unsteady]
+    most = max((len(table.seeds) for table in steady), default=0)
+    whole = [table for table in steady if len(table.seeds) == most >= MIN_SEEDS]
     one = pooled_variance([t for t in whole if t.seeds == whole[0].seeds])
     return None if one is None else 2 * one
 

@@ -144,7 +144,7 @@ class Spent(Record):
 
 
 class Workers(Record):
-    """Who does the jobs: processes, and threads of each, which decide how sums are rounded."""
+    """Processes that do the jobs, and threads of each: they decide how sums are rounded."""
 
     kind: Literal["workers"]
     size: Annotated[int, Field(ge=1, le=10**4)]

@@ -19,10 +19,10 @@ from lorica.base.file_digests import file_digests
 from lorica.compare.assemble import write_results
 from lorica.compare.clock import Clock, in_words
 from lorica.compare.cost import measure_cost, others_running
-from lorica.compare.crew_of import crew_of
+from lorica.compare.executor_for import executor_for
 from lorica.compare.final_runs import run_finals
 from lorica.compare.rate_runs import search_rates, search_steps
-from lorica.compare.ray_crew import check_ray
+from lorica.compare.ray_executor import check_ray
 from lorica.compare.records import RECORDS, RUNS, Records, check_study_folder, locked
 from lorica.compare.results import StudyResult
 from lorica.compare.scoring import score_base, score_settings
@@ -120,7 +120,7 @@ def run_study(
         try:
             _measure_costs(run)
             _score_base(run)
-            with crew_of(run, workers, ray) as run.crew:
+            with executor_for(run, workers, ray) as run.executor:
                 _announce_time(run)
                 if search_rates(run):
                     run_finals(run)
@@ -273,10 +273,10 @@ def _announce_time(run: StudyRun) -> None:
     scoring = count * run.scoring_seconds
     run.clock.training.expected = search + each * len(run.study.seeds)
     run.clock.scoring.expected = scoring
-    gain = max(1.0, WORKER_GAIN * run.crew.size)
+    gain = max(1.0, WORKER_GAIN * run.executor.size)
     search, scoring = search / gain, scoring / gain
     finals = each * len(run.study.seeds) / gain + scoring
-    by_workers = f" with {run.crew.size} workers" if run.crew.size > 1 else ""
+    by_workers = f" with {run.executor.size} workers" if run.executor.size > 1 else ""
     progress.announce(
         f"about {in_words(search + finals)}{by_workers}: {in_words(search)} for the rates, "
         f"{in_words(finals)} for {counted(count, 'final run')}, {in_words(scoring)} of it to score "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorica import progress
 from lorica.compare.clock import Clock, in_words
-from lorica.compare.crew import Crew, ThisProcess
+from lorica.compare.executor import Executor, InProcess
 from lorica.compare.job_records import JobResult
 from lorica.compare.records import Records
 from lorica.compare.scoring import ScoreSettings
@@ -38,12 +38,12 @@ class DueJob:
 
 
 @contextmanager
-def stopping(crew: Crew) -> Iterator[None]:
-    """If the block ends early, what the crew is doing ends too, so that nothing waits for it."""
+def stopping(executor: Executor) -> Iterator[None]:
+    """If the block ends early, the jobs that are being done end too: nothing waits for them."""
     try:
         yield
     except BaseException:
-        crew.stop()
+        executor.stop()
         raise
 
 
@@ -62,7 +62,7 @@ class StudyRun:
     size: int
     done: int = 0
     total: int = field(default=0)
-    crew: Crew = field(default_factory=ThisProcess)
+    executor: Executor = field(default_factory=InProcess)
 
     def run_folder(self, role: str, side: Side, which: str) -> Path:
         """Where a run lies: role ("search", "final"), side and rate or seed."""
@@ -82,28 +82,30 @@ class StudyRun:
     def jobs(
         self, runs: Sequence[UnitRun], until: int | None, scoring: FinalScoring | None = None
     ) -> list[Job]:
-        """The jobs that train `runs`, enough of them for the whole crew."""
-        return [Job(members, until, scoring) for members in group(runs, self.size, self.crew.size)]
+        """The jobs that train `runs`, enough of them for all workers."""
+        return [
+            Job(members, until, scoring) for members in group(runs, self.size, self.executor.size)
+        ]
 
     def train(self, due: Sequence[DueJob]) -> Iterator[Job]:
-        """Do jobs, as many at once as the crew can, and append the records of each.
+        """Do jobs, as many at once as the executor can, and append the records of each.
 
         Yields: each one that has ended; the last ones are not begun if the budget is spent.
         Raises: ResourceError; Stopped on a signal: the records of what has ended are kept.
         """
-        waiting, crew = deque(due), self.crew
-        if crew.size == 1:
+        waiting, executor = deque(due), self.executor
+        if executor.size == 1:
             while waiting and not self.clock.is_over:
                 job = waiting.popleft()
-                self._record(job, crew.run(job.job))
+                self._record(job, executor.run(job.job))
                 yield job.job
             return
         running: dict[Future[JobResult], DueJob] = {}
-        with Signals() as signals, ThreadPoolExecutor(crew.size) as threads, stopping(crew):
+        with Signals() as signals, ThreadPoolExecutor(executor.size) as threads, stopping(executor):
             while waiting or running:
-                while waiting and len(running) < crew.size and not self.clock.is_over:
+                while waiting and len(running) < executor.size and not self.clock.is_over:
                     job = waiting.popleft()
-                    running[threads.submit(crew.run, job.job)] = job
+                    running[threads.submit(executor.run, job.job)] = job
                 if not running:
                     return
                 for future in wait(running, POLL, FIRST_COMPLETED).done:
@@ -125,7 +127,7 @@ class StudyRun:
         names = listed(dict.fromkeys(sides), 3)
         failed = sum(1 for record in result.records if record.get("error"))
         early = f", {failed} ended early" if failed else ""
-        left = in_words(self.clock.left / self.crew.size)
+        left = in_words(self.clock.left / self.executor.size)
         self.announce(f"{due.what}: {names}{early}; {left} left")
 
     def trials_of(self, side: Side) -> int:

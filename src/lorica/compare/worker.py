@@ -17,21 +17,21 @@ from lorica.compare.training_jobs import Job
 from lorica.errors import ResourceError, Stopped
 
 JOB = TypeAdapter(Job)
-ANSWER = b"lorica: "
-"""Begins an answer; any other line was printed by a library as it was imported."""
+RESULT = b"lorica: "
+"""Begins the line of a result; any other line was printed by a library as it was imported."""
 
 
 def main() -> None:
     """Do jobs until stdin ends."""
-    with os.fdopen(os.dup(1), "wb") as answers:
+    with os.fdopen(os.dup(1), "wb") as results:
         os.dup2(2, 1)
         jobs: SimpleQueue[bytes] = SimpleQueue()
         # unbuffered, for the lock of a buffer would be in the way as this process ends
         stream = os.fdopen(os.dup(0), "rb", buffering=0)
         Thread(target=_read, args=(stream, jobs), daemon=True).start()
         while True:
-            answers.write(ANSWER + answer(jobs.get()).encode() + b"\n")
-            answers.flush()
+            results.write(RESULT + do_line(jobs.get()).encode() + b"\n")
+            results.flush()
 
 
 def _read(stream: FileIO, jobs: SimpleQueue[bytes]) -> None:
@@ -41,27 +41,27 @@ def _read(stream: FileIO, jobs: SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def question(job: Job) -> bytes:
+def job_line(job: Job) -> bytes:
     """A job as a line."""
     return JOB.dump_json(job, exclude_unset=True) + b"\n"
 
 
-def answer(line: bytes) -> str:
+def do_line(line: bytes) -> str:
     """Do the job of a line. Returns: its result as a line, or the error that ends the study."""
     try:
         result = run_job(JOB.validate_json(line))
     except Stopped as error:
-        return json.dumps({"stopped": error.facts.get("signal", 0)})
+        return json.dumps({"stopped": error.what, "signal": error.facts.get("signal", 0)})
     except ResourceError as error:
         return json.dumps({"error": error.what, "fix": error.fix})
     return json.dumps(vars(result))
 
 
 def result_of(line: bytes | str) -> JobResult:
-    """The result in an answer. Raises: ResourceError, Stopped: what the job has raised."""
+    """The result in a line. Raises: ResourceError, Stopped: what the job has raised."""
     values: dict[str, Any] = json.loads(line)
     if "stopped" in values:
-        raise Stopped("the study was stopped.", signal=values["stopped"])
+        raise Stopped(values["stopped"], signal=values["signal"])
     if "error" in values:
         raise ResourceError(values["error"], fix=values["fix"])
     return JobResult(**values)

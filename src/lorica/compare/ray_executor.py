@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from lorica.compare.crew import ATTEMPTS, Crew
+from lorica.compare.executor import ATTEMPTS, Executor
 from lorica.compare.job_records import JobResult
 from lorica.compare.training_jobs import Job
-from lorica.compare.worker import answer, question, result_of
+from lorica.compare.worker import do_line, job_line, result_of
 from lorica.errors import MissingError, ResourceError, Stopped, counted
 
 ANSWER_SECONDS = 10
@@ -34,10 +34,19 @@ class RayCluster:
         self.size = max(1, min(int(resources.get(device, 1)), most or 10**6))
         needs = {"num_cpus": 1, "num_gpus": 1 if device == "GPU" else 0}
         self.ray, self.running, self.stopping = ray, set[Any](), False
-        self.task = ray.remote(**needs, max_retries=ATTEMPTS - 1)(answer_at)
+        self.task = ray.remote(**needs, max_retries=ATTEMPTS - 1)(do_line_in)
 
     def run(self, job: Job) -> JobResult:
-        task = self.task.remote(question(job), os.getcwd())
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._run(job)
+            except Stopped:  # perhaps a signal to that worker alone
+                if self.stopping or attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _run(self, job: Job) -> JobResult:
+        task = self.task.remote(job_line(job), os.getcwd())
         self.running.add(task)
         try:
             return result_of(self.ray.get(task))
@@ -59,11 +68,11 @@ class RayCluster:
             self.ray.cancel(task)  # as Ctrl-C
 
 
-def answer_at(line: bytes, folder: str) -> str:
+def do_line_in(line: bytes, folder: str) -> str:
     """Do the job of a line, whose paths are relative to `folder`."""
     with suppress(OSError):  # not on this machine: then all paths of the job are absolute
         os.chdir(folder)
-    return answer(line)
+    return do_line(line)
 
 
 def check_ray(address: str) -> None:
@@ -90,7 +99,7 @@ def _no_answer(address: str, error: Exception) -> ResourceError:
 
 
 @contextmanager
-def ray_cluster(address: str, workers: int | None) -> Iterator[Crew]:
+def ray_cluster(address: str, workers: int | None) -> Iterator[Executor]:
     """The cluster at `address` during the block. workers: at most so many at once.
 
     Raises: MissingError without the package; ResourceError if the cluster does not answer.

@@ -1,12 +1,12 @@
-"""Which crew does the jobs of a study, and how many it is."""
+"""The executor of a study: this process, its workers and how many, or a Ray cluster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
-from lorica.compare.crew import Crew, ThisProcess, worker_processes
-from lorica.compare.ray_crew import ray_cluster
+from lorica.compare.executor import Executor, InProcess, worker_processes
+from lorica.compare.ray_executor import ray_cluster
 from lorica.compare.study_run import StudyRun
 from lorica.errors import counted
 from lorica.plan.devices import this_cpu
@@ -19,8 +19,8 @@ MEMORY_SHARE = 0.7
 
 
 @contextmanager
-def crew_of(run: StudyRun, size: int | None, ray: str | None) -> Iterator[Crew]:
-    """Who does the jobs: as many workers as the study has begun with, if not told otherwise."""
+def executor_for(run: StudyRun, size: int | None, ray: str | None) -> Iterator[Executor]:
+    """What does the jobs: as many workers as the study has begun with, if not told otherwise."""
     before, threads = run.records.last("workers"), torch.get_num_threads()
     each = None
     if before is not None and size in (None, before["size"]):
@@ -33,8 +33,8 @@ def crew_of(run: StudyRun, size: int | None, ray: str | None) -> Iterator[Crew]:
     size = size or _workers(run, threads)
     each = threads if size == 1 else each or max(threads // size, 1)
     _record_workers(run, size, each)
-    with nullcontext(ThisProcess()) if size == 1 else worker_processes(size, each) as crew:
-        yield crew
+    with nullcontext(InProcess()) if size == 1 else worker_processes(size, each) as executor:
+        yield executor
 
 
 def _record_workers(run: StudyRun, size: int, threads: int) -> None:

@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorica.compare import crew as crew_module
+from lorica.compare import executor as executor_module
 from lorica.compare.assemble import study_result
 from lorica.compare.clock import Clock
 from lorica.compare.cost import measure_cost
-from lorica.compare.crew import Worker, WorkerProcesses, worker_processes
-from lorica.compare.crew_of import crew_of
+from lorica.compare.executor import Worker, WorkerProcesses, worker_processes
+from lorica.compare.executor_for import executor_for
 from lorica.compare.job_records import JobResult
 from lorica.compare.runner import prepare
 from lorica.compare.scoring import ScoreSettings
 from lorica.compare.study import read_study
 from lorica.compare.training_jobs import FinalScoring, Job, group, run_of
-from lorica.compare.worker import JOB, answer, question, result_of
+from lorica.compare.worker import JOB, do_line, job_line, result_of
 from lorica.data.config import DataConfig
 from lorica.errors import ResourceError, Stopped
 from tests.compare.study_files import fix_costs, run, without_costs, write_study
@@ -41,7 +41,7 @@ def test_a_job_survives_its_way_to_a_worker(small_base: Path, tmp_path: Path):
     job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
     scores = ScoreSettings(("loss",), DataConfig(path="a.jsonl"), DataConfig(path="b", split="x"))
     for sent in (job, Job(job.runs, None, FinalScoring(scores, 2.5))):
-        arrived = JOB.validate_json(question(sent))
+        arrived = JOB.validate_json(job_line(sent))
         assert (arrived.until, arrived.scoring) == (sent.until, sent.scoring)
         for one, other in zip(arrived.runs, sent.runs, strict=True):
             assert (one.side, one.config, one.config.model_fields_set) == (
@@ -60,7 +60,7 @@ def test_what_ends_a_study_survives_its_way_back(small_base, tmp_path, monkeypat
 
         monkeypatch.setattr("lorica.compare.worker.run_job", fails)
         with pytest.raises(type(error)) as raised:
-            result_of(answer(question(job)))
+            result_of(do_line(job_line(job)))
         assert getattr(raised.value, "exit_code") == getattr(error, "exit_code")  # noqa: B009
 
 
@@ -136,25 +136,25 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 def test_a_worker_that_is_killed_twice_ends_the_study(small_base, tmp_path, monkeypatch):
     job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
     fake_worker(monkeypatch, "import os; input(); os.kill(os.getpid(), 9)")
-    with worker_processes(2, 1) as crew, pytest.raises(ResourceError) as raised:
-        crew.run(job)
+    with worker_processes(2, 1) as executor, pytest.raises(ResourceError) as raised:
+        executor.run(job)
     assert "killed by SIGKILL" in str(raised.value) and "--workers 1" in str(raised.value)
 
 
 def test_a_mistake_in_a_worker_is_not_tried_again(small_base, tmp_path, monkeypatch):
     job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
     fake_worker(monkeypatch, "input(); raise KeyError('lost')")
-    with worker_processes(2, 1) as crew, pytest.raises(RuntimeError, match="KeyError: 'lost'"):
-        crew.run(job)
-    assert isinstance(crew, WorkerProcesses) and len(crew.all) == 1
+    with worker_processes(2, 1) as executor, pytest.raises(RuntimeError, match="KeyError: 'lost'"):
+        executor.run(job)
+    assert isinstance(executor, WorkerProcesses) and len(executor.workers) == 1
 
 
 def test_a_signal_to_one_worker_gives_its_job_to_another(small_base, tmp_path, monkeypatch):
     job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
-    answer = """print('lorica: {"stopped": 15}', flush=True)"""
+    answer = """print('lorica: {"stopped": "stopped by SIGTERM", "signal": 15}', flush=True)"""
     fake_worker(monkeypatch, f"import sys\nfor _ in sys.stdin: {answer}")
-    with worker_processes(2, 1) as crew, pytest.raises(ResourceError, match="twice") as raised:
-        crew.run(job)
+    with worker_processes(2, 1) as executor, pytest.raises(ResourceError, match="twice") as raised:
+        executor.run(job)
     assert "stopped by SIGTERM" in str(raised.value)
 
 
@@ -162,8 +162,8 @@ def test_what_a_library_prints_is_no_answer(small_base, tmp_path, monkeypatch):
     job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
     result = '{"records": [], "training": 1.0, "recording": 2.0}'
     fake_worker(monkeypatch, f"input(); print('{{1}} hello'); print('lorica: {result}')")
-    with worker_processes(2, 1) as crew:
-        assert crew.run(job) == JobResult([], 1.0, 2.0)
+    with worker_processes(2, 1) as executor:
+        assert executor.run(job) == JobResult([], 1.0, 2.0)
 
 
 def test_a_worker_that_hangs_is_killed_after_a_signal(small_base, tmp_path, monkeypatch):
@@ -171,12 +171,12 @@ def test_a_worker_that_hangs_is_killed_after_a_signal(small_base, tmp_path, monk
     job = a_job(write_study(tmp_path, small_base), tmp_path / "out")
     script = "import signal, time; signal.signal(15, signal.SIG_IGN); input(); time.sleep(600)"
     fake_worker(monkeypatch, script)
-    monkeypatch.setattr(crew_module, "GRACE", 0.5)
-    with worker_processes(2, 1) as crew, ThreadPoolExecutor(1) as threads:
-        future = threads.submit(crew.run, job)
-        while not crew.all:  # type: ignore[attr-defined]
+    monkeypatch.setattr(executor_module, "GRACE", 0.5)
+    with worker_processes(2, 1) as executor, ThreadPoolExecutor(1) as threads:
+        future = threads.submit(executor.run, job)
+        while not executor.workers:  # type: ignore[attr-defined]
             time.sleep(0.01)
-        crew.stop()
+        executor.stop()
         with pytest.raises(Stopped):
             future.result(timeout=60)
 
@@ -212,15 +212,15 @@ def test_a_study_keeps_its_workers(
     planned = prepare(*read_study(write_study(tmp_path, small_base)), tmp_path / "out")
     planned.folder.mkdir()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr("lorica.compare.crew_of._workers", lambda *_: 1)
+    monkeypatch.setattr("lorica.compare.executor_for._workers", lambda *_: 1)
     records = planned.records._records
     records.append({"kind": "start", "notices": []})
     monkeypatch.setattr(planned.records, "append", records.extend)
     if before is not None:
         record = {"kind": "workers", "size": before[0], "threads": before[1]}
         records.append(record)
-    with crew_of(planned, asked, None) as crew:
-        assert crew.size == size
+    with executor_for(planned, asked, None) as executor:
+        assert executor.size == size
     workers = planned.records.last("workers")
     assert workers is not None and (workers["size"], workers["threads"]) == (size, threads)
 
@@ -311,7 +311,7 @@ def ray_workers() -> Iterator[int]:
     """Processes of Ray that do a job: it names them by it."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if path.read_bytes().startswith(b"ray::answer_at"):
+            if path.read_bytes().startswith(b"ray::do_line_in"):
                 yield int(path.parent.name)
 
 

@@ -1,4 +1,4 @@
-"""Who does the jobs of a study: this process, worker processes beside it, or a Ray cluster.
+"""Where the jobs of a study are done: in this process, or in worker processes beside it.
 
 One process cannot fill two cores with a small model; two workers with a core each can. A worker is
 started by its command, and not as a copy of this process, which may be anybody's script.
@@ -18,7 +18,7 @@ from typing import IO, Protocol
 
 from lorica.compare.job_records import JobResult, run_job
 from lorica.compare.training_jobs import Job
-from lorica.compare.worker import ANSWER, question, result_of
+from lorica.compare.worker import RESULT, job_line, result_of
 from lorica.errors import ResourceError, Stopped, counted, listed
 
 GRACE = 20.0
@@ -27,7 +27,7 @@ ATTEMPTS = 2
 """How often a job is begun whose worker is killed."""
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """size: jobs that are done at once. `run` is called from as many threads."""
 
     size: int
@@ -39,7 +39,7 @@ class Crew(Protocol):
         ...
 
 
-class ThisProcess:
+class InProcess:
     """The jobs one after another. A signal reaches the training itself."""
 
     size = 1
@@ -71,21 +71,21 @@ class Worker:
         )
         return cls(process, errors)
 
-    def answer(self, job: Job) -> bytes:
-        """A line; b"" if it has ended."""
+    def do(self, job: Job) -> bytes:
+        """The line of the result; b"" if the process has ended."""
         read, write = self.process.stdout, self.process.stdin
         assert read is not None and write is not None
         try:
-            write.write(question(job))
+            write.write(job_line(job))
             write.flush()
         except BrokenPipeError:
             return b""
         for line in read:
-            if line.startswith(ANSWER) and line.endswith(b"\n"):
-                return line.removeprefix(ANSWER)
+            if line.startswith(RESULT) and line.endswith(b"\n"):
+                return line.removeprefix(RESULT)
         return b""
 
-    def last_words(self) -> tuple[int, str]:
+    def exit_reason(self) -> tuple[int, str]:
         """Its status, below 0 if a signal ended it, and why in words."""
         status = self.process.wait()
         if status < 0:
@@ -109,25 +109,25 @@ class WorkerProcesses:
     size: int
     threads: int
     idle: queue.SimpleQueue[Worker] = field(default_factory=queue.SimpleQueue)
-    all: list[Worker] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     stopping: Event = field(default_factory=Event)
 
     def run(self, job: Job) -> JobResult:
         why = ""
         for _ in range(ATTEMPTS):
             worker = self._take()
-            if line := worker.answer(job):
+            if line := worker.do(job):
                 self.idle.put(worker)
                 try:
                     return result_of(line)
-                except Stopped as error:  # a signal to this worker alone
-                    why = f"stopped by {signal.Signals(int(str(error.facts['signal']))).name}"
+                except Stopped as error:
                     if self.stopping.is_set():
                         raise
+                    why = error.what  # a signal to this worker alone
                     continue
             if self.stopping.is_set():
                 break
-            status, why = worker.last_words()
+            status, why = worker.exit_reason()
             if status > 0:
                 error = RuntimeError(f"a worker failed: {why.splitlines()[-1]}")
                 error.add_note(why)
@@ -142,32 +142,32 @@ class WorkerProcesses:
 
     def stop(self) -> None:
         self.stopping.set()
-        for worker in self.all:
+        for worker in self.workers:
             worker.process.terminate()
         timer = Timer(GRACE, self._kill)  # one that hangs does not hear
         timer.daemon = True
         timer.start()
 
     def _kill(self) -> None:
-        for worker in self.all:
+        for worker in self.workers:
             worker.process.kill()
 
     def _take(self) -> Worker:
         with suppress(queue.Empty):
             return self.idle.get_nowait()
-        self.all.append(worker := Worker.start(self.threads))
+        self.workers.append(worker := Worker.start(self.threads))
         if self.stopping.is_set():  # `stop` may have come before it was listed
             worker.process.terminate()
         return worker
 
 
 @contextmanager
-def worker_processes(size: int, threads: int) -> Iterator[Crew]:
+def worker_processes(size: int, threads: int) -> Iterator[Executor]:
     """Workers that end with the block."""
-    crew = WorkerProcesses(size, threads)
+    executor = WorkerProcesses(size, threads)
     try:
-        yield crew
+        yield executor
     finally:
-        crew.stopping.set()
-        for worker in crew.all:
+        executor.stopping.set()
+        for worker in executor.workers:
             worker.end()
