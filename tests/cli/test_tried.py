@@ -104,15 +104,13 @@ def test_it_says_before_how_much_time_is_needed(monkeypatch):
 
 def test_a_try_that_is_far_too_short_is_not_begun(monkeypatch, tmp_path):
     """Nothing is trained, and all of the choice stays."""
-    write = "".join(
-        json.dumps({"prompt": f"{i} and", "completion": " on"}) + "\n" for i in range(60)
-    )
-    (tmp_path / "rows.jsonl").write_text(write)
+    rows = [{"prompt": f"{i} and", "completion": " on"} for i in range(120)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = str(tmp_path / "rows.jsonl")
     config = read(None, {"base": "bundled", "data": data}, check_method=method_from_source)
     monkeypatch.setattr("lorica.plan.measure.measure", lambda _: SimpleNamespace(step=9.0, start=6))
     monkeypatch.setattr("lorica.compare.runner.run_study", None)
-    tried = try_choice(CHOICE, config, [R], 60, 40)
+    tried = try_choice(CHOICE, config, [R], 120, 40)
     assert (tried.r, tried.rate, tried.reasons) == (R, RATE, ())
     assert tried.what.startswith("Tried: nothing. --try has 40 s, and about 20 min are needed")
 
