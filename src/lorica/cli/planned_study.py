@@ -45,7 +45,7 @@ class PlannedStudy:
             yield f"planned: {pass_of}, with {size(self.memory)} of memory"
         if self.seconds is not None:
             time = f"{span(self.seconds)} of training, one run after another"
-            yield f"planned: {time}; workers shorten it; the scoring of the test rows comes to it"
+            yield f"planned: {time}, without the scoring of the test rows; workers take less"
         elif not self.unknown:
             yield "planned: the time is not known before each side is timed, as the study begins"
         if self.unknown:
