@@ -69,11 +69,11 @@ def try_choice(
         place = Path(folder)
         train, test = _hold_out(config, place)
         steps, needed = _steps(choice, config, rows, seconds, max(len(ranks), 1))
-        progress.announce(_announced(ranks, needed, seconds))
         if needed > TOO_LONG * seconds:
             what = f"Tried: nothing. --try has {duration(seconds)}, and about {duration(needed)} "
             own = choice.settings["method"].get("r"), choice.settings["learning_rate"]
             return Tried(*own, (), f"{what}are needed: all is as without it.")
+        progress.announce(_announced(ranks, needed, seconds))
         study = _study(choice, config, ranks, steps, train, test)
         path = place / "study.yaml"
         path.write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
