@@ -38,7 +38,7 @@ class Traffic:
         self.links = {alias: root / alias for alias in ALIASES}
         for number, link in enumerate(self.links.values(), start=1):
             link.symlink_to(self.folders[number])
-        self.until = time.monotonic() + seconds
+        self.seconds = seconds
         self.errors: list[BaseException] = []
         self.mixed_up: list[tuple[object, ...]] = []
         self.answers = 0
@@ -53,10 +53,11 @@ class Traffic:
                 threading.Thread(target=self.work, args=(work, seed))
                 for seed, work in enumerate(works)
             ]
+            self.until = time.monotonic() + self.seconds
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(60)
+                thread.join(self.seconds + 60)  # its work, and a minute to end what it has begun
                 assert not thread.is_alive(), "a thread waits for ever"
             if self.errors:
                 raise self.errors[0]
