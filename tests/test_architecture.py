@@ -22,7 +22,7 @@ FLOORS = [  # lowest first; CONTRIBUTING.md shows this list, and a test holds th
     {"generation"},
     {"evaluation"},
     {"training"},
-    {"plan", "compare", "serve"},
+    {"plan", "compare", "serve", "handover"},
     {"cli", "__main__"},
 ]
 LIGHT = {"core", "methods", "inits", "kernels"}  # know torch, and nothing else that is heavy

@@ -62,6 +62,26 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def file(path: Path) -> Iterator[Path]:
+    """Yield a staging file that becomes `path` when the block succeeds; else it is removed.
+
+    Raises: ResourceError if `path` exists.
+    """
+    if os.path.lexists(path):
+        raise ResourceError(f"{path} is there already.", fix="choose another file")
+    staging = path.with_name(f"{STAGING}{path.name}-{uuid4().hex[:8]}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield staging
+            sync(staging)
+            staging.rename(path)
+            sync(path.parent.resolve())
+        finally:
+            staging.unlink(missing_ok=True)
+
+
 def _exchange(new: Path, old: Path) -> bool:
     """Exchange two folders atomically. Returns False where the system does not support it."""
     call = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; needs the file system's help
