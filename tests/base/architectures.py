@@ -270,6 +270,16 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
         },
     ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **HEADS,
+            **LOCAL,
+            **WINDOWS,
+            "intermediate_size": 16,
+            "rope_parameters": PLAIN,
+        },
+    ),
     "cohere": ("Cohere", GROUPED),
     "granite": (
         "Granite",

@@ -22,8 +22,10 @@ from lorica.core.bank import (
     LayerAdapters,
     Spec,
     adapted_layers,
+    adapters_at,
     bank_of,
     parameter_sums,
+    remove_adapters,
     spec_of,
 )
 from lorica.core.blocks import innermost, routing, without_gradients
@@ -33,9 +35,9 @@ from lorica.core.limits import check_sizes
 from lorica.core.modules_to_save import ModuleCopies, ModuleCopy, TrainableTokens, token_sites
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.save_warning import restore_functions, warn_when_saved
-from lorica.core.site import ADAPTERS, Site, sites_of
+from lorica.core.site import Site, sites_of
 from lorica.core.site_names import first
-from lorica.core.targets import Targets, saved_sites, select
+from lorica.core.targets import Targets, check_experts, saved_sites, select
 from lorica.errors import ConfigError, TargetError, closest, listed
 
 
@@ -45,8 +47,8 @@ def adapt(
     """Freeze `model` and add a trainable adapter at every target. In place; returns `model`.
 
     targets: the fields of `Targets`: target_modules (default "all-linear"), exclude_modules,
-        layers_to_transform, rank_pattern, alpha_pattern, modules_to_save,
-        trainable_token_indices.
+        layers_to_transform, rank_pattern, alpha_pattern, target_parameters (experts),
+        modules_to_save, trainable_token_indices.
     seed: of the random initialization; the global random state is not changed.
 
     Raises: ConfigError if `name` is taken or a setting is unknown; TargetError if a target
@@ -84,10 +86,8 @@ def attach_built(
         bank.attention = attention.install(model)
     bank.specs[name] = spec
     for site, adapter in built:
-        layer_adapters = site.module._modules.get(ADAPTERS)
-        if not isinstance(layer_adapters, LayerAdapters):
-            layer_adapters = LayerAdapters(site, bank)
-            site.module.adapters = layer_adapters
+        layer_adapters = adapters_at(site, bank)
+        if not layer_adapters:
             layer_adapters.hook_handles = hook_layer(site)
         layer_adapters[name] = adapter.float().to(site.like.device).train(site.module.training)
     activate(model, name)
@@ -112,6 +112,7 @@ def _check_name(model: nn.Module, name: str) -> None:
 def _build(model: nn.Module, spec: Spec) -> list[tuple[Site, Adapter]]:
     """Build every (site, adapter) of `spec`. The model is not changed."""
     method, targets = spec.method, spec.targets
+    check_experts(targets, method.name, method.kinds)
     sites = select(model, targets, method.kinds, method.choose)
     own = {f.name for f in fields(method)}
     for key, pattern in (("r", targets.rank_pattern), ("alpha", targets.alpha_pattern)):
@@ -165,14 +166,12 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         bank.driven.discard(old)
         bank.start.pop(old, None)
     bank.route = Everywhere.of(n for n in bank.route.names if n not in detached)
-    for _, module, layer_adapters in list(adapted_layers(model)):
+    for layer in list(adapted_layers(model)):
         for old in detached:
-            if old in layer_adapters:
-                del layer_adapters[old]
-        if not layer_adapters:
-            for handle in layer_adapters.hook_handles:
-                handle.remove()
-            del module.adapters
+            if old in layer.adapters:
+                del layer.adapters[old]
+        if not layer.adapters:
+            remove_adapters(layer)
     if bank.attention and not any(p.kind in INSIDE for _, _, p in adapted_layers(model)):
         attention.uninstall(model, bank.attention)
         bank.attention = None

@@ -80,6 +80,7 @@ class LayerAdapters(nn.ModuleDict):
         self.padding_idx = site.padding_idx
         self.transposed = site.transposed
         self.in_features, self.out_features = site.in_features, site.out_features
+        self.parameter, self.experts = site.parameter, site.experts
         self.model_bank = bank
         self.hook_handles: tuple = ()
         self.replaced_tensors: dict[str, Tensor] = {}  # the layer's own, during a call
@@ -159,7 +160,12 @@ class LayerAdapters(nn.ModuleDict):
     def as_site(self, module: nn.Module) -> Site:
         """The site of these adapters. module: the layer."""
         size = self.in_features, self.out_features
-        return Site(self.site_name, module, self.kind, *size, self.transposed)
+        stack = self.parameter, self.experts
+        return Site(self.site_name, module, self.kind, *size, self.transposed, False, *stack)
+
+
+class ExpertAdapters(nn.ModuleDict):
+    """The LayerAdapters of a module of experts: one for each adapted parameter, by its name."""
 
 
 def _common_class(acting: Sequence[Sequence[Adapter]]) -> type[Adapter] | None:
@@ -171,7 +177,7 @@ def _common_class(acting: Sequence[Sequence[Adapter]]) -> type[Adapter] | None:
 
 
 class AdaptedLayer(NamedTuple):
-    """name: of the layer in the model."""
+    """name: of the layer in the model; of an expert's site, of the parameter."""
 
     name: str
     module: nn.Module
@@ -181,8 +187,36 @@ class AdaptedLayer(NamedTuple):
 def adapted_layers(model: nn.Module) -> Iterator[AdaptedLayer]:
     """Every layer that has adapters, in model order."""
     for name, module in model.named_modules():
-        if isinstance(adapters := module._modules.get(ADAPTERS), LayerAdapters):
+        adapters = module._modules.get(ADAPTERS)
+        if isinstance(adapters, LayerAdapters):
             yield AdaptedLayer(name, module, adapters)
+        elif isinstance(adapters, ExpertAdapters):
+            for key, own in adapters.items():
+                yield AdaptedLayer(f"{name}.{key}", module, own)  # type: ignore[arg-type]
+
+
+def adapters_at(site: Site, bank: Bank) -> LayerAdapters:
+    """The LayerAdapters of a site. In place: they are added where there are none."""
+    owner, key = site.module, ADAPTERS
+    if site.kind == "expert":
+        if ADAPTERS not in owner._modules:
+            owner.add_module(ADAPTERS, ExpertAdapters())
+        owner, key = owner._modules[ADAPTERS], site.parameter
+        assert owner is not None
+    if key not in owner._modules:
+        owner.add_module(key, LayerAdapters(site, bank))
+    return owner._modules[key]  # type: ignore[return-value]
+
+
+def remove_adapters(layer: AdaptedLayer) -> None:
+    """Take the LayerAdapters and their hooks off a layer. In place."""
+    for handle in layer.adapters.hook_handles:
+        handle.remove()
+    own = layer.module._modules[ADAPTERS]
+    if isinstance(own, ExpertAdapters):
+        del own[layer.adapters.parameter]
+    if own is layer.adapters or not own:
+        del layer.module._modules[ADAPTERS]
 
 
 def bank_of(model: nn.Module) -> Bank:

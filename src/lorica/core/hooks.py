@@ -5,6 +5,7 @@ sharded like any other.
 """
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lorica.core.bank import LayerAdapters
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.row_fronts import enter_by_row, inputs_of
 from lorica.core.site import Site
+from lorica.errors import ConfigError
 
 
 def hook_layer(site: Site) -> tuple:
@@ -24,6 +26,12 @@ def hook_layer(site: Site) -> tuple:
         return ()
     if site.kind == "decoder":
         return (module.register_forward_pre_hook(_enter, with_kwargs=True),)
+    if site.kind == "expert":
+        restore = partial(_restore_expert, site.parameter)
+        return (
+            module.register_forward_pre_hook(partial(_replace_expert, site.parameter)),
+            module.register_forward_hook(restore, always_call=True),
+        )
     return (
         module.register_forward_pre_hook(_before, with_kwargs=True),
         module.register_forward_hook(_after),
@@ -87,9 +95,34 @@ def _replace(module: nn.Module, adapters: LayerAdapters, route: Route) -> None:
             tensors[key] = tensor
 
 
+def _replace_expert(parameter: str, module: nn.Module, args: tuple) -> None:
+    """Put the adapted stack in place of the parameter of a module of experts, until it returns.
+
+    Raises: ConfigError if rows or segments have adapters of their own: which rows the tokens of an
+    expert come from is not known.
+    """
+    adapters: LayerAdapters = module.adapters[parameter]  # type: ignore[index, assignment]
+    route = adapters.model_bank.current
+    acting = adapters.adapters_named(route.names)
+    if acting and not isinstance(route, Everywhere):
+        raise ConfigError(
+            f"the adapter of the experts {adapters.site_name} acts on all rows of a batch.",
+            fix="run its rows in a batch of their own",
+        )
+    adapters.hold_layer()
+    _replace(module, adapters, route)
+
+
+def _restore_expert(parameter: str, module: nn.Module, args: tuple, y: object) -> None:
+    _put_back(module, module.adapters[parameter])  # type: ignore[index, arg-type]
+
+
 def _restore(module: nn.Module, args: tuple, y: object) -> None:
     """Put the layer's own tensors back; runs also when the layer raised."""
-    adapters: LayerAdapters = module.adapters  # type: ignore[assignment]
+    _put_back(module, module.adapters)  # type: ignore[arg-type]
+
+
+def _put_back(module: nn.Module, adapters: LayerAdapters) -> None:
     for key, tensor in adapters.replaced_tensors.items():
         _tensors(module, key)[key] = tensor
     adapters.replaced_tensors.clear()

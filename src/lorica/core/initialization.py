@@ -52,11 +52,16 @@ class Initialization(Named, family="lorica.inits"):
         raise NotImplementedError
 
     def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
-        """Compute (a (R, I), b (O, R)) float32. Random values come from the global generator."""
+        """Compute (a (R, I), b (O, R)) float32. Random values come from the global generator.
+
+        At a site of experts: those of one expert.
+        """
         raise NotImplementedError
 
     def factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         """`initial_factors`, copied to new memory; zeros inside `skip_initialization`.
+
+        At a site of experts (a (E, R, I), b (E, O, R)), one expert after another.
 
         Raises: TargetError if it is not defined for this kind of layer; as `initial_factors`.
         """
@@ -66,9 +71,17 @@ class Initialization(Named, family="lorica.inits"):
                 fix='leave this layer out of target_modules, or use init="kaiming"',
             )
         if initialization_skipped():
-            return torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)
+            stack = (site.experts,) if site.experts else ()
+            return (
+                torch.zeros(*stack, r, site.in_features),
+                torch.zeros(*stack, site.out_features, r),
+            )
         with torch.no_grad():
-            a, b = self.initial_factors(site, r, scale)
+            if site.experts:
+                pairs = [self.initial_factors(site, r, scale) for _ in range(site.experts)]
+                a, b = (torch.stack(own) for own in zip(*pairs, strict=True))
+            else:
+                a, b = self.initial_factors(site, r, scale)
         return (
             a.clone(memory_format=torch.contiguous_format),
             b.clone(memory_format=torch.contiguous_format),

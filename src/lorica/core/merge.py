@@ -67,7 +67,7 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
 
 
 def merged(site: Site, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
-    """The adapted layer as float32 (weight (O, I), bias (O,) or None).
+    """The adapted layer as float32 (weight (O, I), bias (O,) or None); of experts (E, O, I).
 
     Adapters that replace the layer's tensors come first, as in the forward pass. A closed form is
     that of one adapter: where several act, the adapted layer is evaluated instead.
@@ -120,7 +120,7 @@ def _check(site: Site, adapters: list[Adapter]) -> None:
                 f"{type(adapter).__name__} at {site.name} is not affine: it has no weight.",
                 fix="use the adapter unmerged",
             )
-    if site.kind == "other" or not site.is_dense:
+    if site.kind in ("other", "expert") or not site.is_dense:
         return
     weight, bias = site.dense()
     if site.kind == "embedding":

@@ -4,6 +4,8 @@
     linear      any layer that declares in_features, out_features   in_features   out_features
                 and transformers' Conv1D, whose weight lies (I, O)
     embedding   any layer that declares num_embeddings              tokens        features
+    expert      a parameter (E, O, I) or (E, I, O) of a module      I             O
+                of E experts, as transformers fuses them
     other       any other layer that owns parameters (norms)        0             0
     attention   what calls the attention function (self_attn)       0             0
     decoder     the model without its head                          0             0
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from lorica.errors import MergeError
 
-Kind = Literal["linear", "embedding", "other", "attention", "decoder"]
+Kind = Literal["linear", "embedding", "expert", "other", "attention", "decoder"]
 ADAPTERS = "adapters"
 HEADS = ("lm_head", "score", "classifier", "qa_outputs")
 
@@ -44,7 +46,10 @@ class PackedLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Site:
-    """One layer, dense or packed: a module that maps (..., I) to (..., O), or ids to (..., O)."""
+    """One layer, dense or packed: a module that maps (..., I) to (..., O), or ids to (..., O).
+
+    The site of an expert is one parameter of its module, and has its whole name.
+    """
 
     name: str
     module: nn.Module
@@ -55,6 +60,14 @@ class Site:
     """The weight is (I, O) instead of (O, I): Conv1D, and every embedding."""
     is_head: bool = False
     """The layer is the output head."""
+    parameter: str = "weight"
+    """The parameter of the module that is the weight."""
+    experts: int = 0
+    """E of an expert's site: the weight is a stack of E matrices."""
+
+    @property
+    def weight(self) -> nn.Parameter | None:
+        return self.module._parameters.get(self.parameter)
 
     @property
     def like(self) -> Tensor:
@@ -70,12 +83,12 @@ class Site:
     @property
     def is_dense(self) -> bool:
         """Whether the layer keeps its weight as one plain float tensor of the declared shape."""
-        weight = self.module._parameters.get("weight")
-        shape = (self.out_features, self.in_features)
+        weight, shape = self.weight, (self.out_features, self.in_features)
+        stack = (self.experts,) if self.experts else ()
         return (
             type(weight) is nn.Parameter
             and weight.is_floating_point()
-            and weight.shape == (shape[::-1] if self.transposed else shape)
+            and weight.shape == (*stack, *(shape[::-1] if self.transposed else shape))
         )
 
     @property
@@ -94,17 +107,17 @@ class Site:
 
     @torch.no_grad()
     def dense(self) -> tuple[Tensor, Tensor | None]:
-        """The layer as float32 (weight (O, I), bias (O,) or None).
+        """The layer as float32 (weight (O, I), bias (O,) or None); of experts weight (E, O, I).
 
         The weight of a packed layer is its action on the identity, so every quantisation format
         works. A `PackedLayer` unpacks its weight itself, which is faster, and loses no bits beside
         a large bias.
         """
         if self.is_dense:
-            weight = self.module._parameters["weight"]
-            bias = self.module._parameters.get("bias")
+            weight = self.weight
+            bias = None if self.experts else self.module._parameters.get("bias")
             assert weight is not None
-            weight = weight.detach().T if self.transposed else weight.detach()
+            weight = weight.detach().mT if self.transposed else weight.detach()
             return weight.float(), None if bias is None else bias.detach().float()
         if self.kind != "linear":
             raise MergeError(f"{self.name} keeps no plain weight, and is no linear layer.")
@@ -127,13 +140,14 @@ class Site:
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Put (O, I) float32 `weight` and `bias` into the dense layer, in its own layout. In place.
+        """Put float32 `weight` and `bias`, as of `dense`, into the dense layer, in its own layout.
+        In place.
 
         The tensors are new parameters: what was tied to the old ones keeps its values.
         """
         like = self.like
-        own = weight.T.contiguous() if self.transposed else weight
-        self.module._parameters["weight"] = nn.Parameter(own.to(like), requires_grad=False)
+        own = weight.mT.contiguous() if self.transposed else weight
+        self.module._parameters[self.parameter] = nn.Parameter(own.to(like), requires_grad=False)
         if bias is not None:
             self.module._parameters["bias"] = nn.Parameter(bias.to(like), requires_grad=False)
 
@@ -171,6 +185,28 @@ def site_of(name: str, module: nn.Module) -> Site | None:
     return None
 
 
+def expert_sites(name: str, module: nn.Module) -> list[Site]:
+    """The stacked matrices of a module that declares its experts as transformers does.
+
+    Its attributes num_experts and is_transposed say how the parameters lie.
+    """
+    match module:
+        case nn.Module(num_experts=int(count), is_transposed=bool(transposed)):
+            stacks = {
+                key: parameter.shape[:0:-1] if not transposed else parameter.shape[1:]
+                for key, parameter in module._parameters.items()
+                if parameter is not None
+                and parameter.ndim == 3
+                and len(parameter) == count
+                and parameter.is_floating_point()
+            }
+            return [
+                Site(f"{name}.{key}", module, "expert", *size, transposed, False, key, count)
+                for key, size in stacks.items()
+            ]
+    return []
+
+
 def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Site]:
     """Every site of the base of one of `kinds`, in model order, without those of adapters."""
     head, decoder = output_head(model), decoder_of(model)
@@ -178,6 +214,8 @@ def sites_of(model: nn.Module, kinds: tuple[str, ...] = ("linear",)) -> list[Sit
     for name, module in model.named_modules():
         if ADAPTERS in name.split("."):
             continue
+        if "expert" in kinds:
+            sites += expert_sites(name, module)
         if "decoder" in kinds and module is decoder and name:
             sites.append(Site(name, module, "decoder", 0, 0))
         elif "attention" in kinds and _is_attention(module):

@@ -19,6 +19,8 @@ from lorica.errors import TargetError, closest, listed
 
 EVERY = (None, "all-linear", "all")
 """Values of target_modules that name no layer: layers that cannot be adapted are left out."""
+EXPERTS = "experts"
+"""The value of target_parameters that means every fused weight of experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +40,22 @@ class Targets:
     """Name ending or regex -> r at these sites."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Name ending or regex -> alpha at these sites."""
+    target_parameters: str | Sequence[str] | None = None
+    """"experts": every fused weight of experts; or name endings of them, as in PEFT; None: experts
+    are not adapted."""
     modules_to_save: Sequence[str] = ()
     """Layers that are trained and saved whole (a classifier head, norms)."""
     trainable_token_indices: Sequence[int] = ()
     """Ids of tokens whose embeddings are trained, and no others."""
 
     def __post_init__(self):
-        saved = self.modules_to_save
+        saved, stacks = self.modules_to_save, self.target_parameters
         lists = {
             "target_modules": _as_list(self.target_modules),
             "exclude_modules": _as_list(self.exclude_modules),
+            "target_parameters": [stacks]
+            if isinstance(stacks, str) and stacks != EXPERTS
+            else _as_list(stacks),
             "layers_to_transform": _as_list(self.layers_to_transform),
             "modules_to_save": [saved] if isinstance(saved, str) else _as_list(saved),
             "trainable_token_indices": _as_list(self.trainable_token_indices),
@@ -87,6 +95,15 @@ def select(
     if unmatched or not chosen:
         raise _selects_nothing(model, sites, unmatched or [("target_modules", "")])
     return chosen
+
+
+def check_experts(targets: Targets, method: str, kinds: tuple[str, ...]) -> None:
+    """Raises: TargetError if experts are targets of a method that is not defined on them."""
+    if targets.target_parameters and "expert" not in kinds:
+        raise TargetError(
+            f"target_parameters names weights of experts, on which {method} is not defined.",
+            fix="leave target_parameters out, or use method lora or dora",
+        )
 
 
 def left_out(
@@ -137,7 +154,9 @@ def _search(
 ) -> tuple[list[Site], list[Site], list[tuple[str, str]]]:
     """(sites that could be chosen, chosen sites, (setting, entry) of those that select nothing)."""
     saved = [s.name for s in saved_sites(model, targets.modules_to_save)]
-    sites = [s for s in sites_of(model, kinds) if s.name not in saved]
+    every = sites_of(model, kinds)
+    sites = [s for s in every if s.kind != "expert" and s.name not in saved]
+    experts = [s for s in every if s.kind == "expert" and s.name.rpartition(".")[0] not in saved]
     unmatched: list[tuple[str, str]] = []
     if targets.target_modules is None:
         chosen = choose(sites)
@@ -147,6 +166,12 @@ def _search(
         chosen = sites
     else:
         chosen = _matching(sites, "target_modules", targets.target_modules, unmatched)
+    if (entries := targets.target_parameters) == EXPERTS:
+        chosen = [s for s in every if s in chosen or s in experts]
+        unmatched += [] if experts else [("target_parameters", EXPERTS)]
+    elif entries is not None:
+        stacks = _matching(experts, "target_parameters", list(entries), unmatched)
+        chosen = [s for s in every if s in chosen or s in stacks]
     if targets.exclude_modules is not None:
         out = _matching(chosen, "exclude_modules", targets.exclude_modules, unmatched)
         chosen = [s for s in chosen if s not in out]
@@ -208,8 +233,10 @@ def _matching(
 def _selects_nothing(
     model: nn.Module, sites: list[Site], unmatched: list[tuple[str, str]]
 ) -> TargetError:
-    leaves = sorted({s.name.rpartition(".")[2] for s in sites})
     key, entry = unmatched[0]
+    if key == "target_parameters":
+        return _selects_no_expert(model, entry)
+    leaves = sorted({s.name.rpartition(".")[2] for s in sites})
     what = ", ".join(f"{k} {e!r}" for k, e in unmatched)
     blocks = sorted({b for s in sites if (b := block_of(s.name)) is not None})
     facts = {"closest": closest(entry, leaves), "known": listed(leaves, 12)}
@@ -221,4 +248,17 @@ def _selects_nothing(
         f"{what} selects none of the {len(sites)} layers of {type(model).__name__}.",
         **facts,
         fix='name layers of this model; target_modules="all-linear" selects all but the head',
+    )
+
+
+def _selects_no_expert(model: nn.Module, entry: str) -> TargetError:
+    leaves = sorted({s.name.rpartition(".")[2] for s in sites_of(model, ("expert",))})
+    return TargetError(
+        f"target_parameters {entry!r} selects no fused weight of experts of "
+        f"{type(model).__name__}.",
+        closest=closest(entry, leaves),
+        known=", ".join(leaves) or "none: the model has none whose axes it declares",
+        fix='name one of these, or "experts" for all; layers are named in target_modules'
+        if leaves
+        else "leave target_parameters out; layers are named in target_modules",
     )

@@ -18,7 +18,7 @@ from lorica.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Initialization, name="gaussian"):
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "expert")
 
     def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         a, b = torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)

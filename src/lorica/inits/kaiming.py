@@ -20,7 +20,7 @@ from lorica.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Kaiming(Initialization, name="kaiming"):
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "expert")
 
     def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         a, b = torch.zeros(r, site.in_features), torch.zeros(site.out_features, r)

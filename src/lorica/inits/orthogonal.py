@@ -10,6 +10,7 @@ from a blog post (Rethinking LoRA initialisations, D. Data, 2024); there is no p
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from lorica.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Orthogonal(Initialization, name="orthogonal"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "expert")
+
     def initial_factors(self, site: Site, r: int, scale: float) -> tuple[Tensor, Tensor]:
         if r % 2:
             raise ConfigError(f"init=orthogonal needs an even r, and r is {r}.", fix=f"use {r + 1}")

@@ -23,6 +23,7 @@ from lorica.core.row_form import RowForm
 from lorica.core.site import Site
 from lorica.core.tensor_cache import TensorCache
 from lorica.methods.lora import Lora, LoraAdapter
+from lorica.methods.lora.experts import ExpertDora
 
 TINY = 1e-12  # smallest norm: a row of zeros has no direction, and its output stays 0
 
@@ -47,7 +48,9 @@ class Dora(Lora, name="dora"):
                 self, "init", "one round of loftq", fix="use init=loftq, or method lora"
             )
 
-    def build(self, site: Site, shared: Any) -> "DoraAdapter":
+    def build(self, site: Site, shared: Any) -> "DoraAdapter | ExpertDora":  # type: ignore[override]
+        if site.kind == "expert":
+            return ExpertDora(site, self, detach_norm=self.detach_norm)
         return DoraAdapter(site, self)
 
 

@@ -32,6 +32,7 @@ STARTS = ("kaiming", "gaussian")
 
 @dataclass(frozen=True, kw_only=True)
 class DoubleLora(Lora, name="double_lora"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
     paper: ClassVar[str] = ""
     count: ClassVar[str] = "r * (I + O)"
     rate_source: ClassVar[str] = "as lora"

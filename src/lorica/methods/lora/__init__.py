@@ -5,7 +5,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:210
 A larger learning rate for B is LoRA+, Hayou et al., 2024, arXiv:2402.12354; vectors (bias, DoRA's
 m) get it too, as in its authors' code (lora_plus.py, a0c44bf) and in PEFT's. Other initial values
 of A and B have a file each in lorica.inits. For an embedding, A is looked up by token id and starts
-at zero, so that A gets the larger rate. (The LoRA+ authors give embeddings a fixed rate of 1e-6.)
+at zero, so that A gets the larger rate. (LoRA+'s authors: a fixed 1e-6.) Experts: lora/experts.py.
 
     B  batch   T  tokens   I  in_features   O  out_features   R  r
 """
@@ -26,10 +26,12 @@ from lorica.core.requantised import RequantisedLayer
 from lorica.core.site import Kind, Site
 from lorica.errors import ConfigError, TargetError
 from lorica.kernels.low_rank import low_rank, low_rank_segments
+from lorica.methods.lora.experts import ExpertLora
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Method, name="lora"):
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "expert")
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     count: ClassVar[str] = "r * (I + O)"
     rates: ClassVar[Rates] = (0.007, 0.0002, 1.0)
@@ -89,8 +91,8 @@ class Lora(Method, name="lora"):
     def replaces_weights(self) -> bool:
         return self.initialization.requantises
 
-    def build(self, site: Site, shared: Any) -> "LoraAdapter":
-        return LoraAdapter(site, self)
+    def build(self, site: Site, shared: Any) -> "LoraAdapter | ExpertLora":
+        return ExpertLora(site, self) if site.kind == "expert" else LoraAdapter(site, self)
 
     @property
     def rate_factor(self) -> float:
@@ -115,16 +117,14 @@ class LoraAdapter(Adapter):
 
     def __init__(self, site: Site, method: Lora):
         super().__init__()
-        self.scale, self.p, self.r = method.scale, method.dropout, method.r
-        self.numerator = method.numerator
-        self.lookup, self.gain = site.kind == "embedding", site.gain
+        self.r, self.numerator, self.scale = method.r, method.numerator, method.scale
+        self.p, self.lookup, self.gain = method.dropout, site.kind == "embedding", site.gain
         if self.lookup and method.lora_bias:
             raise TargetError(
                 f"{site.name} is an embedding, for which lora_bias is not defined.",
                 fix="leave lora_bias out, or remove this layer from target_modules",
             )
-        init = method.initialization
-        sizes = site, method.r, method.scale
+        init, sizes = method.initialization, (site, method.r, method.scale)
         a, b = init.factors(*sizes)
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("a0", a.clone() if init.subtracts_initial else None)
