@@ -155,7 +155,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown PEFT setting": (config(lambda c: c.update({"lora_new": 3})), "lora_new 3"),
     "an unknown PEFT method": (config(lambda c: c.update({"peft_type": "OFT"})), "OFT"),
     "a PEFT config of no kind": (config(lambda c: c.pop("peft_type")), "peft_type"),
-    "a PEFT config without targets": (config(lambda c: c.pop("target_modules")), "target_modules"),
+    "a PEFT config without targets": (
+        config(lambda c: c.update(target_modules=[])),
+        "target_modules",
+    ),
     "a PEFT rank that does not fit": (config(lambda c: c.update({"r": 5})), r"\(4, 12\) -> \(5"),
 }
 

@@ -1,4 +1,7 @@
-"""A run, an adapter or a base on disk as plain data. Reads headers of weights only; no torch."""
+"""A run, an adapter or a base on disk as plain data.
+
+Reads headers of weights only, without torch; but an adapter of another tool is read whole.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,6 +14,7 @@ from lorica import plain_files, strict_json
 from lorica.errors import FileError, listed
 
 WEIGHTS, PEFT, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+LITGPT = ("lit_model.lora.safetensors", "lit_model.pth.lora")
 BASE_KEYS = (
     "model_type",
     "hidden_size",
@@ -29,10 +33,13 @@ def describe(path: str) -> dict[str, Any]:
     folder = FOLDER if path == NAME else Path(path)
     if plain_files.is_file(folder / "config.yaml"):
         return _run(folder)
-    if plain_files.is_file(folder / MANIFEST) or plain_files.is_file(folder / PEFT):
+    if any(plain_files.is_file(folder / name) for name in (MANIFEST, PEFT, *LITGPT)):
         return _adapter(folder)
     if plain_files.is_file(folder / "config.json"):
         return _base(folder)
+    from lorica.formats.foreign.refusals import refuse_known
+
+    refuse_known(folder)
     inside = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else None
     raise FileError(
         f"{path} is no run, adapter or base." if folder.exists() else f"{path} is not there.",
@@ -76,14 +83,27 @@ def _adapter(folder: Path) -> dict[str, Any]:
                     base.pop(key, None)
         changed = _changed_files(folder, manifest.get("files", {}))
         adapter["files"] = f"not as saved: {listed(changed)}" if changed else "as they were saved"
-    else:
-        settings = _read(folder / PEFT)
-        adapter["base"] = {"path": settings.pop("base_model_name_or_path", None)}
-        adapter["settings"] = {key: value for key, value in settings.items() if value is not None}
-        adapter["files"] = "written by PEFT, without a manifest: the base cannot be verified"
-    if plain_files.is_file(folder / WEIGHTS):
-        adapter |= _tensors([folder / WEIGHTS])
-    return adapter
+        if plain_files.is_file(folder / WEIGHTS):
+            adapter |= _tensors([folder / WEIGHTS])
+        return adapter
+    return adapter | _foreign(folder)
+
+
+def _foreign(folder: Path) -> dict[str, Any]:
+    """An adapter without a manifest: read as it is when it is loaded. Raises: FileError."""
+    from lorica.formats.adapter_file import read
+    from lorica.formats.foreign.weights import weights_files
+
+    file = read(folder)
+    settings = {key: value for key, value in file.config.items() if value is not None}
+    return {
+        "layout": file.tool,
+        "base": {"path": file.base_path},
+        "settings": {k: v for k, v in settings.items() if k != "base_model_name_or_path"},
+        "notices": list(file.notices),
+        "files": "without a manifest: the base cannot be verified",
+        **_tensors(weights_files(folder)),
+    }
 
 
 def _base(folder: Path) -> dict[str, Any]:

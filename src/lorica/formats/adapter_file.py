@@ -1,4 +1,4 @@
-"""Read an adapter folder, ours or PEFT's, without a model.
+"""Read an adapter folder, ours or another tool's, without a model.
 
 Reading is strict: a changed byte, an unknown setting, or a tensor that is not of floats is a
 FileError that names it. Whether the tensors fit a model is checked when the file is attached, see
@@ -8,7 +8,7 @@ formats/attach.py. Servers, exporters and planners read without a model.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,10 @@ from lorica.core.bank import Spec
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import FileError, listed
 from lorica.formats import commit
-from lorica.formats.adapter_folder import CONFIG, WEIGHTS, adapter_folder, weights_file
+from lorica.formats.adapter_folder import CONFIG, WEIGHTS, adapter_folder
+from lorica.formats.foreign.translate import translate
+from lorica.formats.foreign.translation import FolderFiles
+from lorica.formats.foreign.weights import weights_files
 from lorica.formats.manifest import Manifest, read_manifest
 from lorica.formats.peft.layout import Layout
 from lorica.formats.peft.layouts import layout_of
@@ -35,20 +38,26 @@ FLOATS = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.float64")
 class AdapterFile:
     """An adapter as its folder holds it, validated.
 
-    spec: method, targets and seed. tensors: under the names of the file, on the CPU.
-    manifest: None for a folder that PEFT wrote.
+    spec: method, targets and seed. tensors: on the CPU, under the names of the file; those of
+        other tools under PEFT's names. weights: the file of the tensors, the first of shards.
+    manifest: None for a folder that another tool wrote.
     layout, config: how PEFT names the tensors, and its settings; None and {} for a method that
         PEFT does not know.
     digest: sha256 of tensors and settings: equal for equal adapters, whatever folder they are in.
+    tool: that wrote the folder, and its layout. notices: what the folder leaves open, and what was
+        changed in reading.
     """
 
     folder: Path
+    weights: Path
     spec: Spec
     tensors: Mapping[str, Tensor]
     manifest: Manifest | None
     layout: Layout | None
     config: Mapping[str, Any]
     digest: str
+    tool: str = "lorica"
+    notices: tuple[str, ...] = ()
 
     @property
     def base(self) -> Fingerprint | None:
@@ -93,10 +102,11 @@ def read(path: str | Path, *, max_bytes: int | None = None) -> AdapterFile:
     Raises: FileError if the folder is damaged, or holds what lorica does not read.
     """
     folder = adapter_folder(path)
-    weights = weights_file(folder)
+    files = weights_files(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        return _read_peft(folder, weights, max_bytes)
+        return _read_foreign(folder, files, max_bytes)
+    weights = folder / WEIGHTS
     commit.check_digests(folder, manifest.files)
     tensors, sha = _read_weights(weights, max_bytes)
     digests = {name: str(digest["sha256"]) for name, digest in manifest.files.items()}
@@ -131,16 +141,17 @@ def _changed(path: Path) -> FileError:
     return FileError(f"{path} was changed while it was read.", fix="load the folder again")
 
 
-def _read_peft(folder: Path, weights: Path, max_bytes: int | None) -> AdapterFile:
-    """A folder without a manifest: the method and targets follow from PEFT's config."""
-    tensors, sha = _read_weights(weights, max_bytes)
-    check_floats(tensors, weights)
-    tensors = unwrapped(tensors)
-    config, config_sha = _read_config(folder / CONFIG)
-    layout = layout_of(config, str(folder))
+def _read_foreign(folder: Path, weights: list[Path], max_bytes: int | None) -> AdapterFile:
+    """A folder without a manifest: the method and targets follow from the settings in it."""
+    files = FolderFiles(folder, max_bytes)
+    adapter = translate(files, weights)
+    check_floats(adapter.tensors, weights[0])
+    tensors, config = unwrapped(adapter.tensors), adapter.config
+    layout = adapter.layout or layout_of(config, str(folder))
     spec = layout.spec(config, tensors, str(folder))
-    digests = {WEIGHTS: sha or str(commit.digest(weights)["sha256"]), CONFIG: config_sha}
-    return _file(folder, spec, tensors, None, layout, config, digests)
+    file = _file(folder, spec, tensors, None, layout, config, files.digests)
+    notices = tuple(adapter.notices)
+    return replace(file, weights=weights[0], tool=adapter.tool, notices=notices)
 
 
 def _file(
@@ -161,6 +172,7 @@ def _file(
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return AdapterFile(
         folder,
+        folder / WEIGHTS,
         spec,
         MappingProxyType(tensors),
         manifest,

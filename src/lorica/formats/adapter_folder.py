@@ -1,4 +1,4 @@
-"""The files of an adapter folder, and which folders are adapters.
+"""The names of the files of an adapter folder, and which folders are adapters.
 
 adapter_model.safetensors   the trained tensors
 adapter_config.json         PEFT's settings, where PEFT knows the method
@@ -9,11 +9,18 @@ README.md                   a model card
 from pathlib import Path
 
 from lorica import plain_files
-from lorica.errors import FileError, listed
+from lorica.errors import FileError
 from lorica.formats import commit
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 CONFIG, MANIFEST, CARD = "adapter_config.json", "manifest.json", "README.md"
+SHARDS = "adapter_model.safetensors.index.json"
+MLX = "adapters.safetensors"
+LITGPT, LITGPT_PICKLED = "lit_model.lora.safetensors", "lit_model.pth.lora"
+TUNE = r"adapter_\d+\.safetensors"
+"""Weights of other tools: the index of shards; mlx-lm; LitGPT, converted; torchtune, converted."""
+ADAPTERS = (MANIFEST, CONFIG, LITGPT, LITGPT_PICKLED)
+"""A folder with one of these files is an adapter, even if it cannot be read."""
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -30,8 +37,8 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether `path` is an adapter folder, of ours or of PEFT's."""
-    return any(plain_files.is_file(path / name) for name in (MANIFEST, CONFIG))
+    """Whether `path` is an adapter folder, of ours or of another tool."""
+    return any(plain_files.is_file(path / name) for name in ADAPTERS)
 
 
 def can_be_replaced(path: Path) -> bool:
@@ -41,26 +48,3 @@ def can_be_replaced(path: Path) -> bool:
         return is_adapter(path)
     files = commit.read_json(path / MANIFEST).get("files") if MANIFEST in names else None
     return isinstance(files, dict) and names <= {WEIGHTS, CONFIG, MANIFEST, CARD, *files}
-
-
-def weights_file(folder: Path) -> Path:
-    """The tensors of an adapter folder. Raises: FileError that says what the folder holds."""
-    if plain_files.is_file(folder / WEIGHTS) and is_adapter(folder):
-        return folder / WEIGHTS
-    if (folder / PICKLED).is_file():
-        convert = (
-            'python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
-            f"'{folder / PICKLED}', weights_only=True), '{folder / WEIGHTS}')\""
-        )
-        raise FileError(
-            f"{folder / PICKLED} is a pickle, which can run code when it is read.",
-            fix=f"convert it where that is safe: {convert}",
-        )
-    inside = [p.parent.name for p in folder.glob(f"*/{WEIGHTS}")] if folder.is_dir() else []
-    raise FileError(
-        f"{folder} is not an adapter folder." if folder.exists() else f"{folder} does not exist.",
-        needed=f"{WEIGHTS} and {MANIFEST} or {CONFIG}",
-        found=listed(sorted(p.name for p in folder.iterdir()), 8) if folder.is_dir() else "nothing",
-        **({"adapters_inside": ", ".join(inside)} if inside else {}),
-        fix="name the folder that holds these files",
-    )

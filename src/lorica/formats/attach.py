@@ -22,7 +22,7 @@ from lorica.core.state import load_adapter_state
 from lorica.core.targets import without_dead
 from lorica.errors import FileError, listed
 from lorica.formats.adapter_file import AdapterFile, read
-from lorica.formats.adapter_folder import CONFIG, MANIFEST, WEIGHTS
+from lorica.formats.adapter_folder import CONFIG, MANIFEST
 from lorica.formats.base_check import check_base
 from lorica.formats.peft.layout import config_of
 
@@ -92,15 +92,16 @@ def _checked(
         return file.spec, check_base(
             file.base, model, tokenizer, whole=whole, allow_base=allow_base, here=here
         )
-    assert file.layout is not None  # a folder without a manifest is PEFT's
+    assert file.layout is not None  # a folder without a manifest is translated to PEFT's names
     targets, notices = without_dead(model, file.spec.targets, file.spec.method.kinds)
+    notices = [*file.notices, *notices]
     notices.append(f"{file.folder} has no {MANIFEST}: its base cannot be verified")
     return replace(file.spec, targets=targets), notices + file.layout.notices(model)
 
 
 def _fill(model: nn.Module, file: AdapterFile, name: str) -> None:
     """Copy the tensors of `file` into adapter `name`. In place. Raises: FileError."""
-    tensors, source = dict(file.tensors), str(file.folder / WEIGHTS)
+    tensors, source = dict(file.tensors), str(file.weights)
     if file.layout is not None:
         if file.manifest is not None:
             _check_agrees(file.config, config_of(file.layout, model, name, ""), file.folder)

@@ -190,6 +190,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from None
 
 
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors of a safetensors file. Raises: FileError if it is damaged."""
+    plain_files.is_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
+
+
 def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file that is in memory. path: of the file, for the message.
 

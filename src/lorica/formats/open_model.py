@@ -8,13 +8,9 @@ from lorica.base.describe import own_classes
 from lorica.base.load import LoadedModel
 from lorica.base.load import load as load_base
 from lorica.errors import ConfigError, FileError
-from lorica.formats.adapter_folder import (
-    PICKLED,
-    WEIGHTS,
-    adapter_folder,
-    is_adapter,
-    weights_file,
-)
+from lorica.formats.adapter_folder import PICKLED, WEIGHTS, adapter_folder, is_adapter
+from lorica.formats.foreign.refusals import refuse_known
+from lorica.formats.foreign.weights import weights_files
 from lorica.formats.open_adapter import open_adapter
 
 
@@ -46,9 +42,11 @@ def open_model(
             )
         return loaded, True
     if folder != Path(path):  # a run, whose adapter lost its files
-        weights_file(folder)
+        weights_files(folder)
     if not folder.exists() and str(path) != NAME and Path(folder.parts[0]).is_dir():
-        weights_file(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
+        weights_files(folder)  # "runs/demoo" is a misspelt folder, not a name on the hub
+    if folder.is_file() or not plain_files.is_file(folder / "config.json"):
+        refuse_known(folder)
     if base is not None:
         raise ConfigError(
             f"{path} is a base, and base={base!r} names another.",

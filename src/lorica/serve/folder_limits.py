@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorica import plain_files
 from lorica.errors import FileError
-from lorica.formats.adapter_folder import weights_file
+from lorica.formats.foreign.weights import weights_files
 
 MAX_HEADER = 8 * 2**20
 """Bytes of the header of the weights."""
@@ -19,9 +19,14 @@ MAX_TENSORS = 50_000
 def check_limits(folder: Path, max_bytes: int) -> None:
     """Raises: FileError if the weights of an adapter's folder are larger than an adapter's can be.
 
-    max_bytes: of the file.
+    max_bytes: of the weights, all shards together.
     """
-    weights = weights_file(folder)
+    for weights in weights_files(folder):
+        max_bytes -= _check_file(weights, max_bytes)
+
+
+def _check_file(weights: Path, max_bytes: int) -> int:
+    """The size of the file. Raises: FileError if it, or its header, is too large."""
     with plain_files.open_file(weights) as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -37,6 +42,7 @@ def check_limits(folder: Path, max_bytes: int) -> None:
         header = file.read(length)
     if header.count(b'"data_offsets"') > MAX_TENSORS:
         raise _bomb(weights, f"more than {MAX_TENSORS:,} tensors")
+    return size
 
 
 def _bomb(weights: Path, what: str) -> FileError:

@@ -5,6 +5,7 @@ Here a value of another type is refused: what it was meant to be is not known.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -88,3 +89,22 @@ def check_types(config: Mapping[str, Any], source: str) -> None:
             settings=listed(wrong, 8),
             fix="copy the folder anew; true, false and numbers stand without quotes",
         )
+
+
+def check_number(
+    value: object,
+    key: str,
+    path: Path,
+    *,
+    least: float = 0.0,
+    most: float = 1e9,
+    whole: bool = False,
+) -> float:
+    """A number of a foreign config. Raises: FileError if it is missing, or out of bounds."""
+    fits = type(value) is int or (type(value) is float and not whole)
+    if not fits or not least <= value <= most:  # type: ignore[operator]
+        raise FileError(
+            f"{path}: {key} is {value!r:.80}; it must be a number of at least {least:g}.",
+            fix="write the value of its training into the file",
+        )
+    return float(value)  # type: ignore[arg-type]
