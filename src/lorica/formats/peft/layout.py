@@ -136,7 +136,8 @@ class Layout:
             for key, value in config.items()
             if key not in COMMON | set(self.settings) and value not in HARMLESS
         ]
-        if self.targeted and not config.get("target_modules"):
+        named = config.get("target_modules") or config.get("target_parameters")
+        if self.targeted and not named:
             unknown.append("target_modules is empty")
         if wrong := [*problems, *unknown]:
             raise FileError(

@@ -92,13 +92,15 @@ def places_for(
         problems.append(
             f"PEFT adapts {listed(shared)} at one of the places where the model calls it"
         )
-    by_weight = [s for s in sites if leaf(s.name) in taken]
+    layers = [site for site in sites if site.kind != "expert"]
+    by_weight = [s for s in layers if leaf(s.name) in taken]
     if by_weight and not parameters:
         problems.append(f"PEFT takes {listed(s.name for s in by_weight)} for fused experts")
     if not parameters:
         by_weight = []
-    wanted = [s.name for s in sites if s not in by_weight]
+    wanted = [s.name for s in layers if s not in by_weight]
     weights = [f"{s.name}.weight" for s in by_weight]
+    weights += shortest_parameters(model, [s.name for s in sites if s.kind == "expert"])
     return Places(shortest(wanted, every), weights, problems)
 
 
@@ -108,6 +110,14 @@ def shortest(wanted: Sequence[str], every: Sequence[str]) -> str | list[str]:
         if selected(entries, every) == set(wanted):
             return entries
     return "|".join(re.escape(name) for name in wanted)
+
+
+def shortest_parameters(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """Names such as experts.down_proj if they select exactly the parameters `wanted`; else whole
+    ones."""
+    names = [n for n, _ in model.named_parameters() if ADAPTERS not in n.split(".")]
+    endings = sorted({".".join(name.split(".")[-2:]) for name in wanted})
+    return endings if selected(endings, names) == set(wanted) else list(wanted)
 
 
 def selected(target: str | Collection[str], every: Sequence[str]) -> set[str]:

@@ -69,6 +69,7 @@ TYPES: dict[str, Any] = {
     "lora_alpha": Number,
     "projection_prng_key": Seed | None,
     "init_lora_weights": bool | str,
+    "target_parameters": list[str] | None,
     "layers_to_transform": list[Count] | Count | None,
     "trainable_token_indices": list[Count] | dict[str, list[Count]] | None,
     "alpha_pattern": dict[str, Positive] | None,
