@@ -146,3 +146,16 @@ def test_a_weight_beside_a_regex_is_refused(tmp_path):
     )
     with pytest.raises(FileError, match=r"q_proj\.weight"):
         lorica.load(tiny("qwen3_moe"), tmp_path / "a")
+
+
+def test_experts_that_the_base_does_not_have_are_noticed_or_missing(tmp_path):
+    lorica.save(ours("one_of_two"), tmp_path / "a")
+    (tmp_path / "a/manifest.json").unlink()
+    with pytest.raises(FileError, match=r"experts\.lora_A"):
+        lorica.load(tiny("llama"), tmp_path / "a")
+    lorica.save(lorica.adapt(tiny("llama"), lorica.Lora(r=2)), tmp_path / "b")
+    (tmp_path / "b/manifest.json").unlink()
+    path = tmp_path / "b/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "target_parameters": ["up"]}))
+    notices = lorica.load(tiny("llama"), tmp_path / "b")
+    assert "target_parameters 'up' selects nothing here and is ignored" in notices

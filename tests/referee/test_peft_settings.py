@@ -15,7 +15,6 @@ UNKNOWN = {
     "bias": "lora_only",
     "layer_replication": [[0, 1]],
     "arrow_config": {"top_k": 2},
-    "target_parameters": ["experts"],
     "alora_invocation_tokens": [1, 2],
     "a_new_setting": True,
     "megatron_config": {"a": 1},
