@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
@@ -16,6 +14,7 @@ from lorica.errors import BaseError, FileError, MergeError, ResourceError
 from lorica.formats.save import save
 from lorica.handover.gguf.lora import write_lora
 from tests.handover.gguf import tiny_models
+from tests.handover.gguf.read_back import read, rows_in_order
 from tests.laws.bases import move
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -40,23 +39,6 @@ def adapted(base, method, folder, **targets):
     model = move(lorica.adapt(opened.model, method, **targets))
     save(model, folder, "default", tokenizer=opened.tokenizer, base_path=str(base))
     return model
-
-
-def read(path):
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    return fields, {t.name: t.data.reshape(*reversed(t.shape)) for t in reader.tensors}
-
-
-def rows_in_order(rows, heads):
-    """Undo llama.cpp's order of rows, written by index: pair j of a head is at 2 j and 2 j + 1."""
-    size = len(rows) // heads
-    out = np.empty_like(rows)
-    for head in range(heads):
-        for j in range(size // 2):
-            for half in (0, 1):
-                out[head * size + half * size // 2 + j] = rows[head * size + 2 * j + half]
-    return out
 
 
 CASES = {
@@ -117,7 +99,7 @@ def test_embedding_and_head_of_an_untied_base(base_of, tmp_path):
     adapters = {site: own["default"] for site, _, own in adapted_layers(model)}
     want = {site: (a.factors()[1] @ a.factors()[0]).detach() for site, a in adapters.items()}
     a, b = (tensors[f"token_embd.weight.lora_{x}"] for x in "ab")
-    assert a.shape == (360, 4) and b.shape == (64, 4)  # the lookup's A stands transposed
+    assert a.shape == (448, 4) and b.shape == (64, 4)  # the lookup's A stands transposed
     torch.testing.assert_close(torch.from_numpy(b @ a.T), want["model.embed_tokens"])
     a, b = (tensors[f"output.weight.lora_{x}"] for x in "ab")
     torch.testing.assert_close(torch.from_numpy(b @ a), want["lm_head"])

@@ -4,6 +4,7 @@ Heads times head size is not the width, keys have fewer heads than queries, weig
 (so that an error shows), and norms are not at their start.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 import transformers
 
 from lorica.core.draws import drawing
-from tests import small_base
+from tests.handover.gguf import tiny_tokenizers
 
+ROWS = 448
+"""Of the embedding: more than the tokenizers have tokens."""
 SIZES: dict[str, Any] = {
-    "vocab_size": small_base.VOCABULARY,
+    "vocab_size": ROWS,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -41,7 +44,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2Config",
         {
-            "vocab_size": small_base.VOCABULARY,
+            "vocab_size": ROWS,
             "n_embd": 64,
             "n_layer": 2,
             "n_head": 4,
@@ -51,6 +54,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "initializer_range": 0.12,
         },
     ),
+}
+
+TOKENIZERS = {  # as models of the kind have them
+    "llama": partial(tiny_tokenizers.byte_level, "llama-bpe"),
+    "llama-tied": partial(tiny_tokenizers.sentence_piece, prefix=True),
+    "mistral": partial(tiny_tokenizers.byte_level, "tekken"),
+    "qwen2": partial(tiny_tokenizers.byte_level, "qwen2"),
+    "qwen3": partial(tiny_tokenizers.byte_level, "qwen2"),
+    "gemma2": partial(tiny_tokenizers.sentence_piece, prefix=False),
+    "gemma3": partial(tiny_tokenizers.sentence_piece, prefix=False),
+    "gpt2": partial(tiny_tokenizers.byte_level, "gpt-2"),
 }
 
 
@@ -67,7 +81,7 @@ def model(name: str, **settings: Any) -> Any:
 
 
 def write(name: str, folder: Path, **settings: Any) -> Path:
-    """Write the model `name` and the tokenizer of tests/small_base.py. Returns: the folder."""
+    """Write the model `name` and its tokenizer. Returns: the folder."""
     model(name, **settings).save_pretrained(folder)
-    small_base.tokenizer().save_pretrained(folder)
+    TOKENIZERS[name]().save_pretrained(folder)
     return folder

@@ -26,7 +26,8 @@ GEMMA_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-EMBEDDING, HEAD = "token_embd", "output"
+EMBEDDING, POSITIONS, HEAD = "token_embd", "position_embd", "output"
+UNBIASED = {EMBEDDING, POSITIONS, HEAD}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Architecture:
 
     name: general.architecture. kind: the class of transformers. outer: layer -> tensor; inner:
     the same within a block, whose name begins with `blocks` and its number.
+    biases: tensors of blocks that may have a bias; all_biased: every layer in blocks has one.
     permuted: rows of q and k are reordered, since llama.cpp rotates neighbouring numbers together
     and transformers those half a head apart. shifted_norms: 1 is added to the weights of norms.
     transposed: weights of linear layers stand as (I, O) in the checkpoint.
@@ -45,6 +47,8 @@ class Architecture:
     inner: Mapping[str, str]
     outer: Mapping[str, str] = field(default_factory=lambda: OUTER)
     blocks: str = "model.layers."
+    biases: frozenset[str] = frozenset({"attn_q", "attn_k", "attn_v"})
+    all_biased: bool = False
     permuted: bool = False
     shifted_norms: bool = False
     transposed: bool = False
@@ -57,6 +61,39 @@ class Architecture:
         if not layer.startswith(self.blocks) or not number.isdecimal() or inside not in self.inner:
             return None
         return f"blk.{number}.{self.inner[inside]}"
+
+    def place_of(self, key: str) -> str | None:
+        """The tensor that a weight or bias of a checkpoint becomes; None: there is none."""
+        layer, _, kind = key.rpartition(".")
+        tensor = self.tensor_of(layer)
+        if tensor is None or kind not in ("weight", "bias"):
+            return None
+        biased = self.all_biased and tensor not in UNBIASED
+        if kind == "bias" and not biased and tensor.rpartition(".")[2] not in self.biases:
+            return None
+        return f"{tensor}.{kind}"
+
+    def weights(self, blocks: int, *, tied: bool) -> set[str]:
+        """The keys that a checkpoint of so many blocks must have. tied: the head has no matrix."""
+        layers = [f"{self.blocks}{i}.{inside}" for i in range(blocks) for inside in self.inner]
+        layers += [layer for layer, tensor in self.outer.items() if not (tied and tensor == HEAD)]
+        keys = {f"{layer}.weight" for layer in layers}
+        if self.all_biased:
+            keys |= {f"{la}.bias" for la in layers if self.place_of(f"{la}.bias") is not None}
+        return keys
+
+    def full_key(self, key: str) -> str:
+        """A checkpoint's key with the prefix that GPT-2's own checkpoint leaves out."""
+        whole = f"{self.blocks.partition('.')[0]}.{key}"
+        return key if self.place_of(whole) is None else whole
+
+    @property
+    def embedding_key(self) -> str:
+        return next(f"{layer}.weight" for layer, t in self.outer.items() if t == EMBEDDING)
+
+    def stands_transposed(self, key: str) -> bool:
+        """Whether a key is of a matrix that stands as (I, O) in the checkpoint."""
+        return self.transposed and ".c_" in key and key.endswith(".weight")
 
     def heads_of(self, layer: str, config: Any) -> int | None:
         """How many heads the rows of a layer are reordered in; None: they stay as they are."""
@@ -80,16 +117,21 @@ GPT2 = Architecture(
     },
     {
         "transformer.wte": EMBEDDING,
-        "transformer.wpe": "position_embd",
+        "transformer.wpe": POSITIONS,
         "transformer.ln_f": "output_norm",
         "lm_head": HEAD,
     },
     blocks="transformer.h.",
+    all_biased=True,
     transposed=True,
 )
 ARCHITECTURES = {
     "llama": Architecture(
-        "llama", "LlamaForCausalLM", {**ATTENTION, **MLP, **NORMS}, permuted=True
+        "llama",
+        "LlamaForCausalLM",
+        {**ATTENTION, **MLP, **NORMS},
+        biases=frozenset({*ATTENTION.values(), *MLP.values()}),
+        permuted=True,
     ),
     "mistral": Architecture(
         "llama", "MistralForCausalLM", {**ATTENTION, **MLP, **NORMS}, permuted=True
@@ -97,7 +139,11 @@ ARCHITECTURES = {
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", {**ATTENTION, **MLP, **NORMS}),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**ATTENTION, **MLP, **NORMS, **HEAD_NORMS}),
     "gemma2": Architecture(
-        "gemma2", "Gemma2ForCausalLM", {**ATTENTION, **MLP, **GEMMA_NORMS}, shifted_norms=True
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {**ATTENTION, **MLP, **GEMMA_NORMS},
+        {layer: tensor for layer, tensor in OUTER.items() if tensor != HEAD},
+        shifted_norms=True,
     ),
     "gemma3_text": Architecture(
         "gemma3",
