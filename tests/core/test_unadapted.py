@@ -8,9 +8,10 @@ from torch.nn import functional as F
 import lorica
 from lorica.core.attach import detach
 from lorica.core.bank import adapted_layers
+from lorica.core.fused_experts import fused_experts
 from lorica.core.site import sites_of
 from lorica.core.targets import Targets, left_out
-from lorica.core.unadapted import fused_experts, unsupported_layers
+from lorica.core.unadapted import unsupported_layers
 from lorica.errors import TargetError
 from tests.base.architectures import tiny
 from tests.laws.bases import move

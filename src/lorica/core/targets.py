@@ -166,7 +166,7 @@ def _search(
         chosen = sites
     else:
         chosen = _matching(sites, "target_modules", targets.target_modules, unmatched)
-    if (entries := targets.target_parameters) == EXPERTS:
+    if (entries := targets.target_parameters) in (EXPERTS, [EXPERTS]):
         chosen = [s for s in every if s in chosen or s in experts]
         unmatched += [] if experts else [("target_parameters", EXPERTS)]
     elif entries is not None:

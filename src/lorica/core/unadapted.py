@@ -1,4 +1,4 @@
-"""The layers of a model that adapters do not support, and why: odd layers and fused experts.
+"""The layers of a model that adapters do not support, and why.
 
 A layer that declares the sizes of a linear layer need not be one: a router may return a tuple. One
 call shows it: a tensor in, and a tensor of the declared size out.
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorica.core.site import ADAPTERS, Site, site_of
+from lorica.core.site import ADAPTERS, Site
 from lorica.errors import TargetError, listed
 
 PLAIN = (nn.Linear.forward, nn.Embedding.forward)
@@ -74,28 +74,3 @@ def describe_module(model: nn.Module, entry: str) -> str | None:
             has_children = any(True for _ in module.children())
             return f"{name} is a {kind}" + (" with layers of its own" if has_children else "")
     return None
-
-
-def fused_experts(model: nn.Module) -> list[str]:
-    """A notice on experts that are one tensor for all of them: no adapter acts on them."""
-    fused: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    example = ""
-    for name, module in model.named_modules():
-        if ADAPTERS in name.split("."):
-            continue
-        site = site_of(name, module)
-        plain = site is not None and site.kind != "other"
-        experts = "expert" in f"{name} {type(module).__name__}".lower()
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            sizes[id(parameter)] = parameter.numel()
-            if experts and not plain and parameter.ndim > 1 and ADAPTERS not in module._modules:
-                fused[id(parameter)] = parameter.numel()
-                example = example or f"{name}.{key}"
-    if not fused:
-        return []
-    share = sum(fused.values()) / sum(sizes.values())
-    notice = f"experts are not adapted: {share:.0%} of the parameters are fused weights of experts"
-    return [f"{notice} ({example} and others)"]

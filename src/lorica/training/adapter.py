@@ -11,9 +11,9 @@ from lorica.base.load import LoadedModel
 from lorica.core.attach import Count, adapt, trainable_parameters
 from lorica.core.bank import spec_of
 from lorica.core.condition import unused_conditions
+from lorica.core.fused_experts import fused_experts
 from lorica.core.site import hidden_size_of
 from lorica.core.state import adapter_state, load_adapter_state
-from lorica.core.unadapted import fused_experts
 from lorica.data.batch import labels_of, pad
 from lorica.data.example import Example
 from lorica.data.load import Data, distinct_conditions
@@ -67,6 +67,7 @@ def add_adapter(
         layers_to_transform=config.layers_to_transform,
         rank_pattern=config.rank_pattern,
         alpha_pattern=config.alpha_pattern,
+        target_parameters=config.target_parameters,
         modules_to_save=whole,
         trainable_token_indices=[*dict.fromkeys([*config.trainable_token_indices, *ids])],
     )

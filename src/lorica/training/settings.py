@@ -80,7 +80,13 @@ class TrainSettings(BaseModel):
         "sites",
         None,
         "layers to adapt: name suffixes, one regex, all-linear (all but the output head), or all; "
-        "null: what the method asks for",
+        "null: what the method asks for; []: none, beside target_parameters",
+    )
+    target_parameters: list[str] | str | None = setting(
+        "sites",
+        None,
+        "fused weights of experts to adapt (lora, dora): experts (all of them) or name suffixes "
+        "(mlp.experts.down_proj); null: experts are not adapted",
         min_length=1,
     )
     exclude_modules: list[str] | str | None = setting(

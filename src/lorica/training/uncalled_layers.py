@@ -22,6 +22,7 @@ def exclude_uncalled(
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
         layers_to_transform=config.layers_to_transform,
+        target_parameters=config.target_parameters if "expert" in method.kinds else None,
         modules_to_save=whole,
     )
     exclude, notices = config.exclude_modules, []
@@ -29,7 +30,8 @@ def exclude_uncalled(
         notices.append(notice)
     if not can_probe or method.kinds[0] not in ("linear", "embedding"):
         return exclude, notices
-    names = [site.name for site in select(base.model, targets, method.kinds, method.choose)]
+    sites = select(base.model, targets, method.kinds, method.choose)
+    names = [site.name for site in sites if site.kind != "expert"]
     idle = layers_not_called(base.model, names)
     if not idle or len(idle) == len(names):
         return exclude, notices
