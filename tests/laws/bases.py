@@ -6,6 +6,7 @@
     head       its output head, tied to the embedding
     nf4        the stack in 4 bits, double quantised    int8       the stack in 8 bits
     llama-nf4  the Llama in 4 bits, all linears but the head
+    mixtral    fused experts and attention of a Mixtral   qwen3_moe   fused experts alone
 
 A method is tried on every base that has sites for it.
 """
@@ -31,6 +32,7 @@ from lorica.core.bank import bank_of
 from lorica.core.draws import drawing
 from lorica.core.site import sites_of
 from lorica.errors import TargetError
+from tests.base.architectures import tiny
 from tests.training.rows import tiny_base
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -228,6 +230,22 @@ CASES = [
     # Exact as well: our 8-bit layers round weights alone, and no activations as LLM.int8() does.
     Case("int8", lambda: quantised("int8"), dense=False),
     Case("llama-nf4", llama_nf4, floats=False, exact=1e-4, dense=False),
+    Case(
+        "mixtral",
+        lambda: tiny("mixtral"),
+        {"target_modules": ["q_proj"], "target_parameters": "experts"},
+        "expert",
+        floats=False,
+        exact=1e-4,
+    ),
+    Case(
+        "qwen3_moe",
+        lambda: tiny("qwen3_moe"),
+        {"target_modules": [], "target_parameters": "experts"},
+        "expert",
+        floats=False,
+        exact=1e-4,
+    ),
 ]
 
 

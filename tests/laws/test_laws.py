@@ -109,6 +109,9 @@ def test_what_it_says_of_plain_lora_is_so(name, case):
         site = adapters.as_site(module)
         for adapter in adapters.acting_adapters():
             factors = adapter.factors()
+            if site.kind == "expert":  # a stack of LoRAs; export refuses it by name
+                assert factors is None
+                continue
             assert factors is not None or says == "approximate"
             if factors is None or case.exact > 1e-3:
                 continue
