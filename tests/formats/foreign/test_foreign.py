@@ -8,7 +8,10 @@ from transformers import AutoModelForCausalLM
 
 import lorica
 from lorica.cli.describe import describe
+from lorica.errors import FileError
 from lorica.formats.adapter_file import read
+from lorica.formats.export import export_lora
+from lorica.serve.reading import Reader
 from tests.formats.foreign.folders import CASES, IDS, expected
 
 
@@ -50,3 +53,19 @@ def test_reading_into_memory_is_the_same_adapter(name, tmp_path):
     assert mapped.digest == held.digest and mapped.spec == held.spec
     for key, tensor in mapped.tensors.items():
         assert torch.equal(tensor, held.tensors[key])
+
+
+def test_a_server_and_export_take_shards_and_other_layouts(small_base, tmp_path):
+    for name in ("shards", "LitGPT", "mlx-lm"):
+        CASES[name].write(tmp_path / name)
+        assert Reader().read(tmp_path / name).tool == CASES[name].tool
+        export_lora(tmp_path / name, tmp_path / f"{name} out", base=str(small_base))
+        assert read(tmp_path / f"{name} out").tool == "lorica"
+
+
+def test_a_server_counts_the_bytes_of_all_shards(tmp_path):
+    CASES["shards"].write(tmp_path / "adapter")
+    sizes = [p.stat().st_size for p in (tmp_path / "adapter").glob("*-of-*")]
+    with pytest.raises(FileError, match="has at most"):
+        Reader(max_bytes=sum(sizes) - 1).read(tmp_path / "adapter")
+    assert Reader(max_bytes=sum(sizes)).read(tmp_path / "adapter")
