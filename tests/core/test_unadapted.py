@@ -130,6 +130,20 @@ def test_routers_of_experts_are_left_out_and_experts_are_counted(name):
     assert f"{fused / every:.0%} of the parameters" in line
 
 
+def test_the_notice_names_the_setting_that_adapts_experts():
+    model = tiny("qwen3_moe")
+    (line,) = fused_experts(model)
+    assert "target_parameters: experts adapts them" in line
+    (other,) = fused_experts(tiny("llama4_chunks"))
+    assert "does not declare" in other and "target_parameters" not in other
+    lorica.adapt(model, lorica.Lora(r=2), target_parameters=["gate_up_proj"])
+    (rest,) = fused_experts(model)
+    assert "layers.0.mlp.experts.down_proj and others" in rest
+    detach(model)
+    lorica.adapt(model, lorica.Dora(r=2), target_parameters="experts")
+    assert fused_experts(model) == []
+
+
 def test_bases_without_experts_say_nothing():
     for name in ("llama", "gpt2", "mamba", "lfm2", "rwkv"):
         assert fused_experts(tiny(name)) == []

@@ -224,6 +224,10 @@ def test_layers_of_experts_are_refused(tmp_path):
         prepare(other, read(tmp_path / "all"), tokenizer=None)
     assert "shared_expert.up_proj" in str(error.value) and "q_proj" not in str(error.value)
     assert prepare(other, read(tmp_path / "q"), tokenizer=None).forms
+    saved(tmp_path / "fused", "lora", moe, targets={"target_parameters": ["down_proj"]})
+    with pytest.raises(ConfigError, match="as those of experts") as error:
+        prepare(other, read(tmp_path / "fused"), tokenizer=None)
+    assert "mlp.experts.down_proj" in str(error.value)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from lorica.base.mapped_memory import mapped_weights, release_pages
 from lorica.base.model_view import model_view
 from lorica.base.quantise import PARTS, QuantisedLinear, quantise
 from lorica.base.samples import sampled
+from lorica.core.fused_experts import fused_weights
 from lorica.core.site import Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
 
@@ -186,6 +187,11 @@ def quantisation_notices(model: nn.Module) -> list[str]:
         f"{size.bytes_in_bfloat16:,}"
     )
     notices = [quantised, memory]
+    if stacks := [name for name, _ in fused_weights(model)]:
+        notices.append(
+            f"{len(stacks)} fused weights of experts stay in floats, since bitsandbytes packs no "
+            f"weights of several experts: {listed(stacks, 2)}"
+        )
     if unknown:
         notices.append(f"the original weights of {unknown} quantised layers are not known")
     return notices + faulty_kernel_notices(model)

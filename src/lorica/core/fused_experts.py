@@ -1,5 +1,7 @@
 """Weights of experts that are one tensor for all of them, and that no adapter acts on."""
 
+from collections.abc import Iterable, Iterator
+
 from torch import nn
 
 from lorica.core.bank import adapted_layers
@@ -11,33 +13,42 @@ def fused_experts(model: nn.Module) -> list[str]:
     """A notice on fused weights of experts that are not adapted, and the setting that adapts
     them."""
     adapted = {name for name, _, _ in adapted_layers(model)}
-    fused: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    example, have_sites = "", True
-    for name, module in model.named_modules():
-        if ADAPTERS in name.split("."):
-            continue
-        site = site_of(name, module)
-        plain = site is not None and site.kind != "other"
-        experts = "expert" in f"{name} {type(module).__name__}".lower()
-        stacks = {site.parameter for site in expert_sites(name, module)}
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            sizes[id(parameter)] = parameter.numel()
-            if not experts or plain or parameter.ndim < 2 or (stacks and key not in stacks):
-                continue
-            if name not in adapted and f"{name}.{key}" not in adapted:
-                fused[id(parameter)] = parameter.numel()
-                example = example or f"{name}.{key}"
-                have_sites = have_sites and bool(stacks)
-    if not fused:
+    left = {
+        name: declared
+        for name, declared in fused_weights(model)
+        if name not in adapted and name.rpartition(".")[0] not in adapted
+    }
+    if not left:
         return []
-    share = sum(fused.values()) / sum(sizes.values())
     fix = (
         f"target_parameters: {EXPERTS} adapts them (methods lora and dora)"
-        if have_sites
+        if all(left.values())
         else "this architecture does not declare how they lie, so they cannot be adapted"
     )
-    notice = f"experts are not adapted: {share:.0%} of the parameters are fused weights of experts"
-    return [f"{notice} ({example} and others); {fix}"]
+    notice = (
+        f"experts are not adapted: {share_of(model, left):.0%} of the parameters are fused weights "
+        f"of experts ({next(iter(left))} and others); {fix}"
+    )
+    return [notice]
+
+
+def fused_weights(model: nn.Module) -> Iterator[tuple[str, bool]]:
+    """(name, whether its module declares how it lies) of every fused weight of experts."""
+    for name, module in model.named_modules():
+        if ADAPTERS in name.split(".") or "expert" not in f"{name} {type(module).__name__}".lower():
+            continue
+        site = site_of(name, module)
+        if site is None or site.kind != "other":
+            continue
+        stacks = [site.name for site in expert_sites(name, module)]
+        yield from ((stack, True) for stack in stacks)
+        for key, parameter in module._parameters.items():
+            if not stacks and parameter is not None and parameter.ndim > 1:
+                yield f"{name}.{key}", False
+
+
+def share_of(model: nn.Module, names: Iterable[str]) -> float:
+    """The share of the base's parameters that are in these tensors."""
+    sizes = {id(p): p.numel() for n, p in model.named_parameters() if ADAPTERS not in n.split(".")}
+    chosen = {id(p := model.get_parameter(name)): p.numel() for name in names}
+    return sum(chosen.values()) / sum(sizes.values())

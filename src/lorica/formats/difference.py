@@ -108,7 +108,7 @@ def _layers(opened: LoadedModel, *sources: str) -> tuple[dict[str, LayerDifferen
     layers, others = dict[str, LayerDifference](), list[str]()
     for name, site in sites.items():
         adapters = [part.every[name] for part in parts if name in part.every]
-        if site.kind not in ("linear", "embedding") or not all(
+        if site.kind not in ("linear", "embedding", "expert") or not all(
             isinstance(a, Adapter) and a.affine for a in adapters
         ):
             others.append(name)
@@ -119,12 +119,13 @@ def _layers(opened: LoadedModel, *sources: str) -> tuple[dict[str, LayerDifferen
 
 
 def _change(site: Site, adapter: Any) -> Tensor:
-    """W' - W (O, I), with the change of the bias as a last column."""
+    """W' - W (O, I), of experts (E, O, I), with the change of the bias as a last column."""
+    stack = (site.experts,) if site.experts else ()
     if adapter is None:
-        return torch.zeros(site.out_features, site.in_features + 1)
+        return torch.zeros(*stack, site.out_features, site.in_features + 1)
     delta, shift = change_of(site, adapter)
-    shift = torch.zeros(len(delta)) if shift is None else shift
-    return torch.cat([delta, shift.unsqueeze(1)], dim=1)
+    shift = torch.zeros(delta.shape[:-1]) if shift is None else shift
+    return torch.cat([delta, shift.unsqueeze(-1)], dim=-1)
 
 
 def _compared(first: Tensor, second: Tensor) -> LayerDifference:

@@ -78,6 +78,12 @@ def check_reducible(adapters: list[tuple[Site, Adapter]], method: str, rank: int
             sites=listed(site.name for site, _ in not_affine),
             fix="use the adapter as it is",
         )
+    if experts := [site.name for site, _ in adapters if site.kind == "expert"]:
+        raise MergeError(
+            f"{method} adapts fused weights of experts, which is no LoRA of layers.",
+            sites=listed(experts),
+            fix="write a plain model with lorica merge; PEFT reads the folder of a lora as it is",
+        )
     unset = [a for _, a in adapters if isinstance(a, Conditioned) and a.factors() is None]
     if unset:
         raise MergeError(

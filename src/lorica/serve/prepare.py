@@ -133,7 +133,8 @@ def _prepared(
     twin: nn.Module, file: AdapterFile, notices: list[str], by_row: Collection[str]
 ) -> Prepared:
     own = attached(twin, _NAME)
-    if odd := [n for n, s in own.sites.items() if s.kind == "linear" and n not in by_row]:
+    kinds = ("linear", "expert")
+    if odd := [n for n, s in own.sites.items() if s.kind in kinds and n not in by_row]:
         raise ConfigError(
             f"{file.folder} adapts layers that see no rows of a batch, as those of experts.",
             layers=listed(odd),
