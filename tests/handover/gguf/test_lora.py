@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import lorica
+from benchmarks.runtimes import tiny_models
 from lorica import Dora, Lora
 from lorica.base.load import load as load_base
 from lorica.core.bank import adapted_layers
 from lorica.errors import BaseError, FileError, MergeError, ResourceError
 from lorica.formats.save import save
 from lorica.handover.gguf.lora import write_lora
-from tests.handover.gguf import tiny_models
 from tests.handover.gguf.read_back import read, rows_in_order
 from tests.laws.bases import move
 

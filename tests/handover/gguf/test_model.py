@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.runtimes import tiny_models
 from lorica.base import checkpoint_tensors
 from lorica.errors import BaseError, FileError, MergeError
 from lorica.handover.gguf.model import write_model
-from tests.handover.gguf import tiny_models
 from tests.handover.gguf.read_back import read, rows_in_order, types
 
 BITS = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8}

@@ -7,11 +7,11 @@ import transformers
 from tokenizers import Tokenizer, normalizers
 from tokenizers import pre_tokenizers as pre
 
+from benchmarks.runtimes import tiny_tokenizers
 from lorica.errors import BaseError
 from lorica.handover.gguf.special_tokens import special_token_fields
 from lorica.handover.gguf.spm import pieces, scores_of
 from lorica.handover.gguf.tokenizer import tokenizer_fields
-from tests.handover.gguf import tiny_tokenizers
 
 
 @pytest.mark.parametrize("kind", tiny_tokenizers.PATTERNS)

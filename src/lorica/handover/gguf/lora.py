@@ -25,6 +25,7 @@ from lorica.errors import FileError, MergeError, counted, listed
 from lorica.formats.adapter_file import AdapterFile, read
 from lorica.formats.peft.layout import Layout
 from lorica.formats.peft.lora import REMADE
+from lorica.formats.vocabulary import TEMPLATE, own_template
 from lorica.handover.gguf.architectures import (
     EMBEDDING,
     HEAD,
@@ -32,6 +33,7 @@ from lorica.handover.gguf.architectures import (
     architecture_of,
     interleaved,
 )
+from lorica.handover.gguf.model import load_tokenizer
 from lorica.handover.gguf.writer import Fields, PlannedTensor, write
 from lorica.methods.lora import Lora
 
@@ -84,7 +86,16 @@ def write_lora(adapter: Path, base: str, output: Path) -> list[str]:
         f"{counted(len(layers), 'layer')} as GGUF, rank {min(ranks)} to {max(ranks)}, float32; "
         "the scale is in B, so llama.cpp's scale 1 is the adapter as it was trained"
     )
-    return [written]
+    return [written, *_template_notices(file, base)]
+
+
+def _template_notices(file: AdapterFile, base: str) -> list[str]:
+    template = own_template(file.folder)
+    if template is None or template == load_tokenizer(base).chat_template:
+        return []
+    path = file.folder / TEMPLATE
+    option = f"--jinja --chat-template-file {path}"
+    return [f"a LoRA file holds no chat template: start llama-server with {option}"]
 
 
 def _check_plain(file: AdapterFile) -> None:

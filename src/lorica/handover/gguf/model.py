@@ -5,6 +5,7 @@ from typing import Any
 
 from lorica.base.describe import locate, read_config
 from lorica.base.load_errors import translated_errors
+from lorica.data.chat_template import chat_templates
 from lorica.errors import BaseError, counted, listed
 from lorica.handover.gguf.architectures import architecture_of
 from lorica.handover.gguf.hyperparameters import hyperparameter_fields
@@ -33,7 +34,8 @@ def write_model(folder: str | Path, output: Path, *, dtype: Dtype) -> list[str]:
             f"{source} is quantised; GGUF is written from float weights.",
             fix="merge the adapter into the float model (lorica merge --base)",
         )
-    tokenizer, stops = _tokenizer(source), _stops(source)
+    tokenizer = load_tokenizer(source)
+    stops = _stops(source, tokenizer)
     fields: Fields = {
         "general.type": "model",
         "general.name": Path(output).stem,
@@ -58,19 +60,25 @@ def write_model(folder: str | Path, output: Path, *, dtype: Dtype) -> list[str]:
     ]
 
 
-def _tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder, a hub id or "bundled". Raises: BaseError, FileError."""
     from transformers import AutoTokenizer
 
     with translated_errors(source, what="tokenizer"):
         return AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
 
 
-def _stops(source: str) -> set[int]:
-    """The stop tokens that generation_config.json names."""
+def _stops(source: str, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: of generation_config.json, and the template's end of turn."""
     from transformers import GenerationConfig
 
     try:
         own = GenerationConfig.from_pretrained(locate(source)).eos_token_id
     except OSError:  # a model without one
         own = read_config(source).eos_token_id
-    return {token for token in (own if isinstance(own, list) else [own]) if token is not None}
+    stops = set(own if isinstance(own, list) else [own]) - {None}
+    if tokenizer.chat_template:
+        end = (chat_templates(tokenizer).for_tools(None).end_of_turn or "").strip()
+        token = tokenizer.get_added_vocab().get(end)
+        stops |= set() if token is None else {token}
+    return stops

@@ -73,7 +73,7 @@ def pre_tokenizer_of(tokenizer: Any, ignores_merges: bool) -> tuple[PreTokenizer
             "the tokenizer cuts text into words as none of llama.cpp's pre-tokenizers that lorica "
             "knows does.",
             known=", ".join(known.name for known in KNOWN),
-            fix="convert the model with llama.cpp's own convert_hf_to_gguf.py",
+            fix="serve it with lorica serve or vLLM; convert_hf_to_gguf.py knows a few more",
         )
     chosen = same[0]
     built = _built(chosen)

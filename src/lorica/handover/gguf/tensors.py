@@ -53,7 +53,7 @@ def _check_keys(
         raise BaseError(
             f"{source} has tensors for which llama.cpp has no place.",
             tensors=listed(unknown),
-            fix="convert the model with llama.cpp's own convert_hf_to_gguf.py",
+            fix="serve it with lorica serve or vLLM",
         )
     if missing := sorted(expected - keys):
         raise FileError(

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.runtimes import tiny_tokenizers
 from lorica.core.draws import drawing
-from tests.handover.gguf import tiny_tokenizers
 
 ROWS = 448
 """Of the embedding: more than the tokenizers have tokens."""

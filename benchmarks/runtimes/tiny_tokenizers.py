@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that models have, trained in the test.
+"""Small tokenizers of the kinds that models have, trained on a few lines.
 
 The regular expressions are those of the models' own tokenizer.json files.
 """
@@ -10,8 +10,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processo
 from tokenizers import pre_tokenizers as pre
 
 from lorica.handover.gguf.pre_tokenizers import PROBES, RARE
-from tests.small_base import WORDS
 
+WORDS = (
+    "Once upon a time there was a little girl. Lily and her mom went to the big park. They saw "
+    "a red ball and a dog. Tom had many big red balls and he liked milk and bones. The cat ran. "
+)
 TEXTS = [
     *PROBES,
     *RARE.values(),
