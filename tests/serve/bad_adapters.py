@@ -12,7 +12,7 @@ import torch
 
 import lorica
 from lorica.data.prompt_format import PromptFormat
-from lorica.serve.self_test import GOLDEN
+from lorica.formats.golden import GOLDEN
 from tests.formats.test_broken_folder import config, cut, flip, manifest, only_a_pickle, tensors
 from tests.laws.bases import move
 from tests.small_base import model, tokenizer

@@ -16,13 +16,13 @@ from lorica.core.condition import with_conditions
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import ConfigError, FileError
 from lorica.formats import adapter_file
+from lorica.formats.golden import GOLDEN, read_golden
 from lorica.methods.hyperlora import Hyperlora
 from lorica.serve import folder_limits, reading
 from lorica.serve.examination import Examiner
 from lorica.serve.folder_limits import check_limits
 from lorica.serve.notes import notes_of
 from lorica.serve.reading import Reader
-from lorica.serve.self_test import GOLDEN, read_golden
 from tests.laws.bases import move
 from tests.serve.fake_engine import write_adapter
 
@@ -236,7 +236,7 @@ def test_recorded_rows_are_of_one_form(tmp_path, line):
 
 
 def test_a_folder_without_recorded_answers_has_none(tmp_path):
-    assert read_golden(tmp_path) == []
+    assert read_golden(tmp_path) is None
 
 
 def test_a_token_that_the_base_does_not_have(examiner, base, small_base, tmp_path):

@@ -16,11 +16,12 @@ from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, FileError, LoricaError, listed
 from lorica.formats.adapter_file import AdapterFile
 from lorica.formats.base_check import OTHER_TEMPLATE, check_base
+from lorica.formats.golden import GOLDEN, read_golden
 from lorica.formats.vocabulary import MAX_TEMPLATE, own_template, own_tokenizer
 from lorica.generation.prompts import end_of_turn, render_messages
 from lorica.serve.notes import notes_of
 from lorica.serve.reading import Findings, Reader
-from lorica.serve.self_test import GOLDEN, read_golden, self_test
+from lorica.serve.self_test import self_test
 
 MIN_BYTES = 64 * 2**20
 """Weights of an adapter may be as large as the base in float32, and at least this."""
@@ -47,15 +48,15 @@ class Examiner(Reader):
         if form is None and OTHER_TEMPLATE in notices:
             form = PromptFormat(kind="text")  # chat is refused: its template is not known
         self._check_format(file, form)
-        rows = read_golden(file.folder)
-        if rows and file.base is not None and not _same_numbers(file.base, self._here):
+        golden = read_golden(file.folder)
+        if golden and file.base is not None and not _same_numbers(file.base, self._here):
             notices.append(
                 f"{GOLDEN} is not replayed: it was recorded on a base quantised otherwise"
             )
-        elif rows:
+        elif golden:
             tokenizer, here = self._loaded.tokenizer, self._here
             with self._testing:
-                self_test(self._twin, file, rows, tokenizer=tokenizer, here=here)
+                self_test(self._twin, file, golden.rows, tokenizer=tokenizer, here=here)
         return Findings(form, tuple(notices), notes_of(file.folder))
 
     def _check_base(self, file: AdapterFile) -> list[str]:
