@@ -8,7 +8,7 @@ given rank they are cut to the nearest LoRA of that rank, and the error is measu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,34 +84,54 @@ def export_lora(
     Raises: MergeError, with nothing written, if the adapter is not a LoRA (see `rank`), or the
         LoRA differs from it; ResourceError if `output` exists or cannot be written.
     """
-    if rank is not None and rank < 1:
-        raise ConfigError(f"rank is {rank}; it must be at least 1.", fix="try 16")
     with commit.folder(Path(output)) as staging:
         if isinstance(source, nn.Module):
-            opened, adapter = LoadedModel(source, tokenizer, base or "", labels), name
+            opened = LoadedModel(source, tokenizer, base or "", labels)
         else:
-            opened, adapter = open_adapter(source, base=base, allow_base=allow_base), str(source)
-        model = opened.model
-        with _unchanged(model, name):
-            opened.notices += fix_condition(model, opened.tokenizer, condition)
-            updates = low_rank_updates(model, name, rank)
-            recorded = record(opened, name, probe)
-            attach_lora(model, name, updates, WRITTEN)
-            difference = compare(recorded, written_logits(opened, staging, recorded.rows))
-        report = ExportReport(
-            folder=Path(output),
-            adapter=adapter,
-            method=spec_of(model, name).method.name,
-            condition=condition,
-            exact=rank is None,
-            ranks={site.name: update.r for site, update in updates},
-            errors={site.name: update.error for site, update in updates},
-            **vars(difference),
-        )
-        if report.exact:
-            what, largest = f"the {report.method} adapter", recorded.adapted.abs().max().item()
-            check_exact(what, report.max_difference, largest)
-        report.notices.extend([*opened.notices, *_notices(report)])
+            opened, name = open_adapter(source, base=base, allow_base=allow_base), "default"
+        report = write_lora(opened, name, staging, condition=condition, rank=rank, probe=probe)
+    adapter = name if isinstance(source, nn.Module) else str(source)
+    return replace(report, folder=Path(output), adapter=adapter)
+
+
+def write_lora(
+    opened: LoadedModel,
+    name: str,
+    folder: Path,
+    *,
+    condition: str | None = None,
+    rank: int | None = None,
+    one_rank: bool = False,
+    probe: list[str] | None = None,
+) -> ExportReport:
+    """Write adapter `name` of `opened` as a plain LoRA into an empty folder; it stays as it was.
+
+    one_rank: every layer has the largest rank, by components that are zero. Others: see
+    `export_lora`. Raises: as `export_lora`.
+    """
+    if rank is not None and rank < 1:
+        raise ConfigError(f"rank is {rank}; it must be at least 1.", fix="try 16")
+    model = opened.model
+    with _unchanged(model, name):
+        notices = fix_condition(model, opened.tokenizer, condition)
+        updates = low_rank_updates(model, name, rank)
+        recorded = record(opened, name, probe)
+        attach_lora(model, name, updates, WRITTEN, one_rank=one_rank)
+        difference = compare(recorded, written_logits(opened, folder, recorded.rows))
+    report = ExportReport(
+        folder=folder,
+        adapter=name,
+        method=spec_of(model, name).method.name,
+        condition=condition,
+        exact=rank is None,
+        ranks={site.name: update.r for site, update in updates},
+        errors={site.name: update.error for site, update in updates},
+        **vars(difference),
+    )
+    if report.exact:
+        what, largest = f"the {report.method} adapter", recorded.adapted.abs().max().item()
+        check_exact(what, report.max_difference, largest)
+    report.notices.extend([*opened.notices, *notices, *_notices(report)])
     return report
 
 

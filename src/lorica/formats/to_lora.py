@@ -35,13 +35,20 @@ def low_rank_updates(model: nn.Module, name: str, rank: int | None) -> Updates:
     return [(site, low_rank_update(site, adapter, rank)) for site, adapter in weights]
 
 
-def attach_lora(model: nn.Module, name: str, updates: Updates, new_name: str) -> None:
-    """Attach the plain LoRA of `updates` and the rest of adapter `name` as `new_name`. In place."""
+def attach_lora(
+    model: nn.Module, name: str, updates: Updates, new_name: str, *, one_rank: bool = False
+) -> None:
+    """Attach the plain LoRA of `updates` and the rest of adapter `name` as `new_name`. In place.
+
+    one_rank: every site has the largest rank; the components above its own are zero.
+    """
     targets = spec_of(model, name).targets
     of_method, others = of_method_and_whole(model, name)
     live = [(site, update) for site, update in updates if update.r or update.shift is not None]
     live = live or updates[:1]  # a LoRA has a target, though it may do nothing
     ranks = {site.name: max(update.r, 1) for site, update in live}
+    if one_rank:
+        ranks = dict.fromkeys(ranks, max(ranks.values(), default=1))
     if not live:
         raise MergeError(
             "the adapter has no linear or embedding layer: there is no LoRA in it.",
@@ -80,10 +87,10 @@ def _fill(new: Mapping[str, nn.Module], live: Updates) -> None:
     for site, update in live:
         lora = new[site.name]
         assert isinstance(lora, LoraAdapter)
+        lora.a.zero_()
         lora.b.zero_()
-        if update.r:
-            lora.a.copy_(update.a)
-            lora.b.copy_(update.b)
+        lora.a[: update.r] = update.a
+        lora.b[:, : update.r] = update.b
         if lora.bias is not None and update.shift is not None:
             lora.bias.copy_(update.shift)
 

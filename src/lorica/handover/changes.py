@@ -1,0 +1,48 @@
+"""Which kinds of change an adapter makes, and whether a runtime reads them of a LoRA."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lorica.core.bank import spec_of
+from lorica.core.condition import Conditioned
+from lorica.formats.low_rank import check_reducible
+from lorica.formats.to_lora import low_rank_updates, of_method_and_whole
+from lorica.handover.runtimes import Change, Runtime
+
+WORDS: dict[Change, str] = {
+    "linear": "weights of linear layers",
+    "embedding": "embeddings",
+    "bias": "biases",
+    "whole": "layers or tokens that are trained whole",
+}
+
+
+def why_merged(model: nn.Module, name: str, runtime: Runtime, rank: int | None) -> str | None:
+    """Why adapter `name` goes to the runtime as a merged model; None: it goes as a LoRA.
+
+    rank: the largest of a layer; None: exact. A condition is set, if the adapter takes one.
+    Raises: MergeError if it is no change of weights at all.
+    """
+    of_method, whole = of_method_and_whole(model, name)
+    weights = [(site, adapter) for site, adapter in of_method if site.kind != "other"]
+    method = spec_of(model, name).method.name
+    check_reducible(of_method, method, rank or 1)  # full rank is another answer, not an error
+    if rank is None and any(adapter.factors() is None for _, adapter in weights):
+        return f"the update of {method} has full rank, and no LoRA equals it"
+    updates = low_rank_updates(model, name, rank)
+    kinds = {site.kind for site, update in updates if update.r}
+    if any(update.shift is not None for _, update in updates):
+        kinds.add("bias")
+    if whole or len(weights) < len(of_method):
+        kinds.add("whole")
+    if missing := [kind for kind in WORDS if kind in kinds and kind not in runtime.reads]:
+        changed = " and ".join(WORDS[kind] for kind in missing)
+        return f"the adapter changes {changed}, which {runtime.label} does not read of a LoRA"
+    return None
+
+
+def conditions_of(model: nn.Module, name: str) -> Sequence[str]:
+    """The conditions that an adapter was made for; (): it has none, or takes any."""
+    of_method, _ = of_method_and_whole(model, name)
+    return next((a.known for _, a in of_method if isinstance(a, Conditioned)), ())

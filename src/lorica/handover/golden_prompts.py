@@ -1,0 +1,72 @@
+"""The prompts whose answers an export records: the user's own rows, and fixed ones.
+
+Fixed prompts are the same for all adapters of a base, so that answers of one can be told from those
+of another; the user's rows show what the adapter was trained for, and how its answers end.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorica import plain_files
+from lorica.base.load import LoadedModel
+from lorica.data.config import DataConfig
+from lorica.data.load import load_data
+from lorica.data.prompt_format import with_training_templates
+from lorica.data.rendered_row import RenderedRow, TextSpan
+from lorica.data.text_encoder import prompt_ids
+from lorica.errors import LoricaError
+from lorica.evaluation.questions import question_set
+from lorica.formats.verify import PROBE
+from lorica.generation.prompts import prompt_format_of, render_messages
+from lorica.training.config import read as read_config
+
+OWN_ROWS = 6
+MAX_PROMPT = 512
+"""Tokens. Longer prompts make the file large, and are left out."""
+
+
+@dataclass(frozen=True)
+class GoldenPrompt:
+    """ids: of the prompt. text: as it is written. messages: the conversation, where it is one."""
+
+    ids: list[int]
+    text: str
+    messages: tuple[dict[str, str], ...] | None = None
+
+
+def golden_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt], list[str]]:
+    """(prompts, notices). source: a run or adapter folder; a run knows its rows."""
+    own, notices = _own_prompts(loaded, source)
+    fixed = [_fixed_prompt(loaded, text) for text in PROBE]
+    limit = MAX_PROMPT if loaded.max_length is None else min(MAX_PROMPT, loaded.max_length // 2)
+    return [p for p in (*own, *fixed) if 1 <= len(p.ids) <= limit], notices
+
+
+def _fixed_prompt(loaded: LoadedModel, text: str) -> GoldenPrompt:
+    """A prompt in the format of the adapter's training."""
+    form, messages = prompt_format_of(loaded), [{"role": "user", "content": text}]
+    if form.kind == "text":
+        row = RenderedRow("prompt", (TextSpan(text, False),), False)
+    else:
+        row = render_messages(loaded, messages)
+    (ids,) = prompt_ids([row], loaded.tokenizer)
+    conversation = tuple(messages) if form.kind == "chat" else None
+    return GoldenPrompt(ids, row.text, conversation)
+
+
+def _own_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt], list[str]]:
+    """Prompts of the first rows that a run was trained on, and a notice where they are missing."""
+    if not plain_files.is_file(source / "config.yaml"):
+        return [], ["the recorded answers are to fixed prompts alone: this is no run with its rows"]
+    try:
+        config = read_config(source / "config.yaml").data
+        changes = {"validation": 0.0, "limit": OWN_ROWS, "max_length": None, "overlong": "drop"}
+        config = DataConfig.model_validate({**config.model_dump(), **changes})
+        config = with_training_templates(loaded.prompt_format, config)
+        data = load_data(config, loaded.tokenizer, seed=0, max_length=loaded.max_length, texts=True)
+        questions = question_set(loaded, [data.train[i] for i in range(len(data.train))]).questions
+    except LoricaError as error:
+        return [], [
+            f"the recorded answers are to fixed prompts alone: the run's rows cannot be read ({error})"
+        ]
+    return [GoldenPrompt(q.prompt, q.row.prompt) for q in questions[:OWN_ROWS]], []

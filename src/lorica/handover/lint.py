@@ -1,0 +1,61 @@
+"""What a runtime would refuse of an export, by its rules: errors before it is written, notices."""
+
+from typing import Any
+
+from lorica.base.load import LoadedModel
+from lorica.base.model_view import config_of
+from lorica.errors import ConfigError
+from lorica.generation.prompts import end_of_turn, prompt_format_of
+from lorica.generation.stops import stops_of
+from lorica.handover.runtimes import Runtime
+
+
+def check_rank(rank: int, runtime: Runtime) -> None:
+    """Raises: ConfigError if the runtime has no setting with room for `rank`."""
+    if runtime.setting_for(rank) is None:
+        most = max(runtime.ranks)
+        raise ConfigError(
+            f"the LoRA has rank {rank}, and {runtime.label} takes at most {most}.",
+            fix=f"truncate it with --rank {most} (the error is measured), or merge it",
+        )
+
+
+def lint(opened: LoadedModel, runtime: Runtime) -> list[str]:
+    """Notices on what the base and its tokenizer are to the runtime."""
+    return [*_head_size(opened, runtime), *_stops(opened), *_prompts(opened)]
+
+
+def _head_size(opened: LoadedModel, runtime: Runtime) -> list[str]:
+    config: Any = config_of(opened.model)
+    heads = getattr(config, "num_attention_heads", None)
+    hidden = getattr(config, "hidden_size", None)
+    size = getattr(config, "head_dim", None) or (hidden and heads and hidden // heads)
+    if not size or not runtime.head_sizes or size in runtime.head_sizes:
+        return []
+    sizes = ", ".join(map(str, runtime.head_sizes))
+    return [f"the base's heads have size {size}; {runtime.label} on a CPU takes {sizes}"]
+
+
+def _stops(opened: LoadedModel) -> list[str]:
+    """A notice on a stop of the training that a runtime does not know from the base."""
+    end = end_of_turn(opened)
+    if not end:
+        return []
+    missing = set(stops_of(opened, [end]).tokens) - set(stops_of(opened).tokens)
+    if not missing:
+        return []
+    ids = sorted(missing)
+    return [
+        f"in training an answer ended in {end!r}, and the base's generation settings do not stop "
+        f"at it: send stop_token_ids: {ids} with each request"
+    ]
+
+
+def _prompts(opened: LoadedModel) -> list[str]:
+    form = prompt_format_of(opened)
+    if form.kind == "chat":
+        return []
+    return [
+        f"the adapter was trained with {form.name}: ask /v1/completions with that text, for "
+        "/v1/chat/completions puts a chat template around it"
+    ]

@@ -1,0 +1,145 @@
+"""How each runtime is started with an export: start.sh, and what Ray Serve reads."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from lorica.handover.runtimes import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    """What is started. base: a folder or a hub id. names: the adapters, as requests name them.
+
+    places: the folder or file of each adapter, from the export's own folder; "." is itself.
+    rank: the largest of the adapters; None: they are merged into the model. has_template: a chat
+    template lies beside start.sh. cloud: where Ray reads adapters.
+    """
+
+    runtime: Runtime
+    base: str
+    names: Sequence[str]
+    places: Sequence[str]
+    rank: int | None
+    has_template: bool
+    cloud: str | None = None
+
+    @property
+    def setting(self) -> int:
+        """Of the runtime, for the largest rank."""
+        assert self.rank is not None
+        return self.runtime.setting_for(self.rank) or self.rank
+
+
+def start_script(plan: StartPlan) -> str | None:
+    """The text of start.sh; None: the runtime is a library, and is not started."""
+    command = COMMANDS.get(plan.runtime.name)
+    if command is None:
+        return None
+    names = ", ".join(plan.names)
+    return (
+        "#!/bin/sh\n"
+        f"# {plan.runtime.title} with {names}; further options are passed on to it.\n"
+        f"# Written by lorica {version('lorica')} by the rules of {plan.runtime.label}.\n"
+        "set -e\n"
+        'here=$(cd "$(dirname "$0")" && pwd)\n'
+        f"{command(plan)}\n"
+    )
+
+
+def ray_config(plan: StartPlan) -> dict[str, Any]:
+    """serve.yaml: one application of ray.serve.llm, with vLLM's engine settings."""
+    model: dict[str, Any] = {
+        "model_loading_config": {"model_id": "base", "model_source": plan.base},
+    }
+    if plan.rank is None:
+        model["model_loading_config"]["model_id"] = plan.names[0]
+    else:
+        count = len(plan.names)
+        model["lora_config"] = {
+            "dynamic_lora_loading_path": plan.cloud,
+            "max_num_adapters_per_replica": count,
+        }
+        model["engine_kwargs"] = {
+            "enable_lora": True,
+            "max_lora_rank": plan.setting,
+            "max_loras": count,
+        }
+    application = {
+        "name": "lorica",
+        "route_prefix": "/",
+        "import_path": "ray.serve.llm:build_openai_app",
+        "args": {"llm_configs": [model]},
+    }
+    return {"applications": [application]}
+
+
+def _vllm(plan: StartPlan) -> str:
+    template = ' \\\n  --chat-template "$here/chat_template.jinja"' if plan.has_template else ""
+    if plan.rank is None:
+        return f'exec vllm serve "$here" --served-model-name {_quoted(plan.names[0])} "$@"'
+    count = len(plan.names)
+    return (
+        f"exec vllm serve {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
+        f"--max-loras {count} --max-cpu-loras {count} \\\n"
+        f"  --lora-modules {_paths(plan)}{template} "
+        '"$@"'
+    )
+
+
+def _sglang(plan: StartPlan) -> str:
+    template = ' \\\n  --chat-template "$here/chat_template.jinja"' if plan.has_template else ""
+    start = "exec python -m sglang.launch_server"
+    if plan.rank is None:
+        return f'{start} --model-path "$here" --served-model-name {_quoted(plan.names[0])} "$@"'
+    return (
+        f"{start} --model-path {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
+        f"\\\n  --max-loras-per-batch {max(len(plan.names), 1)} \\\n"
+        f"  --lora-paths {_paths(plan)}{template} "
+        '"$@"'
+    )
+
+
+def _llamacpp(plan: StartPlan) -> str:
+    template = ""
+    if plan.has_template:
+        template = ' --jinja --chat-template-file "$here/chat_template.jinja"'
+    if plan.rank is None:
+        name = _quoted(plan.names[0])
+        return f'exec llama-server -m "$here/model.gguf" --alias {name}{template} "$@"'
+    loras = " ".join(f'--lora "$here/{place}"' for place in plan.places)
+    return (
+        f"# The first word is the base as GGUF: lorica export {_quoted(plan.base)} --to llamacpp\n"
+        'base=${1:?usage: start.sh BASE.gguf [options of llama-server]}; shift\n'
+        f'exec llama-server -m "$base" {loras}{template} "$@"'
+    )
+
+
+def _ray(plan: StartPlan) -> str:
+    lines = []
+    if plan.rank is not None:
+        lines.append(f"# Put the adapter folders beside this file into {plan.cloud} first.")
+    return "\n".join([*lines, 'exec serve run "$here/serve.yaml" "$@"'])
+
+
+COMMANDS: dict[str, Callable[[StartPlan], str]] = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "llamacpp": _llamacpp,
+    "ray": _ray,
+}
+
+
+def _paths(plan: StartPlan) -> str:
+    """NAME="$here/PLACE" of each adapter."""
+    pairs = zip(plan.names, plan.places, strict=True)
+    return " ".join(
+        f'{_quoted(name)}="$here"' if place == "." else f'{_quoted(name)}="$here"/{_quoted(place)}'
+        for name, place in pairs
+    )
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(text)
