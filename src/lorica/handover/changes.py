@@ -1,14 +1,13 @@
 """Which kinds of change an adapter makes, and whether a runtime reads them of a LoRA."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from lorica.core.bank import spec_of
-from lorica.core.condition import Conditioned
+from lorica.formats.adapter_file import AdapterFile
 from lorica.formats.low_rank import check_reducible
 from lorica.formats.to_lora import low_rank_updates, of_method_and_whole
 from lorica.handover.runtimes import Change, Runtime
+from lorica.methods.hyperlora import Hyperlora
 
 WORDS: dict[Change, str] = {
     "linear": "weights of linear layers",
@@ -42,7 +41,7 @@ def why_merged(model: nn.Module, name: str, runtime: Runtime, rank: int | None) 
     return None
 
 
-def conditions_of(model: nn.Module, name: str) -> Sequence[str]:
-    """The conditions that an adapter was made for; (): it has none, or takes any."""
-    of_method, _ = of_method_and_whole(model, name)
-    return next((a.known for _, a in of_method if isinstance(a, Conditioned)), ())
+def conditions_in(file: AdapterFile) -> list[str]:
+    """The conditions that an adapter was made for; []: it has none, or takes any."""
+    method = file.spec.method
+    return list(method.conditions) if isinstance(method, Hyperlora) else []

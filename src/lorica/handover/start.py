@@ -9,13 +9,17 @@ from typing import Any
 from lorica.handover.runtimes import Runtime
 
 
+TOGETHER = 8
+"""Adapters of one batch: more take memory of the accelerator, and can be set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StartPlan:
     """What is started. base: a folder or a hub id. names: the adapters, as requests name them.
 
     places: the folder or file of each adapter, from the export's own folder; "." is itself.
-    rank: the largest of the adapters; None: they are merged into the model. has_template: a chat
-    template lies beside start.sh. cloud: where Ray reads adapters.
+    rank: the largest of the adapters; None: they are merged into the model. template: the place
+    of the chat template of the training; None: the base's is used. cloud: where Ray reads adapters.
     """
 
     runtime: Runtime
@@ -23,7 +27,7 @@ class StartPlan:
     names: Sequence[str]
     places: Sequence[str]
     rank: int | None
-    has_template: bool
+    template: str | None
     cloud: str | None = None
 
     @property
@@ -77,26 +81,27 @@ def ray_config(plan: StartPlan) -> dict[str, Any]:
 
 
 def _vllm(plan: StartPlan) -> str:
-    template = ' \\\n  --chat-template "$here/chat_template.jinja"' if plan.has_template else ""
+    template = "" if plan.template is None else f" \\\n  --chat-template {_place(plan.template)}"
     if plan.rank is None:
         return f'exec vllm serve "$here" --served-model-name {_quoted(plan.names[0])} "$@"'
     count = len(plan.names)
+    together = min(count, TOGETHER)
     return (
         f"exec vllm serve {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
-        f"--max-loras {count} --max-cpu-loras {count} \\\n"
+        f"--max-loras {together} --max-cpu-loras {count} \\\n"
         f"  --lora-modules {_paths(plan)}{template} "
         '"$@"'
     )
 
 
 def _sglang(plan: StartPlan) -> str:
-    template = ' \\\n  --chat-template "$here/chat_template.jinja"' if plan.has_template else ""
+    template = "" if plan.template is None else f" \\\n  --chat-template {_place(plan.template)}"
     start = "exec python -m sglang.launch_server"
     if plan.rank is None:
         return f'{start} --model-path "$here" --served-model-name {_quoted(plan.names[0])} "$@"'
     return (
         f"{start} --model-path {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
-        f"\\\n  --max-loras-per-batch {max(len(plan.names), 1)} \\\n"
+        f"\\\n  --max-loras-per-batch {min(len(plan.names), TOGETHER)} \\\n"
         f"  --lora-paths {_paths(plan)}{template} "
         '"$@"'
     )
@@ -104,12 +109,13 @@ def _sglang(plan: StartPlan) -> str:
 
 def _llamacpp(plan: StartPlan) -> str:
     template = ""
-    if plan.has_template:
-        template = ' --jinja --chat-template-file "$here/chat_template.jinja"'
+    if plan.template is not None:
+        template = f" --jinja --chat-template-file {_place(plan.template)}"
     if plan.rank is None:
         name = _quoted(plan.names[0])
         return f'exec llama-server -m "$here/model.gguf" --alias {name}{template} "$@"'
-    loras = " ".join(f'--lora "$here/{place}"' for place in plan.places)
+    files = ["adapter.gguf" if p == "." else f"{p}/adapter.gguf" for p in plan.places]
+    loras = " ".join(f"--lora {_place(file)}" for file in files)
     return (
         f"# The first word is the base as GGUF: lorica export {_quoted(plan.base)} --to llamacpp\n"
         'base=${1:?usage: start.sh BASE.gguf [options of llama-server]}; shift\n'
@@ -133,12 +139,14 @@ COMMANDS: dict[str, Callable[[StartPlan], str]] = {
 
 
 def _paths(plan: StartPlan) -> str:
-    """NAME="$here/PLACE" of each adapter."""
+    """NAME=PLACE of each adapter."""
     pairs = zip(plan.names, plan.places, strict=True)
-    return " ".join(
-        f'{_quoted(name)}="$here"' if place == "." else f'{_quoted(name)}="$here"/{_quoted(place)}'
-        for name, place in pairs
-    )
+    return " ".join(f"{name}={_place(place)}" for name, place in pairs)
+
+
+def _place(place: str) -> str:
+    """A place in the export's folder, for the shell."""
+    return '"$here"' if place == "." else f'"$here"/{shlex.quote(place)}'
 
 
 def _quoted(text: str) -> str:

@@ -1,0 +1,240 @@
+"""Export one adapter: as a LoRA in normal form, or merged, with what it answers."""
+
+import gc
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorica.base.condition_texts import fix_condition
+from lorica.base.describe import locate
+from lorica.base.load import LoadedModel
+from lorica.base.quantise import KINDS
+from lorica.core.attach import detach
+from lorica.core.bank import spec_of
+from lorica.errors import ConfigError
+from lorica.formats import commit
+from lorica.formats.adapter_file import AdapterFile, read
+from lorica.formats.attach import attach
+from lorica.formats.export import write_lora
+from lorica.formats.golden import Golden, write_golden
+from lorica.formats.merge import merge_to
+from lorica.formats.open_adapter import open_file
+from lorica.generation.prompts import end_of_turn, prompt_format_of
+from lorica.generation.stops import stops_of
+from lorica.handover.changes import why_merged
+from lorica.handover.gguf import lora as gguf_lora
+from lorica.handover.gguf import model as gguf_model
+from lorica.handover.golden_prompts import golden_prompts
+from lorica.handover.lint import check_rank, lint
+from lorica.handover.record import record_golden
+from lorica.handover.runtimes import Runtime
+
+ADAPTER, WRITTEN = "default", "lorica_written_lora"
+TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is asked for; see `export.hand_over`. quantise: of a model as GGUF."""
+
+    runtime: Runtime
+    rank: int | None = None
+    base: str | None = None
+    allow_base: str | None = None
+    dtype: str | None = None
+    quantise: str = "f16"
+    probe: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """One adapter as it was written.
+
+    place: its folder, from the export's. form: "lora" or "merged". rank: of the LoRA.
+    base: where the runtime finds the base. max_difference: of a logit from base and adapter.
+    lost: the share of the adapter's effect. prompts: how many answers are recorded.
+    """
+
+    name: str
+    place: str
+    form: str
+    rank: int | None
+    base: str
+    has_template: bool
+    max_difference: float
+    lost: float
+    prompts: int
+    notices: tuple[str, ...] = ()
+
+
+def export_one(
+    source: Path, folder: Path, name: str, place: str, condition: str | None, settings: Settings
+) -> Exported:
+    """Write the adapter at `source` into an empty `folder`, for one runtime.
+
+    Raises: MergeError if it is no change of weights, or is not what was written; ConfigError if
+        the runtime does not take it.
+    """
+    file = read(source)
+    opened = open_for_runtime(file, settings)
+    if opened.labels is not None:
+        raise ConfigError(
+            f"{source} is a classifier, and {settings.runtime.title} is started as a language "
+            "model.",
+            fix="write it with lorica export --to lora, or lorica merge",
+        )
+    model = opened.model
+    notices = fix_condition(model, opened.tokenizer, condition)
+    reason = why_merged(model, ADAPTER, settings.runtime, settings.rank)
+    prompts, more = golden_prompts(opened, source)
+    method = spec_of(model, ADAPTER).method.name
+    notices += [*more, *lint(opened, settings.runtime)]
+    has_template = _write_template(opened, folder)
+    if reason is None:
+        written = _write_lora(opened, folder, condition, settings)
+        with _as_written(opened, folder, exact=settings.rank is None) as adapter:
+            golden = record_golden(opened, prompts, adapter=adapter, name=name, method=method)
+        rank = max(written.ranks.values(), default=0)
+        check_rank(rank, settings.runtime)
+    else:
+        golden = record_golden(opened, prompts, adapter=ADAPTER, name=name, method=method)
+        stops = stops_of(opened, [end_of_turn(opened)]).tokens
+        base = opened.path
+        notices += [*opened.notices, f"{reason}: the merged model is written"]
+        del model, opened
+        gc.collect()  # or two whole models are in memory
+        written = _write_merged(source, folder, base, condition, stops, settings)
+        rank = None
+    write_golden(folder, golden)
+    base = golden.header.base if golden.header else ""
+    if settings.runtime.name == "llamacpp":
+        notices += _as_gguf(folder, base, rank is not None, settings)
+    return Exported(
+        name=name,
+        place=place,
+        form="merged" if rank is None else "lora",
+        rank=rank,
+        base=place_of(base),
+        has_template=has_template,
+        max_difference=written.max_difference,
+        lost=written.lost,
+        prompts=len(golden.rows),
+        notices=tuple([*notices, *written.notices]),
+    )
+
+
+def open_for_runtime(file: AdapterFile, settings: Settings) -> LoadedModel:
+    """Base and adapter as other runtimes load them: on the float base."""
+    trained = None if file.base is None else file.base.quantisation
+    packed = trained in KINDS
+    opened = open_file(
+        file,
+        base=settings.base,
+        allow_base=settings.allow_base,
+        quantisation="none" if packed else None,
+    )
+    if packed:
+        opened.notices.append(
+            f"it was trained on the base in {trained}; what is exported and recorded is what it "
+            "does on the float base (measure it: lorica eval --quantisation none)"
+        )
+    return opened
+
+
+def place_of(base: str) -> str:
+    """The base as a runtime is given it: an absolute folder, or the hub id."""
+    folder = Path(locate(base))
+    return str(folder.resolve()) if folder.is_dir() else base
+
+
+def _write_lora(opened: LoadedModel, folder: Path, condition: str | None, settings: Settings) -> Any:
+    return write_lora(
+        opened,
+        ADAPTER,
+        folder,
+        condition=condition,
+        rank=settings.rank,
+        one_rank=True,
+        probe=settings.probe,
+    )
+
+
+@contextmanager
+def _as_written(opened: LoadedModel, folder: Path, *, exact: bool) -> Iterator[str]:
+    """The name of the adapter whose answers are recorded: of a truncated LoRA those of the files,
+    else those of the training."""
+    if exact:
+        yield ADAPTER
+        return
+    attach(opened.model, read(folder), WRITTEN, tokenizer=opened.tokenizer)
+    try:
+        yield WRITTEN
+    finally:
+        detach(opened.model, WRITTEN)
+
+
+def _write_merged(
+    source: Path,
+    folder: Path,
+    base: str,
+    condition: str | None,
+    stops: tuple[int, ...],
+    settings: Settings,
+) -> Any:
+    """Merge into `folder`, with the template that is there, and with the stops of the training."""
+    inner = folder / "merged"
+    report = merge_to(
+        source,
+        inner,
+        base=base,
+        dtype=settings.dtype,
+        allow_base=settings.allow_base,
+        quantisation="none" if _was_packed(source) else None,
+        probe=settings.probe,
+        condition=condition,
+    )
+    for path in inner.iterdir():
+        if not (folder / path.name).exists():  # the template of the training stays
+            path.rename(folder / path.name)
+    shutil.rmtree(inner)
+    config = folder / "generation_config.json"
+    if stops and config.exists():
+        fields = commit.read_json(config)
+        fields["eos_token_id"] = list(stops) if len(stops) > 1 else stops[0]
+        commit.write_json(config, fields)
+    return report
+
+
+def _was_packed(source: Path) -> bool:
+    base = read(source).base
+    return base is not None and base.quantisation in KINDS
+
+
+def _write_template(opened: LoadedModel, folder: Path) -> bool:
+    """Write the chat template of the training, if it had one."""
+    template = prompt_format_of(opened).template
+    if prompt_format_of(opened).kind != "chat" or template is None:
+        return False
+    if isinstance(template, dict):
+        template = template.get("default") or json.dumps(template)
+    commit.write_text(folder / TEMPLATE, template)
+    return True
+
+
+def _as_gguf(folder: Path, base: str, is_lora: bool, settings: Settings) -> list[str]:
+    """Replace the files of an adapter or a model by one of GGUF."""
+    kept = {"golden.jsonl", TEMPLATE}
+    if is_lora:
+        output = folder / "adapter.gguf"
+        notices = gguf_lora.write_lora(folder, base, output)
+    else:
+        output = folder / "model.gguf"
+        notices = gguf_model.write_model(folder, output, dtype=settings.quantise)
+    for path in folder.iterdir():
+        if path.name not in kept and path != output:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    return notices
