@@ -102,13 +102,15 @@ def _row(name: str, folder: Path, given: argparse.Namespace) -> str:
     if "lora" in sides:
         sides["lora"]["ranks"] = given.ranks
     candidates = _study(folder / "candidates", given, sides, search=True)
-    own = {key: _side(made) for key, made in choices.items()}
-    chosen = _study(folder / "choices", given, own, search=False)
+    own = {key: _side(choice) for key, choice in choices.items()}
+    distinct = {key: side for key, side in own.items() if side not in list(own.values())[:1]}
+    chosen = _study(folder / "choices", given, {"choice": own["choice"], **distinct}, search=False)
     every = {side.name: _loss(side) for side in (*candidates, *chosen)}
     best = min(every, key=lambda side: every[side].value)
     cells = [name]
-    for key, made in choices.items():
-        cells += [_words(made), _above(every[key], every[best])]
+    for key, choice in choices.items():  # a try that confirms the choice is the same side
+        name = key if key in distinct else "choice"
+        cells += [_words(choice), _above(every[name], every[best])]
     losses = ", ".join(f"{side} {scores.value:.3f}" for side, scores in every.items())
     return f"| {' | '.join([*cells, best, losses])} |"
 

@@ -35,8 +35,9 @@ def why_merged(model: nn.Module, name: str, runtime: Runtime, rank: int | None) 
         kinds.add("bias")
     if whole or len(weights) < len(of_method):
         kinds.add("whole")
-    if missing := [kind for kind in WORDS if kind in kinds and kind not in runtime.reads]:
-        changed = " and ".join(WORDS[kind] for kind in missing)
+    missing = [words for kind, words in WORDS.items() if kind in kinds - {*runtime.reads}]
+    if missing:
+        changed = " and ".join(missing)
         return f"the adapter changes {changed}, which {runtime.label} does not read of a LoRA"
     return None
 

@@ -11,6 +11,7 @@ runtime's own about scales and patterns changes it. What it does not read as a L
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,15 @@ class HandoverReport:
     exported: list[Exported]
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def summary(self) -> str:
+        """What is where, and the command that verifies it."""
+        what = ", ".join(f"{one.name} ({one.form})" for one in self.exported)
+        return f"{what} for {runtimes()[self.runtime].title} in {self.folder}; verify it: " + (
+            f"lorica verify {shlex.quote(str(self.folder))}"
+            + ("" if self.runtime == "peft" else " --endpoint URL, once it is served")
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         exported = [vars(one) for one in self.exported]
@@ -58,7 +68,7 @@ def hand_over(
     base: str | None = None,
     allow_base: str | None = None,
     dtype: str | None = None,
-    quantise: str = "f16",
+    quantise: str | None = None,
     cloud: str | None = None,
     probe: list[str] | None = None,
 ) -> HandoverReport:
@@ -76,20 +86,20 @@ def hand_over(
     Raises: MergeError if the adapter is no change of weights, or is not what was written;
         ConfigError for what the runtime does not take; ResourceError if `output` exists.
     """
-    runtime = _runtime(to, rank, cloud)
+    runtime = _runtime(to, rank, cloud, quantise)
     settings = Settings(
         runtime=runtime,
         rank=rank,
         base=base,
         allow_base=allow_base,
         dtype=dtype,
-        quantise=quantise,
+        quantise=quantise or "f16",
         probe=probe,
     )
     with commit.folder(Path(output)) as staging:
         exported = [
             export_one(folder, _created(staging / place), name, place, own_condition, settings)
-            for name, place, folder, own_condition in _plan(Path(source), Path(output), condition)
+            for name, place, folder, own_condition in _plan(Path(source), condition)
         ]
         _check_together(exported, runtime, cloud)
         _write_start(staging, exported, runtime, cloud)
@@ -97,16 +107,13 @@ def hand_over(
     return HandoverReport(Path(output), to, exported, notices)
 
 
-def _plan(
-    source: Path, output: Path, condition: str | None
-) -> list[tuple[str, str, Path, str | None]]:
+def _plan(source: Path, condition: str | None) -> list[tuple[str, str, Path, str | None]]:
     """(name, place, folder, condition) of everything that is exported."""
     adapters, planned = adapters_in(source), []
     alone = len(adapters) == 1
     for name, folder in adapters.items():
         known = conditions_in(read(folder)) if condition is None else []
         if not known:
-            name = served_name(output.name) if alone else name
             planned.append((name, "." if alone else name, folder, condition))
         for one in known:
             own = re.sub(r"[^A-Za-z0-9._-]+", "-", one).strip("-.")
@@ -122,15 +129,17 @@ def _plan(
 
 def adapters_in(source: Path) -> dict[str, Path]:
     """Name -> folder of the adapters at `source`: it itself, or those side by side in it."""
-    if is_adapter(adapter_folder(source)) or not plain_files.is_folder(source.resolve()):
-        return {source.name: source}
-    inside = [source / name for name in plain_files.names_in(source.resolve())]
+    own = source.resolve()
+    name = own.parent.name if own.name == "adapter" else own.name
+    if is_adapter(adapter_folder(source)) or not plain_files.is_folder(own):
+        return {served_name(name): source}
+    inside = [source / name for name in plain_files.names_in(own)]
     adapters = {
         served_name(path.name): path
         for path in inside
         if path.is_dir() and (is_adapter(path) or is_adapter(path / "adapter"))
     }
-    return adapters or {source.name: source}  # reading it says what is wrong
+    return adapters or {name: source}  # reading it says what is wrong
 
 
 def served_name(name: str) -> str:
@@ -143,12 +152,17 @@ def served_name(name: str) -> str:
     )
 
 
-def _runtime(to: str, rank: int | None, cloud: str | None) -> Runtime:
+def _runtime(to: str, rank: int | None, cloud: str | None, quantise: str | None) -> Runtime:
     known = runtimes()
     if to not in known:
         raise ConfigError(f"there is no runtime {to!r:.80}.", known=", ".join(known))
     if rank is not None and rank < 1:
         raise ConfigError(f"rank is {rank}; it must be at least 1.", fix="try 16")
+    if quantise is not None and to != "llamacpp":
+        raise ConfigError(
+            f"quantise is {quantise!r:.80}; it is of GGUF files.",
+            fix="--to llamacpp, or leave it out",
+        )
     if cloud is not None and (to != "ray" or not cloud.startswith(CLOUDS)):
         raise ConfigError(
             f"cloud is {cloud!r:.200}; it is where Ray reads adapters.",
@@ -167,7 +181,7 @@ def _check_together(exported: Sequence[Exported], runtime: Runtime, cloud: str |
     merged = [one.name for one in exported if one.form == "merged"]
     if merged and len(exported) > 1:
         raise MergeError(
-            f"{listed(merged)} can only be served merged, as a model of its own, not beside others.",
+            f"{listed(merged)} can only be served merged, as a model of its own.",
             fix="export it by itself, or truncate all of them with --rank (the error is measured)",
         )
     bases = {one.base for one in exported}

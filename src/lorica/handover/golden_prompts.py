@@ -21,6 +21,7 @@ from lorica.generation.prompts import prompt_format_of, render_messages
 from lorica.training.config import read as read_config
 
 OWN_ROWS = 6
+FIXED_ALONE = "the recorded answers are to fixed prompts alone"
 MAX_PROMPT = 512
 """Tokens. Longer prompts make the file large, and are left out."""
 
@@ -57,7 +58,7 @@ def _fixed_prompt(loaded: LoadedModel, text: str) -> GoldenPrompt:
 def _own_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt], list[str]]:
     """Prompts of the first rows that a run was trained on, and a notice where they are missing."""
     if not plain_files.is_file(source / "config.yaml"):
-        return [], ["the recorded answers are to fixed prompts alone: this is no run with its rows"]
+        return [], [f"{FIXED_ALONE}: the folder is no run, and knows no rows"]
     try:
         config = read_config(source / "config.yaml").data
         changes = {"validation": 0.0, "limit": OWN_ROWS, "max_length": None, "overlong": "drop"}
@@ -66,7 +67,5 @@ def _own_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt],
         data = load_data(config, loaded.tokenizer, seed=0, max_length=loaded.max_length, texts=True)
         questions = question_set(loaded, [data.train[i] for i in range(len(data.train))]).questions
     except LoricaError as error:
-        return [], [
-            f"the recorded answers are to fixed prompts alone: the run's rows cannot be read ({error})"
-        ]
+        return [], [f"{FIXED_ALONE}: the run's rows cannot be read ({error})"]
     return [GoldenPrompt(q.prompt, q.row.prompt) for q in questions[:OWN_ROWS]], []

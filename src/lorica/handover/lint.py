@@ -44,18 +44,19 @@ def _stops(opened: LoadedModel) -> list[str]:
     missing = set(stops_of(opened, [end]).tokens) - set(stops_of(opened).tokens)
     if not missing:
         return []
-    ids = sorted(missing)
-    return [
+    notice = (
         f"in training an answer ended in {end!r}, and the base's generation settings do not stop "
-        f"at it: send stop_token_ids: {ids} with each request"
-    ]
+        f"at it: send stop_token_ids: {sorted(missing)} with each request"
+    )
+    return [notice]
 
 
 def _prompts(opened: LoadedModel) -> list[str]:
     form = prompt_format_of(opened)
     if form.kind == "chat":
         return []
-    return [
+    notice = (
         f"the adapter was trained with {form.name}: ask /v1/completions with that text, for "
         "/v1/chat/completions puts a chat template around it"
-    ]
+    )
+    return [notice]

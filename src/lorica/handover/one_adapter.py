@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from lorica.generation.prompts import end_of_turn, prompt_format_of
 from lorica.generation.stops import stops_of
 from lorica.handover.changes import why_merged
 from lorica.handover.gguf import lora as gguf_lora
-from lorica.handover.gguf import model as gguf_model
 from lorica.handover.golden_prompts import golden_prompts
 from lorica.handover.lint import check_rank, lint
 from lorica.handover.record import record_golden
@@ -95,7 +94,15 @@ def export_one(
     notices += [*more, *lint(opened, settings.runtime)]
     has_template = _write_template(opened, folder)
     if reason is None:
-        written = _write_lora(opened, folder, condition, settings)
+        written = write_lora(
+            opened,
+            ADAPTER,
+            folder,
+            condition=condition,
+            rank=settings.rank,
+            one_rank=True,
+            probe=settings.probe,
+        )
         with _as_written(opened, folder, exact=settings.rank is None) as adapter:
             golden = record_golden(opened, prompts, adapter=adapter, name=name, method=method)
         rank = max(written.ranks.values(), default=0)
@@ -109,8 +116,8 @@ def export_one(
         gc.collect()  # or two whole models are in memory
         written = _write_merged(source, folder, base, condition, stops, settings)
         rank = None
+    golden, base = _with_difference(golden, written.max_difference if reason else 0.0)
     write_golden(folder, golden)
-    base = golden.header.base if golden.header else ""
     if settings.runtime.name == "llamacpp":
         notices += _as_gguf(folder, base, rank is not None, settings)
     return Exported(
@@ -123,7 +130,7 @@ def export_one(
         max_difference=written.max_difference,
         lost=written.lost,
         prompts=len(golden.rows),
-        notices=tuple([*notices, *written.notices]),
+        notices=(*notices, *written.notices),
     )
 
 
@@ -149,18 +156,6 @@ def place_of(base: str) -> str:
     """The base as a runtime is given it: an absolute folder, or the hub id."""
     folder = Path(locate(base))
     return str(folder.resolve()) if folder.is_dir() else base
-
-
-def _write_lora(opened: LoadedModel, folder: Path, condition: str | None, settings: Settings) -> Any:
-    return write_lora(
-        opened,
-        ADAPTER,
-        folder,
-        condition=condition,
-        rank=settings.rank,
-        one_rank=True,
-        probe=settings.probe,
-    )
 
 
 @contextmanager
@@ -204,9 +199,16 @@ def _write_merged(
     config = folder / "generation_config.json"
     if stops and config.exists():
         fields = commit.read_json(config)
-        fields["eos_token_id"] = list(stops) if len(stops) > 1 else stops[0]
+        fields["eos_token_id"] = list(stops)
         commit.write_json(config, fields)
     return report
+
+
+def _with_difference(golden: Golden, difference: float) -> tuple[Golden, str]:
+    """(the recorded answers with what rounding changed in the files, where the base is)."""
+    assert golden.header is not None
+    header = replace(golden.header, difference=difference)
+    return Golden(golden.rows, header), header.base
 
 
 def _was_packed(source: Path) -> bool:
@@ -233,6 +235,8 @@ def _as_gguf(folder: Path, base: str, is_lora: bool, settings: Settings) -> list
         notices = gguf_lora.write_lora(folder, base, output)
     else:
         output = folder / "model.gguf"
+        from lorica.handover.gguf import model as gguf_model  # type: ignore
+
         notices = gguf_model.write_model(folder, output, dtype=settings.quantise)
     for path in folder.iterdir():
         if path.name not in kept and path != output:

@@ -8,7 +8,6 @@ from typing import Any
 
 from lorica.handover.runtimes import Runtime
 
-
 TOGETHER = 8
 """Adapters of one batch: more take memory of the accelerator, and can be set."""
 
@@ -118,7 +117,7 @@ def _llamacpp(plan: StartPlan) -> str:
     loras = " ".join(f"--lora {_place(file)}" for file in files)
     return (
         f"# The first word is the base as GGUF: lorica export {_quoted(plan.base)} --to llamacpp\n"
-        'base=${1:?usage: start.sh BASE.gguf [options of llama-server]}; shift\n'
+        "base=${1:?usage: start.sh BASE.gguf [options of llama-server]}; shift\n"
         f'exec llama-server -m "$base" {loras}{template} "$@"'
     )
 
