@@ -3,6 +3,7 @@
 Neither goes through lorica's own reader: what they compute of the files is what others will.
 """
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -99,13 +100,14 @@ def _open_lora(folder: Path, base: str | None) -> LocalModel:
     except ImportError:
         raise MissingError("PEFT is not installed.", fix="pip install 'lorica[peft]'") from None
     place = locate(base)
-    model = PeftModel.from_pretrained(_load(place), str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's calls of transformers
+        model = PeftModel.from_pretrained(_load(place), str(folder))
     return LocalModel(model.eval(), _tokenizer(place, folder), peft=True)
 
 
 def _load(place: str) -> Any:
     from transformers import AutoModelForCausalLM
-
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,7 +1,6 @@
 """Export one adapter: as a LoRA in normal form, or merged, with what it answers."""
 
 import gc
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +91,7 @@ def export_one(
     prompts, more = golden_prompts(opened, source)
     method = spec_of(model, ADAPTER).method.name
     notices += [*more, *lint(opened, settings.runtime)]
-    has_template = _write_template(opened, folder)
+    template = _template(opened)
     if reason is None:
         written = write_lora(
             opened,
@@ -104,11 +103,20 @@ def export_one(
             probe=settings.probe,
         )
         with _as_written(opened, folder, exact=settings.rank is None) as adapter:
-            golden = record_golden(opened, prompts, adapter=adapter, name=name, method=method)
+            golden = record_golden(
+                opened,
+                prompts,
+                adapter=adapter,
+                condition=None if adapter == WRITTEN else condition,
+                name=name,
+                method=method,
+            )
         rank = max(written.ranks.values(), default=0)
         check_rank(rank, settings.runtime)
     else:
-        golden = record_golden(opened, prompts, adapter=ADAPTER, name=name, method=method)
+        golden = record_golden(
+            opened, prompts, adapter=ADAPTER, condition=condition, name=name, method=method
+        )
         stops = stops_of(opened, [end_of_turn(opened)]).tokens
         base = opened.path
         notices += [*opened.notices, f"{reason}: the merged model is written"]
@@ -118,6 +126,8 @@ def export_one(
         rank = None
     golden, base = _with_difference(golden, written.max_difference if reason else 0.0)
     write_golden(folder, golden)
+    if template is not None:  # in place of the base's
+        commit.write_text(folder / TEMPLATE, template)
     if settings.runtime.name == "llamacpp":
         notices += _as_gguf(folder, base, rank is not None, settings)
     return Exported(
@@ -126,7 +136,7 @@ def export_one(
         form="merged" if rank is None else "lora",
         rank=rank,
         base=place_of(base),
-        has_template=has_template,
+        has_template=template is not None,
         max_difference=written.max_difference,
         lost=written.lost,
         prompts=len(golden.rows),
@@ -180,7 +190,7 @@ def _write_merged(
     stops: tuple[int, ...],
     settings: Settings,
 ) -> Any:
-    """Merge into `folder`, with the template that is there, and with the stops of the training."""
+    """Merge into `folder`, with the stops of the training."""
     inner = folder / "merged"
     report = merge_to(
         source,
@@ -193,8 +203,7 @@ def _write_merged(
         condition=condition,
     )
     for path in inner.iterdir():
-        if not (folder / path.name).exists():  # the template of the training stays
-            path.rename(folder / path.name)
+        path.rename(folder / path.name)
     shutil.rmtree(inner)
     config = folder / "generation_config.json"
     if stops and config.exists():
@@ -216,15 +225,12 @@ def _was_packed(source: Path) -> bool:
     return base is not None and base.quantisation in KINDS
 
 
-def _write_template(opened: LoadedModel, folder: Path) -> bool:
-    """Write the chat template of the training, if it had one."""
-    template = prompt_format_of(opened).template
-    if prompt_format_of(opened).kind != "chat" or template is None:
-        return False
-    if isinstance(template, dict):
-        template = template.get("default") or json.dumps(template)
-    commit.write_text(folder / TEMPLATE, template)
-    return True
+def _template(opened: LoadedModel) -> str | None:
+    """The text of the chat template of the training; None: it had none."""
+    form = prompt_format_of(opened)
+    if form.kind != "chat" or form.template is None:
+        return None
+    return form.template if isinstance(form.template, str) else form.template.get("default")
 
 
 def _as_gguf(folder: Path, base: str, is_lora: bool, settings: Settings) -> list[str]:

@@ -11,6 +11,7 @@ from lorica.base.fingerprint import Fingerprint, fingerprint
 from lorica.base.float32_compute import computed_in_float32
 from lorica.base.load import LoadedModel
 from lorica.core.attach import use
+from lorica.core.condition import with_conditions
 from lorica.core.modes import in_mode
 from lorica.errors import MergeError
 from lorica.formats.golden import FORMAT, Golden, GoldenHeader, GoldenRow
@@ -24,11 +25,17 @@ MAX_NEW_TOKENS = 48
 
 
 def record_golden(
-    loaded: LoadedModel, prompts: Sequence[GoldenPrompt], *, adapter: str, name: str, method: str
+    loaded: LoadedModel,
+    prompts: Sequence[GoldenPrompt],
+    *,
+    adapter: str,
+    condition: str | None,
+    name: str,
+    method: str,
 ) -> Golden:
     """Greedy answers to `prompts` with their log-probabilities, under an adapter and the base.
 
-    adapter: its name on the model; its condition, if it takes one, is set. name: of the export.
+    adapter: its name on the model. condition: None: it takes none. name: of the export.
     All is computed in float32, whatever dtype the weights have.
     Raises: MergeError if a log-probability is not finite.
     """
@@ -40,14 +47,15 @@ def record_golden(
             [prompt.ids for prompt in prompts],
             Sampling(max_new_tokens=MAX_NEW_TOKENS),
             stops=stops,
-            batch_size=1,
+            conditions=None if condition is None else [condition],
         )
     pairs = zip(prompts, answers.tokens, answers.texts, strict=True)
-    rows = tuple(
-        _row(loaded, adapter, prompt, tokens, text, stops)
-        for prompt, tokens, text in pairs
-        if tokens
-    )
+    with use(model, adapter), with_conditions(model, condition and [condition]):
+        rows = tuple(
+            _row(loaded, adapter, prompt, tokens, text, stops)
+            for prompt, tokens, text in pairs
+            if tokens
+        )
     return Golden(rows, _header(loaded, stops, name, method))
 
 

@@ -1,0 +1,173 @@
+"""An export is right, or what is wrong with it is named: as others read its files."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lorica import cli
+from lorica.errors import ConfigError, FileError
+from lorica.formats.golden import read_golden, write_golden
+from lorica.handover.export import hand_over
+from lorica.handover.verify import verify
+from tests.handover.adapters import saved
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Fault = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def export(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    adapter = saved(root / "run", small_base, r=4, use_rslora=True)
+    hand_over(adapter, root / "out", to="peft")
+    return root / "out"
+
+
+def in_config(**changes: object) -> Fault:
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps({**config, **changes}))
+
+    return spoil
+
+
+def in_tensors(change: Callable[[str, Tensor], Tensor]) -> Fault:
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        save_file({k: change(k, t).contiguous() for k, t in tensors.items()}, folder / WEIGHTS)
+
+    return spoil
+
+
+def swapped_halves(key: str, tensor: Tensor) -> Tensor:
+    """Rows of q and k as llama.cpp orders them, or not."""
+    if "lora_B" not in key or not ("q_proj" in key or "k_proj" in key):
+        return tensor
+    return tensor.view(-1, 2, 4, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+
+
+FAULTS = {
+    "a scale that is ignored": in_tensors(lambda k, t: t / 2 if "lora_B" in k else t),
+    "alpha halved": in_config(lora_alpha=2),
+    "rsLoRA once more": in_config(use_rslora=True),
+    "q and k not permuted": in_tensors(swapped_halves),
+    "the adapter is not applied": in_tensors(lambda k, t: t * 0 if "lora_B" in k else t),
+    "one layer lost": in_tensors(lambda k, t: t * 0 if "layers.1.self_attn.v_proj" in k else t),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_seen_in_peft(name: str, export: Path, tmp_path: Path):
+    folder = tmp_path / "out"
+    shutil.copytree(export, folder)
+    (folder / "manifest.json").unlink()  # its digests would say so at once
+    FAULTS[name](folder)
+    (verdict,) = verify(folder)
+    (problem,) = verdict.problems
+    does_nothing = name == "the adapter is not applied"
+    assert ("does not act" in problem) == does_nothing
+
+
+def test_the_right_one_is_right(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (verdict,) = verify(export)
+    assert verdict.problems == [] and verdict.worst < 1e-4 < verdict.effect
+    assert verdict.base_worst is not None and verdict.base_worst < 1e-4 and verdict.places > 20
+    assert cli.run(["verify", str(export)]) == 0
+    assert "right" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_named(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "out"
+    shutil.copytree(export, folder)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-40])
+    with pytest.raises(FileError, match=WEIGHTS):
+        verify(folder)
+    assert cli.run(["verify", str(folder)]) not in (0, 1)
+    assert WEIGHTS in capsys.readouterr().err
+
+
+def test_another_base_is_named(export: Path, small_base: Path, tmp_path: Path):
+    other = tmp_path / "base"
+    shutil.copytree(small_base, other)
+    in_tensors_of(other / "model.safetensors")
+    (verdict,) = verify(export, base=str(other))
+    assert verdict.problems[0].startswith("the base differs by up to")
+
+
+def in_tensors_of(path: Path) -> None:
+    tensors = load_file(path)
+    save_file({k: t.flip(0).contiguous() for k, t in tensors.items()}, path, {"format": "pt"})
+
+
+def test_a_merged_model_is_verified(small_base: Path, tmp_path: Path):
+    adapter = saved(tmp_path / "run", small_base, "dora", r=4)
+    hand_over(adapter, tmp_path / "out", to="vllm")
+    (verdict,) = verify(tmp_path / "out")
+    assert verdict.problems == [] and verdict.base_worst is None
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    base = load_file(small_base / "model.safetensors")
+    save_file({k: base[k] for k in tensors}, tmp_path / "out/model.safetensors", {"format": "pt"})
+    (verdict,) = verify(tmp_path / "out")
+    assert "the adapter does not act" in verdict.problems[0]
+
+
+CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
+
+
+def test_another_template_is_named(small_base: Path, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    (base / "chat_template.jinja").write_text(CHAT)
+    adapter = saved(tmp_path / "run", base, r=4)
+    hand_over(adapter, tmp_path / "out", to="peft")
+    assert (tmp_path / "out/chat_template.jinja").read_text() == CHAT
+    assert verify(tmp_path / "out")[0].problems == []
+    (tmp_path / "out/chat_template.jinja").write_text(CHAT.replace("[assistant]", "Lily:"))
+    (problem,) = verify(tmp_path / "out")[0].problems
+    assert problem.startswith("the chat template is not that of the training")
+
+
+def test_a_stop_that_is_missing_is_named(small_base: Path, tmp_path: Path):
+    """A merged model that stops at a token of the training, and goes on once that is lost."""
+    adapter = saved(tmp_path / "run", small_base, "dora", r=4)
+    hand_over(adapter, tmp_path / "out", to="vllm")
+    golden = read_golden(tmp_path / "out")
+    assert golden is not None and golden.header is not None
+    rows = []
+    for row in golden.rows:  # as if the fourth token of each answer were a stop
+        assert row.prompt is not None and row.base_logprobs is not None
+        tokens = transformers.AutoTokenizer.from_pretrained(small_base)
+        text = tokens.decode(row.answer[:3], clean_up_tokenization_spaces=False)
+        end = row.prompt + 4
+        rows.append(
+            replace(
+                row,
+                ids=row.ids[:end],
+                logprobs=row.logprobs[: end - 1],
+                base_logprobs=row.base_logprobs[:4],
+                ended="stop",
+                text=text,
+            )
+        )
+    write_golden(tmp_path / "out", replace(golden, rows=tuple(rows)))
+    (problem,) = verify(tmp_path / "out")[0].problems
+    assert "did not end at the stop token of the training" in problem
+
+
+def test_what_cannot_be_verified(export: Path, small_base: Path, tmp_path: Path):
+    with pytest.raises(FileError, match=r"has no golden\.jsonl"):
+        verify(small_base)
+    shutil.copytree(export, tmp_path / "all/one")
+    shutil.copytree(export, tmp_path / "all/two")
+    with pytest.raises(ConfigError, match="holds 2 exports"):
+        write = read_golden(tmp_path / "all/two")
+        assert write is not None and write.header is not None
+        write_golden(tmp_path / "all/two", replace(write, header=replace(write.header, name="two")))
+        verify(tmp_path / "all", model="one")
