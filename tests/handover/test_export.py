@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,15 @@ MERGED = {
 }
 
 
-@pytest.mark.parametrize("case", LORAS)
+QUICK = ("patterns", "adalora", "dora")
+"""Cases that stand for the others; all are in the slow suite."""
+
+
+def cases(names: Iterable[str]) -> list:
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("case", cases(LORAS))
 def test_the_normal_form(case: str, small_base: Path, tmp_path: Path):
     name, settings = LORAS[case]
     adapter = saved(tmp_path / "run", small_base, name, **settings)
@@ -53,7 +62,7 @@ def test_the_normal_form(case: str, small_base: Path, tmp_path: Path):
     assert report.exported[0].rank == config["r"] and report.exported[0].name == "run"
 
 
-@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize("name", cases(MERGED))
 def test_what_is_no_lora_is_merged(name: str, small_base: Path, tmp_path: Path):
     adapter = saved(tmp_path / "run", small_base, name, **MERGED[name])
     report = hand_over(adapter, tmp_path / "out", to="sglang")
@@ -68,8 +77,10 @@ def test_what_is_no_lora_is_merged(name: str, small_base: Path, tmp_path: Path):
     ("settings", "words"),
     [
         ({"modules_to_save": ["norm"]}, "trained whole"),
-        ({"trainable_token_indices": [5]}, "trained whole"),
-        ({"target_modules": ["embed_tokens", "v_proj"]}, "embeddings"),
+        pytest.param({"trainable_token_indices": [5]}, "trained whole", marks=pytest.mark.slow),
+        pytest.param(
+            {"target_modules": ["embed_tokens", "v_proj"]}, "embeddings", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_the_runtime_does_not_read_is_merged(
@@ -101,7 +112,7 @@ def test_a_truncated_dora_records_what_was_written(small_base: Path, tmp_path: P
     assert verdict.problems == [] and verdict.worst < 1e-4 < verdict.effect
 
 
-@pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning", "llama_adapter", "bottleneck"])
+@pytest.mark.parametrize("name", ["prefix_tuning", "bottleneck"])
 def test_what_is_no_change_of_weights_is_refused(name: str, small_base: Path, tmp_path: Path):
     adapter = saved(tmp_path / "run", small_base, name)
     with pytest.raises(MergeError, match="is not a LoRA"):
@@ -139,7 +150,9 @@ def test_the_adapters_of_a_folder(small_base: Path, tmp_path: Path):
     assert not (tmp_path / "more").exists()
 
 
-@pytest.mark.parametrize("to", ["vllm", "sglang", "ray"])
+@pytest.mark.parametrize(
+    "to", ["vllm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sglang", "ray"))]
+)
 def test_the_script_is_one_for_the_shell(to: str, small_base: Path, tmp_path: Path):
     folder = tmp_path / "a folder"
     adapter = saved(tmp_path / "run", small_base, r=4)
@@ -155,14 +168,14 @@ def test_the_script_is_one_for_the_shell(to: str, small_base: Path, tmp_path: Pa
     done = subprocess.run(
         [folder / "start.sh", "--port", "9"], env={"PATH": path}, capture_output=True, text=True
     )
-    said = done.stdout.splitlines()
-    assert done.returncode == 0 and said[-2:] == ["--port", "9"]
+    printed = done.stdout.splitlines()
+    assert done.returncode == 0 and printed[-2:] == ["--port", "9"]
     if to == "ray":
-        assert str(folder / "serve.yaml") in said
+        assert str(folder / "serve.yaml") in printed
     else:
-        assert f"run={folder}" in said and str(small_base) in said
+        assert f"run={folder}" in printed and str(small_base) in printed
         rank = {"vllm": "8", "sglang": "4"}[to]
-        assert said[said.index("--max-lora-rank") + 1] == rank
+        assert printed[printed.index("--max-lora-rank") + 1] == rank
 
 
 def test_settings_that_the_runtime_does_not_take(small_base: Path, tmp_path: Path):

@@ -20,11 +20,14 @@ from typing import Any
 import yaml
 
 from lorica import plain_files
+from lorica.base.bundled import NAME as NAME_OF_BUNDLED
 from lorica.errors import ConfigError, MergeError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_file import read
 from lorica.formats.adapter_folder import adapter_folder, is_adapter
 from lorica.handover.changes import conditions_in
+from lorica.handover.gguf import model as gguf_model
+from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.one_adapter import TEMPLATE, Exported, Settings, export_one
 from lorica.handover.runtimes import Runtime, runtimes
 from lorica.handover.start import StartPlan, ray_config, start_script
@@ -47,6 +50,8 @@ class HandoverReport:
     def summary(self) -> str:
         """What is where, and the command that verifies it."""
         what = ", ".join(f"{one.name} ({one.form})" for one in self.exported)
+        if not any(one.prompts for one in self.exported):
+            return f"{what} for {runtimes()[self.runtime].title} in {self.folder}"
         return f"{what} for {runtimes()[self.runtime].title} in {self.folder}; verify it: " + (
             f"lorica verify {shlex.quote(str(self.folder))}"
             + ("" if self.runtime == "peft" else " --endpoint URL, once it is served")
@@ -68,13 +73,13 @@ def hand_over(
     base: str | None = None,
     allow_base: str | None = None,
     dtype: str | None = None,
-    quantise: str | None = None,
+    quantise: Dtype | None = None,
     cloud: str | None = None,
     probe: list[str] | None = None,
 ) -> HandoverReport:
     """Export an adapter, or every adapter of a folder, for a runtime; whole or not at all.
 
-    source: a run or an adapter, or a folder of several.
+    source: a run or an adapter, or a folder of several; for llama.cpp also a base.
     to: a runtime of runtimes.toml. rank: the largest rank of a layer; None: exact, and what is no
         LoRA is merged.
     condition: of an adapter that is generated from one; None: all that it was trained on, each in
@@ -96,6 +101,8 @@ def hand_over(
         quantise=quantise or "f16",
         probe=probe,
     )
+    if to == "llamacpp" and is_base(str(source)):
+        return _export_base(str(source), Path(output), runtime, settings.quantise)
     with commit.folder(Path(output)) as staging:
         exported = [
             export_one(folder, _created(staging / place), name, place, own_condition, settings)
@@ -105,6 +112,37 @@ def hand_over(
         _write_start(staging, exported, runtime, cloud)
     notices = list(dict.fromkeys(notice for one in exported for notice in one.notices))
     return HandoverReport(Path(output), to, exported, notices)
+
+
+def is_base(source: str) -> bool:
+    """Whether `source` is a base without an adapter: "bundled", or a folder of a model."""
+    folder = Path(source).resolve()
+    is_model = plain_files.is_file(folder / "config.json") and not is_adapter(folder)
+    return source == NAME_OF_BUNDLED or is_model
+
+
+def _export_base(base: str, output: Path, runtime: Runtime, dtype: Dtype) -> HandoverReport:
+    """The model that adapters as GGUF are put on. It has no recorded answers of an adapter."""
+    name = served_name("base" if base == NAME_OF_BUNDLED else Path(base).resolve().name)
+    with commit.folder(output) as staging:
+        notices = gguf_model.write_model(base, staging / "model.gguf", dtype=dtype)
+        plan = StartPlan(
+            runtime=runtime, base=base, names=[name], places=["."], rank=None, template=None
+        )
+        _write_script(staging, plan)
+    one = Exported(
+        name=name,
+        place=".",
+        form="base",
+        rank=None,
+        base=base,
+        has_template=False,
+        max_difference=0.0,
+        lost=0.0,
+        prompts=0,
+        notices=tuple(notices),
+    )
+    return HandoverReport(output, runtime.name, [one], notices)
 
 
 def _plan(source: Path, condition: str | None) -> list[tuple[str, str, Path, str | None]]:
@@ -197,6 +235,12 @@ def _check_together(exported: Sequence[Exported], runtime: Runtime, cloud: str |
         )
 
 
+def _write_script(folder: Path, plan: StartPlan) -> None:
+    if (script := start_script(plan)) is not None:
+        commit.write_text(folder / START, script)
+        (folder / START).chmod(0o755)
+
+
 def _write_start(
     folder: Path, exported: Sequence[Exported], runtime: Runtime, cloud: str | None
 ) -> None:
@@ -212,9 +256,7 @@ def _write_start(
         template=str(Path(min(templates), TEMPLATE)) if templates else None,
         cloud=cloud,
     )
-    if (script := start_script(plan)) is not None:
-        commit.write_text(folder / START, script)
-        (folder / START).chmod(0o755)
+    _write_script(folder, plan)
     if runtime.name == "ray":
         text = yaml.safe_dump(ray_config(plan), sort_keys=False)
         commit.write_text(folder / RAY, text)

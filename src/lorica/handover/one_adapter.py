@@ -26,6 +26,8 @@ from lorica.generation.prompts import end_of_turn, prompt_format_of
 from lorica.generation.stops import stops_of
 from lorica.handover.changes import why_merged
 from lorica.handover.gguf import lora as gguf_lora
+from lorica.handover.gguf import model as gguf_model
+from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.golden_prompts import golden_prompts
 from lorica.handover.lint import check_rank, lint
 from lorica.handover.record import record_golden
@@ -44,7 +46,7 @@ class Settings:
     base: str | None = None
     allow_base: str | None = None
     dtype: str | None = None
-    quantise: str = "f16"
+    quantise: Dtype = "f16"
     probe: list[str] | None = None
 
 
@@ -241,8 +243,6 @@ def _as_gguf(folder: Path, base: str, is_lora: bool, settings: Settings) -> list
         notices = gguf_lora.write_lora(folder, base, output)
     else:
         output = folder / "model.gguf"
-        from lorica.handover.gguf import model as gguf_model  # type: ignore
-
         notices = gguf_model.write_model(folder, output, dtype=settings.quantise)
     for path in folder.iterdir():
         if path.name not in kept and path != output:
