@@ -2,11 +2,10 @@
 
 import gc
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lorica.base.condition_texts import fix_condition
 from lorica.base.describe import locate
@@ -16,14 +15,13 @@ from lorica.core.attach import detach
 from lorica.core.bank import spec_of
 from lorica.errors import ConfigError
 from lorica.formats import commit
-from lorica.formats.adapter_file import AdapterFile, read
+from lorica.formats.adapter_file import read
 from lorica.formats.attach import attach
-from lorica.formats.export import write_lora
+from lorica.formats.export import ExportReport, write_lora
 from lorica.formats.golden import Golden, write_golden
-from lorica.formats.merge import merge_to
+from lorica.formats.merge import MergeReport, merge_to
 from lorica.formats.open_adapter import open_file
-from lorica.generation.prompts import end_of_turn, prompt_format_of
-from lorica.generation.stops import stops_of
+from lorica.generation.prompts import prompt_format_of
 from lorica.handover.changes import why_merged
 from lorica.handover.gguf import lora as gguf_lora
 from lorica.handover.gguf import model as gguf_model
@@ -79,54 +77,25 @@ def export_one(
     Raises: MergeError if it is no change of weights, or is not what was written; ConfigError if
         the runtime does not take it.
     """
-    file = read(source)
-    opened = open_for_runtime(file, settings)
-    if opened.labels is not None:
-        raise ConfigError(
-            f"{source} is a classifier, and {settings.runtime.title} is started as a language "
-            "model.",
-            fix="write it with lorica export --to lora, or lorica merge",
-        )
-    model = opened.model
-    notices = fix_condition(model, opened.tokenizer, condition)
-    reason = why_merged(model, ADAPTER, settings.runtime, settings.rank)
+    opened = open_for_runtime(source, settings)
+    notices = fix_condition(opened.model, opened.tokenizer, condition)
+    reason = why_merged(opened.model, ADAPTER, settings.runtime, settings.rank)
     prompts, more = golden_prompts(opened, source)
-    method = spec_of(model, ADAPTER).method.name
     notices += [*more, *lint(opened, settings.runtime)]
-    template = _template(opened)
+    template, base = _template(opened), opened.path
+    method = spec_of(opened.model, ADAPTER).method.name
+    recorder = partial(record_golden, opened, prompts, name=name, method=method)
     if reason is None:
-        written = write_lora(
-            opened,
-            ADAPTER,
-            folder,
-            condition=condition,
-            rank=settings.rank,
-            one_rank=True,
-            probe=settings.probe,
-        )
-        with _as_written(opened, folder, exact=settings.rank is None) as adapter:
-            golden = record_golden(
-                opened,
-                prompts,
-                adapter=adapter,
-                condition=None if adapter == WRITTEN else condition,
-                name=name,
-                method=method,
-            )
+        written, golden = _write_lora(opened, folder, condition, settings, recorder)
         rank = max(written.ranks.values(), default=0)
         check_rank(rank, settings.runtime)
     else:
-        golden = record_golden(
-            opened, prompts, adapter=ADAPTER, condition=condition, name=name, method=method
-        )
-        stops = stops_of(opened, [end_of_turn(opened)]).tokens
-        base = opened.path
+        golden = recorder(adapter=ADAPTER, condition=condition)
         notices += [*opened.notices, f"{reason}: the merged model is written"]
-        del model, opened
+        del opened, recorder
         gc.collect()  # or two whole models are in memory
-        written = _write_merged(source, folder, base, condition, stops, settings)
-        rank = None
-    golden, base = _with_difference(golden, written.max_difference if reason else 0.0)
+        written = _write_merged(source, folder, base, condition, golden, settings)
+        golden, rank = _with_difference(golden, written.max_difference), None
     write_golden(folder, golden)
     if template is not None:  # in place of the base's
         commit.write_text(folder / TEMPLATE, template)
@@ -146,19 +115,27 @@ def export_one(
     )
 
 
-def open_for_runtime(file: AdapterFile, settings: Settings) -> LoadedModel:
-    """Base and adapter as other runtimes load them: on the float base."""
-    trained = None if file.base is None else file.base.quantisation
-    packed = trained in KINDS
+def open_for_runtime(source: Path, settings: Settings) -> LoadedModel:
+    """Base and adapter as other runtimes load them: on the float base.
+
+    Raises: ConfigError for a classifier.
+    """
+    packed = _was_packed(source)
     opened = open_file(
-        file,
+        read(source),
         base=settings.base,
         allow_base=settings.allow_base,
         quantisation="none" if packed else None,
     )
+    if opened.labels is not None:
+        raise ConfigError(
+            f"{source} is a classifier, and {settings.runtime.title} is started as a language "
+            "model.",
+            fix="write it with lorica export --to lora, or lorica merge",
+        )
     if packed:
         opened.notices.append(
-            f"it was trained on the base in {trained}; what is exported and recorded is what it "
+            "it was trained on a quantised base; what is exported and recorded is what it "
             "does on the float base (measure it: lorica eval --quantisation none)"
         )
     return opened
@@ -170,16 +147,29 @@ def place_of(base: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else base
 
 
-@contextmanager
-def _as_written(opened: LoadedModel, folder: Path, *, exact: bool) -> Iterator[str]:
-    """The name of the adapter whose answers are recorded: of a truncated LoRA those of the files,
-    else those of the training."""
-    if exact:
-        yield ADAPTER
-        return
+def _write_lora(
+    opened: LoadedModel,
+    folder: Path,
+    condition: str | None,
+    settings: Settings,
+    recorder: Callable[..., Golden],
+) -> tuple[ExportReport, Golden]:
+    """Write the normal form. Of a truncated LoRA the answers of the files are recorded, else those
+    of the training."""
+    written = write_lora(
+        opened,
+        ADAPTER,
+        folder,
+        condition=condition,
+        rank=settings.rank,
+        one_rank=True,
+        probe=settings.probe,
+    )
+    if written.exact:
+        return written, recorder(adapter=ADAPTER, condition=condition)
     attach(opened.model, read(folder), WRITTEN, tokenizer=opened.tokenizer)
     try:
-        yield WRITTEN
+        return written, recorder(adapter=WRITTEN, condition=None)
     finally:
         detach(opened.model, WRITTEN)
 
@@ -189,9 +179,9 @@ def _write_merged(
     folder: Path,
     base: str,
     condition: str | None,
-    stops: tuple[int, ...],
+    golden: Golden,
     settings: Settings,
-) -> Any:
+) -> MergeReport:
     """Merge into `folder`, with the stops of the training."""
     inner = folder / "merged"
     report = merge_to(
@@ -208,6 +198,7 @@ def _write_merged(
         path.rename(folder / path.name)
     shutil.rmtree(inner)
     config = folder / "generation_config.json"
+    stops = golden.header.stop_tokens if golden.header else ()
     if stops and config.exists():
         fields = commit.read_json(config)
         fields["eos_token_id"] = list(stops)
@@ -215,11 +206,10 @@ def _write_merged(
     return report
 
 
-def _with_difference(golden: Golden, difference: float) -> tuple[Golden, str]:
-    """(the recorded answers with what rounding changed in the files, where the base is)."""
+def _with_difference(golden: Golden, difference: float) -> Golden:
+    """The recorded answers, with what rounding changed in the files that were written."""
     assert golden.header is not None
-    header = replace(golden.header, difference=difference)
-    return Golden(golden.rows, header), header.base
+    return Golden(golden.rows, replace(golden.header, difference=difference))
 
 
 def _was_packed(source: Path) -> bool:
