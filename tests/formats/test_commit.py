@@ -206,3 +206,17 @@ def test_errors_keep_their_facts_between_processes():
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert (str(again), again.fix, again.facts) == (str(error), error.fix, error.facts)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "below" / "file.bin"
+    with commit.file(path) as staging:
+        staging.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(KeyError), commit.file(tmp_path / "other") as staging:
+        staging.write_bytes(b"half")
+        raise KeyError
+    with pytest.raises(ResourceError, match="already"), commit.file(path):
+        raise AssertionError("not reached")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["below", "file.bin"]

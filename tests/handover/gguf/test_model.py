@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import weakref
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.runtimes import tiny_models
 from lorica.base import checkpoint_tensors
-from lorica.errors import BaseError, FileError, MergeError
+from lorica.errors import BaseError, FileError, MergeError, MissingError
 from lorica.handover.gguf.model import write_model
 from tests.handover.gguf.read_back import read, rows_in_order, types
 
@@ -200,3 +201,11 @@ def test_one_tensor_is_in_memory_at_a_time(base_of, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_tensors, "read", watched)
     write_model(base_of("llama"), tmp_path / "m.gguf", dtype="f32")
     assert len(alive) == 30
+
+
+def test_without_the_gguf_package(base_of, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingError) as error:
+        write_model(base_of("llama"), tmp_path / "m.gguf", dtype="f32")
+    assert error.value.fix == 'pip install "lorica[gguf]"'
+    assert not list(tmp_path.iterdir())

@@ -79,6 +79,17 @@ def test_merges_that_llama_cpp_does_not_follow_are_a_notice():
     assert any("probe texts into other tokens" in notice for notice in notices)
 
 
+def test_a_tokenizer_without_tokens_for_bytes():
+    tokenizer = tiny_tokenizers.sentence_piece(prefix=True)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = [token for token in state["model"]["vocab"] if not token.startswith("<0x")]
+    state["model"]["vocab"] = {token: i for i, token in enumerate(tokens)}
+    own = Tokenizer.from_str(json.dumps(state))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
+    _, notices = tokenizer_fields(tokenizer, len(tokenizer), "here")
+    assert len(notices) == 1 and "lacks 256 tokens for single bytes" in notices[0]
+
+
 def test_tokens_without_a_row_or_with_one_text_are_refused():
     tokenizer = tiny_tokenizers.byte_level("gpt-2")
     with pytest.raises(BaseError, match="has token 419, and the embedding has 400 rows"):

@@ -93,8 +93,7 @@ def _template_notices(file: AdapterFile, base: str) -> list[str]:
     template = own_template(file.folder)
     if template is None or template == load_tokenizer(base).chat_template:
         return []
-    path = file.folder / TEMPLATE
-    option = f"--jinja --chat-template-file {path}"
+    option = f"--jinja --chat-template-file {TEMPLATE}"
     return [f"a LoRA file holds no chat template: start llama-server with {option}"]
 
 

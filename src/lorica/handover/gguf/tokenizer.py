@@ -124,21 +124,18 @@ def _spm_fields(
     scores = scores_of(merges)  # type: ignore[arg-type]
     tokens, types = vocabulary.tokens, vocabulary.types
     joined = {t: scores.get(t, NEVER) for t, kind in zip(tokens, types, strict=True) if len(t) > 1}
-    notices = []
-    wrong = [
-        text
-        for text in PROBES
-        if _own_pieces(backend, text) != _llama_pieces(prefix + text, joined, vocabulary)
-    ]
-    if wrong:
+    notices, missing = [], BYTES - set(tokens)
+    known = {token for token in tokens if len(token) == 1} | {" "}
+    texts = ["".join(c for c in t if c in known) for t in PROBES] if missing else PROBES
+    cuts = [(_own_ids(backend, t), _llama_ids(prefix + t, joined, vocabulary)) for t in texts]
+    if wrong := sum(own != cut for own, cut in cuts):
         notices.append(
-            f"llama.cpp cuts {len(wrong)} of {len(PROBES)} probe texts into other tokens than the "
-            "model's own tokenizer: pass it token ids, or convert the model with "
-            "convert_hf_to_gguf.py"
+            f"llama.cpp cuts {wrong} of {len(texts)} probe texts into other tokens than in "
+            "training: the merges are not those of SentencePiece. Send it token ids"
         )
     if _normal(backend, " a") != prefix + SPACE + "a":
         notices.append("llama.cpp reads text that begins with a space with one space more")
-    if missing := BYTES - set(tokens):
+    if missing:
         notices.append(
             f"the tokenizer lacks {counted(len(missing), 'token')} for single bytes: llama.cpp "
             "fails on text with characters that are no tokens"
@@ -172,11 +169,11 @@ def _normal(backend: Any, text: str) -> str:
     return "|".join(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
 
 
-def _own_pieces(backend: Any, text: str) -> list[int]:
+def _own_ids(backend: Any, text: str) -> list[int]:
     return backend.encode(text, add_special_tokens=False).ids
 
 
-def _llama_pieces(text: str, joined: Mapping[str, float], vocabulary: Vocabulary) -> list[int]:
+def _llama_ids(text: str, joined: Mapping[str, float], vocabulary: Vocabulary) -> list[int]:
     """Token ids of a text, spaces and all, as llama.cpp cuts it."""
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     unknown = next((i for i, kind in enumerate(vocabulary.types) if kind == UNKNOWN), -1)
