@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["linear", "embedding", "other", "attention", "decoder"]
+Kind = Literal["linear", "embedding", "expert", "other", "attention", "decoder"]
 Config = Mapping[str, Any]
 
 
@@ -18,7 +18,8 @@ class SiteShape:
     """A layer that a method may act on, as lorica.core.site has it, without its module.
 
     inputs, outputs: features; 0 for norms, attention and the decoder. layer: number of its block,
-    counted from 0; None outside of the blocks. parameters: elements of its own tensors.
+    counted from 0; None outside of the blocks. parameters: elements of its own tensors; those of
+    experts are counted at the module that holds them. experts: how many matrices a stack has.
     """
 
     name: str
@@ -28,6 +29,7 @@ class SiteShape:
     layer: int | None = None
     parameters: int = 0
     is_head: bool = False
+    experts: int = 0
 
 
 def field(config: Config, *names: str, default: Any = None) -> Any:

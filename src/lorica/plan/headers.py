@@ -8,12 +8,15 @@ from pathlib import Path
 
 from lorica.base.untrusted_files import header_of, weight_files
 from lorica.errors import FileError, listed
+from lorica.plan.expert_headers import expert_sites, stacked
 from lorica.plan.families import SiteShape
 
 BUFFERS = re.compile(r"(attn\.(masked_)?bias|inv_freq)$")
 """Masks and frequencies that old checkpoints hold: they are no parameters."""
 EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|word_embeddings|tok_embeddings)([._]|$)")
 HEADS = ("lm_head", "score", "classifier", "output", "embed_out")
+ROUTERS = ("gate", "router")
+"""What chooses the experts beside it: no linear layer in transformers."""
 QUERIES = {"q_proj", "query", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "wq", "q_lin"}
 
 Tensors = Mapping[str, tuple[int, ...]]
@@ -52,7 +55,7 @@ def sites_in(tensors: Tensors) -> list[SiteShape]:
     A matrix is taken as (outputs, inputs), as in torch.nn.Linear.
     """
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in tensors.items():
+    for name, shape in stacked(tensors).items():
         module, _, leaf = name.rpartition(".")
         modules.setdefault(module, {})[leaf] = shape
     decoder = _common_parent([name for name in modules if _block_of(name) is not None])
@@ -63,7 +66,10 @@ def sites_in(tensors: Tensors) -> list[SiteShape]:
         if leaf in QUERIES and parent not in attentions:
             attentions.add(parent)
             sites.append(SiteShape(parent, "attention", layer=_block_of(name)))
-        sites.append(_site(name, leaf, own))
+        if leaf in ROUTERS and f"{parent}.experts" in modules:
+            sites.append(SiteShape(name, "other", 0, 0, _block_of(name), elements(own)))
+            continue
+        sites += [_site(name, leaf, own), *expert_sites(name, own, _block_of(name))]
     return sites
 
 

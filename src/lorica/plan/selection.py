@@ -23,6 +23,8 @@ SCALED_OUTPUT = re.compile(
 SCALED_INPUT = re.compile(
     r"(.*\.)?(down_proj|fc2|fc_out|w2|wo|dense_4h_to_h|lin2|mlp\.c_proj|(?<!attention\.)output\.dense)"
 )
+ALL_EXPERTS = "experts"
+"""target_parameters that names every fused weight of experts, as core.targets has it."""
 INPUT = re.compile(r"(q|k|v|kv|qk|qkv|query|key|value|in)(_|$)", re.I)
 """Names of layers that do not write to the residual stream."""
 
@@ -36,7 +38,8 @@ def adapted_sites(
     """
     kinds = kinds_of(method)
     saved = {site.name for site in saved_sites(shapes, settings.modules_to_save)}
-    sites = [s for s in shapes.sites if s.kind in kinds and s.name not in saved]
+    every = [s for s in shapes.sites if s.kind in kinds and s.name not in saved]
+    sites = [s for s in every if s.kind != "expert"]
     targets = settings.target_modules
     if targets is None:
         chosen = _own_choice(method, sites)
@@ -46,6 +49,9 @@ def adapted_sites(
         chosen = sites
     else:
         chosen = _named(sites, "target_modules", targets)
+    if settings.target_parameters is not None:
+        experts = _experts(every, settings.target_parameters, method["name"])
+        chosen = [s for s in every if s in chosen or s in experts]
     if settings.exclude_modules is not None:
         out = {s.name for s in _named(chosen, "exclude_modules", settings.exclude_modules)}
         chosen = [s for s in chosen if s.name not in out]
@@ -62,6 +68,20 @@ def adapted_sites(
             f"no layer of {shapes.base} is left to adapt.", fix="leave exclude_modules out"
         )
     return chosen
+
+
+def _experts(sites: list[SiteShape], entries: str | list[str], method: str) -> list[SiteShape]:
+    """The stacks that target_parameters names. Raises: TargetError if an entry names none."""
+    experts = [site for site in sites if site.kind == "expert"]
+    if not experts:
+        raise TargetError(
+            f"target_parameters: this base has no fused weights of experts on which {method} is "
+            "defined.",
+            fix="leave target_parameters out, or use method lora or dora on a mixture of experts",
+        )
+    if entries in (ALL_EXPERTS, [ALL_EXPERTS]):
+        return experts
+    return _named(experts, "target_parameters", [entries] if isinstance(entries, str) else entries)
 
 
 def kinds_of(method: Mapping[str, Any]) -> tuple[str, ...]:

@@ -21,6 +21,10 @@ BLOCK, SECOND_BLOCK = 64, 256
 """Weights per scale of a 4-bit layer, and scales per scale of the second level."""
 MAX_UNKNOWN = 0.01
 """Share of a known architecture's parameters by which its weights may differ from them."""
+MIXTURE = (
+    "this is a mixture of experts: memory and time do not count what its experts compute and keep; "
+    "--measure times three steps"
+)
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = ("nf4", "fp4", "int8")
 """How a checkpoint may be quantised to be loaded; see lorica.base.quantise."""
@@ -129,6 +133,8 @@ def read_shapes(base: str) -> Shapes:
         sites = tuple(headers.sites_in(tensors))
         tied, packs = not any(site.is_head for site in sites), True
         notices += (f"the layers of this {family} model are read from its weights",)
+    if any(site.experts for site in sites):
+        notices += (MIXTURE,)
     inner = families.field(config, "intermediate_size", "n_inner", default=4 * sizes["hidden"])
     return Shapes(
         base=base,
