@@ -21,7 +21,7 @@ GROUPS = {
         "merge",
     ],
     "Adapters on disk": ["save", "load", "export_lora", "combine"],
-    "Training": ["train", "train_each", "AdapterCallback", "Driver"],
+    "Training": ["train", "train_each", "AdapterCallback", "ReferenceModel", "Driver"],
     "Evaluation": ["evaluate", "predict"],
     "Errors": ["LoricaError"],
 }

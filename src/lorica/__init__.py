@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lorica.methods.full import Full
     from lorica.methods.lora import Lora
     from lorica.training.each import train_each
+    from lorica.training.reference_model import ReferenceModel
     from lorica.training.train import train
     from lorica.training.trainer_callback import AdapterCallback
 
@@ -34,6 +35,7 @@ __all__ = [
     "Full",
     "Lora",
     "LoricaError",
+    "ReferenceModel",
     "activate",
     "adapt",
     "combine",
@@ -59,6 +61,7 @@ _HOMES = {
     "Full": "methods.full",
     "Lora": "methods.lora",
     "LoricaError": "errors",
+    "ReferenceModel": "training.reference_model",
     "activate": "core.attach",
     "adapt": "core.attach",
     "combine": "formats.combine",

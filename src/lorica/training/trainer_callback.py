@@ -35,6 +35,7 @@ from lorica.errors import ConfigError, TrainingError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_folder import MANIFEST
 from lorica.formats.save import save
+from lorica.training.trainer_checks import check_dropout, check_gradients, check_head, check_rates
 from lorica.training.trainer_record import RECORD, check_record, read_record, record_of
 
 TENSORS = "model.safetensors"
@@ -44,9 +45,13 @@ class AdapterCallback(TrainerCallback):
     """Let a Trainer save and load the active adapter of its model instead of the whole model.
 
     Raises: ConfigError, before the first step, if not one adapter is active, or its method has a
-        schedule, which a Trainer does not drive. TrainingError, before the first step after
-        resume_from_checkpoint, if the checkpoint's adapter or base is another one, or was changed.
+        schedule, which a Trainer does not drive, or rates or dropout that it has not.
+        TrainingError, before the first step after resume_from_checkpoint, if the checkpoint's
+        adapter or base is another one, or was changed; before the first update, if the loss does
+        not depend on the adapter.
     """
+
+    gradients_checked = False
 
     def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         install(given["model"], given.get("processing_class"))
@@ -58,6 +63,16 @@ class AdapterCallback(TrainerCallback):
         if state.global_step > 0:
             check_resumed(model, loader, tokenizer, late=late)
         loader.forget()
+        name = active_adapter(model)
+        check_dropout(model, name, args)
+        check_head(model, name)
+        check_rates(model, name, given.get("optimizer"))
+        self.gradients_checked = bool(args.deepspeed)  # it keeps the gradients elsewhere
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if not self.gradients_checked:
+            check_gradients(given["model"], active_adapter(given["model"]))
+            self.gradients_checked = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         install(given["model"], given.get("processing_class")).forget()  # the best checkpoint
