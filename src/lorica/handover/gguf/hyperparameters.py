@@ -11,7 +11,18 @@ from lorica.errors import BaseError, listed
 from lorica.handover.gguf.architectures import Architecture
 from lorica.handover.gguf.writer import Fields
 
+_SCALED = ("default", "linear", "yarn")
+ROPE_TYPES = {
+    "llama": (*_SCALED, "llama3"),
+    "mistral": (*_SCALED, "llama3"),
+    "qwen2": _SCALED,
+    "qwen3": _SCALED,
+    "gemma2": ("default",),
+    "gemma3_text": ("default", "linear"),
+}
+"""By transformers' model_type: the kinds of RoPE that llama.cpp computes alike."""
 GELU = "gelu_pytorch_tanh"
+WITH_WINDOW = ("gemma2", "gemma3_text")
 SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6}
 """Of so many layers the last one attends to everything."""
 SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
@@ -78,7 +89,7 @@ def _decoder_fields(config: Any) -> dict[str, Any]:
     scaled = rope["rope_type"] in ("linear", "yarn")
     final_cap = getattr(config, "final_logit_softcapping", None)
     cap = getattr(config, "attn_logit_softcapping", None)
-    slides = config.model_type in ("gemma2", "gemma3_text")
+    slides = config.model_type in WITH_WINDOW
     original = rope.get("original_max_position_embeddings")
     return {
         "vocab_size": config.vocab_size,
@@ -114,9 +125,7 @@ def _problems(config: Any) -> list[str]:
     act = "hidden_activation" if gemma else "hidden_act"
     problems = _differing(config, {act: (GELU,) if gemma else ("silu",)})
     rope, sliding = _rope(config), _rope(config, "sliding_attention")
-    kinds = {"llama": ("llama3",), "mistral": ("llama3",), "gemma2": ()}.get(config.model_type, ())
-    kinds += ("default", *(() if config.model_type == "gemma2" else ("linear", "yarn")))
-    if rope["rope_type"] not in kinds:
+    if rope["rope_type"] not in ROPE_TYPES[config.model_type]:
         problems.append(f"rope_type {rope['rope_type']}")
     if sliding is not rope and sliding["rope_type"] != "default":
         problems.append(f"rope_type {sliding['rope_type']} of sliding attention")
@@ -129,7 +138,7 @@ def _problems(config: Any) -> list[str]:
         if key not in known and value not in (None, defaults.get(key))
     ]
     slides = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or [])
-    if slides and config.model_type not in ("gemma2", "gemma3_text"):
+    if slides and config.model_type not in WITH_WINDOW:
         problems.append("layers of sliding attention")
     return problems
 
