@@ -1,6 +1,7 @@
 """Runtimes that adapters are handed over to, each in an environment of its own.
 
     python -m benchmarks.runtimes.install llamacpp     xllamacpp, and llama.cpp's own converter
+    python -m benchmarks.runtimes.install vllm         vLLM for the CPU: 3.5 GB, five minutes
 
 <name>.txt pins what is installed into .runtimes/<name>. <name>_server.py is run by its interpreter
 and serves OpenAI's API on this machine alone; server.py starts it from here.

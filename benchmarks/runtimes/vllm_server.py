@@ -34,7 +34,7 @@ def main(base: str, adapters: list[str]) -> None:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base]
     command += ["--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "4"]
-    command += ["--max-logprobs", "-1", "--enforce-eager", "--generation-config", "vllm"]
+    command += ["--max-logprobs", "-1", "--enforce-eager"]
     if adapters:
         rank = max(_rank(Path(adapter.partition("=")[2])) for adapter in adapters)
         command += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", str(len(adapters))]
