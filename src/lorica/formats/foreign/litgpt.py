@@ -59,7 +59,9 @@ def translate(files: FolderFiles) -> Translation:
     path = files.folder / TRAINING
     r = int(check_number(training.get("lora_r"), "lora_r", path, least=1, whole=True))
     alpha = check_number(training.get("lora_alpha"), "lora_alpha", path)
-    dropout = check_number(training.get("lora_dropout") or 0.0, "lora_dropout", path, most=0.99)
+    dropout = check_number(
+        training.get("lora_dropout") or 0.0, "lora_dropout", path, least=0, most=0.99
+    )
     layers = _layers(files.tensors(LITGPT), files.folder / LITGPT)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for (block, layer), (a, b) in layers.items():
@@ -68,10 +70,9 @@ def translate(files: FolderFiles) -> Translation:
             parts = _split(a, b, r, sizes, training, by_group, files.folder / LITGPT)
             names = {f"model.layers.{block}.self_attn.{part}_proj": p for part, p in parts.items()}
             pairs |= names
-        elif layer == "lm_head":
-            pairs["lm_head"] = (a, b)
         else:
-            pairs[f"model.layers.{block}.{LAYERS[layer]}"] = (a, b)
+            site = "lm_head" if layer == "lm_head" else f"model.layers.{block}.{LAYERS[layer]}"
+            pairs[site] = _of_rank(a, b, r, layer, files.folder / LITGPT)
     wide = {site: len(a) for site, (a, _) in pairs.items() if len(a) != r}
     base = _base(sizes)
     config = {
@@ -126,6 +127,17 @@ def _layers(
     return {place: (own["lora_A"], own["lora_B"]) for place, own in halves.items()}
 
 
+def _of_rank(a: Tensor, b: Tensor, r: int, layer: str, path: Path) -> tuple[Tensor, Tensor]:
+    """Raises: FileError if the pair has another rank than hyperparameters.yaml says."""
+    if a.ndim != 2 or b.ndim != 2 or not len(a) == b.shape[1] == r:
+        raise FileError(
+            f"{path} has a LoRA of another rank than {TRAINING} says, {r}.",
+            layer=f"{layer}: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}",
+            fix="copy both files from the folder of the checkpoint",
+        )
+    return a, b
+
+
 def _split(
     a: Tensor,
     b: Tensor,
@@ -146,7 +158,8 @@ def _split(
     )
     rows = {"q": heads * size, "k": groups * size, "v": groups * size}
     adapted = [part for part in QKV if training.get(FLAGS[part])]
-    if len(a) != r * len(adapted) or len(b) != sum(rows[p] for p in adapted) or b.shape[1] != r:
+    outputs = sum(rows[part] for part in adapted)
+    if a.ndim != 2 or len(a) != r * len(adapted) or b.shape != (outputs, r):
         raise FileError(
             f"{path} has a fused layer of other sizes than {SIZES} and {TRAINING} say.",
             tensors=f"lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}",

@@ -69,7 +69,9 @@ def _settings(config: Mapping[str, Any], path: Path) -> tuple[int, float, float]
         )
     rank = int(check_number(own["rank"], "lora_parameters.rank", path, least=1, whole=True))
     scale = check_number(own["scale"], "lora_parameters.scale", path)
-    dropout = check_number(own.get("dropout") or 0.0, "lora_parameters.dropout", path, most=0.99)
+    dropout = check_number(
+        own.get("dropout") or 0.0, "lora_parameters.dropout", path, least=0, most=0.99
+    )
     alpha = own.get("alpha")
     if alpha is None or {"num_layers", "fine_tune_type"} & config.keys():
         return rank, scale, dropout

@@ -23,6 +23,7 @@ from lorica.formats.adapter_folder import CONFIG
 from lorica.formats.foreign import torchtune
 from lorica.formats.foreign.translation import Translation
 from lorica.formats.peft.layout import HARMLESS
+from lorica.formats.peft.types import check_number
 
 PREFIX, LORA = "base_model.model.", re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b")
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -129,6 +130,7 @@ def _complete(
             fix="write the values of its training into the file; PEFT's defaults are r 8 and "
             "lora_alpha 8",
         )
+    check_number(config["lora_alpha"], "lora_alpha", folder / CONFIG)
     magnitudes = [key for key in tensors if key.endswith(".lora_magnitude_vector")]
     if magnitudes and "use_dora" not in config and not torchtune.is_export(config):
         raise FileError(

@@ -25,6 +25,7 @@ from lorica.errors import FileError, listed
 from lorica.formats.adapter_folder import CONFIG
 from lorica.formats.foreign.translation import Translation
 from lorica.formats.peft.lora import LoraLayout
+from lorica.formats.peft.types import check_number
 
 KEY = re.compile(
     r"(?:layers\.(\d+)\.(attn|mlp)\.)?(\w+)\.(lora_a\.weight|lora_b\.weight|magnitude)"
@@ -105,6 +106,7 @@ def translate(
             f"{weights.parent / CONFIG} has no {' and no '.join(absent)}: the scale is not known.",
             fix="write lora_rank (as r) and lora_alpha of the training's recipe into the file",
         )
+    check_number(config["lora_alpha"], "lora_alpha", weights.parent / CONFIG)
     if unknown := sorted(set(config) - EXPORTED):
         raise _not_read(weights, (f"{key} in {CONFIG}" for key in unknown))
     names = {key: _peft_name(key) for key in tensors}

@@ -20,6 +20,8 @@ Count: Any = Annotated[int, Field(ge=0, le=2**31)]
 Rank = Annotated[int, Field(ge=1, le=2**20)]
 Seed: Any = Annotated[int, Field(ge=0, lt=2**62)]
 Names = list[str] | str | None
+LEAST = 1e-9
+"""Of a scale: an adapter with a smaller one does nothing."""
 
 TYPES: dict[str, Any] = {
     **dict.fromkeys(
@@ -97,15 +99,16 @@ def check_number(
     key: str,
     path: Path,
     *,
-    least: float = 0.0,
+    least: float = LEAST,
     most: float = 1e9,
     whole: bool = False,
 ) -> float:
     """A number of a foreign config. Raises: FileError if it is missing, or out of bounds."""
     fits = type(value) is int or (type(value) is float and not whole)
     if not fits or not least <= value <= most:  # type: ignore[operator]
+        bound = "above 0" if least == LEAST else f"of at least {least:g}"
         raise FileError(
-            f"{path}: {key} is {value!r:.80}; it must be a number of at least {least:g}.",
+            f"{path}: {key} is {value!r:.80}; it must be a number {bound}.",
             fix="write the value of its training into the file",
         )
     return float(value)  # type: ignore[arg-type]
