@@ -173,3 +173,15 @@ def test_nothing_fits():
 def test_conditions_with_4_bit_weights_have_one_adapter_each():
     choice = choose(on(12, replace(ALPACA, conditions=TASKS)))
     assert choice.each and choice.method == "lora"
+
+
+def test_a_small_base_leaves_full_fine_tuning_open():
+    """In our studies it ended below LoRA; where it does not fit, or the base is large, it is out."""
+    here = small(with_rows())
+    doubts = {reason.what for reason in choose(here).doubts}
+    assert "lora or full" in doubts
+    too_large = choose(on(80, with_rows())).doubts
+    does_not_fit = choose(
+        replace(here, peak=lambda s: 2**50 if s["method"]["name"] == "full" else 1)
+    )
+    assert not any("full" in reason.what for reason in [*too_large, *does_not_fit.doubts])

@@ -1,11 +1,13 @@
 """What was not chosen and why, and what the evidence does not separate."""
 
 from lorica.plan.choose.flowchart import EDGES, Edge
-from lorica.plan.choose.questions import LOW, serves_lora_alone
+from lorica.plan.choose.questions import LOW, fits, serves_lora_alone
 from lorica.plan.choose.rank import Rank, choose_rank
 from lorica.plan.choose.reason import Reason
 from lorica.plan.choose.situation import Situation
 
+SMALL_BASE = 50_000_000
+"""Parameters; our studies have bases of 0.26 and 5 million."""
 ALTERNATIVES = {
     "lora": ("results-lora",),
     "dora": ("results-dora", "results-lora", "claims-dora-8"),
@@ -88,6 +90,15 @@ def doubts_of(situation: Situation, edge: Edge, rank: Rank, r: int | None) -> li
         why = "AdaLoRA against LoRA was not shown on our small base; the paper shows it for classes"
         doubts.append(
             Reason("AdaLoRA or LoRA", "cannot tell", why, ("claims-adalora", "paper-adalora"))
+        )
+    small = situation.base.parameters <= SMALL_BASE
+    if edge.method != "full" and small and fits(situation, "full", rank.r):
+        why = (
+            "full fine-tuning fits, and on bases this small it ended with a lower loss than LoRA "
+            "in our studies, and forgot more: compare both on your rows (lorica compare)"
+        )
+        doubts.append(
+            Reason(f"{edge.method} or full", "cannot tell", why, ("results-full", "studies-full"))
         )
     if not rank.reached and edge.method != "full":
         why = "no rank reaches the label tokens; full fine-tuning may learn more"
