@@ -160,6 +160,19 @@ def test_what_is_printed_can_be_used(root, started, tmp_path):
     assert f"SIGHUP: {keys} has been read again: 1 tenant" in err
 
 
+def test_who_reads_the_address_may_connect_at_once(small_base, monkeypatch, capsys):
+    """It was printed before the sockets listened: the first request was refused now and then."""
+
+    def connect(engine, listeners, **_) -> int:
+        assert "API" in capsys.readouterr().out
+        for listener in listeners:
+            socket.create_connection(listener.socket.getsockname(), timeout=20).close()
+        return 0
+
+    monkeypatch.setattr("lorica.serve.run.run", connect)
+    assert run(["serve", str(small_base), "--port", "0", "--admin_port", "0"]) == 0
+
+
 def test_the_interpreter_does_not_look_for_cycles_when_it_ends(monkeypatch):
     frozen = []
     monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))

@@ -143,6 +143,8 @@ def serve(
         listeners = _listeners(
             engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )
+        for listener in listeners:  # who reads the addresses may connect at once
+            listener.socket.listen()
         _print_summary(engine, slots, client.getsockname(), admin)
         reload = KeysReload(base, keys, access, engine)
         cut = run.run(engine, listeners, drain_timeout=drain_timeout, on_hangup=reload)

@@ -176,7 +176,7 @@ def test_conditions_with_4_bit_weights_have_one_adapter_each():
 
 
 def test_a_small_base_leaves_full_fine_tuning_open():
-    """In our studies it ended below LoRA; where it does not fit, or the base is large, it is out."""
+    """In our studies its loss was below LoRA's. On a large base, or where it does not fit, no."""
     here = small(with_rows())
     doubts = {reason.what for reason in choose(here).doubts}
     assert "lora or full" in doubts
