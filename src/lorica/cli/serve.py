@@ -143,8 +143,6 @@ def serve(
         listeners = _listeners(
             engine, access, client, admin, adapters, allowed_hosts or (), timeout
         )
-        for listener in listeners:  # who reads the addresses may connect at once
-            listener.socket.listen()
         _print_summary(engine, slots, client.getsockname(), admin)
         reload = KeysReload(base, keys, access, engine)
         cut = run.run(engine, listeners, drain_timeout=drain_timeout, on_hangup=reload)
@@ -232,6 +230,8 @@ def _listeners(
     listeners = [Listener(gate, client)]
     if admin is not None:
         listeners.append(Listener(admin_gate(engine, engine.store, metrics, access, root), admin))
+    for listener in listeners:  # the addresses are printed next: who reads them may connect
+        listener.socket.listen()
     return listeners
 
 
