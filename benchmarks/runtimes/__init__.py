@@ -2,6 +2,7 @@
 
     python -m benchmarks.runtimes.install llamacpp     xllamacpp, and llama.cpp's own converter
     python -m benchmarks.runtimes.install vllm         vLLM for the CPU: 3.5 GB, five minutes
+    python -m benchmarks.runtimes.install foreign      mlx-lm, LitGPT, torchtune: what they write
 
 <name>.txt pins what is installed into .runtimes/<name>. <name>_server.py is run by its interpreter
 and serves OpenAI's API on this machine alone; server.py starts it from here.
