@@ -7,19 +7,18 @@ python -m benchmarks.runtimes.compare_llamacpp --write PAGE    the page of the l
 
 import argparse
 import json
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import benchmarks.runtimes.compare_llamacpp as package
-from benchmarks.plan.run import machine
-from benchmarks.runtimes import interpreter, tiny_models
 from benchmarks.runtimes import llamacpp_cases as cases
+from benchmarks.runtimes import tiny_models
+from benchmarks.runtimes.adapters import ADAPTERS, BASE, MERGED
+from benchmarks.runtimes.table import header, nats, pair, table
 from lorica.base.load import load as load_base
 from lorica.handover.gguf.model import write_model
 from lorica.handover.gguf.writer import Dtype
@@ -39,7 +38,7 @@ that the file was written from. *Worst* is the largest difference of all, in nat
 at a token of very low probability. *Mean* is over all tokens and positions. *Effect* is the
 largest difference that the adapter itself makes.
 
-{machine}; llama.cpp in xllamacpp {xllamacpp}; gguf {gguf}. Measured on {date}, on one thread.
+{machine}; llama.cpp in xllamacpp {version}; gguf {gguf}. Measured on {date}, on one thread.
 """
 ADAPTERS_NOTE = """\
 ## Adapters on the bundled base
@@ -67,19 +66,19 @@ every text of the test llama.cpp's tokens are those of the model's own tokenizer
 
 def measure(folder: Path) -> dict[str, Any]:
     """Every comparison. folder: for the files, which take some 200 MB."""
-    opened, log = load_base(cases.BASE), folder / "log"
-    adapters = {name: cases.write_adapter(name, _new(folder)) for name in cases.ADAPTERS}
+    opened, log = load_base(BASE), folder / "log"
+    adapters = {name: cases.write_adapter(name, _new(folder)) for name in ADAPTERS}
     results: dict[str, Any] = {"adapters": {}, "merged": {}, "tiny": {}}
     for dtype in DTYPES:
         model = folder / f"base-{dtype}.gguf"
-        write_model(cases.BASE, model, dtype=dtype)
+        write_model(BASE, model, dtype=dtype)
         for setting in (EXACT, SHIPPED) if dtype == "f32" else (SHIPPED,):
             compared = cases.compare_adapters(
                 model, adapters, opened, log, as_shipped=setting == SHIPPED
             )
             rows = {name: asdict(result) for name, result in compared.items()}
             results["adapters"][f"{dtype}, {setting}"] = rows
-    for name in cases.MERGED:
+    for name in MERGED:
         for dtype in DTYPES:
             model, want = cases.write_merged(name, _new(folder), dtype)
             result = cases.compare_model(model, want, opened, log, as_shipped=dtype != "f32")
@@ -94,33 +93,21 @@ def _new(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=folder))
 
 
-def _header() -> dict[str, str]:
-    python = interpreter("llamacpp")
-    ask = "from importlib.metadata import version; print(version('xllamacpp'))"
-    answer = subprocess.run([str(python), "-c", ask], capture_output=True, text=True)
-    return {
-        "machine": machine(),
-        "xllamacpp": answer.stdout.strip(),
-        "gguf": version("gguf"),
-        "date": date.today().isoformat(),
-    }
-
-
 def page(record: Mapping[str, Any]) -> str:
     """The page of a record."""
     results = record["results"]
     columns = list(results["adapters"])
     rows = [
-        [name, _nats(results["adapters"][columns[0]][name]["effect"]) if name != "base" else ""]
-        + [_pair(results["adapters"][column][name]) for column in columns]
+        [name, nats(results["adapters"][columns[0]][name]["effect"]) if name != "base" else ""]
+        + [pair(results["adapters"][column][name]) for column in columns]
         for name in results["adapters"][columns[0]]
     ]
     merged = [
-        [name, *(_pair(by_dtype[dtype]) for dtype in DTYPES)]
+        [name, *(pair(by_dtype[dtype]) for dtype in DTYPES)]
         for name, by_dtype in results["merged"].items()
     ]
     tiny = [
-        [name, _pair(row["base"]), _pair(row["adapter"]), _nats(row["adapter"]["effect"])]
+        [name, pair(row["base"]), pair(row["adapter"]), nats(row["adapter"]["effect"])]
         for name, row in results["tiny"].items()
     ]
     return "\n".join(
@@ -128,15 +115,15 @@ def page(record: Mapping[str, Any]) -> str:
             NOTE.format(**record),
             ADAPTERS_NOTE.format(exact=EXACT.capitalize(), shipped=SHIPPED.capitalize()),
             "",
-            *_table(["worst / mean", "effect", *columns], rows),
+            *table(["worst / mean", "effect", *columns], rows),
             "",
             MERGED_NOTE,
             "",
-            *_table(["worst / mean", *(f"{d}, {_setting(d)}" for d in DTYPES)], merged),
+            *table(["worst / mean", *(f"{d}, {_setting(d)}" for d in DTYPES)], merged),
             "",
             TINY_NOTE,
             "",
-            *_table(["worst / mean", "base", "with a LoRA", "effect"], tiny),
+            *table(["worst / mean", "base", "with a LoRA", "effect"], tiny),
             "",
         ]
     )
@@ -144,19 +131,6 @@ def page(record: Mapping[str, Any]) -> str:
 
 def _setting(dtype: str) -> str:
     return EXACT if dtype == "f32" else SHIPPED
-
-
-def _pair(row: Mapping[str, float]) -> str:
-    return f"{_nats(row['worst'])} / {_nats(row['mean'])}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.1e}" if value < 0.001 else f"{value:.2g}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def main() -> None:
@@ -168,7 +142,11 @@ def main() -> None:
         target.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as folder:
-        record = {**_header(), "results": measure(Path(folder))}
+        record = {
+            **header("llamacpp", "xllamacpp"),
+            "gguf": version("gguf"),
+            "results": measure(Path(folder)),
+        }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(page(record))
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import methods
 from benchmarks.claims import run as claims
 from benchmarks.plan import run as plan
-from benchmarks.runtimes import compare_llamacpp
+from benchmarks.runtimes import compare_llamacpp, compare_vllm
 from benchmarks.speed import run as speed
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -22,8 +22,9 @@ DOCS = Path(__file__).parents[2] / "docs"
         (speed, "performance/README.md"),
         (plan, "planning/README.md"),
         (compare_llamacpp, "handover/llamacpp-measured.md"),
+        (compare_vllm, "handover/vllm-measured.md"),
     ],
-    ids=["claims", "methods", "speed", "plan", "llamacpp"],
+    ids=["claims", "methods", "speed", "plan", "llamacpp", "vllm"],
 )
 def test_a_page_is_what_its_benchmark_writes(benchmark, page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--write", str(tmp_path / "page.md")])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.runtimes import FOLDER, interpreter, llamacpp_cases, tiny_models
+from benchmarks.runtimes.adapters import MERGED
 from benchmarks.runtimes.tiny_models import ROWS
 from lorica.base.bundled import FOLDER as BUNDLED
 from lorica.base.load import load as load_base
@@ -91,7 +92,7 @@ def test_adapters_are_as_near_as_the_base_is(dtype, bundled, adapters, tmp_path)
         assert result.worst < 2 * base.worst and result.mean < 2 * base.mean
 
 
-@pytest.mark.parametrize("case", llamacpp_cases.MERGED)
+@pytest.mark.parametrize("case", MERGED)
 def test_merged_models(case, bundled, tmp_path):
     model, want = llamacpp_cases.write_merged(case, tmp_path, "f32")
     compared = llamacpp_cases.compare_model(
