@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import lorica
-from lorica.core.adapter import Method
+from lorica.core.adapter import Adapter, Method
 from lorica.core.bank import adapted_layers, attached
 from lorica.core.site import expert_sites, sites_of
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, TargetError
+from lorica.methods.lora.experts import ExpertLora
 from tests.base.architectures import tiny
 from tests.laws.bases import bits, move, same_bits
 
@@ -82,22 +83,44 @@ def test_one_step_is_that_of_target_parameters(name):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_every_implementation_of_experts_gives_the_same_and_merges_to_it(name, method):
+def test_the_factored_pass_is_that_of_adapted_stacks_and_of_the_merged_model(
+    name, method, monkeypatch
+):
+    """And of every implementation of transformers on adapted stacks."""
     model = move(adapted(name, lorica.method(method, r=2)), size=0.2)
     base = bits(model)
+    want = loss(model)
+    want.backward()
+    grads = {key: t.grad for key, t in adapter_state(model).items()}
     with torch.no_grad():
-        away = (model(IDS).logits - tiny(name)(IDS).logits).abs().max()
-        outputs = []
-        for implementation in IMPLEMENTATIONS:
-            model.set_experts_implementation(implementation)  # type: ignore
-            outputs.append(model(IDS).logits)
-        for other in outputs[1:]:
-            torch.testing.assert_close(other, outputs[0], atol=1e-5, rtol=1e-5)
+        factored = model(IDS).logits
+        assert (factored - tiny(name)(IDS).logits).abs().max() > 0.01
+    monkeypatch.setattr(ExpertLora, "run_experts", Adapter.run_experts)
+    for implementation in IMPLEMENTATIONS:
+        model.set_experts_implementation(implementation)  # type: ignore
+        model.zero_grad()
+        loss(model).backward()
+        for key, tensor in adapter_state(model).items():
+            torch.testing.assert_close(tensor.grad, grads[key], atol=1e-6, rtol=1e-4)
         assert same_bits(bits(model), base)
+    lorica.merge(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, factored, atol=1e-5, rtol=1e-5)
+
+
+def test_two_adapters_act_together_as_merged():
+    model = move(adapted("gpt_oss"), size=0.2)
+    lorica.adapt(model, lorica.Dora(r=2), name="second", target_parameters=["down_proj"])
+    move(model, seed=2, size=0.2)
+    lorica.activate(model, "default", "second")
+    with torch.no_grad():
+        both = model(IDS).logits
+        with lorica.use(model, "default"):
+            assert not torch.allclose(model(IDS).logits, both, atol=0.01)
         lorica.merge(model)
-        merged = model(IDS).logits
-    assert away > 0.01
-    torch.testing.assert_close(merged, outputs[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(IDS).logits, both, atol=1e-5, rtol=1e-5)
+    experts = model.model.layers[0].mlp.experts  # type: ignore[union-attr]
+    assert "forward" not in vars(experts) and "adapters" not in dict(experts.named_children())
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

@@ -75,6 +75,17 @@ class Adapter(nn.Module):
         """
         return None
 
+    @classmethod
+    def run_experts(
+        cls, module: nn.Module, adapters: Mapping[str, Any], inputs: tuple[Any, ...]
+    ) -> Tensor | None:
+        """What a module of experts returns for `inputs`, with one adapter at each parameter named.
+
+        adapters: of this very class. None: this class has no such form for the module, which
+        computes with the tensors of `weights` then.
+        """
+        return None
+
     def weights(self, layer: nn.Module) -> dict[str, Tensor]:
         """Tensors that replace those of `layer` during the call, by their names there.
 

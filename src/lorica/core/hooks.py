@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.core import attention
-from lorica.core.bank import LayerAdapters
+from lorica.core.bank import ExpertAdapters, LayerAdapters
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.row_fronts import enter_by_row, inputs_of
 from lorica.core.site import Site
@@ -27,11 +27,7 @@ def hook_layer(site: Site) -> tuple:
     if site.kind == "decoder":
         return (module.register_forward_pre_hook(_enter, with_kwargs=True),)
     if site.kind == "expert":
-        restore = partial(_restore_expert, site.parameter)
-        return (
-            module.register_forward_pre_hook(partial(_replace_expert, site.parameter)),
-            module.register_forward_hook(restore, always_call=True),
-        )
+        return (AdaptedForward(module),)
     return (
         module.register_forward_pre_hook(_before, with_kwargs=True),
         module.register_forward_hook(_after),
@@ -95,26 +91,61 @@ def _replace(module: nn.Module, adapters: LayerAdapters, route: Route) -> None:
             tensors[key] = tensor
 
 
-def _replace_expert(parameter: str, module: nn.Module, args: tuple) -> None:
-    """Put the adapted stack in place of the parameter of a module of experts, until it returns.
+class AdaptedForward:
+    """The forward pass of a module of experts while it has adapters, and the handle to remove it.
+
+    No hook can do it: an update lies between the two products of the module.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        layers: ExpertAdapters = module.adapters  # type: ignore[assignment]
+        if len(layers) == 1:  # the first adapted parameter
+            layers.own_forward = module.__dict__.get("forward")
+            module.forward = partial(_run_experts, module)
+
+    def remove(self) -> None:
+        layers: ExpertAdapters = self.module.adapters  # type: ignore[assignment]
+        if len(layers) > 1:
+            return
+        del self.module.__dict__["forward"]
+        if layers.own_forward is not None:
+            self.module.forward = layers.own_forward
+
+
+def _run_experts(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """The forward pass of a module of experts with the adapters that act.
 
     Raises: ConfigError if rows or segments have adapters of their own: which rows the tokens of an
     expert come from is not known.
     """
-    adapters: LayerAdapters = module.adapters[parameter]  # type: ignore[index, assignment]
-    route = adapters.model_bank.current
-    acting = adapters.adapters_named(route.names)
-    if acting and not isinstance(route, Everywhere):
+    layers: ExpertAdapters = module.adapters  # type: ignore[assignment]
+    forward = layers.own_forward or partial(type(module).forward, module)
+    stacks: dict[str, LayerAdapters] = dict(layers.items())  # type: ignore[arg-type]
+    route = next(iter(stacks.values())).model_bank.current
+    named = {key: own.adapters_named(route.names) for key, own in stacks.items()}
+    acting = {key: adapters for key, adapters in named.items() if adapters}
+    if not acting:
+        return forward(*inputs, **options)
+    if not isinstance(route, Everywhere):
         raise ConfigError(
-            f"the adapter of the experts {adapters.site_name} acts on all rows of a batch.",
+            f"the adapter of the experts {stacks[next(iter(acting))].site_name} acts on all rows "
+            "of a batch.",
             fix="run its rows in a batch of their own",
         )
-    adapters.hold_layer()
-    _replace(module, adapters, route)
-
-
-def _restore_expert(parameter: str, module: nn.Module, args: tuple, y: object) -> None:
-    _put_back(module, module.adapters[parameter])  # type: ignore[index, arg-type]
+    kinds = {type(adapter) for adapters in acting.values() for adapter in adapters}
+    if len(kinds) == 1 and all(len(own) == 1 for own in acting.values()) and not options:
+        single = {key: adapter for key, (adapter,) in acting.items()}
+        if (y := kinds.pop().run_experts(module, single, inputs)) is not None:
+            return y
+    try:
+        for own in stacks.values():
+            own.hold_layer()
+            _replace(module, own, route)
+        return forward(*inputs, **options)
+    finally:
+        for own in stacks.values():
+            _put_back(module, own)
 
 
 def _restore(module: nn.Module, args: tuple, y: object) -> None:

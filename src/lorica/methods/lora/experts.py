@@ -1,14 +1,14 @@
 """LoRA on fused experts: W'_e = W_e + s B_e A_e for each expert e of a stack (E, O, I).
 
-The factors are those of PEFT's target_parameters. The module of experts computes with the adapted
-stack in place of its own, so that every implementation of transformers (eager, grouped_mm,
-batched_mm) is right. The price is a copy of the adapted stacks of a layer in its forward pass,
-and the dense gradient of the copy in its backward pass. Without activation checkpointing the
-copies of all layers stay until the backward pass.
+The factors are those of PEFT's target_parameters. Where the module declares what it computes, the
+update is never added to the weights (lorica.kernels.experts). Elsewhere (several adapters at once,
+experts that are spread over devices) the module computes with an adapted copy of its stacks, which
+is right for every implementation, and costs a copy of them and the dense gradient of the copy.
 
     E  experts   I  in_features   O  out_features   R  r
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from lorica.core.adapter import Adapter
 from lorica.core.initialization import Initialization
 from lorica.core.site import Site
 from lorica.errors import TargetError
+from lorica.kernels.experts import ExpertUpdate, experts_forward, is_supported
 
 TINY = 1e-12  # smallest norm: a row of zeros has no direction, and stays 0
 UNDEFINED = ("dropout", "lora_bias")
@@ -66,6 +67,18 @@ class ExpertLora(Adapter):
             return torch.baddbmm(stack.mT, a.mT, b.mT, alpha=self.scale).mT
         return torch.baddbmm(stack, b, a, alpha=self.scale)
 
+    @classmethod
+    def run_experts(
+        cls, module: nn.Module, adapters: Mapping[str, Any], inputs: tuple[Any, ...]
+    ) -> Tensor | None:
+        if len(inputs) != 3 or not is_supported(module, inputs[0]):
+            return None
+        updates = {key: adapter.update(module) for key, adapter in adapters.items()}
+        return experts_forward(module, *inputs, updates)
+
+    def update(self, module: nn.Module) -> ExpertUpdate:
+        return ExpertUpdate(self.a, self.b, self.scale)
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.adapted(weight), bias
 
@@ -73,11 +86,31 @@ class ExpertLora(Adapter):
 class ExpertDora(ExpertLora):
     """DoRA of each expert: the rows of its adapted matrix have the trained norms m (E, O)."""
 
+    square: Tensor
+
     def __init__(self, site: Site, method: LoraSettings, *, detach_norm: bool):
         super().__init__(site, method)
         self.detached = detach_norm
         with torch.no_grad():
-            self.m = nn.Parameter(super().adapted(site.dense()[0]).norm(dim=-1))
+            weight, _ = site.dense()
+            self.register_buffer("square", weight.square().sum(-1), persistent=False)  # (E, O)
+            self.m = nn.Parameter(super().adapted(weight).norm(dim=-1))
+
+    def update(self, module: nn.Module) -> ExpertUpdate:
+        return ExpertUpdate(self.a, self.b, self.scale, self.m / self.norm(module))
+
+    def norm(self, module: nn.Module) -> Tensor:
+        """The row norms of W + s B A, (E, O), without the sum itself.
+
+        ||w + s bA||^2 = ||w||^2 + 2 s <w, bA> + s^2 ||bA||^2
+        """
+        stack = getattr(module, self.parameter)
+        stack = stack.mT if self.transposed else stack
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
+            cross = torch.bmm(stack, self.a.to(stack.dtype).mT).float()  # (E, O, R)
+            square = self.square + 2 * self.scale * (cross * self.b).sum(-1)
+            square = square + self.scale**2 * ((self.b @ (self.a @ self.a.mT)) * self.b).sum(-1)
+            return square.clamp_min(TINY**2).sqrt()
 
     def adapted(self, stack: Tensor) -> Tensor:
         stack = super().adapted(stack)
