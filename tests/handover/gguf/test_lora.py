@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lorica
 from benchmarks.runtimes import tiny_models
@@ -152,3 +153,46 @@ def test_a_file_is_not_replaced_and_a_damaged_folder_is_not_written(base_of, tmp
     with pytest.raises(FileError):
         write_lora(tmp_path / "a", base, tmp_path / "b.gguf")
     assert not (tmp_path / "b.gguf").exists()
+
+
+def edited(folder, change):
+    """Change the tensors of a PEFT folder, without a manifest. In place."""
+    (folder / "manifest.json").unlink()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def test_adapters_that_do_not_fit_the_base(base_of, tmp_path):
+    base, prefix = str(base_of("llama")), "base_model.model.model.layers."
+    adapted(base_of("llama"), Lora(r=2), tmp_path / "a", target_modules=["q_proj"])
+    with pytest.raises(BaseError, match="another base"):
+        write_lora(tmp_path / "a", str(base_of("qwen2")), tmp_path / "a.gguf")
+
+    def rename(tensors):
+        for key in [key for key in tensors if key.startswith(f"{prefix}2.")]:
+            tensors[key.replace("layers.2.", "layers.9.")] = tensors.pop(key)
+
+    edited(tmp_path / "a", rename)
+    with pytest.raises(MergeError, match=r"(?s)no place.*layers\.9\.self_attn\.q_proj"):
+        write_lora(tmp_path / "a", base, tmp_path / "a.gguf")
+
+
+def test_numbers_that_are_not_finite_and_halves_of_a_pair(base_of, tmp_path):
+    base, key = str(base_of("llama")), "base_model.model.model.layers.1.self_attn.q_proj.lora_B"
+    adapted(base_of("llama"), Lora(r=2), tmp_path / "a", target_modules=["q_proj"])
+    edited(tmp_path / "a", lambda tensors: tensors[f"{key}.weight"].fill_(torch.nan))
+    with pytest.raises(MergeError, match="not finite"):
+        write_lora(tmp_path / "a", base, tmp_path / "a.gguf")
+    adapted(base_of("llama"), Lora(r=2), tmp_path / "b", target_modules=["q_proj"])
+    edited(tmp_path / "b", lambda tensors: tensors.pop(f"{key}.weight"))
+    with pytest.raises(FileError, match="lacks A or B"):
+        write_lora(tmp_path / "b", base, tmp_path / "b.gguf")
+    assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".staging*"))
+
+
+def test_a_template_of_the_adapter_is_a_notice(base_of, tmp_path):
+    adapted(base_of("llama"), Lora(r=2), tmp_path / "a", target_modules=["q_proj"])
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages }}")
+    notices = write_lora(tmp_path / "a", str(base_of("llama")), tmp_path / "a.gguf")
+    assert "--chat-template-file chat_template.jinja" in notices[1]

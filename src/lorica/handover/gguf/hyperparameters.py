@@ -156,6 +156,8 @@ def _gemma_problems(config: Any, name: str) -> list[str]:
         "query_pre_attn_scalar": (scaled_by,),
         "use_bidirectional_attention": (None, False),
     }
+    if not config.sliding_window:
+        problems.append("no sliding_window")
     if name == "gemma3":
         fixed["attn_logit_softcapping"] = (None,)
     elif None in (config.attn_logit_softcapping, config.final_logit_softcapping):

@@ -21,7 +21,7 @@ from torch import Tensor
 from lorica.base.describe import read_config
 from lorica.core.patterns import check_pattern
 from lorica.core.site_names import first
-from lorica.errors import FileError, MergeError, counted, listed
+from lorica.errors import BaseError, FileError, MergeError, counted, listed
 from lorica.formats.adapter_file import AdapterFile, read
 from lorica.formats.peft.layout import Layout
 from lorica.formats.peft.lora import REMADE
@@ -34,6 +34,7 @@ from lorica.handover.gguf.architectures import (
     interleaved,
 )
 from lorica.handover.gguf.model import load_tokenizer
+from lorica.handover.gguf.tensors import stored_tensors
 from lorica.handover.gguf.writer import Fields, PlannedTensor, write
 from lorica.methods.lora import Lora
 
@@ -71,6 +72,7 @@ def write_lora(adapter: Path, base: str, output: Path) -> list[str]:
     _check_plain(file)
     layers = _factors(file)
     _check_places(layers, architecture, config, base)
+    _check_shapes(layers, architecture, base)
     tensors: list[PlannedTensor] = []
     for layer, scale in _scales(file, layers).items():
         tensors += _planned(layer, layers[layer], scale, architecture, config)
@@ -151,11 +153,13 @@ def _check_places(
 ) -> None:
     """Raises: MergeError that names the layers which llama.cpp cannot adapt."""
     tensors = {layer: architecture.tensor_of(layer) for layer in layers}
+    weights = architecture.weights(config.num_hidden_layers, tied=False)
     matrices = {EMBEDDING: True, HEAD: False}  # of those outside blocks: whether it is a lookup
     unknown = [
         layer
         for layer, name in tensors.items()
         if name is None
+        or f"{layer}.weight" not in weights
         or name.endswith("norm")
         or layers[layer].lookup != matrices.get(name, False)
         or (not name.startswith("blk.") and name not in matrices)
@@ -173,6 +177,21 @@ def _check_places(
             "head: llama.cpp would apply the adapter to both.",
             fix=MERGE,
         )
+
+
+def _check_shapes(layers: Mapping[str, Factors], architecture: Architecture, base: str) -> None:
+    """Raises: BaseError if the adapter is of a base with other sizes."""
+    stored = stored_tensors(base, architecture)
+    for layer, factors in layers.items():
+        own = stored.get(f"{layer}.weight")
+        sizes = (len(factors.b), factors.a.shape[1])
+        if own is not None and own.shape != (sizes[::-1] if factors.lookup else sizes):
+            raise BaseError(
+                f"the adapter is of another base than {base}: {layer} differs.",
+                adapter=f"{sizes[0]} x {sizes[1]}",
+                base=" x ".join(map(str, own.shape)),
+                fix="name the base that it was trained on",
+            )
 
 
 def _scales(file: AdapterFile, layers: Mapping[str, Factors]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 from lorica.base.describe import locate, read_config
 from lorica.base.load_errors import translated_errors
 from lorica.data.chat_template import chat_templates
-from lorica.errors import BaseError, counted, listed
+from lorica.errors import BaseError, DataError, counted, listed
 from lorica.handover.gguf.architectures import architecture_of
 from lorica.handover.gguf.hyperparameters import hyperparameter_fields
 from lorica.handover.gguf.special_tokens import special_token_fields
@@ -77,8 +77,16 @@ def _stops(source: str, tokenizer: Any) -> set[int]:
     except OSError:  # a model without one
         own = read_config(source).eos_token_id
     stops = set(own if isinstance(own, list) else [own]) - {None}
-    if tokenizer.chat_template:
-        end = (chat_templates(tokenizer).for_tools(None).end_of_turn or "").strip()
-        token = tokenizer.get_added_vocab().get(end)
-        stops |= set() if token is None else {token}
-    return stops
+    end = _end_of_turn(tokenizer)
+    return stops | {token for text, token in tokenizer.get_added_vocab().items() if text == end}
+
+
+def _end_of_turn(tokenizer: Any) -> str | None:
+    """What the chat template writes after an answer; None: it is not known."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        end = chat_templates(tokenizer).for_tools(None).end_of_turn
+    except DataError:  # a template that lorica does not read; llama.cpp may
+        return None
+    return end.strip() if end else None

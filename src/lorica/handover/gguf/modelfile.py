@@ -52,22 +52,34 @@ def write_modelfile(
     if not tokenizer.chat_template:
         lines.append('TEMPLATE """{{ .Prompt }}"""')
     else:
-        template = chat_templates(tokenizer, kwargs={}).for_tools(None)
-        turns = turns_of(template, tokenizer.bos_token or "")
-        if turns is None:
-            notices.append(
-                "the chat template has no translation for Ollama: check the TEMPLATE that "
-                "`ollama show --modelfile` prints, or send finished prompts with raw: true"
-            )
-        else:
-            lines.append(f'TEMPLATE """{go_template(turns)}"""')
-            if turns.before_system is None:
-                notices.append("the chat template has no system message: Ollama drops one")
-        end = (template.end_of_turn or "").strip()
-        if end and not set(end) & {'"', "\n"}:
-            lines.append(f'PARAMETER stop "{end}"')
+        own, notices = _template_lines(tokenizer)
+        lines += own
     commit.write_text(output, "\n".join(lines) + "\n")
     return notices
+
+
+def _template_lines(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """TEMPLATE and the stop string of a chat template, and notices."""
+    untranslated = (
+        "the chat template has no translation for Ollama: check the TEMPLATE that `ollama show "
+        "--modelfile` prints, or send finished prompts with raw: true"
+    )
+    try:
+        template = chat_templates(tokenizer, kwargs={}).for_tools(None)
+    except DataError:
+        return [], [untranslated]
+    lines, notices = [], []
+    turns = turns_of(template, tokenizer.bos_token or "")
+    if turns is None:
+        notices.append(untranslated)
+    else:
+        lines.append(f'TEMPLATE """{go_template(turns)}"""')
+        if turns.before_system is None:
+            notices.append("the chat template has no system message: Ollama drops one")
+    end = (template.end_of_turn or "").strip()
+    if end and not set(end) & {'"', "\n"}:
+        lines.append(f'PARAMETER stop "{end}"')
+    return lines, notices
 
 
 def turns_of(template: ChatTemplate, bos: str) -> Turns | None:

@@ -5,6 +5,7 @@ RoPE's factors stay float32, as in llama.cpp's own converter.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Keys of older checkpoints that hold no weights."""
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint. key: in its file. shape: as (O, I), however it stands there."""
+
+    file: str
+    key: str
+    shape: tuple[int, ...]
+    transposed: bool
+
+
 def planned_tensors(
     source: str, config: Any, architecture: Architecture, dtype: Dtype
 ) -> list[PlannedTensor]:
@@ -30,20 +41,27 @@ def planned_tensors(
 
     Raises: FileError, BaseError if a weight is missing, or has no place in llama.cpp.
     """
-    files = checkpoint_tensors.keys_of(locate(source))
-    keys = {architecture.full_key(key): key for key in files if not key.endswith(BUFFERS)}
+    stored = stored_tensors(source, architecture)
     tied = bool(config.tie_word_embeddings)
-    if tied and (head := keys.pop("lm_head.weight", None)) is not None:
-        keys.setdefault(architecture.embedding_key, head)  # the one matrix may have either name
-    _check_keys(
-        source, set(keys), architecture, architecture.weights(config.num_hidden_layers, tied=tied)
-    )
-    headers = {file: header_of(Path(file)) for file in sorted(set(files.values()))}
-    planned = []
-    for key, own in keys.items():
-        shape = tuple(headers[files[own]][own]["shape"])
-        planned.append(_planned(files[own], own, key, shape, config, architecture, dtype))
+    if tied and (head := stored.pop("lm_head.weight", None)) is not None:
+        stored.setdefault(architecture.embedding_key, head)  # the one matrix may have either name
+    expected = architecture.weights(config.num_hidden_layers, tied=tied)
+    _check_keys(source, set(stored), architecture, expected)
+    planned = [_planned(key, own, config, architecture, dtype) for key, own in stored.items()]
     return [*planned, *_rope_factors(config)]
+
+
+def stored_tensors(source: str, architecture: Architecture) -> dict[str, StoredTensor]:
+    """The weights of a base by their full keys; {}: its files are not on this machine."""
+    files = checkpoint_tensors.keys_of(locate(source))
+    headers = {file: header_of(Path(file)) for file in sorted(set(files.values()))}
+    stored = {}
+    for key, file in files.items():
+        full = architecture.full_key(key)
+        transposed = architecture.stands_transposed(full)
+        shape = tuple(headers[file][key]["shape"])
+        stored[full] = StoredTensor(file, key, shape[::-1] if transposed else shape, transposed)
+    return {key: own for key, own in stored.items() if not key.endswith(BUFFERS)}
 
 
 def _check_keys(
@@ -64,22 +82,13 @@ def _check_keys(
 
 
 def _planned(
-    file: str,
-    own_key: str,
-    key: str,
-    shape: tuple[int, ...],
-    config: Any,
-    architecture: Architecture,
-    dtype: Dtype,
+    key: str, own: StoredTensor, config: Any, architecture: Architecture, dtype: Dtype
 ) -> PlannedTensor:
-    """The tensor of `key`. own_key, shape: as the file has them."""
     name = str(architecture.place_of(key))
-    transposed = architecture.stands_transposed(key)
     heads = architecture.heads_of(key.rpartition(".")[0], config)
     shift = architecture.shifted_norms and key.endswith("norm.weight")
-    read = partial(_read, file, own_key, transposed, heads, 1.0 if shift else 0.0)
-    shape = shape[::-1] if transposed else shape
-    return PlannedTensor(name, shape, _dtype_of(name, shape, dtype), read)
+    read = partial(_read, own, heads, 1.0 if shift else 0.0)
+    return PlannedTensor(name, own.shape, _dtype_of(name, own.shape, dtype), read)
 
 
 def _dtype_of(name: str, shape: tuple[int, ...], dtype: Dtype) -> Dtype:
@@ -88,8 +97,8 @@ def _dtype_of(name: str, shape: tuple[int, ...], dtype: Dtype) -> Dtype:
     return "f16" if dtype == "q8_0" and shape[-1] % BLOCK else dtype
 
 
-def _read(file: str, key: str, transposed: bool, heads: int | None, shift: float) -> Tensor:
-    tensor = checkpoint_tensors.read(file, key, transposed).float()
+def _read(own: StoredTensor, heads: int | None, shift: float) -> Tensor:
+    tensor = checkpoint_tensors.read(own.file, own.key, own.transposed).float()
     tensor = tensor if heads is None else interleaved(tensor, heads)
     return tensor + shift if shift else tensor
 
