@@ -100,14 +100,20 @@ def assert_same_adapter(model: Any, other: Any, atol: float = 1e-6) -> None:
         torch.testing.assert_close(state[key], want[key], atol=atol, rtol=0)
 
 
-def test_sft_takes_the_steps_of_lorica_train(tmp_path):
+def distance(model: Any, other: Any) -> float:
+    """Of two adapters as one vector; one number of it may be far, where Adam's step is a sign."""
+    state, want = adapter_state(model), adapter_state(other)
+    return math.hypot(*(float((state[key] - want[key]).norm()) for key in want))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "prompt_tuning"])
+def test_sft_takes_the_steps_of_lorica_train(name, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     lorica.train(
         base="bundled",
         data={"path": str(rows), "validation": 0},
-        method={"name": "lora", "r": 4, "alpha": 8.0},
-        target_modules="all-linear",
+        method={"name": name},
         micro_batch_size=8,
         max_steps=3,
         learning_rate=1e-3,
@@ -120,11 +126,11 @@ def test_sft_takes_the_steps_of_lorica_train(tmp_path):
     )
     events = map(json.loads, (tmp_path / "run/events.jsonl").read_text().splitlines())
     want = [event["loss"] for event in events if event["event"] == "step"]
-    model = adapted()
+    model = lorica.adapt(base(), lorica.method(name), seed=0)
     assert losses(sft(model, tmp_path / "sft")) == pytest.approx(want, abs=1e-4)
-    other = base()
+    other, fresh = base(), lorica.adapt(base(), lorica.method(name), seed=0)
     lorica.load(other, tmp_path / "run")
-    assert_same_adapter(model, other, atol=2e-5)
+    assert distance(model, other) < 0.01 * distance(model, fresh)
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
