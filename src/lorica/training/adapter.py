@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lorica.base.added_tokens import trained_for_tokens
 from lorica.base.condition_texts import encode_conditions
 from lorica.base.load import LoadedModel
+from lorica.base.router_loss import router_loss_notices
 from lorica.core.attach import Count, adapt, trainable_parameters
 from lorica.core.bank import spec_of
 from lorica.core.condition import unused_conditions
@@ -75,7 +76,7 @@ def add_adapter(
     notices += encode_conditions(
         base.model, base.tokenizer, distinct_conditions(data.train, data.validation)
     )
-    return notices + fused_experts(base.model)
+    return notices + fused_experts(base.model) + router_loss_notices(base.model)
 
 
 def initialize_adapter(
