@@ -1,5 +1,6 @@
 """transformers' Trainer under `accelerate launch`: two processes give the adapter of one."""
 
+import math
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_two_processes_give_the_adapter_of_one(tmp_path):
     flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     two = launch(tmp_path / "two", *flags, rows=2)
     assert one.keys() == two.keys()
-    largest = max(float(t.abs().max()) for key, t in one.items() if "lora_B" in key)
-    assert largest > 1e-3
-    for key, tensor in one.items():
-        assert float((tensor - two[key]).abs().max()) < 0.01 * largest, key
+    ups = [key for key in one if "lora_B" in key]  # from zero: all of it is training
+    moved = math.hypot(*(float(one[key].norm()) for key in ups))
+    apart = math.hypot(*(float((one[key] - two[key]).norm()) for key in one))
+    assert moved > 0.1 and apart < 0.01 * moved
