@@ -1,8 +1,8 @@
 """Adapters of image models, refused by name: diffusers' folders, and kohya's single files.
 
-diffusers 0.35 writes pytorch_lora_weights.safetensors, whose keys begin with the part of the
-pipeline (src/diffusers/loaders/lora_pipeline.py). kohya's sd-scripts name a layer with underscores,
-with an alpha of its own (networks/lora.py: lora_unet_..., lora_te_...).
+diffusers' save_lora_weights writes pytorch_lora_weights.safetensors, whose keys begin with the part
+of the pipeline. kohya's sd-scripts name a layer with underscores, with an alpha of its own
+(networks/lora.py: LORA_PREFIX_UNET and its like).
 """
 
 from collections.abc import Iterable
