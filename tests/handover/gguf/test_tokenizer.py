@@ -4,7 +4,7 @@ import json
 
 import pytest
 import transformers
-from tokenizers import Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers import pre_tokenizers as pre
 
 from benchmarks.runtimes import tiny_tokenizers
@@ -88,6 +88,18 @@ def test_a_tokenizer_without_tokens_for_bytes():
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
     _, notices = tokenizer_fields(tokenizer, len(tokenizer), "here")
     assert len(notices) == 1 and "lacks 256 tokens for single bytes" in notices[0]
+
+
+def test_added_tokens_that_take_spaces_are_a_notice():
+    tokenizer = tiny_tokenizers.byte_level("qwen2")
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=True), AddedToken("<m>", lstrip=True)])
+    fields, notices = tokenizer_fields(tokenizer, 450, "here")
+    assert notices == ["llama.cpp reads spaces beside <m> in a text otherwise than in training"]
+    assert fields["tokenizer.ggml.token_type"][fields["tokenizer.ggml.tokens"].index("<tool>")] == 4
+    tokenizer = tiny_tokenizers.sentence_piece(prefix=True)
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=True)])
+    _, notices = tokenizer_fields(tokenizer, 450, "here")
+    assert "beside <tool> in" in notices[0]
 
 
 def test_tokens_without_a_row_or_with_one_text_are_refused():

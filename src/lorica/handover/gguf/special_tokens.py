@@ -32,6 +32,17 @@ ENDS = {
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
 }
 """Texts of tokens at which llama.cpp ends an answer, whatever the file states."""
 

@@ -54,7 +54,8 @@ def tokenizer_fields(tokenizer: Any, rows: int, source: str) -> tuple[Fields, li
         fields, notices = _byte_level_fields(backend, state, merges, source)
     fields["tokenizer.ggml.tokens"] = vocabulary.tokens
     fields["tokenizer.ggml.token_type"] = vocabulary.types
-    return fields, notices + _added_token_notices(state)
+    prefixed = fields.get("tokenizer.ggml.add_space_prefix") is True
+    return fields, notices + _added_token_notices(state, prefixed=prefixed)
 
 
 def _vocabulary(tokenizer: Any, state: Mapping[str, Any], rows: int, source: str) -> Vocabulary:
@@ -184,10 +185,14 @@ def _llama_ids(text: str, joined: Mapping[str, float], vocabulary: Vocabulary) -
     return cut
 
 
-def _added_token_notices(state: Mapping[str, Any]) -> list[str]:
-    flags = ("lstrip", "rstrip", "single_word")
+def _added_token_notices(state: Mapping[str, Any], *, prefixed: bool) -> list[str]:
+    """Of added tokens that take spaces beside them, or are looked for in the normalized text.
+
+    prefixed: the normalized text has a space before it, and so have such tokens.
+    """
+    flags = ["lstrip", "rstrip", "single_word", *(["normalized"] if prefixed else [])]
     flagged = [e["content"] for e in state["added_tokens"] if any(e[flag] for flag in flags)]
     if not flagged:
         return []
-    what = f"llama.cpp keeps spaces beside the tokens {listed(flagged)}, which training dropped"
-    return [f"{what}, or reads them inside words"]
+    what = f"spaces beside {listed(flagged)} in a text"
+    return [f"llama.cpp reads {what} otherwise than in training"]
