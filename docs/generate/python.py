@@ -21,6 +21,7 @@ GROUPS = {
         "merge",
     ],
     "Adapters on disk": ["save", "load", "export_lora", "combine"],
+    "Other runtimes": ["hand_over", "verify"],
     "Training": ["train", "train_each", "AdapterCallback", "ReferenceModel", "Driver"],
     "Evaluation": ["evaluate", "predict"],
     "Errors": ["LoricaError"],

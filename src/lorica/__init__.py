@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lorica.formats.combine import combine
     from lorica.formats.export import export_lora
     from lorica.formats.save import save
+    from lorica.handover.export import hand_over
+    from lorica.handover.verify import verify
     from lorica.methods.dora import Dora
     from lorica.methods.full import Full
     from lorica.methods.lora import Lora
@@ -42,6 +44,7 @@ __all__ = [
     "detach",
     "evaluate",
     "export_lora",
+    "hand_over",
     "load",
     "merge",
     "method",
@@ -52,6 +55,7 @@ __all__ = [
     "train_each",
     "trainable_parameters",
     "use",
+    "verify",
 ]
 
 _HOMES = {
@@ -68,6 +72,7 @@ _HOMES = {
     "detach": "core.attach",
     "evaluate": "evaluation.evaluate",
     "export_lora": "formats.export",
+    "hand_over": "handover.export",
     "load": "formats.attach",
     "merge": "core.merge",
     "method": "core.adapter",
@@ -78,6 +83,7 @@ _HOMES = {
     "train_each": "training.each",
     "trainable_parameters": "core.attach",
     "use": "core.attach",
+    "verify": "handover.verify",
 }
 
 

@@ -106,10 +106,10 @@ def hand_over(
     with commit.folder(Path(output)) as staging:
         exported = [
             export_one(folder, _created(staging / place), name, place, own_condition, settings)
-            for name, place, folder, own_condition in _plan(Path(source), condition)
+            for name, place, folder, own_condition in _plan(Path(source), condition, runtime)
         ]
         _check_together(exported, runtime, cloud)
-        _write_start(staging, exported, runtime, cloud)
+        _write_start(staging, Path(output), exported, runtime, cloud)
     notices = list(dict.fromkeys(notice for one in exported for notice in one.notices))
     return HandoverReport(Path(output), to, exported, notices)
 
@@ -145,14 +145,17 @@ def _export_base(base: str, output: Path, runtime: Runtime, dtype: Dtype) -> Han
     return HandoverReport(output, runtime.name, [one], notices)
 
 
-def _plan(source: Path, condition: str | None) -> list[tuple[str, str, Path, str | None]]:
+def _plan(
+    source: Path, condition: str | None, runtime: Runtime
+) -> list[tuple[str, str, Path, str | None]]:
     """(name, place, folder, condition) of everything that is exported."""
     adapters, planned = adapters_in(source), []
     alone = len(adapters) == 1
+    in_place = alone and runtime.name != "ray"  # Ray reads a folder of adapters, be it of one
     for name, folder in adapters.items():
         known = conditions_in(read(folder)) if condition is None else []
         if not known:
-            planned.append((name, "." if alone else name, folder, condition))
+            planned.append((name, "." if in_place else name, folder, condition))
         for one in known:
             own = re.sub(r"[^A-Za-z0-9._-]+", "-", one).strip("-.")
             own = served_name(own if alone else f"{name}-{own}")
@@ -242,14 +245,14 @@ def _write_script(folder: Path, plan: StartPlan) -> None:
 
 
 def _write_start(
-    folder: Path, exported: Sequence[Exported], runtime: Runtime, cloud: str | None
+    folder: Path, output: Path, exported: Sequence[Exported], runtime: Runtime, cloud: str | None
 ) -> None:
     """start.sh beside the exports, and serve.yaml for Ray."""
     ranks = [one.rank for one in exported if one.rank is not None]
     templates = {one.place for one in exported if one.has_template}
     plan = StartPlan(
         runtime=runtime,
-        base=exported[0].base,
+        base=exported[0].base if ranks else str(output.resolve() / exported[0].place),
         names=[one.name for one in exported],
         places=[one.place for one in exported],
         rank=max(ranks) if ranks else None,

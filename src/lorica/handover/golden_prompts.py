@@ -67,5 +67,5 @@ def _own_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt],
         data = load_data(config, loaded.tokenizer, seed=0, max_length=loaded.max_length, texts=True)
         questions = question_set(loaded, [data.train[i] for i in range(len(data.train))]).questions
     except LoricaError as error:
-        return [], [f"{FIXED_ALONE}: the run's rows cannot be read ({error})"]
+        return [], [f"{FIXED_ALONE}: the run's rows cannot be read ({error.summary})"]
     return [GoldenPrompt(q.prompt, q.row.prompt) for q in questions[:OWN_ROWS]], []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lorica.base.condition_texts import fix_condition
 from lorica.base.describe import locate
@@ -18,13 +19,14 @@ from lorica.formats import commit
 from lorica.formats.adapter_file import read
 from lorica.formats.attach import attach
 from lorica.formats.export import ExportReport, write_lora
-from lorica.formats.golden import Golden, write_golden
+from lorica.formats.golden import GOLDEN, Golden, write_golden
 from lorica.formats.merge import MergeReport, merge_to
 from lorica.formats.open_adapter import open_file
 from lorica.generation.prompts import prompt_format_of
 from lorica.handover.changes import why_merged
 from lorica.handover.gguf import lora as gguf_lora
 from lorica.handover.gguf import model as gguf_model
+from lorica.handover.gguf.modelfile import write_modelfile
 from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.golden_prompts import golden_prompts
 from lorica.handover.lint import check_rank, lint
@@ -32,7 +34,7 @@ from lorica.handover.record import record_golden
 from lorica.handover.runtimes import Runtime
 
 ADAPTER, WRITTEN = "default", "lorica_written_lora"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, MODELFILE = "chat_template.jinja", "Modelfile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def export_one(
     reason = why_merged(opened.model, ADAPTER, settings.runtime, settings.rank)
     prompts, more = golden_prompts(opened, source)
     notices += [*more, *lint(opened, settings.runtime)]
-    template, base = _template(opened), opened.path
+    template, base, tokenizer = _template(opened), opened.path, opened.tokenizer
     method = spec_of(opened.model, ADAPTER).method.name
     recorder = partial(record_golden, opened, prompts, name=name, method=method)
     if reason is None:
@@ -100,7 +102,7 @@ def export_one(
     if template is not None:  # in place of the base's
         commit.write_text(folder / TEMPLATE, template)
     if settings.runtime.name == "llamacpp":
-        notices += _as_gguf(folder, base, rank is not None, settings)
+        notices += _as_gguf(folder, base, tokenizer, rank is not None, settings)
     return Exported(
         name=name,
         place=place,
@@ -225,15 +227,20 @@ def _template(opened: LoadedModel) -> str | None:
     return form.template if isinstance(form.template, str) else form.template.get("default")
 
 
-def _as_gguf(folder: Path, base: str, is_lora: bool, settings: Settings) -> list[str]:
-    """Replace the files of an adapter or a model by one of GGUF."""
-    kept = {"golden.jsonl", TEMPLATE}
+def _as_gguf(
+    folder: Path, base: str, tokenizer: Any, is_lora: bool, settings: Settings
+) -> list[str]:
+    """Replace the files of an adapter or a model by one of GGUF, and write Ollama's Modelfile."""
+    kept = {GOLDEN, TEMPLATE, MODELFILE}
     if is_lora:
         output = folder / "adapter.gguf"
         notices = gguf_lora.write_lora(folder, base, output)
+        notices += write_modelfile(folder / MODELFILE, tokenizer, "base.gguf", output.name)
+        notices.append(f"{MODELFILE} is for Ollama: put the base beside it as base.gguf")
     else:
         output = folder / "model.gguf"
         notices = gguf_model.write_model(folder, output, dtype=settings.quantise)
+        notices += write_modelfile(folder / MODELFILE, tokenizer, output.name)
     for path in folder.iterdir():
         if path.name not in kept and path != output:
             path.unlink() if path.is_file() else shutil.rmtree(path)
