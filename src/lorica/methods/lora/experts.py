@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorica.core.adapter import Adapter
 from lorica.core.initialization import Initialization
 from lorica.core.site import Site
+from lorica.core.tensor_cache import TensorCache
 from lorica.errors import TargetError
 from lorica.kernels.experts import ExpertUpdate, experts_forward, is_supported
 
@@ -91,20 +92,22 @@ class ExpertDora(ExpertLora):
     def __init__(self, site: Site, method: LoraSettings, *, detach_norm: bool):
         super().__init__(site, method)
         self.detached = detach_norm
+        self.kept: TensorCache[Tensor] = TensorCache()
         with torch.no_grad():
             weight, _ = site.dense()
             self.register_buffer("square", weight.square().sum(-1), persistent=False)  # (E, O)
             self.m = nn.Parameter(super().adapted(weight).norm(dim=-1))
 
     def update(self, module: nn.Module) -> ExpertUpdate:
-        return ExpertUpdate(self.a, self.b, self.scale, self.m / self.norm(module))
+        stack = getattr(module, self.parameter)
+        norm = self.kept((self.a, self.b), stack.dtype, lambda: self.norm(stack))
+        return ExpertUpdate(self.a, self.b, self.scale, self.m / norm)
 
-    def norm(self, module: nn.Module) -> Tensor:
+    def norm(self, stack: Tensor) -> Tensor:
         """The row norms of W + s B A, (E, O), without the sum itself.
 
         ||w + s bA||^2 = ||w||^2 + 2 s <w, bA> + s^2 ||bA||^2
         """
-        stack = getattr(module, self.parameter)
         stack = stack.mT if self.transposed else stack
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
             cross = torch.bmm(stack, self.a.to(stack.dtype).mT).float()  # (E, O, R)
