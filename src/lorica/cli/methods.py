@@ -73,6 +73,9 @@ def _print_method(entry: Entry, console: Console) -> None:
     count = f"Trained parameters per site: {entry.facts['count'] or '-'}"
     console.print(f"\n{count}", markup=False, soft_wrap=True)
     console.print(about_rates(entry), markup=False)
+    if "expert" in entry.facts["kinds"]:
+        about = "By default not adapted; --target_parameters experts adapts them."
+        console.print(f"Fused weights of experts: {about}", markup=False, soft_wrap=True)
     if entry.options:
         print_settings(console, entry.name, [method_entry(option) for option in entry.options])
 

@@ -218,7 +218,7 @@ def _frozen(
             frozen = sum(r * (s.inputs + s.outputs) for s, r in pairs if s.inputs == s.outputs)
             return frozen, frozen
         case "dora":
-            return sum(site.outputs for site in sites if not site.experts), 0
+            return sum(site.outputs * max(site.experts, 1) for site in sites), 0
     start = str(method.get("init") or "").partition("_")[0]
     if start in ("pissa", "olora", "loftq"):  # the initial pair is subtracted from the update
         frozen = sum(r * (site.inputs + site.outputs) for site, r in pairs)
