@@ -158,6 +158,7 @@ def test_an_active_share_keeps_at_least_one_layer():
         ({"peer": "a:1"}, "split"),
         ({"split": "cloud", "peer": "a:1", "method": "dora"}, "split"),
         ({"active_share": "0.5"}, "active_share"),
+        ({"split": "cloud", "peer": "a:1", "target_parameters": "experts"}, "no experts"),
     ],
 )
 def test_conflicting_settings_are_refused(flags, word):

@@ -76,8 +76,8 @@ def _split_conflicts(c: TrainSettings) -> Iterator[Conflict]:
             "gradient_checkpointing",
             "gradient_checkpointing would ask the device for every update twice; leave it out",
         )
-    if c.modules_to_save or c.trainable_token_indices or c.data.add_tokens:
+    if c.modules_to_save or c.trainable_token_indices or c.data.add_tokens or c.target_parameters:
         yield (
             "split",
-            "a split run trains adapters of linear layers only: no modules_to_save, no token rows",
+            "a split run trains adapters of linear layers: no experts, no modules_to_save, no rows",
         )

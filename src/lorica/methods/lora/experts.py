@@ -85,7 +85,10 @@ class ExpertLora(Adapter):
 
 
 class ExpertDora(ExpertLora):
-    """DoRA of each expert: the rows of its adapted matrix have the trained norms m (E, O)."""
+    """DoRA of each expert: the rows of its adapted matrix have trained norms.
+
+    m: (E O,), those of one expert after another: a vector, which weight decay leaves alone.
+    """
 
     square: Tensor
 
@@ -96,12 +99,12 @@ class ExpertDora(ExpertLora):
         with torch.no_grad():
             weight, _ = site.dense()
             self.register_buffer("square", weight.square().sum(-1), persistent=False)  # (E, O)
-            self.m = nn.Parameter(super().adapted(weight).norm(dim=-1))
+            self.m = nn.Parameter(super().adapted(weight).norm(dim=-1).flatten())
 
     def update(self, module: nn.Module) -> ExpertUpdate:
         stack = getattr(module, self.parameter)
         norm = self.kept((self.a, self.b), stack.dtype, lambda: self.norm(stack))
-        return ExpertUpdate(self.a, self.b, self.scale, self.m / norm)
+        return ExpertUpdate(self.a, self.b, self.scale, self.m.view_as(norm) / norm)
 
     def norm(self, stack: Tensor) -> Tensor:
         """The row norms of W + s B A, (E, O), without the sum itself.
@@ -120,4 +123,5 @@ class ExpertDora(ExpertLora):
         norm = torch.linalg.vector_norm(
             stack.detach() if self.detached else stack, dim=-1, dtype=torch.float32
         )
-        return stack * (self.m / norm.clamp_min(TINY)).to(stack.dtype).unsqueeze(-1)
+        size = self.m.view_as(norm) / norm.clamp_min(TINY)
+        return stack * size.to(stack.dtype).unsqueeze(-1)
