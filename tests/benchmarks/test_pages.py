@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import methods
+from benchmarks import combine, methods
 from benchmarks.claims import run as claims
 from benchmarks.plan import run as plan
 from benchmarks.runtimes import compare_llamacpp, compare_vllm
@@ -21,10 +21,11 @@ DOCS = Path(__file__).parents[2] / "docs"
         (methods, "methods/results.md"),
         (speed, "performance/README.md"),
         (plan, "planning/README.md"),
+        (combine, "guides/combine-measured.md"),
         (compare_llamacpp, "handover/llamacpp-measured.md"),
         (compare_vllm, "handover/vllm-measured.md"),
     ],
-    ids=["claims", "methods", "speed", "plan", "llamacpp", "vllm"],
+    ids=["claims", "methods", "speed", "plan", "combine", "llamacpp", "vllm"],
 )
 def test_a_page_is_what_its_benchmark_writes(benchmark, page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--write", str(tmp_path / "page.md")])
