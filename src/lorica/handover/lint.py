@@ -20,9 +20,13 @@ def check_rank(rank: int, runtime: Runtime) -> None:
         )
 
 
-def lint(opened: LoadedModel, runtime: Runtime) -> list[str]:
-    """Notices on what the base and its tokenizer are to the runtime."""
-    return [*_head_size(opened, runtime), *_stops(opened), *_prompts(opened)]
+def lint(opened: LoadedModel, runtime: Runtime, *, merged: bool) -> list[str]:
+    """Notices on what the base and its tokenizer are to the runtime.
+
+    merged: the model is written, with the stops of the training; a GGUF file of the base has them.
+    """
+    stops = [] if merged or runtime.name == "llamacpp" else _stops(opened)
+    return [*_head_size(opened, runtime), *stops, *_prompts(opened)]
 
 
 def _head_size(opened: LoadedModel, runtime: Runtime) -> list[str]:

@@ -83,7 +83,7 @@ def export_one(
     notices = fix_condition(opened.model, opened.tokenizer, condition)
     reason = why_merged(opened.model, ADAPTER, settings.runtime, settings.rank)
     prompts, more = golden_prompts(opened, source)
-    notices += [*more, *lint(opened, settings.runtime)]
+    notices += [*more, *lint(opened, settings.runtime, merged=reason is not None)]
     template, base, tokenizer = _template(opened), opened.path, opened.tokenizer
     method = spec_of(opened.model, ADAPTER).method.name
     recorder = partial(record_golden, opened, prompts, name=name, method=method)
@@ -190,7 +190,8 @@ def _write_merged(
         source,
         inner,
         base=base,
-        dtype=settings.dtype,
+        # As GGUF it is rounded once more: to one kind of number, and not by way of another.
+        dtype="float32" if settings.runtime.name == "llamacpp" else settings.dtype,
         allow_base=settings.allow_base,
         quantisation="none" if _was_packed(source) else None,
         probe=settings.probe,
