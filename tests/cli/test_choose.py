@@ -12,6 +12,7 @@ import pytest
 
 from lorica import cli
 from lorica.training.config import read
+from tests.marks import slow_but
 from world.reviews import reviews
 from world.tickets import tickets
 from world.translation import translation
@@ -187,7 +188,7 @@ def test_a_recipe_that_cannot_be_written_at_the_end_is_one_json_document(
     json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("count", [61, 200, 733])
+@pytest.mark.parametrize("count", slow_but([61], [61, 200, 733]))
 @pytest.mark.parametrize("memory", ["24GiB", "660MiB"])
 def test_the_choice_and_the_plan_of_its_recipe_have_the_same_numbers(
     write, tmp_path, choose, capsys, count, memory

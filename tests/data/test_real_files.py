@@ -10,6 +10,7 @@ from lorica.data.render import render
 from lorica.data.source import Row
 from lorica.errors import DataError
 from tests.data.test_chat_template import SYSTEM, TALK, Tokenizer
+from tests.marks import slow_but
 
 QUESTIONS = {"prompt": "question", "completion": "answer"}
 FILES = {
@@ -27,7 +28,7 @@ FILES = {
     "formats/fastchat/dummy_conversation.json": ({}, 500),
     "nlg/e2e_nlg/devset.csv": ({"columns": {"prompt": "mr", "completion": "ref"}}, 4672),
 }
-LONG = {name for name, (_, rows) in FILES.items() if rows > 999 or "_zh_" in name}
+SHORT = {f"formats/llamafactory-demo/{name}" for name in ("identity.json", "c4_demo.jsonl")}
 REFUSED = {
     "formats/llamafactory-demo/kto_en_demo.json": "preferences",
     "formats/llamafactory-demo/dpo_en_demo.json": "preferences",
@@ -46,9 +47,7 @@ def tokenizer(shared):
     return own
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in FILES]
-)
+@pytest.mark.parametrize("name", slow_but(SHORT, FILES))
 def test_data_sets_load(shared, tokenizer, name):
     settings, rows = FILES[name]
     config = DataConfig(path=str(shared / "data" / name), validation=0, **settings)

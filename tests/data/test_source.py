@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tracemalloc
+from itertools import product
 
 import pytest
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from lorica.data.config import DataConfig
 from lorica.data.source import Source, _check_is_file, digest, read
 from lorica.errors import DataError, MissingError
+from tests.marks import slow_but
 
 ROWS = [{"prompt": "a,b", "completion": 'say "c"\nd'}, {"prompt": "ü\u2028x", "completion": "e"}]
 
@@ -174,10 +176,11 @@ def test_a_json_list_longer_than_the_window(tmp_path, indent):
     assert rows[-1].where == "a.json:row 1200"
 
 
-@pytest.mark.parametrize(
-    "element", ['{"a": 1', '{"a": }', "{1}", '{"a": 1}}', '{"a": 1} {', ",", "x"]
-)
-@pytest.mark.parametrize("before", [0, 3, 40_000])
+BROKEN = ['{"a": 1', '{"a": }', "{1}", '{"a": 1}}', '{"a": 1} {', ",", "x"]
+QUICK = [*product((0, 3), BROKEN), *product([40_000], BROKEN[-3:-1])]
+
+
+@pytest.mark.parametrize(("before", "element"), slow_but(QUICK, product((0, 3, 40_000), BROKEN)))
 def test_an_error_in_a_json_list_has_the_position_that_json_gives(tmp_path, element, before):
     text = "[" + '{"b": "ü"},\n ' * before + element + "]"
     with pytest.raises(json.JSONDecodeError) as wanted:
@@ -189,7 +192,7 @@ def test_an_error_in_a_json_list_has_the_position_that_json_gives(tmp_path, elem
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
-@pytest.mark.parametrize("at", [50, 2**20 - 1, 2**20, 2**21 + 1])
+@pytest.mark.parametrize("at", slow_but([50, 2**20], [50, 2**20 - 1, 2**20, 2**21 + 1]))
 def test_a_byte_that_is_not_utf8_is_an_error_anywhere(tmp_path, name, at):
     text = b'{"a": "\xc3\xbc"}\n' * 200_000
     data = b"\xef\xbb\xbf" + text[: at - 3] + b"\xc3" + text[at - 3 :]

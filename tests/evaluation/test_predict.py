@@ -17,6 +17,7 @@ from lorica.evaluation.classes import Classes, confusion, macro_f1
 from lorica.evaluation.tables import show_report
 from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, save
+from tests.marks import slow_but
 
 NAMES = ["zebra", "ant", "owl"]
 TEXTS = ["the cat sat", "a dog ran very", "not good", "the film was bad", "a cat", "good dog"]
@@ -259,6 +260,7 @@ def test_a_base_whose_head_has_no_classes_is_refused_by_name(no_classes, tmp_pat
         assert base in str(caught.value)
 
 
+@pytest.mark.parametrize("no_classes", slow_but(("regression", "a gap"), NO_CLASSES), indirect=True)
 def test_training_gives_a_base_without_classes_a_head_that_has_them(no_classes, trained, tmp_path):
     base, words = no_classes
     run = lorica.train(

@@ -15,6 +15,7 @@ from lorica.errors import BaseError, ConfigError, MergeError
 from lorica.methods.hyperlora import Hyperlora
 from tests.formats.exports import adapted, logits
 from tests.laws.bases import CASES, move, small_llama, trained
+from tests.marks import slow_but
 
 LLAMA = next(case for case in CASES if case.name == "llama")
 METHODS = [name for name in Method.names() if name != "hyperlora"]
@@ -58,7 +59,7 @@ def near(got: dict[str, Tensor], want: dict[str, Tensor], atol: float = 1e-6) ->
         torch.testing.assert_close(got[name], tensor, atol=atol, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but(("lora", "dora", "full", "prefix_tuning"), METHODS))
 def test_the_weights_of_every_method_are_summed(name: str, base: str, tmp_path: Path):
     kind = Method.named(name).to_lora
     parts = [
@@ -83,7 +84,7 @@ def test_the_weights_of_every_method_are_summed(name: str, base: str, tmp_path: 
     assert report.max_effect > 1e-3 and not (kind == "exact" and any(report.errors.values()))
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", slow_but(("patterns", "embedding"), SETTINGS))
 def test_a_scale_a_pattern_and_other_layers_are_in_the_sum(case: str, base: str, tmp_path: Path):
     first = saved(adapted(**SETTINGS[case]), tmp_path / "a")
     second = saved(move(lorica.adapt(small_llama(), Lora(r=2)), seed=3), tmp_path / "b")
@@ -135,7 +136,10 @@ def test_one_part_of_weight_1_is_that_part(base: str, tmp_path: Path):
         assert got.read_bytes() == want.read_bytes()
 
 
-@pytest.mark.parametrize("method", ("linear", "svd", "ties", "dare_linear", "dare_ties"))
+@pytest.mark.parametrize(
+    "method",
+    slow_but(("linear", "dare_ties"), ("linear", "svd", "ties", "dare_linear", "dare_ties")),
+)
 def test_two_halves_of_one_adapter_are_it(method, base: str, tmp_path: Path):
     path = saved(adapted(use_rslora=True), tmp_path / "a")
     rank = None if method in ("linear", "svd") else 4

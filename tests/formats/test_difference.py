@@ -11,6 +11,7 @@ from lorica.errors import BaseError, MergeError
 from lorica.formats.difference import difference
 from tests.formats.exports import adapted
 from tests.laws.bases import CASES, move, small_llama, trained
+from tests.marks import slow_but
 
 LLAMA = next(case for case in CASES if case.name == "llama")
 
@@ -42,7 +43,10 @@ def test_a_layer_that_only_one_changes_is_far_apart(base: str, tmp_path: Path):
     assert only and all((x.distance, x.cosine, x.first) == (1.0, None, 0.0) for x in only)
 
 
-@pytest.mark.parametrize("name", ("dora", "mora", "full", "prefix_tuning", "ia3"))
+@pytest.mark.parametrize(
+    "name",
+    slow_but(("dora", "prefix_tuning"), ("dora", "mora", "full", "prefix_tuning", "ia3")),
+)
 def test_other_methods_are_compared(name: str, base: str, tmp_path: Path):
     first = lorica.save(trained(name, LLAMA), tmp_path / "a")
     second = lorica.save(trained(name, LLAMA, seed=2), tmp_path / "b")

@@ -14,6 +14,7 @@ from lorica.formats.open_adapter import open_adapter
 from lorica.methods.hyperlora import Hyperlora
 from tests.formats.exports import adapted, logits, near
 from tests.laws.bases import CASES, move, small_llama, trained
+from tests.marks import slow_but
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ LLAMA = next(case for case in CASES if case.name == "llama")
 METHODS = [name for name in Method.names() if name != "hyperlora"]  # its conditions are above
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but(("lora", "dora", "bottleneck"), METHODS))
 def test_every_method_exports_as_it_declares(name, tmp_path):
     """Exact at once; of full rank only cut; or nothing that a weight can do."""
     model, kind = trained(name, LLAMA), Method.named(name).to_lora

@@ -12,6 +12,7 @@ from lorica.core.draws import drawing
 from lorica.errors import DataError
 from lorica.formats.open_adapter import open_adapter
 from tests.base.classifiers import BERT, save
+from tests.marks import slow_but
 
 
 def reviews(path: Path, count: int = 48) -> Path:
@@ -71,9 +72,18 @@ def trained(base: str, rows: str, folder: Path, **changed):
     return lorica.train(base=base, data=data, output=str(folder), show=False, **settings)
 
 
-@pytest.mark.parametrize(
-    "labels", [["zebra", "ant"], ["Zebra", "ANT"], [0, 1], ["0 ", " 1"], [" zebra", "ant\t"]]
-)
+SAME = [["zebra", "ant"], ["Zebra", "ANT"], [0, 1], ["0 ", " 1"], [" zebra", "ant\t"]]
+OTHERS = [
+    (["neg", "pos"], ["neg", "pos"]),
+    (["b", "a", "c"], ["a", "b", "c"]),
+    ([10, 9], ["9", "10"]),
+    (["Zebra", "zebra", "ant"], ["Zebra", "ant", "zebra"]),
+    ([0, 1, 2], ["0", "1", "2"]),
+    ([0, "zebra"], ["0", "zebra"]),
+]
+
+
+@pytest.mark.parametrize("labels", slow_but([SAME[0], SAME[3]], SAME))
 def test_the_base_has_the_same_figures_alone_and_beside_its_run(labels, tmp_path):
     base = base_of(tmp_path / "base", ["zebra", "ant"])  # no alphabet's order
     rows = write(tmp_path / "rows.jsonl", labels)
@@ -88,17 +98,7 @@ def test_the_base_has_the_same_figures_alone_and_beside_its_run(labels, tmp_path
     assert any("labels are read as" in line for line in result.notices) is not plain
 
 
-@pytest.mark.parametrize(
-    ("labels", "classes"),
-    [
-        (["neg", "pos"], ["neg", "pos"]),
-        (["b", "a", "c"], ["a", "b", "c"]),
-        ([10, 9], ["9", "10"]),
-        (["Zebra", "zebra", "ant"], ["Zebra", "ant", "zebra"]),
-        ([0, 1, 2], ["0", "1", "2"]),
-        ([0, "zebra"], ["0", "zebra"]),
-    ],
-)
+@pytest.mark.parametrize(("labels", "classes"), slow_but([OTHERS[1], OTHERS[2]], OTHERS))
 def test_other_classes_are_a_fresh_head_by_notice(labels, classes, tmp_path):
     base = base_of(tmp_path / "base", ["zebra", "ant"])
     rows = write(tmp_path / "rows.jsonl", labels)

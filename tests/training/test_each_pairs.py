@@ -17,6 +17,7 @@ from lorica.errors import ConfigError
 from lorica.training.each import _try_route
 from lorica.training.train import train
 from tests.core.attention_models import tiny
+from tests.marks import slow_but
 from tests.training.rows import adapter, rounding_apart, settings, tiny_base, write_rows
 
 SMALL = {
@@ -34,7 +35,7 @@ TARGETS = {
 }
 REFUSED = ("full", "hyperlora", "llama_adapter", "prefix_tuning", "prompt_tuning")
 METHODS = [name for name in Method.names() if name not in REFUSED]
-QUICK = [("ia3", "lora"), ("lora", "ia3"), ("dora", "bottleneck"), ("vera", "adalora")]
+QUICK = [("dora", "bottleneck")]
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,7 @@ def run_of(base: Path, folder: Path, name: str, place: int) -> dict:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow)
-        for pair in [*permutations(METHODS, 2), *((name, name) for name in METHODS)]
-    ],
+    slow_but(QUICK, [*permutations(METHODS, 2), *((name, name) for name in METHODS)]),
 )
 def test_each_adapter_is_the_one_of_its_run_alone(base, alone, tmp_path, first, second):
     runs = [run_of(base, tmp_path, name, place) for place, name in enumerate((first, second))]

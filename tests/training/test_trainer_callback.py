@@ -25,6 +25,7 @@ from lorica.core.draws import drawing
 from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, FileError, TrainingError
 from lorica.training.trainer_record import RECORD
+from tests.marks import slow_but
 
 IDS = torch.randint(3, 60, (12, 9), generator=torch.Generator().manual_seed(8))
 ROWS = [{"input_ids": row, "labels": row} for row in IDS]
@@ -238,7 +239,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder / "checkpoint-2"
 
 
-@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("what", slow_but(("alpha", "base"), OTHERS))
 def test_a_resume_with_another_function_is_refused(tmp_path, checkpoint, what):
     message, change = OTHERS[what]
     with pytest.raises(TrainingError, match=message):
