@@ -220,6 +220,37 @@ def test_rows_cannot_have_adapters_of_their_own():
     assert isinstance(model.model.layers[0].mlp.experts.gate_up_proj, nn.Parameter)  # type: ignore[union-attr]
 
 
+def test_a_forward_pass_that_others_wrapped_is_theirs_again():
+    """As accelerate wraps modules, before and after an adapter is attached."""
+    model = tiny("mixtral")
+    with torch.no_grad():
+        want = model(IDS).logits
+    experts, calls = model.model.layers[0].mlp.experts, []  # type: ignore[union-attr]
+
+    def wrap(module: nn.Module, name: str) -> None:
+        inner = module.forward
+
+        def wrapped(*inputs: Any) -> Any:
+            calls.append(name)
+            return inner(*inputs)
+
+        module.forward = wrapped
+
+    wrap(experts, "before")
+    lorica.adapt(model, lorica.Lora(r=2), target_parameters="experts")
+    lorica.detach(model)
+    model(IDS)
+    assert calls == ["before"]
+    lorica.adapt(model, lorica.Lora(r=2), target_parameters="experts")
+    wrap(experts, "after")
+    move(model, size=0.2)
+    with torch.no_grad():
+        assert not torch.allclose(model(IDS).logits, want, atol=1e-3)
+        lorica.detach(model)
+        assert torch.equal(model(IDS).logits, want)
+    assert calls[1:] == ["after", "after"]
+
+
 def test_an_error_inside_the_experts_leaves_the_base_as_it_was():
     model = move(adapted("mixtral"))
     experts = model.model.layers[0].mlp.experts  # type: ignore[union-attr]

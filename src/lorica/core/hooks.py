@@ -15,7 +15,7 @@ from lorica.core import attention
 from lorica.core.bank import ExpertAdapters, LayerAdapters
 from lorica.core.route import ByRow, Everywhere, Route
 from lorica.core.row_fronts import enter_by_row, inputs_of
-from lorica.core.site import Site
+from lorica.core.site import ADAPTERS, Site
 from lorica.errors import ConfigError
 
 
@@ -106,8 +106,9 @@ class AdaptedForward:
 
     def remove(self) -> None:
         layers: ExpertAdapters = self.module.adapters  # type: ignore[assignment]
-        if len(layers) > 1:
-            return
+        ours = self.module.__dict__.get("forward")
+        if len(layers) > 1 or getattr(ours, "func", None) is not _run_experts:
+            return  # others adapt it too; or a library has wrapped it since, and calls it
         del self.module.__dict__["forward"]
         if layers.own_forward is not None:
             self.module.forward = layers.own_forward
@@ -119,9 +120,11 @@ def _run_experts(module: nn.Module, *inputs: Any, **options: Any) -> Any:
     Raises: ConfigError if rows or segments have adapters of their own: which rows the tokens of an
     expert come from is not known.
     """
-    layers: ExpertAdapters = module.adapters  # type: ignore[assignment]
-    forward = layers.own_forward or partial(type(module).forward, module)
-    stacks: dict[str, LayerAdapters] = dict(layers.items())  # type: ignore[arg-type]
+    layers: Any = module._modules.get(ADAPTERS)
+    forward = getattr(layers, "own_forward", None) or partial(type(module).forward, module)
+    if layers is None:  # they were detached, and a library calls this still
+        return forward(*inputs, **options)
+    stacks: dict[str, LayerAdapters] = dict(layers.items())
     route = next(iter(stacks.values())).model_bank.current
     named = {key: own.adapters_named(route.names) for key, own in stacks.items()}
     acting = {key: adapters for key, adapters in named.items() if adapters}
@@ -134,7 +137,8 @@ def _run_experts(module: nn.Module, *inputs: Any, **options: Any) -> Any:
             fix="run its rows in a batch of their own",
         )
     kinds = {type(adapter) for adapters in acting.values() for adapter in adapters}
-    if len(kinds) == 1 and all(len(own) == 1 for own in acting.values()) and not options:
+    alone = len(kinds) == 1 and all(len(own) == 1 for own in acting.values())
+    if alone and not options and layers.own_forward is None:
         single = {key: adapter for key, (adapter,) in acting.items()}
         if (y := kinds.pop().run_experts(module, single, inputs)) is not None:
             return y
