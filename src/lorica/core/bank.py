@@ -8,9 +8,9 @@ one adapter at once.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -165,12 +165,7 @@ class LayerAdapters(nn.ModuleDict):
 
 
 class ExpertAdapters(nn.ModuleDict):
-    """The LayerAdapters of a module of experts: one for each adapted parameter, by its name.
-
-    own_forward: what the module had in place of its class's forward; None: nothing.
-    """
-
-    own_forward: Callable[..., Any] | None = None
+    """The LayerAdapters of a module of experts: one for each adapted parameter, by its name."""
 
 
 def _common_class(acting: Sequence[Sequence[Adapter]]) -> type[Adapter] | None:

@@ -5,6 +5,7 @@ sharded like any other.
 """
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -101,8 +102,7 @@ class AdaptedForward:
         self.module = module
         layers: ExpertAdapters = module.adapters  # type: ignore[assignment]
         if len(layers) == 1:  # the first adapted parameter
-            layers.own_forward = module.__dict__.get("forward")
-            module.forward = partial(_run_experts, module)
+            module.forward = partial(_run_experts, module, module.__dict__.get("forward"))
 
     def remove(self) -> None:
         layers: ExpertAdapters = self.module.adapters  # type: ignore[assignment]
@@ -110,18 +110,21 @@ class AdaptedForward:
         if len(layers) > 1 or getattr(ours, "func", None) is not _run_experts:
             return  # others adapt it too; or a library has wrapped it since, and calls it
         del self.module.__dict__["forward"]
-        if layers.own_forward is not None:
-            self.module.forward = layers.own_forward
+        if (before := ours.args[1]) is not None:  # type: ignore[union-attr]
+            self.module.forward = before
 
 
-def _run_experts(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+def _run_experts(
+    module: nn.Module, wrapped: Callable[..., Any] | None, *inputs: Any, **options: Any
+) -> Any:
     """The forward pass of a module of experts with the adapters that act.
 
+    wrapped: what the module had in place of its class's forward pass; None: nothing.
     Raises: ConfigError if rows or segments have adapters of their own: which rows the tokens of an
     expert come from is not known.
     """
     layers: Any = module._modules.get(ADAPTERS)
-    forward = getattr(layers, "own_forward", None) or partial(type(module).forward, module)
+    forward = wrapped or partial(type(module).forward, module)
     if layers is None:  # they were detached, and a library calls this still
         return forward(*inputs, **options)
     stacks: dict[str, LayerAdapters] = dict(layers.items())
@@ -138,7 +141,7 @@ def _run_experts(module: nn.Module, *inputs: Any, **options: Any) -> Any:
         )
     kinds = {type(adapter) for adapters in acting.values() for adapter in adapters}
     alone = len(kinds) == 1 and all(len(own) == 1 for own in acting.values())
-    if alone and not options and layers.own_forward is None:
+    if alone and not options and wrapped is None:
         single = {key: adapter for key, (adapter,) in acting.items()}
         if (y := kinds.pop().run_experts(module, single, inputs)) is not None:
             return y
