@@ -105,6 +105,12 @@ BROKEN = {
     "rank 0": (LORA, "    ranks: [4, 0]", 17, r"\[4, 0\]; it must be a list of whole numbers"),
     "one rank twice": (LORA, "    ranks: [4, 4]", 17, "one rank twice"),
     "ranks of a method without r": (FULL, "  full: {method: ia3, ranks: [4]}", 19, "has no r"),
+    "rank for ranks": (
+        LORA,
+        "    rank: [4]",
+        17,
+        "rank is not a setting; closest sides.lora.ranks",
+    ),
     "a rank that is text": (LORA, '    ranks: ["4"]', 17, "whole numbers"),
     "one seed twice": ("seeds: [0, 1]", "seeds: [1, 1]", 9, "seeds has 1 twice"),
     "no seed": ("seeds: [0, 1]", "seeds: []", 9, "seeds is"),

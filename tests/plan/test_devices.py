@@ -81,3 +81,10 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
     whole = device_named("cpu").memory_bytes
     limit.write_text(f"{GIB // 4}\n")
     assert device_named("cpu").memory_bytes == GIB // 4 < whole
+
+
+@pytest.mark.parametrize(("name", "card"), [("3090", "rtx3090"), ("4090", "rtx4090")])
+def test_a_part_of_a_card_s_name_names_the_card(name: str, card: str):
+    with pytest.raises(ConfigError, match=f"there is no device '{name}'") as caught:
+        device_named(name)
+    assert card in str(caught.value.fix)

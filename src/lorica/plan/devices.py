@@ -58,6 +58,10 @@ def device_named(name: str) -> Device:
         memory = int(float(size[1]) * UNITS[size[2]])
         if memory > 0:
             return Device(name.strip(), "cuda", memory, "the size that was given")
+    if len(key) >= 4 and (cards := [card for card in table if key in card]):
+        raise ConfigError(
+            f"there is no device {name!r:.60}.", fix=f"name it in full: {', '.join(cards)}"
+        )
     if NUMBER.match(key):
         raise ConfigError(
             f"{name!r:.60} is no size of a memory.",
