@@ -109,7 +109,7 @@ BROKEN = {
         LORA,
         "    rank: [4]",
         17,
-        "rank is not a setting; closest sides.lora.ranks",
+        "rank is not a setting of a side; closest ranks",
     ),
     "a rank that is text": (LORA, '    ranks: ["4"]', 17, "whole numbers"),
     "one seed twice": ("seeds: [0, 1]", "seeds: [1, 1]", 9, "seeds has 1 twice"),

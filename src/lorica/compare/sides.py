@@ -128,7 +128,14 @@ def _config_of(
         for key in SET_BY_STUDY
         if key in side.data
     ]
-    for key in SET_BY_STUDY:
+    mistakes += [
+        Mistake(
+            place[(key,)], f"{key} is not a setting of a side; closest ranks, a list: ranks: [8]"
+        )
+        for key in ("rank", "r")
+        if key in side.data
+    ]
+    for key in (*SET_BY_STUDY, "rank", "r"):
         side.data.pop(key, None)
     side.data |= {"base": study.base, "data": study.data.model_dump(mode="json"), "output": "runs"}
     if "method" not in side.data and (what := wrong_method(name)):

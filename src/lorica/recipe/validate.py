@@ -129,14 +129,14 @@ def unknown_setting(where: Where, known: Iterable[str], settings: Settings) -> s
     """The message for a setting that does not exist, with the closest one that does.
 
     known: the dotted names of all settings. One of another mapping is suggested only if its last
-    part is the same: `data.max_length` for `max_length`. A list beside it comes first: `ranks`.
+    part is the same: `data.max_length` for `max_length`.
     """
     key, name = where[-1].replace("-", "_"), ".".join(where)
     siblings, elsewhere = {}, {}
     for full in known:
         *parents, leaf = full.split(".")
         (siblings if tuple(parents) == where[:-1] else elsewhere)[leaf] = full
-    near = siblings.get(f"{key}s") or elsewhere.get(key) or ALIASES.get(key)
+    near = elsewhere.get(key) or ALIASES.get(key)
     if near is None:
         near = siblings.get(closest(key, siblings).split(", ")[0])
     dash = "--" if settings.place(where).startswith("--") else ""
