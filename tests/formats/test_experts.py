@@ -26,7 +26,7 @@ def saved(folder: Path, model: nn.Module, method: str = "lora", seed: int = 1) -
     return lorica.save(move(model, seed, 0.2), folder)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_no_lora_of_layers_says_what_an_adapter_of_experts_does(method, tmp_path):
     base = write(tmp_path / "base", "mixtral")
     path = saved(tmp_path / "a", load_base(str(base)).model, method)
@@ -39,7 +39,7 @@ def test_no_lora_of_layers_says_what_an_adapter_of_experts_does(method, tmp_path
         lorica.combine({path: 1.0}, tmp_path / "out", base=str(base))
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("name", ["gpt_oss", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
 def test_the_weights_of_experts_are_compared(name, tmp_path):
     base = str(write(tmp_path / "base", name))
     first = saved(tmp_path / "a", load_base(base).model)
@@ -50,7 +50,10 @@ def test_the_weights_of_experts_are_compared(name, tmp_path):
     assert same.same and all(layer.distance > 0.5 for layer in experts.values())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("deepseek_v3", "gpt_oss")]
+
+
+@pytest.mark.parametrize("name", ["mixtral", *SLOW])
 def test_a_merged_folder_holds_the_experts_as_the_architecture_writes_them(name, tmp_path):
     base = write(tmp_path / "base", name)
     opened = load_base(str(base))

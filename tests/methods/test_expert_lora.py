@@ -135,6 +135,18 @@ def test_checkpointing_gives_the_same_gradients(method):
         torch.testing.assert_close(tensor.grad, want[key])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_block_of_experts_compiles_whole(name, method):
+    """With adapted stacks in float32, whose grouped products the compiler does not know."""
+    block: Any = move(adapted(name, lorica.method(method, r=2)), size=0.2).model.layers[0].mlp  # type: ignore[union-attr]
+    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(3))
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x), atol=1e-5, rtol=1e-5)
+
+
 def test_dora_keeps_the_trained_norm_of_every_row_of_every_expert():
     for name in ("mixtral", "gpt_oss"):
         model = move(adapted(name, lorica.Dora(r=2)), size=0.2)

@@ -61,7 +61,12 @@ def ours(case: str) -> Any:
     return move(lorica.adapt(tiny(name), method, **targets), size=0.2).eval()
 
 
-@pytest.mark.parametrize("case", CASES)
+SELDOM = ("qwen3_moe", "one_of_two", "one_block", "saved_whole")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] if c in SELDOM else []) for c in CASES]
+)
 def test_peft_reads_what_we_save_and_we_read_it_without_a_manifest(case, tmp_path):
     model, name = ours(case), CASES[case][0]
     want, state = logits(model), adapter_state(model)
@@ -80,7 +85,9 @@ def test_peft_reads_what_we_save_and_we_read_it_without_a_manifest(case, tmp_pat
     assert all(torch.equal(own[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "mixtral" else [pytest.mark.slow]) for n in MODELS]
+)
 def test_we_read_what_peft_saves(name, tmp_path):
     config = peft.LoraConfig(
         r=3,

@@ -25,7 +25,10 @@ def experts(base: Path, folder: Path, **changed: Any) -> dict[str, Any]:
     return settings(base, folder, target_parameters="experts", max_steps=4, **changed)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+SLOW = pytest.param(False, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("checkpointing", [True, SLOW])
 def test_experts_are_trained_and_merged(base, checkpointing, tmp_path):
     whole = lorica.train(
         **experts(base, tmp_path, gradient_checkpointing=checkpointing), show=False
