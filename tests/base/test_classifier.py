@@ -16,8 +16,10 @@ from lorica.errors import BaseError, ConfigError, FileError
 from lorica.formats.open_adapter import open_adapter
 from lorica.training.trainer_callback import AdapterCallback
 from tests.base.classifiers import BERT, CHECKPOINTS, ids, model, save
+from tests.marks import slow_but
 
 CLASSES = ["bad", "fair", "good"]
+QUICK = ("bert without pooler", "distilbert", "roberta", "t5", "llama")
 
 
 def adapted(base, folder):
@@ -36,7 +38,7 @@ def logits(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft's own
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, CHECKPOINTS))
 def test_every_fresh_head_is_trained_and_saved_whole(name, tmp_path):
     """PEFT puts the adapter on a base whose fresh head was drawn otherwise: the same logits."""
     path = save(tmp_path / "base", model(name))
@@ -58,7 +60,7 @@ def test_every_fresh_head_is_trained_and_saved_whole(name, tmp_path):
     torch.testing.assert_close(logits(another), want)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", slow_but(QUICK, CHECKPOINTS))
 def test_a_hole_outside_the_head_is_refused(name, tmp_path):
     """Whatever a checkpoint loses that its own class has: blocks, embeddings, poolers."""
     path = save(tmp_path, model(name))

@@ -97,11 +97,15 @@ def check_same(model: nn.Module, how: str) -> None:
         torch.testing.assert_close(a, b, atol=close, rtol=close)
 
 
+def quick(base: str, how: str) -> bool:
+    return base == "Llama" or (base in QUICK and how == "shared")
+
+
 def cases() -> list:
     """(base, method, layout): some attentions take padded rows alone, and bottleneck no experts."""
     every = product(sorted({*MODELS, *OTHERS}), ACTING, ("packed", "padded", "shared"))
     return [
-        pytest.param(base, name, how, marks=[] if base in QUICK else pytest.mark.slow)
+        pytest.param(base, name, how, marks=[] if quick(base, how) else pytest.mark.slow)
         for base, name, how in every
         if (how == "padded" or base not in EAGER) and not (name == "bottleneck" and base in FLOAT32)
     ]

@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         (claims, "claims.md"),
         (methods, "methods/results.md"),
         (speed, "performance/README.md"),
-        (plan, "planning/README.md"),
+        pytest.param(plan, "planning/README.md", marks=pytest.mark.slow),
         (combine, "guides/combine-measured.md"),
         (compare_llamacpp, "handover/llamacpp-measured.md"),
         (compare_vllm, "handover/vllm-measured.md"),

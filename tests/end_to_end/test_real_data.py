@@ -84,6 +84,7 @@ def test_from_check_to_merge(job, tmp_path, monkeypatch, capsys):
     assert said(capsys, "info", "merged")["values"] == 656_000
 
 
+@pytest.mark.slow
 def test_what_a_person_reads(job, tmp_path, monkeypatch, capsys):
     """The same without --json: the lines that say what is lost are there to be read."""
     monkeypatch.chdir(tmp_path)

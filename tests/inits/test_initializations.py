@@ -17,10 +17,12 @@ from lorica.core.state import adapter_state
 from lorica.errors import ConfigError, TargetError
 from lorica.methods.lora import LoraAdapter
 from tests.laws.bases import CASES, Case, Stack, bits, move, same_bits
+from tests.marks import slow_but
 
 TAKEN_OUT = ["pissa", "pissa_niter_4", "olora"]
 EXACT = ["kaiming", "gaussian", "orthogonal", *TAKEN_OUT]
 ON = [c for c in CASES if c.name in ("stack", "bf16", "packed", "gpt2", "llama", "nf4")]
+QUICK = [c for c in ON if c.name in ("stack", "gpt2", "nf4")]
 everywhere = pytest.mark.parametrize("case", ON, ids=str)
 exact = pytest.mark.parametrize("init", EXACT)
 taken_out = pytest.mark.parametrize("init", TAKEN_OUT)
@@ -66,7 +68,7 @@ def test_begins_as_the_base_which_is_not_written_to(init, case):
     assert same_bits(bits(model), before)
 
 
-@everywhere
+@pytest.mark.parametrize("case", slow_but(QUICK, ON), ids=str)
 @pytest.mark.parametrize("kind", [Lora, Dora])
 @pytest.mark.parametrize("init", [*TAKEN_OUT, "orthogonal"])
 def test_merging_and_saving_a_moved_start(init, kind, case, tmp_path):

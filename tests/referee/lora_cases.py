@@ -12,6 +12,7 @@ from torch import nn
 import lorica
 from lorica import Dora, Lora
 from tests.laws.bases import gpt2, move, stories
+from tests.marks import slow_but
 from tests.referee.models import LINEARS, QV, classifier, gemma, llama, roberta
 
 MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
@@ -119,7 +120,13 @@ MATRIX: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         },
     ),
 }
-each_case = pytest.mark.parametrize("case", MATRIX)
+QUICK = {
+    *("plain", "all-linear", "rslora", "dora", "patterns", "dora patterns", "bias", "regex"),
+    *("embedding, tied", "head, untied", "saved norm", "saved head, tied", "saved both, untied"),
+    *("tokens, untied", "tokens and norm", "exclude", "gpt2", "gpt2 bias", "gemma embedding"),
+    *("classifier", "pissa", "olora dora", "roberta"),
+}
+each_case = pytest.mark.parametrize("case", slow_but(QUICK, MATRIX))
 PACKAGE_NAMES = {"lora_alpha": "alpha", "init_lora_weights": "init"}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.laws.bases import IDS, gpt2, move, small_llama
+from tests.marks import slow_but
 from tests.referee.models import LINEARS, QV, classifier, gemma, llama, logits
 
 ADALORA = {"total_step": 100, "init_r": 6, "target_r": 3, "lora_alpha": 8}
@@ -183,7 +184,12 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], dict[str, Any]]] = {
         },
     ),
 }
-each_case = pytest.mark.parametrize("case", CASES)
+QUICK = {
+    *("adalora", "adalora gpt2", "adalora saved norm", "vera", "vera drawn anew"),
+    *("vera saved head, tied", "ia3", "ia3 no feedforward", "ia3 classifier"),
+    *("prefix", "prefix gemma", "prompt", "prompt gpt2", "p-tuning"),
+}
+each_case = pytest.mark.parametrize("case", slow_but(QUICK, CASES))
 
 
 def token_logits(model: nn.Module) -> torch.Tensor:

@@ -10,7 +10,14 @@ from torch import nn
 import lorica
 from lorica.formats.peft.layouts import layout_for
 from tests.laws.bases import IDS, move
-from tests.referee.lora_cases import MATRIX, each_case, with_our_adapter, with_peft_adapter
+from tests.marks import slow_but
+from tests.referee.lora_cases import (
+    MATRIX,
+    QUICK,
+    each_case,
+    with_our_adapter,
+    with_peft_adapter,
+)
 from tests.referee.models import llama, logits, near
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own, which are not ours to fix
@@ -52,7 +59,7 @@ STEPPED = [
 ]
 
 
-@pytest.mark.parametrize("case", STEPPED)
+@pytest.mark.parametrize("case", slow_but(QUICK & {*STEPPED}, STEPPED))
 def test_one_step_of_adamw_ends_where_pefts_does(case, tmp_path):
     from peft import get_peft_model_state_dict
 

@@ -11,6 +11,7 @@ from lorica.core.adapter import Method
 from lorica.core.bank import adapted_layers, spec_of
 from lorica.errors import FileError
 from tests.laws.bases import gpt2, move, small_llama
+from tests.marks import slow_but
 from tests.referee.models import QV, gemma, near
 from tests.referee.other_cases import (
     CASES,
@@ -46,7 +47,13 @@ def test_we_load_what_peft_saves_and_peft_loads_it_again(case, tmp_path):
         assert lorica.trainable_parameters(fresh).trainable == trained
 
 
-@pytest.mark.parametrize("case", OUR_CASES)
+QUICK = {
+    *("adalora grown", "adalora rows", "vera gpt2", "vera some layers"),
+    *("ia3 head", "prefix network", "prefix rows", "prompt text"),
+}
+
+
+@pytest.mark.parametrize("case", slow_but(QUICK, OUR_CASES))
 def test_peft_loads_what_we_save(case, tmp_path):
     from peft import PeftModel
 

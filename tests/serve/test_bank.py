@@ -16,6 +16,7 @@ from lorica.serve.bank import ServingBank
 from lorica.serve.prepare import prepare
 from lorica.serve.twin import twin
 from tests.laws.bases import SIZES, bits, method, move, same_bits, small_llama
+from tests.marks import slow_but
 
 IDS = torch.randint(3, 500, (9,), generator=torch.Generator().manual_seed(3))
 MIXED = [name for name in Method.names() if name not in ("full", "hyperlora")]
@@ -106,10 +107,17 @@ LAYOUTS = {
 }
 
 
+KINDS = [(torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 4)]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "wide_rows"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 4)], ids=str
+    ("tokens", "dtype", "wide_rows"),
+    slow_but(
+        [(1, torch.float32, 0), (5, torch.bfloat16, 4)],
+        [(tokens, *kind) for tokens in (1, 5) for kind in KINDS],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("tokens", [1, 5])
 def test_every_layout(tmp_path, dtype, wide_rows, tokens):
     """Ranks that differ, DoRA beside LoRA, a bias, and layers that not every adapter has."""
     shop = Shop(tmp_path, dtype)

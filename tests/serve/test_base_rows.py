@@ -15,6 +15,7 @@ from lorica.serve.bank import ServingBank
 from lorica.serve.prepare import prepare
 from lorica.serve.twin import twin
 from tests import small_base
+from tests.marks import slow_but
 from tests.serve.shelf import CONDITIONS, SETTINGS, write
 
 TOKENS = (3, 40, 7, 1, 90, 12, 5, 33, 8)
@@ -70,7 +71,9 @@ def plain(small_base):
     return Recorded(load(str(small_base)).model, **DECODER).write(requests([None]))
 
 
-@pytest.mark.parametrize("kind", [*SETTINGS, "every method"])
+@pytest.mark.parametrize(
+    "kind", slow_but(("lora", "prefix_tuning", "every method"), [*SETTINGS, "every method"])
+)
 def test_base_rows_are_bitwise_those_of_a_model_without_adapters(kind, plain, small_base, tmp_path):
     loaded = load(str(small_base))
     other, bank = twin(loaded.model), ServingBank(loaded.model)

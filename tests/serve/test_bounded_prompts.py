@@ -39,6 +39,7 @@ def ask(content: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
+@pytest.mark.slow  # the worker alone: tests/data/test_template_sandbox.py
 def test_a_slow_template_is_stopped_and_keeps_no_other_waiting(
     bundled: LoadedModel, templates: ServedTemplates
 ):

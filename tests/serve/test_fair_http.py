@@ -73,7 +73,8 @@ def complete(client: httpx2.Client, key: str, tokens: int, model="bundled") -> h
     )
 
 
-@pytest.mark.parametrize("many", [MANY[0], pytest.param(MANY[1], marks=pytest.mark.slow)])
+@pytest.mark.slow  # the scheduler alone: test_scheduler_fairness.py
+@pytest.mark.parametrize("many", MANY)
 def test_one_request_beside_many_has_the_next_slot(client, engine, keys, monkeypatch, many):
     """The order of all submissions and admissions, which the engine has under one lock.
 

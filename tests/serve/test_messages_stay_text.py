@@ -16,6 +16,7 @@ from lorica.generation.prompts import render_messages
 from lorica.serve.prompts import Prompts
 from lorica.serve.refusals import InvalidRequest
 from tests.data import templates, tokenizers
+from tests.marks import slow_but
 
 TEMPLATES = {
     name: text for name, text in vars(templates).items() if name.isupper() and isinstance(text, str)
@@ -35,7 +36,10 @@ def bundled() -> LoadedModel:
     return load("bundled")
 
 
-@pytest.fixture(params=["sentencepiece", "byte_level", "gpt2", "bert-base-uncased", "stories260K"])
+NAMES = ["sentencepiece", "byte_level", "gpt2", "bert-base-uncased", "stories260K"]
+
+
+@pytest.fixture(params=slow_but([name for name in NAMES if name != "gpt2"], NAMES))
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     match request.param:
         case "sentencepiece" | "byte_level":

@@ -14,6 +14,7 @@ from lorica.generation.decoder import Decoder
 from lorica.serve import generations, reading
 from lorica.serve.build import EngineSettings, engine_of
 from lorica.serve.identity import bank_key
+from tests.marks import slow_but
 from tests.serve.shelf import stock
 from tests.serve.traffic import Changes, Traffic, asks, going_on, mistakes
 
@@ -93,7 +94,7 @@ def keeps_its_neighbour(remove):
     return remove_and_mix
 
 
-@pytest.mark.parametrize("fault", ["name", "condition", "neighbour"])
+@pytest.mark.parametrize("fault", slow_but(["neighbour"], ["name", "condition", "neighbour"]))
 def test_a_planted_fault_is_caught(fault, shelf, small_base, monkeypatch):
     if fault == "neighbour":
         monkeypatch.setattr(Decoder, "_remove", keeps_its_neighbour(Decoder._remove))
