@@ -1,6 +1,7 @@
 """An export is in normal form, or merged, and answers as the adapter that it is of."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lorica import cli
-from lorica.errors import ConfigError, MergeError
+from lorica.errors import ConfigError, FileError, MergeError
 from lorica.formats.golden import read_golden
 from lorica.handover.export import hand_over
 from lorica.handover.runtimes import runtimes
@@ -211,3 +212,51 @@ def test_the_command(small_base: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"verify it: lorica verify {output} --endpoint URL" in capsys.readouterr().out
     assert cli.run(["export", str(adapter), "--dtype", "float16", "--output", str(output)]) != 0
     assert "--dtype is for other runtimes" in capsys.readouterr().err
+
+
+def test_the_script_does_not_run_what_a_path_says(small_base: Path, tmp_path: Path):
+    """A comment ends at a line break, and what follows it is a command."""
+    base = tmp_path / "base\ntouch pwned #$(touch pwned)"
+    shutil.copytree(small_base, base)
+    adapter = saved(tmp_path / "run", base, r=4)
+    hand_over(adapter, tmp_path / "out", to="llamacpp")
+    hand_over(adapter, tmp_path / "ray", to="ray", cloud="s3://x\ntouch pwned")
+    environment = {"PATH": "/usr/bin:/bin", "CDPATH": str(tmp_path)}
+    for name in ("out", "ray"):
+        subprocess.run(
+            ["sh", f"{name}/start.sh", "base.gguf"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=False,  # there is neither llama-server nor serve
+        )
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_without_settings_are_not_passed_over(small_base: Path, tmp_path: Path):
+    saved(tmp_path / "all/alice", small_base, r=4)
+    broken = saved(tmp_path / "all/bob", small_base, r=4)
+    for name in ("adapter_config.json", "manifest.json"):
+        (broken / name).unlink()
+    with pytest.raises(FileError, match="bob"):
+        hand_over(tmp_path / "all", tmp_path / "out", to="peft")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_models_are_refused_for_a_lora(small_base: Path, tmp_path: Path):
+    adapter = saved(tmp_path / "run", small_base, r=4)
+    for to, options in (("llamacpp", {"quantise": "q8_0"}), ("vllm", {"dtype": "float16"})):
+        with pytest.raises(ConfigError, match="run is written as a LoRA in float32"):
+            hand_over(adapter, tmp_path / "out", to=to, **options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_one_condition_that_is_merged_is_started_from_its_folder(small_base: Path, tmp_path: Path):
+    settings = {"r": 4, "condition": "pair", "conditions": ("en-de",), "modules_to_save": ["norm"]}
+    adapter = saved(tmp_path / "run", small_base, "hyperlora", **settings)
+    report = hand_over(adapter, tmp_path / "out", to="vllm")
+    assert [one.place for one in report.exported] == ["en-de"]
+    assert (
+        'vllm serve "$here"/en-de --served-model-name en-de'
+        in (tmp_path / "out/start.sh").read_text()
+    )

@@ -140,4 +140,37 @@ def test_what_cannot_be_verified(export: Path, small_base: Path, tmp_path: Path)
         write = read_golden(tmp_path / "all/two")
         assert write is not None and write.header is not None
         write_golden(tmp_path / "all/two", replace(write, header=replace(write.header, name="two")))
-        verify(tmp_path / "all", model="one")
+        verify(tmp_path / "all", endpoint="http://127.0.0.1:1", model="one")
+
+
+def test_a_folder_in_which_one_export_has_no_answers(export: Path, tmp_path: Path):
+    for name in ("one", "two"):
+        shutil.copytree(export, tmp_path / "all" / name)
+    with pytest.raises(FileError, match="are both of an export run"):
+        verify(tmp_path / "all")
+    (tmp_path / "all/two/golden.jsonl").unlink()
+    with pytest.raises(FileError, match=r"all/two has no golden\.jsonl"):
+        verify(tmp_path / "all")
+
+
+def test_options_and_rows_that_would_be_passed_over(export: Path, tmp_path: Path):
+    for options in ({"model": "x"}, {"base_model": "x"}, {"endpoint": "http://h", "base": "x"}):
+        with pytest.raises(ConfigError, match="--"):
+            verify(export, **options)
+    (tmp_path / "golden.jsonl").write_text('{"ids": [1, 2], "logprobs": [-1.0]}\n')
+    with pytest.raises(FileError, match="none can be replayed"):
+        verify(tmp_path)
+    with pytest.raises(FileError, match="does not exist"):
+        verify(tmp_path / "nothing")
+
+
+def test_a_base_that_was_trained_on_is_named(export: Path, small_base: Path, tmp_path: Path):
+    """Without an endpoint both compute in float32, and no difference is one of fewer bits."""
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    tensors = load_file(base / "model.safetensors")
+    moved = {key: tensor * 1.01 for key, tensor in tensors.items()}
+    save_file(moved, base / "model.safetensors", {"format": "pt"})
+    (verdict,) = verify(export, base=str(base))
+    assert verdict.base_worst is not None and verdict.base_worst < 0.5
+    assert verdict.problems[0].endswith("it is another one")

@@ -139,7 +139,10 @@ def _header(fields: dict[str, Any], where: str) -> GoldenHeader:
             fix="install the release that wrote it",
         )
     try:
-        return _checked(_HEADER, GoldenHeader, fields)
+        header = _checked(_HEADER, GoldenHeader, fields)
+        if not (header.name.isprintable() and 0 <= header.difference < math.inf):
+            raise TypeError("its name or its difference cannot be one")
+        return header
     except (ValidationError, TypeError) as error:
         raise FileError(f"{where} is no header of recorded answers.", why=error, fix=FIX) from None
 

@@ -10,7 +10,6 @@ runtime's own about scales and patterns changes it. What it does not read as a L
     start.sh             how the runtime is started with it; serve.yaml for Ray
 """
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,17 +23,17 @@ from lorica.base.bundled import NAME as NAME_OF_BUNDLED
 from lorica.errors import ConfigError, MergeError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_file import read
-from lorica.formats.adapter_folder import adapter_folder, is_adapter
+from lorica.formats.adapter_folder import is_adapter
 from lorica.handover.changes import conditions_in
 from lorica.handover.gguf import model as gguf_model
 from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.one_adapter import TEMPLATE, Exported, Settings, export_one
 from lorica.handover.runtimes import Runtime, runtimes
+from lorica.handover.sources import adapters_in, name_of_condition, served_name
 from lorica.handover.start import StartPlan, ray_config, start_script
 
 START, RAY = "start.sh", "serve.yaml"
 CLOUDS = ("s3://", "gs://", "abfss://", "azure://")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,11 @@ def hand_over(
         base=base,
         allow_base=allow_base,
         dtype=dtype,
-        quantise=quantise or "f16",
+        quantise=quantise,
         probe=probe,
     )
     if to == "llamacpp" and is_base(str(source)):
-        return _export_base(str(source), Path(output), runtime, settings.quantise)
+        return _export_base(str(source), Path(output), runtime, quantise or "f16")
     with commit.folder(Path(output)) as staging:
         exported = [
             export_one(folder, _created(staging / place), name, place, own_condition, settings)
@@ -110,7 +109,9 @@ def hand_over(
         ]
         _check_together(exported, runtime, cloud)
         _write_start(staging, Path(output), exported, runtime, cloud)
-    notices = list(dict.fromkeys(notice for one in exported for notice in one.notices))
+        templates = _notices_on_templates(staging, exported, runtime)
+    notices = [notice for one in exported for notice in one.notices]
+    notices = list(dict.fromkeys([*notices, *templates]))
     return HandoverReport(Path(output), to, exported, notices)
 
 
@@ -157,40 +158,16 @@ def _plan(
         if not known:
             planned.append((name, "." if in_place else name, folder, condition))
         for one in known:
-            own = re.sub(r"[^A-Za-z0-9._-]+", "-", one).strip("-.")
-            own = served_name(own if alone else f"{name}-{own}")
+            own = name_of_condition(one)
+            own = own if alone else served_name(f"{name}-{own}")
             planned.append((own, own, folder, one))
     names = [name for name, *_ in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"several exports would have the name {listed(twice)}.", fix="export them one by one"
+            f"several exports would have the name {listed(twice)}.",
+            fix="export them one by one, a condition by --condition",
         )
     return planned
-
-
-def adapters_in(source: Path) -> dict[str, Path]:
-    """Name -> folder of the adapters at `source`: it itself, or those side by side in it."""
-    own = source.resolve()
-    name = own.parent.name if own.name == "adapter" else own.name
-    if is_adapter(adapter_folder(source)) or not plain_files.is_folder(own):
-        return {served_name(name): source}
-    inside = [source / name for name in plain_files.names_in(own)]
-    adapters = {
-        served_name(path.name): path
-        for path in inside
-        if path.is_dir() and (is_adapter(path) or is_adapter(path / "adapter"))
-    }
-    return adapters or {name: source}  # reading it says what is wrong
-
-
-def served_name(name: str) -> str:
-    """The name that requests use. Raises: ConfigError if a folder's name cannot be one."""
-    if NAME.fullmatch(name):
-        return name
-    raise ConfigError(
-        f"{name!r:.80} cannot be the name of a model in requests.",
-        fix="name the folder with letters, digits, points, - and _ alone",
-    )
 
 
 def _runtime(to: str, rank: int | None, cloud: str | None, quantise: str | None) -> Runtime:
@@ -223,7 +200,8 @@ def _check_together(exported: Sequence[Exported], runtime: Runtime, cloud: str |
     if merged and len(exported) > 1:
         raise MergeError(
             f"{listed(merged)} can only be served merged, as a model of its own.",
-            fix="export it by itself, or truncate all of them with --rank (the error is measured)",
+            fix="export each by itself (a condition by --condition), or truncate all of them "
+            "with --rank (the error is measured)",
         )
     bases = {one.base for one in exported}
     if len(bases) > 1:
@@ -236,6 +214,30 @@ def _check_together(exported: Sequence[Exported], runtime: Runtime, cloud: str |
             "Ray reads adapters from cloud storage alone, and no place is named.",
             fix="--cloud s3://BUCKET/adapters",
         )
+
+
+def _notices_on_templates(
+    folder: Path, exported: Sequence[Exported], runtime: Runtime
+) -> list[str]:
+    """Chat templates that the start script does not, or cannot, give to a runtime."""
+    texts = {
+        one.name: plain_files.read_text(folder / one.place / TEMPLATE)
+        for one in exported
+        if one.has_template
+    }
+    if len({*texts.values()}) > 1 and runtime.name != "peft":
+        notice = (
+            f"{listed(texts)} have different chat templates, and a server has one: export those of "
+            "each template by themselves"
+        )
+        return [notice]
+    if texts and runtime.name == "ray" and exported[0].form == "lora":
+        notice = (
+            "serve.yaml names no chat template, and the base's is used: if lorica verify says that "
+            f"it is another one, put {TEMPLATE} into the base's folder"
+        )
+        return [notice]
+    return []
 
 
 def _write_script(folder: Path, plan: StartPlan) -> None:

@@ -46,7 +46,7 @@ class Settings:
     base: str | None = None
     allow_base: str | None = None
     dtype: str | None = None
-    quantise: Dtype = "f16"
+    quantise: Dtype | None = None
     probe: list[str] | None = None
 
 
@@ -88,6 +88,7 @@ def export_one(
     method = spec_of(opened.model, ADAPTER).method.name
     recorder = partial(record_golden, opened, prompts, name=name, method=method)
     if reason is None:
+        _check_is_for_lora(name, settings)
         written, golden = _write_lora(opened, folder, condition, settings, recorder)
         rank = max(written.ranks.values(), default=0)
         check_rank(rank, settings.runtime)
@@ -141,6 +142,16 @@ def open_for_runtime(source: Path, settings: Settings) -> LoadedModel:
             "does on the float base (measure it: lorica eval --quantisation none)"
         )
     return opened
+
+
+def _check_is_for_lora(name: str, settings: Settings) -> None:
+    """Raises: ConfigError for a setting of models."""
+    for option, value in (("dtype", settings.dtype), ("quantise", settings.quantise)):
+        if value is not None:
+            raise ConfigError(
+                f"--{option} is {value}, and {name} is written as a LoRA in float32.",
+                fix="leave it out; it is of models",
+            )
 
 
 def place_of(base: str) -> str:
@@ -202,8 +213,8 @@ def _write_merged(
     shutil.rmtree(inner)
     config = folder / "generation_config.json"
     stops = golden.header.stop_tokens if golden.header else ()
-    if stops and config.exists():
-        fields = commit.read_json(config)
+    if stops:
+        fields = commit.read_json(config) if config.exists() else {}
         fields["eos_token_id"] = list(stops)
         commit.write_json(config, fields)
     return report
@@ -240,7 +251,7 @@ def _as_gguf(
         notices.append(f"{MODELFILE} is for Ollama: put the base beside it as base.gguf")
     else:
         output = folder / "model.gguf"
-        notices = gguf_model.write_model(folder, output, dtype=settings.quantise)
+        notices = gguf_model.write_model(folder, output, dtype=settings.quantise or "f16")
         notices += write_modelfile(folder / MODELFILE, tokenizer, output.name)
     for path in folder.iterdir():
         if path.name not in kept and path != output:

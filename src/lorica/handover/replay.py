@@ -82,8 +82,10 @@ class Verdict:
     notices: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {**asdict(self), "right": not self.problems}
+        """Plain JSON, which has no infinity: a difference that has no number is null."""
+        fields = asdict(self)
+        endless = [key for key, value in fields.items() if value == math.inf]
+        return {**fields, **dict.fromkeys(endless), "right": not self.problems}
 
 
 @dataclass(frozen=True)
@@ -95,34 +97,33 @@ class _Place:
     base: float
 
 
-def replay(golden: Golden, served: Served, name: str) -> Verdict:
-    """Compare what `served` answers with what was recorded. Raises: what `served` raises."""
-    rows = [row for row in golden.rows if row.answer and row.base_logprobs is not None]
+def replayable(golden: Golden) -> list[GoldenRow]:
+    """The rows that a model can be asked: prompt and answer are known, and what the base says."""
+    return [row for row in golden.rows if row.answer and row.base_logprobs is not None]
+
+
+def replay(golden: Golden, served: Served, name: str, *, other_base: float = OTHER_BASE) -> Verdict:
+    """Compare what `served` answers with what was recorded. Raises: what `served` raises.
+
+    other_base: nats by which a base may differ at most; FLOOR where both compute in float32.
+    """
+    rows = replayable(golden)
     places = [place for row in rows for place in _places(row)]
     actual = [served.logprob_after(place.ids, adapted=True) for place in places]
-    base = [served.logprob_after(place.ids, adapted=False) for place in places]
-    worst = _worst(actual, [place.adapted for place in places])
-    base_worst = None
-    if None not in base:  # the base's best token may be a stop: it is no more to be compared
-        known = [(b, p.base) for b, p in zip(base, places, strict=True) if b == b]
-        base_worst = _worst([b for b, _ in known], [recorded for _, recorded in known])
-    allowed = UNKNOWN if base_worst is None else max(FLOOR, 3 * min(base_worst, OTHER_BASE))
+    base_worst = _base_worst(served, places)
+    # All answers may end at once: then only their stops, and the prompts, are compared.
+    worst = _worst(actual, [place.adapted for place in places]) if places else 0.0
+    effect = _worst([p.adapted for p in places], [p.base for p in places]) if places else 0.0
+    allowed = UNKNOWN if base_worst is None else max(FLOOR, 3 * min(base_worst, other_base))
     if golden.header is not None:
         allowed = max(allowed, 2 * golden.header.difference)
-    effect = _worst([p.adapted for p in places], [p.base for p in places])
-    problems: list[str] = []
-    if base_worst is not None and base_worst > OTHER_BASE:
-        problems.append(
-            f"the base differs by up to {base_worst:.3g} nats from the recorded one: it is another "
-            "one, or quantised to few bits"
-        )
+    problems, notices = _problems_of_base(base_worst, other_base)
     if not worst <= allowed:
         problems.append(_cause(actual, places, worst, allowed))
     if not problems:
-        problems += [*_openings(rows, served, allowed), *_stops(rows, served)]
-    notices = []
-    if base_worst is None:
-        notices.append("the base is not served by itself: its own difference is not known")
+        for others, more in (_openings(rows, served, allowed), _stops(rows, served)):
+            problems += others
+            notices += more
     if not problems and allowed > effect / 3:
         notices.append(
             f"a fault of the adapter could hide: it moves log-probabilities by up to {effect:.3g} "
@@ -134,10 +135,34 @@ def replay(golden: Golden, served: Served, name: str) -> Verdict:
         allowed=allowed,
         base_worst=base_worst,
         effect=effect,
-        places=len(places),
+        places=sum(value is not None and not math.isnan(value) for value in actual),
         problems=problems,
         notices=notices,
     )
+
+
+def _base_worst(served: Served, places: Sequence[_Place]) -> float | None:
+    """The largest difference of the base; None: it is not served, or ends at every place.
+
+    The base's best token may be a stop: there nothing is compared.
+    """
+    base = [served.logprob_after(place.ids, adapted=False) for place in places]
+    pairs = zip(base, places, strict=True)
+    known = [(b, p.base) for b, p in pairs if b is not None and not math.isnan(b)]
+    return _worst([b for b, _ in known], [recorded for _, recorded in known]) if known else None
+
+
+def _problems_of_base(worst: float | None, other: float) -> tuple[list[str], list[str]]:
+    """(problems, notices) on the base. worst: see `_base_worst`; other: more is another base."""
+    if worst is None:
+        return [], ["the base is not served by itself: its own difference is not known"]
+    what = f"the base differs by up to {worst:.3g} nats from the recorded one"
+    if worst > other:
+        few = ", or quantised to few bits" if other >= OTHER_BASE else ""
+        return [f"{what}: it is another one{few}"], []
+    if worst > FLOOR:
+        return [], [f"{what}, as one in fewer bits does: three times as much is allowed"]
+    return [], []
 
 
 def answers_as(golden: Golden, served: Served, allowed: float) -> bool:
@@ -171,41 +196,62 @@ def _cause(
     actual: Sequence[float | None], places: Sequence[_Place], worst: float, allowed: float
 ) -> str:
     """What the differences look like, in words."""
+    if math.isinf(worst):
+        return "the adapter acts otherwise than in training: answers end where recorded ones go on"
     what = f"log-probabilities differ by up to {worst:.3g} nats, {allowed:.3g} are allowed"
     if _worst(actual, [place.base for place in places]) <= allowed:
         return f"the adapter does not act: the answers are those of the base ({what})"
     return f"the adapter acts otherwise than in training: {what}"
 
 
-def _openings(rows: Sequence[GoldenRow], served: Served, allowed: float) -> list[str]:
-    """Prompts that become other tokens there than in training."""
-    other = []
+def _openings(
+    rows: Sequence[GoldenRow], served: Served, allowed: float
+) -> tuple[list[str], list[str]]:
+    """(problems, notices): prompts that become other tokens there than in training."""
+    other, compared = [], 0
     for number, row in enumerate(rows, start=1):
         opening = served.opening(row)
         if opening is None or row.prompt is None:
             continue
+        compared += (opening.tokens, opening.logprob) != (None, None)
         if opening.tokens is not None and opening.tokens != row.prompt:
             other.append(f"prompt {number} has {opening.tokens} tokens, not {row.prompt}")
         elif opening.logprob is not None and (
             abs(opening.logprob - row.answer_logprobs[0]) > allowed
         ):
             other.append(f"prompt {number} has another answer as text than as token ids")
-    if not other:
-        return []
     what = "chat template" if any(row.messages for row in rows) else "text of the prompts"
-    return [f"the {what} is not that of the training: {listed(other, 3)}"]
+    if not compared:
+        return [], [f"the {what} is not compared: neither answers nor tokens of a prompt are known"]
+    if not other:
+        return [], []
+    return [f"the {what} is not that of the training: {listed(other, 3)}"], []
 
 
-def _stops(rows: Sequence[GoldenRow], served: Served) -> list[str]:
-    """Answers that go on behind the stop of the training."""
-    beyond = 0
-    for row in rows:
-        if row.ended != "stop" or row.text is None:
-            continue
-        answer = served.answer(row.ids[: row.prompt], len(row.answer) + SPARE_TOKENS)
-        goes_on = answer.text.strip().startswith(row.text.strip()) and not answer.has_stopped
-        beyond += goes_on or (not answer.has_stopped and not row.text.strip())
+def _stops(rows: Sequence[GoldenRow], served: Served) -> tuple[list[str], list[str]]:
+    """(problems, notices): answers that go on behind the stop of the training.
+
+    A stop that was less probable than all other tokens together may have lost a near tie. Where
+    the stop is missing, all such answers go on; one that goes on beside others is a notice.
+    """
+    ended = [row for row in rows if row.ended == "stop" and row.text is not None]
+    if not ended:
+        return [], ["stop tokens are not compared: no recorded answer ends in one"]
+    outcomes = [(row, _goes_on(row, served)) for row in ended]
+    beyond = [row for row, goes_on in outcomes if goes_on]
     if not beyond:
-        return []
-    what = f"{counted(beyond, 'answer')} did not end at the stop token of the training"
-    return [f"{what}: it is missing from the settings of the server"]
+        return [], []
+    what = f"{counted(len(beyond), 'answer')} did not end at the stop token of the training"
+    is_sure = any(row.answer_logprobs[-1] > HALF for row in beyond)
+    same_text = sum(goes_on is not None for _, goes_on in outcomes)
+    if is_sure or len(beyond) == same_text > 1:
+        return [f"{what}: it is missing from the settings of the server"], []
+    return [], [f"{what}, where other tokens are nearly as probable"]
+
+
+def _goes_on(row: GoldenRow, served: Served) -> bool | None:
+    """Whether an answer goes on behind its recorded end; None: it is another text."""
+    answer = served.answer(row.ids[: row.prompt], len(row.answer) + SPARE_TOKENS)
+    if not answer.text.strip().startswith((row.text or "").strip()):
+        return None
+    return not answer.has_stopped

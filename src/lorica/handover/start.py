@@ -47,7 +47,7 @@ def start_script(plan: StartPlan) -> str | None:
         f"# {plan.runtime.title} with {names}; further options are passed on to it.\n"
         f"# Written by lorica {version('lorica')} by the rules of {plan.runtime.label}.\n"
         "set -e\n"
-        'here=$(cd "$(dirname "$0")" && pwd)\n'
+        'here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)\n'
         f"{command(plan)}\n"
     )
 
@@ -82,7 +82,8 @@ def ray_config(plan: StartPlan) -> dict[str, Any]:
 def _vllm(plan: StartPlan) -> str:
     template = "" if plan.template is None else f" \\\n  --chat-template {_place(plan.template)}"
     if plan.rank is None:
-        return f'exec vllm serve "$here" --served-model-name {_quoted(plan.names[0])} "$@"'
+        name, model = _quoted(plan.names[0]), _place(plan.places[0])
+        return f'exec vllm serve {model} --served-model-name {name} "$@"'
     count = len(plan.names)
     together = min(count, TOGETHER)
     return (
@@ -97,7 +98,8 @@ def _sglang(plan: StartPlan) -> str:
     template = "" if plan.template is None else f" \\\n  --chat-template {_place(plan.template)}"
     start = "exec python -m sglang.launch_server"
     if plan.rank is None:
-        return f'{start} --model-path "$here" --served-model-name {_quoted(plan.names[0])} "$@"'
+        name, model = _quoted(plan.names[0]), _place(plan.places[0])
+        return f'{start} --model-path {model} --served-model-name {name} "$@"'
     return (
         f"{start} --model-path {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
         f"\\\n  --max-loras-per-batch {min(len(plan.names), TOGETHER)} \\\n"
@@ -112,11 +114,12 @@ def _llamacpp(plan: StartPlan) -> str:
         template = f" --jinja --chat-template-file {_place(plan.template)}"
     if plan.rank is None:
         name = _quoted(plan.names[0])
-        return f'exec llama-server -m "$here/model.gguf" --alias {name}{template} "$@"'
-    files = ["adapter.gguf" if p == "." else f"{p}/adapter.gguf" for p in plan.places]
-    loras = " ".join(f"--lora {_place(file)}" for file in files)
+        model = _place(_inside(plan.places[0], "model.gguf"))
+        return f'exec llama-server -m {model} --alias {name}{template} "$@"'
+    loras = " ".join(f"--lora {_place(_inside(p, 'adapter.gguf'))}" for p in plan.places)
+    how = f"lorica export {_quoted(plan.base)} --to llamacpp"
     return (
-        f"# The first word is the base as GGUF: lorica export {_quoted(plan.base)} --to llamacpp\n"
+        f"# The first word is the base as GGUF: {_one_line(how)}\n"
         "base=${1:?usage: start.sh BASE.gguf [options of llama-server]}; shift\n"
         f'exec llama-server -m "$base" {loras}{template} "$@"'
     )
@@ -125,7 +128,8 @@ def _llamacpp(plan: StartPlan) -> str:
 def _ray(plan: StartPlan) -> str:
     lines = []
     if plan.rank is not None:
-        lines.append(f"# Put the adapter folders beside this file into {plan.cloud} first.")
+        place = _one_line(str(plan.cloud))
+        lines.append(f"# Put the adapter folders beside this file into {place} first.")
     return "\n".join([*lines, 'exec serve run "$here/serve.yaml" "$@"'])
 
 
@@ -146,6 +150,16 @@ def _paths(plan: StartPlan) -> str:
 def _place(place: str) -> str:
     """A place in the export's folder, for the shell."""
     return '"$here"' if place == "." else f'"$here"/{shlex.quote(place)}'
+
+
+def _inside(place: str, file: str) -> str:
+    """A file in a place of the export."""
+    return file if place == "." else f"{place}/{file}"
+
+
+def _one_line(text: str) -> str:
+    """Text of a comment: behind a line break, the shell would run it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _quoted(text: str) -> str:

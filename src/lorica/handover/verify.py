@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorica import plain_files
-from lorica.errors import ConfigError, FileError
+from lorica.errors import ConfigError, FileError, listed
+from lorica.formats.adapter_folder import is_adapter
 from lorica.formats.golden import GOLDEN, Golden, read_golden
-from lorica.handover.endpoint import Endpoint, served_model
+from lorica.handover.endpoint import Endpoint
 from lorica.handover.local import open_local
-from lorica.handover.replay import Verdict, answers_as, replay
+from lorica.handover.replay import FLOOR, Verdict, answers_as, replay, replayable
+from lorica.handover.served_model import served_model
 
 KEY = "OPENAI_API_KEY"
 
@@ -33,6 +35,7 @@ def verify(
     Raises: FileError if there are no recorded answers, or the files cannot be read; EndpointError,
         ResourceError if the server cannot be asked.
     """
+    _check_options(endpoint, model, base_model, base)
     recorded = recorded_in(Path(folder))
     if model is not None and len(recorded) > 1:
         raise ConfigError(
@@ -41,7 +44,7 @@ def verify(
         )
     if endpoint is None:
         return [
-            replay(golden, open_local(place, golden, base), name)
+            replay(golden, open_local(place, golden, base), name, other_base=FLOOR)
             for name, (place, golden) in recorded.items()
         ]
     server = Endpoint(endpoint, os.environ.get(KEY))
@@ -59,21 +62,63 @@ def verify(
 
 def recorded_in(folder: Path) -> dict[str, tuple[Path, Golden]]:
     """Name -> (folder, recorded answers) of each export at `folder`. Raises: FileError."""
-    own = read_golden(folder)
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise FileError(f"{folder} {what}.", fix="name the folder that lorica export --to wrote")
+    own = _read(folder)
     if own is not None:
         return {_name(own, folder): (folder, own)}
     inside = [folder / name for name in plain_files.names_in(folder.resolve())]
-    every = {
-        path: golden
-        for path in inside
-        if path.is_dir() and (golden := read_golden(path)) is not None
-    }
-    if not every:
+    every = {path: _read(path) for path in inside if path.is_dir()}
+    recorded = {path: golden for path, golden in every.items() if golden is not None}
+    without = [path for path in every if path not in recorded and _is_export(path)]
+    if not recorded or without:
         raise FileError(
-            f"{folder} has no {GOLDEN}: there is nothing to compare with.",
+            f"{listed(without or [folder])} has no {GOLDEN}: there is nothing to compare with.",
             fix="lorica export RUN --to RUNTIME --output FOLDER writes one",
         )
-    return {_name(golden, path): (path, golden) for path, golden in every.items()}
+    by_name: dict[str, tuple[Path, Golden]] = {}
+    for path, golden in recorded.items():
+        name = _name(golden, path)
+        if name in by_name:
+            raise FileError(
+                f"{by_name[name][0]} and {path} are both of an export {name}.",
+                fix="verify them one by one, with --model NAME for its name on the server",
+            )
+        by_name[name] = (path, golden)
+    return by_name
+
+
+def _read(folder: Path) -> Golden | None:
+    """The recorded answers in a folder. Raises: FileError if they cannot be replayed."""
+    golden = read_golden(folder)
+    if golden is not None and not replayable(golden):
+        raise FileError(
+            f"no row of {folder / GOLDEN} has prompt and base_logprobs: none can be replayed.",
+            fix="export the adapter again: lorica export RUN --to RUNTIME --output FOLDER",
+        )
+    return golden
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds an adapter or a model."""
+    names = plain_files.names_in(folder.resolve())
+    return is_adapter(folder) or "config.json" in names or any(n.endswith(".gguf") for n in names)
+
+
+def _check_options(
+    endpoint: str | None, model: str | None, base_model: str | None, base: str | None
+) -> None:
+    """Raises: ConfigError for an option that would be passed over."""
+    if endpoint is None:
+        unused = {"--model": model, "--base-model": base_model}
+        fix = "add --endpoint URL, or leave it out"
+    else:
+        unused, fix = {"--base": base}, "leave --endpoint out, or name it there by --base-model"
+    for option, value in unused.items():
+        if value is not None:
+            where = "of a server" if endpoint is None else "for files"
+            raise ConfigError(f"{option} is {value!r:.200}; it is {where}.", fix=fix)
 
 
 def _name(golden: Golden, folder: Path) -> str:
