@@ -260,3 +260,31 @@ def test_one_condition_that_is_merged_is_started_from_its_folder(small_base: Pat
         'vllm serve "$here"/en-de --served-model-name en-de'
         in (tmp_path / "out/start.sh").read_text()
     )
+
+
+def test_options_of_adapters_are_refused_for_a_base(small_base: Path, tmp_path: Path):
+    for options in ({"rank": 4}, {"condition": "en-de"}, {"dtype": "float16"}):
+        with pytest.raises(ConfigError, match="is a base without an adapter"):
+            hand_over(small_base, tmp_path / "out", to="llamacpp", **options)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("words", "context"), [(300, 2048), (2000, 1024)])
+def test_a_template_that_is_longer_than_the_prompts(
+    words: int, context: int, small_base: Path, tmp_path: Path
+):
+    """It is recorded if the context has room for it, and a notice if not."""
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    config = json.loads((base / "config.json").read_text())
+    config = json.dumps({**config, "max_position_embeddings": context})
+    (base / "config.json").write_text(config)
+    (base / "chat_template.jinja").write_text("dog. " * words + "{{ messages[0].content }}")
+    adapter = saved(tmp_path / "run", base, r=4)
+    report = hand_over(adapter, tmp_path / "out", to="peft", allow_base="same shapes")
+    golden = read_golden(tmp_path / "out")
+    if words < context:
+        assert golden is not None and all(len(row.ids) > 512 for row in golden.rows)
+    else:
+        assert golden is None
+        assert any("no answers are recorded" in notice for notice in report.notices)

@@ -14,7 +14,7 @@ from lorica.formats.golden import read_golden, write_golden
 from lorica.handover.export import hand_over
 from lorica.handover.verify import verify
 from tests.handover.adapters import saved
-from tests.handover.faults import FAULTS, WEIGHTS, in_tensors
+from tests.handover.faults import FAULTS, WEIGHTS, in_config, in_tensors
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,25 @@ def test_a_base_that_was_trained_on_is_named(export: Path, small_base: Path, tmp
     (verdict,) = verify(export, base=str(base))
     assert verdict.base_worst is not None and verdict.base_worst < 0.5
     assert verdict.problems[0].endswith("it is another one")
+
+
+def test_files_that_others_cannot_read_are_named(export: Path, tmp_path: Path):
+    """Whatever transformers and PEFT raise is an error about files."""
+    folder = tmp_path / "out"
+    shutil.copytree(export, folder)
+    golden = read_golden(folder)
+    assert golden is not None
+    user = ({"role": "user", "content": "x"},)
+    chat = replace(golden.rows[0], messages=user, prompt_text=None)
+    write_golden(folder, replace(golden, rows=(chat,)))
+    (folder / "chat_template.jinja").write_text("{% for")
+    with pytest.raises(FileError, match="conversations with the chat template"):
+        verify(folder)
+    beyond = replace(golden.rows[0], ids=(999, *golden.rows[0].ids[1:]))
+    write_golden(folder, replace(golden, rows=(beyond,)))
+    with pytest.raises(FileError, match="token id 999"):
+        verify(folder)
+    (folder / "manifest.json").unlink()
+    in_config(r=8)(folder)
+    with pytest.raises(FileError, match="PEFT cannot load"):
+        verify(folder)

@@ -140,7 +140,11 @@ def _header(fields: dict[str, Any], where: str) -> GoldenHeader:
         )
     try:
         header = _checked(_HEADER, GoldenHeader, fields)
-        if not (header.name.isprintable() and 0 <= header.difference < math.inf):
+        if not (
+            header.name.isprintable()
+            and len(header.name) <= 255
+            and 0 <= header.difference < math.inf
+        ):
             raise TypeError("its name or its difference cannot be one")
         return header
     except (ValidationError, TypeError) as error:

@@ -101,6 +101,7 @@ def hand_over(
         probe=probe,
     )
     if to == "llamacpp" and is_base(str(source)):
+        _check_is_for_adapters(source, rank=rank, condition=condition, base=base, dtype=dtype)
         return _export_base(str(source), Path(output), runtime, quantise or "f16")
     with commit.folder(Path(output)) as staging:
         exported = [
@@ -187,6 +188,16 @@ def _runtime(to: str, rank: int | None, cloud: str | None, quantise: str | None)
             fix=f"--to ray --cloud s3://BUCKET/adapters (or {', '.join(CLOUDS[1:])})",
         )
     return known[to]
+
+
+def _check_is_for_adapters(source: str | Path, **options: object) -> None:
+    """Raises: ConfigError for an option that the export of a base would pass over."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(
+                f"--{name} is {value!r:.80}, and {source} is a base without an adapter.",
+                fix="leave it out, or name a run or an adapter",
+            )
 
 
 def _created(folder: Path) -> Path:

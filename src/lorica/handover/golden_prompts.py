@@ -16,6 +16,7 @@ from lorica.data.rendered_row import RenderedRow, TextSpan
 from lorica.data.text_encoder import prompt_ids
 from lorica.errors import LoricaError
 from lorica.evaluation.questions import question_set
+from lorica.formats.golden import MAX_IDS
 from lorica.formats.verify import PROBE
 from lorica.generation.prompts import prompt_format_of, render_messages
 from lorica.training.config import read as read_config
@@ -23,7 +24,9 @@ from lorica.training.config import read as read_config
 OWN_ROWS = 6
 FIXED_ALONE = "the recorded answers are to fixed prompts alone"
 MAX_PROMPT = 512
-"""Tokens. Longer prompts make the file large, and are left out."""
+"""Tokens. Longer prompts make the file large, and are left out unless all are."""
+FEW, ROOM = 3, 64
+"""How many of those are taken, and the tokens that their answers may have."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,13 @@ def golden_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt
     """(prompts, notices). source: a run or adapter folder; a run knows its rows."""
     own, notices = _own_prompts(loaded, source)
     fixed = [_fixed_prompt(loaded, text) for text in PROBE]
-    limit = MAX_PROMPT if loaded.max_length is None else min(MAX_PROMPT, loaded.max_length // 2)
-    return [p for p in (*own, *fixed) if 1 <= len(p.ids) <= limit], notices
+    context = loaded.max_length or MAX_IDS
+    limit = min(MAX_PROMPT, context // 2)
+    prompts = sorted((p for p in (*own, *fixed) if p.ids), key=lambda p: len(p.ids))
+    if prompts and len(prompts[0].ids) > limit:  # a template may write more than that by itself
+        limit = min(context, MAX_IDS) - ROOM
+        prompts = prompts[:FEW]
+    return [p for p in (*own, *fixed) if p in prompts and len(p.ids) <= limit], notices
 
 
 def _fixed_prompt(loaded: LoadedModel, text: str) -> GoldenPrompt:

@@ -90,7 +90,7 @@ def export_one(
     if reason is None:
         _check_is_for_lora(name, settings)
         written, golden = _write_lora(opened, folder, condition, settings, recorder)
-        rank = max(written.ranks.values(), default=0)
+        rank = max(written.ranks.values(), default=0) or 1  # one layer of zeros, if it does nothing
         check_rank(rank, settings.runtime)
     else:
         golden = recorder(adapter=ADAPTER, condition=condition)
@@ -99,7 +99,13 @@ def export_one(
         gc.collect()  # or two whole models are in memory
         written = _write_merged(source, folder, base, condition, golden, settings)
         golden, rank = _with_difference(golden, written.max_difference), None
-    write_golden(folder, golden)
+    if golden.rows:
+        write_golden(folder, golden)
+    else:
+        notices.append(
+            "no answers are recorded: no prompt fits the base's context; nothing is "
+            "compared by lorica verify"
+        )
     if template is not None:  # in place of the base's
         commit.write_text(folder / TEMPLATE, template)
     if settings.runtime.name == "llamacpp":

@@ -50,5 +50,5 @@ def served_name(name: str) -> str:
         return name
     raise ConfigError(
         f"{name!r:.80} cannot be the name of a model in requests.",
-        fix="name it with letters, digits, points, - and _ alone, 128 at most",
+        fix="rename the folder: letters, digits, points, - and _ alone, 128 at most",
     )

@@ -71,7 +71,7 @@ def recorded_in(folder: Path) -> dict[str, tuple[Path, Golden]]:
     inside = [folder / name for name in plain_files.names_in(folder.resolve())]
     every = {path: _read(path) for path in inside if path.is_dir()}
     recorded = {path: golden for path, golden in every.items() if golden is not None}
-    without = [path for path in every if path not in recorded and _is_export(path)]
+    without = [path for path in (folder, *every) if path not in recorded and _is_export(path)]
     if not recorded or without:
         raise FileError(
             f"{listed(without or [folder])} has no {GOLDEN}: there is nothing to compare with.",
