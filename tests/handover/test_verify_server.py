@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
 RIGHT = {
-    **{f"lora{seed}": ("lora", {"r": 2 + seed}) for seed in range(5)},
+    **{f"lora{seed}": ("lora", {"r": 2 + seed}) for seed in range(7)},
     **{f"rslora{seed}": ("lora", {"r": 4, "use_rslora": True, "alpha": 6}) for seed in range(3)},
     **{f"mixed{seed}": ("lora", {"r": 4, "rank_pattern": {"q_proj": 8}}) for seed in range(2)},
     **{f"adalora{seed}": ("adalora", {"r": 6}) for seed in range(2)},
