@@ -12,13 +12,17 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 
+import lorica
 from lorica import cli
+from lorica.base.load import load as load_base
 from lorica.errors import ConfigError, FileError, MergeError
 from lorica.formats.golden import read_golden
 from lorica.handover.export import hand_over
 from lorica.handover.runtimes import runtimes
 from lorica.handover.verify import verify
+from tests.base.architectures import write
 from tests.handover.adapters import logits, logits_of, saved
+from tests.laws.bases import move
 
 LORAS = {
     "scale": ("lora", {"r": 4, "alpha": 5}),
@@ -94,6 +98,18 @@ def test_what_the_runtime_does_not_read_is_merged(
     kept = hand_over(adapter, tmp_path / "peft", to="peft")
     assert kept.exported[0].form == "lora"
     torch.testing.assert_close(logits(tmp_path / "peft"), logits(adapter), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_experts_are_merged(tmp_path: Path):
+    base = write(tmp_path / "base", "qwen3_moe")
+    model = load_base(str(base)).model
+    lorica.adapt(model, lorica.Lora(r=2), target_parameters="experts")
+    lorica.save(move(model, 1, 0.2), tmp_path / "run", base_path=str(base))
+    report = hand_over(tmp_path / "run", tmp_path / "out", to="vllm")
+    assert report.exported[0].form == "merged"
+    assert any("fused weights of experts" in notice for notice in report.notices)
+    assert verify(tmp_path / "out")[0].problems == []
 
 
 def test_biases_have_no_place_in_a_llama(small_base: Path, tmp_path: Path):

@@ -8,9 +8,8 @@ README.md                   a model card
 
 from pathlib import Path
 
-from lorica import plain_files
+from lorica import plain_files, strict_json
 from lorica.errors import FileError
-from lorica.formats import commit
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 CONFIG, MANIFEST, CARD = "adapter_config.json", "manifest.json", "README.md"
@@ -46,5 +45,5 @@ def can_be_replaced(path: Path) -> bool:
     names = {p.name for p in path.iterdir()} if path.is_dir() else set()
     if not is_adapter(path) or names <= {WEIGHTS, CONFIG, MANIFEST, CARD}:
         return is_adapter(path)
-    files = commit.read_json(path / MANIFEST).get("files") if MANIFEST in names else None
+    files = strict_json.read(path / MANIFEST).get("files") if MANIFEST in names else None
     return isinstance(files, dict) and names <= {WEIGHTS, CONFIG, MANIFEST, CARD, *files}

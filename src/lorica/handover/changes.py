@@ -26,6 +26,8 @@ def why_merged(model: nn.Module, name: str, runtime: Runtime, rank: int | None) 
     of_method, whole = of_method_and_whole(model, name)
     weights = [(site, adapter) for site, adapter in of_method if site.kind != "other"]
     method = spec_of(model, name).method.name
+    if experts := [site.name for site, _ in of_method if site.kind == "expert"]:
+        return f"{method} adapts fused weights of experts ({experts[0]} and others)"
     check_reducible(of_method, method, rank or 1)  # full rank is another answer, not an error
     if rank is None and any(adapter.factors() is None for _, adapter in weights):
         return f"the update of {method} has full rank, and no LoRA equals it"

@@ -31,10 +31,11 @@ FEW, ROOM = 3, 64
 
 @dataclass(frozen=True)
 class GoldenPrompt:
-    """ids: of the prompt. text: as it is written. messages: the conversation, where it is one."""
+    """ids: of the prompt. text: as it is written; None: it was cut. messages: the conversation,
+    where it is one."""
 
     ids: list[int]
-    text: str
+    text: str | None
     messages: tuple[dict[str, str], ...] | None = None
 
 
@@ -48,7 +49,13 @@ def golden_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt
     if prompts and len(prompts[0].ids) > limit:  # a template may write more than that by itself
         limit = min(context, MAX_IDS) - ROOM
         prompts = prompts[:FEW]
-    return [p for p in (*own, *fixed) if p in prompts and len(p.ids) <= limit], notices
+    whole = [p for p in (*own, *fixed) if p in prompts and len(p.ids) <= limit]
+    return whole or [_within(max(context // 2, 1), p) for p in prompts[:FEW]], notices
+
+
+def _within(limit: int, prompt: GoldenPrompt) -> GoldenPrompt:
+    """The beginning of a prompt that is too long: its ids alone, which no text gives."""
+    return prompt if len(prompt.ids) <= limit else GoldenPrompt(prompt.ids[:limit], None)
 
 
 def _fixed_prompt(loaded: LoadedModel, text: str) -> GoldenPrompt:

@@ -31,6 +31,5 @@ def refuse_diffusion(names: Iterable[str], path: Path) -> None:
 def _refused(path: Path, whose: str, name: str) -> FileError:
     return FileError(
         f"{path} is an adapter of an image model in {whose} layout, as {name} shows.",
-        fix="load it with diffusers: pipeline.load_lora_weights(...); lorica adapts language "
-        "models",
+        fix="load it with diffusers: pipeline.load_lora_weights(...)",
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from lorica.errors import FileError, listed
-from lorica.formats import commit
 from lorica.formats.adapter_folder import (
     CONFIG,
     LITGPT,
@@ -50,7 +49,7 @@ def refuse_known(folder: Path) -> None:
             _refuse_pickle(folder / name, folder / target)
     for name in names:
         if name.endswith(".safetensors") and (folder / name).is_file():
-            refuse_diffusion(commit.tensor_names(folder / name), folder / name)
+            _refuse_diffusion(folder / name)
     if "adapters.npz" in names:
         raise FileError(
             f"{folder / 'adapters.npz'} is of an old mlx-lm, which wrote no safetensors.",
@@ -68,11 +67,17 @@ def refuse_known(folder: Path) -> None:
 
 def _refuse_file(path: Path) -> NoReturn:
     if path.suffix == ".safetensors":
-        refuse_diffusion(commit.tensor_names(path), path)
+        _refuse_diffusion(path)
     raise FileError(
         f"{path} is a file; an adapter is a folder with its weights and {CONFIG}.",
         fix=f"name the folder: {path.parent}",
     )
+
+
+def _refuse_diffusion(path: Path) -> None:
+    from lorica.formats.commit import tensor_names  # torch, which most folders do not ask for
+
+    refuse_diffusion(tensor_names(path), path)
 
 
 def _refuse_pickle(path: Path, target: Path) -> NoReturn:
