@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -261,7 +262,11 @@ def test_weights_without_settings_are_not_passed_over(small_base: Path, tmp_path
 
 def test_settings_of_models_are_refused_for_a_lora(small_base: Path, tmp_path: Path):
     adapter = saved(tmp_path / "run", small_base, r=4)
-    for to, options in (("llamacpp", {"quantise": "q8_0"}), ("vllm", {"dtype": "float16"})):
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("llamacpp", {"quantise": "q8_0"}),
+        ("vllm", {"dtype": "float16"}),
+    )
+    for to, options in cases:
         with pytest.raises(ConfigError, match="run is written as a LoRA in float32"):
             hand_over(adapter, tmp_path / "out", to=to, **options)
         assert not (tmp_path / "out").exists()
@@ -279,7 +284,8 @@ def test_one_condition_that_is_merged_is_started_from_its_folder(small_base: Pat
 
 
 def test_options_of_adapters_are_refused_for_a_base(small_base: Path, tmp_path: Path):
-    for options in ({"rank": 4}, {"condition": "en-de"}, {"dtype": "float16"}):
+    cases: tuple[dict[str, Any], ...] = ({"rank": 4}, {"condition": "en-de"}, {"dtype": "float16"})
+    for options in cases:
         with pytest.raises(ConfigError, match="is a base without an adapter"):
             hand_over(small_base, tmp_path / "out", to="llamacpp", **options)
         assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lorica
@@ -102,3 +102,28 @@ def test_a_tensor_too_many_or_too_few_leaves_the_model_as_it_was(small_base, tmp
         with pytest.raises(LoricaError):
             lorica.load(model, tmp_path / name)
         assert not list(adapted_layers(model))
+
+
+def test_shapes_that_fit_no_head_are_an_error_about_files(small_base, tmp_path):
+    """Rows are permuted by head before their shapes are compared with the base's."""
+    model = AutoModelForCausalLM.from_pretrained(small_base)
+    folders.torchtune(tmp_path / "tune")
+    path = tmp_path / "tune/adapter_0.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith("q_proj.lora_b.weight"))
+    save_file({**tensors, key: tensors[key][:-1].contiguous()}, path)
+    with pytest.raises(FileError):
+        lorica.load(model, tmp_path / "tune")
+    folders.litgpt_old(tmp_path / "lit")
+    sizes = tmp_path / "lit/model_config.yaml"
+    sizes.write_text(yaml.safe_dump({**yaml.safe_load(sizes.read_text()), "n_head": 3}))
+    with pytest.raises(FileError, match="no multiple of n_query_groups"):
+        read(tmp_path / "lit")
+
+
+def test_expert_parameters_that_are_no_list(small_base, tmp_path):
+    folders.peft_named(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "target_parameters": 3}))
+    with pytest.raises(FileError, match="target_parameters is 3"):
+        read(tmp_path)

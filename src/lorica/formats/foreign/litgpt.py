@@ -156,6 +156,11 @@ def _split(
         int(check_number(sizes.get(key), key, where, least=1, whole=True))
         for key in ("n_head", "n_query_groups", "head_size")
     )
+    if heads % groups:
+        raise FileError(
+            f"{where}: n_head is {heads}, and no multiple of n_query_groups, {groups}.",
+            fix="copy it from the folder of the checkpoint",
+        )
     rows = {"q": heads * size, "k": groups * size, "v": groups * size}
     adapted = [part for part in QKV if training.get(FLAGS[part])]
     outputs = sum(rows[part] for part in adapted)

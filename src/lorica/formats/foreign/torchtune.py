@@ -193,6 +193,11 @@ def _head_size(model: nn.Module) -> int:
 
 
 def _by_halves(rows: Tensor, size: int) -> Tensor:
-    """Rows (O, ...) of pairs x0 y0 x1 y1 in each head as x0 x1 ... y0 y1 ...; size: of a head."""
+    """Rows (O, ...) of pairs x0 y0 x1 y1 in each head as x0 x1 ... y0 y1 ...; size: of a head.
+
+    Rows that are no heads of this size come back as they are: they do not fit the base either.
+    """
+    if rows.ndim == 0 or len(rows) % size:
+        return rows
     heads = rows.view(-1, size // 2, 2, *rows.shape[1:])
     return heads.transpose(1, 2).reshape(rows.shape)

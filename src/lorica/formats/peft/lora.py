@@ -25,6 +25,7 @@ from lorica.errors import FileError, listed
 from lorica.formats.peft import experts
 from lorica.formats.peft.layout import Layout, number, own_sites, places, sites
 from lorica.formats.peft.matching import parameter_patterns, places_for
+from lorica.formats.peft.types import check_types
 from lorica.methods.dora import Dora
 from lorica.methods.lora import Lora, LoraAdapter
 from lorica.methods.lora.experts import ExpertDora, ExpertLora
@@ -104,6 +105,7 @@ class LoraLayout(Layout):
         return places_for(model, own, self.kind, parameters=on_weights).problems
 
     def spec(self, config: Mapping[str, Any], file: Mapping[str, Tensor], source: str) -> Spec:
+        check_types(config, source)
         config, problems = _by_layers(config), []
         start = config.get("init_lora_weights", True)
         if start not in STARTS:
