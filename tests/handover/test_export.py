@@ -295,7 +295,7 @@ def test_options_of_adapters_are_refused_for_a_base(small_base: Path, tmp_path: 
 def test_a_template_that_is_longer_than_the_prompts(
     words: int, context: int, small_base: Path, tmp_path: Path
 ):
-    """It is recorded if the context has room for it, and a notice if not."""
+    """Whole prompts are recorded if the context has room for them, else their beginnings."""
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
     config = json.loads((base / "config.json").read_text())
@@ -305,8 +305,15 @@ def test_a_template_that_is_longer_than_the_prompts(
     adapter = saved(tmp_path / "run", base, r=4)
     report = hand_over(adapter, tmp_path / "out", to="peft", allow_base="same shapes")
     golden = read_golden(tmp_path / "out")
+    assert golden is not None and report.exported[0].prompts == len(golden.rows)
     if words < context:
-        assert golden is not None and all(len(row.ids) > 512 for row in golden.rows)
+        assert all(len(row.ids) > 512 and row.messages for row in golden.rows)
     else:
-        assert golden is None
-        assert any("no answers are recorded" in notice for notice in report.notices)
+        assert all(row.prompt == 512 and row.prompt_text is None for row in golden.rows)
+
+
+def test_a_rank_is_not_passed_over_where_a_model_is_merged(small_base: Path, tmp_path: Path):
+    adapter = saved(tmp_path / "run", small_base, r=4, modules_to_save=["norm"])
+    with pytest.raises(ConfigError, match="rank is 2, and no LoRA has it: the adapter changes"):
+        hand_over(adapter, tmp_path / "out", to="vllm", rank=2)
+    assert not (tmp_path / "out").exists()

@@ -196,3 +196,11 @@ def test_files_that_others_cannot_read_are_named(export: Path, tmp_path: Path):
     in_config(r=8)(folder)
     with pytest.raises(FileError, match="PEFT cannot load"):
         verify(folder)
+
+
+def test_files_that_are_merged_are_compared_in_float32(small_base: Path, tmp_path: Path):
+    """No base is beside them, but its arithmetic is known: a weak adapter's loss is seen."""
+    adapter = saved(tmp_path / "run", small_base, "dora", r=4)
+    hand_over(adapter, tmp_path / "out", to="vllm")
+    (verdict,) = verify(tmp_path / "out")
+    assert verdict.problems == [] and verdict.allowed == 0.01

@@ -43,11 +43,11 @@ def golden_prompts(loaded: LoadedModel, source: Path) -> tuple[list[GoldenPrompt
     """(prompts, notices). source: a run or adapter folder; a run knows its rows."""
     own, notices = _own_prompts(loaded, source)
     fixed = [_fixed_prompt(loaded, text) for text in PROBE]
-    context = loaded.max_length or MAX_IDS
+    context = min(loaded.max_length or MAX_IDS, MAX_IDS)
     limit = min(MAX_PROMPT, context // 2)
     prompts = sorted((p for p in (*own, *fixed) if p.ids), key=lambda p: len(p.ids))
     if prompts and len(prompts[0].ids) > limit:  # a template may write more than that by itself
-        limit = min(context, MAX_IDS) - ROOM
+        limit = context - ROOM
         prompts = prompts[:FEW]
     whole = [p for p in (*own, *fixed) if p in prompts and len(p.ids) <= limit]
     return whole or [_within(max(context // 2, 1), p) for p in prompts[:FEW]], notices

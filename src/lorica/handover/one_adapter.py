@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorica.base.condition_texts import fix_condition
-from lorica.base.describe import locate
+from lorica.base.describe import locate, read_config
 from lorica.base.load import LoadedModel
 from lorica.base.quantise import KINDS
 from lorica.core.attach import detach
@@ -26,6 +26,7 @@ from lorica.generation.prompts import prompt_format_of
 from lorica.handover.changes import why_merged
 from lorica.handover.gguf import lora as gguf_lora
 from lorica.handover.gguf import model as gguf_model
+from lorica.handover.gguf.architectures import architecture_of
 from lorica.handover.gguf.modelfile import write_modelfile
 from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.golden_prompts import golden_prompts
@@ -82,6 +83,13 @@ def export_one(
     opened = open_for_runtime(source, settings)
     notices = fix_condition(opened.model, opened.tokenizer, condition)
     reason = why_merged(opened.model, ADAPTER, settings.runtime, settings.rank)
+    if reason is not None and settings.rank is not None:
+        raise ConfigError(
+            f"--rank is {settings.rank}, and no LoRA has it: {reason}.",
+            fix="leave --rank out: the merged model is written",
+        )
+    if settings.runtime.name == "llamacpp":
+        architecture_of(read_config(opened.path), opened.path)  # refused before it is merged
     prompts, more = golden_prompts(opened, source)
     notices += [*more, *lint(opened, settings.runtime, merged=reason is not None)]
     template, base, tokenizer = _template(opened), opened.path, opened.tokenizer

@@ -102,11 +102,12 @@ def replayable(golden: Golden) -> list[GoldenRow]:
     return [row for row in golden.rows if row.answer and row.base_logprobs is not None]
 
 
-def replay(golden: Golden, served: Served, name: str, *, other_base: float = OTHER_BASE) -> Verdict:
+def replay(golden: Golden, served: Served, name: str, *, in_float32: bool = False) -> Verdict:
     """Compare what `served` answers with what was recorded. Raises: what `served` raises.
 
-    other_base: nats by which a base may differ at most; FLOOR where both compute in float32.
+    in_float32: `served` computes in float32, as the recording did: nothing but FLOOR is allowed.
     """
+    other_base = FLOOR if in_float32 else OTHER_BASE
     rows = replayable(golden)
     places = [place for row in rows for place in _places(row)]
     actual = [served.logprob_after(place.ids, adapted=True) for place in places]
@@ -114,7 +115,9 @@ def replay(golden: Golden, served: Served, name: str, *, other_base: float = OTH
     # All answers may end at once: then only their stops, and the prompts, are compared.
     worst = _worst(actual, [place.adapted for place in places]) if places else 0.0
     effect = _worst([p.adapted for p in places], [p.base for p in places]) if places else 0.0
-    allowed = UNKNOWN if base_worst is None else max(FLOOR, 3 * min(base_worst, other_base))
+    allowed = FLOOR
+    if not in_float32:
+        allowed = UNKNOWN if base_worst is None else max(FLOOR, 3 * min(base_worst, OTHER_BASE))
     if golden.header is not None:
         allowed = max(allowed, 2 * golden.header.difference)
     problems, notices = _problems_of_base(base_worst, other_base)

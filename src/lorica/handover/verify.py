@@ -11,7 +11,7 @@ from lorica.formats.adapter_folder import is_adapter
 from lorica.formats.golden import GOLDEN, Golden, read_golden
 from lorica.handover.endpoint import Endpoint
 from lorica.handover.local import open_local
-from lorica.handover.replay import FLOOR, Verdict, answers_as, replay, replayable
+from lorica.handover.replay import Verdict, answers_as, replay, replayable
 from lorica.handover.served_model import served_model
 
 KEY = "OPENAI_API_KEY"
@@ -44,7 +44,7 @@ def verify(
         )
     if endpoint is None:
         return [
-            replay(golden, open_local(place, golden, base), name, other_base=FLOOR)
+            replay(golden, open_local(place, golden, base), name, in_float32=True)
             for name, (place, golden) in recorded.items()
         ]
     server = Endpoint(endpoint, os.environ.get(KEY))
