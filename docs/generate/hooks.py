@@ -7,7 +7,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from docs.generate import commands, methods, python, runtimes
+from docs.generate import commands, methods, python
 
 ROOT = Path(__file__).parents[2]
 EXTERNAL = re.compile(r'href="(https?://[^"#]+)')
@@ -24,7 +24,6 @@ def pages() -> dict[str, str]:
         "reference/python.md": python.page(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "design/contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
-        "handover/rules.md": runtimes.page(),
         **methods.pages(ROOT),
     }
 

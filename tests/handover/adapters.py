@@ -8,6 +8,7 @@ import torch
 
 import lorica
 from lorica.core.adapter import Method
+from lorica.data.prompt_format import PromptFormat
 from tests import small_base
 from tests.laws.bases import SIZES, move
 
@@ -22,7 +23,23 @@ def saved(folder: Path, base: Path, name: str = "lora", seed: int = 1, **setting
     model = small_base.model()
     lorica.adapt(model, kind(**own), **settings)
     move(model, seed, SIZES.get(name, 0.05))
-    return Path(lorica.save(model, folder, tokenizer=TOKENIZER, base_path=str(base)))
+    return Path(
+        lorica.save(
+            model,
+            folder,
+            tokenizer=TOKENIZER,
+            base_path=str(base),
+            prompt_format=prompt_format(base),
+        )
+    )
+
+
+def prompt_format(base: Path) -> PromptFormat:
+    """As rows were written: by the chat template of the base, if it has one."""
+    template = base / "chat_template.jinja"
+    if template.is_file():
+        return PromptFormat(kind="chat", template=template.read_text(), eos="</s>")
+    return PromptFormat(kind="prompt", bos="<s>", eos="</s>")
 
 
 def logits(folder: Path) -> torch.Tensor:

@@ -114,6 +114,7 @@ def test_an_answer_that_cannot_be_compared(reply: Any, words: str, server: Any):
 
 def test_the_adapters_of_llama_cpp_are_known_by_their_folders(server: Any):
     files = [{"id": 0, "path": "/x/alice/adapter.gguf"}, {"id": 1, "path": "/x/bob/adapter.gguf"}]
+    server.answers["/v1/models"] = (200, json.dumps(MODELS).encode(), {})
     server.answers["/lora-adapters"] = (200, json.dumps(files).encode(), {})
     endpoint = Endpoint(url_of(server))
     assert served_model(endpoint, "bob", "base").own == 1

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import lorica
+from docs.generate.runtimes import page
 from lorica import cli
 from lorica.base.load import load as load_base
 from lorica.errors import ConfigError, FileError, MergeError
@@ -217,6 +218,10 @@ def test_a_rank_for_which_vllm_has_no_setting():
     assert runtimes()["sglang"].setting_for(1000) == 1000
 
 
+def test_the_page_of_the_rules_is_what_the_table_says():
+    assert (Path(__file__).parents[2] / "docs/handover/rules.md").read_text() == page()
+
+
 def test_the_rules_are_dated_and_have_sources():
     for runtime in runtimes().values():
         assert runtime.checked.year >= 2026 and runtime.version and runtime.reads
@@ -317,3 +322,43 @@ def test_a_rank_is_not_passed_over_where_a_model_is_merged(small_base: Path, tmp
     with pytest.raises(ConfigError, match="rank is 2, and no LoRA has it: the adapter changes"):
         hand_over(adapter, tmp_path / "out", to="vllm", rank=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_claimed_of_a_training_that_is_not_known(small_base: Path, tmp_path: Path):
+    """An adapter of PEFT on a base with a template: whether it was used, no file says."""
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    (base / "chat_template.jinja").write_text("[user] {{ messages[0].content }} [assistant] ")
+    adapter = saved(tmp_path / "run", base, r=4)
+    (adapter / "manifest.json").unlink()
+    report = hand_over(adapter, tmp_path / "out", to="vllm", base=str(base))
+    golden = read_golden(tmp_path / "out")
+    assert golden is not None and golden.header is not None and golden.header.kind == "unknown"
+    assert all(row.messages is None for row in golden.rows)
+    assert not (tmp_path / "out/chat_template.jinja").exists()
+    assert any("is not known" in notice for notice in report.notices)
+    assert verify(tmp_path / "out")[0].problems == []
+
+
+def test_vllm_is_given_the_stops_of_the_training(small_base: Path, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<s>{% endfor %}"
+    (base / "chat_template.jinja").write_text(template)
+    adapter = saved(tmp_path / "run", base, r=4)
+    hand_over(adapter, tmp_path / "out", to="vllm")
+    golden = read_golden(tmp_path / "out")
+    assert golden is not None and golden.header is not None
+    assert golden.header.stop_tokens == (1, 2), "the end of a turn, and EOS"
+    config = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert config["eos_token_id"] == [1, 2]
+    assert '--generation-config "$here"' in (tmp_path / "out/start.sh").read_text()
+
+
+def test_the_modelfile_has_a_template_only_if_the_training_had_it(small_base: Path, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    adapter = saved(tmp_path / "run", base, r=4)  # trained on plain prompts
+    (base / "chat_template.jinja").write_text("[user] {{ messages[0].content }} [assistant] ")
+    hand_over(adapter, tmp_path / "out", to="llamacpp")
+    assert 'TEMPLATE """{{ .Prompt }}"""' in (tmp_path / "out/Modelfile").read_text()

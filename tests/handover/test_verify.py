@@ -134,13 +134,16 @@ def test_a_stop_that_is_missing_is_named(small_base: Path, tmp_path: Path):
 def test_what_cannot_be_verified(export: Path, small_base: Path, tmp_path: Path):
     with pytest.raises(FileError, match=r"has no golden\.jsonl"):
         verify(small_base)
-    shutil.copytree(export, tmp_path / "all/one")
+    shutil.copytree(export, tmp_path / "all/run")
     shutil.copytree(export, tmp_path / "all/two")
+    golden = read_golden(tmp_path / "all/two")
+    assert golden is not None and golden.header is not None
+    write_golden(tmp_path / "all/two", replace(golden, header=replace(golden.header, name="two")))
     with pytest.raises(ConfigError, match="holds 2 exports"):
-        write = read_golden(tmp_path / "all/two")
-        assert write is not None and write.header is not None
-        write_golden(tmp_path / "all/two", replace(write, header=replace(write.header, name="two")))
         verify(tmp_path / "all", endpoint="http://127.0.0.1:1", model="one")
+    (tmp_path / "all/two").rename(tmp_path / "all/three")
+    with pytest.raises(FileError, match="three holds the export two"):
+        verify(tmp_path / "all")
 
 
 def test_a_folder_in_which_one_export_has_no_answers(export: Path, tmp_path: Path):

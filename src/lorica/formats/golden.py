@@ -36,7 +36,8 @@ class GoldenHeader:
 
     golden: the version of the format. name: of the export. base: where the base was loaded from;
     base_digest: sha256 of its fingerprint. method: of the adapter. kind: how its prompts are
-    written, see data/prompt_format.py. template_sha256: of the chat template; None: it has none.
+    written, see data/prompt_format.py, or "unknown". template_sha256: of the chat template; None:
+    it has none.
     stop_tokens, stop_strings: what ends an answer. difference: of a logit between what was recorded
     and the files that were written: 0 unless they are rounded.
     """

@@ -1,8 +1,11 @@
 """Which kinds of change an adapter makes, and whether a runtime reads them of a LoRA."""
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 
 from lorica.core.bank import spec_of
+from lorica.errors import MergeError, listed
 from lorica.formats.adapter_file import AdapterFile
 from lorica.formats.low_rank import check_reducible
 from lorica.formats.to_lora import low_rank_updates, of_method_and_whole
@@ -48,3 +51,18 @@ def conditions_in(file: AdapterFile) -> list[str]:
     """The conditions that an adapter was made for; []: it has none, or takes any."""
     method = file.spec.method
     return list(method.conditions) if isinstance(method, Hyperlora) else []
+
+
+def check_are_loras(files: Mapping[str, AdapterFile]) -> None:
+    """Raises: MergeError if the method of one of several adapters has no LoRA that equals it."""
+    merged = [name for name, file in files.items() if file.spec.method.to_lora == "approximate"]
+    if merged:
+        raise merged_beside_others(merged)
+
+
+def merged_beside_others(names: Sequence[str]) -> MergeError:
+    return MergeError(
+        f"{listed(names)} can only be served merged, as a model of its own.",
+        fix="export each by itself (a condition by --condition), or truncate all of them with "
+        "--rank (the error is measured)",
+    )

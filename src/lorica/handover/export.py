@@ -20,11 +20,11 @@ import yaml
 
 from lorica import plain_files
 from lorica.base.bundled import NAME as NAME_OF_BUNDLED
-from lorica.errors import ConfigError, MergeError, listed
+from lorica.errors import ConfigError, listed
 from lorica.formats import commit
 from lorica.formats.adapter_file import read
 from lorica.formats.adapter_folder import is_adapter
-from lorica.handover.changes import conditions_in
+from lorica.handover.changes import check_are_loras, conditions_in, merged_beside_others
 from lorica.handover.gguf import model as gguf_model
 from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.one_adapter import TEMPLATE, Exported, Settings, export_one
@@ -106,7 +106,7 @@ def hand_over(
     with commit.folder(Path(output)) as staging:
         exported = [
             export_one(folder, _created(staging / place), name, place, own_condition, settings)
-            for name, place, folder, own_condition in _plan(Path(source), condition, runtime)
+            for name, place, folder, own_condition in _plan(Path(source), condition, runtime, rank)
         ]
         _check_together(exported, runtime, cloud)
         _write_start(staging, Path(output), exported, runtime, cloud)
@@ -139,6 +139,7 @@ def _export_base(base: str, output: Path, runtime: Runtime, dtype: Dtype) -> Han
         rank=None,
         base=base,
         has_template=False,
+        has_stops=False,
         max_difference=0.0,
         lost=0.0,
         prompts=0,
@@ -148,11 +149,13 @@ def _export_base(base: str, output: Path, runtime: Runtime, dtype: Dtype) -> Han
 
 
 def _plan(
-    source: Path, condition: str | None, runtime: Runtime
+    source: Path, condition: str | None, runtime: Runtime, rank: int | None
 ) -> list[tuple[str, str, Path, str | None]]:
     """(name, place, folder, condition) of everything that is exported."""
     adapters, planned = adapters_in(source), []
     alone = len(adapters) == 1
+    if not alone and rank is None:
+        check_are_loras({name: read(folder) for name, folder in adapters.items()})
     in_place = alone and runtime.name != "ray"  # Ray reads a folder of adapters, be it of one
     for name, folder in adapters.items():
         known = conditions_in(read(folder)) if condition is None else []
@@ -209,11 +212,7 @@ def _check_together(exported: Sequence[Exported], runtime: Runtime, cloud: str |
     """Raises: MergeError, ConfigError if the exports cannot be served by one process."""
     merged = [one.name for one in exported if one.form == "merged"]
     if merged and len(exported) > 1:
-        raise MergeError(
-            f"{listed(merged)} can only be served merged, as a model of its own.",
-            fix="export each by itself (a condition by --condition), or truncate all of them "
-            "with --rank (the error is measured)",
-        )
+        raise merged_beside_others(merged)
     bases = {one.base for one in exported}
     if len(bases) > 1:
         raise ConfigError(
@@ -263,6 +262,7 @@ def _write_start(
     """start.sh beside the exports, and serve.yaml for Ray."""
     ranks = [one.rank for one in exported if one.rank is not None]
     templates = {one.place for one in exported if one.has_template}
+    stops = {one.place for one in exported if one.has_stops}
     plan = StartPlan(
         runtime=runtime,
         base=exported[0].base if ranks else str(output.resolve() / exported[0].place),
@@ -270,6 +270,7 @@ def _write_start(
         places=[one.place for one in exported],
         rank=max(ranks) if ranks else None,
         template=str(Path(min(templates), TEMPLATE)) if templates else None,
+        stops=min(stops) if stops else None,
         cloud=cloud,
     )
     _write_script(folder, plan)

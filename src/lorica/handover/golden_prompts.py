@@ -18,7 +18,7 @@ from lorica.errors import LoricaError
 from lorica.evaluation.questions import question_set
 from lorica.formats.golden import MAX_IDS
 from lorica.formats.verify import PROBE
-from lorica.generation.prompts import prompt_format_of, render_messages
+from lorica.generation.prompts import render_messages
 from lorica.training.config import read as read_config
 
 OWN_ROWS = 6
@@ -59,14 +59,14 @@ def _within(limit: int, prompt: GoldenPrompt) -> GoldenPrompt:
 
 
 def _fixed_prompt(loaded: LoadedModel, text: str) -> GoldenPrompt:
-    """A prompt in the format of the adapter's training."""
-    form, messages = prompt_format_of(loaded), [{"role": "user", "content": text}]
-    if form.kind == "text":
+    """A prompt in the format of the adapter's training; where it is not known, the text alone."""
+    form, messages = loaded.prompt_format, [{"role": "user", "content": text}]
+    if form is None or form.kind == "text":
         row = RenderedRow("prompt", (TextSpan(text, False),), False)
     else:
         row = render_messages(loaded, messages)
     (ids,) = prompt_ids([row], loaded.tokenizer)
-    conversation = tuple(messages) if form.kind == "chat" else None
+    conversation = tuple(messages) if form is not None and form.kind == "chat" else None
     return GoldenPrompt(ids, row.text, conversation)
 
 

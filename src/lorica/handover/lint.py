@@ -5,9 +5,9 @@ from typing import Any
 from lorica.base.load import LoadedModel
 from lorica.base.model_view import config_of
 from lorica.errors import ConfigError
-from lorica.generation.prompts import end_of_turn, prompt_format_of
-from lorica.generation.stops import stops_of
+from lorica.generation.prompts import end_of_turn
 from lorica.handover.runtimes import Runtime
+from lorica.handover.stop_tokens import missing_stops
 
 
 def check_rank(rank: int, runtime: Runtime) -> None:
@@ -23,9 +23,11 @@ def check_rank(rank: int, runtime: Runtime) -> None:
 def lint(opened: LoadedModel, runtime: Runtime, *, merged: bool) -> list[str]:
     """Notices on what the base and its tokenizer are to the runtime.
 
-    merged: the model is written, with the stops of the training; a GGUF file of the base has them.
+    merged: the model is written, with the stops of the training; a GGUF file of the base has them,
+    and vLLM is given them by start.sh.
     """
-    stops = [] if merged or runtime.name == "llamacpp" else _stops(opened)
+    knows_stops = merged or runtime.name in ("llamacpp", "vllm")
+    stops = [] if knows_stops else _stops(opened)
     return [*_head_size(opened, runtime), *stops, *_prompts(opened)]
 
 
@@ -42,21 +44,24 @@ def _head_size(opened: LoadedModel, runtime: Runtime) -> list[str]:
 
 def _stops(opened: LoadedModel) -> list[str]:
     """A notice on a stop of the training that a runtime does not know from the base."""
-    end = end_of_turn(opened)
-    if not end:
-        return []
-    missing = set(stops_of(opened, [end]).tokens) - set(stops_of(opened).tokens)
+    missing = missing_stops(opened)
     if not missing:
         return []
     notice = (
-        f"in training an answer ended in {end!r}, and the base's generation settings do not stop "
-        f"at it: send stop_token_ids: {sorted(missing)} with each request"
+        f"in training an answer ended in {end_of_turn(opened)!r}, and the base's generation "
+        f"settings do not stop at it: send stop_token_ids: {missing} with each request"
     )
     return [notice]
 
 
 def _prompts(opened: LoadedModel) -> list[str]:
-    form = prompt_format_of(opened)
+    form = opened.prompt_format
+    if form is None:
+        notice = (
+            "how its prompts were written is not known (lorica train notes it): recorded are "
+            "answers to plain texts, and neither a template nor its stop is verified"
+        )
+        return [notice]
     if form.kind == "chat":
         return []
     notice = (

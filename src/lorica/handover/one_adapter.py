@@ -22,7 +22,6 @@ from lorica.formats.export import ExportReport, write_lora
 from lorica.formats.golden import GOLDEN, Golden, write_golden
 from lorica.formats.merge import MergeReport, merge_to
 from lorica.formats.open_adapter import open_file
-from lorica.generation.prompts import prompt_format_of
 from lorica.handover.changes import why_merged
 from lorica.handover.gguf import lora as gguf_lora
 from lorica.handover.gguf import model as gguf_model
@@ -33,6 +32,8 @@ from lorica.handover.golden_prompts import golden_prompts
 from lorica.handover.lint import check_rank, lint
 from lorica.handover.record import record_golden
 from lorica.handover.runtimes import Runtime
+from lorica.handover.stop_tokens import CONFIG as GENERATION
+from lorica.handover.stop_tokens import generation_config, missing_stops
 
 ADAPTER, WRITTEN = "default", "lorica_written_lora"
 TEMPLATE, MODELFILE = "chat_template.jinja", "Modelfile"
@@ -56,7 +57,8 @@ class Exported:
     """One adapter as it was written.
 
     place: its folder, from the export's. form: "lora" or "merged". rank: of the LoRA.
-    base: where the runtime finds the base. max_difference: of a logit from base and adapter.
+    base: where the runtime finds the base. has_template, has_stops: of the training, as files.
+    max_difference: of a logit from base and adapter.
     lost: the share of the adapter's effect. prompts: how many answers are recorded.
     """
 
@@ -66,6 +68,7 @@ class Exported:
     rank: int | None
     base: str
     has_template: bool
+    has_stops: bool
     max_difference: float
     lost: float
     prompts: int
@@ -93,6 +96,7 @@ def export_one(
     prompts, more = golden_prompts(opened, source)
     notices += [*more, *lint(opened, settings.runtime, merged=reason is not None)]
     template, base, tokenizer = _template(opened), opened.path, opened.tokenizer
+    has_stops = settings.runtime.name == "vllm" and bool(missing_stops(opened))
     method = spec_of(opened.model, ADAPTER).method.name
     recorder = partial(record_golden, opened, prompts, name=name, method=method)
     if reason is None:
@@ -100,6 +104,8 @@ def export_one(
         written, golden = _write_lora(opened, folder, condition, settings, recorder)
         rank = max(written.ranks.values(), default=0) or 1  # one layer of zeros, if it does nothing
         check_rank(rank, settings.runtime)
+        if has_stops:
+            commit.write_json(folder / GENERATION, generation_config(opened))
     else:
         golden = recorder(adapter=ADAPTER, condition=condition)
         notices += [*opened.notices, f"{reason}: the merged model is written"]
@@ -117,6 +123,8 @@ def export_one(
     if template is not None:  # in place of the base's
         commit.write_text(folder / TEMPLATE, template)
     if settings.runtime.name == "llamacpp":
+        if template is None:  # Ollama is to send the prompt as it is
+            tokenizer.chat_template = None
         notices += _as_gguf(folder, base, tokenizer, rank is not None, settings)
     return Exported(
         name=name,
@@ -125,6 +133,7 @@ def export_one(
         rank=rank,
         base=place_of(base),
         has_template=template is not None,
+        has_stops=has_stops and rank is not None,
         max_difference=written.max_difference,
         lost=written.lost,
         prompts=len(golden.rows),
@@ -225,7 +234,7 @@ def _write_merged(
     for path in inner.iterdir():
         path.rename(folder / path.name)
     shutil.rmtree(inner)
-    config = folder / "generation_config.json"
+    config = folder / GENERATION
     stops = golden.header.stop_tokens if golden.header else ()
     if stops:
         fields = commit.read_json(config) if config.exists() else {}
@@ -247,8 +256,8 @@ def _was_packed(source: Path) -> bool:
 
 def _template(opened: LoadedModel) -> str | None:
     """The text of the chat template of the training; None: it had none."""
-    form = prompt_format_of(opened)
-    if form.kind != "chat" or form.template is None:
+    form = opened.prompt_format
+    if form is None or form.kind != "chat" or form.template is None:
         return None
     return form.template if isinstance(form.template, str) else form.template.get("default")
 

@@ -16,10 +16,10 @@ from lorica.core.modes import in_mode
 from lorica.errors import MergeError
 from lorica.formats.golden import FORMAT, Golden, GoldenHeader, GoldenRow
 from lorica.generation.generate import generate_from_ids
-from lorica.generation.prompts import end_of_turn, prompt_format_of
 from lorica.generation.sampling import Sampling
-from lorica.generation.stops import Stops, stops_of
+from lorica.generation.stops import Stops
 from lorica.handover.golden_prompts import GoldenPrompt
+from lorica.handover.stop_tokens import recorded_stops
 
 MAX_NEW_TOKENS = 48
 
@@ -39,7 +39,7 @@ def record_golden(
     All is computed in float32, whatever dtype the weights have.
     Raises: MergeError if a log-probability is not finite.
     """
-    stops = stops_of(loaded, [end_of_turn(loaded)])
+    stops = recorded_stops(loaded)
     model = loaded.model
     with computed_in_float32(model), use(model, adapter):
         answers = generate_from_ids(
@@ -104,7 +104,7 @@ def _rounded(values: torch.Tensor) -> tuple[float, ...]:
 
 
 def _header(loaded: LoadedModel, stops: Stops, name: str, method: str) -> GoldenHeader:
-    form = prompt_format_of(loaded)
+    form = loaded.prompt_format
     base = fingerprint(loaded.model, path=loaded.path, tokenizer=loaded.tokenizer)
     return GoldenHeader(
         golden=FORMAT,
@@ -112,8 +112,8 @@ def _header(loaded: LoadedModel, stops: Stops, name: str, method: str) -> Golden
         base=loaded.path,
         base_digest=digest_of(base),
         method=method,
-        kind=form.kind,
-        template_sha256=form.digest if form.kind == "chat" else None,
+        kind="unknown" if form is None else form.kind,
+        template_sha256=form.digest if form is not None and form.kind == "chat" else None,
         stop_tokens=stops.tokens,
         stop_strings=stops.strings,
     )

@@ -202,6 +202,8 @@ def _cause(
     if math.isinf(worst):
         return "the adapter acts otherwise than in training: answers end where recorded ones go on"
     what = f"log-probabilities differ by up to {worst:.3g} nats, {allowed:.3g} are allowed"
+    if math.isinf(worst):
+        what = "answers end where those of the training go on"
     if _worst(actual, [place.base for place in places]) <= allowed:
         return f"the adapter does not act: the answers are those of the base ({what})"
     return f"the adapter acts otherwise than in training: {what}"

@@ -109,9 +109,9 @@ def served_model(
 
     recorded_base: where the base was. base_name: the base's name there; None: as it is listed.
     """
+    models = {model["id"]: model for model in endpoint.models()}
     if adapters := endpoint.adapters():
         return ServedModel(endpoint, name, None, list(adapters), _adapter_of(name, adapters))
-    models = {model["id"]: model for model in endpoint.models()}
     for wanted in (name, base_name):
         if wanted is not None and wanted not in models:
             raise EndpointError(

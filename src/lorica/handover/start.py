@@ -18,7 +18,9 @@ class StartPlan:
 
     places: the folder or file of each adapter, from the export's own folder; "." is itself.
     rank: the largest of the adapters; None: they are merged into the model. template: the place
-    of the chat template of the training; None: the base's is used. cloud: where Ray reads adapters.
+    of the chat template of the training; None: the base's is used. stops: the folder of
+    generation_config.json with the stops of the training; None: the base's are used. cloud: where
+    Ray reads adapters.
     """
 
     runtime: Runtime
@@ -27,6 +29,7 @@ class StartPlan:
     places: Sequence[str]
     rank: int | None
     template: str | None
+    stops: str | None = None
     cloud: str | None = None
 
     @property
@@ -86,8 +89,10 @@ def _vllm(plan: StartPlan) -> str:
         return f'exec vllm serve {model} --served-model-name {name} "$@"'
     count = len(plan.names)
     together = min(count, TOGETHER)
+    if plan.stops is not None:
+        template += f" \\\n  --generation-config {_place(plan.stops)}"
     return (
-        f"exec vllm serve {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
+        f'{_base(plan)}exec vllm serve "$base" --enable-lora --max-lora-rank {plan.setting} '
         f"--max-loras {together} --max-cpu-loras {count} \\\n"
         f"  --lora-modules {_paths(plan)}{template} "
         '"$@"'
@@ -101,8 +106,9 @@ def _sglang(plan: StartPlan) -> str:
         name, model = _quoted(plan.names[0]), _place(plan.places[0])
         return f'{start} --model-path {model} --served-model-name {name} "$@"'
     return (
-        f"{start} --model-path {_quoted(plan.base)} --enable-lora --max-lora-rank {plan.setting} "
-        f"\\\n  --max-loras-per-batch {min(len(plan.names), TOGETHER)} \\\n"
+        f'{_base(plan)}{start} --model-path "$base" --enable-lora --max-lora-rank {plan.setting} '
+        # One more than the adapters: the base takes a place of the batch too.
+        f"\\\n  --max-loras-per-batch {min(len(plan.names), TOGETHER) + 1} \\\n"
         f"  --lora-paths {_paths(plan)}{template} "
         '"$@"'
     )
@@ -139,6 +145,11 @@ COMMANDS: dict[str, Callable[[StartPlan], str]] = {
     "llamacpp": _llamacpp,
     "ray": _ray,
 }
+
+
+def _base(plan: StartPlan) -> str:
+    """The line that takes the base from BASE in the environment, or where it was."""
+    return f'base=${{BASE:-}}; [ -n "$base" ] || base={_quoted(plan.base)}\n'
 
 
 def _paths(plan: StartPlan) -> str:

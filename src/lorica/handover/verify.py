@@ -52,7 +52,8 @@ def verify(
     for name, (_, golden) in recorded.items():
         header = golden.header
         served = served_model(server, model or name, header.base if header else "", base_model)
-        verdict = replay(golden, served, model or name)
+        asked = name if model in (None, name) else f"{name} as {model}"
+        verdict = replay(golden, served, asked)
         if verdict.problems:
             others = {other: g for other, (_, g) in recorded.items() if other != name}
             verdict = _with_another(verdict, others, served)
@@ -86,6 +87,12 @@ def recorded_in(folder: Path) -> dict[str, tuple[Path, Golden]]:
                 fix="verify them one by one, with --model NAME for its name on the server",
             )
         by_name[name] = (path, golden)
+    for name, (path, _) in by_name.items():
+        if name != path.name:
+            raise FileError(
+                f"{path} holds the export {name}: start.sh serves it by the name of its folder.",
+                fix=f"rename the folder to {name}",
+            )
     return by_name
 
 

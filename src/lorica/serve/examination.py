@@ -84,7 +84,8 @@ class Examiner(Reader):
             raise ConfigError(
                 f"{file.folder} has a tokenizer that is not the base's: {listed(other)}.",
                 **({"new_tokens": listed(map(repr, more))} if more else {}),
-                fix=f"serve it by itself: lorica merge {file.folder} OUT, then lorica serve OUT",
+                fix=f"serve it by itself: lorica merge {file.folder} --output OUT, then lorica "
+                "serve OUT",
             )
         template = own_template(file.folder) if own is None else own.chat_template
         if not template or template == before.chat_template:

@@ -27,7 +27,7 @@ MAX_RANK = 128
 """A form of a larger rank is not stacked: VeRA and MoRA are small, and their forms are not."""
 _NAME = "prepared"
 _ONE_AT_A_TIME = threading.RLock()
-_ALONE = "serve it as a base of its own: lorica merge {folder} OUT, then lorica serve OUT"
+_ALONE = "serve it as a base of its own: lorica merge {folder} --output OUT, then lorica serve OUT"
 
 
 @dataclass(frozen=True, eq=False)
