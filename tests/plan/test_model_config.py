@@ -17,8 +17,12 @@ from tests.plan.planned import LLAMA_7B, write_base, write_rows
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64}
 NO_SIZES = ["x", "8", [1], {}, True, float("nan"), 0, -5, 1e30, 8.0, 10**9 * 5]
 REQUIRED = [
-    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"
-]  # fmt: skip
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+]
 OPTIONAL = ["num_key_value_heads", "head_dim", "max_position_embeddings"]
 
 

@@ -117,8 +117,12 @@ def test_a_known_architecture_and_the_headers_of_its_weights_agree():
         if not site.is_head:  # it is tied, and not in the file
             own = in_files[site.name]
             assert (own.kind, own.inputs, own.outputs, own.layer, own.parameters) == (
-                site.kind, site.inputs, site.outputs, site.layer, site.parameters
-            )  # fmt: skip
+                site.kind,
+                site.inputs,
+                site.outputs,
+                site.layer,
+                site.parameters,
+            )
 
 
 def test_an_unknown_architecture_is_read_from_its_weights(tmp_path):
@@ -174,8 +178,11 @@ def test_of_the_hub_only_config_and_tokenizer_are_downloaded(tmp_path, monkeypat
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert read_shapes("acme/some-llama").hidden == 32
     assert {name for _, name in asked} == {
-        "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-    }  # fmt: skip
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
 
 
 def test_a_model_that_the_hub_does_not_give(monkeypatch):

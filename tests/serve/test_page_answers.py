@@ -283,8 +283,9 @@ def test_history_survives_a_reload(browser):
             view.click("#export-history")
         document = json.loads(download.value.path().read_text(encoding="utf-8"))
         assert [entry["turns"][0]["prompt"] for entry in document["entries"]] == [
-            "Count again.", "Count.",
-        ]  # fmt: skip
+            "Count again.",
+            "Count.",
+        ]
         view.click("#delete-history")
         assert view.locator(".entry").count() == 0
         view.get_by_role("button", name="Undo").click()

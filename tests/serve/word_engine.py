@@ -137,14 +137,27 @@ class WordEngine:
         self.models = {
             "org/base": ModelCard("org/base", None, "", **common),
             "alice": ModelCard(
-                "alice", "org/base", "sha256:" + "a" * 64, generation=3, state="resident",
-                resident_bytes=100, method="lora", max_length=max_length,
+                "alice",
+                "org/base",
+                "sha256:" + "a" * 64,
+                generation=3,
+                state="resident",
+                resident_bytes=100,
+                method="lora",
+                max_length=max_length,
             ),
             "hyper": ModelCard(
-                "hyper", "org/base", "sha256:" + "b" * 64, generation=1, state="evicted",
-                method="hyperlora", conditions=("ve-ol",), pinned=True, max_length=max_length,
+                "hyper",
+                "org/base",
+                "sha256:" + "b" * 64,
+                generation=1,
+                state="evicted",
+                method="hyperlora",
+                conditions=("ve-ol",),
+                pinned=True,
+                max_length=max_length,
             ),
-        }  # fmt: skip
+        }
 
     def cards(self) -> list[ModelCard]:
         return list(self.models.values())

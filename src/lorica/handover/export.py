@@ -48,8 +48,8 @@ class HandoverReport:
     @property
     def summary(self) -> str:
         """What is where, and the command that verifies it."""
-        what = ", ".join(f"{one.name} ({one.form})" for one in self.exported)
-        if not any(one.prompts for one in self.exported):
+        what = ", ".join(f"{adapter.name} ({adapter.form})" for adapter in self.exported)
+        if not any(adapter.prompts for adapter in self.exported):
             return f"{what} for {runtimes()[self.runtime].title} in {self.folder}"
         return f"{what} for {runtimes()[self.runtime].title} in {self.folder}; verify it: " + (
             f"lorica verify {shlex.quote(str(self.folder))}"
@@ -58,7 +58,7 @@ class HandoverReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        exported = [vars(one) for one in self.exported]
+        exported = [vars(adapter) for adapter in self.exported]
         return {**vars(self), "folder": str(self.folder), "exported": exported}
 
 
@@ -111,7 +111,7 @@ def hand_over(
         _check_together(exported, runtime, cloud)
         _write_start(staging, Path(output), exported, runtime, cloud)
         templates = _notices_on_templates(staging, exported, runtime)
-    notices = [notice for one in exported for notice in one.notices]
+    notices = [notice for adapter in exported for notice in adapter.notices]
     notices = list(dict.fromkeys([*notices, *templates]))
     return HandoverReport(Path(output), to, exported, notices)
 
@@ -132,7 +132,7 @@ def _export_base(base: str, output: Path, runtime: Runtime, dtype: Dtype) -> Han
             runtime=runtime, base=base, names=[name], places=["."], rank=None, template=None
         )
         _write_script(staging, plan)
-    one = Exported(
+    model = Exported(
         name=name,
         place=".",
         form="base",
@@ -145,7 +145,7 @@ def _export_base(base: str, output: Path, runtime: Runtime, dtype: Dtype) -> Han
         prompts=0,
         notices=tuple(notices),
     )
-    return HandoverReport(output, runtime.name, [one], notices)
+    return HandoverReport(output, runtime.name, [model], notices)
 
 
 def _plan(
@@ -161,10 +161,10 @@ def _plan(
         known = conditions_in(read(folder)) if condition is None else []
         if not known:
             planned.append((name, "." if in_place else name, folder, condition))
-        for one in known:
-            own = name_of_condition(one)
+        for value in known:
+            own = name_of_condition(value)
             own = own if alone else served_name(f"{name}-{own}")
-            planned.append((own, own, folder, one))
+            planned.append((own, own, folder, value))
     names = [name for name, *_ in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
@@ -210,10 +210,10 @@ def _created(folder: Path) -> Path:
 
 def _check_together(exported: Sequence[Exported], runtime: Runtime, cloud: str | None) -> None:
     """Raises: MergeError, ConfigError if the exports cannot be served by one process."""
-    merged = [one.name for one in exported if one.form == "merged"]
+    merged = [adapter.name for adapter in exported if adapter.form == "merged"]
     if merged and len(exported) > 1:
         raise merged_beside_others(merged)
-    bases = {one.base for one in exported}
+    bases = {adapter.base for adapter in exported}
     if len(bases) > 1:
         raise ConfigError(
             f"the adapters are of several bases: {listed(sorted(bases))}.",
@@ -231,9 +231,9 @@ def _notices_on_templates(
 ) -> list[str]:
     """Chat templates that the start script does not, or cannot, give to a runtime."""
     texts = {
-        one.name: plain_files.read_text(folder / one.place / TEMPLATE)
-        for one in exported
-        if one.has_template
+        adapter.name: plain_files.read_text(folder / adapter.place / TEMPLATE)
+        for adapter in exported
+        if adapter.has_template
     }
     if len({*texts.values()}) > 1 and runtime.name != "peft":
         notice = (
@@ -260,14 +260,14 @@ def _write_start(
     folder: Path, output: Path, exported: Sequence[Exported], runtime: Runtime, cloud: str | None
 ) -> None:
     """start.sh beside the exports, and serve.yaml for Ray."""
-    ranks = [one.rank for one in exported if one.rank is not None]
-    templates = {one.place for one in exported if one.has_template}
-    stops = {one.place for one in exported if one.has_stops}
+    ranks = [adapter.rank for adapter in exported if adapter.rank is not None]
+    templates = {adapter.place for adapter in exported if adapter.has_template}
+    stops = {adapter.place for adapter in exported if adapter.has_stops}
     plan = StartPlan(
         runtime=runtime,
         base=exported[0].base if ranks else str(output.resolve() / exported[0].place),
-        names=[one.name for one in exported],
-        places=[one.place for one in exported],
+        names=[adapter.name for adapter in exported],
+        places=[adapter.place for adapter in exported],
         rank=max(ranks) if ranks else None,
         template=str(Path(min(templates), TEMPLATE)) if templates else None,
         stops=min(stops) if stops else None,
