@@ -12,6 +12,8 @@ from lorica.errors import listed
 from lorica.recipe.catalogue import method, methods
 
 app = App(name="info")
+SHOWN = ("name", "r", "alpha")
+"""Settings of a method that are printed, also where they are the defaults."""
 
 FIGURES = ("train_loss", "held_out_loss", "held_out_accuracy", "seconds", "tokens_per_second")
 FIGURES += ("peak_memory_bytes", "rows", "parameters", "evaluation", "lines")
@@ -84,7 +86,7 @@ def _changed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed_method(settings: Any) -> dict[str, Any]:
-    """The name of a method, and its settings that are not the defaults."""
+    """The name of a method, its rank and scale, and its settings that are not the defaults."""
     from lorica.recipe.values import format_value
 
     known = _chosen(settings, ("name",)).get("name")
@@ -94,7 +96,7 @@ def _changed_method(settings: Any) -> dict[str, Any]:
             return {
                 key: value
                 for key, value in settings.items()
-                if key == "name" or format_value(value).strip('"') != defaults.get(key)
+                if key in SHOWN or format_value(value).strip('"') != defaults.get(key)
             }
     return {}
 
