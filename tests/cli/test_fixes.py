@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from lorica.errors import ConfigError
 from lorica.recipe.validate import setting_names
 from lorica.training.config import TrainConfig, read
 
-SOURCE = Path(__file__).parents[2] / "src/lorica"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src/lorica"
 SETTINGS = setting_names(TrainConfig)
 COMMAND = re.compile(r"lorica (?!that|without)([a-z_]+)\b")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*)")
@@ -65,6 +67,15 @@ def options(command: str) -> set[str]:
 def test_there_are_fixes():
     assert len(FIXES) > 100
     assert sum(bool(COMMAND.search(text)) for _, text in FIXES) > 5
+
+
+def test_every_extra_that_a_message_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = set(extras["optional-dependencies"])
+    sources = [path.read_text() for path in SOURCE.rglob("*.py")]
+    pages = [path.read_text() for path in (ROOT / "docs").rglob("*.md")]
+    named = {n for text in [*sources, *pages] for n in re.findall(r"lorica\[(\w+)\]", text)}
+    assert {"peft", "gguf", "serve"} <= named <= known
 
 
 def test_commands_and_flags_of_a_fix_exist():

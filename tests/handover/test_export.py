@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import lorica
 from docs.generate.runtimes import page
 from lorica import cli
 from lorica.base.load import load as load_base
-from lorica.errors import ConfigError, FileError, MergeError
+from lorica.errors import ConfigError, FileError, MergeError, MissingError
 from lorica.formats.golden import read_golden
 from lorica.handover.export import hand_over
 from lorica.handover.runtimes import runtimes
@@ -362,3 +363,17 @@ def test_the_modelfile_has_a_template_only_if_the_training_had_it(small_base: Pa
     (base / "chat_template.jinja").write_text("[user] {{ messages[0].content }} [assistant] ")
     hand_over(adapter, tmp_path / "out", to="llamacpp")
     assert 'TEMPLATE """{{ .Prompt }}"""' in (tmp_path / "out/Modelfile").read_text()
+
+
+@pytest.mark.parametrize("package", ["gguf", "peft"])
+def test_a_missing_package_is_named_before_anything_is_computed(
+    package: str, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    adapter = saved(tmp_path / "run", small_base, r=4)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingError, match=rf"lorica\[{package}\]"):
+        if package == "gguf":
+            hand_over(tmp_path / "nowhere", tmp_path / "out", to="llamacpp")
+        else:
+            hand_over(adapter, tmp_path / "out", to="vllm")
+            verify(tmp_path / "out")

@@ -26,6 +26,7 @@ from lorica.formats.adapter_file import read
 from lorica.formats.adapter_folder import is_adapter
 from lorica.handover.changes import check_are_loras, conditions_in, merged_beside_others
 from lorica.handover.gguf import model as gguf_model
+from lorica.handover.gguf.package import gguf_package
 from lorica.handover.gguf.tensors import Dtype
 from lorica.handover.one_adapter import TEMPLATE, Exported, Settings, export_one
 from lorica.handover.runtimes import Runtime, runtimes
@@ -91,6 +92,8 @@ def hand_over(
         ConfigError for what the runtime does not take; ResourceError if `output` exists.
     """
     runtime = _runtime(to, rank, cloud, quantise)
+    if to == "llamacpp":
+        gguf_package()  # it is asked for before anything is computed
     settings = Settings(
         runtime=runtime,
         rank=rank,

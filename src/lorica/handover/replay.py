@@ -170,8 +170,7 @@ def _problems_of_base(worst: float | None, other: float) -> tuple[list[str], lis
 
 def answers_as(golden: Golden, served: Served, allowed: float) -> bool:
     """Whether `served` answers as another adapter did, of which these are the recorded answers."""
-    rows = [row for row in golden.rows if row.answer and row.base_logprobs is not None]
-    places = [place for row in rows for place in _places(row)[:2]]
+    places = [place for row in replayable(golden) for place in _places(row)[:2]]
     actual = [served.logprob_after(place.ids, adapted=True) for place in places]
     return bool(places) and _worst(actual, [place.adapted for place in places]) <= allowed
 
@@ -202,8 +201,6 @@ def _cause(
     if math.isinf(worst):
         return "the adapter acts otherwise than in training: answers end where recorded ones go on"
     what = f"log-probabilities differ by up to {worst:.3g} nats, {allowed:.3g} are allowed"
-    if math.isinf(worst):
-        what = "answers end where those of the training go on"
     if _worst(actual, [place.base for place in places]) <= allowed:
         return f"the adapter does not act: the answers are those of the base ({what})"
     return f"the adapter acts otherwise than in training: {what}"
