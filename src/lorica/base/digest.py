@@ -10,11 +10,12 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lorica.base.mapped_memory import mapped_weights, release_pages
 
 CHUNK = 1 << 22
 """Numbers that are hashed at a time; a thread copies no more."""
@@ -28,14 +29,23 @@ PROBE = (
 
 
 def digests(tensors: Mapping[str, Tensor], *, rounded: bool) -> dict[str, str]:
-    """A digest of each tensor, by its name. rounded: of the numbers as bfloat16 holds them."""
+    """A digest of each tensor, by its name. rounded: of the numbers as bfloat16 holds them.
+
+    The pages of a mapped tensor are released once it is hashed.
+    """
+    ranges = mapped_weights()
+
+    def digest_and_release(tensor: Tensor) -> str:
+        try:
+            return digest(tensor, rounded=rounded)
+        finally:
+            release_pages(tensor, ranges)
+
     # In a forked process torch makes its thread pool anew at first use; two threads that do so at
     # once find none. Setting the number of threads, to what it is, makes the pool here.
     torch.set_num_threads(torch.get_num_threads())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(
-            zip(tensors, pool.map(partial(digest, rounded=rounded), tensors.values()), strict=True)
-        )
+        return dict(zip(tensors, pool.map(digest_and_release, tensors.values()), strict=True))
 
 
 @torch.no_grad()

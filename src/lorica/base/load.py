@@ -26,6 +26,7 @@ from lorica.base.load_errors import (
     translated_errors,
 )
 from lorica.base.model_view import config_of, model_view
+from lorica.base.offload import released_after_use
 from lorica.base.quantisation_config import unsupported_quantisation
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.slow_dtype import slow_dtype_notice
@@ -131,7 +132,8 @@ def load(
     device = torch.accelerator.current_accelerator(check_available=True)
     model = model.to(device or "cpu")
     check_special_tokens(path, model)
-    check_forward(path, model)
+    with released_after_use(model):
+        check_forward(path, model)
     reset_before_each_call(model)
     base = LoadedModel(model.eval().requires_grad_(False), tokenizer, path, labels, head=head)
     base.notices += [*notices, *quantised_model.quantisation_notices(model)]
@@ -139,7 +141,8 @@ def load(
         base.notices.append(notice)
     base.notices += _set_padding(base)
     if labels is None:
-        check_causal(model, path)
+        with released_after_use(model):
+            check_causal(model, path)
     return base
 
 

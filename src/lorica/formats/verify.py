@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lorica.base.float32_compute import computed_in_float32
 from lorica.base.load import LoadedModel
 from lorica.base.model_view import config_view_of
+from lorica.base.offload import released_after_use
 from lorica.core.attach import use
 from lorica.errors import ConfigError, DataError, MergeError
 
@@ -104,11 +105,12 @@ def probe_ids(base: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
 def logits_of(base: LoadedModel, rows: list[list[int]]) -> Tensor:
     """Logits at every position of each row (N, V), or of each row (N, C), float32 on the CPU.
 
-    They are computed in float32, whatever dtype the weights have.
+    They are computed in float32, whatever dtype the weights have. One layer's weights at a time
+    are in memory, if they are mapped.
     """
     device = next(base.model.parameters()).device
     logits = []
-    with computed_in_float32(base.model):
+    with computed_in_float32(base.model), released_after_use(base.model):
         for row in rows:
             of_row = base.model(input_ids=torch.tensor([row], device=device)).logits
             logits.append(of_row.float().cpu().flatten(0, -2))
