@@ -93,6 +93,18 @@ def test_the_largest_micro_batch_of_a_run_has_its_longest_row(rows):
     assert counts.largest.tokens == counts.longest > counts.mean.tokens
 
 
+def test_a_token_budget_bounds_the_largest_micro_batch(rows):
+    """Also without torch; the tokens of an epoch stay the same, but for shared prefixes."""
+    changes = {"data.validation": 0, "method.dropout": 0.1, "gradient_accumulation_steps": 2}
+    by_rows = count_tokens(settings(rows, **changes), read_shapes("bundled"))
+    budget = 2 * by_rows.longest
+    config = settings(rows, max_tokens_per_micro_batch=budget, **changes)
+    counts = count_tokens(config, read_shapes("bundled"))
+    assert counts.largest.tokens <= budget < by_rows.largest.tokens
+    assert counts.computed_tokens == pytest.approx(by_rows.computed_tokens, rel=0.05)
+    assert counts.mean.rows < by_rows.mean.rows
+
+
 def test_a_large_file_is_estimated_from_its_first_rows(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "rows.jsonl", 3_000)
     config = settings(path, **{"data.validation": path})  # as large as the file itself

@@ -39,7 +39,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved(small_base, tmp_path, small, 
         gradient_accumulation_steps=4,
     )
     assert farthest(adapter(halved.folder), adapter(lorica.train(**asked_for).folder)) == 0
-    notice = "memory was full at step 1: micro-batches have 2 rows from here on, not 8"
+    notice = "memory was full at step 1: micro-batches have 2 rows from here on, not 8 rows"
     assert notice in halved.notices
     assert notice in json.loads((halved.folder / "results.json").read_text())["lines"]
     assert notice in (halved.folder / "events.jsonl").read_text()

@@ -95,7 +95,7 @@ def _shared_key(config: TrainConfig) -> str | None:
     whole = config.modules_to_save or config.trainable_token_indices or config.data.add_tokens
     if whole or not method.mixes or method.replaces_weights:
         return None
-    shape = ("micro_batch_size", "gradient_accumulation_steps")
+    shape = ("micro_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch")
     return repr([getattr(config, key) for key in (*SHARED, *shape)])
 
 

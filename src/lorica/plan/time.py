@@ -117,9 +117,10 @@ def step_time(
     if rates is None:
         return None
     work = work_of(shapes, method, settings, tokens.mean, tokens.conditions)
+    rows = settings.micro_batch_size * settings.gradient_accumulation_steps
+    micro_batches = rows / tokens.mean.rows
     low, expected, high = (
-        seconds(work, rates, device, reached, settings.gradient_accumulation_steps)
-        for reached in SHARES[device.kind]
+        seconds(work, rates, device, reached, micro_batches) for reached in SHARES[device.kind]
     )
     return Span(low, expected, high)
 
@@ -144,7 +145,7 @@ def waits_for_launches(
 
 
 def seconds(
-    work: Work, rates: Rates, device: Device, reached: Reached, micro_batches: int
+    work: Work, rates: Rates, device: Device, reached: Reached, micro_batches: float
 ) -> float:
     """An optimizer step, if a device reaches so much."""
     computing, waiting = _computing(work, rates, device, reached), work.calls * reached.call

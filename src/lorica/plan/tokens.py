@@ -19,6 +19,7 @@ from lorica.plan.row_order import row_order
 from lorica.plan.sample import COUNTED_BYTES, file_size, first_rows
 from lorica.plan.shapes import Shapes, base_folder
 from lorica.plan.tokenizer import open_tokenizer
+from lorica.training.micro_batches import by_tokens
 from lorica.training.passes import check_rows_per_step
 from lorica.training.settings import TrainSettings
 
@@ -200,17 +201,46 @@ def _drawn(
     config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
 ) -> tuple[list[MicroBatch], MicroBatch]:
     """(micro-batches of all sizes, the one with most tokens). rows: of all steps of the run."""
+    if config.max_tokens_per_micro_batch is not None:
+        return _drawn_by_tokens(config, train, packed, shares, rows)
     size = min(config.micro_batch_size, MAX_DRAWN_ROWS)
     count = math.ceil(min(rows, MAX_DRAWN_ROWS) / size)
     groups = np.array(row_order(len(train), config.seed, count * size)).reshape(-1, size)
-    lengths = train.lengths[groups]
-    by_size = np.argsort(-(lengths.sum(1) if packed else lengths.max(1)))
+    batches, largest = _counted(train, list(groups), packed, shares)
+    factor = config.micro_batch_size / size
+    return [_scaled(batch, factor) for batch in batches], _scaled(largest, factor)
+
+
+def _drawn_by_tokens(
+    config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
+) -> tuple[list[MicroBatch], MicroBatch]:
+    """`_drawn` where micro-batches are made by tokens: those of the first steps of the run."""
+    size = config.micro_batch_size * config.gradient_accumulation_steps
+    tokens = config.max_tokens_per_micro_batch
+    assert tokens is not None
+    steps = math.ceil(min(rows, MAX_DRAWN_ROWS) / size)
+    order = np.array(row_order(len(train), config.seed, steps * size)).reshape(-1, size)
+    groups = [
+        step[group]
+        for step in order
+        for group in by_tokens(train.lengths[step].tolist(), size, tokens, packed=packed)
+    ]
+    return _counted(train, groups, packed, shares)
+
+
+def _counted(
+    train: Dataset, groups: Sequence[np.ndarray], packed: bool, shares: bool
+) -> tuple[list[MicroBatch], MicroBatch]:
+    """(some of the micro-batches, of all sizes; the one with most tokens).
+
+    groups: row numbers of each micro-batch.
+    """
+    lengths = (train.lengths[group] for group in groups)
+    sizes = [own.sum() if packed else own.max() * len(own) for own in lengths]
+    by_size = np.argsort(-np.array(sizes))
 
     def counted(numbers: np.ndarray) -> list[MicroBatch]:
-        batches = [
-            _micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers
-        ]
-        return [_scaled(batch, config.micro_batch_size / size) for batch in batches]
+        return [_micro_batch([train[int(i)] for i in groups[g]], packed, shares) for g in numbers]
 
     largest = max(counted(by_size[:LARGEST]), key=lambda b: (b.tokens, b.labels))
     return counted(by_size[:: math.ceil(len(by_size) / DRAWN)]), largest

@@ -39,7 +39,8 @@ def train_to_end(state: RunState) -> Result:
 def begin(state: RunState, stepper: Stepper) -> None:
     """Log how the run starts; evaluate a new one before its first step."""
     run, step, config = state.run, state.progress.step, state.config
-    run.notices += stepper.notices(state.data.train[: config.micro_batch_size])
+    first = state.data.train[: config.micro_batch_size]
+    run.notices += stepper.notices(first, state.plan.limit)
     run.log("resume" if step else "start", step=step, total=state.plan.total)
     for text in [str(state.adapter.count), *run.notices]:
         run.log("line", text=text)
@@ -67,12 +68,13 @@ def next_step_input(state: RunState, *, routed: bool) -> StepInput:
     indices = row_order(len(train), config.seed, state.progress.rows, plan.rows_per_step)
     return StepInput(
         [train[i] for i in indices],
-        plan.micro_batch_size,
+        plan.limit.rows,
         state.adapter.tensors,
         config.max_grad_norm,
         state.updater.driver.penalty,
         state.adapter.name if routed else None,
         config.seed * 1_000_003 + state.placement.seed(step),
+        plan.limit.tokens,
     )
 
 
@@ -82,8 +84,8 @@ def apply_update(state: RunState, outcome: Outcome, seconds: float) -> None:
     seconds: that the gradients took. Raises: TrainingError if a watch stops the run.
     """
     progress, plan, updater, began = state.progress, state.plan, state.updater, time.perf_counter()
-    if outcome.micro_batch_size < plan.micro_batch_size:
-        state.run.notice(*plan.lower_micro_batch_size(outcome.micro_batch_size, progress.step + 1))
+    if outcome.limit != plan.limit:
+        state.run.notice(*plan.lower_limit(outcome.limit, progress.step + 1))
     watch.check_step(state, outcome)
     updater.step(state.adapter.tensors, plan.lr_factor(progress.step))
     progress.step += 1

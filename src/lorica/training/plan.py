@@ -19,6 +19,7 @@ from lorica.core.bank import spec_of
 from lorica.data.load import Data
 from lorica.training.batching import choose_batching
 from lorica.training.config import TrainConfig
+from lorica.training.micro_batches import MicroBatchLimit, over_budget_notice
 from lorica.training.passes import check_rows_per_step
 from lorica.training.placement import Placement
 
@@ -31,8 +32,8 @@ class Plan:
 
     total, warmup, eval_steps, save_steps, epoch (one pass over the rows): optimizer steps.
         schedule: of the learning rate.
-    rows_per_step: of all processes. micro_batch_size: rows of this process that go through the
-        model at a time; a step that ran out of memory lowers it.
+    rows_per_step: of all processes. limit: of what goes through the model of this process at a
+        time; a step that ran out of memory lowers it.
     packed: rows are concatenated, not padded. can_share_prefixes: tokens with which several rows
         of a micro-batch begin are computed once.
     """
@@ -44,7 +45,7 @@ class Plan:
     save_steps: int
     epoch: int
     rows_per_step: int
-    micro_batch_size: int
+    limit: MicroBatchLimit
     packed: bool
     batching: Batching
     can_share_prefixes: bool
@@ -58,10 +59,10 @@ class Plan:
     def saves_after(self, step: int) -> bool:
         return step % self.save_steps == 0
 
-    def lower_micro_batch_size(self, rows: int, step: int) -> list[str]:
-        """Use micro-batches of `rows` after `step`, which ran out of memory. Returns: a notice."""
-        before, self.micro_batch_size = self.micro_batch_size, rows
-        change = f"micro-batches have {rows} rows from here on, not {before}"
+    def lower_limit(self, limit: MicroBatchLimit, step: int) -> list[str]:
+        """Use a lower limit after `step`, which ran out of memory. Returns: a notice."""
+        before, self.limit = self.limit, limit
+        change = f"micro-batches have {limit} from here on, not {before}"
         return [f"memory was full at step {step}: {change}"]
 
 
@@ -74,9 +75,8 @@ def make_plan(
     """
     packed, batching, notices = choose_batching(base, config, data, placement)
     shares = packed and why_not_shared(base, name, placement) is None
-    rows_per_step = placement.rows_of_all(
-        config.micro_batch_size * config.gradient_accumulation_steps
-    )
+    own_rows = config.micro_batch_size * config.gradient_accumulation_steps
+    rows_per_step, tokens = placement.rows_of_all(own_rows), config.max_tokens_per_micro_batch
     rows = len(data.train)
     check_rows_per_step(rows_per_step, rows)
     total = config.max_steps or math.ceil((config.epochs or 1) * rows / rows_per_step)
@@ -88,12 +88,12 @@ def make_plan(
         save_steps=config.save_steps or config.eval_steps or max(total // 10, 1),
         epoch=rows // rows_per_step,
         rows_per_step=rows_per_step,
-        micro_batch_size=config.micro_batch_size,
+        limit=MicroBatchLimit(config.micro_batch_size if tokens is None else own_rows, tokens),
         packed=packed,
         batching=batching,
         can_share_prefixes=shares,
     )
-    return plan, notices
+    return plan, [*notices, *over_budget_notice(data.train.lengths, tokens)]
 
 
 def why_not_shared(base: LoadedModel, name: str, placement: Placement) -> str | None:

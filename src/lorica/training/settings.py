@@ -148,6 +148,12 @@ class TrainSettings(BaseModel):
     gradient_accumulation_steps: int = setting(
         "optimisation", 1, "micro-batches of one optimizer step", ge=1
     )
+    max_tokens_per_micro_batch: Count | None = setting(
+        "optimisation",
+        None,
+        "tokens that go through the model at a time, per process, instead of micro_batch_size "
+        "rows; an optimizer step keeps its micro_batch_size x gradient_accumulation_steps rows",
+    )
     max_steps: Count | None = setting(
         "optimisation", None, "optimizer steps of the run, instead of epochs"
     )

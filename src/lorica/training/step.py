@@ -5,7 +5,6 @@ one count, so that 1 x 8, 2 x 4 and 8 x 1 rows, in one process or in two, give o
 memory does not hold a micro-batch, the step is repeated in halves of it.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from lorica.core.route import BySegment, Everywhere, Route, Segment
 from lorica.data.batch import Batch, concatenate, pack, pad
 from lorica.data.example import Example
 from lorica.errors import TrainingError, memory_full
+from lorica.training.micro_batches import MicroBatchLimit, halved, micro_batches
 from lorica.training.objective import Objective
 from lorica.training.placement import Placement
 from lorica.training.state import RunState
@@ -31,9 +31,10 @@ from lorica.training.state import RunState
 class StepInput:
     """What one run gives to a step; several runs may be trained in one.
 
-    rows: of the step, in all processes. micro_batch_size: rows that go through the model at a time.
-    tensors: what the run trains. max_norm: of their gradients. penalty: added to the loss.
-    adapter: its name on the model; None: the active ones. seed: of every draw in the step.
+    rows: of the step, in all processes. micro_batch_size, max_tokens: rows that go through the
+    model at a time, and their tokens, at most. tensors: what the run trains. max_norm: of their
+    gradients. penalty: added to the loss. adapter: its name on the model; None: the active ones.
+    seed: of every draw in the step.
     """
 
     rows: Sequence[Example]
@@ -43,6 +44,11 @@ class StepInput:
     penalty: Callable[[], Tensor | float] = lambda: 0.0
     adapter: str | None = None
     seed: int = 0
+    max_tokens: int | None = None
+
+    @property
+    def limit(self) -> MicroBatchLimit:
+        return MicroBatchLimit(self.micro_batch_size, self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Outcome:
 
     loss: nats per label token (per row for a classifier). penalty: what the method added to it.
     norm: of the gradients, before clipping. tokens: of all processes. where: places of the rows.
-    micro_batch_size: smaller than that of the input if memory was full.
+    limit: of the micro-batches, lower than that of the input if memory was full.
     """
 
     loss: float
@@ -59,7 +65,7 @@ class Outcome:
     norm: float
     tokens: int
     where: list[str]
-    micro_batch_size: int
+    limit: MicroBatchLimit
 
 
 class Stepper:
@@ -89,23 +95,28 @@ class Stepper:
 
         A penalty enters once, whatever the number of micro-batches and processes.
         """
-        sizes = [given.micro_batch_size for given in inputs]
+        limits = [given.limit for given in inputs]
         while True:
             torch.manual_seed(inputs[0].seed)  # what the base draws
             try:
-                return self._gradients(inputs, sizes)
+                return self._gradients(inputs, limits)
             except (RuntimeError, MemoryError) as error:
-                if not (self.placement.can_retry and max(sizes) > 1 and memory_full(error)):
+                if not (self.placement.can_retry and memory_full(error)):
+                    raise
+                lower = [self._halved(g.rows, own) for g, own in zip(inputs, limits, strict=True)]
+                if not any(lower):
                     raise
             # Out of the except block: the error held on to all that the forward pass had kept.
             for given in inputs:
                 for tensor in given.tensors.values():
                     tensor.grad = None
-            sizes = [math.ceil(size / 2) for size in sizes]
+            limits = [own or limit for own, limit in zip(lower, limits, strict=True)]
 
-    def _gradients(self, inputs: Sequence[StepInput], sizes: Sequence[int]) -> list[Outcome]:
+    def _gradients(
+        self, inputs: Sequence[StepInput], limits: Sequence[MicroBatchLimit]
+    ) -> list[Outcome]:
         placement, runs = self.placement, range(len(inputs))
-        batches = [self._batches(inputs[k].rows, sizes[k]) for k in runs]
+        batches = [self._batches(inputs[k].rows, limits[k]) for k in runs]
         counts = [[sum(map(_label_count, own)), sum(b.tokens for b in own)] for own in batches]
         label_counts, tokens = placement.reduce(torch.tensor(counts)).T.tolist()
         losses = [torch.zeros((), device=placement.device) for _ in runs]
@@ -138,7 +149,7 @@ class Stepper:
                 norm=_clip(inputs[k]),
                 tokens=int(tokens[k]),
                 where=[row.where for row in inputs[k].rows],
-                micro_batch_size=sizes[k],
+                limit=limits[k],
             )
             for k in runs
         ]
@@ -168,19 +179,24 @@ class Stepper:
         joined = concatenate(batches) if len(batches) > 1 else batches[0]
         return list(self.replica(joined.to(device), label_counts).unbind())
 
-    def _batches(self, rows: Sequence[Example], size: int) -> list[Batch]:
-        """The micro-batches of this process, of at most `size` rows."""
+    def _batches(self, rows: Sequence[Example], limit: MicroBatchLimit) -> list[Batch]:
+        """The micro-batches of this process."""
         own = self.placement.rows(rows)
-        size = 1 if self.batching.refused else size
-        groups = self.batching.groups([len(row.ids) for row in own], size)
+        lengths = [len(row.ids) for row in own]
+        groups = micro_batches(lengths, limit, self.batching, packed=self.packed)
         return [self._collate([own[i] for i in group]) for group in groups]
+
+    def _halved(self, rows: Sequence[Example], limit: MicroBatchLimit) -> MicroBatchLimit | None:
+        """A limit for half of the largest micro-batch of a step; None: every row goes alone."""
+        lengths = [len(row.ids) for row in self.placement.rows(rows)]
+        return halved(limit, lengths, self.batching, packed=self.packed)
 
     def _collate(self, rows: list[Example]) -> Batch:
         return pack(rows, share_prefixes=self.shared) if self.packed else pad(rows, self.pad_id)
 
-    def notices(self, rows: Sequence[Example]) -> list[str]:
-        """What is computed of a micro-batch of `rows`, where that is not the usual."""
-        batch = self._batches(rows, len(rows))[0]
+    def notices(self, rows: Sequence[Example], limit: MicroBatchLimit) -> list[str]:
+        """What is computed of the first micro-batch of `rows`, where that is not the usual."""
+        batch = self._batches(rows, limit)[0]
         notices = []
         if batch.labels is None and self.objective.tail is None:
             notices.append(
