@@ -111,7 +111,7 @@ def _write_shard(file: Path, tensors: dict[str, tuple[int, ...]], seed: int) -> 
             weight = torch.ones(shape, dtype=torch.bfloat16)
             if len(shape) > 1:
                 weight.normal_(0, 0.02, generator=generator)
-            out.write(weight.view(torch.uint8).numpy())
+            out.write(weight.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _bytes_of(shape: tuple[int, ...]) -> int:

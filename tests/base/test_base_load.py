@@ -42,8 +42,19 @@ def test_bfloat16_on_request(story_base):
     assert {p.dtype for p in load(str(story_base), dtype="bfloat16").model.parameters()} == {
         torch.bfloat16
     }
-    with pytest.raises(ConfigError, match="float16"):
-        load(str(story_base), dtype="float16")
+    with pytest.raises(ConfigError, match="float64"):
+        load(str(story_base), dtype="float64")
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_auto_is_the_dtype_of_the_files(story_base, tmp_path, name):
+    dtype = getattr(torch, name)
+    folder = Path(shutil.copytree(story_base, tmp_path / "base"))
+    weights(folder, lambda s: s.update({key: t.to(dtype) for key, t in s.items()}))
+    base = load(str(folder), dtype="auto")
+    assert {p.dtype for p in base.model.parameters()} == {dtype}
+    with torch.no_grad():
+        assert base.model(IDS).logits.isfinite().all()
 
 
 def test_a_classifier_starts_the_same_each_time_and_leaves_the_random_state_alone(story_base):

@@ -10,7 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lorica.base.digest import digests
+from lorica.base.load import load
 from lorica.base.offload import released_after_use
+from lorica.base.offload_blocks import BlockOffload, blocks_of
+from lorica.errors import BaseError, ConfigError
+from tests import small_base
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 WIDTH, LAYERS = 512, 8
@@ -47,8 +51,98 @@ def test_weights_are_released_layer_by_layer(mapped):
     assert resident(file) > (LAYERS - 1) * layer_bytes, "outside of the block nothing is released"
 
 
+def test_weights_are_released_after_the_backward_pass_of_their_layer(mapped):
+    model, file = mapped
+    model.requires_grad_(False)
+    x = torch.ones(1, WIDTH, requires_grad=True)
+    plain = torch.autograd.grad(model(x).sum(), x)[0]
+    seen = []
+    with released_after_use(model):
+        y = model(x)
+        for layer in model:
+            layer.register_full_backward_hook(lambda *_: seen.append(resident(file)))
+        model(x).sum().backward()
+    assert len(seen) == LAYERS
+    assert max(seen) < 3 * 4 * WIDTH**2
+    assert resident(file) < 4 * WIDTH**2
+    assert x.grad is not None
+    assert torch.equal(x.grad, plain)
+    assert y.requires_grad
+
+
 def test_hashing_releases_what_it_has_read(mapped):
     model, file = mapped
     first = digests(dict(model.named_parameters()), rounded=True)
     assert resident(file) < 4 * WIDTH**2
     assert first == digests({k: p.clone() for k, p in model.named_parameters()}, rounded=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A small base in float32."""
+    return small_base.write(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there, it can be")
+@pytest.mark.parametrize(
+    ("options", "words", "fix"),
+    [
+        ({"offload": "cpu"}, "no accelerator", "--offload disk"),
+        ({"offload": "tape"}, "'tape'", ""),
+        ({"offload": "disk", "dtype": "bfloat16"}, "are in float32", "--dtype auto"),
+        ({"offload": "disk", "quantisation": "int8"}, "quantised as int8", "leave one"),
+    ],
+)
+def test_an_offload_that_cannot_be_is_refused(base, options, words, fix):
+    with pytest.raises(ConfigError, match=words) as error:
+        load(str(base), **options)
+    assert fix in str(error.value.fix or "")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="weights are on the accelerator")
+def test_a_system_that_maps_no_files_has_no_offload(base, monkeypatch):
+    monkeypatch.setattr("lorica.base.offload.mapped_weights", list)
+    with pytest.raises(BaseError, match="not mapped"):
+        load(str(base), offload="disk")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_are_brought_and_let_go(checkpointing):
+    """Same bits as resident; two blocks at most are there; none is left there."""
+    model = small_base.model().requires_grad_(False).train()
+    embeds = model.get_input_embeddings()(torch.arange(40, 52).unsqueeze(0)).requires_grad_()
+    if checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def gradient() -> torch.Tensor:
+        loss = model(inputs_embeds=embeds, use_cache=False).logits.square().sum()
+        return torch.autograd.grad(loss, embeds)[0]
+
+    plain = gradient()
+    own = BlockOffload(model, torch.device("cpu"), pinned=False)
+    own.begin()
+    most, bring = [], own._bring
+
+    def count(i: int) -> None:
+        bring(i)
+        most.append(len(own.copies))
+        assert all(p.data_ptr() != kept.data_ptr() for p, kept in own.kept[i])
+
+    own._bring = count  # type: ignore[method-assign]
+    for _ in range(2):
+        assert torch.equal(gradient(), plain)
+    assert len(most) == 2 * 2 * len(blocks_of(model))
+    assert max(most) <= 2
+    assert own.copies == {}
+    assert all(p.data_ptr() == kept.data_ptr() for pairs in own.kept for p, kept in pairs)
+
+
+def test_an_abandoned_backward_pass_leaves_no_block_there():
+    model = small_base.model().requires_grad_(False)
+    own = BlockOffload(model, torch.device("cpu"), pinned=False)
+    own.begin()
+    with torch.no_grad():
+        first = model(torch.arange(5).unsqueeze(0)).logits
+        assert torch.equal(model(torch.arange(5).unsqueeze(0)).logits, first)
+    assert own.copies == {}

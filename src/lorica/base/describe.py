@@ -8,6 +8,7 @@ from torch import nn
 
 from lorica.base import classifier
 from lorica.base.bundled import FOLDER, NAME
+from lorica.base.checkpoint_tensors import FLOATS, dtype_of, keys_of
 from lorica.base.context_length import positions_of
 from lorica.base.folder import check_folder
 from lorica.base.hub import reachable_or_cached
@@ -40,6 +41,24 @@ def read_config(path: str) -> Any:
     folder = locate(path)
     with translated_errors(path):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def dtype_of_base(path: str) -> str:
+    """The dtype of most weights of the base at `path`, as its files hold them; else its config's.
+
+    Raises: BaseError if neither gives a dtype that lorica computes in.
+    """
+    folder = locate(path)
+    stated = getattr(read_config(path), "dtype", None)
+    name = dtype_of(keys_of(folder)) or str(stated).removeprefix("torch.")
+    if name not in FLOATS.values():
+        raise BaseError(
+            f"the dtype of {path} is not known: neither its files nor its config.json give one "
+            "that lorica computes in.",
+            known=", ".join(FLOATS.values()),
+            fix="set dtype to one of them",
+        )
+    return name
 
 
 def skeleton(path: str, kind: Any) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorica.base.mapped_memory import mapped_weights, release_pages
+from lorica.progress import Progress
 
 CHUNK = 1 << 22
 """Numbers that are hashed at a time; a thread copies no more."""
@@ -45,7 +46,14 @@ def digests(tensors: Mapping[str, Tensor], *, rounded: bool) -> dict[str, str]:
     # once find none. Setting the number of threads, to what it is, makes the pool here.
     torch.set_num_threads(torch.get_num_threads())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(tensors, pool.map(digest_and_release, tensors.values()), strict=True))
+        by_name = dict[str, str]()
+        with Progress("hashing the base", sum(t.nbytes for t in tensors.values()), "B") as progress:
+            for name, hexadecimal in zip(
+                tensors, pool.map(digest_and_release, tensors.values()), strict=True
+            ):
+                by_name[name] = hexadecimal
+                progress.advance(tensors[name].nbytes)
+        return by_name
 
 
 @torch.no_grad()

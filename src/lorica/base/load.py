@@ -13,8 +13,9 @@ from lorica.base import classifier, quantised_model
 from lorica.base.causal import check_causal
 from lorica.base.classifier import Head
 from lorica.base.context_length import fit_padding, positions_of
-from lorica.base.describe import locate, quantised_as, read_config, skeleton
+from lorica.base.describe import dtype_of_base, locate, quantised_as, read_config, skeleton
 from lorica.base.dynamic_rope import reset_before_each_call
+from lorica.base.frozen_product import speed_up_backward
 from lorica.base.load_checks import (
     check_forward,
     check_special_tokens,
@@ -26,7 +27,7 @@ from lorica.base.load_errors import (
     translated_errors,
 )
 from lorica.base.model_view import config_of, model_view
-from lorica.base.offload import released_after_use
+from lorica.base.offload import check_offload, released_after_use, start_offload, to_device
 from lorica.base.quantisation_config import unsupported_quantisation
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.slow_dtype import slow_dtype_notice
@@ -35,7 +36,7 @@ from lorica.core.draws import drawing
 from lorica.data.prompt_format import PromptFormat
 from lorica.errors import BaseError, ConfigError, FileError, listed
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -87,6 +88,11 @@ class _Checkpoint:
     quantise_to: str | None
 
     @property
+    def kind(self) -> str | None:
+        """How the layers of the loaded model are quantised; None: they hold floats."""
+        return self.quantise_to or self.prequantised
+
+    @property
     def is_packed(self) -> bool:
         """Its files hold quantised layers that lorica can take over."""
         return self.prequantised in KINDS
@@ -110,31 +116,39 @@ def load(
     labels: list[str] | None = None,
     quantisation: str | None = None,
     double_quantisation: bool = True,
+    offload: str | None = None,
 ) -> LoadedModel:
     """The base at `path`, frozen and in eval mode, on the accelerator if there is one.
 
-    dtype: "float32" or "bfloat16": of the computation, and of the layers that are not quantised.
+    dtype: "float32", "bfloat16" or "float16": of the computation, and of the layers that are not
+        quantised; "auto": that of the checkpoint.
     labels: classes; with them the base is loaded as a sequence classifier, whose head starts
         from seed 0 where the checkpoint has none for these classes in this order.
     quantisation: "nf4", "fp4" or "int8": quantise the linear layers, except heads. None: load it
         as it is, which may be quantised already; "none": refuse it if it is.
     double_quantisation: quantise the scales of 4-bit blocks too.
+    offload: "disk" or "cpu": where weights wait while they are not needed; see lorica.base.offload.
 
     Raises: ConfigError, BaseError, FileError; MissingError without bitsandbytes.
     """
+    dtype = dtype_of_base(path) if dtype == "auto" else dtype
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}.", known=", ".join(DTYPES))
+        raise ConfigError(f"dtype is {dtype!r}.", known=", ".join([*DTYPES, "auto"]))
     checkpoint, compute = _open(path, labels, quantisation), DTYPES[dtype]
+    check_offload(path, dtype, checkpoint.kind, offload)
     model, info = _read(checkpoint, compute)
     head, notices = _check_loaded(checkpoint, model, info)
     _quantise(model, checkpoint, compute, head, double=double_quantisation)
     tokenizer = load_tokenizer(path)
     device = torch.accelerator.current_accelerator(check_available=True)
-    model = model.to(device or "cpu")
+    if offload is not None:
+        start_offload(model, path, device, offload)
+    model = to_device(model, device or torch.device("cpu"))
     check_special_tokens(path, model)
     with released_after_use(model):
         check_forward(path, model)
     reset_before_each_call(model)
+    speed_up_backward(model)
     base = LoadedModel(model.eval().requires_grad_(False), tokenizer, path, labels, head=head)
     base.notices += [*notices, *quantised_model.quantisation_notices(model)]
     if device is None and (notice := slow_dtype_notice(compute)):

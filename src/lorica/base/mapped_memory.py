@@ -33,14 +33,20 @@ def mapped_weights() -> list[tuple[int, int]]:
     return ranges
 
 
+def is_mapped(weight: Tensor, ranges: list[tuple[int, int]]) -> bool:
+    """Whether `weight` lies in one of the mapped ranges."""
+    if weight.device.type != "cpu":
+        return False
+    start = weight.data_ptr()
+    return any(a <= start and start + weight.nbytes <= b for a, b in ranges)
+
+
 def release_pages(weight: Tensor, ranges: list[tuple[int, int]]) -> None:
     """Release the pages that hold `weight` alone, if it is in one of the mapped ranges."""
-    storage = weight.untyped_storage()
-    start = storage.data_ptr() + int(weight.storage_offset()) * weight.element_size()
-    end = start + weight.nbytes
-    if weight.device.type != "cpu" or not any(a <= start and end <= b for a, b in ranges):
+    if not is_mapped(weight, ranges):
         return
     size = mmap.PAGESIZE
+    start, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
     start, end = -(-start // size) * size, end // size * size
     if end > start:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)

@@ -1,32 +1,158 @@
-"""Compute a model whose weights are mapped files without holding them all in memory."""
+"""Frozen weights that wait outside the memory of the device until a layer needs them.
 
-from collections.abc import Iterator
+    on a CPU        disk   weights stay mapped to the files of the base. The pages of a layer are
+                           released after its forward pass, and after its backward pass
+    on an           disk   the same, and blocks are copied to the accelerator for their passes
+    accelerator     cpu    blocks wait in pinned memory; see base/offload_blocks.py
+
+Nothing is written back: the base is frozen. What is trained (adapters, modules_to_save) stays on
+the device, and so do the weights outside of the blocks on an accelerator.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lorica.base.mapped_memory import mapped_weights, release_pages
+from lorica.base.describe import dtype_of_base
+from lorica.base.mapped_memory import is_mapped, mapped_weights, release_pages
+from lorica.base.offload_blocks import BlockOffload
+from lorica.errors import BaseError, ConfigError, listed
+
+OFFLOAD = "offload_of_base"
+"""The attribute of a model that keeps its `Offload`."""
+
+
+class Offload(Protocol):
+    """What a model needs while its weights wait elsewhere.
+
+    waiting: the identities of the parameters that `to_device` leaves where they are.
+    """
+
+    waiting: set[int]
+
+    def begin(self) -> None:
+        """Act on every pass from now on, after the hooks that the model has."""
+        ...
+
+
+class DiskOffload:
+    """Weights are read from their mapped files for each pass, and released after it. CPU only."""
+
+    waiting: set[int]
+
+    def __init__(self, model: nn.Module):
+        self.model, self.waiting = model, set()
+        self.end: Callable[[], None] = lambda: None
+
+    def begin(self) -> None:
+        self.end()  # the hooks of adapters must come first: theirs may read the weights
+        self.end = _release_by_layer(self.model)
 
 
 @contextmanager
 def released_after_use(model: nn.Module) -> Iterator[None]:
-    """Release the mapped pages of each layer's weights after its forward pass.
+    """Release the mapped pages of each layer's weights after its forward pass, and its backward.
 
     A later pass reads them from the file again. Weights that are not mapped are left alone.
     """
-    ranges, handles = mapped_weights(), []
-
-    def release(module: nn.Module, *_: Any) -> None:
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                release_pages(parameter, ranges)
-
-    for module in model.modules() if ranges else ():
-        if any(p is not None for p in module._parameters.values()):
-            handles.append(module.register_forward_hook(release, always_call=True))
+    end = _release_by_layer(model)
     try:
         yield
     finally:
+        end()
+
+
+def _release_by_layer(model: nn.Module) -> Callable[[], None]:
+    """Register the hooks of `released_after_use`. Returns: a function that removes them."""
+    ranges, handles = mapped_weights(), []
+
+    def release(module: nn.Module, args: tuple = (), _: Any = None) -> None:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                release_pages(parameter, ranges)
+        if args and isinstance(args[0], Tensor) and args[0].requires_grad:
+            # Once the gradient of the input is there, the backward pass has used the weight.
+            args[0].register_hook(lambda _: release(module))
+
+    for module in model.modules() if ranges else ():
+        if any(p is not None and is_mapped(p, ranges) for p in module._parameters.values()):
+            handles.append(module.register_forward_hook(release, always_call=True))
+
+    def end() -> None:
         for handle in handles:
             handle.remove()
+
+    return end
+
+
+def check_offload(path: str, dtype: str, quantisation: str | None, offload: str | None) -> None:
+    """Refuse an offload that cannot be, before weights are read.
+
+    quantisation: of the base. Raises: ConfigError, with the setting that fixes it.
+    """
+    if offload is None:
+        return
+    if offload not in ("cpu", "disk"):
+        raise ConfigError(f"offload is {offload!r}.", known="cpu, disk")
+    if quantisation is not None:
+        raise ConfigError(
+            f"offload is {offload}, and {path} is quantised as {quantisation}: its packed weights "
+            "are in memory.",
+            fix="leave one of the two out",
+        )
+    if torch.accelerator.is_available():
+        return
+    if offload == "cpu":
+        raise ConfigError(
+            "offload is cpu, and there is no accelerator: the weights are in the memory of the CPU "
+            "already.",
+            fix="--offload disk leaves them in their files; or leave offload out",
+        )
+    if (own := dtype_of_base(path)) != dtype:
+        raise ConfigError(
+            f"offload is disk and dtype {dtype}, and the files of {path} are in {own}: converted "
+            "weights are in no file.",
+            fix=f"--dtype auto, which is {own} here",
+        )
+
+
+def start_offload(model: nn.Module, path: str, device: torch.device | None, offload: str) -> None:
+    """Let the frozen weights of a loaded base wait until they are needed. In place.
+
+    device: the accelerator; None: the model computes on the CPU.
+    Raises: BaseError if its weights are not mapped to files.
+    """
+    foreign: Any = model
+    ranges = mapped_weights()
+    if device is not None:
+        own = BlockOffload(model, device, pinned=offload == "cpu", ranges=ranges)
+    else:
+        sizes = {n: p.nbytes for n, p in model.named_parameters() if not is_mapped(p, ranges)}
+        if 2 * sum(sizes.values()) > sum(p.nbytes for p in model.parameters()):
+            raise BaseError(
+                f"offload is disk, and most weights of {path} are not mapped to its files: "
+                "transformers converts them, or the system does not map them.",
+                weights=listed(sorted(sizes)),
+                fix="leave offload out",
+            )
+        own = DiskOffload(model)
+    setattr(foreign, OFFLOAD, own)
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to `device`, except the weights that wait elsewhere. In place."""
+    own: Offload | None = getattr(model, OFFLOAD, None)
+    if own is None:
+        return model.to(device)
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in own.waiting:
+                parameter.data = parameter.data.to(device)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(device)
+    own.begin()
+    return model

@@ -29,6 +29,7 @@ from lorica.base import bitsandbytes_kernels as kernels
 from lorica.base import codebook
 from lorica.base.bitsandbytes_kernels import require
 from lorica.base.codebook import BLOCK, SECOND_BLOCK
+from lorica.base.frozen_product import input_gradient
 from lorica.base.workspace import buffer
 from lorica.core.site import PackedLayer, site_of
 from lorica.errors import ConfigError
@@ -262,7 +263,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad @ ctx.layer.weight_for_product(grad.dtype), None
+        return input_gradient(grad, ctx.layer.weight_for_product(grad.dtype)), None
 
 
 @torch.no_grad()

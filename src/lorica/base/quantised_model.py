@@ -28,6 +28,7 @@ from lorica.base.samples import sampled
 from lorica.core.fused_experts import fused_weights
 from lorica.core.site import Site, output_head, sites_of, tied
 from lorica.errors import BaseError, ConfigError, listed
+from lorica.progress import Progress
 
 QUANTISATION_ATTRIBUTES = (
     "hf_quantizer",
@@ -66,31 +67,38 @@ def quantise_model(
     keys, prefix = checkpoint_tensors.keys_of(path), model_view(model).prefix
     ranges = mapped_weights()
     inside = tuple(f"{name}." for name in whole)
-    for site in _quantisable_layers(model):
-        if f"{site.name}.".startswith(inside):
-            continue
-        weight = site.module._parameters["weight"]
-        assert weight is not None
-        try:
-            layer = quantise(site.module, kind, double=double_quantisation)
-        except BaseError as error:
-            raise BaseError(f"{site.name} of {path}: {error.what}", fix=error.fix) from None
-        layer.original_sample = sampled(weight)
-        layer.original_digest = digest(weight, rounded=True)
-        key = checkpoint_tensors.key_of(site.name, keys, prefix)
-        # A loader may transpose a tensor of the file. Then the two are not the same weight.
-        if key is not None and checkpoint_tensors.sample(keys[key], key) == layer.original_sample:
-            layer.original_weight = partial(
-                checkpoint_tensors.read, keys[key], key, site.transposed
-            )
-        model.set_submodule(site.name, layer)
-        release_pages(weight, ranges)
+    sites = [s for s in _quantisable_layers(model) if not f"{s.name}.".startswith(inside)]
+    size = sum(site.weight.nbytes for site in sites if site.weight is not None)
+    with Progress(f"packing {path} as {kind}", size, "B") as progress:
+        for site in sites:
+            weight = site.module._parameters["weight"]
+            assert weight is not None
+            layer = _packed(site, weight, path, kind, double=double_quantisation)
+            key = checkpoint_tensors.key_of(site.name, keys, prefix)
+            # A loader may transpose a tensor of the file. Then they are not the same weight.
+            if key and checkpoint_tensors.sample(keys[key], key) == layer.original_sample:
+                read = partial(checkpoint_tensors.read, keys[key], key, site.transposed)
+                layer.original_weight = read
+            model.set_submodule(site.name, layer)
+            release_pages(weight, ranges)
+            progress.advance(weight.nbytes)
     if not quantised_layers(model):
         raise BaseError(
             f"{path} has no linear layer that can be quantised.",
             fix="load it without quantisation",
         )
     _convert_remaining(model, dtype)
+
+
+def _packed(site: Site, weight: Tensor, path: str, kind: str, *, double: bool) -> QuantisedLinear:
+    """The quantised layer of a site, with a sample and a digest of its float `weight`."""
+    try:
+        layer = quantise(site.module, kind, double=double)
+    except BaseError as error:
+        raise BaseError(f"{site.name} of {path}: {error.what}", fix=error.fix) from None
+    layer.original_sample = sampled(weight)
+    layer.original_digest = digest(weight, rounded=True)
+    return layer
 
 
 def convert_prequantised(model: nn.Module, dtype: torch.dtype, skeleton: nn.Module) -> None:

@@ -63,6 +63,7 @@ def check_files(folder: Path) -> None:
     for name in CONFIGS:
         if (folder / name).exists():
             _json(folder / name)
+    check_index(folder)
     config, contents = _json(folder / "config.json"), weight_contents(folder)
     _check_names(folder, config)
     _check_counts(folder, config, contents)
@@ -116,6 +117,21 @@ def files_in_index(index: Path) -> list[str]:
                 "model.save_pretrained(folder)",
             )
     return sorted(set(names.values()))
+
+
+def check_index(folder: Path) -> None:
+    """Raises: FileError if the index says that a file has a tensor, and the file does not."""
+    index = folder / INDEX
+    if not index.exists() or (folder / SINGLE).is_file():  # a single file has no need of it
+        return
+    headers = {name: header_of(folder / name) for name in files_in_index(index)}
+    places: dict[str, str] = _json(index)["weight_map"]
+    if wrong := [f"{key} in {name}" for key, name in places.items() if key not in headers[name]]:
+        raise FileError(
+            f"{index} names {len(wrong)} tensors that are not where it says.",
+            missing=listed(wrong),
+            fix="download the index and these files again: they are of different models",
+        )
 
 
 def weight_contents(folder: Path) -> WeightContents:

@@ -36,8 +36,11 @@ AllowBase = Annotated[
     Parameter(help="Accept a base that is not the one of training."),
 ]
 Dtype = Annotated[
-    Literal["float32", "bfloat16"] | None,
-    Parameter(help="Data type of the weights and of the computation. By default as in training."),
+    Literal["float32", "bfloat16", "float16", "auto"] | None,
+    Parameter(
+        help="Data type of the weights and of the computation; auto: that of the base's files. By "
+        "default as in training."
+    ),
 ]
 Quantisation = Annotated[
     Literal["nf4", "fp4", "int8", "none"] | None,

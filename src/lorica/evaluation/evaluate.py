@@ -48,7 +48,7 @@ def evaluate(
 
     path: a run folder, an adapter folder, or a base alone (folder, hub id, "bundled").
     base: another place to load the base from; None: where the adapter says it was.
-    dtype: "float32" or "bfloat16"; None: as in training, and float32 for a base alone.
+    dtype: of the base, or "auto"; None: as in training, and float32 for a base alone.
     exact_match, tasks: how answers are compared with references. tasks: names of files in
         lorica.evaluation.tasks: "bleu", ["bleu", "chrf"]; or a benchmark, "lm_eval:arc_easy".
     before: rows that the base knew before training, a file or "own" for the domain that the bundled

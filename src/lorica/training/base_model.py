@@ -23,6 +23,7 @@ def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
         labels=labels,
         quantisation=config.quantisation,
         double_quantisation=config.double_quantisation,
+        offload=config.offload,
     )
     model: Any = base.model
     if tokens := config.data.add_tokens:

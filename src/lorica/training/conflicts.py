@@ -13,6 +13,7 @@ def conflicts(c: TrainSettings) -> Iterator[Conflict]:
     yield from _length_conflicts(c)
     yield from _evaluation_conflicts(c)
     yield from _quantisation_conflicts(c)
+    yield from _offload_conflicts(c)
     yield from _split_conflicts(c)
 
 
@@ -58,6 +59,18 @@ def _quantisation_conflicts(c: TrainSettings) -> Iterator[Conflict]:
             "unpacked_gib",
             "unpacked_gib is for a quantised base, and a split run keeps its base in floats",
         )
+
+
+def _offload_conflicts(c: TrainSettings) -> Iterator[Conflict]:
+    if not c.offload:
+        return
+    chosen = f"offload is {c.offload}"
+    if c.quantisation:
+        yield "offload", f"{chosen}, and packed weights of {c.quantisation} are in no file"
+    if c.split:
+        yield "offload", f"{chosen}, and the base of a split run is in the cloud process"
+    if c.method["name"] == "full":
+        yield "offload", f"{chosen}, and method full trains every weight, so that none can wait"
 
 
 def _split_conflicts(c: TrainSettings) -> Iterator[Conflict]:

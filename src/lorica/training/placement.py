@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lorica import progress
 from lorica.base.load import DTYPES, LoadedModel
+from lorica.base.offload import to_device
 from lorica.core.schedule import Schedule
 from lorica.data.example import Example
 from lorica.errors import ConfigError
@@ -117,7 +118,7 @@ class Single:
         return load_base(config, labels)
 
     def place(self, model: nn.Module) -> None:
-        model.to(self.device)
+        to_device(model, self.device)
 
     def replicate(self, objective: nn.Module) -> nn.Module:
         return objective

@@ -3,7 +3,13 @@
 from lorica import progress
 from lorica.base.added_tokens import add_tokens
 from lorica.base.context_length import check_tokens
-from lorica.base.describe import context_length, hidden_size, own_classes, vocabulary_size
+from lorica.base.describe import (
+    context_length,
+    dtype_of_base,
+    hidden_size,
+    own_classes,
+    vocabulary_size,
+)
 from lorica.base.load import load_tokenizer
 from lorica.core.rates import default_rate
 from lorica.data.load import Data, load_data
@@ -51,11 +57,12 @@ def default_learning_rate(config: TrainConfig) -> float:
 
 
 def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The settings with a learning rate: where none is given, the method's own.
+    """The settings with a dtype, and a learning rate: where none is given, the method's own.
 
     Returns: a notice on what was chosen and why as well. Raises: what reading the base's
         configuration raises.
     """
+    config = with_dtype(config)
     if config.learning_rate is not None:
         return config, []
     rate, name = default_learning_rate(config), config.method["name"]
@@ -65,6 +72,16 @@ def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         "--learning_rate changes it"
     )
     return config.model_copy(update={"learning_rate": rate}), [notice]
+
+
+def with_dtype(config: TrainConfig) -> TrainConfig:
+    """The settings with the dtype of the base's files in place of "auto".
+
+    Raises: what reading the base's files raises.
+    """
+    if config.dtype != "auto":
+        return config
+    return config.model_copy(update={"dtype": dtype_of_base(config.base)})
 
 
 def summary(config: TrainConfig, data: Data) -> str:

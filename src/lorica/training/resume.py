@@ -22,7 +22,16 @@ from lorica.training.config import TrainConfig, plain_settings
 from lorica.training.plan import lr_factor
 from lorica.training.state import RunState
 
-FREE = ("base", "report_to", "save_steps", "keep_checkpoints", "loss_limit", "output", "peer")
+FREE = (
+    "base",
+    "offload",
+    "report_to",
+    "save_steps",
+    "keep_checkpoints",
+    "loss_limit",
+    "output",
+    "peer",
+)
 PATHS = ("data.path", "data.validation")
 """Settings that may name another file with the same content, as may `base`. The suffix must stay:
 it decides how the file is read."""

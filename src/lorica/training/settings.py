@@ -46,10 +46,11 @@ class TrainSettings(BaseModel):
         "folder or hub id of the base model; `bundled` is in this package",
         min_length=1,
     )
-    dtype: Literal["float32", "bfloat16"] = setting(
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
         "run",
         "float32",
-        "dtype of the base weights and of the computation; adapters stay in float32",
+        "dtype of the base weights and of the computation, auto: that of the base's files; "
+        "adapters stay in float32",
     )
     quantisation: Literal["nf4", "fp4", "int8"] | None = setting(
         "run",
@@ -61,6 +62,12 @@ class TrainSettings(BaseModel):
     )
     unpacked_gib: float = setting(
         "run", 0.0, "GiB for dequantised copies of weights of a quantised base, to save time", ge=0
+    )
+    offload: Literal["cpu", "disk"] | None = setting(
+        "run",
+        None,
+        "where frozen weights wait until they are needed: in their files, which a CPU maps (disk), "
+        "or beside an accelerator (cpu, disk); null: they stay in memory",
     )
     init_from: str | None = setting(
         "run",
