@@ -251,8 +251,7 @@ class QuantisedLinear(PackedLayer):
 
 
 class _Product(torch.autograd.Function):
-    """x D(codes)^T. The backward pass unpacks the weight again, because a stored float weight
-    would take the memory that quantisation saves; see `store_dequantised`."""
+    """x D(codes)^T. The backward pass unpacks the weight again; see `store_dequantised`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:  # type: ignore[override]
