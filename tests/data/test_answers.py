@@ -73,7 +73,7 @@ def test_the_last_answer_of_a_row_counts():
     """Earlier answers belong to the prompt; the second row has no answer."""
     starts, runs = np.array([0, 10, 20, 30]), np.array([[2, 4], [6, 10], [25, 30]])
     store = TokenStore({"starts": starts, "runs": runs}, {})
-    assert list(answer_ranges(store)) == [(0, 6, 10), (10, 20, 20), (20, 25, 30)]
+    assert list(zip(*answer_ranges(store), strict=True)) == [(0, 6, 10), (10, 20, 20), (20, 25, 30)]
 
 
 def letters(source, count):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorica.data.token_boundaries import TokenBoundaries
@@ -52,6 +52,13 @@ class Stub(SimpleNamespace):
         return self.size
 
 
+def boundaries(tokenizer: Any) -> TokenBoundaries:
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    return TokenBoundaries(tokenizer, encode)
+
+
 def by_hand(made: Any, text: str, ids: list[int], place: int) -> int | None:
     before = made.encode(text[:place], add_special_tokens=False)
     before = before if isinstance(before, list) else before.ids
@@ -61,7 +68,7 @@ def by_hand(made: Any, text: str, ids: list[int], place: int) -> int | None:
 @pytest.mark.parametrize("seed", range(24))
 def test_counts_are_those_of_the_text_before(seed):
     made = bpe(seed, byte_fallback=seed % 3 > 0, front="▁" * (seed % 4 > 0), fuse_unk=seed % 5 > 1)
-    draw, borders, known = random.Random(seed), TokenBoundaries(fast(made)), 0
+    draw, borders, known = random.Random(seed), boundaries(fast(made)), 0
     texts = ["".join(draw.choices(LETTERS, k=draw.randint(2, 30))) for _ in range(60)]
     ids = [made.encode(text, add_special_tokens=False).ids for text in texts]
     places = [sorted(draw.sample(range(len(text)), min(3, len(text)))) for text in texts]
@@ -107,7 +114,7 @@ def test_other_tokenizers_are_not_counted(odd):
         parts[key] = {**parts[key], **value} if key == "model" else value
     backend = SimpleNamespace(to_str=lambda: json.dumps(parts))
     made = Stub(backend_tokenizer=backend, size=len(parts["model"]["vocab"]))
-    assert TokenBoundaries(made).tokens_before(["ab c"], [[1, 2, 0, 3]], [[2]]) == [None]
+    assert boundaries(made).tokens_before(["ab c"], [[1, 2, 0, 3]], [[2]]) == [None]
 
 
 def test_texts_with_added_tokens_are_not_counted():
@@ -115,16 +122,43 @@ def test_texts_with_added_tokens_are_not_counted():
     made.add_special_tokens(["<s>"])
     text = "ab<s>c"
     ids = made.encode(text, add_special_tokens=False).ids
-    assert TokenBoundaries(fast(made)).tokens_before(
-        [text, "", text], [ids, [], ids], [[3], [], [2]]
-    )[:2] == [
+    assert boundaries(fast(made)).tokens_before([text, "", text], [ids, [], ids], [[3], [], [2]])[
+        :2
+    ] == [
         None,
         None,
     ]
 
 
+MARKS = ["<u>", "<a>", "<a>x", "</s>"]
+
+
+@pytest.mark.parametrize("front", [None, "first", "always"])
+@pytest.mark.parametrize("pre", ["words", "digits", "none"])
+def test_counts_behind_added_tokens_are_those_of_the_text_before(front, pre):
+    """With any tokenizer: what follows an added token is tokenised by itself."""
+    made = bpe(7, byte_fallback=True, front="", fuse_unk=True)
+    if pre != "none":
+        splitter = pre_tokenizers.Whitespace() if pre == "words" else pre_tokenizers.Digits(True)
+        made.pre_tokenizer = splitter  # type: ignore[assignment]
+    if front:
+        made.normalizer = None  # type: ignore[assignment]
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=front)  # type: ignore
+    made.add_special_tokens(MARKS)
+    draw, known = random.Random(pre), 0
+    texts = ["".join(draw.choices([*LETTERS, *MARKS], k=12)) for _ in range(200)]
+    ids = [made.encode(text, add_special_tokens=False).ids for text in texts]
+    places = [sorted(draw.sample(range(len(text)), 3)) for text in texts]
+    counts = boundaries(fast(made)).tokens_before(texts, ids, places)
+    for text, own, at, counted in zip(texts, ids, places, counts, strict=True):
+        if counted is not None:
+            known += 1
+            assert counted == [by_hand(made, text, own, place) for place in at], text
+    assert known > 20
+
+
 def test_a_tokenizer_that_splits_into_words_is_not_counted():
-    assert TokenBoundaries(bytewise()).tokens_before(["ab"], [[1, 2]], [[1]]) == [None]
+    assert boundaries(bytewise()).tokens_before(["ab"], [[1, 2]], [[1]]) == [None]
 
 
 def test_real_tokenizers(shared):
@@ -141,7 +175,7 @@ def test_real_tokenizers(shared):
         texts = [corpus[at : at + 300] for at in draw.sample(range(119_000), 200)]
         ids = [own.encode(t, add_special_tokens=False) for t in texts]
         places = [[draw.randrange(1, 299)] for _ in texts]
-        counts = TokenBoundaries(own).tokens_before(texts, ids, places)
+        counts = boundaries(own).tokens_before(texts, ids, places)
         for text, text_ids, (place,), counted in zip(texts, ids, places, counts, strict=True):
             if counted is not None:
                 known += 1

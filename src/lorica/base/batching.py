@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,16 +69,16 @@ class Batching:
         """Whether rows of these lengths may all share a pass."""
         return len(self.groups(lengths, len(lengths))) <= 1
 
-    def notices(self, lengths: Sequence[int], size: int) -> list[str]:
+    def notices(self, lengths: np.ndarray, size: int) -> list[str]:
         """Notices on the limits that rows of these lengths, `size` at a time, exceed."""
         notices = []
-        if (limit := self.shared) is not None and (long := sum(n > limit for n in lengths)):
+        if (limit := self.shared) is not None and (long := int((lengths > limit).sum())):
             notices.append(
                 f"{long:,} of {len(lengths):,} rows are longer than {limit} tokens "
                 f"({self.causes['shared']}) and run one at a time: in a batch they would change "
                 "the logits of other rows"
             )
-        if (most := self.total) is not None and size * max(lengths, default=0) > most:
+        if (most := self.total) is not None and size * lengths.max(initial=0) > most:
             notices.append(f"packed batches hold at most {most} tokens ({self.causes['total']})")
         return notices
 

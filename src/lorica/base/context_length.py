@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lorica.base.model_view import config_of, config_view, embedding_rows, offset_of
+from lorica.data.dataset import Dataset
 from lorica.data.example import Example
 from lorica.errors import DataError, listed
 
@@ -73,6 +74,8 @@ def fit_padding(model: nn.Module, tokenizer: Any) -> list[str]:
 def check_tokens(examples: Iterable[Example], tokenizer: Any, rows: int | None) -> None:
     """Raises: DataError that names rows and tokens without an embedding. rows: of the embedding."""
     if rows is None or len(tokenizer) <= rows:
+        return
+    if isinstance(examples, Dataset) and examples.store.arrays["ids"].max(initial=0) < rows:
         return
     beyond = [example for example in examples if example.ids and max(example.ids) >= rows]
     if not beyond:

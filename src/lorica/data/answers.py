@@ -8,9 +8,8 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ import numpy as np
 from lorica.data.token_store import TokenStore
 
 LEAST_BYTES, MOST_BYTES = 4_000, 200_000
+DIGEST_BYTES = 16
+DIGEST = f"S{DIGEST_BYTES}"
 BLANK_TOKENS = 8  # a longer answer is not decoded to see whether it is blank
 
 
@@ -48,60 +49,68 @@ def check_answers(store: TokenStore, tokenizer: Any) -> Answers:
     )
 
 
-def answer_ranges(store: TokenStore) -> Iterator[tuple[int, int, int]]:
-    """(start of the row, start of the answer, its end), in ids; an empty range: no answer."""
-    starts, runs = store.arrays["starts"].tolist(), store.arrays["runs"]
-    ends = runs[:, 1].tolist()
-    begins = runs[:, 0].tolist()
-    number = 0
-    for start, stop in pairwise(starts):
-        last = -1
-        while number < len(ends) and begins[number] < stop:
-            last, number = number, number + 1
-        yield (start, begins[last], ends[last]) if last >= 0 else (start, stop, stop)
+def answer_ranges(store: TokenStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(start of the row, start of the answer, its end) of each row, in ids: each (rows,).
+
+    An empty range at the end of the row: no answer.
+    """
+    starts, stops = store.arrays["starts"][:-1], store.arrays["starts"][1:]
+    runs = store.arrays["runs"]
+    if not len(runs):
+        return starts, stops, stops
+    run = np.searchsorted(runs[:, 0], stops) - 1  # the last range that begins before the end
+    has_answer = (run >= 0) & (runs[run, 0] >= starts)
+    begins, ends = (np.where(has_answer, runs[run, side], stops) for side in (0, 1))
+    return starts, begins, ends
 
 
 def _conflicting(store: TokenStore) -> tuple[int, int, str]:
     """(prompts with several different answers, rows that have them, where the first stands)."""
+    rows, pairs = _prompts_and_answers(store)
+    prompts = pairs.view(DIGEST).reshape(-1, 2)[:, 0]
+    different = np.unique(pairs).view(DIGEST).reshape(-1, 2)[:, 0]
+    names, answers = np.unique(different, return_counts=True)
+    several = names[answers > 1]
+    if not len(several):
+        return 0, 0, ""
+    has_several = np.isin(prompts, several)
+    first = int(rows[np.argmax(has_several)])
+    return len(several), int(has_several.sum()), store.where(first)
+
+
+def _prompts_and_answers(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of the rows with a prompt and an answer, digests of both as one text: S32)."""
     ids, labels, conditions = (store.arrays[key] for key in ("ids", "label", "condition"))
     classes = store.kind == "label"
-    answers: dict[bytes, set[bytes]] = {}
-    keys: list[bytes] = []
-    for row, (start, begin, end) in enumerate(answer_ranges(store)):
-        if end == begin and not classes:
-            continue
-        prompt = ids[start : end if classes else begin]
-        if len(prompt) < 2:
-            continue  # at most BOS: the whole row is learned
-        condition = int(conditions[row]).to_bytes(4, "little", signed=True)
-        key = _digest(condition + prompt.tobytes())
-        answer = int(labels[row]).to_bytes(4, "little") if classes else ids[begin:end].tobytes()
-        answers.setdefault(key, set()).add(_digest(answer))
-        keys.append(key)
-    several = {key for key, different in answers.items() if len(different) > 1}
-    if not several:
-        return 0, 0, ""
-    place = next(i for i, key in enumerate(keys) if key in several)
-    return len(several), sum(key in several for key in keys), store.where(place)
+    starts, begins, ends = answer_ranges(store)
+    prompt_ends = ends if classes else begins
+    has_answer = classes | (ends > begins)
+    rows = np.flatnonzero(has_answer & (prompt_ends - starts >= 2))  # 1: at most BOS
+    digests = bytearray()
+    for row in rows:  # no list of all rows: there may be millions
+        prompt = ids[starts[row] : prompt_ends[row]].tobytes()
+        answer = labels[row] if classes else ids[begins[row] : ends[row]]
+        digests += _digest(conditions[row].tobytes() + prompt) + _digest(answer.tobytes())
+    return rows, np.frombuffer(digests, f"S{2 * DIGEST_BYTES}")
 
 
 def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def _count_empty(store: TokenStore, tokenizer: Any) -> int:
     """Rows without label tokens, or whose answer is only an end of turn."""
     ids = store.arrays["ids"]
-    blank: dict[bytes, bool] = {}
-    empty = 0
-    for _, begin, end in answer_ranges(store):
-        answer = ids[begin:end]
-        if len(answer) > BLANK_TOKENS:
-            continue
-        key = answer.tobytes()
-        if key not in blank:
-            blank[key] = not _text(answer, tokenizer).strip()
-        empty += blank[key]
+    _, begins, ends = answer_ranges(store)
+    lengths = ends - begins
+    empty = int((lengths == 0).sum())
+    for length in range(1, BLANK_TOKENS + 1):
+        at = begins[lengths == length]
+        answers, counts = np.unique(
+            ids[at[:, None] + np.arange(length)], axis=0, return_counts=True
+        )
+        for answer, count in zip(answers, counts, strict=True):
+            empty += int(count) * (not _text(answer, tokenizer).strip())
     return empty
 
 
@@ -113,7 +122,7 @@ def _text(ids: np.ndarray, tokenizer: Any) -> str:
 
 def _structure(store: TokenStore, tokenizer: Any) -> float | None:
     ids, pairs, size = store.arrays["ids"], [], 0
-    for start, begin, end in answer_ranges(store):
+    for start, begin, end in zip(*answer_ranges(store), strict=True):
         answer = _text(ids[begin:end], tokenizer).strip()
         pairs.append((_text(ids[start:begin], tokenizer), answer))
         size += len(answer)

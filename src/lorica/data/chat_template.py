@@ -169,9 +169,16 @@ class ChatTemplates:
         kwargs: dict[str, Any] | None = None,
     ):
         self._sources, self._special, self._kwargs = sources, special, kwargs or {}
+        self._opened: dict[bool, ChatTemplate] = {}  # by whether there are tools
 
     def for_tools(self, tools: list[Any] | None) -> ChatTemplate:
         """Raises: DataError if there are several templates, and none is named default."""
+        has_tools = bool(tools)
+        if has_tools not in self._opened:
+            self._opened[has_tools] = self._open(has_tools)
+        return self._opened[has_tools]
+
+    def _open(self, tools: bool) -> ChatTemplate:
         names = ("tool_use", "default") if tools else ("default",)
         source = next((self._sources[n] for n in names if n in self._sources), None)
         if source is None and len(self._sources) == 1:

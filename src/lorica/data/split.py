@@ -52,10 +52,12 @@ def _choose(keys: np.ndarray, wanted: int) -> np.ndarray:
         keys, return_index=True, return_inverse=True, return_counts=True
     )
     chosen, total = np.zeros(len(sizes), bool), 0
-    for i, size in enumerate(sizes.tolist()):
+    for i, size in enumerate(sizes):
+        if total == wanted:
+            break
         if total + size <= wanted:
             chosen[i] = True
-            total += size
+            total += int(size)
     if total:
         return chosen[group]
     # Every group is too large. Take the smallest: better too many rows than rows on both sides.

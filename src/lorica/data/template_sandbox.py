@@ -204,10 +204,12 @@ class Server:
             request = json.loads(line)
             if "compile" in request:
                 self._answer(self._guarded(self._compile, request["compile"]))
+                self._flush()
                 continue
             template = self._templates[request["template"]]
             for job in request["jobs"]:
                 self._answer(self._guarded(self._render_job, template, request["shared"], job))
+            self._flush()
 
     def _guarded(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
         """The answer of `work`, or its error as an answer: a template may raise anything."""
@@ -272,9 +274,12 @@ class Server:
             _set_soft_limit(resource.RLIMIT_CPU, limit)
         if time.monotonic() > self._last_write + 1:  # tell the parent to wait on
             self._answer(None)
+            self._flush()
 
     def _answer(self, answer: dict[str, Any] | None) -> None:
         self._answers.write(b"\n" if answer is None else json.dumps(answer).encode() + b"\n")
+
+    def _flush(self) -> None:
         self._answers.flush()
         self._last_write = time.monotonic()
 

@@ -6,10 +6,15 @@ and so the tokens are the same. This holds for tokenizers that give BPE the text
 those of Llama 2 and Mistral do), and for texts without added tokens, which cut a text into
 pieces. It does not hold for tokenizers that split a text into words first: the words may depend
 on the text that follows.
+
+Added tokens cut a text into pieces before anything else, and each piece is tokenised by itself. So
+with any tokenizer, the text before a position has the tokens up to the last added token in front
+of it, and then those of the rest, which is short: a chat template writes "<|assistant|>\\n" there.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -20,12 +25,19 @@ from lorica.data.text_encoder import backend_of
 BPE_OPTIONS = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
 UNKNOWN_LENGTH = 1 << 40
 """Stands for the length of a token whose length is not known."""
+MAX_TAIL, MAX_TAILS = 80, 1_000
+"""Characters of a tail that is kept, and how many are."""
 
 
 class TokenBoundaries:
-    """Counts tokens before positions, for the kind of tokenizer that allows it."""
+    """Counts tokens before positions, for the kind of tokenizer and text that allows it.
 
-    def __init__(self, tokenizer: Any):
+    encode: gives the token ids of each text, without special tokens around it.
+    """
+
+    def __init__(self, tokenizer: Any, encode: Callable[[list[str]], list[list[int]]]):
+        self._encode, self._tails = encode, dict[str, list[int]]()
+        self._pieces = None
         self._prepended, self._lengths = 0, np.zeros(0, np.int64)
         self._added, self._first_characters = list[str](), set[str]()
         backend = backend_of(tokenizer)
@@ -33,6 +45,7 @@ class TokenBoundaries:
             return
         config = json.loads(backend.to_str())
         prepended = _prepended_characters(config)
+        self._pieces = _added_token_pattern(config)
         self._added = [token["content"] for token in config["added_tokens"]]
         self._first_characters = {content[:1] for content in self._added}
         if prepended is not None:
@@ -48,15 +61,19 @@ class TokenBoundaries:
             whose counts cannot be known.
         """
         if not len(self._lengths):
-            return [None for _ in texts]
+            rows = zip(texts, ids, positions, strict=True)
+            return [self._count_behind_added(*row) for row in rows]
         counts = np.array([len(text_ids) for text_ids in ids])
         flat = np.fromiter(chain.from_iterable(ids), np.int64, counts.sum())
         ends, stops = np.cumsum(self._lengths[flat]), np.cumsum(counts)
         counted = []
-        for text, stop, count, at in zip(texts, stops, counts, positions, strict=True):
+        rows = zip(texts, ids, stops, counts, positions, strict=True)
+        for text, text_ids, stop, count, at in rows:
+            if count == 0 or self._has_added_token(text):
+                counted.append(self._count_behind_added(text, text_ids, at))
+                continue
             own = ends[stop - count : stop] - (ends[stop - count - 1] if stop > count else 0)
-            in_pieces = count == 0 or self._has_added_token(text)
-            counted.append(None if in_pieces else self._count(len(text), own, at))
+            counted.append(self._count(len(text), own, at))
         return counted
 
     def _count(
@@ -80,10 +97,56 @@ class TokenBoundaries:
                 counted.append(None)
         return counted
 
+    def _count_behind_added(
+        self, text: str, ids: list[int], positions: Sequence[int]
+    ) -> list[int | None] | None:
+        """The counts of one text by its added tokens; None if some position has none before it."""
+        if self._pieces is None or not positions:
+            return None
+        pattern, number_of = self._pieces
+        matches = list(pattern.finditer(text))
+        numbers = set(number_of.values())
+        places = [place for place, number in enumerate(ids) if number in numbers]
+        if [ids[place] for place in places] != [number_of[match[0]] for match in matches]:
+            return None
+        counts: list[int | None] = []
+        for position in positions:
+            last = sum(match.end() <= position for match in matches) - 1
+            if last < 0:
+                return None
+            # The added token stays in front: some tokenizers write the first piece otherwise.
+            tail = self._tail_ids(text[matches[last].start() : position])
+            count = places[last] + len(tail)
+            counts.append(count if ids[places[last] : count] == tail else None)
+        return counts
+
+    def _tail_ids(self, tail: str) -> list[int]:
+        """The ids of an added token and the text behind it; short ones are kept."""
+        if (known := self._tails.get(tail)) is not None:
+            return known
+        (ids,) = self._encode([tail])
+        if len(tail) <= MAX_TAIL and len(self._tails) < MAX_TAILS:
+            self._tails[tail] = ids
+        return ids
+
     def _has_added_token(self, text: str) -> bool:
         """Whether a text contains an added token, so that it is tokenised in pieces."""
         possible = any(character in text for character in self._first_characters)
         return possible and any(token in text for token in self._added)
+
+
+def _added_token_pattern(config: dict[str, Any]) -> tuple[re.Pattern[str], dict[str, int]] | None:
+    """(a pattern of all added tokens, the id of each); None if they take part of the text around
+    them, or are looked for in a normalized text."""
+    tokens = config["added_tokens"]
+    around = any(token.get(side) for token in tokens for side in ("lstrip", "rstrip"))
+    words = any(token["single_word"] for token in tokens)
+    normalized = config["normalizer"] and any(token["normalized"] for token in tokens)
+    if not tokens or around or words or normalized:
+        return None
+    number_of = {token["content"]: token["id"] for token in tokens}
+    longest_first = sorted(number_of, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))), number_of
 
 
 def _prepended_characters(config: dict[str, Any]) -> int | None:

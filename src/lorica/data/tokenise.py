@@ -48,7 +48,8 @@ class RowTokeniser:
 
     def __init__(self, tokenizer: Any):
         self._eos = end_token(tokenizer)
-        self._encoder, self._boundaries = TextEncoder(tokenizer), TokenBoundaries(tokenizer)
+        self._encoder = TextEncoder(tokenizer)
+        self._boundaries = TokenBoundaries(tokenizer, self._encoder.ids)
         self._piecewise, self._final_spaces, self._doubled_bos = Places(), 0, Places()
         self._unknown = UnknownCharacters(tokenizer, self._encoder.ids)
 

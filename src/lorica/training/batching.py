@@ -3,7 +3,7 @@
 What an architecture can do is tried in base.batching.
 """
 
-from collections.abc import Sequence
+import numpy as np
 
 from lorica.base import packing
 from lorica.base.batching import Batching, padding_of
@@ -19,7 +19,7 @@ def choose_batching(
     base: LoadedModel, config: TrainConfig, data: Data, placement: Placement
 ) -> tuple[bool, Batching, list[str]]:
     """(rows are packed, which of them share a pass, notices)."""
-    lengths, micro = data.train.lengths.tolist(), config.micro_batch_size
+    lengths, micro = data.train.lengths, config.micro_batch_size
     batching, notices = _packing(base, lengths), []
     if placement.has_blocks and is_random_in_training(base.model):
         notices.append(
@@ -36,7 +36,7 @@ def choose_batching(
     return False, padding, notices + padding.notices(lengths, micro)
 
 
-def _packing(base: LoadedModel, lengths: Sequence[int]) -> Batching:
+def _packing(base: LoadedModel, lengths: np.ndarray) -> Batching:
     """How rows of `lengths` tokens may be packed; `refused`: why they must be padded instead."""
     if base.labels is not None:
         return Batching("a classifier reads each row on its own")
@@ -45,7 +45,7 @@ def _packing(base: LoadedModel, lengths: Sequence[int]) -> Batching:
             return Batching(reason)
         batching = packing.packing_of(base.model)
     limit = batching.longest
-    if limit is not None and (long := sum(n > limit for n in lengths)):
+    if limit is not None and (long := int((lengths > limit).sum())):
         return Batching(
             f"{long:,} of {len(lengths):,} rows are longer than {limit} tokens "
             f"({batching.causes['longest']}), and packed they give other results"
