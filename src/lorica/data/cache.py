@@ -32,7 +32,7 @@ MIN_FILE_BYTES = 2 << 20  # a smaller file is tokenised again, which is as fast
 STALE_SECONDS = 86_400.0  # age at which the files of a killed process are removed
 STAGING = ".staging-"
 # Settings that decide which rows are used, but not how they are tokenised.
-NOT_IN_KEY = {"path", "validation", "max_length", "overlong"}
+NOT_IN_KEY = {"path", "validation", "max_length", "overlong", "workers"}
 
 
 def folder() -> Path:
@@ -108,6 +108,9 @@ class Entry:
         self._staging.mkdir(mode=0o700)
         for name, column in writer.columns.items():
             column.spill(self._staging / name)
+
+    def bound(self, writer: StoreWriter) -> None:
+        """The rows are in files already, and take no memory."""
 
     def commit(self, writer: StoreWriter, meta: dict[str, Any]) -> TokenStore:
         """Publish the written files as the entry, and open it. Raises: OSError."""

@@ -77,6 +77,10 @@ class DataConfig(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     """use only this many rows, from the start of the file"""
 
+    workers: int | None = Field(default=None, ge=1, le=256)
+    """processes that read, render and tokenise the rows; by default 1 for a file below 16 MB, else
+    one for each core that may be used, at most 16; the rows are the same with any number"""
+
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:

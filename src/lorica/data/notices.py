@@ -19,6 +19,18 @@ class Places:
         if len(self.first) < self.most:
             self.first.append(where)
 
+    def take(self) -> tuple[int, list[str]]:
+        """The count and the first places, which are then forgotten, for `merge` elsewhere."""
+        taken = self.count, self.first
+        self.count, self.first = 0, []
+        return taken
+
+    def merge(self, taken: tuple[int, list[str]]) -> None:
+        """Add what another process counted in later rows."""
+        count, first = taken
+        self.count += count
+        self.first = [*self.first, *first][: self.most]
+
     def __bool__(self) -> bool:
         return self.count > 0
 
@@ -52,6 +64,19 @@ class Notices:
             tally.count += 1
             tally.first = [*tally.first, place][:SHOWN]
             tally.last = place
+
+    def take(self) -> dict[str, tuple[int, list[str]]]:
+        """The notices with count and first places, which are then forgotten, for `merge`."""
+        taken = {notice: (tally.count, tally.first) for notice, tally in self.rows_of.items()}
+        self.rows_of = {}
+        return taken
+
+    def merge(self, taken: dict[str, tuple[int, list[str]]]) -> None:
+        """Add the notices of another process on later rows."""
+        for notice, (count, first) in taken.items():
+            tally = self.rows_of.setdefault(notice, Tally())
+            tally.count += count
+            tally.first = [*tally.first, *first][:SHOWN]
 
     @property
     def texts(self) -> list[str]:

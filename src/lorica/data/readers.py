@@ -19,12 +19,12 @@ from typing import Any, BinaryIO, TextIO
 
 from lorica.data.charset import not_utf8_error
 from lorica.data.fields import as_list, as_object
+from lorica.data.json_lines import JsonLines, Line, not_objects_error, numbered_lines
 from lorica.data.json_stream import JsonListReader, RowDecoder
 from lorica.data.notices import Notices, Places
 from lorica.errors import DataError, MissingError, ResourceError, listed
 
 Rows = Iterator[tuple[dict[str, Any], str]]
-FIRST_LINE = 1 << 20  # characters of it that are looked at
 PARQUET_BATCH = 1_000  # rows
 
 
@@ -108,7 +108,7 @@ def read_json(path: Path, reading: Reading) -> Rows:
                 f"{path.name} is not usable JSON: {error}.", fix="correct the file"
             ) from error
     if wrong:
-        raise _not_objects(path, wrong)
+        raise not_objects_error(path, wrong)
 
 
 def _only_list(path: Path, value: Any) -> list[Any]:
@@ -130,54 +130,15 @@ def _only_list(path: Path, value: Any) -> list[Any]:
 
 
 def read_jsonl(path: Path, reading: Reading) -> Rows:
-    invalid, wrong = Places(), Places()
-    decoder = RowDecoder(reading.notices)
-    rows, first, row = 0, "", None
-    # Lines end at "\n" alone: U+2028 and its like may stand inside a JSON string.
+    decoder = JsonLines(path, reading.notices)
+    yield from decoder.decode(read_lines(path, reading))
+    decoder.check()
+
+
+def read_lines(path: Path, reading: Reading) -> Iterator[Line]:
+    """The lines of a JSON Lines file, undecoded."""
     with open_text(path, reading, "\n") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if reading.limit is not None and rows >= reading.limit:
-                break
-            rows += 1
-            first = first or line[:FIRST_LINE]
-            where = f"{path.name}:{number}"
-            try:
-                row = decoder.decode(line)
-            except json.JSONDecodeError as error:
-                invalid.add(f"line {number} column {error.colno} ({error.msg})")
-                continue
-            except (ValueError, RecursionError) as error:
-                invalid.add(f"line {number} ({error})")
-                continue
-            fields = as_object(row)
-            if fields is None:
-                wrong.add(f"{where} ({type(row).__name__})")
-            elif not invalid and not wrong:
-                decoder.notice_repeated_keys(where)
-                yield fields, where
-    if invalid:
-        is_json = first.lstrip().startswith(("[", "{\n", "{\r"))
-        raise DataError(
-            f"{path.name} has {invalid.count} lines that are not JSON.",
-            where=str(invalid),
-            fix="this looks like one JSON value over several lines: name the file .json"
-            if is_json
-            else "correct these lines; each must be one whole object",
-        )
-    if wrong:
-        raise _not_objects(path, wrong, is_json=rows == 1 and as_list(row) is not None)
-
-
-def _not_objects(path: Path, wrong: Places, is_json: bool = False) -> DataError:
-    return DataError(
-        f"{path.name} has {wrong.count} rows that are not objects.",
-        where=str(wrong),
-        fix="this is one JSON list: name the file .json"
-        if is_json
-        else 'write each row as {"column": value, ...}',
-    )
+        yield from numbered_lines(file, reading.limit)
 
 
 def read_csv(path: Path, reading: Reading) -> Rows:

@@ -99,6 +99,23 @@ class Renderer:
                 rendered += [replace(text, condition=condition) for text in outcome.rows]
         return rendered
 
+    def take(self) -> Any:
+        """What was collected, which is then forgotten, for `merge` in another process."""
+        collected = self._bad, self._without_condition, self.notices
+        taken = [item.take() for item in collected], self._rows, self._fix, self._has_conversations
+        self._rows = 0
+        return taken
+
+    def merge(self, taken: Any) -> None:
+        """Add what another process collected in later rows."""
+        (bad, without_condition, notices), rows, fix, has_conversations = taken
+        self._bad.merge(bad)
+        self._without_condition.merge(without_condition)
+        self.notices.merge(notices)
+        self._rows += rows
+        self._fix = self._fix or fix
+        self._has_conversations |= has_conversations
+
     def finish(self) -> list[str]:
         """The notices about all rows. Raises: DataError for rows that cannot be used."""
         path, without = self._config.path, self._without_condition

@@ -59,6 +59,16 @@ class Columns:
             self.names.update(dict.fromkeys(row.fields))
             self.only_verdicts &= type(row.fields.get(self.label)) in (bool, type(None))
 
+    def take(self) -> tuple[list[str], bool]:
+        """The columns so far, for `merge` in another process."""
+        return list(self.names), self.only_verdicts
+
+    def merge(self, taken: tuple[list[str], bool]) -> None:
+        """Add the columns that another process saw in later rows."""
+        names, only_verdicts = taken
+        self.names.update(dict.fromkeys(names))
+        self.only_verdicts &= only_verdicts
+
 
 @dataclass(frozen=True)
 class RowFormat:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lorica.data import readers
 from lorica.data.config import DataConfig
+from lorica.data.json_lines import JsonLines
 from lorica.data.notices import Notices
 from lorica.errors import DataError, MissingError, closest, listed
 
@@ -28,6 +29,22 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 class Row:
     fields: dict[str, Any]
     where: str  # "tickets.jsonl:17"
+
+
+class Decoded:
+    """The decoder of rows that their reader decodes already."""
+
+    def decode(self, rows: Iterable[tuple[Any, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+        yield from rows
+
+    def check(self) -> None:
+        pass
+
+    def take(self) -> None:
+        pass
+
+    def merge(self, taken: None) -> None:
+        pass
 
 
 class Source:
@@ -52,16 +69,33 @@ class Source:
         self._reading = readers.Reading(config.limit)
 
     def __iter__(self) -> Iterator[Row]:
-        self._reading = readers.Reading(self.config.limit)
-        if self._hub is None:
-            rows = readers.READERS[self.path.suffix.lower()](self.path, self._reading)
-        else:
-            rows = _hub_rows(self._hub, self.config.path)
-        empty = True
-        for fields, where in rows:
-            empty = False
+        undecoded, rows = self.undecoded(), 0
+        decoder = self.decoder()
+        for fields, where in decoder.decode(undecoded):
+            rows += 1
             yield Row(fields, where)
-        if empty:
+        decoder.check()
+        self.check_rows(rows)
+
+    def undecoded(self) -> Iterator[tuple[Any, Any]]:
+        """Begin to read, and return what `decoder` makes rows of: lines of a JSON Lines file as
+        (number, text), or rows as (fields, place)."""
+        reading = self._reading = readers.Reading(self.config.limit)
+        if self._hub is not None:
+            return _hub_rows(self._hub, self.config.path)
+        suffix = self.path.suffix.lower()
+        read = readers.read_lines if suffix == ".jsonl" else readers.READERS[suffix]
+        return read(self.path, reading)
+
+    def decoder(self) -> "JsonLines | Decoded":
+        """What makes rows of the reading that was begun last."""
+        if self._hub is None and self.path.suffix.lower() == ".jsonl":
+            return JsonLines(self.path, self.notices)
+        return Decoded()
+
+    def check_rows(self, rows: int) -> None:
+        """Raises: DataError if an iteration gave no rows."""
+        if not rows:
             raise DataError(
                 f"{self.config.path} holds no rows.", fix="give a file with at least one row"
             )
@@ -71,6 +105,13 @@ class Source:
         iterator = iter(self)
         while chunk := list(islice(iterator, rows)):
             yield chunk
+
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when the file changes; () without a file."""
+        if not self.path.is_file():
+            return ()
+        status = self.path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     @property
     def notices(self) -> Notices:

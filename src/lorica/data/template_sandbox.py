@@ -20,7 +20,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, BinaryIO
@@ -203,13 +203,10 @@ class Server:
             self._renew_limit()
             request = json.loads(line)
             if "compile" in request:
-                self._answer(self._guarded(self._compile, request["compile"]))
-                self._flush()
+                self._answer([self._guarded(self._compile, request["compile"])])
                 continue
-            template = self._templates[request["template"]]
-            for job in request["jobs"]:
-                self._answer(self._guarded(self._render_job, template, request["shared"], job))
-            self._flush()
+            given = self._templates[request["template"]], request["shared"]
+            self._answer(self._guarded(self._render_job, *given, job) for job in request["jobs"])
 
     def _guarded(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
         """The answer of `work`, or its error as an answer: a template may raise anything."""
@@ -273,13 +270,11 @@ class Server:
             self._cpu_limit = limit
             _set_soft_limit(resource.RLIMIT_CPU, limit)
         if time.monotonic() > self._last_write + 1:  # tell the parent to wait on
-            self._answer(None)
-            self._flush()
+            self._answer([None])
 
-    def _answer(self, answer: dict[str, Any] | None) -> None:
-        self._answers.write(b"\n" if answer is None else json.dumps(answer).encode() + b"\n")
-
-    def _flush(self) -> None:
+    def _answer(self, answers: Iterable[dict[str, Any] | None]) -> None:
+        for answer in answers:
+            self._answers.write(b"\n" if answer is None else json.dumps(answer).encode() + b"\n")
         self._answers.flush()
         self._last_write = time.monotonic()
 

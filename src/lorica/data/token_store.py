@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lorica.data.chunk import Chunk
 from lorica.data.example import Example
 from lorica.data.rendered_row import RenderedRow
 from lorica.data.tokenise import Tokens
@@ -171,35 +172,51 @@ class StoreWriter:
         return sum(column.bytes for column in self.columns.values())
 
     def add(self, rows: Sequence[RenderedRow], tokens: Sequence[Tokens]) -> None:
-        columns = self.columns
-        lengths = np.fromiter((len(t.ids) for t in tokens), np.int64, len(tokens))
-        ends = self._tokens + np.cumsum(lengths)
-        flat = np.fromiter(
-            chain.from_iterable(t.ids for t in tokens), columns["ids"].dtype, int(lengths.sum())
-        )
-        columns["ids"].append(flat)
-        columns["starts"].append(ends)
-        starts = (ends - lengths).tolist()
-        columns["runs"].append(
-            [(s + a, s + b) for s, t in zip(starts, tokens, strict=True) for a, b in t.runs]
-        )
-        columns["label"].append([self.labels.number(row.label) for row in rows])
-        columns["condition"].append([self.conditions.number(row.condition) for row in rows])
-        contents = [content(row) for row in rows]
-        digests = b"".join(hashlib.blake2b(c, digest_size=CONTENT_BYTES).digest() for c in contents)
-        columns["content"].append(np.frombuffer(digests, np.uint8))
-        # Rows made from one conversation share a prefix: they stay on one side of the split.
-        groups = [r.group.encode() or c for r, c in zip(rows, contents, strict=True)]
-        keys = b"".join(hashlib.sha256(self._seed + g).digest() for g in groups)
-        columns["key"].append(np.frombuffer(keys, np.uint8))
-        places = [row.where.encode() for row in rows]
-        columns["places"].append(np.frombuffer(b"".join(places), np.uint8))
-        stops = self._place_bytes + np.cumsum([len(place) for place in places])
-        columns["place"].append(stops)
-        self._tokens, self._place_bytes = int(ends[-1]), int(stops[-1])
-        self.rows += len(rows)
+        self.append(self.arrays_of(rows, tokens))
         if self.texts is not None:
             self.texts += rows
+
+    def arrays_of(self, rows: Sequence[RenderedRow], tokens: Sequence[Tokens]) -> Chunk:
+        """A chunk for `append`, of this writer or of its copy in another process."""
+        contents = [content(row) for row in rows]
+        # Rows made from one conversation share a prefix: they stay on one side of the split.
+        groups = [r.group.encode() or c for r, c in zip(rows, contents, strict=True)]
+        places = [row.where.encode() for row in rows]
+        return Chunk(
+            ids=np.fromiter(
+                chain.from_iterable(t.ids for t in tokens),
+                self.columns["ids"].dtype,
+                sum(len(t.ids) for t in tokens),
+            ),
+            lengths=np.fromiter((len(t.ids) for t in tokens), np.int64, len(tokens)),
+            runs=np.array([r for t in tokens for r in t.runs], np.int64).reshape(-1, 2),
+            run_counts=np.fromiter((len(t.runs) for t in tokens), np.int64, len(tokens)),
+            content=b"".join(
+                hashlib.blake2b(c, digest_size=CONTENT_BYTES).digest() for c in contents
+            ),
+            key=b"".join(hashlib.sha256(self._seed + g).digest() for g in groups),
+            places=b"".join(places),
+            place_lengths=np.fromiter(map(len, places), np.int64, len(places)),
+            labels=[row.label for row in rows],
+            conditions=[row.condition for row in rows],
+        )
+
+    def append(self, chunk: Chunk) -> None:
+        columns = self.columns
+        ends = self._tokens + np.cumsum(chunk.lengths)
+        stops = self._place_bytes + np.cumsum(chunk.place_lengths)
+        row_starts = np.repeat(ends - chunk.lengths, chunk.run_counts)
+        columns["ids"].append(chunk.ids)
+        columns["starts"].append(ends)
+        columns["runs"].append(chunk.runs + row_starts[:, None])
+        columns["label"].append([self.labels.number(label) for label in chunk.labels])
+        columns["condition"].append([self.conditions.number(c) for c in chunk.conditions])
+        columns["content"].append(np.frombuffer(chunk.content, np.uint8))
+        columns["key"].append(np.frombuffer(chunk.key, np.uint8))
+        columns["places"].append(np.frombuffer(chunk.places, np.uint8))
+        columns["place"].append(stops)
+        self._tokens, self._place_bytes = int(ends[-1]), int(stops[-1])
+        self.rows += len(ends)
 
     def store(self, meta: dict[str, Any]) -> TokenStore:
         """The collected rows as a store in memory."""

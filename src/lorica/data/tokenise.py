@@ -93,6 +93,20 @@ class RowTokeniser:
         ends = accumulate(map(len, pieces))
         return Encoded([i for piece in pieces for i in piece], [0, *ends], piecewise=True)
 
+    def take(self) -> Any:
+        """What was counted, which is then forgotten, for `merge` in another process."""
+        taken = self._piecewise.take(), self._final_spaces, self._doubled_bos.take()
+        self._final_spaces = 0
+        return *taken, self._unknown.take()
+
+    def merge(self, taken: Any) -> None:
+        """Add what another process counted in later rows."""
+        piecewise, final_spaces, doubled_bos, unknown = taken
+        self._piecewise.merge(piecewise)
+        self._final_spaces += final_spaces
+        self._doubled_bos.merge(doubled_bos)
+        self._unknown.merge(unknown)
+
     def notices(self) -> list[str]:
         """Notices about all rows."""
         notices = []
@@ -156,6 +170,13 @@ class ClassifierTokeniser:
     def frame(self, rows: Sequence[RenderedRow], encoded: Sequence[Encoded]) -> list[Tokens]:
         self._unknown.add(rows, [row.text for row in rows])
         return [Tokens(row.ids, []) for row in encoded]
+
+    def take(self) -> Any:
+        """As `RowTokeniser.take`."""
+        return self._unknown.take()
+
+    def merge(self, taken: Any) -> None:
+        self._unknown.merge(taken)
 
     def notices(self) -> list[str]:
         return self._unknown.notices()

@@ -39,6 +39,16 @@ class UnknownCharacters:
                 if not unknown.isdisjoint(text):
                     self._rows.add(row.where)
 
+    def take(self) -> tuple[list[str], tuple[int, list[str]]]:
+        """The characters, and the counted rows, which are then forgotten, for `merge` elsewhere."""
+        return sorted(self._unknown), self._rows.take()
+
+    def merge(self, taken: tuple[list[str], tuple[int, list[str]]]) -> None:
+        """Add what another process counted in later rows."""
+        unknown, rows = taken
+        self._unknown.update(unknown)
+        self._rows.merge(rows)
+
     def notices(self) -> list[str]:
         if not self._unknown:
             return []

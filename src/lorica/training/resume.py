@@ -31,6 +31,7 @@ FREE = (
     "loss_limit",
     "output",
     "peer",
+    "data.workers",
 )
 PATHS = ("data.path", "data.validation")
 """Settings that may name another file with the same content, as may `base`. The suffix must stay:
