@@ -11,17 +11,39 @@ import io
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from lorica.errors import FileError, ResourceError
 
+STAGING = ".staging-"
+"""What the name of a folder begins with until it is complete."""
 MAX_TEXT = 64 * 2**20
 """Bytes of a file that is read into memory as text."""
 MAX_LINE = 4 * 2**20
 """Bytes of one line of a log."""
 MAX_LOG = 2**30
 """Bytes of a log: a run of a million steps writes a fifth of it."""
+
+
+_being_written: set[Path] = set()
+"""The staging folders of this process."""
+
+
+@contextmanager
+def being_written(staging: Path) -> Iterator[None]:
+    """Inside the block, this process may read a staging folder that it writes."""
+    _being_written.add(staging)
+    try:
+        yield
+    finally:
+        _being_written.discard(staging)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder was left behind by a process that was killed, or another one writes it."""
+    return folder.name.startswith(STAGING) and folder not in _being_written
 
 
 def kind_of(path: Path) -> Literal["file", "folder"] | None:
@@ -131,6 +153,11 @@ def create(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_new(path: Path) -> io.FileIO:
+    """Open a new file to write, unbuffered. Raises: OSError if it exists."""
+    return io.FileIO(_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
 
 def open_to_append(path: Path) -> io.BufferedRandom:

@@ -57,13 +57,31 @@ def keys_of(folder: str) -> dict[str, str]:
     return {key: file for key, name in names.items() if (file := files[name]) is not None}
 
 
+def file_names(folder: str) -> dict[str, str]:
+    """Every tensor of a base (folder or hub id) and the name of its file; {}: it is not here.
+
+    A file of the hub's cache, which is a link to a blob, has the name that the index gives it.
+    """
+    if _local_file(folder, SINGLE) is not None:
+        return dict.fromkeys(keys_of(folder), SINGLE)
+    index = _local_file(folder, INDEX)
+    if index is None:
+        return {}
+    return dict(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+
+
 def dtype_of(keys: dict[str, str]) -> str | None:
     """The dtype of most floats of a base, as torch names it; None: it has none, or no files."""
+    return next(iter(float_dtypes(keys)), None)
+
+
+def float_dtypes(keys: dict[str, str]) -> list[str]:
+    """The dtypes of the floats of a base, as torch names them; that of most floats first."""
     sizes: Counter[str] = Counter()
     for tensor in _slices(keys):
         if (name := FLOATS.get(tensor.get_dtype())) is not None:
             sizes[name] += math.prod(tensor.get_shape())
-    return sizes.most_common(1)[0][0] if sizes else None
+    return [name for name, _ in sizes.most_common()]
 
 
 def largest_file(keys: dict[str, str]) -> int | None:

@@ -7,7 +7,7 @@ was left in the folder to the base, silently.
 
 from pathlib import Path
 
-from lorica import strict_json
+from lorica import plain_files, strict_json
 from lorica.base.untrusted_files import INDEX, check_files, files_in_index
 from lorica.errors import BaseError, FileError, closest, listed
 
@@ -29,6 +29,11 @@ def check_folder(folder: Path) -> None:
         raise _missing(folder)
     if not folder.is_dir():
         raise _not_a_folder(folder)
+    if plain_files.is_unfinished(folder.resolve()):
+        raise FileError(
+            f"{folder} is unfinished: the process that wrote it was ended, or still runs.",
+            fix="remove it, and run the command again",
+        )
     names = sorted(p.name for p in folder.iterdir())
     if "config.json" not in names:
         raise _no_config(folder, names)

@@ -84,12 +84,33 @@ def _float_or_packed(
 def _dense(layer: QuantisedLinear, now: Site, target: str | None) -> nn.Module:
     """The float layer that replaces `layer`. now: the merged layer in its place."""
     weight, bias = now.dense()
-    if target == "original":
-        before = Site(now.name, layer, "linear", layer.in_features, layer.out_features)
-        original = before.original()
-        assert original is not None  # check_target
-        weight = weight + (original - before.dense()[0])
+    weight = float_weight(layer, weight, target)
     return _conv1d(weight, bias) if layer.transposed else _linear(weight, bias)
+
+
+def float_weight(layer: QuantisedLinear, merged: Tensor, target: str | None) -> Tensor:
+    """`merged`, the merged weight of `layer` (O, I), or with target "original" the original weight
+    plus the update."""
+    if target != "original":
+        return merged
+    before = Site("", layer, "linear", layer.in_features, layer.out_features)
+    original = before.original()
+    assert original is not None  # check_target
+    return merged + (original - before.dense()[0])
+
+
+def float_tensors(
+    layer: QuantisedLinear, merged: Tensor, bias: Tensor | None, target: str | None
+) -> dict[str, Tensor]:
+    """Weight and bias of the float layer that replaces `layer`, in its layout, float32.
+
+    merged: its merged weight (O, I). target: "dequant", "original" or None.
+    """
+    weight = float_weight(layer, merged, target)
+    if layer.transposed:  # Conv1D always has a bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        weight = weight.T.contiguous()
+    return {"weight": weight, **({} if bias is None else {"bias": bias})}
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:

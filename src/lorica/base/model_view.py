@@ -150,6 +150,20 @@ def is_causal(attention: nn.Module) -> bool:
     return True if causal is None else bool(causal)
 
 
+def converts_weights(model: nn.Module) -> bool:
+    """Whether transformers changed tensors of the files as it loaded them, beyond their names.
+
+    It fuses the experts of most mixtures, for example.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    used = _ask(model, "_weight_conversions")
+    if used is None:  # another loader: what transformers knows of this architecture
+        used = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[arg-type]
+    return not all(isinstance(conversion, WeightRenaming) for conversion in used)
+
+
 def _call(method: Callable[[], nn.Module | None] | None) -> nn.Module | None:
     return None if method is None else method()
 

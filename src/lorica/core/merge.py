@@ -33,6 +33,29 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
     Raises: MergeError, before anything is written, if an adapter is not affine or not
         finite, or a layer computes more than its weight.
     """
+    adapted, notices = checked_layers(model)
+    groups = tied(model)
+    with_new_bias = []
+    for site, layer_adapters in adapted:
+        if _write(model, site, layer_adapters):
+            with_new_bias.append(site.name)
+        after(site.name)
+    if with_new_bias:
+        notices.append(new_bias_notice(with_new_bias))
+    notices += _retie(model, groups, {site.name for site, _ in adapted})
+    detach(model)
+    return notices
+
+
+@torch.no_grad()
+def checked_layers(
+    model: nn.Module, *, after: Callable[[str], None] = lambda name: None
+) -> tuple[list[tuple[Site, LayerAdapters]], list[str]]:
+    """The layers that have an active adapter, after a check that each can be merged.
+
+    after: called with the name of each layer after it was checked.
+    Returns: the layers, and notices. Raises: as `merge`.
+    """
     bank = bank_of(model)
     notices = [
         f"adapter {n!r} was not active and is dropped" for n in bank.specs if n not in bank.acting
@@ -50,20 +73,31 @@ def merge(model: nn.Module, *, after: Callable[[str], None] = lambda name: None)
             )
     for site, layer_adapters in adapted:
         _check(site, layer_adapters.acting_adapters())
-    groups = tied(model)
-    with_new_bias = []
-    for site, layer_adapters in adapted:
-        if _write(model, site, layer_adapters):
-            with_new_bias.append(site.name)
         after(site.name)
-    if with_new_bias:
-        notices.append(
-            f"{listed(with_new_bias)} had no bias and has one now: a loader that builds the model "
-            "from its config ignores such tensors"
-        )
-    notices += _retie(model, groups, {site.name for site, _ in adapted})
-    detach(model)
-    return notices
+    return adapted, notices
+
+
+def new_bias_notice(layers: Sequence[str]) -> str:
+    return (
+        f"{listed(layers)} had no bias and has one now: a loader that builds the model "
+        "from its config ignores such tensors"
+    )
+
+
+def untied_notice(members: Sequence[tuple[str, str]]) -> str:
+    """members: (layer, parameter) of tensors that were one."""
+    names = " and ".join(f"{name}.{key}" for name, key in members)
+    return f"untied {names}: the adapter changed one of them and not the other"
+
+
+@torch.no_grad()
+def merged_tensors(site: Site, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """The tensors of the merged layer in its own layout, by parameter, before they are rounded."""
+    if site.kind == "other":
+        return {key: tensor.detach() for key, tensor in adapters[-1].named_parameters()}
+    weight, bias = merged(site, adapters)
+    own = weight.mT.contiguous() if site.transposed else weight
+    return {site.parameter: own, **({} if bias is None else {"bias": bias})}
 
 
 def merged(site: Site, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor | None]:
@@ -175,6 +209,5 @@ def _retie(model: nn.Module, groups: list[list[tuple[str, str]]], changed: set[s
             continue
         if (config := config_of(model)) is not None:
             config.tie_word_embeddings = False
-        names = " and ".join(f"{name}.{key}" for name, key in members)
-        notices.append(f"untied {names}: the adapter changed one of them and not the other")
+        notices.append(untied_notice(members))
     return notices

@@ -23,7 +23,7 @@ from torch import Tensor
 from lorica import plain_files, strict_json
 from lorica.errors import FileError, ResourceError, writing
 
-STAGING = ".staging-"
+STAGING = plain_files.STAGING
 REPLACED = ".replaced-"
 
 
@@ -46,7 +46,7 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if path.is_dir() and any(path.iterdir()) and not replace:
         raise ResourceError(f"{path} is there already.", fix="choose another folder")
     staging = path.parent / f"{STAGING}{path.name}-{uuid4().hex[:8]}"
-    with writing(path):
+    with writing(path), plain_files.being_written(staging):
         staging.mkdir(parents=True)
         try:
             yield staging

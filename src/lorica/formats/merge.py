@@ -33,6 +33,7 @@ from lorica.formats import commit
 from lorica.formats.adapter_file import AdapterFile, read
 from lorica.formats.auxiliary_files import copy_auxiliary_files
 from lorica.formats.open_adapter import base_of, open_file
+from lorica.formats.stream_merge import plan_merge, write_merge
 from lorica.formats.verify import KL_NOISE, Recorded, compare, logits_of, record
 
 REPORT = "merge.json"
@@ -68,7 +69,10 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How to merge. dtype: of the written weights; compute: of the loaded base."""
+    """How to merge. dtype: of the written weights; compute: of the loaded base.
+
+    file_bytes: of the base's largest file, of several; None: it is one file.
+    """
 
     dtype: str
     compute: str
@@ -77,6 +81,11 @@ class _Settings:
     quantisation: str | None
     target: str | None
     condition: str | None
+
+    @property
+    def written(self) -> str:
+        """The dtype to load the written model in: that of its files, so that they are mapped."""
+        return self.dtype if self.target != "requant" and self.dtype in DTYPES else self.compute
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def merge_to(
         settings = _settings(base, dtype, allow_base, quantisation, target, condition)
         merged = _write_merged(file, base, staging, settings, probe)
         gc.collect()  # or two whole models are in memory at once
-        written = load_base(str(staging), dtype=settings.compute, labels=merged.labels)
+        written = load_base(str(staging), dtype=settings.written, labels=merged.labels)
         difference = compare(merged.recorded, logits_of(written, merged.recorded.rows))
         report = MergeReport(
             folder=Path(output),
@@ -162,10 +171,12 @@ def _settings(
     condition: str | None,
 ) -> _Settings:
     tensors = checkpoint_tensors.keys_of(locate(base))
-    on_disk = checkpoint_tensors.dtype_of(tensors) or "float32"
-    dtype = dtype or on_disk
-    # From bfloat16 to bfloat16 one layer at a time is widened, not the whole base.
-    compute = "bfloat16" if dtype == on_disk == "bfloat16" else "float32"
+    dtypes = checkpoint_tensors.float_dtypes(tensors) or ["float32"]
+    dtype = dtype or dtypes[0]
+    # A base in the dtype of its files is mapped, and computed in float32 one layer at a time.
+    # Where its files have several dtypes, the others must not be rounded more than is asked for.
+    exact = dtypes[0] in DTYPES and (dtype == dtypes[0] or len(dtypes) == 1)
+    compute = dtypes[0] if exact else "float32"
     largest = checkpoint_tensors.largest_file(tensors)
     return _Settings(dtype, compute, largest, allow_base, quantisation, target, condition)
 
@@ -173,7 +184,10 @@ def _settings(
 def _write_merged(
     file: AdapterFile, base: str, staging: Path, settings: _Settings, probe: list[str] | None
 ) -> _Merged:
-    """Record the logits of base and adapter, merge, and write the model into `staging`."""
+    """Record the logits of base and adapter, merge, and write the model into `staging`.
+
+    Tensor by tensor where that can be done, see formats/stream_merge.py; else as a whole.
+    """
     opened = open_file(
         file,
         base=base,
@@ -188,15 +202,23 @@ def _write_merged(
     check_target(settings.target, model, opened.path)
     for layer in packed:
         layer.like = layer.like.float()  # what bfloat16 would round off is merged
+    plan = None
+    if settings.target != "requant":
+        plan = plan_merge(opened, staging, dtype, settings.target)
     recorded = record(opened, "default", probe)
-    notices += merged_into(model, settings.target, dtype)
-    _write(opened, staging, dtype, settings.file_bytes)
+    if plan is not None:
+        notices += write_merge(plan)
+    else:
+        if settings.compute != settings.dtype:
+            model.float()  # or the merged weights are rounded twice
+        notices += merged_into(model, settings.target, dtype)
+        _write(opened, staging, dtype, settings.file_bytes)
     copy_auxiliary_files(opened.path, file.folder, staging)
     return _Merged(opened.path, opened.labels, kind, recorded, notices)
 
 
 def _write(merged: LoadedModel, folder: Path, dtype: torch.dtype, size: int | None) -> None:
-    """The model in `dtype` with its tokenizer and generation settings. In place.
+    """The whole model in `dtype`, with its generation settings. In place.
 
     size: bytes of the largest file; None: one file.
     """

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorica.base.batching import padded_rows
 from lorica.base.float32_compute import computed_in_float32
 from lorica.base.load import LoadedModel
 from lorica.base.model_view import config_view_of
@@ -25,6 +26,8 @@ from lorica.base.offload import released_after_use
 from lorica.core.attach import use
 from lorica.errors import ConfigError, DataError, MergeError
 
+TOKENS_OF_PASS = 512
+"""Tokens of the probe rows that are computed together, padding included."""
 KL_NOISE = 1e-8
 """Nats per token; a smaller KL is rounding in float32."""
 PROBE = (
@@ -109,12 +112,28 @@ def logits_of(base: LoadedModel, rows: list[list[int]]) -> Tensor:
     are in memory, if they are mapped.
     """
     device = next(base.model.parameters()).device
-    logits = []
+    tensors, logits = [torch.tensor(row, device=device) for row in rows], []
     with computed_in_float32(base.model), released_after_use(base.model):
-        for row in rows:
-            of_row = base.model(input_ids=torch.tensor([row], device=device)).logits
-            logits.append(of_row.float().cpu().flatten(0, -2))
+        for group in _groups(rows):
+            for of_row in padded_rows(base.model, [tensors[i] for i in group]):
+                logits.append(of_row.float().cpu())
     return torch.cat(logits)
+
+
+def _groups(rows: list[list[int]]) -> list[list[int]]:
+    """Indices of consecutive rows that are computed together, padded to the longest of them.
+
+    Every pass reads all weights, so that short rows take as long alone as together.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for i, row in enumerate(rows):
+        longest = max(longest, len(row))
+        if not groups or (1 + len(groups[-1])) * longest > TOKENS_OF_PASS:
+            groups.append([])
+            longest = len(row)
+        groups[-1].append(i)
+    return groups
 
 
 def compare(recorded: Recorded, written: Tensor) -> Difference:
