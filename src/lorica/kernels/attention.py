@@ -4,6 +4,8 @@ The reference is a call per row. There is no mask of T x T, and no work between 
 share a prefix with rows before it in the batch: the tokens of the prefix are gathered, and the row
 is computed as if it were there whole. The outputs at the prefix are dropped. With its queries the
 call is a plain causal one, which is faster on the CPU than a call with a mask.
+
+Where a GPU has a kernel for rows of different lengths, all rows are one call: kernels.varlen.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lorica.kernels.varlen import has_varlen, varlen_attention
 
 Shared = Sequence[Sequence[tuple[int, int]]]
 """For each row, (start, stop) of the pieces of the batch that make up its prefix."""
@@ -45,6 +49,10 @@ def attention_by_row(
 
     Returns: (1, H, T, D).
     """
+    if front is None and not dropout and has_varlen(query, key):
+        return _in_one_call(
+            query, key, value, lengths, shared, scale=scale, causal=causal, window=window
+        )
     groups = query.shape[1] // key.shape[1]
     ahead = None if front is None else [t.unsqueeze(0) for t in front]
     if groups > 1:
@@ -70,6 +78,26 @@ def attention_by_row(
                 )[:, :, -length:]
             )
     return torch.cat(rows, dim=2)
+
+
+def _in_one_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    shared: Shared | None,
+    **options: Any,
+) -> Tensor:
+    """`attention_by_row` by kernels.varlen."""
+    if shared is None:
+        return varlen_attention(query, key, value, lengths, **options)
+    whole = [
+        own + sum(stop - start for start, stop in prefix)
+        for own, prefix in zip(lengths, shared, strict=True)
+    ]
+    tensors = (torch.cat(list(_rows(t, lengths, shared)), dim=2) for t in (query, key, value))
+    rows = varlen_attention(*tensors, whole, **options).split(whole, dim=2)
+    return torch.cat([row[:, :, -n:] for row, n in zip(rows, lengths, strict=True)], dim=2)
 
 
 def _rows(t: Tensor, lengths: list[int], shared: Shared | None) -> Sequence[Tensor]:
