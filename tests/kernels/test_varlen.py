@@ -5,6 +5,7 @@ what we hand to it: layout, starts of the rows, window, scale, and which outputs
 """
 
 import inspect
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,9 +38,9 @@ def kernel(
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert all(t.is_contiguous() for t in (query, key, value))
     starts = cu_seq_q.tolist()
-    assert max_q == max_k == max(b - a for a, b in zip(starts, starts[1:], strict=False))
+    assert max_q == max_k == max(b - a for a, b in pairwise(starts))
     groups, rows = query.shape[1] // key.shape[1], []
-    for a, b in zip(starts, starts[1:], strict=False):
+    for a, b in pairwise(starts):
         q, k, v = (t[a:b].transpose(0, 1) for t in (query, key, value))
         k, v = (t.repeat_interleave(groups, 0) for t in (k, v))
         ahead = torch.arange(b - a).unsqueeze(0) - torch.arange(b - a).unsqueeze(1)
