@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # compiles the package again, and each worker rewrites the asserts of every test.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow attack check docs bench venv base
+.PHONY: demo test test-slow attack check docs bench gpu-check venv base
 
 demo: venv
 	rm -rf runs/demo
@@ -41,6 +41,9 @@ bench: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --only "same work" "as shipped" "at once" scaling
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --only "as shipped, mixed precision" --rounds 2
 	$(BIN)/python -m benchmarks.speed --write docs/performance/README.md
+
+gpu-check: venv  # on a CUDA card, in under ten minutes: laws, resume, a recipe in 7B's shape, QLoRA
+	$(BIN)/python -m benchmarks.gpu
 
 base: venv  # pretrain the bundled base again, from text that world/ writes
 	$(BIN)/python -m world.pretrain --out src/lorica/base/weights

@@ -55,7 +55,7 @@ CASES = {
 }
 
 
-def base(shape: str, dtype: torch.dtype) -> nn.Module:
+def base(shape: str, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     layers, width = SHAPES[shape]
@@ -71,7 +71,7 @@ def base(shape: str, dtype: torch.dtype) -> nn.Module:
         tie_word_embeddings=False,
     )
     model: Any = LlamaForCausalLM(config)
-    return model.to(dtype).eval().requires_grad_(False)
+    return model.to(device, dtype).eval().requires_grad_(False)
 
 
 class Side:
@@ -106,17 +106,19 @@ class Side:
         self.best = min(self.best, time.process_time() - begin)
 
 
-def sides(case: Case, shape: str, dtype: torch.dtype, rounds: int) -> list[Side]:
-    """The merged model first. All have weights of their own."""
-    merged = base(shape, dtype)
+def sides(
+    case: Case, shape: str, dtype: torch.dtype, rounds: int, device: str = "cpu"
+) -> list[Side]:
+    """The merged model first. All have weights of their own. Peers are measured on a CPU only."""
+    merged = base(shape, dtype, device)
     built = [Side("merged", merged, rounds, lambda keys: nullcontext())]
-    served, forms = base(shape, dtype), dict[str, Prepared]()
+    served, forms = base(shape, dtype, device), dict[str, Prepared]()
     bank = ServingBank(served)
     for i in range(case.adapters):
         forms[f"a{i}"] = prepared(copy_of(served), case.method, i)
         bank.add(f"a{i}", forms[f"a{i}"])
     built.append(Side("bank", served, rounds, bank.acting))
-    if case.peers:
+    if case.peers and device == "cpu":
         built += [_mixed(case, shape, dtype, rounds), _peft(case, shape, dtype, rounds)]
     return built
 

@@ -30,9 +30,9 @@ NOT_HERE = """\
 **bfloat16**, unless a section above says so. On a processor without bfloat16 instructions, a step
 takes many times longer in every library. `--dtype bfloat16` measures it.
 
-**A GPU.** These figures were measured without one. `python -m benchmarks.recipe_gpu` runs a
-published recipe in Lorica and in PEFT (the shape of a 7B LLaMA, rank 8 on queries and values,
-micro-batches of 4). Its article states 192 minutes and 21 GB for 62,400 iterations on an A100."""
+**A GPU.** These figures were measured without one. `make gpu-check` measures on a CUDA card, in
+under ten minutes: a published recipe in the shape of LLaMA-7B, QLoRA, and serving. Its results are
+in [gpu.md](gpu.md)."""
 
 
 def write(results: dict[str, Any], path: Path) -> None:
