@@ -34,6 +34,22 @@ COLUMNS = (
 )
 
 
+class WeightedFile(BaseModel):
+    """One file of several, and how many times an epoch uses each of its rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: str = Field(min_length=1)
+    """a file, or a data set of the hub"""
+    weight: float = Field(default=1.0, gt=0, le=1_000)
+    """how many times an epoch uses each row, on average"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 class DataConfig(BaseModel):
     """Rows for training or evaluation."""
 
@@ -41,7 +57,10 @@ class DataConfig(BaseModel):
 
     path: str
     """a file (.json .jsonl .csv .parquet .txt), or a data set of the Hugging Face hub
-    (owner/name, or owner/name:subset)"""
+    (owner/name, or owner/name:subset); a list of them, or of {path, weight}, is a mixture"""
+    mixture: list[WeightedFile] = Field(default_factory=list)
+    """the files of a mixture, each as {path, weight}; an epoch uses weight x rows of a file: 2 is
+    every row twice, 0.1 another tenth of them in each epoch; set by a path that is a list"""
     split: str = "train"
     """split of a hub data set; files have none"""
     format: Format = "auto"
@@ -84,8 +103,16 @@ class DataConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
-        """`data: rows.jsonl` means `data: {path: rows.jsonl}`."""
-        return {"path": value} if isinstance(value, str) else value
+        """`data: rows.jsonl` means `data: {path: rows.jsonl}`; a list of paths is a mixture."""
+        if isinstance(value, str | list):
+            value = {"path": value}
+        match value:
+            case {"path": list(files)}:
+                value = {**value, "mixture": files}
+        match value:
+            case {"mixture": [_, *_] as files}:
+                value = {**value, "path": ", ".join(map(_path_of, files))}
+        return value
 
     @field_validator("path")
     @classmethod
@@ -140,6 +167,13 @@ class DataConfig(BaseModel):
         if twice:
             raise ValueError(f"two of our columns name the same one of the file: {sorted(twice)}")
         return value
+
+
+def _path_of(file: Any) -> str:
+    """The path of a file of a mixture, which is not validated yet."""
+    match file:
+        case {"path": path} | WeightedFile(path=path) | path:
+            return str(path)
 
 
 def _read_template(name: str) -> str:

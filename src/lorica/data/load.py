@@ -19,10 +19,11 @@ from lorica.data.classes import (
 from lorica.data.config import DataConfig
 from lorica.data.dataset import Dataset
 from lorica.data.example import Example
+from lorica.data.mixture import Mixture, mixture_of, split_files, tokenise_files_of
 from lorica.data.overlong import apply_length_limit, limit_of
 from lorica.data.pipeline import tokenise_file
 from lorica.data.prompt_format import PromptFormat, prompt_format_from_dict
-from lorica.data.split import overlap_notices, repetition_notices, split_validation
+from lorica.data.split import overlap_notices, repetition_notices
 from lorica.data.text_encoder import truncate_classified
 from lorica.data.token_store import TokenStore
 from lorica.errors import DataError
@@ -36,6 +37,12 @@ class Data:
     notices: list[str]
     digest: str  # sha256 of the files' bytes, or of the rows
     prompt_format: PromptFormat | None = None  # of the training file; None for classes
+    mixture: Mixture | None = None  # of several training files
+
+    @property
+    def epoch_rows(self) -> int:
+        """Training rows of one epoch."""
+        return len(self.train) if self.mixture is None else self.mixture.rows
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,11 @@ def tokenise_files(
 
     Raises: DataError if rows cannot be read, or cannot be rendered.
     """
-    configs, stores = [config], [tokenise_file(config, tokenizer, seed=seed, texts=texts)]
+    configs, stores = [config], [tokenise_files_of(config, tokenizer, seed=seed, texts=texts)]
     if isinstance(config.validation, str):
         # The same settings except the path and the limit, which counts training rows.
         other = config.model_copy(
-            update={"path": config.validation, "validation": 0.0, "limit": None}
+            update={"path": config.validation, "mixture": [], "validation": 0.0, "limit": None}
         )
         configs.append(other)
         kind = stores[0].kind
@@ -121,11 +128,14 @@ def build_data(files: TokenisedFiles, tokenizer: Any, *, seed: int, limit: int |
         fitted = apply_length_limit(whole, config, limit)
         sides.append(fitted.dataset)
         of_file = [*notices_of(store), *files.notices, *fitted.notices]
-        notices += [f"{Path(config.path).name}: {notice}" for notice in of_file]
+        name = "" if config.mixture else f"{Path(config.path).name}: "
+        notices += [f"{name}{notice}" for notice in of_file]
     share = files.configs[0].validation
     if not isinstance(share, str):
-        sides = [*split_validation(sides[0], share, seed)]
+        sides = [*split_files(sides[0], files.configs[0], share, seed)]
     train, validation = sides
+    mixture, of_mixture = mixture_of(train, files.configs[0])
+    notices += of_mixture
     notices += similar_name_notices(files.labels or ())
     notices += overlap_notices(train, validation, files.labels)
     digests = [store.meta["digest"] for store in files.stores]
@@ -135,7 +145,7 @@ def build_data(files: TokenisedFiles, tokenizer: Any, *, seed: int, limit: int |
     prompt_format = prompt_format_from_dict(
         files.stores[0].meta["prompt_format"], files.configs[0].path
     )
-    return Data(train, validation, files.labels, notices, digest, prompt_format)
+    return Data(train, validation, files.labels, notices, digest, prompt_format, mixture)
 
 
 def notices_of(store: TokenStore) -> list[str]:

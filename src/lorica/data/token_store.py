@@ -94,6 +94,33 @@ class TokenStore:
         start, stop = self.arrays["place"][row : row + 2]
         return bytes(self.arrays["places"][start:stop]).decode()
 
+    def chunk(self, start: int, stop: int, folder: str = "") -> Chunk:
+        """Rows start to stop, for another writer. folder: written before their places."""
+        arrays = self.arrays
+        begins, places = arrays["starts"][start : stop + 1], arrays["place"][start : stop + 1]
+        first, last = np.searchsorted(arrays["runs"][:, 0], begins[[0, -1]])
+        runs = arrays["runs"][first:last]
+        row_of = np.searchsorted(begins, runs[:, 0], side="right") - 1
+        where = (
+            [(folder + self.where(row)).encode() for row in range(start, stop)] if folder else []
+        )
+        names = {
+            key: [None if i < 0 else self.meta[f"{key}s"][i] for i in arrays[key][start:stop]]
+            for key in ("label", "condition")
+        }
+        return Chunk(
+            ids=arrays["ids"][begins[0] : begins[-1]],
+            lengths=np.diff(begins),
+            runs=runs - begins[row_of][:, None],
+            run_counts=np.bincount(row_of, minlength=stop - start),
+            content=arrays["content"][start:stop].tobytes(),
+            key=arrays["key"][start:stop].tobytes(),
+            places=b"".join(where) or arrays["places"][places[0] : places[-1]].tobytes(),
+            place_lengths=np.array([len(w) for w in where]) if where else np.diff(places),
+            labels=names["label"],
+            conditions=names["condition"],
+        )
+
     def example(self, row: int, start: int, stop: int, label: int | None) -> Example:
         """Tokens start to stop of a row as an example; the first of them is not a label."""
         first = int(self.arrays["starts"][row])

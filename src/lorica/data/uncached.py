@@ -10,6 +10,11 @@ from lorica.data.token_store import StoreWriter, TokenStore, finish_store, open_
 MAX_MEMORY = 256 << 20  # bytes; of more rows, the arrays are mapped from files
 
 
+def writer_like(store: TokenStore, seed: int) -> StoreWriter:
+    """An empty writer for rows like those of a store."""
+    return StoreWriter(store.arrays["ids"].dtype.name, seed, texts=store.texts is not None)
+
+
 class Uncached:
     """Takes the place of a cache entry. Its methods raise OSError."""
 

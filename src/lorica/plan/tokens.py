@@ -158,7 +158,7 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
 
 def _all_rows(config: TrainSettings, data: Data, share: float) -> tuple[int, int]:
     """(training, validation) rows of the run. share: of the rows of the file that were read."""
-    train, held = len(data.train), len(data.validation)
+    train, held = data.epoch_rows, len(data.validation)
     validation = config.data.validation
     if isinstance(validation, str):
         every = round(train / share)

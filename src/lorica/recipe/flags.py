@@ -53,7 +53,7 @@ def _apply_flag(
         match value:
             case Named():
                 settings.put(where, member_as_dict(value), place)
-            case str() if len(where) == 1 and where[0] in SHORT and not value.startswith("{"):
+            case str() if len(where) == 1 and where[0] in SHORT and not value.startswith(("{", "[")):
                 settings.put(SHORT[where[0]], value, place)
             case _:
                 settings.put(where, parse_flag(kind, value), place)
@@ -64,7 +64,7 @@ def _expand_short_forms(settings: Settings) -> None:
     """`method: lora` becomes `method: {name: lora}`."""
     for key, where in SHORT.items():
         match settings.data.get(key):
-            case str(word):
+            case str() | list() as word:
                 del settings.data[key]
                 settings.put(where, word, settings.place((key,)))
 
@@ -74,5 +74,22 @@ def resolve_paths(settings: Settings, folder: Path, wheres: Iterable[Where]) -> 
     _expand_short_forms(settings)
     for where in wheres:
         match settings.get(where):
-            case str(name) if not Path(name).exists() and (folder / name).exists():
-                settings.put(where, str(folder / name), settings.place(where))
+            case str(name):
+                settings.put(where, _beside(name, folder), settings.place(where))
+            case list(files):
+                resolved = [_with_path_beside(file, folder) for file in files]
+                settings.put(where, resolved, settings.place(where))
+
+
+def _beside(name: str, folder: Path) -> str:
+    """The path in the recipe's folder, if it exists only there."""
+    return str(folder / name) if not Path(name).exists() and (folder / name).exists() else name
+
+
+def _with_path_beside(file: Any, folder: Path) -> Any:
+    match file:
+        case str(name):
+            return _beside(name, folder)
+        case {"path": str(name)}:
+            return {**file, "path": _beside(name, folder)}
+    return file

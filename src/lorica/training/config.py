@@ -36,7 +36,7 @@ class TrainConfig(TrainSettings):
     @field_validator("data", mode="before")
     @classmethod
     def _short_data(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+        return {"path": value} if isinstance(value, str | list) else value
 
     @field_validator("method", mode="before")
     @classmethod
@@ -109,6 +109,7 @@ def read(
         settings.data.setdefault("output", f"runs/{path.stem}")
     mistakes = settings.mistakes + apply_flags(settings, TrainConfig, flags or {})
     given = {flag.replace("-", "_") for flag in flags or {}}
+    _move_mixture(settings, given)
     for first, second in EXCLUSIVE:
         if (first in given) != (second in given):
             settings.data.pop(second if first in given else first, None)
@@ -122,6 +123,16 @@ def read(
         raise_mistakes(mistakes, settings)
     assert config and method  # no mistakes
     return config.model_copy(update={"method": plain_method(method)})
+
+
+def _move_mixture(settings: Settings, given: set[str]) -> None:
+    """Move a path that is a list to data.mixture; a flag for one file replaces a mixture."""
+    match settings.data.get("data"):
+        case {"path": list(files)} as data:
+            settings.put(("data", "mixture"), files, settings.place(("data", "path")))
+            data["path"] = "several files"  # their names follow from the mixture
+        case dict() as data if given & {"data", "data.path"} and "data.mixture" not in given:
+            data.pop("mixture", None)
 
 
 def _validate_method(settings: Settings) -> "tuple[Method | None, list[Mistake]]":

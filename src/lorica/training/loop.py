@@ -65,7 +65,8 @@ def next_step_input(state: RunState, *, routed: bool) -> StepInput:
     """The rows and settings of the next step. Changes nothing."""
     config, plan, step = state.config, state.plan, state.progress.step
     train = state.data.train
-    indices = row_order(len(train), config.seed, state.progress.rows, plan.rows_per_step)
+    seen, mixture = state.progress.rows, state.data.mixture
+    indices = row_order(len(train), config.seed, seen, plan.rows_per_step, mixture)
     return StepInput(
         [train[i] for i in indices],
         plan.limit.rows,

@@ -17,6 +17,7 @@ from lorica.base.load import LoadedModel
 from lorica.core.attach import use
 from lorica.core.bank import spec_of
 from lorica.data.load import Data
+from lorica.data.mixture import Mixture
 from lorica.training.batching import choose_batching
 from lorica.training.config import TrainConfig
 from lorica.training.micro_batches import MicroBatchLimit, over_budget_notice
@@ -77,7 +78,7 @@ def make_plan(
     shares = packed and why_not_shared(base, name, placement) is None
     own_rows = config.micro_batch_size * config.gradient_accumulation_steps
     rows_per_step, tokens = placement.rows_of_all(own_rows), config.max_tokens_per_micro_batch
-    rows = len(data.train)
+    rows = data.epoch_rows
     check_rows_per_step(rows_per_step, rows)
     total = config.max_steps or math.ceil((config.epochs or 1) * rows / rows_per_step)
     plan = Plan(
@@ -122,21 +123,34 @@ def lr_factor(step: int, *, total: int, warmup: int, kind: Decay) -> float:
     return 1 - done if kind == "linear" else 1.0
 
 
-def row_order(rows: int, seed: int, start: int, count: int) -> list[int]:
+def row_order(
+    rows: int, seed: int, start: int, count: int, mixture: Mixture | None = None
+) -> list[int]:
     """Indices of the rows at positions start .. start + count - 1 of the run's endless stream.
 
-    The stream is one shuffle of all `rows` after another; each follows from (seed, epoch).
+    The stream is one shuffle of all `rows` after another; each follows from (seed, epoch). A
+    mixture repeats or leaves out some rows of an epoch.
     """
     indices: list[int] = []
     while len(indices) < count:
-        epoch, position = divmod(start + len(indices), rows)
-        shuffle = _shuffled(rows, seed, epoch)
+        epoch, position = divmod(start + len(indices), mixture.rows if mixture else rows)
+        shuffle = _shuffled(rows, seed, epoch, mixture)
         indices += shuffle[position : position + count - len(indices)].tolist()
     return indices
 
 
 @lru_cache(maxsize=4)  # runs that are trained together have each their own
-def _shuffled(rows: int, seed: int, epoch: int) -> Tensor:
+def _shuffled(rows: int, seed: int, epoch: int, mixture: Mixture | None) -> Tensor:
     """All rows in the order of one epoch; for 300,000 rows this takes milliseconds."""
     draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(rows, generator=draw)
+    if mixture is None:
+        return torch.randperm(rows, generator=draw)
+    used = []
+    for start, stop, wanted in mixture.parts:
+        count = stop - start
+        whole, rest = divmod(wanted, max(count, 1))
+        used.append(torch.arange(start, stop).repeat(whole))
+        if rest:
+            used.append(start + torch.randperm(count, generator=draw)[:rest])
+    indices = torch.cat(used)
+    return indices[torch.randperm(len(indices), generator=draw)]

@@ -33,7 +33,7 @@ FREE = (
     "peer",
     "data.workers",
 )
-PATHS = ("data.path", "data.validation")
+PATHS = ("data.path", "data.mixture", "data.validation")
 """Settings that may name another file with the same content, as may `base`. The suffix must stay:
 it decides how the file is read."""
 LENGTH = ("max_steps", "epochs")
@@ -238,7 +238,11 @@ def _check_schedule(fresh: Mapping[str, Tensor], saved: ckpt.Checkpoint) -> None
 
 
 def _are_files_alike(old: Any, new: Any) -> bool:
-    """Both name a file, and files that are read in the same way."""
+    """Both name files that are read in the same way, and, of a mixture, have the same weights."""
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = list(zip(old, new, strict=False))
+        alike = all(_are_files_alike(a["path"], b["path"]) for a, b in pairs)
+        return alike and [a["weight"] for a in old] == [b["weight"] for b in new]
     return isinstance(old, str) and isinstance(new, str) and Path(old).suffix == Path(new).suffix
 
 
