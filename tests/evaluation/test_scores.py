@@ -87,6 +87,22 @@ def test_small_batches_and_chunks_give_the_same(model, monkeypatch):
     np.testing.assert_allclose(score(model, rows).nll, expected, rtol=1e-5)
 
 
+def test_the_logits_of_a_long_row_are_computed_in_pieces(model, monkeypatch):
+    """No more than MAX_LOGITS at a time, and each row scores what it scores whole."""
+    ids = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [*examples(3), Example(ids, [False] + [True] * 39, "row:long")]
+    expected = score(model, rows)
+    computed = []
+    handle = model.lm_head.register_forward_hook(lambda *call: computed.append(call[2].numel()))
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", VOCABULARY * 16)
+    pieces = score(model, rows)
+    handle.remove()
+    assert max(computed) <= VOCABULARY * 16
+    np.testing.assert_allclose(pieces.nll, expected.nll, rtol=1e-5)
+    np.testing.assert_array_equal(pieces.tokens, expected.tokens)
+    np.testing.assert_array_equal(pieces.correct, expected.correct)
+
+
 def test_a_row_without_labels_is_ignored_and_only_such_rows_are_an_error(model):
     blank = Example([5, 6, 7], [False] * 3, "row:blank")
     scores = score(model, [blank, *examples(3)])

@@ -195,9 +195,11 @@ def test_the_largest_batch_of_an_evaluation_is_that_of_the_loss(rows):
     counts = count_tokens(config, read_shapes("bundled"))
     base = load("bundled")
     data = load_data(config.data, base.tokenizer, seed=0, max_length=512)
-    computed = []
+    computed, inputs = [], []
     base.model.lm_head.register_forward_hook(lambda *call: computed.append(call[2].shape))
-    _, logits, batch = next(label_logits(base.model, data.validation))
-    assert (counts.evaluated.rows, counts.evaluated.longest) == batch.input_ids.shape
+    table = base.model.get_input_embeddings()
+    table.register_forward_hook(lambda *call: inputs.append(call[1][0].shape))
+    logits = next(label_logits(base.model, data.validation)).logits
+    assert (counts.evaluated.rows, counts.evaluated.longest) == inputs[-1]
     assert computed[-1] == (counts.evaluated.rows, counts.evaluated.positions, 2048)
     assert counts.evaluated.labels == len(logits)

@@ -2,7 +2,7 @@
 
 Rows of similar length are padded on the right to a batch; results come back in the order of the
 rows. The output head runs only at label positions, where the architecture has `logits_to_keep`.
-No batch has more than MAX_LOGITS logits, unless a single row does.
+A row with more than MAX_LOGITS logits is a batch by itself, and its logits are computed in pieces.
 
 Letters: B rows, T tokens, N label tokens, V vocabulary, C classes.
 """
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lorica.base.batching import pad_id, padding_of
 from lorica.base.context_length import embedding_rows
+from lorica.base.tail import tail_of
 from lorica.core.condition import with_conditions
 from lorica.core.modes import in_mode
 from lorica.data.batch import Batch, pad
@@ -28,9 +29,21 @@ from lorica.errors import DataError, TrainingError, counted, listed
 from lorica.progress import Progress
 
 MAX_LOGITS = 1 << 27
-"""Logits of one batch: 512 MB in float32. A single row may have more."""
+"""Logits that are computed at a time: 512 MB in float32."""
 MAX_FLOAT32 = 1 << 24
 """Logits that are converted to float32 at a time."""
+
+
+@dataclass(frozen=True)
+class LabelLogits:
+    """Logits at label positions, or those of classes.
+
+    rows: (N,) number of the row of each label. logits: (N, V) or (N, C). targets: (N,).
+    """
+
+    rows: NDArray[np.int64]
+    logits: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,20 +81,17 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
     nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
     probabilities = np.zeros((rows, 0), np.float32)
     with Progress("evaluating", rows) as bar:
-        for picked, logits, inputs in label_logits(model, examples, batch=batch):
-            if inputs.labels is None:
-                row, targets = inputs.label_rows.cpu(), inputs.targets
-            else:
-                row, targets = torch.arange(len(picked)), inputs.labels
+        for piece in label_logits(model, examples, batch=batch):
+            if examples[0].label is not None:
                 if not probabilities.size:
-                    probabilities = np.zeros((rows, logits.shape[-1]), np.float32)
-                probabilities[picked] = logits.float().softmax(-1).cpu().numpy()
-            losses, hits = _losses_and_hits(logits, targets)
-            row_numbers = np.asarray(picked)[row.numpy()]
-            np.add.at(nll, row_numbers, losses.double().cpu().numpy())
-            np.add.at(correct, row_numbers, hits.cpu().numpy())
-            np.add.at(tokens, row_numbers, 1)
-            bar.advance(len(picked))
+                    probabilities = np.zeros((rows, piece.logits.shape[-1]), np.float32)
+                probabilities[piece.rows] = piece.logits.float().softmax(-1).cpu().numpy()
+            losses, hits = _losses_and_hits(piece.logits, piece.targets)
+            begun = len(np.unique(piece.rows[tokens[piece.rows] == 0]))
+            np.add.at(nll, piece.rows, losses.double().cpu().numpy())
+            np.add.at(correct, piece.rows, hits.cpu().numpy())
+            np.add.at(tokens, piece.rows, 1)
+            bar.advance(begun)
     _check_scores(examples, nll, tokens)
     return Scores(nll, tokens, correct, probabilities)
 
@@ -92,8 +102,9 @@ def class_probabilities(
     """(rows, C) of a classifier. Labels are ignored, and may be missing."""
     unlabelled = [replace(example, label=0) for example in examples]  # any class: a row has one
     by_row: dict[int, NDArray[np.float32]] = {}
-    for picked, logits, _ in label_logits(model, unlabelled, batch=batch):
-        by_row |= zip(picked, logits.float().softmax(-1).cpu().numpy(), strict=True)
+    for piece in label_logits(model, unlabelled, batch=batch):
+        shares = piece.logits.float().softmax(-1).cpu().numpy()
+        by_row |= zip(piece.rows.tolist(), shares, strict=True)
     return np.stack([by_row[i] for i in range(len(examples))])
 
 
@@ -104,8 +115,8 @@ def mean_loss(model: nn.Module, examples: Sequence[Example], *, batch: int = 16)
 
 def label_logits(
     model: nn.Module, examples: Sequence[Example], *, batch: int = 16
-) -> Iterator[tuple[list[int], Tensor, Batch]]:
-    """For each batch: (row numbers, logits (N, V) or (B, C), the batch)."""
+) -> Iterator[LabelLogits]:
+    """The logits of every label, by batches; those of a long row in several pieces."""
     foreign: Any = model
     device = next(model.parameters()).device
     head_at_labels = "logits_to_keep" in signature(foreign.forward).parameters
@@ -115,9 +126,31 @@ def label_logits(
     with in_mode(model, training=False), torch.no_grad():
         for picked in _batches(examples, rows, max_tokens, batching.shared):
             inputs = pad([examples[i] for i in picked], pad_id(model)).to(device)
+            numbers = np.asarray(picked)
             with with_conditions(model, inputs.conditions):
-                logits = _forward(foreign, inputs, head_at_labels)
-            yield picked, logits, inputs
+                if inputs.labels is not None:
+                    yield LabelLogits(
+                        numbers, _forward(foreign, inputs, head_at_labels), inputs.labels
+                    )
+                    continue
+                of_label, start = numbers[inputs.label_rows.cpu().numpy()], 0
+                for logits in _pieces(foreign, inputs, head_at_labels, max_tokens):
+                    own = slice(start, start := start + len(logits))
+                    yield LabelLogits(of_label[own], logits, inputs.targets[own])
+
+
+def _pieces(model: Any, inputs: Batch, head_at_labels: bool, max_tokens: int) -> Iterator[Tensor]:
+    """The logits of a batch in pieces of at most `max_tokens` labels, in order."""
+    is_long = len(inputs.lengths) == 1 and len(inputs.targets) > max_tokens
+    tail = tail_of(model) if is_long else None
+    if tail is None:  # also where the head cannot be called by itself
+        yield _forward(model, inputs, head_at_labels)
+        return
+    decoded = tail.decoder(
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False
+    )
+    hidden = decoded.last_hidden_state.flatten(0, 1)[inputs.label_positions]
+    yield from map(tail, hidden.split(max_tokens))
 
 
 def _check_scores(

@@ -184,9 +184,9 @@ def check_adapter_acts(model: nn.Module, examples: Sequence[Example]) -> None:
     step = 4
     for start in range(0, len(examples), step):
         rows = examples[start : start + step]
-        adapted = torch.cat([logits.flatten() for _, logits, _ in label_logits(model, rows)])
+        adapted = torch.cat([piece.logits.flatten() for piece in label_logits(model, rows)])
         with use(model):
-            plain = torch.cat([logits.flatten() for _, logits, _ in label_logits(model, rows)])
+            plain = torch.cat([piece.logits.flatten() for piece in label_logits(model, rows)])
         change = (adapted - plain).abs().max().item() if len(plain) else 0.0
         if not change <= SAME_LOGITS:  # also NaN, which scoring reports
             return
