@@ -10,11 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lorica.base.digest import digests
+from lorica.base.fingerprint import fingerprint
 from lorica.base.load import load
 from lorica.base.offload import released_after_use
 from lorica.base.offload_blocks import BlockOffload, blocks_of
+from lorica.base.samples import sampled
 from lorica.errors import BaseError, ConfigError
 from tests import small_base
+from tests.training.rows import tiny_base
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 WIDTH, LAYERS = 512, 8
@@ -97,6 +100,23 @@ def test_an_offload_that_cannot_be_is_refused(base, options, words, fix):
     with pytest.raises(ConfigError, match=words) as error:
         load(str(base), **options)
     assert fix in str(error.value.fix or "")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="weights are on the accelerator")
+def test_a_fingerprint_leaves_nothing_of_the_files_in_memory(tmp_path, monkeypatch):
+    """Also while it samples: the system reads pages around each value that is asked for."""
+    folder = tiny_base(tmp_path / "base", hidden_size=256, num_hidden_layers=8)
+    loaded, file = load(str(folder), dtype="auto"), folder / "model.safetensors"
+    seen = []
+
+    def watched(tensor: torch.Tensor) -> bytes:
+        seen.append(resident(file))
+        return sampled(tensor)
+
+    monkeypatch.setattr("lorica.base.fingerprint.sampled", watched)
+    fingerprint(loaded.model, hashing="exact")
+    assert len(seen) > 8
+    assert max(*seen, resident(file)) < file.stat().st_size / 3
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="weights are on the accelerator")

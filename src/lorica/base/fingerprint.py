@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lorica.base.config_fields import Value, changed_fields, computing_fields, in_training_only
 from lorica.base.digest import digests, tokenizer_parts
+from lorica.base.mapped_memory import mapped_weights, release_pages
 from lorica.base.model_view import config_view_of, model_view
 from lorica.base.quantisation_config import quantisation_of
 from lorica.base.quantise import QuantisedLinear
@@ -82,7 +83,7 @@ def fingerprint(
     left_out = head_layers(model, whole)
     shapes: list[str] = []
     linear, rest = hashlib.sha256(), hashlib.sha256()
-    originals_known = True
+    originals_known, ranges = True, mapped_weights()
     sizes: dict[int, int] = {}  # by tensor: a tied tensor counts once
     for site in sites_of(model, ("linear", "embedding", "other")):
         if site.name in left_out:
@@ -102,6 +103,7 @@ def fingerprint(
             if site.kind != "linear":
                 shapes.append(f"{site.name}.{key} {tuple(parameter.shape)}")
             (linear if site.kind == "linear" else rest).update(sampled(parameter))
+            release_pages(parameter, ranges)  # the system reads 16 pages for each that is asked for
     quantisation, double = _quantisation(model)
     return Fingerprint(
         path=path or config_view_of(model).path,

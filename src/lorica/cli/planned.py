@@ -12,6 +12,7 @@ from lorica.plan.evaluation import largest_evaluation
 from lorica.plan.fit import Change
 from lorica.plan.time import Span
 from lorica.training.config import TrainConfig
+from lorica.training.prepare import with_dtype
 
 WIDTH = 79
 ERROR = 0.05
@@ -83,7 +84,8 @@ def named(device: Device) -> str:
 
 def _memory(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]]:
     memory, batch = estimate.memory, estimate.tokens.largest
-    base = f"{_count(estimate.base_parameters)} parameters in {config.quantisation or config.dtype}"
+    kind = config.quantisation or with_dtype(config).dtype
+    base = f"{_count(estimate.base_parameters)} parameters in {kind}"
     recomputed = ", blocks recomputed" if config.gradient_checkpointing else ""
     largest = f"of {counted(round(batch.rows), 'row')}, {round(batch.tokens):,} tokens{recomputed}"
     evaluated = largest_evaluation(estimate.shapes, config, estimate.tokens)

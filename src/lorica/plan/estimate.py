@@ -14,6 +14,7 @@ from lorica.plan.shapes import Shapes, read_shapes
 from lorica.plan.time import Span, step_time, waits_for_launches
 from lorica.plan.tokens import TokenCounts, count_tokens
 from lorica.training.config import TrainConfig
+from lorica.training.prepare import with_dtype
 
 FORWARD_SHARE = 0.5
 """Time of a token in an evaluation, as a share of its time in training with a frozen base."""
@@ -97,6 +98,7 @@ def estimate(config: TrainConfig, device: Device, tokens: TokenCounts | None = N
 
     Raises: BaseError, DataError, FileError, TargetError, ConfigError for what cannot be trained.
     """
+    config = with_dtype(config)
     shapes = read_shapes(config.base)
     tokens = tokens or count_tokens(config, shapes)
     method = config.method

@@ -1,6 +1,7 @@
 """The peak memory of a run, from the sizes of the base and the tokens of its largest micro-batch.
 
-    weights       in their dtype; of a quantised base, codes and scales, and one unpacked layer
+    weights       in their dtype; of a quantised base, codes and scales, and one unpacked layer;
+                  of an offloaded base, a layer (CPU) or two blocks
     adapter       float32: trained tensors, their gradients, their start, and frozen tensors
     optimizer     AdamW: two float32 moments for each trained element; SGD: none
     activations   what the backward pass needs; see lorica.plan.activations
@@ -94,7 +95,7 @@ def peak_memory(
     elif evaluated.total > activations + logits:
         activations, logits = evaluated.activations, evaluated.logits
     return Memory(
-        weights=_weights(shapes, settings),
+        weights=_weights(shapes, settings, device),
         adapter=_adapter(counts, method, size, device),
         optimizer=_moments(settings) * 4 * counts.trained,
         activations=activations,
@@ -112,8 +113,14 @@ def _runtime(shapes: Shapes, settings: TrainSettings, device: Device) -> int:
     return libraries + digest + PLOTS[device.kind]
 
 
-def _weights(shapes: Shapes, settings: TrainSettings) -> int:
+def _weights(shapes: Shapes, settings: TrainSettings, device: Device) -> int:
     kind, size = settings.quantisation or shapes.quantised, DTYPE_BYTES[settings.dtype]
+    if settings.offload and device.kind == "cpu":  # one layer's weights at a time
+        return size * max(site.parameters for site in shapes.sites)
+    if settings.offload:  # two blocks, and the weights outside of the blocks
+        inside = sum(site.inputs * site.outputs for site in shapes.quantisable)
+        waiting = inside * max(shapes.layers - 2, 0) // max(shapes.layers, 1)
+        return shapes.bytes_of(settings.dtype) - size * waiting
     if kind not in ("nf4", "fp4", "int8"):
         return shapes.bytes_of(settings.dtype)
     packed = shapes.bytes_of(settings.dtype, kind, settings.double_quantisation)

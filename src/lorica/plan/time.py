@@ -239,7 +239,7 @@ def rates_of(device: Device, dtype: str) -> Rates | None:
     """What a device does in a second; None: unknown. A GPU without units for `dtype` computes it
     in those of float32. A CPU without bfloat16 instructions is many times slower: not predicted."""
     if device.kind == "cpu":
-        slow = dtype == "bfloat16" and not cpu_has_bfloat16()
+        slow = dtype == "float16" or (dtype == "bfloat16" and not cpu_has_bfloat16())
         return None if slow else cpu_rates()
     if device.bandwidth is None or not device.flops:
         return None

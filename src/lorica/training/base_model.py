@@ -10,6 +10,11 @@ from lorica.base.load import LoadedModel, load, load_tokenizer
 from lorica.base.quantised_model import store_dequantised_layers
 from lorica.training.config import TrainConfig
 
+FLOAT16 = (
+    "float16 holds no number above 65,504, and gradients below 6e-8 become 0: the losses are not "
+    "scaled, so bfloat16 is the safer dtype to train in"
+)
+
 
 def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
     """The base of a run. labels: the classes of its rows; None: it is a language model.
@@ -26,6 +31,8 @@ def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
         offload=config.offload,
     )
     model: Any = base.model
+    if config.dtype == "float16":
+        base.notices.append(FLOAT16)
     if tokens := config.data.add_tokens:
         before = load_tokenizer(config.base)
         add_tokens(base.tokenizer, tokens)
