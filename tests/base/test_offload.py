@@ -106,7 +106,10 @@ def test_an_offload_that_cannot_be_is_refused(base, options, words, fix):
 def test_a_fingerprint_leaves_nothing_of_the_files_in_memory(tmp_path, monkeypatch):
     """Also while it samples: the system reads pages around each value that is asked for."""
     folder = tiny_base(tmp_path / "base", hidden_size=256, num_hidden_layers=8)
-    loaded, file = load(str(folder), dtype="auto"), folder / "model.safetensors"
+    loaded = load(str(folder), dtype="auto", offload="disk")
+    file = folder / "model.safetensors"
+    ignored = loaded.model._ddp_params_and_buffers_to_ignore
+    assert set(ignored) == {name for name, _ in loaded.model.named_parameters()}  # type: ignore[arg-type]
     seen = []
 
     def watched(tensor: torch.Tensor) -> bytes:

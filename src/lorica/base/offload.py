@@ -140,6 +140,12 @@ def start_offload(model: nn.Module, path: str, device: torch.device | None, offl
             )
         own = DiskOffload(model)
     setattr(foreign, OFFLOAD, own)
+    # Every process reads the same files, so DDP need not broadcast them, which would write to all.
+    foreign._ddp_params_and_buffers_to_ignore = [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in own.waiting or is_mapped(parameter, ranges)
+    ]
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
