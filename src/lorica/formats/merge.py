@@ -202,6 +202,8 @@ def _write_merged(
     check_target(settings.target, model, opened.path)
     for layer in packed:
         layer.like = layer.like.float()  # what bfloat16 would round off is merged
+        if layer.bias is not None:  # the merged weight is rounded to its dtype, too
+            layer.bias.data = layer.bias.data.float()
     plan = None
     if settings.target != "requant":
         plan = plan_merge(opened, staging, dtype, settings.target)
