@@ -110,7 +110,7 @@ def test_a_mixture_is_written_as_a_list_or_by_several_flags(files, tmp_path):
         assert read(None, {"base": "bundled", flag: as_json}).data.mixture[0].weight == 0.5
     assert not read(recipe, {"data": files[0]}).data.mixture
     assert len(read(recipe, {"data": files * 2}).data.mixture) == 4
-    with pytest.raises(ConfigError, match="data.mixture"):
+    with pytest.raises(ConfigError, match=r"data\.mixture"):
         read(None, {"base": "bundled", "data.path": [{"path": files[0], "weight": 0}]})
 
 

@@ -115,13 +115,6 @@ SETTINGS = [
         "no recipe", recipe(""), "train jbo.yaml", 2, ("no recipe jbo.yaml", "closest", "job.yaml")
     ),
     Case(
-        "longer rows than the base takes",
-        do.nothing,
-        f"{TRAIN} --data.max_length 9000",
-        2,
-        ("9000", "data.max_length", "512", "fix"),
-    ),
-    Case(
         "a number that is none",
         do.nothing,
         f"{TRAIN} --learning_rate nan",

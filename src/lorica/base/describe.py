@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -84,6 +85,34 @@ def context_length(path: str) -> int | None:
     if (most := view.max_length) is None or view.has_rope:
         return most  # there is no table of positions whose rows could be fewer
     return positions_of(config, skeleton(path, AutoModel))
+
+
+def row_limit(path: str, asked: int | None) -> int | None:
+    """The longest row in tokens that is trained on, at most; None: no limit.
+
+    asked: data.max_length. It may be above the context of a base that rotates its positions, which
+    computes longer rows too, though it has not learned to; see `beyond_training_notice`.
+    """
+    limit = context_length(path)
+    if limit is None or asked is None or not _view(path).has_rope:
+        return limit
+    return max(limit, asked)
+
+
+def beyond_training_notice(path: str, lengths: np.ndarray) -> list[str]:
+    """A notice on rows that are longer than those that the base was trained on; [] without any.
+
+    lengths: (N,) tokens of the rows.
+    """
+    trained = _view(path).max_positions
+    if trained is None or not (long := int((lengths > trained).sum())):
+        return []
+    notice = (
+        f"{long:,} of {len(lengths):,} rows are longer than {trained:,} tokens, the length that "
+        f"the base was trained for; the longest has {lengths.max():,}. Its positions beyond that "
+        "are new to it: compare the loss of long rows with that of short ones"
+    )
+    return [notice]
 
 
 def vocabulary_size(path: str) -> int | None:

@@ -41,7 +41,7 @@ def check(*words: Words, json: Json = False) -> None:
 
     from lorica.base.added_tokens import add_tokens
     from lorica.base.context_length import check_tokens
-    from lorica.base.describe import context_length, vocabulary_size
+    from lorica.base.describe import row_limit, vocabulary_size
     from lorica.base.load import load_tokenizer
     from lorica.data.check import check, print_report
     from lorica.training.prepare import check_base_named
@@ -53,7 +53,7 @@ def check(*words: Words, json: Json = False) -> None:
         config.data,
         tokenizer,
         seed=config.seed,
-        max_length=context_length(config.base),
+        max_length=row_limit(config.base, config.data.max_length),
         check_examples=partial(check_tokens, tokenizer=tokenizer, rows=embedding_rows),
     )
     if json:

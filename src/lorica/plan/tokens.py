@@ -114,9 +114,14 @@ def count_tokens(config: TrainSettings, shapes: Shapes) -> TokenCounts:
 
 
 def _context(config: TrainSettings, shapes: Shapes) -> int | None:
-    """The longest row that the base takes, less the positions of virtual tokens."""
+    """The longest row that the base takes, less the positions of virtual tokens.
+
+    A longer data.max_length is planned for; training refuses it on a base that cannot.
+    """
     taken = config.method.get("num_virtual_tokens") or 0
-    return None if shapes.context is None else shapes.context - taken
+    if shapes.context is None:
+        return None
+    return max(shapes.context, config.data.max_length or 0) - taken
 
 
 def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> TokenCounts:

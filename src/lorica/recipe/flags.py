@@ -53,7 +53,9 @@ def _apply_flag(
         match value:
             case Named():
                 settings.put(where, member_as_dict(value), place)
-            case str() if len(where) == 1 and where[0] in SHORT and not value.startswith(("{", "[")):
+            case str() if (
+                len(where) == 1 and where[0] in SHORT and not value.startswith(("{", "["))
+            ):
                 settings.put(SHORT[where[0]], value, place)
             case _:
                 settings.put(where, parse_flag(kind, value), place)

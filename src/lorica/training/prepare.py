@@ -4,10 +4,11 @@ from lorica import progress
 from lorica.base.added_tokens import add_tokens
 from lorica.base.context_length import check_tokens
 from lorica.base.describe import (
-    context_length,
+    beyond_training_notice,
     dtype_of_base,
     hidden_size,
     own_classes,
+    row_limit,
     vocabulary_size,
 )
 from lorica.base.load import load_tokenizer
@@ -34,19 +35,23 @@ def load_rows(config: TrainConfig) -> Data:
 
     A row may be as long as the context of the base, less the positions that the method uses.
     """
-    reserved = config.build_method().positions()
+    reserved, limit = (
+        config.build_method().positions(),
+        row_limit(config.base, config.data.max_length),
+    )
     tokenizer = add_tokens(load_tokenizer(config.base), config.data.add_tokens)
     data = load_data(
         config.data,
         tokenizer,
         seed=config.seed,
-        max_length=None if (limit := context_length(config.base)) is None else limit - reserved,
+        max_length=None if limit is None else limit - reserved,
         labels=own_classes(config.base),
         new_classes=True,
     )
     if not config.data.add_tokens:
         for rows in (data.train, data.validation):
             check_tokens(rows, tokenizer, vocabulary_size(config.base))
+    data.notices += beyond_training_notice(config.base, data.train.lengths)
     progress.announce(summary(config, data))
     return data
 
