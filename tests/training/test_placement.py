@@ -32,7 +32,6 @@ def test_processes_divide_the_rows_and_draw_their_own_numbers():
     assert [row.where for row in second.rows(ROWS)] == ["row 1", "row 3", "row 5"]
     seeds = [p.seed(step) for step in range(3) for p in (first, second)]
     assert len(set(seeds)) == 6
-    assert first.rows_of_all(4) == 8
     assert (first.is_writer, second.is_writer) == (True, False)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,8 +160,7 @@ def test_a_full_disk_loses_nothing(small_base, tmp_path, monkeypatch):
 def test_early_stopping_keeps_the_best_adapter(small_base, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
     monkeypatch.setattr(
-        "lorica.training.validation.score",
-        lambda *_: SimpleNamespace(loss=next(losses), accuracy=0.0),
+        "lorica.training.validation.loss_and_accuracy_of_all", lambda _: (next(losses), 0.0)
     )
     seen = {}
     own = loop.evaluate

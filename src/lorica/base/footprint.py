@@ -44,10 +44,10 @@ def footprint(model: nn.Module) -> Footprint:
         own = [p for p in module._parameters.values() if p is not None]
         if isinstance(module, QuantisedLinear):
             own += [b for b in module._buffers.values() if b is not None]
-        held |= {tensor.data_ptr(): tensor for tensor in own if tensor.numel()}
+        held |= {_address(tensor): tensor for tensor in own if tensor.numel()}
     packed = list(quantised_layers(model).values())
     weights = [layer.in_features * layer.out_features for layer in packed]
-    codes = {part.data_ptr() for layer in packed for part in layer.buffers()}
+    codes = {_address(part) for layer in packed for part in _parts_of(layer)}
     floats = sum(t.numel() for address, t in held.items() if address not in codes)
     parameters = floats + sum(weights)
     bits = sum(n * layer.bits_per_parameter for n, layer in zip(weights, packed, strict=True))
@@ -60,3 +60,14 @@ def footprint(model: nn.Module) -> Footprint:
         packed=len(packed),
         bits_per_parameter=bits / sum(weights) if packed else None,
     )
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor is in memory; of a sharded one, the part of this process."""
+    return getattr(tensor, "_local_tensor", tensor).data_ptr()
+
+
+def _parts_of(layer: QuantisedLinear) -> list[Tensor]:
+    """Every tensor of a quantised layer but its bias; some are parameters where it is sharded."""
+    own = {**layer._buffers, **layer._parameters}
+    return [tensor for key, tensor in own.items() if key != "bias" and tensor is not None]

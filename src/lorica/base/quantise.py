@@ -102,7 +102,7 @@ class QuantisedLinear(PackedLayer):
     @property
     def bits_per_parameter(self) -> float:
         """Bits of codes and scales per weight. `table` is not counted: all layers share it."""
-        parts = [self._buffers[name] for name in PARTS if name != "table"]
+        parts = [getattr(self, name) for name in PARTS if name != "table"]
         used = sum(part.numel() * part.element_size() for part in parts if part is not None)
         return 8 * used / (self.in_features * self.out_features)
 
@@ -256,8 +256,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:  # type: ignore[override]
         # A snapshot, because an adapter may replace the codes for this call only.
-        ctx.layer = snapshot = object.__new__(QuantisedLinear)
-        snapshot.__dict__ = {**layer.__dict__, "_buffers": dict(layer._buffers)}
+        ctx.layer, own = object.__new__(QuantisedLinear), vars(layer)
+        ctx.layer.__dict__ = own | {key: dict(own[key]) for key in ("_buffers", "_parameters")}
         return F.linear(x, layer.weight_for_product(x.dtype))
 
     @staticmethod

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cyclopts import CycloptsError, UnknownCommandError
 
+from lorica.cli.process_errors import is_printed, peer_lost, process_of_several
 from lorica.errors import (
     ConfigError,
     LoricaError,
@@ -42,7 +43,12 @@ def print_error(error: BaseException, *, as_json: bool, debug: bool) -> int:
             code = None
     if debug:
         traceback.print_exception(error)
-    ours = as_lorica_error(error)
+    lost = peer_lost(error)
+    ours = lost or as_lorica_error(error)
+    if (process := process_of_several()) is not None:
+        if is_printed(str(ours or error), is_consequence=lost is not None):
+            return code or (ours.exit_code if ours else 70)
+        print(f"process {process[0]} of {process[1]}:", file=sys.stderr)
     if ours is None:
         bug = _describe_bug(error)
         print(bug, file=sys.stderr)

@@ -77,6 +77,23 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
     batch: most rows at a time.
     Raises: DataError if no row has a label; TrainingError if a loss is not finite.
     """
+    scores = score_share(model, examples, batch=batch)
+    if not scores.tokens.sum():
+        raise DataError(
+            f"none of the {counted(len(examples), 'row')} has a label: there is nothing to "
+            "measure.",
+            fix="give rows with an answer, or data.completion_only: false",
+        )
+    return scores
+
+
+def score_share(
+    model: nn.Module, examples: Sequence[Example], *, batch: int = 16, passes: int = 0
+) -> Scores:
+    """As `score`, of rows none of which need have a label: a share of more rows.
+
+    passes: forward passes at least; those beyond what the rows need are not counted.
+    """
     rows = len(examples)
     nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
     probabilities = np.zeros((rows, 0), np.float32)
@@ -92,7 +109,9 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
             np.add.at(correct, piece.rows, hits.cpu().numpy())
             np.add.at(tokens, piece.rows, 1)
             bar.advance(begun)
-    _check_scores(examples, nll, tokens)
+    for _ in range(passes - passes_of(model, examples, batch=batch)):
+        next(label_logits(model, examples[:1]))
+    _check_finite(examples, nll)
     return Scores(nll, tokens, correct, probabilities)
 
 
@@ -120,11 +139,8 @@ def label_logits(
     foreign: Any = model
     device = next(model.parameters()).device
     head_at_labels = "logits_to_keep" in signature(foreign.forward).parameters
-    max_tokens = MAX_LOGITS // (embedding_rows(model) or 1)
-    batching = padding_of(model)
-    rows = 1 if batching.refused else batch
     with in_mode(model, training=False), torch.no_grad():
-        for picked in _batches(examples, rows, max_tokens, batching.shared):
+        for picked in _batches(model, examples, batch):
             inputs = pad([examples[i] for i in picked], pad_id(model)).to(device)
             numbers = np.asarray(picked)
             with with_conditions(model, inputs.conditions):
@@ -134,6 +150,7 @@ def label_logits(
                     )
                     continue
                 of_label, start = numbers[inputs.label_rows.cpu().numpy()], 0
+                max_tokens = _max_tokens(model)
                 for logits in _pieces(foreign, inputs, head_at_labels, max_tokens):
                     own = slice(start, start := start + len(logits))
                     yield LabelLogits(of_label[own], logits, inputs.targets[own])
@@ -142,7 +159,8 @@ def label_logits(
 def _pieces(model: Any, inputs: Batch, head_at_labels: bool, max_tokens: int) -> Iterator[Tensor]:
     """The logits of a batch in pieces of at most `max_tokens` labels, in order."""
     is_long = len(inputs.lengths) == 1 and len(inputs.targets) > max_tokens
-    tail = tail_of(model) if is_long else None
+    is_sharded = any(hasattr(p, "_local_tensor") for p in model.parameters())
+    tail = tail_of(model) if is_long and not is_sharded else None
     if tail is None:  # also where the head cannot be called by itself
         yield _forward(model, inputs, head_at_labels)
         return
@@ -153,15 +171,12 @@ def _pieces(model: Any, inputs: Batch, head_at_labels: bool, max_tokens: int) ->
     yield from map(tail, hidden.split(max_tokens))
 
 
-def _check_scores(
-    examples: Sequence[Example], nll: NDArray[np.float64], tokens: NDArray[np.int64]
-) -> None:
-    if not tokens.sum():
-        raise DataError(
-            f"none of the {counted(len(examples), 'row')} has a label: there is nothing to "
-            "measure.",
-            fix="give rows with an answer, or data.completion_only: false",
-        )
+def passes_of(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> int:
+    """How many forward passes the scores of these rows take."""
+    return sum(1 for _ in _batches(model, examples, batch))
+
+
+def _check_finite(examples: Sequence[Example], nll: NDArray[np.float64]) -> None:
     not_finite = [examples[i].where for i in np.flatnonzero(~np.isfinite(nll)).tolist()]
     if not_finite:
         raise TrainingError(
@@ -171,13 +186,14 @@ def _check_scores(
         )
 
 
-def _batches(
-    examples: Sequence[Example], rows: int, max_tokens: int, shared: int | None
-) -> Iterator[list[int]]:
+def _batches(model: nn.Module, examples: Sequence[Example], batch: int) -> Iterator[list[int]]:
     """Row numbers of each batch, longest rows first, so that one that does not fit fails at once.
 
-    shared: longer rows are a batch each; see base.batching.
+    Rows longer than `Batching.shared` are a batch each; see base.batching.
     """
+    max_tokens = _max_tokens(model)
+    batching = padding_of(model)
+    rows, shared = 1 if batching.refused else batch, batching.shared
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
     start = 0
     while start < len(order):
@@ -186,6 +202,11 @@ def _batches(
         count = 1 if shared is not None and longest > shared else count
         yield order[start : start + count]
         start += count
+
+
+def _max_tokens(model: nn.Module) -> int:
+    """Tokens of a batch whose logits are MAX_LOGITS."""
+    return MAX_LOGITS // (embedding_rows(model) or 1)
 
 
 def _forward(model: Any, batch: Batch, head_at_labels: bool) -> Tensor:

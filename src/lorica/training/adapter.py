@@ -107,8 +107,9 @@ def trained_adapter(model: nn.Module, name: str) -> TrainedAdapter:
     return TrainedAdapter(name, tensors, copy_of(trained), trainable_parameters(model))
 
 
-def keep_as_best(adapter: TrainedAdapter, model: nn.Module) -> None:
-    adapter.best = copy_of(adapter_state(model, adapter.name))
+def keep_as_best(adapter: TrainedAdapter, model: nn.Module, placement: Placement) -> None:
+    """Copy the tensors of the lowest validation loss so far; all processes call this. In place."""
+    adapter.best = copy_of(placement.whole(adapter_state(model, adapter.name)))
 
 
 def restore_best(adapter: TrainedAdapter, model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from lorica.training.config import TrainConfig
 from lorica.training.display import Display
 from lorica.training.placement import Placement
 from lorica.training.plan import Plan, make_plan
+from lorica.training.processes import check_alike, facts_of
 from lorica.training.resume import continue_from
 from lorica.training.run import Run
 from lorica.training.state import RunState
@@ -66,7 +67,8 @@ def build_run(
         base, config, data, None if saved is None else saved.adapter, name
     )
     adapter = trained_adapter(base.model, name)
-    plan, plan_notices = make_plan(base, config, data, name, placement)
+    processes = placement.processes if saved is None else saved.origin.processes
+    plan, plan_notices = make_plan(base, config, data, name, placement, processes=processes)
     run.notices += [*notices, *base.notices, *adapter_notices, *data.notices, *plan_notices]
     state = RunState(
         config=config,
@@ -80,6 +82,7 @@ def build_run(
         placement=placement,
         progress=ckpt.Progress(),
     )
+    check_alike(placement, facts_of(state, saved))
     if saved is not None:
         continue_from(state, saved)
     if run.is_writer:

@@ -15,6 +15,7 @@ def conflicts(c: TrainSettings) -> Iterator[Conflict]:
     yield from _quantisation_conflicts(c)
     yield from _offload_conflicts(c)
     yield from _split_conflicts(c)
+    yield from _shard_conflicts(c)
 
 
 def _length_conflicts(c: TrainSettings) -> Iterator[Conflict]:
@@ -93,4 +94,23 @@ def _split_conflicts(c: TrainSettings) -> Iterator[Conflict]:
         yield (
             "split",
             "a split run trains adapters of linear layers: no experts, no modules_to_save, no rows",
+        )
+
+
+def _shard_conflicts(c: TrainSettings) -> Iterator[Conflict]:
+    if not c.shard:
+        return
+    if c.split:
+        yield "shard", "shard divides the base among equal processes, and split among two others"
+    if c.offload:
+        yield (
+            "offload",
+            f"offload is {c.offload}, and shard keeps no weight whole; give one of them",
+        )
+    if c.optimizer == "paged_adamw":
+        yield "optimizer", "optimizer paged_adamw cannot be sharded; with shard use adamw"
+    if c.unpacked_gib:
+        yield (
+            "unpacked_gib",
+            "unpacked_gib keeps whole weights in every process, and shard a part; give one of them",
         )

@@ -39,7 +39,12 @@ def _settle(state: RunState) -> int:
     adapter, progress, run = state.adapter, state.progress, state.run
     trained = {name: adapter.tensors[name] for name in adapter.initial}
     run.notice(
-        *watch.check_moved(adapter.initial, trained, state.updater.driver.schedule.live()),
+        *watch.check_moved(
+            adapter.initial,
+            trained,
+            state.updater.driver.schedule.live(),
+            state.placement.any_process,
+        ),
         *watch.notices_of_rise(progress, adapter.best, state.config.init_from),
         *watch.notices_of_standstill(
             losses_of(run.folder),
@@ -52,7 +57,8 @@ def _settle(state: RunState) -> int:
     if adapter.best is None:
         return progress.step
     if progress.best_step < progress.step:
-        restore_best(adapter, state.base.model)
+        if run.is_writer:
+            restore_best(adapter, state.base.model)
         run.notice(f"the adapter is that of step {progress.best_step}, the best one")
     return progress.best_step
 

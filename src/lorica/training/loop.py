@@ -12,6 +12,7 @@ from lorica.core.peak_memory import peak_memory
 from lorica.training import watch
 from lorica.training.finish import finish, pause
 from lorica.training.plan import row_order
+from lorica.training.restart import launch
 from lorica.training.resume import save_checkpoint
 from lorica.training.run import Result
 from lorica.training.signals import Signals, stopped_by
@@ -24,6 +25,7 @@ def train_to_end(state: RunState) -> Result:
     """Train from where the run is to its last step, and write the result. Raises: as `train`."""
     try:
         stepper = stepper_for([state])
+        state.shard()
         with Signals() as signals:
             begin(state, stepper)
             while not (state.is_done or state.is_paused):
@@ -41,7 +43,8 @@ def begin(state: RunState, stepper: Stepper) -> None:
     run, step, config = state.run, state.progress.step, state.config
     first = state.data.train[: config.micro_batch_size]
     run.notices += stepper.notices(first, state.plan.limit)
-    run.log("resume" if step else "start", step=step, total=state.plan.total)
+    by = {} if (launcher := launch()) is None else {"launch": launcher}
+    run.log("resume" if step else "start", step=step, total=state.plan.total, **by)
     for text in [str(state.adapter.count), *run.notices]:
         run.log("line", text=text)
     if not step:

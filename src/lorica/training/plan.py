@@ -33,8 +33,9 @@ class Plan:
 
     total, warmup, eval_steps, save_steps, epoch (one pass over the rows): optimizer steps.
         schedule: of the learning rate.
-    rows_per_step: of all processes. limit: of what goes through the model of this process at a
-        time; a step that ran out of memory lowers it.
+    processes: that divided a step when the run began. rows_per_step: of all of them. limit: of
+        what goes through the model of this process at a time; a step that ran out of memory
+        lowers it.
     packed: rows are concatenated, not padded. can_share_prefixes: tokens with which several rows
         of a micro-batch begin are computed once.
     """
@@ -45,6 +46,7 @@ class Plan:
     eval_steps: int | None
     save_steps: int
     epoch: int
+    processes: int
     rows_per_step: int
     limit: MicroBatchLimit
     packed: bool
@@ -68,16 +70,24 @@ class Plan:
 
 
 def make_plan(
-    base: LoadedModel, config: TrainConfig, data: Data, name: str, placement: Placement
+    base: LoadedModel,
+    config: TrainConfig,
+    data: Data,
+    name: str,
+    placement: Placement,
+    *,
+    processes: int,
 ) -> tuple[Plan, list[str]]:
     """The plan of a run whose adapter `name` is on the base, and notices about its batching.
+
+    processes: with which the run began. Those that continue it divide the same steps.
 
     Raises: ConfigError if an optimizer step would pass over the rows again and again.
     """
     packed, batching, notices = choose_batching(base, config, data, placement)
     shares = packed and why_not_shared(base, name, placement) is None
-    own_rows = config.micro_batch_size * config.gradient_accumulation_steps
-    rows_per_step, tokens = placement.rows_of_all(own_rows), config.max_tokens_per_micro_batch
+    rows_per_step = config.micro_batch_size * config.gradient_accumulation_steps * processes
+    own_rows, tokens = -(-rows_per_step // placement.processes), config.max_tokens_per_micro_batch
     rows = data.epoch_rows
     check_rows_per_step(rows_per_step, rows)
     total = config.max_steps or math.ceil((config.epochs or 1) * rows / rows_per_step)
@@ -88,6 +98,7 @@ def make_plan(
         eval_steps=config.eval_steps,
         save_steps=config.save_steps or config.eval_steps or max(total // 10, 1),
         epoch=rows // rows_per_step,
+        processes=processes,
         rows_per_step=rows_per_step,
         limit=MicroBatchLimit(config.micro_batch_size if tokens is None else own_rows, tokens),
         packed=packed,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorica.base.fingerprint import differences
 from lorica.core.state import adapter_state, load_adapter_state
-from lorica.errors import BaseError, ConfigError, DataError, FileError, LoricaError, listed
+from lorica.errors import BaseError, ConfigError, DataError, FileError, LoricaError, counted, listed
 from lorica.recipe.versions import versions
 from lorica.training import checkpoint as ckpt
 from lorica.training import optim
@@ -31,6 +31,7 @@ FREE = (
     "loss_limit",
     "output",
     "peer",
+    "shard",
     "data.workers",
 )
 PATHS = ("data.path", "data.mixture", "data.validation")
@@ -47,6 +48,7 @@ def continue_from(state: RunState, saved: ckpt.Checkpoint) -> None:
     """
     check_same(state, saved)
     notices = _change_length(state, saved) + _version_notices(state, saved)
+    notices += _process_notices(state)
     driver = state.updater.driver
     _check_schedule(driver.state(), saved)
     load_adapter_state(state.base.model, saved.adapter, state.adapter.name, source="the checkpoint")
@@ -64,12 +66,15 @@ def continue_from(state: RunState, saved: ckpt.Checkpoint) -> None:
 
 def save_checkpoint(state: RunState) -> None:
     """Save everything that the next step depends on; only the process that writes does."""
+    whole = state.placement.whole
+    tensors = whole(adapter_state(state.base.model, state.adapter.name))
+    moments = whole(optim.optimizer_state(state.updater.optimizer, state.adapter.tensors))
     if not state.run.is_writer:
         return
     checkpoint = ckpt.Checkpoint(
         state.progress,
-        adapter_state(state.base.model, state.adapter.name),
-        optim.optimizer_state(state.updater.optimizer, state.adapter.tensors),
+        tensors,
+        moments,
         state.updater.driver.state(),
         state.adapter.best,
         origin_of(state),
@@ -85,7 +90,7 @@ def origin_of(state: RunState) -> ckpt.Origin:
         base=state.fingerprint,
         total=state.plan.total,
         warmup=state.plan.warmup,
-        processes=state.placement.processes,
+        processes=state.plan.processes,
         versions={**versions(), **machine(state.placement.device)},
     )
 
@@ -105,7 +110,7 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
 
     A setting that `then` lacks is from a newer lorica, and has its default.
     """
-    old, new = dict(_flat(then)), dict(_flat(now))
+    old, new = dict(flat(then)), dict(flat(now))
     free = {*FREE, *LENGTH}
     if old.get("early_stopping_patience") is None is new.get("early_stopping_patience"):
         free.add("eval_steps")
@@ -143,11 +148,6 @@ def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
             "began with.",
             **facts,
             fix="restore it, or start a new run",
-        )
-    if then.processes != now.processes:
-        raise ConfigError(
-            f"{run} was trained by {then.processes} processes, and there are {now.processes}.",
-            fix=f"resume with {then.processes}, or start a new run",
         )
     step, rows_seen = saved.progress.step, saved.progress.rows
     if rows_seen != step * state.plan.rows_per_step:
@@ -217,6 +217,27 @@ def _version_notices(state: RunState, saved: ckpt.Checkpoint) -> list[str]:
     return [f"the run continues with {listed(other)}, which may round sums differently"]
 
 
+def _process_notices(state: RunState) -> list[str]:
+    """A notice if another number of processes continues the run. Raises: ConfigError if it is
+    larger than the number of rows of a step."""
+    plan, now = state.plan, state.placement.processes
+    if now > plan.rows_per_step:
+        raise ConfigError(
+            f"a step of {state.run.folder} has {counted(plan.rows_per_step, 'row')}, and there are "
+            f"{now} processes.",
+            fix=f"resume with {plan.rows_per_step} processes or fewer",
+        )
+    if now == plan.processes:
+        return []
+    began = counted(plan.processes, "process", "processes")
+    notice = (
+        f"the run began with {began} and continues with {now}: a step has the same "
+        f"{plan.rows_per_step} rows, sums are rounded differently, and what is drawn at random in "
+        "training (dropout) differs"
+    )
+    return [notice]
+
+
 def _check_schedule(fresh: Mapping[str, Tensor], saved: ckpt.Checkpoint) -> None:
     """Raises: FileError unless the schedule's tensors are those that a fresh one has."""
     wrong = [f"{k}: unknown" for k in saved.schedule.keys() - fresh.keys()]
@@ -246,12 +267,12 @@ def _are_files_alike(old: Any, new: Any) -> bool:
     return isinstance(old, str) and isinstance(new, str) and Path(old).suffix == Path(new).suffix
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """("data.path", value) and so on, of every setting."""
     pairs: list[tuple[str, Any]] = []
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            pairs += _flat(value, f"{prefix}{key}.")
+            pairs += flat(value, f"{prefix}{key}.")
         else:
             pairs.append((f"{prefix}{key}", value))
     return pairs

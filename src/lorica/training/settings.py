@@ -178,6 +178,11 @@ class TrainSettings(BaseModel):
         lt=2**32,
     )
 
+    shard: bool = setting(
+        "run",
+        False,
+        "each process of torchrun holds a part of every weight (FSDP2), not the whole base",
+    )
     split: Literal["cloud", "device"] | None = setting(
         "split", None, "role of this process: cloud holds the base, device everything else"
     )

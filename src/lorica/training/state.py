@@ -62,6 +62,13 @@ class RunState:
         """Whether it stops here for now, with a checkpoint, also at its very end."""
         return self.until is not None and self.progress.step >= self.until
 
+    def shard(self) -> None:
+        """Leave in this process its part of the model, where the placement does that. In place."""
+        adapter = self.adapter
+        adapter.tensors, adapter.initial = self.placement.shard(
+            self.base.model, adapter.name, adapter.tensors, adapter.initial, self.updater.optimizer
+        )
+
     def close(self) -> None:
         self.run.close()
         self.placement.close()

@@ -124,8 +124,11 @@ class Stepper:
         passes = [
             (i, group) for i in range(max(map(len, batches))) for group in self._groups(i, batches)
         ]
-        for i, group in passes:
-            is_last = (i, group) == passes[-1]
+        counted = len(passes)
+        if placement.in_lockstep:  # further passes count for nothing: others make as many
+            passes += [passes[-1]] * (int(placement.agree(counted)) - counted)
+        for number, (i, group) in enumerate(passes):
+            is_last = number == len(passes) - 1
             own = [batches[k][i] for k in group]
             with (
                 nullcontext() if is_last else placement.no_sync(self.replica),
@@ -136,6 +139,9 @@ class Stepper:
                 pass_losses = self._losses(own, [inputs[k] for k in group])
                 for k, loss in zip(group, pass_losses, strict=True):
                     _check_connected(loss)
+                    if number >= counted:
+                        total = total + loss * 0
+                        continue
                     losses[k] += loss.detach()
                     total = total + loss * placement.loss_weight(label_counts[k])
                     if i == len(batches[k]) - 1:
@@ -146,7 +152,7 @@ class Stepper:
             Outcome(
                 loss=placement.reduce(losses[k]).item() / label_counts[k],
                 penalty=_number(penalties[k]),
-                norm=_clip(inputs[k]),
+                norm=placement.clip_gradients(inputs[k].tensors, inputs[k].max_norm),
                 tokens=int(tokens[k]),
                 where=[row.where for row in inputs[k].rows],
                 limit=limits[k],
@@ -241,9 +247,3 @@ def _number(x: Tensor | float) -> float:
 def _label_count(batch: Batch) -> int:
     """What the loss is averaged over: label tokens, or the rows of a classifier."""
     return len(batch.targets) if batch.labels is None else len(batch.lengths)
-
-
-def _clip(given: StepInput) -> float:
-    """Scale the gradients of an input down to its `max_norm`. In place. Returns: their norm."""
-    tensors = list(given.tensors.values())
-    return float(torch.nn.utils.clip_grad_norm_(tensors, given.max_norm, foreach=True))

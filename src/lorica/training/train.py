@@ -10,10 +10,12 @@ from lorica import plain_files, progress
 from lorica.errors import ConfigError
 from lorica.training.build import build_run
 from lorica.training.config import TrainConfig, read, resolved
-from lorica.training.freed_memory import keep_freed_memory
+from lorica.training.freed_memory import keep_freed_memory, return_freed_memory
 from lorica.training.loop import train_to_end
-from lorica.training.placement import choose_placement
+from lorica.training.placement import choose_placement, shard_notices
 from lorica.training.prepare import check_base_named, load_rows, with_learning_rate
+from lorica.training.processes import check_alike, settings_of
+from lorica.training.restart import restarted
 from lorica.training.resume import check_flags
 from lorica.training.run import CONFIG, Result, Run
 from lorica.training.split.cloud import serve
@@ -48,8 +50,12 @@ def train(
         check_base_named(config)
     config, chosen = with_learning_rate(config)
     if not torch.accelerator.is_available():
-        keep_freed_memory()
+        return_freed_memory() if config.shard else keep_freed_memory()
     placement = choose_placement(config)
+    chosen += shard_notices(config, placement)
+    check_alike(placement, settings_of(config))
+    if resume is None and restarted(config, placement):
+        resume = config.output
     run = Run(Path(resume or config.output), is_writer=placement.is_writer)
     is_new = run.is_writer and resume is None
     with (

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -139,15 +139,20 @@ def notices_of_standstill(
 
 @torch.no_grad()
 def check_moved(
-    start: Mapping[str, Tensor], tensors: Mapping[str, nn.Parameter], live: Mapping[str, Tensor]
+    start: Mapping[str, Tensor],
+    tensors: Mapping[str, nn.Parameter],
+    live: Mapping[str, Tensor],
+    any_process: Callable[[Sequence[bool]], list[bool]] = list,
 ) -> list[str]:
     """Notices on trained tensors that are equal to what they were at the start.
 
     live: of some tensors, which elements are in use; tensors that are not in use may stay as they
-    are. Raises: TrainingError if no tensor moved at all.
+    are. any_process: whether a part moved in any process, for each tensor.
+    Raises: TrainingError if no tensor moved at all.
     """
     used = [name for name in tensors if name not in live or live[name].any()]
-    unmoved = [name for name in used if torch.equal(start[name], tensors[name].cpu())]
+    moved = any_process([not torch.equal(start[name], tensors[name].cpu()) for name in used])
+    unmoved = [name for name, does in zip(used, moved, strict=True) if not does]
     if unmoved and len(unmoved) == len(used):
         raise TrainingError(
             "no trained tensor changed: the run has learned nothing.",

@@ -32,9 +32,6 @@ class Replicated(Single):
     def rows(self, rows: Sequence[Example]) -> list[Example]:
         return list(rows)[self.accelerator.process_index :: self.processes]
 
-    def rows_of_all(self, count: int) -> int:
-        return count * self.processes
-
     def seed(self, step: int) -> int:
         return step * self.processes + self.accelerator.process_index
 
@@ -53,6 +50,13 @@ class Replicated(Single):
     def agree(self, x: float) -> float:
         own = torch.tensor([x], dtype=torch.float64, device=self.device)
         return float(self.accelerator.gather(own).max())  # type: ignore[union-attr]
+
+    def texts(self, text: str) -> list[str]:
+        own = text.encode()
+        size = int(self.agree(len(own)))
+        padded = torch.tensor(list(own.ljust(size, b"\0")), dtype=torch.uint8, device=self.device)
+        gathered: Any = self.accelerator.gather(padded.unsqueeze(0))  # (processes, size)
+        return [bytes(row).rstrip(b"\0").decode() for row in gathered.tolist()]
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

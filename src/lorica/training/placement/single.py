@@ -1,6 +1,6 @@
 """One process with one device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ class Single:
     is_writer: bool = True
     has_blocks: bool = True
     can_retry: bool = True
+    in_lockstep: bool = False
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -35,11 +36,18 @@ class Single:
     def replicate(self, objective: nn.Module) -> nn.Module:
         return objective
 
+    def shard(
+        self,
+        model: nn.Module,
+        name: str,
+        tensors: Mapping[str, nn.Parameter],
+        initial: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+        return dict(tensors), dict(initial)
+
     def rows(self, rows: Sequence[Example]) -> list[Example]:
         return list(rows)
-
-    def rows_of_all(self, count: int) -> int:
-        return count
 
     def seed(self, step: int) -> int:
         return step
@@ -53,11 +61,24 @@ class Single:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def clip_gradients(self, tensors: Mapping[str, nn.Parameter], max_norm: float) -> float:
+        parameters = list(tensors.values())
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+    def any_process(self, flags: Sequence[bool]) -> list[bool]:
+        return list(flags)
+
     def reduce(self, x: Tensor) -> Tensor:
         return x
 
     def agree(self, x: float) -> float:
         return x
+
+    def texts(self, text: str) -> list[str]:
+        return [text]
 
     def wait(self) -> None:
         """There is no other process."""
