@@ -279,3 +279,38 @@ def test_a_pipe_or_a_device_is_refused(tmp_path, kind):
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(DataError, match="is a pipe or a device"):
         _check_is_file(path)
+
+
+def test_only_the_first_rows_of_a_stream_are_fetched(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    fetched = []
+
+    def rows():
+        for i in range(1_000):
+            fetched.append(i)
+            yield {"text": f"row {i}", "label": i % 2}
+
+    def load_dataset(name, subset, split, streaming):
+        assert (name, subset, split, streaming) == ("owner/name", "part", "train", True)
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        )
+        return datasets.IterableDataset.from_generator(rows, features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    first = read(DataConfig(path="owner/name:part", streaming=True, limit=7))
+    assert [row.fields for row in first] == [
+        {"text": f"row {i}", "label": "yes" if i % 2 else "no"} for i in range(7)
+    ]
+    assert first[6].where == "owner/name:row 7"
+
+
+def test_streaming_needs_a_limit_and_a_hub_data_set(tmp_path):
+    with pytest.raises(ValueError, match=r"streaming needs data\.limit"):
+        DataConfig(path="owner/name", streaming=True)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match="streaming is for data sets of the hub"):
+        read(DataConfig(path=str(path), streaming=True, limit=1))

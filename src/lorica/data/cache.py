@@ -32,7 +32,7 @@ MIN_FILE_BYTES = 2 << 20  # a smaller file is tokenised again, which is as fast
 STALE_SECONDS = 86_400.0  # age at which the files of a killed process are removed
 STAGING = ".staging-"
 # Settings that decide which rows are used, but not how they are tokenised.
-NOT_IN_KEY = {"path", "validation", "max_length", "overlong", "workers", "mixture"}
+NOT_IN_KEY = {"path", "validation", "max_length", "overlong", "workers", "mixture", "streaming"}
 
 
 def folder() -> Path:

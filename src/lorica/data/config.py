@@ -96,6 +96,8 @@ class DataConfig(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     """use only this many rows, from the start of the file"""
 
+    streaming: bool = False
+    """of a hub data set, fetch only the first data.limit rows, and not all of its files"""
     workers: int | None = Field(default=None, ge=1, le=256)
     """processes that read, render and tokenise the rows; by default 1 for a file below 16 MB, else
     one for each core that may be used, at most 16; the rows are the same with any number"""
@@ -113,6 +115,15 @@ class DataConfig(BaseModel):
             case {"mixture": [_, *_] as files}:
                 value = {**value, "path": ", ".join(map(_path_of, files))}
         return value
+
+    @model_validator(mode="after")
+    def _check_streaming(self) -> "DataConfig":
+        if self.streaming and self.limit is None:
+            raise ValueError(
+                "streaming needs data.limit: which rows are trained on, and in which order, must "
+                "be known before the first step"
+            )
+        return self
 
     @field_validator("path")
     @classmethod

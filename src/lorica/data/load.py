@@ -99,7 +99,13 @@ def tokenise_files(
     if isinstance(config.validation, str):
         # The same settings except the path and the limit, which counts training rows.
         other = config.model_copy(
-            update={"path": config.validation, "mixture": [], "validation": 0.0, "limit": None}
+            update={
+                "path": config.validation,
+                "mixture": [],
+                "validation": 0.0,
+                "limit": None,
+                "streaming": False,
+            }
         )
         configs.append(other)
         kind = stores[0].kind

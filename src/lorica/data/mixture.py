@@ -51,7 +51,9 @@ def tokenise_files_of(
         return tokenise_file(config, tokenizer, seed=seed, texts=texts)
     stores = []
     for file in config.mixture:
-        alone = config.model_copy(update={"path": file.path, "mixture": []})
+        streaming = config.streaming and not Path(file.path).exists()
+        update = {"path": file.path, "mixture": [], "streaming": streaming}
+        alone = config.model_copy(update=update)
         stores.append(tokenise_file(alone, tokenizer, seed=seed, texts=texts))
     paths = [file.path for file in config.mixture]
     _check_alike(paths, stores)

@@ -21,6 +21,7 @@ from lorica.data.config import DataConfig
 from lorica.data.json_lines import JsonLines
 from lorica.data.notices import Notices
 from lorica.errors import DataError, MissingError, closest, listed
+from lorica.progress import Progress
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
@@ -65,6 +66,11 @@ class Source:
             self._hub = _load_from_hub(config)
         else:
             _check_is_file(self.path)
+            if config.streaming:
+                raise DataError(
+                    f"{config.path} is a file, and data.streaming is for data sets of the hub.",
+                    fix="leave it out: a file is read a part at a time anyway",
+                )
             self.size = self.path.stat().st_size
         self._reading = readers.Reading(config.limit)
 
@@ -195,6 +201,8 @@ def _load_from_hub(config: DataConfig) -> Any:
         ) from error
     name, _, subset = config.path.partition(":")
     try:
+        if config.streaming:
+            return _stream(datasets, name, subset or None, config)
         rows = datasets.load_dataset(name, subset or None, split=config.split)
         return rows.select(range(min(config.limit or len(rows), len(rows))))
     except Exception as error:  # the library raises a dozen classes, none its own
@@ -204,6 +212,20 @@ def _load_from_hub(config: DataConfig) -> Any:
             reason=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             fix="check the name, the split and the network; a subset is named owner/name:subset",
         ) from error
+
+
+def _stream(datasets: Any, name: str, subset: str | None, config: DataConfig) -> Any:
+    """The first `config.limit` rows, fetched row by row into a file that is memory-mapped."""
+    stream = datasets.load_dataset(name, subset, split=config.split, streaming=True)
+    first = stream.take(config.limit)
+
+    def fetch() -> Iterator[dict[str, Any]]:
+        with Progress(f"fetching {name}", config.limit) as bar:
+            for row in first:
+                yield row
+                bar.advance()
+
+    return datasets.Dataset.from_generator(fetch, features=stream.features)
 
 
 def _hub_rows(rows: Any, path: str) -> readers.Rows:
