@@ -15,7 +15,6 @@ from tests.training.launch import environment, torchrun
 from tests.training.rows import adapter, same, write_rows
 
 SCRIPT = str(Path(__file__).with_name("fault_script.py"))
-ENDED = "another process of this run has ended"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,6 @@ BROKEN = {
     "no rows in one": ("none", 0, ["--data.path", "{folder}/only{rank}.jsonl"], 3, "only1.jsonl"),
     "disk full": ("disk full", 0, [], 4, "No space left"),
     "bug": ("bug", 1, [], 70, "planted"),
-    "killed": ("killed in a step", 1, ["--shard", "true"], 1, ENDED),
 }
 
 
@@ -131,3 +129,14 @@ def test_a_port_in_use_is_named(folder, tmp_path):
         )
     assert done.returncode == 4, done.stderr[-2000:]
     assert f"port {port} is in use" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others(folder, tmp_path):
+    """torchrun names it; the others say that it has ended, unless torchrun stops them first."""
+    command = [SCRIPT, "killed in a step", "1", *words(folder, tmp_path / "run", "--shard", "true")]
+    done = torchrun(*command)
+    assert done.returncode == 1
+    assert re.search(r"exitcode\s*: -9", done.stderr), done.stderr[-3000:]
+    assert "this is a bug" not in done.stderr
+    assert done.stderr.count("another process of this run has ended") <= 1
