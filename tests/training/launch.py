@@ -28,9 +28,20 @@ def torchrun(
 ) -> subprocess.CompletedProcess[str]:
     """Run `words` (a script or -m module, with its arguments) in several processes."""
     command = [*TORCHRUN, f"--nproc-per-node={processes}", *flags, *words]
-    return subprocess.run(
-        command, env=environment(**more), capture_output=True, text=True, timeout=timeout
-    )
+    with subprocess.Popen(
+        command,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes; killed, it would leave them behind
+            process.communicate(timeout=60)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def train_all(runs: Sequence[dict[str, Any]], *, processes: int = 2) -> None:
