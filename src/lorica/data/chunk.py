@@ -41,4 +41,5 @@ class Chunk:
             fields[name] = np.frombuffer(fields[name], np.int64)
         fields["ids"] = np.frombuffer(fields["ids"], ids)
         fields["runs"] = fields["runs"].reshape(-1, 2)
-        return cls(**fields, **names)
+        fields |= names
+        return cls(**fields)

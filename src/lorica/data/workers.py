@@ -58,7 +58,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, _ in self._workers:
+        for process, _pipe in self._workers:
             process.kill()
         for process, pipe in self._workers:
             process.join()

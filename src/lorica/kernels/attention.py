@@ -95,8 +95,8 @@ def _in_one_call(
         own + sum(stop - start for start, stop in prefix)
         for own, prefix in zip(lengths, shared, strict=True)
     ]
-    tensors = (torch.cat(list(_rows(t, lengths, shared)), dim=2) for t in (query, key, value))
-    rows = varlen_attention(*tensors, whole, **options).split(whole, dim=2)
+    q, k, v = (torch.cat(list(_rows(t, lengths, shared)), dim=2) for t in (query, key, value))
+    rows = varlen_attention(q, k, v, whole, **options).split(whole, dim=2)
     return torch.cat([row[:, :, -n:] for row, n in zip(rows, lengths, strict=True)], dim=2)
 
 

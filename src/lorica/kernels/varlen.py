@@ -35,10 +35,12 @@ def varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
-    by_token = [t.squeeze(0).transpose(0, 1).contiguous() for t in (query, key, value)]
+    q, k, v = (t.squeeze(0).transpose(0, 1).contiguous() for t in (query, key, value))
     before = -1 if window is None else window - 1  # -1: all
     mixed: Any = varlen_attn(
-        *by_token,
+        q,
+        k,
+        v,
         starts,
         starts,
         max(lengths),
