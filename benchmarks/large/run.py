@@ -75,6 +75,8 @@ def _output(command: list[str], limit: float) -> tuple[list[str], str | None]:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.communicate()[0].splitlines(), f"not done after {limit:,.0f} s"
+    if process.returncode < 0:  # of what it wrote, the last line is any warning
+        return out.splitlines(), f"ended by signal {-process.returncode}"
     last = errors.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
     return out.splitlines(), last[0][:300] if process.returncode else None
 
@@ -110,4 +112,6 @@ def main() -> None:
         about = {"machine": machine(), "base": sum(sizes), "shards": SHARDS, "shard": max(sizes)}
         results[name] = result | about
         print(f"{name}: {result}", flush=True)
-        words.results.write_text(json.dumps(results, indent=1) + "\n")
+        order = [f"{shape}, {side}" for shape in SHAPES for side in (*SIDES, *TRAIN)]
+        kept = {name: results[name] for name in order if name in results}
+        words.results.write_text(json.dumps(kept, indent=1) + "\n")

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import combine, methods
 from benchmarks.claims import run as claims
+from benchmarks.large import run as large
 from benchmarks.plan import run as plan
 from benchmarks.runtimes import compare_llamacpp, compare_vllm
 from benchmarks.speed import run as speed
@@ -21,11 +22,12 @@ DOCS = Path(__file__).parents[2] / "docs"
         (methods, "methods/results.md"),
         (speed, "performance/README.md"),
         pytest.param(plan, "planning/README.md", marks=pytest.mark.slow),
+        (large, "performance/large.md"),
         (combine, "guides/combine-measured.md"),
         (compare_llamacpp, "handover/llamacpp-measured.md"),
         (compare_vllm, "handover/vllm-measured.md"),
     ],
-    ids=["claims", "methods", "speed", "plan", "combine", "llamacpp", "vllm"],
+    ids=["claims", "methods", "speed", "plan", "large", "combine", "llamacpp", "vllm"],
 )
 def test_a_page_is_what_its_benchmark_writes(benchmark, page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--write", str(tmp_path / "page.md")])
