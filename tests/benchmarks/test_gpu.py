@@ -9,6 +9,8 @@ import torch
 from benchmarks.gpu import laws, page, qlora, recipe, serving
 from benchmarks.gpu.size import size_for
 
+# PEFT asks transformers by a name that is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 DOCS = Path(__file__).parents[2] / "docs/performance"
 
 
