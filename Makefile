@@ -24,7 +24,7 @@ test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --timeout 1200
 
 attack: venv  # hostile and damaged files, settings and rows: some 2,000 inputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/attack --timeout 1200
+	ATTACK_EVERY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/attack --timeout 1200
 
 check: venv
 	$(BIN)/ruff format --check .

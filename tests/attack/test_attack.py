@@ -1,5 +1,6 @@
 """2,000 damaged files, odd settings and odd rows: none ends outside of the contract.
 
+The slow suite tries every second input, `make attack` all of them.
 `ATTACK_LOG=FILE pytest -m slow tests/attack` writes down what each input was answered.
 """
 
@@ -20,6 +21,7 @@ from tests.attack.good import ROWS, write_all
 
 pytestmark = pytest.mark.slow
 
+EVERY = int(os.environ.get("ATTACK_EVERY", "2"))
 BASE, ADAPTER, STEP = Path("base"), Path("run/adapter"), Path("half/checkpoints/step-00000004")
 GENERATE = ("generate", "--base", "base", "--prompt", "ab", "--max_new_tokens", "2")
 CHECK = ("check", "--base", "base", "--data", "rows.jsonl")
@@ -71,7 +73,7 @@ def hold(arena: Arena, attacks: Iterator[Attack] | list[Attack], least: int) -> 
     """Fails with every input that breaks the contract, and if there are fewer than `least`."""
     attacks = list(attacks)
     assert len(attacks) >= least
-    found = arena.violations(attacks)
+    found = arena.violations(attacks[::EVERY])
     assert not found, "\n".join(found)
 
 
