@@ -12,6 +12,7 @@ from torch import nn
 from lorica.base.digest import digests
 from lorica.base.fingerprint import fingerprint
 from lorica.base.load import load
+from lorica.base.mapped_memory import is_mapped, mapped_weights, release_pages
 from lorica.base.offload import released_after_use
 from lorica.base.offload_blocks import BlockOffload, blocks_of
 from lorica.base.samples import sampled
@@ -169,3 +170,19 @@ def test_an_abandoned_backward_pass_leaves_no_block_there():
         first = model(torch.arange(5).unsqueeze(0)).logits
         assert torch.equal(model(torch.arange(5).unsqueeze(0)).logits, first)
     assert own.copies == {}
+
+
+def test_what_was_written_to_a_mapped_weight_is_kept(small_base):
+    """Its pages are copies, which releasing would lose."""
+    model = load(str(small_base)).model
+    ranges = mapped_weights()
+    weight = max(model.parameters(), key=lambda p: p.numel()).data
+    assert is_mapped(weight, ranges)
+    weight[len(weight) // 2] += 1
+    want = weight.clone()
+    release_pages(weight, ranges)
+    assert torch.equal(weight, want)
+    other = min((p.data for p in model.parameters() if p.ndim > 1), key=lambda p: p.numel())
+    before = other.clone()
+    release_pages(other, ranges)
+    assert torch.equal(other, before)

@@ -21,7 +21,7 @@ SETTINGS = setting_names(TrainConfig)
 COMMAND = re.compile(r"lorica (?!that|without)([a-z_]+)\b")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*)")
 SETTING = re.compile(r"\b((?:data\.)?[a-z_]+): ([A-Za-z0-9_]+|\{[^}]*\})")
-OTHER_PROGRAM = re.compile(r"\b(git|pip|iconv|python) |--name value")
+OTHER_PROGRAM = re.compile(r"\b(git|pip|iconv|python|torchrun) |torchrun's|--name value")
 """Fixes that are run by other programs, and the one that says what a flag looks like."""
 
 

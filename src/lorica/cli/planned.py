@@ -11,8 +11,8 @@ from lorica.plan.estimate import Estimate
 from lorica.plan.evaluation import largest_evaluation
 from lorica.plan.fit import Change
 from lorica.plan.time import Span
+from lorica.training.auto_dtype import with_dtype
 from lorica.training.config import TrainConfig
-from lorica.training.prepare import with_dtype
 
 WIDTH = 79
 ERROR = 0.05

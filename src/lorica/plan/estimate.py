@@ -13,8 +13,8 @@ from lorica.plan.parameters import count_parameters
 from lorica.plan.shapes import Shapes, read_shapes
 from lorica.plan.time import Span, step_time, waits_for_launches
 from lorica.plan.tokens import TokenCounts, count_tokens
+from lorica.training.auto_dtype import with_dtype
 from lorica.training.config import TrainConfig
-from lorica.training.prepare import with_dtype
 
 FORWARD_SHARE = 0.5
 """Time of a token in an evaluation, as a share of its time in training with a frozen base."""

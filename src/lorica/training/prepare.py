@@ -5,7 +5,6 @@ from lorica.base.added_tokens import add_tokens
 from lorica.base.context_length import check_tokens
 from lorica.base.describe import (
     beyond_training_notice,
-    dtype_of_base,
     hidden_size,
     own_classes,
     row_limit,
@@ -15,6 +14,7 @@ from lorica.base.load import load_tokenizer
 from lorica.core.rates import default_rate
 from lorica.data.load import Data, load_data
 from lorica.errors import ConfigError
+from lorica.training.auto_dtype import with_dtype
 from lorica.training.config import TrainConfig
 
 OPTIMIZERS = {"adamw": "AdamW", "paged_adamw": "AdamW", "sgd": "SGD"}
@@ -77,16 +77,6 @@ def with_learning_rate(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         "--learning_rate changes it"
     )
     return config.model_copy(update={"learning_rate": rate}), [notice]
-
-
-def with_dtype(config: TrainConfig) -> TrainConfig:
-    """The settings with the dtype of the base's files in place of "auto".
-
-    Raises: what reading the base's files raises.
-    """
-    if config.dtype != "auto":
-        return config
-    return config.model_copy(update={"dtype": dtype_of_base(config.base)})
 
 
 def summary(config: TrainConfig, data: Data) -> str:

@@ -168,7 +168,7 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     if not blocks:
         raise BaseError(
             f"{type(model).__name__} has no list of blocks that could be sharded.",
-            fix="leave out --shard: every process then holds the whole base",
+            fix="leave out --shard; every process then holds the whole base",
         )
     return blocks
 
@@ -216,7 +216,7 @@ def _check_unshared(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
             "blocks of this base share weights with one another or with other layers, and FSDP2 "
             "cannot shard them.",
             weights=listed([*shared, *outside]),
-            fix="leave out --shard: every process then holds the whole base",
+            fix="leave out --shard; every process then holds the whole base",
         )
 
 
