@@ -204,7 +204,8 @@ def test_many_rows_without_a_cache_are_in_files(tmp_path, tokenizer, monkeypatch
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else tests in the background ignore it
 from lorica.base.load import load_tokenizer
 from lorica.data import cache, pipeline
 from lorica.data.config import DataConfig
