@@ -77,7 +77,7 @@ def test_what_is_no_lora_is_merged(name: str, small_base: Path, tmp_path: Path):
     assert report.exported[0].form == "merged"
     assert any("full rank" in notice for notice in report.notices)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(logits_of(model), logits(adapter), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(model), logits(adapter), atol=1e-4, rtol=1e-4)
     assert (tmp_path / "out/tokenizer.json").exists()
 
 
