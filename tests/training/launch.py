@@ -44,7 +44,10 @@ def torchrun(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def train_all(runs: Sequence[dict[str, Any]], *, processes: int = 2) -> None:
-    """Train one run after another, all in the same processes: their start takes seconds."""
-    done = torchrun(str(SCRIPT), json.dumps(list(runs)), processes=processes)
+def train_all(runs: Sequence[dict[str, Any]], *, processes: int = 2, **more: str) -> None:
+    """Train one run after another, all in the same processes: their start takes seconds.
+
+    more: variables of their environment.
+    """
+    done = torchrun(str(SCRIPT), json.dumps(list(runs)), processes=processes, **more)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -37,9 +37,9 @@ def both(base: Path, folder: Path, **changed) -> tuple[dict, dict]:
     return {**alone, **changed}, {**shared, "shard": True, **changed}
 
 
-def check(base: Path, folder: Path, cases: list[dict]) -> None:
+def check(base: Path, folder: Path, cases: list[dict], **more: str) -> None:
     pairs = [both(base, folder / str(i), **case) for i, case in enumerate(cases)]
-    train_all([shared for _, shared in pairs])
+    train_all([shared for _, shared in pairs], **more)
     for case, (alone, shared) in zip(cases, pairs, strict=True):
         result = lorica.train(**alone, show=False)
         assert farthest(adapter(result.folder), adapter(Path(shared["output"]))) < BAR, case
@@ -67,6 +67,17 @@ def test_every_kind_of_trained_tensor_and_of_base_is_sharded_right(small_base, t
         {"method": lora, "modules_to_save": ["lm_head"]},
     ]
     check(small_base, tmp_path, cases)
+
+
+@pytest.mark.slow
+def test_blocks_that_wait_on_the_cpu_are_sharded_from_there(small_base, tmp_path):
+    """As on an accelerator, which need not hold the whole base first."""
+    cases = [
+        {"method": {"name": "dora", "r": 4}, "gradient_checkpointing": True},
+        {"method": {"name": "full"}},
+        {"method": {"name": "lora", "r": 4, "init": "pissa"}},
+    ]
+    check(small_base, tmp_path, cases, LORICA_BLOCKS_WAIT="1")
 
 
 def test_shard_with_what_it_cannot_be_with_is_refused():

@@ -37,6 +37,10 @@ class Offload(Protocol):
         """Act on every pass from now on, after the hooks that the model has."""
         ...
 
+    def end(self) -> None:
+        """Act no more; the weights stay where they wait."""
+        ...
+
 
 class DiskOffload:
     """Weights are read from their mapped files for each pass, and released after it. CPU only."""
@@ -45,11 +49,14 @@ class DiskOffload:
 
     def __init__(self, model: nn.Module):
         self.model, self.waiting = model, set()
-        self.end: Callable[[], None] = lambda: None
+        self.remove: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
-        self.end()  # the hooks of adapters must come first: theirs may read the weights
-        self.end = _release_by_layer(self.model)
+        self.remove()  # the hooks of adapters must come first: theirs may read the weights
+        self.remove = _release_by_layer(self.model)
+
+    def end(self) -> None:
+        self.remove()
 
 
 @contextmanager
@@ -146,6 +153,14 @@ def start_offload(model: nn.Module, path: str, device: torch.device | None, offl
         for name, parameter in model.named_parameters()
         if id(parameter) in own.waiting or is_mapped(parameter, ranges)
     ]
+
+
+def end_offload(model: nn.Module) -> None:
+    """Leave the weights that wait where they are, for what moves them next. In place."""
+    own: Offload | None = getattr(model, OFFLOAD, None)
+    if own is not None:
+        own.end()
+        delattr(model, OFFLOAD)
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

@@ -64,6 +64,12 @@ class BlockOffload:
             )
         ]
 
+    def end(self) -> None:
+        """Act no more: the blocks stay on the CPU, for whatever moves them next."""
+        for handle in self.handles:
+            handle.remove()
+        self._end_backward()
+
     def _hook(self, act: Callable[..., None], i: int) -> Callable[..., None]:
         return lambda block, args, *output: act(i, *output)
 

@@ -16,8 +16,12 @@ FLOAT16 = (
 )
 
 
-def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
+def load_base(
+    config: TrainConfig, labels: list[str] | None, offload: str | None = None
+) -> LoadedModel:
     """The base of a run. labels: the classes of its rows; None: it is a language model.
+
+    offload: where its frozen weights wait, see lorica.base.offload; None: as the settings say.
 
     Raises: what `base.load` raises.
     """
@@ -28,7 +32,7 @@ def load_base(config: TrainConfig, labels: list[str] | None) -> LoadedModel:
         labels=labels,
         quantisation=config.quantisation,
         double_quantisation=config.double_quantisation,
-        offload=config.offload,
+        offload=offload or config.offload,
     )
     model: Any = base.model
     if config.dtype == "float16":

@@ -19,15 +19,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from lorica.base.batching import padding_of
+from lorica.base.describe import quantised_as
 from lorica.base.fingerprint import fingerprint
 from lorica.base.load import LoadedModel
 from lorica.base.mapped_memory import mapped_weights, release_pages
+from lorica.base.offload import end_offload
 from lorica.base.quantise import QuantisedLinear
 from lorica.core.attach import use
 from lorica.core.bank import spec_of
 from lorica.core.site import ADAPTERS, decoder_of
 from lorica.errors import BaseError, listed
-from lorica.training.base_model import absolute_if_local
+from lorica.training.base_model import absolute_if_local, load_base
 from lorica.training.config import TrainConfig
 from lorica.training.placement.parts import Parts
 from lorica.training.placement.replicated import Replicated
@@ -45,7 +47,15 @@ class Sharded(Replicated):
 
     def load(self, config: TrainConfig, labels: list[str] | None) -> LoadedModel:
         self.base_path = absolute_if_local(config.base)
-        return super().load(config, labels)
+        return load_base(config, labels, self.offload_until_sharded(config))
+
+    def offload_until_sharded(self, config: TrainConfig) -> str | None:
+        """Blocks wait in their files until they are sharded: a card need not hold them all.
+
+        On a CPU weights are mapped anyway, and packed ones are in memory.
+        """
+        on_card = self.device.type != "cpu" and not quantised_as(config.base)
+        return "disk" if on_card and config.quantisation in (None, "none") else None
 
     def replicate(self, objective: nn.Module) -> nn.Module:
         return _ThroughRoot(objective)
@@ -69,6 +79,7 @@ class Sharded(Replicated):
         _remember_fingerprints(model, self.base_path, spec_of(model, name).targets.modules_to_save)
         with use(model):
             padding_of(model)  # a trial, whose result is kept
+        end_offload(model)
         mesh = init_device_mesh(self.device.type, (self.processes,))
         shard_model(model, mesh, with_adapters=is_full)
         self.parts = Parts(model, name, tensors, self.accelerator.process_index, self.processes)
