@@ -114,6 +114,33 @@ def test_a_mixture_is_written_as_a_list_or_by_several_flags(files, tmp_path):
         read(None, {"base": "bundled", "data.path": [{"path": files[0], "weight": 0}]})
 
 
+@pytest.mark.parametrize("flag", ["data", "data.path"])
+def test_other_settings_of_the_data_stand_beside_a_list(files, flag):
+    for value in (files, json.dumps(files), files[0], json.dumps({"path": files[0]})):
+        if flag == "data.path" and value not in (files, files[0]):
+            continue
+        given = {flag: value, "data.validation": 0, "data.limit": 3}
+        for flags in (given, dict(reversed(given.items()))):
+            config = read(None, {"base": "bundled", **flags}).data
+            assert (config.validation, config.limit) == (0, 3), flags
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ([{"path": "a", "weight": 0}], r"data\.mixture\[0\]\.weight is 0; .*above 0 and at most"),
+        (["a", {"path": "b", "weight": "x"}], r'data\.mixture\[1\]\.weight is "x"'),
+        ([{"path": "a", "wieght": 2}], r"wieght is not a setting; known: path, weight"),
+        ([{"weight": 2}], r"data\.mixture\[0\]\.path was not given"),
+        ([3], r"data\.mixture\[0\] is 3"),
+        ([], r"data\.path is \[\]"),
+    ],
+)
+def test_what_is_wrong_in_a_list_of_files_is_named(paths, message):
+    with pytest.raises(ConfigError, match=message):
+        read(None, {"base": "bundled", "data.path": paths})
+
+
 def test_a_resumed_run_may_move_its_files_and_keeps_their_weights(files):
     def settings(*weights, folder=""):
         paths = [{"path": f"{folder}{n}.jsonl", "weight": w} for n, w in enumerate(weights)]

@@ -46,6 +46,21 @@ def test_counts_are_those_of_training(rows):
     assert counts.error == 0
 
 
+def test_the_files_of_a_mixture_are_counted_by_their_weights(tmp_path):
+    files = []
+    for name, text in (("short", "a"), ("long", "a" * 90)):
+        files.append(tmp_path / f"{name}.jsonl")
+        lines = (json.dumps({"prompt": f"{i}", "completion": text}) for i in range(20))
+        files[-1].write_text("\n".join(lines))
+    weighted = [{"path": str(file), "weight": w} for file, w in zip(files, (3, 0.5), strict=True)]
+    config = settings(weighted, **{"data.validation": 0})
+    counts, train = count_tokens(config, read_shapes("bundled")), trained_rows(config)
+    short, long = train.lengths[:20].sum(), train.lengths[20:].sum()
+    assert counts.rows == 70
+    assert counts.real_tokens == 3 * short + 0.5 * long
+    assert counts.mean.tokens / counts.mean.rows < 1.1 * (counts.real_tokens / 70)
+
+
 def test_conversations_are_rendered_by_the_chat_template(tmp_path):
     path = tmp_path / "chat.jsonl"
     path.write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(9)))

@@ -9,10 +9,13 @@ import hashlib
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lorica.errors import TrainingError
 
+KEPT_SECONDS = 24 * 60 * 60
+"""How long the file of an error stays; a later error of any run removes it."""
 PEER_LOST = ("gloo/transport", "Connection closed by peer", "DistBackendError", "NCCL error")
 """Parts of what torch raises in a process whose peer has gone."""
 
@@ -49,6 +52,7 @@ def is_printed(text: str, *, is_consequence: bool) -> bool:
         time.sleep(0.5)  # the process that failed may still be printing
         if any(folder.glob(f"{stem}-*")):
             return True
+    _remove_old(folder)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     try:
         os.close(os.open(folder / f"{stem}-{digest}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -57,6 +61,13 @@ def is_printed(text: str, *, is_consequence: bool) -> bool:
     except OSError:  # a full disk: rather twice than not at all
         return False
     return False
+
+
+def _remove_old(folder: Path) -> None:
+    for file in folder.glob(f"lorica-{os.getuid()}-*"):
+        with suppress(OSError):  # another process was first, or it is not ours
+            if time.time() - file.stat().st_mtime > KEPT_SECONDS:
+                file.unlink()
 
 
 def _launcher() -> str | None:

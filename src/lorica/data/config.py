@@ -109,7 +109,7 @@ class DataConfig(BaseModel):
         if isinstance(value, str | list):
             value = {"path": value}
         match value:
-            case {"path": list(files)}:
+            case {"path": [_, *_] as files}:
                 value = {**value, "mixture": files}
         match value:
             case {"mixture": [_, *_] as files}:

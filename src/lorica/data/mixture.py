@@ -39,6 +39,12 @@ class Mixture:
         """Rows of an epoch."""
         return sum(rows for _, _, rows in self.parts)
 
+    def times(self) -> np.ndarray:
+        """How often an epoch uses each training row, on average: (training rows,)."""
+        parts = np.array(self.parts)
+        counts = parts[:, 1] - parts[:, 0]
+        return np.repeat(parts[:, 2] / np.maximum(counts, 1), counts)
+
 
 def tokenise_files_of(
     config: DataConfig, tokenizer: Any, *, seed: int, texts: bool = False

@@ -65,10 +65,11 @@ def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _measure(state: RunState) -> dict[str, Any]:
-    plan, stepper, lengths = state.plan, stepper_for([state]), state.data.train.lengths
+    plan, stepper, data = state.plan, stepper_for([state]), state.data
+    lengths, seed, size = data.train.lengths, state.config.seed, plan.rows_per_step
     started = {"wall": _age(), "process": time.process_time()}
     per_step = [
-        int(lengths[row_order(len(lengths), state.config.seed, start, plan.rows_per_step)].sum())
+        int(lengths[row_order(len(lengths), seed, start, size, data.mixture)].sum())
         for start in _starts(state)
     ]
     by_tokens = sorted(range(len(per_step)), key=per_step.__getitem__)

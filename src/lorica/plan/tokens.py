@@ -131,7 +131,7 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
     packed = shapes.packs and data.labels is None
     shares = packed and not config.method.get("dropout")
     batches, largest = _drawn(
-        config, train, packed, shares, rows_of_run(config, len(train) / share)
+        config, data, packed, shares, rows_of_run(config, data.epoch_rows / share)
     )
     mean = MicroBatch(*np.mean([astuple(b) for b in batches], axis=0).tolist())
     rows, error, notices = len(train), 0.0, []
@@ -141,12 +141,15 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
             f"tokens are counted on the first {rows:,} rows, {share:.0%} of the file, and the rest "
             f"is taken to be like them (standard error of the tokens of a row: {error:.1%})"
         )
-    scale = of_epoch / rows
+    scale = of_epoch / data.epoch_rows
+    times = data.mixture.times() if data.mixture else 1
     held = data.validation.lengths if len(data.validation) else lengths
     return TokenCounts(
         rows=of_epoch,
-        real_tokens=round(int(lengths.sum()) * scale),
-        label_tokens=of_epoch if data.labels else round(int(train.label_counts.sum()) * scale),
+        real_tokens=round(float((lengths * times).sum()) * scale),
+        label_tokens=of_epoch
+        if data.labels
+        else round(float((train.label_counts * times).sum()) * scale),
         computed_tokens=round(mean.tokens / mean.rows * of_epoch),
         longest=int(lengths.max()),
         largest=largest,
@@ -203,34 +206,41 @@ def rows_of_run(config: TrainSettings, rows: float) -> float:
 
 
 def _drawn(
-    config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
+    config: TrainSettings, data: Data, packed: bool, shares: bool, rows: float
 ) -> tuple[list[MicroBatch], MicroBatch]:
     """(micro-batches of all sizes, the one with most tokens). rows: of all steps of the run."""
     if config.max_tokens_per_micro_batch is not None:
-        return _drawn_by_tokens(config, train, packed, shares, rows)
+        return _drawn_by_tokens(config, data, packed, shares, rows)
+    train = data.train
     size = min(config.micro_batch_size, MAX_DRAWN_ROWS)
     count = math.ceil(min(rows, MAX_DRAWN_ROWS) / size)
-    groups = np.array(row_order(len(train), config.seed, count * size)).reshape(-1, size)
+    groups = _order(data, config.seed, count, size)
     batches, largest = _counted(train, list(groups), packed, shares)
     factor = config.micro_batch_size / size
     return [_scaled(batch, factor) for batch in batches], _scaled(largest, factor)
 
 
 def _drawn_by_tokens(
-    config: TrainSettings, train: Dataset, packed: bool, shares: bool, rows: float
+    config: TrainSettings, data: Data, packed: bool, shares: bool, rows: float
 ) -> tuple[list[MicroBatch], MicroBatch]:
     """`_drawn` where micro-batches are made by tokens: those of the first steps of the run."""
     size = config.micro_batch_size * config.gradient_accumulation_steps
     tokens = config.max_tokens_per_micro_batch
     assert tokens is not None
     steps = math.ceil(min(rows, MAX_DRAWN_ROWS) / size)
-    order = np.array(row_order(len(train), config.seed, steps * size)).reshape(-1, size)
+    train = data.train
     groups = [
         step[group]
-        for step in order
+        for step in _order(data, config.seed, steps, size)
         for group in by_tokens(train.lengths[step].tolist(), size, tokens, packed=packed)
     ]
     return _counted(train, groups, packed, shares)
+
+
+def _order(data: Data, seed: int, groups: int, size: int) -> np.ndarray:
+    """The numbers of the first rows of the run: (groups, size)."""
+    rows = row_order(len(data.train), seed, groups * size, data.mixture)
+    return np.array(rows).reshape(groups, size)
 
 
 def _counted(

@@ -22,11 +22,14 @@ SHORT = {"data": ("data", "path"), "method": ("method", "name")}
 def apply_flags(
     settings: Settings, model: type[BaseModel], flags: Mapping[str, Any]
 ) -> list[Mistake]:
-    """Set the values of flags in `settings`. Returns the flags that are not settings."""
+    """Set the values of flags in `settings`. Returns the flags that are not settings.
+
+    A whole mapping comes before the single settings in it, in whichever order they were given.
+    """
     _expand_short_forms(settings)
     mistakes = [
         mistake
-        for flag, value in flags.items()
+        for flag, value in sorted(flags.items(), key=lambda item: item[0].count("."))
         if (mistake := _apply_flag(settings, model, flag, value)) is not None
     ]
     _expand_short_forms(settings)
@@ -50,15 +53,16 @@ def _apply_flag(
     elif rest:
         settings.put((*where, rest), parse_flag(kind, {rest: value})[rest], place)
     else:
+        short = SHORT.get(".".join(where))
+        if not (short and isinstance(value, str) and not value.startswith(("{", "["))):
+            value = parse_flag(kind, value)
         match value:
             case Named():
                 settings.put(where, member_as_dict(value), place)
-            case str() if (
-                len(where) == 1 and where[0] in SHORT and not value.startswith(("{", "["))
-            ):
-                settings.put(SHORT[where[0]], value, place)
+            case str() | list() if short:
+                settings.put(short, value, place)
             case _:
-                settings.put(where, parse_flag(kind, value), place)
+                settings.put(where, value, place)
     return None
 
 

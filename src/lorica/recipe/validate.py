@@ -7,7 +7,7 @@ are written here, from the types and limits of the fields.
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
@@ -80,23 +80,39 @@ def mistakes_of(
         where, kind = setting_at(model, loc)
         inner = loc[: len(where) + 1]
         path = inner if inner in settings.places else where
-        name = ".".join(where)
+        name, value = ".".join(where), settings.get(where)
+        item = as_model(get_args(kind)[0]) if get_origin(kind) is list else None
+        if item and len(loc) > len(where):
+            name, value, kind = _in_list(name, value, item, loc[len(where) :])
         if detail["type"] == "default_factory_not_called":
             continue
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] == "extra_forbidden" and item:
+            what = f"{name} is not a setting; known: {', '.join(setting_names(item))}"
+        elif detail["type"] == "extra_forbidden":
             what = unknown_setting(where, setting_names(model), settings)
         elif detail["type"] == "missing":
             what = f"{name} was not given; it must be {describe_type(kind)}"
         elif detail["type"] in ("value_error", "cross"):
             what = _message(detail, name)
         else:
-            what = (
-                f"{name} is {format_value(settings.get(where))}; it must be {describe_type(kind)}"
-            )
-            what += nearest_choice(kind, settings.get(where))
+            what = f"{name} is {format_value(value)}; it must be {describe_type(kind)}"
+            what += nearest_choice(kind, value)
         key = (*where, what) if detail["type"] == "cross" else where
         mistakes.setdefault(key, Mistake(path, what))
     return list(mistakes.values())
+
+
+def _in_list(name: str, values: Any, item: type[BaseModel], loc: Where) -> tuple[str, Any, Any]:
+    """(name, value, type) of what is wrong in a list of mappings.
+
+    name, values: of the list. item: of its members. loc: the number of a member, and its settings.
+    """
+    number, *keys = loc
+    value = values[int(number)]
+    _, kind = setting_at(item, tuple(keys)) if keys else ((), item)
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return ".".join([f"{name}[{number}]", *keys]), value, kind
 
 
 def _message(detail: Any, name: str) -> str:

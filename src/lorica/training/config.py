@@ -128,7 +128,7 @@ def read(
 def _move_mixture(settings: Settings, given: set[str]) -> None:
     """Move a path that is a list to data.mixture; a flag for one file replaces a mixture."""
     match settings.data.get("data"):
-        case {"path": list(files)} as data:
+        case {"path": [_, *_] as files} as data:
             settings.put(("data", "mixture"), files, settings.place(("data", "path")))
             data["path"] = "several files"  # their names follow from the mixture
         case dict() as data if given & {"data", "data.path"} and "data.mixture" not in given:
