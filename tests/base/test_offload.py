@@ -14,8 +14,9 @@ from lorica.base.fingerprint import fingerprint
 from lorica.base.load import load
 from lorica.base.mapped_memory import is_mapped, mapped_weights, release_pages
 from lorica.base.offload import released_after_use
-from lorica.base.offload_blocks import BlockOffload, blocks_of
+from lorica.base.offload_blocks import BlockOffload
 from lorica.base.samples import sampled
+from lorica.core.site import blocks_of
 from lorica.errors import BaseError, ConfigError
 from tests import small_base
 from tests.training.rows import tiny_base

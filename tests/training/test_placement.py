@@ -21,7 +21,10 @@ ROWS = [Example([1, 2, 3], [False, True, True], f"row {i}") for i in range(6)]
 
 def process(index: int, count: int = 2) -> Replicated:
     accelerator: Any = SimpleNamespace(
-        device=CPU, num_processes=count, process_index=index, is_main_process=index == 0
+        device=torch.device("cpu", index),
+        num_processes=count,
+        process_index=index,
+        is_main_process=index == 0,
     )
     return Replicated(accelerator)
 
@@ -33,6 +36,14 @@ def test_processes_divide_the_rows_and_draw_their_own_numbers():
     seeds = [p.seed(step) for step in range(3) for p in (first, second)]
     assert len(set(seeds)) == 6
     assert (first.is_writer, second.is_writer) == (True, False)
+
+
+def test_placing_a_model_on_the_cpu_copies_nothing():
+    """accelerate's "cpu:0" would: every process would hold a copy of what is mapped."""
+    layer = torch.nn.Linear(3, 3)
+    address = layer.weight.data_ptr()
+    process(1).place(layer)
+    assert layer.weight.data_ptr() == address
 
 
 def test_averaged_gradients_of_processes_are_those_of_the_mean_over_all_labels():

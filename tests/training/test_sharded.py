@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import lorica
+from lorica.core.site import blocks_of
 from lorica.errors import ConfigError
 from lorica.training.config import read
 from lorica.training.placement import Single, placement_for_several, shard_notices
-from lorica.training.placement.sharded import blocks_of
 from tests import small_base as small
 from tests.training.launch import train_all
 from tests.training.rows import adapter, farthest, same, settings, write_rows

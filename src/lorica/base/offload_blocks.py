@@ -16,6 +16,7 @@ from torch.autograd import Variable
 
 from lorica.base.frozen_product import keep_parameters
 from lorica.base.mapped_memory import release_pages
+from lorica.core.site import blocks_of
 
 Waiting = list[tuple[nn.Parameter, Tensor]]
 """A parameter of a block, and its values on the CPU."""
@@ -36,7 +37,8 @@ class BlockOffload:
         pinned: bool,
         ranges: Sequence[tuple[int, int]] = (),
     ):
-        self.blocks, self.device, self.ranges = blocks_of(model), device, list(ranges)
+        self.blocks = list(blocks_of(model).values())
+        self.device, self.ranges = device, list(ranges)
         self.kept: list[Waiting] = []
         for block in self.blocks:
             keep_parameters(block)
@@ -131,13 +133,3 @@ class BlockOffload:
 
     def _side(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model: the members of its outermost module lists, in order."""
-    blocks, inside = list[nn.Module](), list[str]()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(inside)):
-            inside.append(f"{name}.")
-            blocks += list(module)
-    return blocks

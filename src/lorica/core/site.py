@@ -258,6 +258,17 @@ def decoder_of(model: nn.Module) -> nn.Module | None:
     return decoder if isinstance(decoder, nn.Module) else getattr(model, "base_model", None)
 
 
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a decoder, by name: the items of its outermost lists of modules."""
+    blocks: dict[str, nn.Module] = {}
+    for name, module in (decoder_of(model) or model).named_modules():
+        is_inside = any(name.startswith(f"{block}.") for block in blocks)
+        if isinstance(module, nn.ModuleList) and ADAPTERS not in name and not is_inside:
+            own = {f"{name}.{key}": item for key, item in module.named_children()}
+            blocks |= {key: m for key, m in own.items() if any(True for _ in m.parameters())}
+    return blocks
+
+
 def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that turns features into logits or classes, if the model declares it."""
     head = _call(model, "get_output_embeddings")

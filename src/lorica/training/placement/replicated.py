@@ -16,7 +16,7 @@ class Replicated(Single):
     """What accelerate has set up: several processes, or one with mixed precision."""
 
     def __init__(self, accelerator: Accelerator):
-        super().__init__(accelerator.device)
+        super().__init__(_plain(accelerator.device))
         self.accelerator = accelerator
         self.processes: int = accelerator.num_processes
         self.is_writer = accelerator.is_main_process
@@ -60,3 +60,11 @@ class Replicated(Single):
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
+
+
+def _plain(device: torch.device) -> torch.device:
+    """The CPU without an index: to move weights to "cpu:0" copies them, out of their mapped files.
+
+    accelerate numbers the CPU of several processes.
+    """
+    return torch.device("cpu") if device.type == "cpu" else device

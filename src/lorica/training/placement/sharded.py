@@ -27,7 +27,7 @@ from lorica.base.offload import end_offload
 from lorica.base.quantise import QuantisedLinear
 from lorica.core.attach import use
 from lorica.core.bank import spec_of
-from lorica.core.site import ADAPTERS, decoder_of
+from lorica.core.site import ADAPTERS, blocks_of
 from lorica.errors import BaseError, listed
 from lorica.training.base_model import absolute_if_local, load_base
 from lorica.training.config import TrainConfig
@@ -143,10 +143,15 @@ def shard_model(model: nn.Module, mesh: Any, *, with_adapters: bool) -> None:
     """Shard every block of the decoder, and the root. In place.
 
     with_adapters: the trained tensors as well; otherwise they stay whole.
-    Raises: BaseError if blocks share weights.
+    Raises: BaseError if the model has no blocks, or they share weights.
     """
     _codes_as_parameters(model)
     blocks = blocks_of(model)
+    if not blocks:
+        raise BaseError(
+            f"{type(model).__name__} has no list of blocks that could be sharded.",
+            fix="leave out --shard; every process then holds the whole base",
+        )
     _check_unshared(model, blocks)
     whole = {
         p
@@ -162,26 +167,6 @@ def shard_model(model: nn.Module, mesh: Any, *, with_adapters: bool) -> None:
         del weights
     if hasattr(model, OBJECTIVE):
         register_fsdp_forward_method(model, OBJECTIVE)
-
-
-def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of a model, by name: the items of its outermost lists of modules.
-
-    Raises: BaseError if it has none.
-    """
-    blocks: dict[str, nn.Module] = {}
-    decoder = decoder_of(model) or model
-    for name, module in decoder.named_modules():
-        is_inside = any(name.startswith(f"{block}.") for block in blocks)
-        if isinstance(module, nn.ModuleList) and ADAPTERS not in name and not is_inside:
-            own = {f"{name}.{key}": item for key, item in module.named_children()}
-            blocks |= {key: m for key, m in own.items() if any(True for _ in m.parameters())}
-    if not blocks:
-        raise BaseError(
-            f"{type(model).__name__} has no list of blocks that could be sharded.",
-            fix="leave out --shard; every process then holds the whole base",
-        )
-    return blocks
 
 
 def local_bytes(model: nn.Module) -> int:
