@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # compiles the package again, and each worker rewrites the asserts of every test.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow attack check docs bench gpu-check venv base
+.PHONY: demo test test-slow test-full attack check docs bench gpu-check venv base
 
 demo: venv
 	rm -rf runs/demo
@@ -18,13 +18,16 @@ demo: venv
 
 # Two workers, each on one core: threads of both would wait for one another.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TESTS)
 
 test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --timeout 1200
 
+test-full: venv  # the slow suite at full length: what seldom fails is looked for, for hours
+	LORICA_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --timeout 3600
+
 attack: venv  # hostile and damaged files, settings and rows: some 2,000 inputs
-	ATTACK_EVERY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/attack --timeout 1200
+	LORICA_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/attack --timeout 1200
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -1,9 +1,20 @@
-"""Marks for the cases of a test: a few stand for all in the fast suite; the slow suite has them."""
+"""Which cases of a test run, and how long: a few in the fast suite, more in the slow one, all with
+`make test-full`.
+"""
 
+import os
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+
+T = TypeVar("T")
+IS_FULL = bool(os.environ.get("LORICA_FULL"))
+
+
+def at_length(full: T, usual: T) -> T:
+    """`full` with `make test-full`, which takes hours: a search for what seldom fails."""
+    return full if IS_FULL else usual
 
 
 def slow_but(quick: Collection[Any], cases: Iterable[Any]) -> list:

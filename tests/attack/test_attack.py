@@ -1,6 +1,6 @@
 """2,000 damaged files, odd settings and odd rows: none ends outside of the contract.
 
-The slow suite tries every second input, `make attack` all of them.
+The slow suite tries every fourth input, `make attack` and `make test-full` all of them.
 `ATTACK_LOG=FILE pytest -m slow tests/attack` writes down what each input was answered.
 """
 
@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from tests.attack import mutations
 from tests.attack.arena import Arena, Attack
 from tests.attack.good import ROWS, write_all
+from tests.marks import at_length
 
 pytestmark = pytest.mark.slow
 
-EVERY = int(os.environ.get("ATTACK_EVERY", "2"))
+EVERY = at_length(1, 4)
 BASE, ADAPTER, STEP = Path("base"), Path("run/adapter"), Path("half/checkpoints/step-00000004")
 GENERATE = ("generate", "--base", "base", "--prompt", "ab", "--max_new_tokens", "2")
 CHECK = ("check", "--base", "base", "--data", "rows.jsonl")

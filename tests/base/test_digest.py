@@ -5,15 +5,18 @@ import sys
 
 import pytest
 
+from tests.marks import at_length
+
 FORKS = """
 import os
+import sys
 import torch
 from lorica.base.digest import digests
 
 tensors = {str(i): torch.randn(100_000) for i in range(12)}
 torch.set_num_threads(1)
 want, failed = digests(tensors, rounded=True), 0
-for _ in range(1000):
+for _ in range(int(sys.argv[1])):
     if not (child := os.fork()):
         code = 1
         try:
@@ -29,6 +32,9 @@ print(failed)
 def test_a_forked_process_has_them_too():
     """One in 150 failed where two threads made the pool at once."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", FORKS, str(at_length(1000, 600))],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "0", done.stderr[-400:]

@@ -238,14 +238,27 @@ main()
 """
 
 
+def study_words(path: Path, output: Path) -> list[str]:
+    return [sys.executable, "-c", STUDY, str(path), "--output", str(output), "--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def ended(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A study, and what it comes to if nothing stops it."""
+    folder = tmp_path_factory.mktemp("study")
+    path = write_study(folder, small_base, train={"max_steps": 120, "micro_batch_size": 4})
+    subprocess.run(study_words(path, folder / "whole"), check=True, capture_output=True)
+    return path, without_costs(study_result(folder / "whole"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT, signal.SIGKILL))
 def test_a_stopped_study_leaves_no_worker_and_goes_on(
-    small_base: Path, tmp_path: Path, number: signal.Signals
+    ended: tuple[Path, dict], tmp_path: Path, number: signal.Signals
 ):
-    path = write_study(tmp_path, small_base, train={"max_steps": 120, "micro_batch_size": 4})
+    path, result = ended
     out = tmp_path / "out"
-    words = [sys.executable, "-c", STUDY, str(path), "--output", str(out), "--workers", "2"]
+    words = study_words(path, out)
     study = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while not list(out.glob("runs/search-*/events.jsonl")) and study.poll() is None:
         time.sleep(0.05)
@@ -261,10 +274,7 @@ def test_a_stopped_study_leaves_no_worker_and_goes_on(
         time.sleep(0.05)
     assert not any(map(is_alive, workers))
     subprocess.run([*words, "--resume"], check=True, capture_output=True)
-    whole = [*words[:5], str(tmp_path / "whole"), *words[6:]]
-    subprocess.run(whole, check=True, capture_output=True)
-    ended, resumed = (study_result(folder) for folder in (tmp_path / "whole", out))
-    assert without_costs(resumed) == without_costs(ended)
+    assert without_costs(study_result(out)) == result
 
 
 def children(pid: int) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 from lorica.compare.assemble import study_result
 from lorica.compare.records import RECORDS, Records
 from tests.compare.study_files import fix_costs, run, without_costs, write_study
+from tests.marks import at_length
 
 SITTINGS = ((0.15, 0.3, 0.45, 0.6, 0.3), (0.25, 0.1, 0.5, 0.2, 0.4))
 """When the sittings of a study are killed, as shares of the time that the whole study takes."""
@@ -31,13 +32,13 @@ def start(path: Path, output: Path) -> BaseProcess:
 
 
 @pytest.mark.slow
-def test_a_study_killed_at_ten_moments_comes_to_the_same_result(small_base: Path, tmp_path: Path):
+def test_a_study_killed_again_and_again_comes_to_the_same_result(small_base: Path, tmp_path: Path):
     path, whole = write_study(tmp_path / "study", small_base), tmp_path / "whole"
     start(path, tmp_path / "first").join()  # it starts the server of processes
     began = time.monotonic()
     start(path, whole).join()
     seconds, kills = time.monotonic() - began, 0
-    for chain, shares in enumerate(SITTINGS):
+    for chain, shares in enumerate(SITTINGS[: at_length(2, 1)]):
         output = tmp_path / f"killed-{chain}"
         for share in shares:
             process = start(path, output)
@@ -48,4 +49,4 @@ def test_a_study_killed_at_ten_moments_comes_to_the_same_result(small_base: Path
         start(path, output).join()
         assert without_costs(study_result(output)) == without_costs(study_result(whole))
         assert len(Records(output).of("final")) == 4
-    assert kills >= 5
+    assert kills >= at_length(5, 2)

@@ -22,6 +22,7 @@ from tests.compare.study_files import (
     write_lines,
     write_study,
 )
+from tests.marks import at_length
 
 
 class Killed(BaseException):
@@ -88,7 +89,8 @@ def test_all_sides_see_the_rows_in_one_order(whole_study):
     assert result.sides[0].finals[0].curve[0] != result.sides[0].finals[1].curve[0]
 
 
-MOMENTS = [(after, written) for after in (1, 4, 5, 7, 8) for written in (False, True)]
+CALLS = at_length((1, 4, 5, 7, 8), (1, 5, 8))
+MOMENTS = [(after, written) for after in CALLS for written in (False, True)]
 QUICK = [(8, False)]  # in the final runs
 
 

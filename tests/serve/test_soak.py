@@ -1,11 +1,9 @@
 """A server under load for a while: 16 streams over 20 adapters, with loads and unloads.
 
-LORICA_SOAK: seconds, 60 by default; it goes on until enough is answered. Every reply is compared
-with its solo answer.
+It goes on until enough is answered. Every reply is compared with its solo answer.
 """
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -14,15 +12,16 @@ from itertools import count
 import httpx2
 import pytest
 
+from tests.marks import at_length
 from tests.serve.real_server import body_of, complete_when_there, problem_of, serving
 from tests.serve.shelf import stock
 from tests.serve.traffic import asks
 
-SECONDS = float(os.environ.get("LORICA_SOAK", "60"))
+SECONDS = at_length(600.0, 30.0)
 STREAMS = 16
 TWENTY = {"lora": 5, "dora": 4, "adalora": 2, "pissa": 2, "ia3": 3, "prefix_tuning": 3}
 TWENTY |= {"hyperlora": 1}
-ENOUGH = 600
+ENOUGH = at_length(600, 200)
 """Requests with a whole reply."""
 
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lorica.errors import FileError
 from lorica.serve.refusals import Conflict, ModelNotFound, Unavailable
+from tests.marks import at_length
 from tests.serve.fake_engine import SIZE, Serving, acquire, write_adapter, write_conditioned
 
 ROOM = 2
@@ -438,6 +439,6 @@ def test_a_random_walk(states, seed):
 
 @pytest.mark.slow
 def test_long_sequences(states):
-    run(states, 150, 50)
-    for seed in range(100, 130):
+    run(states, at_length(150, 40), 50)
+    for seed in range(100, at_length(130, 108)):
         walk(states, seed, 500)

@@ -15,6 +15,7 @@ from lorica.errors import FileError
 from lorica.formats.adapter_file import read
 from lorica.serve import generations, reading
 from lorica.serve.refusals import Refusal
+from tests.marks import at_length
 from tests.serve.fake_engine import (
     SIZE,
     Serving,
@@ -139,7 +140,7 @@ def test_traffic_while_adapters_come_and_go(tmp_path):
 
 @pytest.mark.slow
 def test_traffic_for_longer(tmp_path):
-    traffic = Traffic(tmp_path, 60)
+    traffic = Traffic(tmp_path, at_length(60, 20))
     traffic.run()
     assert traffic.mixed_up == []
 
