@@ -1,5 +1,6 @@
 """A run whose base stays on disk gives the same bits as one whose base is in memory."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 import lorica
+from lorica.base.offload import OFFLOAD
 from lorica.errors import ConfigError
+from lorica.formats.open_model import open_model
 from tests import small_base
 from tests.marks import slow_but
 from tests.training.rows import adapter, interrupt, same, settings
@@ -39,6 +42,26 @@ def test_the_adapter_is_bit_equal_to_the_resident_one(base, tmp_path, more):
     for name, offload in (("resident", None), ("disk", "disk")):
         lorica.train(**{**run, "output": str(tmp_path / name)}, offload=offload, show=False)
     assert same(adapter(tmp_path / "resident"), adapter(tmp_path / "disk"))
+
+
+def test_the_adapter_is_evaluated_and_asked_from_disk(base, tmp_path, capsys):
+    """With the same words and losses as from memory."""
+    from lorica import cli
+
+    run = {**settings(base, tmp_path), "max_steps": 3, "dtype": "auto"}
+    lorica.train(**run, show=False)
+    folder, answers, losses = str(run["output"]), [], []
+    for more in ([], ["--offload", "disk"]):
+        words = ["--prompt", "the cat", "--max_new_tokens", "8", "--json", *more]
+        assert cli.run(["generate", folder, *words]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["texts"])
+        rows = ["--data", run["data"]["path"], "--no-exact-match", "--json"]
+        assert cli.run(["eval", folder, *rows, *more]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["measures"])
+    assert answers[0] == answers[1]
+    assert losses[0] == losses[1]
+    opened, _ = open_model(folder, offload="disk")
+    assert hasattr(opened.model, OFFLOAD)
 
 
 def test_a_run_is_resumed_with_and_without_offload(base, tmp_path, monkeypatch):

@@ -163,6 +163,11 @@ def end_offload(model: nn.Module) -> None:
         delattr(model, OFFLOAD)
 
 
+def place_adapters(model: nn.Module) -> None:
+    """Move what was added to a base whose weights wait to where it computes. In place."""
+    to_device(model, next(model.parameters()).device)  # the embedding, which never waits
+
+
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a model to `device`, except the weights that wait elsewhere. In place."""
     own: Offload | None = getattr(model, OFFLOAD, None)

@@ -49,6 +49,10 @@ Quantisation = Annotated[
         "as in training."
     ),
 ]
+Offload = Annotated[
+    Literal["disk", "cpu"] | None,
+    Parameter(help="Where the weights of the base wait while they are not needed, as in train."),
+]
 MaxNewTokens = Annotated[int, Parameter(help="Maximum number of new tokens.")]
 Temperature = Annotated[
     float, Parameter(help="0: greedy decoding. 1: sample from the model's distribution.")
@@ -66,12 +70,13 @@ Seed = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a model is opened: where its base is, in which data type, quantised or not."""
+    """How a model is opened: where its base is, in which data type, and where its weights wait."""
 
     base: BaseLocation = None
     dtype: Dtype = None
     allow_base: AllowBase = None
     quantisation: Quantisation = None
+    offload: Offload = None
 
     def as_dict(self) -> dict[str, Any]:
         """As keyword arguments of `evaluate`, `predict` and `open_model`."""

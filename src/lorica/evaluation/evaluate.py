@@ -43,6 +43,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     batch_size: int = 16,
     quantisation: str | None = None,
+    offload: str | None = None,
 ) -> Report:
     """Measure the adapter at `path` beside its base, on all rows of `data`.
 
@@ -55,6 +56,7 @@ def evaluate(
         base was pretrained on: the loss on them shows what the adapter forgot.
     limit: only the first rows. max_new_tokens: of an answer; None: as the references need.
     quantisation: of the base; None: as in training; "none": the float base.
+    offload: "disk" or "cpu": where the weights of the base wait; see lorica.base.offload.
 
     Raises: TrainingError if the adapter does nothing; BaseError, FileError, DataError,
         ConfigError for what cannot be opened or used; MissingError if a package of a task is not
@@ -67,7 +69,12 @@ def evaluate(
     began = time.perf_counter()
     config = data_settings(data, limit)
     loaded, adapted = open_model(
-        path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+        path,
+        base=base,
+        dtype=dtype,
+        allow_base=allow_base,
+        quantisation=quantisation,
+        offload=offload,
     )
     _check_writes_text(loaded, [*own, *(PREFIX + name for name in of_lm_eval)], before, path)
     known_config = None if before is None else before_settings(before, loaded)

@@ -55,13 +55,15 @@ def predict(
     limit: int | None = None,
     batch_size: int = 16,
     quantisation: str | None = None,
+    offload: str | None = None,
 ) -> Predictions:
     """The classes that the classifier at `path` predicts for the rows of `data`.
 
     path: a run folder, an adapter folder, or a base alone. data: rows with a text; their labels
         are copied to the result, and not used.
     base: another place to load the base from; None: where the adapter says it was.
-    limit: only the first rows. quantisation: of the base; None: as in training.
+    limit: only the first rows. quantisation: of the base; None: as in training. offload: "disk" or
+        "cpu": where the weights of the base wait.
 
     Raises: ConfigError if the model is no classifier; BaseError, FileError, DataError for what
         cannot be opened or used; TrainingError if a probability is not finite.
@@ -70,7 +72,12 @@ def predict(
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}.", fix="it must be at least 1")
     loaded, _ = open_model(
-        path, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+        path,
+        base=base,
+        dtype=dtype,
+        allow_base=allow_base,
+        quantisation=quantisation,
+        offload=offload,
     )
     if loaded.labels is None:
         raise ConfigError(

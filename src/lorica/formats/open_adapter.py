@@ -6,6 +6,7 @@ from lorica.base import classifier
 from lorica.base.describe import class_weights, locate
 from lorica.base.load import DTYPES, LoadedModel
 from lorica.base.load import load as load_base
+from lorica.base.offload import place_adapters
 from lorica.base.quantise import KINDS
 from lorica.core.bank import adapted_layers
 from lorica.core.modules_to_save import ModuleCopy
@@ -24,6 +25,7 @@ def open_adapter(
     allow_base: str | None = None,
     quantisation: str | None = None,
     double_quantisation: bool | None = None,
+    offload: str | None = None,
 ) -> LoadedModel:
     """The base that the adapter was trained on, with the adapter active.
 
@@ -32,6 +34,7 @@ def open_adapter(
     dtype: "float32" or "bfloat16"; None: as in training, or float32 where that is not known.
     quantisation: "nf4", "fp4" or "int8", or "none": the float base; None: as in training.
     double_quantisation: None: as in training, or with it.
+    offload: "disk" or "cpu": where the weights of the base wait; see lorica.base.offload.
 
     Raises: FileError, BaseError, ConfigError; MissingError without bitsandbytes.
     """
@@ -42,6 +45,7 @@ def open_adapter(
         allow_base=allow_base,
         quantisation=quantisation,
         double_quantisation=double_quantisation,
+        offload=offload,
     )
 
 
@@ -53,6 +57,7 @@ def open_file(
     allow_base: str | None = None,
     quantisation: str | None = None,
     double_quantisation: bool | None = None,
+    offload: str | None = None,
 ) -> LoadedModel:
     """As `open_adapter`, of a folder that was read already."""
     base = base_of(file, base)
@@ -61,10 +66,17 @@ def open_file(
     labels = _labels(file, base)
     kind, double = _quantisation(file, quantisation, double_quantisation)
     loaded = load_base(
-        base, dtype=dtype, labels=labels, quantisation=kind, double_quantisation=double
+        base,
+        dtype=dtype,
+        labels=labels,
+        quantisation=kind,
+        double_quantisation=double,
+        offload=offload,
     )
     loaded.notices += adopt_vocabulary(loaded, file)
     loaded.notices += attach(loaded.model, file, tokenizer=loaded.tokenizer, allow_base=allow_base)
+    if offload is not None:
+        place_adapters(loaded.model)
     loaded.notices += _random_heads(loaded)
     loaded.prompt_format = form = file.prompt_format
     if form is not None and form.kind == "chat" and form.template != loaded.tokenizer.chat_template:

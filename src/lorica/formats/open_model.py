@@ -21,19 +21,26 @@ def open_model(
     dtype: str | None = None,
     allow_base: str | None = None,
     quantisation: str | None = None,
+    offload: str | None = None,
 ) -> tuple[LoadedModel, bool]:
     """(the model, whether it carries an adapter).
 
     path: a run folder, an adapter folder, or a base (folder, hub id, "bundled").
     base: another location of an adapter's base. dtype: None: as in training, and float32 for a
-        base alone. quantisation: None: as in training, and as it is for a base alone.
+        base alone. quantisation: None: as in training, and as it is for a base alone. offload:
+        "disk" or "cpu": where the weights of the base wait; see lorica.base.offload.
 
     Raises: ConfigError, BaseError, FileError.
     """
     folder = adapter_folder(path)
     if is_adapter(folder) or any(plain_files.is_file(folder / name) for name in (WEIGHTS, PICKLED)):
         loaded = open_adapter(
-            folder, base=base, dtype=dtype, allow_base=allow_base, quantisation=quantisation
+            folder,
+            base=base,
+            dtype=dtype,
+            allow_base=allow_base,
+            quantisation=quantisation,
+            offload=offload,
         )
         if loaded.labels is not None and len(loaded.labels) < 2:
             raise FileError(
@@ -54,6 +61,10 @@ def open_model(
         )
     labels = own_classes(str(path), needed=True)
     loaded = load_base(
-        str(path), dtype=dtype or "float32", labels=labels, quantisation=quantisation
+        str(path),
+        dtype=dtype or "float32",
+        labels=labels,
+        quantisation=quantisation,
+        offload=offload,
     )
     return loaded, False
