@@ -58,7 +58,7 @@ def measure_train(settings: dict[str, Any], base: Path, limit: float) -> dict[st
         if failed or not own:
             return {"failed": failed or "no step"}
         result = json.loads((folder / "run/results.json").read_text())
-        return {"peak": result.get("peak_memory") or own[-1]["memory"], "tokens": own[-1]["tokens"]}
+        return {"peak": result["peak_memory_bytes"], "tokens": own[-1]["tokens"]}
 
 
 def _output(command: list[str], limit: float) -> tuple[list[str], str | None]:
