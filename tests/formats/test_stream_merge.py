@@ -1,5 +1,6 @@
 """A merge that is written tensor by tensor gives the files of one that is saved as a whole."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -164,3 +165,22 @@ def test_tensors_stay_in_their_files_in_the_cache_of_the_hub_too(tmp_path):
     assert json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"] == places
     assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("system", ["has no such call", "its file system has none"])
+def test_a_system_that_cannot_reserve_space_writes_the_same_files(tmp_path, monkeypatch, system):
+    from lorica.formats import sharded_files
+    from lorica.formats.sharded_files import ShardedFiles, StoredTensor
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if system == "has no such call":  # macOS
+        monkeypatch.delattr(sharded_files.os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(sharded_files.os, "posix_fallocate", refuse)
+    tensor = torch.arange(12.0).view(3, 4)
+    name = "model.safetensors"
+    with ShardedFiles(tmp_path, {name: [StoredTensor("a", (3, 4), torch.float32)]}) as files:
+        files.write("a", tensor)
+    assert torch.equal(load_file(tmp_path / name)["a"], tensor)

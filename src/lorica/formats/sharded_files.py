@@ -5,6 +5,7 @@ computed. The files take their place on the disk at once: a disk that is full is
 first tensor is computed.
 """
 
+import errno
 import io
 import json
 import math
@@ -70,8 +71,18 @@ class _File:
         self.end = end
 
     def reserve(self) -> None:
-        """Take the file's place on the disk. Raises: OSError if the disk is full."""
-        os.posix_fallocate(self.stream.fileno(), 0, self.end)
+        """Take the file's place on the disk. Raises: OSError if the disk is full.
+
+        Where the system cannot (macOS, some file systems), only its length is set.
+        """
+        try:
+            os.posix_fallocate(self.stream.fileno(), 0, self.end)
+        except AttributeError:
+            os.ftruncate(self.stream.fileno(), self.end)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            os.ftruncate(self.stream.fileno(), self.end)
 
     def write(self, key: str, tensor: Tensor) -> None:
         stored = self.tensors[key]
