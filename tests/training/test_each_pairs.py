@@ -1,5 +1,6 @@
 """Every two methods train at once on one base, in either order, each on layers of its own choice.
 
+The slow suite has each method first once and second once, `make test-full` every pair.
 Each adapter is the one that its run gives alone, up to the rounding of the base's products, which
 depends on the number of tokens. B-LoRA's grids enlarge that rounding, so its runs only have to end.
 """
@@ -17,7 +18,7 @@ from lorica.errors import ConfigError
 from lorica.training.each import _try_route
 from lorica.training.train import train
 from tests.core.attention_models import tiny
-from tests.marks import slow_but
+from tests.marks import at_length, slow_but
 from tests.training.rows import adapter, rounding_apart, settings, tiny_base, write_rows
 
 SMALL = {
@@ -36,6 +37,9 @@ TARGETS = {
 REFUSED = ("full", "hyperlora", "llama_adapter", "prefix_tuning", "prompt_tuning")
 METHODS = [name for name in Method.names() if name not in REFUSED]
 QUICK = [("dora", "bottleneck")]
+NEXT = list(zip(METHODS, METHODS[1:] + METHODS[:1], strict=True))
+OWN = [(name, name) for name in METHODS]
+PAIRS = at_length([*permutations(METHODS, 2), *OWN], [*QUICK, *NEXT, *OWN[:1]])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def run_of(base: Path, folder: Path, name: str, place: int) -> dict:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    slow_but(QUICK, [*permutations(METHODS, 2), *((name, name) for name in METHODS)]),
+    slow_but(QUICK, dict.fromkeys(PAIRS)),
 )
 def test_each_adapter_is_the_one_of_its_run_alone(base, alone, tmp_path, first, second):
     runs = [run_of(base, tmp_path, name, place) for place, name in enumerate((first, second))]
