@@ -29,6 +29,7 @@ from tests.laws.bases import (
     same_bits,
     trained,
 )
+from tests.marks import at_length
 
 STACK = CASES[0]
 CONSTANT = {"dora", "blora"}  # take a part of their formula as a constant in the backward pass
@@ -260,7 +261,7 @@ def test_compiles_whole(name):
     torch.testing.assert_close(case.run(compiled), case.run(model), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", compiled(on_stack()))
+@pytest.mark.parametrize("name", compiled(at_length(on_stack(), ["lora", "dora", "adalora"])))
 def test_compiled_before_adapting_is_noticed(name):
     torch._dynamo.reset()
     model = Stack()
