@@ -9,7 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorica.base.load import load
+from lorica.cli.describe import describe
 from lorica.errors import FileError
+from lorica.plan.shapes import read_shapes
 from tests import small_base
 
 INDEX = "model.safetensors.index.json"
@@ -108,6 +110,20 @@ def a_tensor_is_in_neither(folder: Path) -> None:
     change_index(folder, lambda places: places.pop(key))
 
 
+def a_tensor_is_in_two_shards(folder: Path) -> None:
+    first, second = (load_file(file) for file in shards(folder)[:2])
+    key = next(iter(first))
+    save_file(second | {key: 2 * first[key]}, shards(folder)[1], metadata={"format": "pt"})
+
+
+def the_index_has_an_empty_map(folder: Path) -> None:
+    change_index(folder, lambda places: places.clear())
+
+
+def there_is_no_index(folder: Path) -> None:
+    (folder / INDEX).unlink()
+
+
 BROKEN = {
     a_shard_is_missing: "lacks 1 of the",
     a_shard_is_cut_short: "is damaged",
@@ -122,6 +138,9 @@ BROKEN = {
     the_index_is_cut_short: INDEX,
     the_index_has_no_map: "weight_map",
     a_tensor_is_in_neither: "up_proj",
+    a_tensor_is_in_two_shards: "in more than one of its files",
+    the_index_has_an_empty_map: "weight_map",
+    there_is_no_index: f"there is no {INDEX}",
 }
 
 
@@ -134,6 +153,16 @@ def test_a_broken_base_in_shards_is_refused_by_name(spoil, options, folder):
         load(str(folder), **options)
     assert str(folder) in str(error.value)
     assert error.value.fix
+
+
+@pytest.mark.parametrize("spoil", [*BROKEN][:-4] + [*BROKEN][-3:], ids=lambda spoil: spoil.__name__)
+def test_plan_refuses_it_too_and_info_says_so(spoil, folder, capsys):
+    spoil(folder)
+    with pytest.raises(FileError, match=BROKEN[spoil]):
+        read_shapes(str(folder))
+    if "cut" in spoil.__name__ or "empty" in spoil.__name__ or "bytes" in spoil.__name__:
+        return  # info reads the file itself, and ends with its error
+    assert describe(str(folder))["files"].startswith("not usable: ")
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "auto", "offload": "disk"}], ids=str)

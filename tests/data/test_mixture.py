@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lorica.base.load import load_tokenizer
+from lorica.cli.measured_rows import rows_of
 from lorica.data import uncached
 from lorica.data.config import DataConfig
 from lorica.data.load import load_data
@@ -139,6 +140,39 @@ def test_other_settings_of_the_data_stand_beside_a_list(files, flag):
 def test_what_is_wrong_in_a_list_of_files_is_named(paths, message):
     with pytest.raises(ConfigError, match=message):
         read(None, {"base": "bundled", "data.path": paths})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"data": "a", "data.path": "b"},
+        {"data.path": "b", "data": ["a"]},
+        {"data.mixture": '["a", "b"]', "data": "c"},
+        {"data.mixture": '["a", "b"]', "data.path": "c"},
+    ],
+)
+def test_no_file_that_was_named_is_dropped(flags):
+    with pytest.raises(ConfigError, match="are for the same setting: give one"):
+        read(None, {"base": "bundled", **flags})
+
+
+@pytest.mark.parametrize("flag", ["data", "data.path", "data.mixture"])
+def test_a_mixture_in_json_is_read_whole(flag):
+    text = '[{"path": "a.jsonl", "weight": 0.5}, "b.jsonl"]'
+    files = read(None, {"base": "bundled", flag: text}).data.mixture
+    assert [(file.path, file.weight) for file in files] == [("a.jsonl", 0.5), ("b.jsonl", 1)]
+    with pytest.raises(ConfigError) as error:
+        read(None, {"base": "bundled", flag: text.replace("0.5", "0")})
+    assert "data.mixture[0].weight is 0" in error.value.what
+    assert "settings are wrong" not in error.value.what
+
+
+def test_the_rows_of_an_evaluation_are_not_those_of_the_mixture(files, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        json.dumps({"base": "bundled", "data": {"path": "several files", "mixture": files}})
+    )
+    config = rows_of(tmp_path, {"data": files[1]})
+    assert (config.path, config.mixture) == (files[1], [])
 
 
 def test_a_resumed_run_may_move_its_files_and_keeps_their_weights(files):

@@ -164,3 +164,16 @@ def test_neither_torch_nor_transformers_is_imported(rows):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fits"]
+
+
+def test_the_dtype_of_the_files_is_planned_for_and_reported(tmp_path, capsys):
+    from lorica import cli
+
+    rows = write_rows(tmp_path / "rows.jsonl")
+    reports = []
+    for dtype in ("auto", "float16"):
+        assert cli.run(["plan", "--base", "bundled", "--data", rows, "--dtype", dtype]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        reports.append([line for line in lines if "time" not in line])
+    assert reports[0] == reports[1]
+    assert any("in float16" in line for line in reports[0])

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ PACKED = 16
 """Values per byte of a checkpoint at most, also if it is quantised."""
 SPARE = 10**8
 """Values that a model may have beyond its checkpoint: tied and new heads, buffers."""
+METADATA = "__metadata__"
+SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 COUNT = re.compile(r"(num|n)_.*(layer|block|expert|stage)s?$|depths?$")
 """Names of settings that say how many modules are built."""
 
@@ -104,7 +107,8 @@ def weight_files(folder: Path) -> list[Path]:
 def files_in_index(index: Path) -> list[str]:
     """The files that an index of weights names, sorted. Raises: as `weight_files`."""
     names = _json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+    is_map = isinstance(names, dict) and all(isinstance(n, str) for n in names.values())
+    if not is_map or not names:
         raise FileError(
             f"{index} has no weight_map from tensors to files.", fix="download it again"
         )
@@ -120,9 +124,13 @@ def files_in_index(index: Path) -> list[str]:
 
 
 def check_index(folder: Path) -> None:
-    """Raises: FileError if the index says that a file has a tensor, and the file does not."""
+    """Raises: FileError if the index says that a file has a tensor, and the file does not, or if
+    two of its files have one tensor: the weights may differ."""
     index = folder / INDEX
-    if not index.exists() or (folder / SINGLE).is_file():  # a single file has no need of it
+    if (folder / SINGLE).is_file():  # a single file has no need of it
+        return
+    if not index.exists():
+        _check_no_shards(folder)
         return
     headers = {name: header_of(folder / name) for name in files_in_index(index)}
     places: dict[str, str] = _json(index)["weight_map"]
@@ -131,6 +139,24 @@ def check_index(folder: Path) -> None:
             f"{index} names {len(wrong)} tensors that are not where it says.",
             missing=listed(wrong),
             fix="download the index and these files again: they are of different models",
+        )
+    times = Counter(key for header in headers.values() for key in header if key != METADATA)
+    if twice := [key for key, count in times.items() if count > 1]:
+        raise FileError(
+            f"{len(twice)} tensors of {folder} are in more than one of its files.",
+            tensors=listed(twice),
+            fix="download the index and the files again: they are of different models",
+        )
+
+
+def _check_no_shards(folder: Path) -> None:
+    """Raises: FileError if weights are in several files, of which no index says what they hold."""
+    shards = [file.name for file in sorted(folder.glob("*.safetensors")) if SHARD.search(file.name)]
+    if shards:
+        raise FileError(
+            f"the weights of {folder} are in several files, and there is no {INDEX}.",
+            found=listed(shards),
+            fix="download the model again",
         )
 
 
@@ -145,7 +171,7 @@ def weight_contents(folder: Path) -> WeightContents:
             dtypes = {
                 key: entry.get("dtype")
                 for key, entry in header.items()
-                if isinstance(entry, dict) and key != "__metadata__"
+                if isinstance(entry, dict) and key != METADATA
             }
             others |= {k: str(d) for k, d in dtypes.items() if not re.match("B?F[0-9]", str(d))}
     return WeightContents(tensors, size, others)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lorica import plain_files, strict_json
-from lorica.errors import FileError, listed
+from lorica.base.folder import check_folder
+from lorica.errors import FileError, LoricaError, listed
 
 WEIGHTS, PEFT, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 LITGPT = ("lit_model.lora.safetensors", "lit_model.pth.lora")
@@ -119,6 +120,11 @@ def _base(folder: Path) -> dict[str, Any]:
     has_template = plain_files.is_file(tokenizer) and "chat_template" in _read(tokenizer)
     base["tokenizer"] = any(map(plain_files.is_file, (folder / "tokenizer.json", tokenizer)))
     base["chat_template"] = has_template or plain_files.is_file(folder / "chat_template.jinja")
+    try:
+        check_folder(folder)
+        base["files"] = "whole"
+    except LoricaError as error:
+        base["files"] = f"not usable: {error.what}"
     return base | _tensors(sorted(folder.glob("*.safetensors")))
 
 

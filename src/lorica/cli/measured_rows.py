@@ -40,7 +40,11 @@ def rows_of(path: Path, flags: dict[str, str]) -> DataConfig:
     if plain_files.is_file(path / "config.yaml"):
         data = settings.data["data"] = read_yaml(path / "config.yaml").data.get("data", {})
         validation = data.pop("validation", None)
-        data |= {"path": validation if isinstance(validation, str) else "", "limit": None}
+        data |= {
+            "path": validation if isinstance(validation, str) else "",
+            "mixture": [],
+            "limit": None,
+        }
     mistakes = apply_flags(settings, EvalSettings, flags)
     if not mistakes and not settings.get(("data", "path")):
         raise ConfigError("no rows to measure on were named.", fix="pass --data FILE")

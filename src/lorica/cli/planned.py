@@ -50,6 +50,7 @@ def span(seconds: Span) -> str:
 
 def report(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
     """The report of `lorica plan`, line by line, at most 79 columns wide."""
+    config = with_dtype(config)
     name, device = config.method["name"], estimate.device
     yield f"{name} on {config.base}, rows of {config.data.path}"
     yield ""
@@ -84,7 +85,7 @@ def named(device: Device) -> str:
 
 def _memory(estimate: Estimate, config: TrainConfig) -> list[tuple[str, str, str]]:
     memory, batch = estimate.memory, estimate.tokens.largest
-    kind = config.quantisation or with_dtype(config).dtype
+    kind = config.quantisation or config.dtype
     base = f"{_count(estimate.base_parameters)} parameters in {kind}"
     recomputed = ", blocks recomputed" if config.gradient_checkpointing else ""
     largest = f"of {counted(round(batch.rows), 'row')}, {round(batch.tokens):,} tokens{recomputed}"

@@ -111,7 +111,7 @@ def score_share(
             bar.advance(begun)
     for _ in range(passes - passes_of(model, examples, batch=batch)):
         next(label_logits(model, examples[:1]))
-    _check_finite(examples, nll)
+    _check_finite(model, examples, nll)
     return Scores(nll, tokens, correct, probabilities)
 
 
@@ -176,13 +176,22 @@ def passes_of(model: nn.Module, examples: Sequence[Example], *, batch: int = 16)
     return sum(1 for _ in _batches(model, examples, batch))
 
 
-def _check_finite(examples: Sequence[Example], nll: NDArray[np.float64]) -> None:
+def _check_finite(model: nn.Module, examples: Sequence[Example], nll: NDArray[np.float64]) -> None:
     not_finite = [examples[i].where for i in np.flatnonzero(~np.isfinite(nll)).tolist()]
     if not_finite:
+        damaged = [
+            name
+            for name, p in model.named_parameters()
+            if not bool(getattr(p, "_local_tensor", p).isfinite().all())  # of one that is sharded
+        ]
         raise TrainingError(
             f"the loss of {len(not_finite)} of {counted(len(examples), 'row')} is not finite.",
             rows=listed(not_finite),
-            fix="load the base in float32, or train with a lower learning rate",
+            **({"weights_that_are_not_finite": listed(damaged)} if damaged else {}),
+            fix="download the base again; or, if these are weights of an adapter, train with a "
+            "lower learning rate"
+            if damaged
+            else "load the base in float32, or train with a lower learning rate",
         )
 
 

@@ -185,7 +185,11 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"the merged model takes {needed / 1e9:,.2f} GB, and the disk of {folder.parent} has "
-            f"{free / 1e9:,.2f} GB free.",
+            f"the merged model takes {_size(needed)}, and the disk of {folder.parent} has "
+            f"{_size(free)} free.",
             fix="free some space, or choose another output folder",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"

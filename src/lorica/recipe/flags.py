@@ -17,6 +17,8 @@ from lorica.registry import Named
 
 SHORT = {"data": ("data", "path"), "method": ("method", "name")}
 """Mappings that may be given as one word, and the setting that the word is for."""
+ALSO = {"data": ("data.mixture",)}
+"""Other settings that say the same."""
 
 
 def apply_flags(
@@ -33,7 +35,25 @@ def apply_flags(
         if (mistake := _apply_flag(settings, model, flag, value)) is not None
     ]
     _expand_short_forms(settings)
+    return mistakes + _said_twice(flags)
+
+
+def _said_twice(flags: Mapping[str, Any]) -> list[Mistake]:
+    """Flags of which one would be dropped, because both are for one setting."""
+    mistakes = []
+    for key, where in SHORT.items():
+        names = [name for name in (key, ".".join(where), *ALSO.get(key, ())) if name in flags]
+        if key in names and _is_mapping(flags[key]):
+            names.remove(key)  # single settings stand over those of a whole mapping
+        if len(names) > 1:
+            both = " and ".join(f"--{name}" for name in names)
+            more = "; several files: give it again for each" if key == "data" else ""
+            mistakes.append(Mistake(where, f"{both} are for the same setting: give one{more}"))
     return mistakes
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
 
 
 def _apply_flag(
@@ -54,7 +74,9 @@ def _apply_flag(
         settings.put((*where, rest), parse_flag(kind, {rest: value})[rest], place)
     else:
         short = SHORT.get(".".join(where))
-        if not (short and isinstance(value, str) and not value.startswith(("{", "["))):
+        if where == SHORT["data"] and isinstance(value, str) and value.startswith("["):
+            value = parse_flag(list, value)  # several files
+        elif not (short and isinstance(value, str) and not value.startswith(("{", "["))):
             value = parse_flag(kind, value)
         match value:
             case Named():

@@ -110,7 +110,7 @@ def parse_flag(kind: Any, value: Any) -> Any:
 
     The first reading that is valid is taken: a number, true, false, null or JSON; a
     comma-separated list; the text itself; a list of one. If none is valid, the first reading is
-    returned, and validation refuses it.
+    returned, and validation refuses it. A list or a mapping in JSON is not taken apart at commas.
     """
     match value:
         case {**items}:
@@ -120,6 +120,8 @@ def parse_flag(kind: Any, value: Any) -> Any:
             readings = [[_read(item) for item in value], value]
         case str():
             readings = _readings(value)
+            if isinstance(readings[0], list | dict) and as_model(kind) is not None:
+                return readings[0]  # what is wrong in it is said, not that there is no such file
         case _:
             return value
     return next((r for r in readings if is_valid(kind, r)), readings[0])
@@ -130,6 +132,8 @@ def _readings(text: str) -> list[Any]:
     words = [part.strip() for part in text.split(",")]
     as_list = [[parse_scalar(word) for word in words], words]
     parsed = _read(text)
+    if isinstance(parsed, list | dict):
+        return [parsed, text]  # text: of a template
     first = [parsed] if parsed != text else []
     return [*first, *(as_list if "," in text else []), text, *as_list]
 

@@ -133,6 +133,8 @@ def _move_mixture(settings: Settings, given: set[str]) -> None:
             data["path"] = "several files"  # their names follow from the mixture
         case dict() as data if given & {"data", "data.path"} and "data.mixture" not in given:
             data.pop("mixture", None)
+        case {"mixture": [_, *_]} as data:
+            data.setdefault("path", "several files")
 
 
 def _validate_method(settings: Settings) -> "tuple[Method | None, list[Mistake]]":

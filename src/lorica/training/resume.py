@@ -140,6 +140,10 @@ def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
         _refuse_settings(settings, run)
     facts: dict[str, str] = {f"other_{kind}": what for kind, what in base.items()}
     facts |= settings
+    if rows:
+        data = state.config.data
+        held_out = [data.validation] if isinstance(data.validation, str) else []
+        facts["files"] = listed([*([file.path for file in data.mixture] or [data.path]), *held_out])
     if rows or base:
         kind: type[LoricaError] = DataError if rows else BaseError
         what = " and ".join(["the rows"] * rows + ["the base"] * bool(base))
@@ -147,7 +151,9 @@ def check_same(state: RunState, saved: ckpt.Checkpoint) -> None:
             f"{what} {'are' if rows else 'is'} not {'those' if rows else 'the one'} that {run} "
             "began with.",
             **facts,
-            fix="restore it, or start a new run",
+            fix="restore what was changed (files of a mixture in their order), or start a new run"
+            if rows
+            else "restore it, or start a new run",
         )
     step, rows_seen = saved.progress.step, saved.progress.rows
     if rows_seen != step * state.plan.rows_per_step:
@@ -165,7 +171,7 @@ def _refuse_settings(
         raise ConfigError(
             f"a resumed run keeps its settings; {len(settings)} of {run} have changed.",
             **settings,
-            may_change=", ".join([*FREE, *LENGTH, *PATHS]),
+            may_change=", ".join(n for n in [*FREE, *LENGTH, *PATHS] if n not in settings),
             fix=fix,
         )
 
