@@ -171,9 +171,9 @@ def test_the_dtype_of_the_files_is_planned_for_and_reported(tmp_path, capsys):
 
     rows = write_rows(tmp_path / "rows.jsonl")
     reports = []
-    for dtype in ("auto", "float16"):
+    for dtype in ("auto", "bfloat16"):
         assert cli.run(["plan", "--base", "bundled", "--data", rows, "--dtype", dtype]) == 0
         lines = capsys.readouterr().out.splitlines()
         reports.append([line for line in lines if "time" not in line])
     assert reports[0] == reports[1]
-    assert any("in float16" in line for line in reports[0])
+    assert any("in bfloat16" in line for line in reports[0])
