@@ -1,4 +1,4 @@
-"""Every method from the command line: it learns, is killed, goes on to the same bits, and loads."""
+"""Methods from the command line: each learns, is killed, goes on to the same bits, and loads."""
 
 import json
 import multiprocessing
@@ -17,6 +17,7 @@ from lorica.evaluation.loss import mean_loss
 from lorica.formats import commit
 from lorica.formats.open_adapter import open_adapter
 from lorica.training.checkpoint import steps
+from tests.marks import at_length
 
 STEPS, KILLED_AFTER = 40, 20
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -39,6 +40,18 @@ EXTRA = {
     "blora": {"method.zero_start": "true"},
     "double_lora": {"method.start_second": 10},
 }
+WITH_STATE = [
+    "adalora",
+    "aflora",
+    "alora",
+    "blora",
+    "dora",
+    "double_lora",
+    "full",
+    "hyperlora",
+    "prefix_tuning",
+]
+"""Methods that keep more than a LoRA for a resume or a file; `make test-full` has every method."""
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["lorica.training.train", "lorica.cli.train", "torch"])
 
@@ -99,7 +112,7 @@ def text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", Method.names())
+@pytest.mark.parametrize("name", at_length(Method.names(), WITH_STATE))
 def test_a_method_from_the_command_line(name, stories, text, tmp_path):
     words = flags(name, stories, text)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -66,7 +66,7 @@ def test_the_normal_form(case: str, small_base: Path, tmp_path: Path):
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     ranks = {min(tensor.shape) for key, tensor in tensors.items() if "lora_A" in key}
     assert all(tensors[key].shape[0] == config["r"] for key in tensors if "lora_A" in key), ranks
-    torch.testing.assert_close(logits(tmp_path / "out"), logits(adapter), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(adapter), atol=1e-4, rtol=1e-4)
     assert report.exported[0].rank == config["r"] and report.exported[0].name == "run"
 
 
