@@ -155,14 +155,19 @@ def test_a_broken_base_in_shards_is_refused_by_name(spoil, options, folder):
     assert error.value.fix
 
 
-@pytest.mark.parametrize("spoil", [*BROKEN][:-4] + [*BROKEN][-3:], ids=lambda spoil: spoil.__name__)
-def test_plan_refuses_it_too_and_info_says_so(spoil, folder, capsys):
+IN_ITS_FILES = [spoil for spoil in BROKEN if spoil is not a_tensor_is_in_neither]
+"""Faults that the files show; the other one needs the architecture."""
+
+
+@pytest.mark.parametrize("spoil", IN_ITS_FILES, ids=lambda spoil: spoil.__name__)
+def test_plan_refuses_it_too_and_info_says_so(spoil, folder):
     spoil(folder)
     with pytest.raises(FileError, match=BROKEN[spoil]):
         read_shapes(str(folder))
-    if "cut" in spoil.__name__ or "empty" in spoil.__name__ or "bytes" in spoil.__name__:
-        return  # info reads the file itself, and ends with its error
-    assert describe(str(folder))["files"].startswith("not usable: ")
+    try:
+        assert describe(str(folder))["files"].startswith("not usable: ")
+    except FileError as error:  # a shard whose header info cannot read
+        assert "is damaged" in error.what
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "auto", "offload": "disk"}], ids=str)
