@@ -11,6 +11,7 @@ from lorica.data.example import Example
 from lorica.errors import DataError, TrainingError
 from lorica.evaluation import loss as loss_module
 from lorica.evaluation.loss import mean_loss, score
+from tests import small_base
 from tests.small_base import VOCABULARY
 
 
@@ -150,3 +151,14 @@ def test_a_classifier_scores_rows(small_base):
         assert nll == pytest.approx(-logits.log_softmax(-1)[row.label].item(), rel=1e-4)
         assert hit == (logits.argmax().item() == row.label)
     assert scores.tokens.tolist() == [1] * 7
+
+
+def test_a_weight_that_is_not_finite_is_named():
+    model = small_base.model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    row = Example([5, 6, 7], [False, True, True], "row 1")
+    with pytest.raises(TrainingError) as error:
+        score(model, [row])
+    assert error.value.facts["weights_that_are_not_finite"] == "model.layers.1.mlp.up_proj.weight"
+    assert error.value.fix is not None and "download the base again" in error.value.fix

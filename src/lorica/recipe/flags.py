@@ -18,13 +18,13 @@ from lorica.registry import Named
 SHORT = {"data": ("data", "path"), "method": ("method", "name")}
 """Mappings that may be given as one word, and the setting that the word is for."""
 ALSO = {"data": ("data.mixture",)}
-"""Other settings that say the same."""
+"""Settings that name the same by another name: of data, the files of a mixture."""
 
 
 def apply_flags(
     settings: Settings, model: type[BaseModel], flags: Mapping[str, Any]
 ) -> list[Mistake]:
-    """Set the values of flags in `settings`. Returns the flags that are not settings.
+    """Set the values of flags in `settings`. Returns what is wrong with their names.
 
     A whole mapping comes before the single settings in it, in whichever order they were given.
     """
