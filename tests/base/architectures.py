@@ -1,7 +1,8 @@
 """Small random bases of many architectures, made from transformers' configs alone.
 
     tiny("Phi3", "longrope")     the model, float32, in eval mode
-    write(folder, "Llama")       the same as a folder with a tokenizer
+    deep("llama")                the same with five times as many blocks
+    write(folder, "Llama")       the first as a folder with a tokenizer
 
 Weights of matrices are spread, so that what differs shows in the logits. Thresholds (windows,
 chunks, original lengths) are a few tokens long.
@@ -376,6 +377,19 @@ def tiny(name: str, **settings: object) -> Any:
         if parameter.ndim > 1 and parameter.std() < 0.05:
             parameter.data.mul_(3.0)
     return made.eval()
+
+
+def deep(name: str) -> Any:
+    """`tiny(name)` with its blocks five times, in the same pattern."""
+    more: dict[str, Any] = {}
+    for key, value in BASES[name][1].items():
+        if key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+            more[key] = 5 * value
+        elif key == "attention_types":
+            more[key] = [[value[0][0], 5 * value[0][1]]]
+        elif isinstance(value, list) and len(value) == 2:  # one for each block
+            more[key] = 5 * value
+    return tiny(name, **more)
 
 
 @cache

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorica.base.few_blocks import tried
 from lorica.base.length_thresholds import Threshold, length_thresholds, lowered
 from lorica.base.model_view import config_view_of
 from lorica.core.attach import use
@@ -104,8 +105,13 @@ def batching_of(
     if way not in known:
         limits = ("total", "longest", "shared") if way == "packed" else ("shared",)
         limits = limits if len(set(lengths)) > 1 else ()
-        with use(model), in_mode(model, training=False):
-            known[way] = _Trial(model, way, forward, truth or alone).batching(lengths, limits)
+        trial = _Trial(model, way, forward, truth or alone)
+
+        def batching() -> Batching:
+            with use(model), in_mode(model, training=False):
+                return trial.batching(lengths, limits)
+
+        known[way] = tried(model, batching, lambda found: found == Batching())
     return known[way]
 
 

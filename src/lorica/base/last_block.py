@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.base.few_blocks import tried
 from lorica.base.packing import packed
 from lorica.core.attach import use
 from lorica.core.bank import Bank, bank_of
@@ -124,6 +125,12 @@ def last_block_of(model: nn.Module, decoder: nn.Module, *, by_row: bool) -> Last
 
     by_row: rows will be packed. The model is left as it was.
     """
+    return tried(
+        model, lambda: _last_block(model, decoder, by_row), lambda block: block is not None
+    )
+
+
+def _last_block(model: nn.Module, decoder: nn.Module, by_row: bool) -> LastBlock | None:
     rows = packed(model) if by_row else nullcontext()
     try:
         with use(model), in_mode(model, training=False), rows:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorica.base.batching import Batching, batching_of
+from lorica.base.few_blocks import tried
 from lorica.base.model_view import is_causal
 from lorica.core.attention import with_adapters
 from lorica.core.modes import in_mode
@@ -107,12 +108,16 @@ def packed_rows(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
     return list(logits[0].split(lengths))
 
 
-@torch.no_grad()
 def why_not_shared(model: nn.Module) -> str | None:
     """Why rows cannot share a prefix; None: each row has the logits that it has alone.
 
     Tried in training mode, and only for models whose rows can be packed.
     """
+    return tried(model, lambda: _why_not_shared(model), lambda why: why is None)
+
+
+@torch.no_grad()
+def _why_not_shared(model: nn.Module) -> str | None:
     foreign: Any = model
     size = int(foreign.config.get_text_config().vocab_size)
     device = next(model.parameters()).device

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorica.base.few_blocks import tried
 from lorica.core.attach import use
 from lorica.core.modes import in_mode
 from lorica.core.site import decoder_of
@@ -64,9 +65,13 @@ class Tail:
         return list(own.values())
 
 
-@torch.no_grad()
 def tail_of(model: nn.Module) -> Tail | None:
     """The model's tail; None if decoder and tail do not give what the whole model gives."""
+    return tried(model, lambda: _tail(model), lambda tail: tail is not None)
+
+
+@torch.no_grad()
+def _tail(model: nn.Module) -> Tail | None:
     decoder = decoder_of(model)
     name = next((n for n, m in model.named_children() if m is decoder), None)
     if name is None:

@@ -255,7 +255,10 @@ def hidden_size_of(model: nn.Module) -> int | None:
 def decoder_of(model: nn.Module) -> nn.Module | None:
     """The part of a model that turns token ids into hidden states, if the model declares it."""
     decoder = _call(model, "get_decoder")
-    return decoder if isinstance(decoder, nn.Module) else getattr(model, "base_model", None)
+    is_head = decoder is _call(model, "get_output_embeddings")  # ModernBERT calls its head decoder
+    if isinstance(decoder, nn.Module) and not is_head:
+        return decoder
+    return getattr(model, "base_model", None)
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:

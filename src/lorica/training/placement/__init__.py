@@ -19,7 +19,6 @@ from lorica.training.config import TrainConfig
 from lorica.training.placement.meeting import meet
 from lorica.training.placement.protocol import Placement
 from lorica.training.placement.replicated import Replicated
-from lorica.training.placement.sharded import Sharded
 from lorica.training.placement.single import Single
 from lorica.training.placement.split import Split
 
@@ -48,6 +47,8 @@ def choose_placement(config: TrainConfig) -> Placement:
                 f"accelerate's mixed precision ({accelerator.mixed_precision}) cannot be sharded.",
                 fix="--dtype bfloat16, without mixed precision in accelerate's settings",
             )
+        from lorica.training.placement.sharded import Sharded  # FSDP2 takes a second to import
+
         return Sharded(accelerator)
     return Replicated(accelerator)
 
