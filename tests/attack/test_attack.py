@@ -1,6 +1,6 @@
 """2,000 damaged files, odd settings and odd rows: none ends outside of the contract.
 
-The slow suite tries every fourth input, `make attack` and `make test-full` all of them.
+The slow suite tries every eighth input, `make attack` and `make test-full` all of them.
 `ATTACK_LOG=FILE pytest -m slow tests/attack` writes down what each input was answered.
 """
 
@@ -22,7 +22,7 @@ from tests.marks import at_length
 
 pytestmark = pytest.mark.slow
 
-EVERY = at_length(1, 4)
+EVERY = at_length(1, 8)
 BASE, ADAPTER, STEP = Path("base"), Path("run/adapter"), Path("half/checkpoints/step-00000004")
 GENERATE = ("generate", "--base", "base", "--prompt", "ab", "--max_new_tokens", "2")
 CHECK = ("check", "--base", "base", "--data", "rows.jsonl")

@@ -29,6 +29,9 @@ from lorica.compare.worker import JOB, do_line, job_line, result_of
 from lorica.data.config import DataConfig
 from lorica.errors import ResourceError, Stopped
 from tests.compare.study_files import fix_costs, run, without_costs, write_study
+from tests.marks import at_length
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
 
 
 def a_job(path: Path, folder: Path) -> Job:
@@ -252,7 +255,7 @@ def ended(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT, signal.SIGKILL))
+@pytest.mark.parametrize("number", at_length(SIGNALS, SIGNALS[::2]))
 def test_a_stopped_study_leaves_no_worker_and_goes_on(
     ended: tuple[Path, dict], tmp_path: Path, number: signal.Signals
 ):

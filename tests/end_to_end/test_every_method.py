@@ -40,18 +40,8 @@ EXTRA = {
     "blora": {"method.zero_start": "true"},
     "double_lora": {"method.start_second": 10},
 }
-WITH_STATE = [
-    "adalora",
-    "aflora",
-    "alora",
-    "blora",
-    "dora",
-    "double_lora",
-    "full",
-    "hyperlora",
-    "prefix_tuning",
-]
-"""Methods that keep more than a LoRA for a resume or a file; `make test-full` has every method."""
+WITH_STATE = ["adalora", "aflora", "alora", "full", "hyperlora"]
+"""Methods that keep most beside a LoRA for a resume or a file; `make test-full` has every one."""
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["lorica.training.train", "lorica.cli.train", "torch"])
 

@@ -9,10 +9,13 @@ import lorica
 from lorica.core.adapter import Method
 from lorica.core.state import adapter_state
 from tests.laws.bases import CASES, IDS, bits, compiled, move, same_bits, small_llama, trained
+from tests.marks import at_length
 
 STILL = ".gates"  # of blora: saturated at the start, and moved by its schedule's penalty alone
 QUICK = ("dora", "full", "llama_adapter", "prompt_tuning")
 each = pytest.mark.parametrize("name", Method.names())
+COMPILED = ["lora", "dora", "adalora", "hyperlora", "llama_adapter", "prefix_tuning"]
+"""The laws compile each method on linear layers; `make test-full` compiles each in a model."""
 quick_methods = pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in Method.names()]
 )
@@ -85,7 +88,7 @@ def test_trainer(name, tmp_path, monkeypatch):
     assert moved == {k for k in learned if not k.endswith(STILL)}
 
 
-@pytest.mark.parametrize("name", compiled(quick=("prefix_tuning",)))
+@pytest.mark.parametrize("name", compiled(at_length(None, COMPILED), quick=("prefix_tuning",)))
 def test_compile(name):
     torch._dynamo.reset()
     model = llama(name)

@@ -18,18 +18,22 @@ from lorica.serve.exchange import End, Job
 class Counted:
     """Counts the steps of an engine, and those at which each prompt got its first token.
 
-    before_steps: while it is held, no step begins.
+    before_slots: while it is held, no request gets a slot. A step counts from there on: a request
+    that comes after that, and before the forward pass, is one for the next step.
     """
 
     def __init__(self, engine):
         self.started, self.firsts = 0, {}
-        self.before_steps = threading.Lock()
-        self._step = engine._decoder.step
-        engine._decoder.step = self.step
+        self.before_slots = threading.Lock()
+        self._engine, self._admit, self._step = engine, engine._admit, engine._decoder.step
+        engine._admit, engine._decoder.step = self.admit, self.step
+
+    def admit(self):
+        with self.before_slots:
+            self._admit()
+            self.started += bool(self._engine._rows)
 
     def step(self):
-        with self.before_steps:
-            self.started += 1
         rows = self._step()
         for row in rows:
             self.firsts.setdefault(row.request.prompt, self.started)
@@ -69,7 +73,7 @@ def test_the_first_token_comes_within_twice_the_steps_that_it_takes_alone(engine
         return prompt, engine.submit(job)
 
     async def steps_until_first_token(tenant, length):
-        with counted.before_steps:
+        with counted.before_slots:
             before = counted.started
             prompt, answer = submit(tenant, length, 2)
         await end_of(answer)
