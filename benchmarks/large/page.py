@@ -14,8 +14,8 @@ The bases are Llamas with random weights in bfloat16, in {shards} files: 1B has 
 process with one thread that loads the base, puts LoRA of rank 8 on all linear layers, and takes
 one step of 64 tokens. Peaks are of resident memory since the process began, pages of mapped files
 included. Times are process time. *Loading* in Lorica includes its checks: a forward pass in
-training mode, two that show that the base attends from left to right, and on nf4 a digest of each
-weight. A process that is not done after its limit has no figure for its step.
+training mode, two through a few blocks that show that the base attends from left to right, and on
+nf4 a digest of each weight. A process that is not done after its limit has no figure for its step.
 
 {machine}."""
 HEADS = ("side", "load, s", "peak of load, GiB", "step, s", "peak of step, GiB")

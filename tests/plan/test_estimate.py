@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from lorica.errors import ConfigError
 from lorica.plan.devices import device_named
 from lorica.plan.estimate import START, estimate
 from lorica.plan.fit import all_changes, change_that_fits, recipe, single_changes
@@ -177,3 +178,23 @@ def test_the_dtype_of_the_files_is_planned_for_and_reported(tmp_path, capsys):
         reports.append([line for line in lines if "time" not in line])
     assert reports[0] == reports[1]
     assert any("in bfloat16" in line for line in reports[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"offload": "cpu"}, "no accelerator"),
+        ({"offload": "disk", "dtype": "float32"}, "are in bfloat16"),
+    ],
+)
+def test_an_offload_that_train_refuses_is_refused(rows, options, words):
+    device = replace(device_named("24GiB"), kind="cpu")
+    with pytest.raises(ConfigError, match=words):
+        estimate(settings(rows, **options), device)
+    assert estimate(settings(rows, offload="disk", dtype="bfloat16"), device)
+
+
+def test_an_offload_of_a_base_that_is_not_here_is_planned(rows, llama):
+    device = replace(device_named("24GiB"), kind="cpu")
+    assert estimate(settings(rows, llama, offload="disk", max_steps=1), device)
+    assert estimate(settings(rows, offload="cpu", max_steps=1), device_named("h100"))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorica.base.bundled import FOLDER
@@ -13,6 +14,7 @@ from lorica.errors import BaseError, FileError
 from lorica.plan.families import FAMILIES
 from lorica.plan.headers import sites_in, weight_tensors
 from lorica.plan.shapes import read_shapes
+from tests import small_base
 
 SMALL = {
     "hidden_size": 32,
@@ -225,3 +227,15 @@ def test_a_folder_that_is_no_base_is_refused(tmp_path):
         read_shapes(str(tmp_path))
     with pytest.raises(BaseError, match="there is no folder"):
         read_shapes(str(tmp_path / "none"))
+
+
+def test_weights_that_are_no_floats_are_refused(tmp_path):
+    folder = small_base.write(tmp_path / "base")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "extra.table": torch.arange(3)}, path, {"format": "pt"})
+    assert read_shapes(str(folder)).layers == 2
+    read_shapes.cache_clear()
+    save_file({**tensors, "model.norm.weight": torch.arange(32)}, path, {"format": "pt"})
+    with pytest.raises(BaseError, match="not floats"):
+        read_shapes(str(folder))

@@ -111,7 +111,7 @@ def batching_of(
             with use(model), in_mode(model, training=False):
                 return trial.batching(lengths, limits)
 
-        known[way] = tried(model, batching, lambda found: found == Batching())
+        known[way] = tried(model, batching, lambda result: result == Batching())
     return known[way]
 
 

@@ -135,12 +135,12 @@ def load(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}.", known=", ".join([*DTYPES, "auto"]))
     checkpoint, compute = _open(path, labels, quantisation), DTYPES[dtype]
-    check_offload(path, dtype, checkpoint.kind, offload)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    check_offload(path, dtype, checkpoint.kind, offload, on_cpu=device is None)
     model, info = _read(checkpoint, compute)
     head, notices = _check_loaded(checkpoint, model, info)
     _quantise(model, checkpoint, compute, head, double=double_quantisation)
     tokenizer = load_tokenizer(path)
-    device = torch.accelerator.current_accelerator(check_available=True)
     if offload is not None:
         start_offload(model, path, device, offload)
     model = to_device(model, device or torch.device("cpu"))

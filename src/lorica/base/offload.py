@@ -95,10 +95,13 @@ def _release_by_layer(model: nn.Module) -> Callable[[], None]:
     return end
 
 
-def check_offload(path: str, dtype: str, quantisation: str | None, offload: str | None) -> None:
+def check_offload(
+    path: str, dtype: str, quantisation: str | None, offload: str | None, *, on_cpu: bool
+) -> None:
     """Refuse an offload that cannot be, before weights are read.
 
-    quantisation: of the base. Raises: ConfigError, with the setting that fixes it.
+    quantisation: of the base. on_cpu: the run has no accelerator.
+    Raises: ConfigError, with the setting that fixes it.
     """
     if offload is None:
         return
@@ -110,7 +113,7 @@ def check_offload(path: str, dtype: str, quantisation: str | None, offload: str 
             "are in memory.",
             fix="leave one of the two out",
         )
-    if torch.accelerator.is_available():
+    if not on_cpu:
         return
     if offload == "cpu":
         raise ConfigError(

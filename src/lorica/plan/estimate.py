@@ -10,7 +10,7 @@ from lorica.errors import ConfigError
 from lorica.plan.devices import Device
 from lorica.plan.memory import Memory, peak_memory
 from lorica.plan.parameters import count_parameters
-from lorica.plan.shapes import Shapes, read_shapes
+from lorica.plan.shapes import Shapes, base_folder, has_weights, read_shapes
 from lorica.plan.time import Span, step_time, waits_for_launches
 from lorica.plan.tokens import TokenCounts, count_tokens
 from lorica.training.auto_dtype import with_dtype
@@ -100,6 +100,7 @@ def estimate(config: TrainConfig, device: Device, tokens: TokenCounts | None = N
     """
     config = with_dtype(config)
     shapes = read_shapes(config.base)
+    _check_offload(config, shapes, device)
     tokens = tokens or count_tokens(config, shapes)
     method = config.method
     if method["name"] == "hyperlora" and not tokens.conditions:
@@ -143,6 +144,16 @@ def estimate(config: TrainConfig, device: Device, tokens: TokenCounts | None = N
         tokens=tokens,
         notices=(*shapes.notices, *tokens.notices, *notices),
     )
+
+
+def _check_offload(config: TrainConfig, shapes: Shapes, device: Device) -> None:
+    """Raises: ConfigError for an offload that `train` refuses on this device."""
+    if config.offload is None or not has_weights(base_folder(config.base)):
+        return
+    from lorica.base.offload import check_offload  # it imports torch, which plan does without
+
+    kind = shapes.quantised if config.quantisation in (None, "none") else config.quantisation
+    check_offload(config.base, config.dtype, kind, config.offload, on_cpu=device.kind == "cpu")
 
 
 def busy(device: Device) -> float:

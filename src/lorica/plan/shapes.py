@@ -12,6 +12,7 @@ from pathlib import Path
 from lorica.base import bundled
 from lorica.base.folder import check_folder
 from lorica.base.quantisation_config import quantisation_of, unsupported_quantisation
+from lorica.base.untrusted_files import check_floats, weight_contents
 from lorica.errors import BaseError, closest
 from lorica.plan import families, headers
 from lorica.plan.families import FAMILIES, Config, SiteShape
@@ -104,9 +105,11 @@ def read_shapes(base: str) -> Shapes:
     if quantised is not None and quantised not in QUANTISED:
         why = f"plan knows {', '.join(QUANTISED)}"
         raise unsupported_quantisation(base, quantised, why)
-    has_weights = any(folder.glob("*.safetensors"))
-    tensors = headers.weight_tensors(folder) if has_weights else {}
-    notices = () if has_weights else (f"{base} has no weights here: sizes are from config.json",)
+    tensors = headers.weight_tensors(folder) if has_weights(folder) else {}
+    if quantised is None:
+        weights = [name for name in tensors if name.endswith((".weight", ".bias"))]
+        check_floats(base, weights, weight_contents(folder))
+    notices = () if tensors else (f"{base} has no weights here: sizes are from config.json",)
     family = str(config.get("model_type") or "unknown")
     known = FAMILIES.get(family)
     if known is not None and tensors and not quantised:
@@ -154,6 +157,11 @@ def read_shapes(base: str) -> Shapes:
         quantised=quantised,
         notices=notices,
     )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether weights are beside config.json."""
+    return any(folder.glob("*.safetensors"))
 
 
 def base_folder(base: str) -> Path:
