@@ -1,7 +1,6 @@
 """Two processes give the adapter of one; signals end a run cleanly."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lorica
+from tests.training.launch import train_all
 from tests.training.rows import ROUNDING, adapter, farthest, same, settings
 
 SCRIPT = """
@@ -33,31 +33,28 @@ def script(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full", "aflora"])
-def test_two_processes_give_the_adapter_of_one(small_base, tmp_path, method):
-    changed = {"method": method, "learning_rate": 2e-4, "max_steps": 4, "eval_steps": 2}
-    alone = lorica.train(
-        **settings(
-            small_base, tmp_path / "a", micro_batch_size=4, gradient_accumulation_steps=2, **changed
-        ),
-        show=False,
+@pytest.mark.parametrize("blocks_wait", [False, True])
+def test_two_processes_give_the_adapter_of_one(small_base, tmp_path, blocks_wait):
+    """blocks_wait: as on an accelerator, an offloaded block is copied for each of its passes."""
+    cases = [{"method": "lora", "offload": "disk"}]
+    if not blocks_wait:
+        cases += [{"method": "lora"}, {"method": "full"}, {"method": "aflora"}]
+    pairs = []
+    for i, case in enumerate(cases):
+        changed = {"learning_rate": 2e-4, "max_steps": 4, "eval_steps": 2, **case}
+        alone = settings(
+            small_base, tmp_path / f"{i}a", micro_batch_size=4, gradient_accumulation_steps=2
+        )
+        shared = settings(
+            small_base, tmp_path / f"{i}b", micro_batch_size=2, gradient_accumulation_steps=2
+        )
+        pairs.append(({**alone, **changed}, {**shared, **changed}))
+    train_all(
+        [shared for _, shared in pairs], **({"LORICA_BLOCKS_WAIT": "1"} if blocks_wait else {})
     )
-    config = settings(
-        small_base, tmp_path / "b", micro_batch_size=2, gradient_accumulation_steps=2, **changed
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        str(script(tmp_path)),
-        json.dumps(config),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert farthest(adapter(alone.folder), adapter(Path(config["output"]))) < ROUNDING
+    for case, (alone, shared) in zip(cases, pairs, strict=True):
+        whole = lorica.train(**{**alone, "offload": None}, show=False)
+        assert farthest(adapter(whole.folder), adapter(Path(shared["output"]))) < ROUNDING, case
 
 
 @pytest.mark.slow
