@@ -17,9 +17,10 @@ from lorica.base.tail import tail_of
 from lorica.core.site import blocks_of
 from lorica.errors import BaseError
 from tests.base.architectures import BASES, deep
-from tests.marks import slow_but
+from tests.marks import at_length, slow_but
 
 QUICK = ["llama", "gpt2", "gptj", "gemma3", "gpt_oss", "llama4_temperature", "mamba2", "phi3"]
+MORE = ["gemma3n", "qwen3_next", "deepseek_v3", "bamba", "recurrent_gemma", "rwkv"]
 
 
 def names_of_last(model: nn.Module, by_row: bool) -> Any:
@@ -53,7 +54,7 @@ def all_blocks(model: nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", slow_but(QUICK, BASES))
+@pytest.mark.parametrize("name", slow_but(QUICK, at_length(list(BASES), QUICK + MORE)))
 def test_a_trial_on_a_few_blocks_has_the_result_of_one_on_all(name, monkeypatch):
     few = deep(name)
     found = {key: result(trial, few) for key, trial in TRIALS.items()}
