@@ -93,7 +93,7 @@ def test_a_trial_that_fails_on_few_blocks_is_repeated_on_all():
     seen: list[int] = []
 
     def trial() -> bool:
-        seen.append(sum(isinstance(b, module._Skipped) for b in blocks_of_list(model)))
+        seen.append(sum(isinstance(b, module._Skipped) for b in layers_of(model)))
         return seen[-1] == 0
 
     assert tried(model, trial, bool)
@@ -101,12 +101,12 @@ def test_a_trial_that_fails_on_few_blocks_is_repeated_on_all():
     assert tried(model, lambda: 1 / (trial() and 1), lambda _: True) == 1.0
 
 
-def blocks_of_list(model: Any) -> list[nn.Module]:
+def layers_of(model: Any) -> list[nn.Module]:
     return list(model.model.layers)
 
 
 def test_a_block_of_its_own_kind_is_never_skipped():
-    """One block in the middle that attends in both directions: by a setting, or by a class."""
+    """One in the middle, of another class, that reads later tokens."""
 
     class Both(nn.Module):
         def __init__(self, block: nn.Module):
@@ -127,11 +127,15 @@ def test_a_block_of_its_own_kind_is_never_skipped():
         check_causal(model, "base")
 
 
-def test_a_setting_of_a_block_makes_its_kind():
+@pytest.mark.parametrize("where", ["block", "list in the block", "config"])
+def test_a_setting_of_a_block_makes_its_kind(where):
     model = deep("llama")
-    model.model.layers[5].self_attn.sliding_window = 3
+    if where == "config":  # the decoder looks it up by the block's number
+        model.config.kinds = ["full"] * 5 + ["sliding"] + ["full"] * 4
+    else:
+        model.model.layers[5].self_attn.window = 3 if where == "block" else [3]
     with few_blocks(model):
-        kept = [not isinstance(b, module._Skipped) for b in blocks_of_list(model)]
+        kept = [not isinstance(b, module._Skipped) for b in layers_of(model)]
     assert [i for i, is_kept in enumerate(kept) if is_kept] == [0, 5, 7, 8, 9]
 
 

@@ -4,24 +4,28 @@ What may share a forward pass, what the last block reads, whether a base is caus
 are answered by trials, some fifteen forward passes before the first step. Through all blocks of a
 base of billions of parameters, on a CPU or with weights that wait on disk, they would take longer
 than many a step. A trial that fails on a few blocks is repeated on all of them.
+
+Blocks of one kind have the same classes, shapes and settings, and the same entries in the lists of
+the config that have one for each block.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lorica.core.site import ADAPTERS, blocks_of, decoder_of
+from lorica.core.site import ADAPTERS, blocks_of, config_of, decoder_of
 
 T = TypeVar("T")
 FIRST, LAST = 1, 3
 """How many blocks of a kind are kept, from the first on and up to the last."""
 PLACES = {"layer_idx", "layer_id", "layer_index", "layer_number"}
 """Attributes of a block that say where it is, not what it does."""
-SIMPLE = (bool, int, float, str, tuple, torch.dtype, type(None))
+SIMPLE = (bool, int, float, str, Enum, torch.dtype, type(None))
 
 
 def tried(model: nn.Module, trial: Callable[[], T], passes: Callable[[T], bool]) -> T:
@@ -48,8 +52,8 @@ def few_blocks(model: nn.Module) -> Iterator[bool]:
     decoder = decoder_of(model) or model
     kinds: dict[Any, list[str]] = defaultdict(list)
     blocks = blocks_of(model)
-    for name, block in blocks.items():
-        kinds[_kind(block)].append(name)
+    for i, (name, block) in enumerate(blocks.items()):
+        kinds[(_kind(block), *_settings_by_place(model, i, len(blocks)))].append(name)
     handles, skipped = [], []
     for names in kinds.values():
         if len(names) <= FIRST + LAST:
@@ -114,7 +118,24 @@ def _kind(block: nn.Module) -> tuple:
 
 def _settings(module: nn.Module) -> tuple:
     own = vars(module).items()
-    return tuple((k, v) for k, v in own if isinstance(v, SIMPLE) and k not in PLACES)
+    return tuple((k, repr(v)) for k, v in own if _is_simple(v) and k not in PLACES)
+
+
+def _settings_by_place(model: nn.Module, i: int, count: int) -> Iterator[str]:
+    """What the config says of block `i` in a list with an entry for each of `count` blocks: code
+    may look it up there, and keep nothing of it in the block."""
+    config: Any = config_of(model)
+    text = getattr(config, "get_text_config", lambda: None)()
+    for own in (config, text):
+        for key, value in getattr(own, "__dict__", {}).items():
+            if isinstance(value, list | tuple) and len(value) == count:
+                yield f"{key}: {value[i]!r}"
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_simple, value))
+    return isinstance(value, SIMPLE)
 
 
 def _shapes(module: nn.Module) -> tuple:
