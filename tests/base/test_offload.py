@@ -11,6 +11,7 @@ from torch import nn
 
 from lorica.base.digest import digests
 from lorica.base.fingerprint import fingerprint
+from lorica.base.little_memory import PIECE, in_little_memory
 from lorica.base.load import load
 from lorica.base.mapped_memory import is_mapped, mapped_weights, release_pages
 from lorica.base.offload import released_after_use
@@ -73,6 +74,30 @@ def test_weights_are_released_after_the_backward_pass_of_their_layer(mapped):
     assert x.grad is not None
     assert torch.equal(x.grad, plain)
     assert y.requires_grad
+
+
+def test_a_large_layer_is_tried_a_piece_at_a_time(tmp_path, monkeypatch):
+    """Its values are those of the whole layer, and its own forward is put back."""
+    file, rows = tmp_path / "model.safetensors", 4 * PIECE // (4 * WIDTH) + 3
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, rows))
+    save_file(model.state_dict(), file)
+    model.load_state_dict(load_file(file), assign=True)
+    large, seen = model[1], []
+    large.forward = own = lambda x: nn.functional.linear(x, large.weight, large.bias)
+
+    def watched(*arguments) -> None:
+        seen.append(resident(file))
+        release_pages(*arguments)
+
+    monkeypatch.setattr("lorica.base.little_memory.release_pages", watched)
+    x = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0))
+    with in_little_memory(model), torch.no_grad():
+        y = model(x)
+    assert len(seen) == 5, "four whole pieces and the rest"
+    assert max(seen) < 2 * PIECE
+    assert large.forward is own and "forward" not in vars(model[0])
+    with torch.no_grad():
+        torch.testing.assert_close(y, model(x))
 
 
 def test_hashing_releases_what_it_has_read(mapped):

@@ -16,6 +16,7 @@ from lorica.base.context_length import fit_padding, positions_of
 from lorica.base.describe import dtype_of_base, locate, quantised_as, read_config, skeleton
 from lorica.base.dynamic_rope import reset_before_each_call
 from lorica.base.frozen_product import speed_up_backward
+from lorica.base.little_memory import in_little_memory
 from lorica.base.load_checks import (
     check_forward,
     check_special_tokens,
@@ -27,7 +28,7 @@ from lorica.base.load_errors import (
     translated_errors,
 )
 from lorica.base.model_view import config_of, model_view
-from lorica.base.offload import check_offload, released_after_use, start_offload, to_device
+from lorica.base.offload import check_offload, start_offload, to_device
 from lorica.base.quantisation_config import unsupported_quantisation
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.slow_dtype import slow_dtype_notice
@@ -145,7 +146,7 @@ def load(
         start_offload(model, path, device, offload)
     model = to_device(model, device or torch.device("cpu"))
     check_special_tokens(path, model)
-    with released_after_use(model):
+    with in_little_memory(model):
         check_forward(path, model)
     reset_before_each_call(model)
     speed_up_backward(model)
@@ -155,7 +156,7 @@ def load(
         base.notices.append(notice)
     base.notices += _set_padding(base)
     if labels is None:
-        with released_after_use(model):
+        with in_little_memory(model):
             check_causal(model, path)
     return base
 
