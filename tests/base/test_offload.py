@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_a_large_layer_is_tried_a_piece_at_a_time(tmp_path, monkeypatch):
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, rows))
     save_file(model.state_dict(), file)
     model.load_state_dict(load_file(file), assign=True)
-    large, seen = model[1], []
+    large: Any = model[1]
+    seen = []
     large.forward = own = lambda x: nn.functional.linear(x, large.weight, large.bias)
 
     def watched(*arguments) -> None:

@@ -33,8 +33,9 @@ def in_little_memory(model: nn.Module) -> Iterator[None]:
         return y if layer.bias is None else y + layer.bias
 
     for module in model.modules():
-        is_large = type(module) is nn.Linear and module.weight.nbytes > PIECE
-        if is_large and is_mapped(module.weight, ranges):
+        if type(module) is not nn.Linear or not is_mapped(module.weight, ranges):
+            continue
+        if module.weight.nbytes > PIECE:
             before[module] = vars(module).get("forward")
             module.forward = MethodType(forward, module)
     try:
