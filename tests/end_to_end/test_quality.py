@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import lorica
 from lorica import cli
+from tests.marks import at_length
 
 HELD_OUT = 30_000  # bytes
 LENGTH = 128
@@ -53,7 +54,7 @@ def loss_of(model_folder: Path, text: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", LIMITS)
+@pytest.mark.parametrize("method", at_length(list(LIMITS), ["lora", "full"]))
 def test_held_out_loss(method, stories, text, tmp_path):
     settings, limit = LIMITS[method]
     data = {
