@@ -86,8 +86,9 @@ def test_the_hubs_cache_is_read(tmp_path):
     (snapshot / "other.json").symlink_to("../../blobs/none")
     assert plain_files.is_file(snapshot / "config.json")
     assert plain_files.read_text(snapshot / "config.json") == "{}"
-    with pytest.raises(FileError, match="is a link"):
+    with pytest.raises(FileError, match="its target is missing") as error:
         plain_files.is_file(snapshot / "other.json")
+    assert error.value.fix == "download it again"
 
 
 def test_a_file_with_a_second_name_is_not_appended_to(tmp_path):

@@ -61,6 +61,11 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
         return "file"
     if stat.S_ISDIR(mode):
         return "folder"
+    if stat.S_ISLNK(mode) and _is_in_cache(path):
+        raise FileError(
+            f"{path} is a link into the cache of the hub, and its target is missing.",
+            fix="download it again",
+        )
     raise _refused(path, mode)
 
 
@@ -201,9 +206,13 @@ def _descriptor(path: Path, flags: int, *, follow: bool = False) -> int:
 
 def _is_cached(path: Path) -> bool:
     """Whether a link leads into the blobs of a cache of the hub, to a regular file."""
+    return _is_in_cache(path) and os.path.isfile(path)
+
+
+def _is_in_cache(path: Path) -> bool:
+    """Whether a link leads into the blobs of a cache of the hub."""
     target = Path(os.path.realpath(path))
-    inside = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
-    return inside and target.is_file()
+    return target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
 
 
 def _refused(path: Path, mode: int) -> FileError:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -120,8 +121,13 @@ def test_a_base_must_be_named(capsys, rows):
     assert "no base was named" in capsys.readouterr().err
 
 
-def test_training_keeps_what_was_planned(capsys, rows, small_base, tmp_path):
-    words = ["train", "--base", str(small_base), "--data", rows, "--max_steps", "1"]
+@pytest.mark.parametrize("files", [1, 2])
+def test_training_keeps_what_was_planned(capsys, rows, small_base, tmp_path, files):
+    words = ["train", "--base", str(small_base), "--max_steps", "1"]
+    for number in range(files):
+        file = tmp_path / f"rows{number}.jsonl"
+        shutil.copy(rows, file)
+        words += ["--data", str(file)]
     words += ["--output", str(tmp_path / "run")]
     assert cli.run(words) == 0
     printed = capsys.readouterr().out

@@ -88,3 +88,11 @@ def test_a_run_is_resumed_with_and_without_offload(base, tmp_path, monkeypatch):
 def test_settings_that_cannot_be_with_offload(tmp_path, changed, words):
     with pytest.raises(ConfigError, match=words):
         lorica.train(**settings(Path("bundled"), tmp_path, offload="disk", **changed), show=False)
+
+
+def test_an_offload_that_cannot_be_is_refused_before_the_rows_are_read(base, tmp_path):
+    """They may be a million."""
+    (tmp_path / "rows.jsonl").write_text("these are no rows\n")
+    own = {"base": str(base), "data": str(tmp_path / "rows.jsonl"), "offload": "cpu"}
+    with pytest.raises(ConfigError, match="there is no accelerator"):
+        lorica.train(**own, output=str(tmp_path / "run"))

@@ -100,6 +100,7 @@ def test_tensors_that_never_changed_are_named():
     moved = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))}
     (line,) = check_moved(start, moved, {})
     assert "1 of 2 trained tensors never changed: b" in line
+    assert check_moved(start, moved, {}, steps=1) == [], "A of LoRA waits for B"
     with pytest.raises(TrainingError, match="learned nothing"):
         check_moved({"b": start["b"]}, {"b": moved["b"]}, {})
 

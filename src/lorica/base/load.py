@@ -32,6 +32,7 @@ from lorica.base.offload import check_offload, start_offload, to_device
 from lorica.base.quantisation_config import unsupported_quantisation
 from lorica.base.quantise import KINDS, check_kind, require
 from lorica.base.slow_dtype import slow_dtype_notice
+from lorica.base.zero_weights import zero_weights_notice
 from lorica.core.bank import bank_of
 from lorica.core.draws import drawing
 from lorica.data.prompt_format import PromptFormat
@@ -141,7 +142,7 @@ def load(
     model, info = _read(checkpoint, compute)
     head, notices = _check_loaded(checkpoint, model, info)
     _quantise(model, checkpoint, compute, head, double=double_quantisation)
-    tokenizer = load_tokenizer(path)
+    tokenizer, zero = load_tokenizer(path), zero_weights_notice(path, model)
     if offload is not None:
         start_offload(model, path, device, offload)
     model = to_device(model, device or torch.device("cpu"))
@@ -151,7 +152,11 @@ def load(
     reset_before_each_call(model)
     speed_up_backward(model)
     base = LoadedModel(model.eval().requires_grad_(False), tokenizer, path, labels, head=head)
-    base.notices += [*notices, *quantised_model.quantisation_notices(model)]
+    base.notices += [
+        *([zero] if zero else []),
+        *notices,
+        *quantised_model.quantisation_notices(model),
+    ]
     if device is None and (notice := slow_dtype_notice(compute)):
         base.notices.append(notice)
     base.notices += _set_padding(base)

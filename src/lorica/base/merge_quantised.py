@@ -36,7 +36,7 @@ def check_target(target: str | None, model: nn.Module, path: str) -> None:
         raise MergeError(
             f"the original weights of {len(unknown)} layers are not known.",
             layers=listed(unknown),
-            fix='merge with target="dequant", or quantise the float checkpoint instead',
+            fix="--target dequant; or quantise the float checkpoint instead",
         )
 
 

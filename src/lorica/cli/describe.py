@@ -122,10 +122,9 @@ def _base(folder: Path) -> dict[str, Any]:
     base["chat_template"] = has_template or plain_files.is_file(folder / "chat_template.jinja")
     try:
         check_folder(folder)
-        base["files"] = "whole"
     except LoricaError as error:
-        base["files"] = f"not usable: {error.what}"
-    return base | _tensors(sorted(folder.glob("*.safetensors")))
+        return base | {"files": f"not usable: {error.what}"}
+    return base | {"files": "whole"} | _tensors(sorted(folder.glob("*.safetensors")))
 
 
 def _tensors(files: list[Path]) -> dict[str, Any]:

@@ -252,9 +252,8 @@ def compared(predicted: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     words = []
     if peak := figures.get("peak_memory_bytes"):
         off = predicted["memory_bytes"] / peak - 1
-        words.append(
-            f"{size(peak)} of memory (planned: {size(predicted['memory_bytes'])}, {off:+.0%})"
-        )
+        more = f"{abs(off):.0%} {'more' if off >= 0 else 'less'}"
+        words.append(f"{size(peak)} of memory (planned: {size(predicted['memory_bytes'])}, {more})")
     return "it took " + ", ".join([*words, *_time_compared(predicted, figures)])
 
 

@@ -14,6 +14,7 @@ from lorica.cli.planned import compared, one_line, prediction
 from lorica.errors import ConfigError, LoricaError, counted
 from lorica.plan.current_device import current_device
 from lorica.plan.estimate import estimate
+from lorica.plan.sample import MIXTURE_BYTES, file_size
 from lorica.recipe.method_settings import method_from_source
 from lorica.training.config import TrainConfig, read
 
@@ -95,8 +96,11 @@ def plan_run(path: Path | None, flags: dict[str, Any]) -> dict[str, Any] | None:
         config = read(path, flags, check_method=method_from_source)
         if config.split or "base" not in config.model_fields_set or is_other_process():
             return None
-        if not Path(config.data.path).is_file():
+        files = [file.path for file in config.data.mixture] or [config.data.path]
+        if not all(Path(file).is_file() for file in files):
             return None  # a data set of the hub: its rows would be read twice
+        if len(files) > 1 and sum(map(file_size, files)) > MIXTURE_BYTES:
+            return None
         planned = estimate(config, current_device())
     except LoricaError:
         return None

@@ -88,16 +88,22 @@ def score(model: nn.Module, examples: Sequence[Example], *, batch: int = 16) -> 
 
 
 def score_share(
-    model: nn.Module, examples: Sequence[Example], *, batch: int = 16, passes: int = 0
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    batch: int = 16,
+    passes: int = 0,
+    title: str = "evaluating",
 ) -> Scores:
     """As `score`, of rows none of which need have a label: a share of more rows.
 
     passes: forward passes at least; those beyond what the rows need are not counted.
+    title: what the progress says.
     """
     rows = len(examples)
     nll, tokens, correct = np.zeros(rows), np.zeros(rows, int), np.zeros(rows, int)
     probabilities = np.zeros((rows, 0), np.float32)
-    with Progress("evaluating", rows) as bar:
+    with Progress(title, rows) as bar:
         for piece in label_logits(model, examples, batch=batch):
             if examples[0].label is not None:
                 if not probabilities.size:

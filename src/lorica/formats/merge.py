@@ -244,15 +244,16 @@ def _check_lost(report: MergeReport, limit: float) -> None:
         return
     if report.target in ("original", "requant"):
         accept = math.ceil(report.lost * 20) / 20
-        fix = f'merge with target="dequant", or accept it: limit={accept}'
+        fix = f"--target dequant; or accept it: --limit {accept}"
     elif report.dtype != "float32":
-        fix = 'write it in dtype "float32"'
+        fix = "--dtype float32"
     else:
         fix = "use the adapter unmerged"
     raise MergeError(
         f"merging loses {report.lost:.1%} of what the adapter does; the limit is {limit:.1%}. "
-        "Nothing is written.",
-        kl=f"{report.kl:.3g} nats a token, {report.effect:.3g} is the adapter's effect",
+        "The merged model is not kept.",
+        kl=f"{report.kl:.3g} nats a token of {report.effect:.3g}, the adapter's effect; the share "
+        "lost is the square root of the quotient",
         logits=f"off by at most {report.max_difference:.3g}; moved by {report.max_effect:.3g}",
         fix=fix,
     )

@@ -10,6 +10,8 @@ from lorica.data.source import Source
 
 COUNTED_BYTES = 400_000
 """Of a larger file, only about as many bytes of rows are counted."""
+MIXTURE_BYTES = 5 * COUNTED_BYTES
+"""All rows of a mixture are counted; a larger one is not planned before its training."""
 
 
 @contextmanager

@@ -67,7 +67,10 @@ def _offload_conflicts(c: TrainSettings) -> Iterator[Conflict]:
         return
     chosen = f"offload is {c.offload}"
     if c.quantisation:
-        yield "offload", f"{chosen}, and packed weights of {c.quantisation} are in no file"
+        yield (
+            "offload",
+            f"{chosen}, and packed weights of {c.quantisation} are in no file; give one of them",
+        )
     if c.split:
         yield "offload", f"{chosen}, and the base of a split run is in the cloud process"
     if c.method["name"] == "full":

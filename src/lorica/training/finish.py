@@ -1,5 +1,6 @@
 """Finish a run: its last notices, its adapter folder, results.json and plots."""
 
+from lorica.core.peak_memory import peak_memory
 from lorica.formats import commit
 from lorica.formats.peft.layouts import peft_notices
 from lorica.formats.save import save
@@ -44,6 +45,7 @@ def _settle(state: RunState) -> int:
             trained,
             state.updater.driver.schedule.live(),
             state.placement.any_process,
+            progress.step,
         ),
         *watch.notices_of_rise(progress, adapter.best, state.config.init_from),
         *watch.notices_of_standstill(
@@ -77,6 +79,7 @@ def _write(state: RunState, results: dict) -> None:
         trained=card_rows(state, results),
         warn=False,
     )
+    results["peak_memory_bytes"] = peak_memory(state.placement.device)  # saving takes some, too
     commit.write_json(run.folder / RESULTS, results)
     run.log("end", step=state.progress.step)
     plot_loss(run.folder)

@@ -1,5 +1,7 @@
 """Prepare a run before the weights of its base are read: its rows, and a learning rate."""
 
+import torch
+
 from lorica import progress
 from lorica.base.added_tokens import add_tokens
 from lorica.base.context_length import check_tokens
@@ -7,10 +9,12 @@ from lorica.base.describe import (
     beyond_training_notice,
     hidden_size,
     own_classes,
+    quantised_as,
     row_limit,
     vocabulary_size,
 )
 from lorica.base.load import load_tokenizer
+from lorica.base.offload import check_offload
 from lorica.core.rates import default_rate
 from lorica.data.load import Data, load_data
 from lorica.errors import ConfigError
@@ -35,6 +39,10 @@ def load_rows(config: TrainConfig) -> Data:
 
     A row may be as long as the context of the base, less the positions that the method uses.
     """
+    if config.offload:  # a large file may take minutes
+        on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
+        kind = quantised_as(config.base)
+        check_offload(config.base, config.dtype, kind, config.offload, on_cpu=on_cpu)
     reserved, limit = (
         config.build_method().positions(),
         row_limit(config.base, config.data.max_length),

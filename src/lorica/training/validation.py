@@ -27,7 +27,9 @@ def evaluate(state: RunState) -> None:
     model, name, progress = state.base.model, state.adapter.name, state.progress
     if not state.data.validation:
         if progress.step:  # finite weights may give infinite logits
-            mean_loss(model, state.data.train[: state.config.micro_batch_size], name)
+            rows = state.data.train[: state.config.micro_batch_size]
+            with use(model, name):
+                score_share(model, rows, title="checking the loss after training")
         return
     began = time.perf_counter()
     loss, accuracy = loss_and_accuracy_of_all(state)
