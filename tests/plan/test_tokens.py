@@ -103,6 +103,14 @@ def test_dropout_shares_nothing_and_a_base_that_cannot_pack_pads(rows):
     assert padded.computed_tokens == 60 * padded.longest > padded.real_tokens
 
 
+def test_the_rows_of_a_short_run_do_not_count_as_padding(rows):
+    """They are longer or shorter than the others of an epoch."""
+    changes = {"data.validation": 0, "method.dropout": 0.1, "max_steps": 1}
+    counts = count_tokens(settings(rows, micro_batch_size=1, **changes), read_shapes("bundled"))
+    assert counts.mean.tokens != pytest.approx(counts.real_tokens / counts.rows, rel=0.01)
+    assert counts.computed_tokens == counts.real_tokens
+
+
 def test_the_largest_micro_batch_of_a_run_has_its_longest_row(rows):
     counts = count_tokens(settings(rows, micro_batch_size=1), read_shapes("bundled"))
     assert counts.largest.tokens == counts.longest > counts.mean.tokens

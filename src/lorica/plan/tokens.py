@@ -144,13 +144,16 @@ def _counts(config: TrainSettings, data: Data, shapes: Shapes, share: float) -> 
     scale = of_epoch / data.epoch_rows
     times = data.mixture.times() if data.mixture else 1
     held = data.validation.lengths if len(data.validation) else lengths
+    real = float((lengths * times).sum()) * scale
+    # The rows that were drawn are longer or shorter than the others; the share they save is not.
+    computed = real * mean.tokens / mean.attended if packed else mean.tokens / mean.rows * of_epoch
     return TokenCounts(
         rows=of_epoch,
-        real_tokens=round(float((lengths * times).sum()) * scale),
+        real_tokens=round(real),
         label_tokens=of_epoch
         if data.labels
         else round(float((train.label_counts * times).sum()) * scale),
-        computed_tokens=round(mean.tokens / mean.rows * of_epoch),
+        computed_tokens=round(computed),
         longest=int(lengths.max()),
         largest=largest,
         mean=mean,
