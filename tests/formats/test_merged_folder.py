@@ -232,7 +232,7 @@ def test_a_target_that_loses_too_much_is_refused_with_its_figures(story_base, tm
     for target in ("original", "requant"):
         with pytest.raises(MergeError, match="of what the adapter does") as error:
             merge_to(path, tmp_path / "out", target=target)
-        assert "limit=" in (error.value.fix or "")
+        assert "--limit" in (error.value.fix or "")
         assert "dequant" in (error.value.fix or "")
         assert not (tmp_path / "out").exists()
     assert merge_to(path, tmp_path / "out").target == "dequant"
