@@ -13,9 +13,9 @@ The bases are Llamas with random weights in bfloat16, in {shards} files: 1B has 
 2,048, 7B has 32 layers of width 4,096; both have a vocabulary of 32,000. Each row is a fresh
 process with one thread that loads the base, puts LoRA of rank 8 on all linear layers, and takes
 one step of 64 tokens. Peaks are of resident memory since the process began, pages of mapped files
-included until the system takes them back, which depends on what else the machine does: PEFT's load
-of 7B nf4 peaked at 7.6 GiB in one run and at 16.9 in another, and Lorica's step on it at 4.5 and
-5.2. Times are process time. *Loading* in Lorica includes its checks: a forward pass in
+included until the system takes them back. When it does depends on what else the machine does, so a
+side that reads many of them, such as PEFT's load of nf4, may peak at half in another run. Times are
+process time. *Loading* in Lorica includes its checks: a forward pass in
 training mode, two through a few blocks that show that the base attends from left to right, and on
 nf4 a digest of each weight. A process that is not done after its limit has no figure for its step.
 

@@ -98,11 +98,11 @@ def test_a_validation_loss_that_rose_is_a_notice():
 def test_tensors_that_never_changed_are_named():
     start = {"a": torch.zeros(2), "b": torch.zeros(2)}
     moved = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))}
-    (line,) = check_moved(start, moved, {})
+    (line,) = check_moved(start, moved, {}, steps=2)
     assert "1 of 2 trained tensors never changed: b" in line
     assert check_moved(start, moved, {}, steps=1) == [], "A of LoRA waits for B"
     with pytest.raises(TrainingError, match="learned nothing"):
-        check_moved({"b": start["b"]}, {"b": moved["b"]}, {})
+        check_moved({"b": start["b"]}, {"b": moved["b"]}, {}, steps=1)
 
 
 def test_a_run_folder_is_never_overwritten(small_base, tmp_path):

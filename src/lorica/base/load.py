@@ -142,7 +142,7 @@ def load(
     model, info = _read(checkpoint, compute)
     head, notices = _check_loaded(checkpoint, model, info)
     _quantise(model, checkpoint, compute, head, double=double_quantisation)
-    tokenizer, zero = load_tokenizer(path), zero_weights_notice(path, model)
+    tokenizer = load_tokenizer(path)
     if offload is not None:
         start_offload(model, path, device, offload)
     model = to_device(model, device or torch.device("cpu"))
@@ -152,11 +152,9 @@ def load(
     reset_before_each_call(model)
     speed_up_backward(model)
     base = LoadedModel(model.eval().requires_grad_(False), tokenizer, path, labels, head=head)
-    base.notices += [
-        *([zero] if zero else []),
-        *notices,
-        *quantised_model.quantisation_notices(model),
-    ]
+    base.notices += [*notices, *quantised_model.quantisation_notices(model)]
+    if zero := zero_weights_notice(path, model):
+        base.notices.append(zero)
     if device is None and (notice := slow_dtype_notice(compute)):
         base.notices.append(notice)
     base.notices += _set_padding(base)

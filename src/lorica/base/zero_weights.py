@@ -31,8 +31,8 @@ def zero_weights_notice(path: str, model: nn.Module) -> str | None:
         return None
     return (
         f"{len(zero)} of the {matrices} weight matrices of {path} hold nothing but zeros: "
-        f"{listed(zero)}; unless it was made so, a download broke off: compare the digests of its "
-        "files with those of the source"
+        f"{listed(zero)}; if the model was not made so, a download broke off: compare the digests "
+        "of its files with those of the source"
     )
 
 

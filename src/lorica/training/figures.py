@@ -40,7 +40,7 @@ def figures(state: RunState, adapter_step: int) -> dict[str, Any]:
         "seconds": round(progress.seconds, 3),
         "tokens": progress.tokens,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-        "peak_memory_bytes": peak_memory(state.placement.device),  # before it is saved
+        "peak_memory_bytes": peak_memory(state.placement.device),
         "parameters": {"trained": count.trainable, "total": count.total, "share": count.share},
         "base": base.as_dict(),
         **({"ranks": ranks} if (ranks := schedule.ranks()) else {}),

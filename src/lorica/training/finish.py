@@ -45,7 +45,7 @@ def _settle(state: RunState) -> int:
             trained,
             state.updater.driver.schedule.live(),
             state.placement.any_process,
-            progress.step,
+            steps=progress.step,
         ),
         *watch.notices_of_rise(progress, adapter.best, state.config.init_from),
         *watch.notices_of_standstill(

@@ -39,10 +39,7 @@ def load_rows(config: TrainConfig) -> Data:
 
     A row may be as long as the context of the base, less the positions that the method uses.
     """
-    if config.offload:  # a large file may take minutes
-        on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
-        kind = quantised_as(config.base)
-        check_offload(config.base, config.dtype, kind, config.offload, on_cpu=on_cpu)
+    _check_offload(config)  # reading a large file may take minutes
     reserved, limit = (
         config.build_method().positions(),
         row_limit(config.base, config.data.max_length),
@@ -62,6 +59,14 @@ def load_rows(config: TrainConfig) -> Data:
     data.notices += beyond_training_notice(config.base, data.train.lengths)
     progress.announce(summary(config, data))
     return data
+
+
+def _check_offload(config: TrainConfig) -> None:
+    """Raises: ConfigError for an offload that cannot be on this machine and with this base."""
+    if config.offload:
+        on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
+        kind = quantised_as(config.base)
+        check_offload(config.base, config.dtype, kind, config.offload, on_cpu=on_cpu)
 
 
 def default_learning_rate(config: TrainConfig) -> float:

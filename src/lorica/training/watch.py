@@ -143,13 +143,14 @@ def check_moved(
     tensors: Mapping[str, nn.Parameter],
     live: Mapping[str, Tensor],
     any_process: Callable[[Sequence[bool]], list[bool]] = list,
-    steps: int = 2,
+    *,
+    steps: int,
 ) -> list[str]:
     """Notices on trained tensors that are equal to what they were at the start.
 
     live: of some tensors, which elements are in use; tensors that are not in use may stay as they
-    are. any_process: whether a part moved in any process, for each tensor. steps: of the run. The
-    first one moves only B of LoRA, which begins at zero, because A has no gradient until then.
+    are. any_process: whether a part moved in any process, for each tensor. steps: of the run. After
+    one there are no notices: B of LoRA begins at zero, so that A has no gradient in the first step.
     Raises: TrainingError if no tensor moved at all.
     """
     used = [name for name in tensors if name not in live or live[name].any()]
