@@ -222,7 +222,7 @@ def one_line(estimate: Estimate) -> str:
     words = [f"planned: {size(estimate.memory.total)} of memory"]
     if estimate.device.memory_bytes > 0:
         words[0] += f" (of {size(estimate.device.memory_bytes)})"
-    words.append(f"{estimate.steps:,} steps")
+    words.append(counted(estimate.steps, "step"))
     if estimate.run is not None:
         words.append(span(estimate.run))
     words.append(f"an adapter of {size(estimate.adapter_bytes)}")
